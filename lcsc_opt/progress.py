@@ -1,0 +1,104 @@
+"""One progress bar for everything that takes long: a rate, and the time that is left, on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
+
+
+class Advance(Protocol):
+    """``advance()`` counts one more step done; ``note`` replaces the text behind the bar."""
+
+    def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
+        """Count ``steps`` more as done."""
+        ...
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("-/s" if speed is None else _rate(speed))
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:.1f}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s each"
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    """Show how far a loop of ``total`` steps is; ``done`` of them were done by an earlier process.
+
+    On a terminal this is a bar; elsewhere (CI, SLURM) one line about every ten seconds.
+    """
+    if sys.stderr.isatty():
+        with _bar(description, total, done) as advance:
+            yield advance
+    else:
+        yield _Lines(description, total, done)
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+
+        def advance(steps: int = 1, *, note: str | None = None) -> None:
+            if note is None:
+                bar.update(task, advance=steps)
+            else:
+                bar.update(task, advance=steps, note=note)
+
+        yield advance
+
+
+class _Lines:
+    """The same numbers as plain lines."""
+
+    def __init__(self, description: str, total: int, done: int) -> None:
+        self._description, self._total = description, total
+        self._first, self._done = done, done
+        self._start = self._last = time.monotonic()
+        self._note = ""
+
+    def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
+        self._done += steps
+        self._note = self._note if note is None else note
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS or self._done == self._total:
+            self._last = now
+            self._write(now - self._start)
+
+    def _write(self, seconds: float) -> None:
+        speed = (self._done - self._first) / max(seconds, 1e-9)
+        left = (self._total - self._done) / max(speed, 1e-9)
+        line = f"{self._description}: {self._done}/{self._total}, {_rate(speed)}, {left:.0f} s left"
+        sys.stderr.write(f"{line}, {self._note}\n" if self._note else f"{line}\n")
+        sys.stderr.flush()

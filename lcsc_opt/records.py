@@ -1,0 +1,83 @@
+"""The plain records that travel between the optimizer, the objective and the database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Coefficients = npt.NDArray[np.float64]
+"""``[K]`` float64, any sign, sum to one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """One group of sampling noise: ``group`` names its purpose, ``seed`` tells groups of one purpose apart.
+
+    Two different groups share no random number, so a model that was searched on ``search`` can be reported on
+    ``held-out``.
+    """
+
+    group: str = "search"
+    seed: int = 0
+
+
+SEARCH = Noise("search")
+SELECTION = Noise("selection")
+HELD_OUT = Noise("held-out")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidate:
+    """What an objective is asked to evaluate.
+
+    Attributes:
+        coefficients: ``[K]`` float64, sum to one.
+        images: how many images to sample; ``None`` leaves it to the objective's settings.
+        noise: which group of noise to sample from.
+    """
+
+    coefficients: Coefficients
+    images: int | None = None
+    noise: Noise = SEARCH
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one evaluation took. Seconds are wall-clock; an objective without images leaves them at zero."""
+
+    images: int = 0
+    model_calls: int = 0
+    seconds: float = 0.0
+    merge_seconds: float = 0.0
+    sample_seconds: float = 0.0
+    features_seconds: float = 0.0
+    metric_seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """Name → number, as it is stored with a trial."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Cost:
+        """The inverse of :meth:`as_dict`; names that this version does not know are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in stored.items() if name in known})
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an objective answers.
+
+    Attributes:
+        loss: what the optimizer minimizes; lower is better.
+        metrics: every number that was measured, as it is reported (FID, …).
+        cost: images, model calls and seconds.
+    """
+
+    loss: float
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cost: Cost = Cost()
