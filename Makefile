@@ -1,0 +1,50 @@
+# The same commands here and in CI. `make` alone lists them.
+
+PYTHON ?= python3
+TESTS ?= tests
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.set-up
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+BENCHMARKS := $(sort $(wildcard benchmarks/[a-z]*.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## install lcsc_opt, editable, and its tools into .venv (PYTHON=python3.12 chooses the Python)
+
+# torch comes first and alone, so that a version that is already at hand is taken and nothing larger is downloaded.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "lcsc_opt needs Python 3.10 or newer: make setup PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "this Python cannot make environments: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql]'
+	@touch $@
+
+demo: setup ## train a small model of digits, search with four optimizers, compare them (minutes)
+	$(BIN)/lcsc run studies/digits.yaml
+	$(BIN)/lcsc compare digits
+
+test: setup ## run the tests (TESTS=tests/metrics runs a part of them)
+	$(BIN)/python -m pytest $(TESTS)
+
+check: setup ## lint, formatting, types, and the layers of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## run every script in benchmarks/, one after the other (long)
+	@for script in $(BENCHMARKS); do echo "== python $$script"; $(BIN)/python $$script || exit 1; done
+	@echo "ran $(words $(BENCHMARKS)) benchmarks: $(BENCHMARKS)"
+
+clean: ## remove caches and built files; .venv, databases and trained models stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	find lcsc_opt objectives dashboards tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

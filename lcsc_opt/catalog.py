@@ -1,0 +1,134 @@
+"""Finds objectives, studies and dashboards: files that a user may add to, replace, or leave as shipped.
+
+A name is looked for beside the study file, then in the working directory, then among the files that ship with the
+library. An objective or a dashboard is a Python file with a function ``build``; it runs when it is loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import lcsc_opt
+from lcsc_opt.errors import CatalogError, LcscError
+from lcsc_opt.objective import Objective
+from lcsc_opt.study_spec import ObjectiveSpec, near_miss
+
+Kind = Literal["objectives", "studies", "dashboards"]
+SUFFIXES: dict[Kind, tuple[str, ...]] = {"objectives": (".py",), "studies": (".yaml", ".yml"), "dashboards": (".py",)}
+
+
+def shipped_directory(kind: Kind) -> Path:
+    """The folder that ships with the library: inside the wheel, or at the top of a checkout."""
+    package = Path(lcsc_opt.__file__).parent
+    inside = package / "_shipped" / kind
+    return inside if inside.is_dir() else package.parent / kind
+
+
+def entries(kind: Kind, *, beside: Path | None = None) -> dict[str, Path]:
+    """Name → file of everything that can be found, the nearest file first where a name is there twice."""
+    found: dict[str, Path] = {}
+    for folder in _own_folders(kind, beside):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.suffix in SUFFIXES[kind] and not path.name.startswith(("_", ".")):
+                found.setdefault(path.stem, path)
+    return found
+
+
+def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
+    """The file of that name, given with or without its suffix, or as a path.
+
+    Args:
+        kind: which folder of the catalog.
+        name: a name or a path.
+        beside: the folder of the study file that asks.
+
+    Raises:
+        CatalogError: saying where it was looked for, and what is there.
+    """
+    wanted = Path(name).expanduser()
+    for path in _places(kind, wanted, beside):
+        if path.is_file():
+            return path.resolve()
+    known = list(entries(kind, beside=beside))
+    where = ", ".join(str(folder) for folder in _folders(kind, beside))
+    raise CatalogError(
+        f"{name}: no such file in {kind}{near_miss(wanted.stem, known)}; looked in {where}; "
+        f"known names: {', '.join(known) or 'none'}"
+    )
+
+
+def _places(kind: Kind, wanted: Path, beside: Path | None) -> Iterator[Path]:
+    names = [wanted] if wanted.suffix in SUFFIXES[kind] else [wanted.with_name(wanted.name + s) for s in SUFFIXES[kind]]
+    for path in names:
+        if path.is_absolute():
+            yield path
+            continue
+        yield from (folder / path for folder in _folders(kind, beside))
+
+
+def _folders(kind: Kind, beside: Path | None) -> list[Path]:
+    """Where a given name may lie; the study's folder and the working directory themselves, too."""
+    return [*([] if beside is None else [beside]), Path(), *_own_folders(kind, beside)]
+
+
+def _own_folders(kind: Kind, beside: Path | None) -> list[Path]:
+    """Folders that hold nothing but this kind of file."""
+    near = [] if beside is None else [beside / kind]
+    return [*near, Path(kind), shipped_directory(kind)]
+
+
+def load_objective(spec: ObjectiveSpec, *, beside: Path | None = None) -> Objective:
+    """Load the objective's file and build the objective.
+
+    The study file's folder and the working directory become importable, for what the objective imports.
+
+    Raises:
+        CatalogError: when the file cannot be loaded or its ``build`` does not give an objective.
+    """
+    path = find("objectives", spec.file, beside=beside)
+    for folder in (beside, Path()):
+        if folder is not None and str(folder.resolve()) not in sys.path:
+            sys.path.append(str(folder.resolve()))
+    objective = _build(load_file(path), path, dict(spec.settings))
+    if not isinstance(objective, Objective):
+        raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
+    return objective
+
+
+def load_file(path: Path) -> ModuleType:
+    """Run a catalog file as a module of its own.
+
+    Raises:
+        CatalogError: when it raises, or defines no ``build``.
+    """
+    name = f"_lcsc_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise CatalogError(f"{path}: cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise CatalogError(f"{path}: {type(error).__name__} while loading it: {error}") from error
+    if not callable(getattr(module, "build", None)):
+        raise CatalogError(f"{path}: defines no function build")
+    return module
+
+
+def _build(module: ModuleType, path: Path, settings: dict[str, Any]) -> Any:
+    try:
+        return module.build(settings)
+    except LcscError:
+        raise
+    except Exception as error:
+        raise CatalogError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error

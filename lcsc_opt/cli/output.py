@@ -1,0 +1,65 @@
+"""How commands print: tables for people, JSON for programs, complaints on stderr."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lcsc_opt.study_spec import DEFAULT_STORAGE
+
+STORAGE_HELP = "Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db."
+
+
+class Format(str, enum.Enum):
+    """How a command prints its answer."""
+
+    table = "table"
+    json = "json"
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    sys.stderr.write(f"lcsc: {message}\n")
+
+
+def say(message: str) -> None:
+    """One line of progress on standard error."""
+    sys.stderr.write(f"{message}\n")
+
+
+def storage_url(option: str | None, study_file: str | None = None) -> str:
+    """The database that a command works on."""
+    for name in ("LCSC_STORAGE", "OPTUNA_STORAGE"):
+        option = option or os.environ.get(name)
+    return option or study_file or DEFAULT_STORAGE
+
+
+def number(value: float | None, spread: float | None = None) -> str:
+    """A loss to four digits, with its spread over seeds."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
+
+
+def table(*columns: str, title: str | None = None) -> Table:
+    """A plain table; columns after the first are right-aligned."""
+    made = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    return made

@@ -1,0 +1,160 @@
+"""``lcsc run``, ``resume``, ``list``, ``show``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lcsc_opt.catalog import SUFFIXES, entries, find
+from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
+from lcsc_opt.study_spec import BudgetSpec, StudySpec, read_study_file
+from lcsc_opt.study_store import StoredStudy, masked, open_storage, study_names
+
+Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
+Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put this module's commands into the app."""
+    app.command("run")(run)
+    app.command("resume")(resume)
+    app.command("list")(list_)
+    app.command("show")(show)
+
+
+def run(
+    study_file: Annotated[str, typer.Argument(help="A study file, or the name of one in studies/.")],
+    optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Evaluations, in place of the file's budget.")] = None,
+    storage: Storage = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+) -> None:
+    """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
+    from lcsc_opt.experiment import plans
+
+    path = find("studies", study_file)
+    spec = read_study_file(path)
+    if budget is not None:
+        spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
+    url = storage_url(storage, spec.storage)
+    chosen = plans(spec, path.parent, optimizers=optimizer or (), seeds=seed or ())
+    if dry_run:
+        _print_plans(spec, chosen, url)
+    else:
+        _run_plans(chosen, url)
+
+
+def _run_plans(chosen: Any, url: str) -> None:
+    from lcsc_opt.experiment import experiments
+
+    opened = open_storage(url, write=True)
+    for experiment, plan in experiments(chosen, opened):
+        say(f"{plan.name}: {experiment.run(plan)}")
+    say(f"database: {masked(url)}")
+
+
+def _print_plans(spec: StudySpec, chosen: Any, url: str) -> None:
+    from lcsc_opt.experiment import stored_evaluations
+
+    shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
+    for plan in chosen:
+        options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
+        shown.add_row(plan.name, options, str(spec.budget), f"{stored_evaluations(url, plan.name)} evaluations")
+    console().print(shown)
+
+
+def resume(
+    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    budget: Annotated[
+        int | None, typer.Option(min=1, help="A higher total, in the unit of the study's budget.")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Finish the original budget of one study, without its study file; --budget raises it."""
+    from lcsc_opt.experiment import Experiment, raise_budget, stored_plan
+
+    url = storage_url(storage)
+    opened = open_storage(url, write=True)
+    plan = stored_plan(StoredStudy.open(opened, study))
+    if budget is not None:
+        plan = raise_budget(plan, budget)
+    say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
+
+
+def list_(
+    catalog: Annotated[
+        bool, typer.Option("--catalog", help="The objectives, studies and dashboards that can be used by name.")
+    ] = False,
+    storage: Storage = None,
+    output: Output = Format.table,
+) -> None:
+    """List the studies of the database, or the catalog."""
+    if catalog:
+        _list_catalog(output)
+        return
+    from lcsc_opt.analysis.comparison import is_ours, summarize
+
+    opened = open_storage(storage_url(storage), write=False)
+    ours = [summarize(StoredStudy.open(opened, name)) for name in study_names(opened) if is_ours(name)]
+    if output is Format.json:
+        print_json([study.as_row() for study in ours])
+        return
+    shown = table("study", "state", "evaluations", "failed", "searched", "held-out", "images", "seconds")
+    for study in ours:
+        total = study.budget.get("evaluations")
+        done = f"{study.evaluations}/{total}" if total else str(study.evaluations)
+        numbers = [number(study.searched), number(study.held_out), f"{study.images:,}", f"{study.seconds:.0f}"]
+        shown.add_row(study.study, study.state, done, str(study.failures), *numbers)
+    console().print(shown)
+
+
+def _list_catalog(output: Format) -> None:
+    found = {kind: entries(kind) for kind in SUFFIXES}
+    if output is Format.json:
+        print_json({kind: {name: str(path) for name, path in files.items()} for kind, files in found.items()})
+        return
+    shown = table("kind", "name", "file")
+    shown.columns[1].justify = shown.columns[2].justify = "left"
+    for kind, files in found.items():
+        for name, path in files.items():
+            shown.add_row(kind, name, _near(path))
+    console().print(shown)
+
+
+def _near(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def show(
+    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    storage: Storage = None,
+    output: Output = Format.table,
+) -> None:
+    """Everything about one study: its settings, its state, its best trial, its failures, where its time went."""
+    from lcsc_opt.analysis.overview import overview
+
+    opened = open_storage(storage_url(storage), write=False)
+    described = overview(StoredStudy.open(opened, study))
+    if output is Format.json:
+        print_json(described)
+        return
+    shown = table(study, "")
+    shown.columns[1].justify = "left"
+    for name, value in described.items():
+        if name != "coefficients":
+            shown.add_row(name.replace("_", " "), _readable(value))
+    console().print(shown)
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_readable(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(_readable(part) for part in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)

@@ -1,0 +1,298 @@
+"""Sum-to-one algebra: EMA profiles, and the spaces in which an optimizer moves.
+
+Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12). A :class:`CoefficientSpace` maps the
+free vector ``[d]`` that an optimizer moves to coefficients, and back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.errors import CoefficientsError
+from lcsc_opt.records import Coefficients
+
+PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
+"""The seven rates per training step of Liu et al. 2024, Table 10."""
+
+POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
+"""Relative widths of EDM2's power-function profile that span what Karras et al. 2024 sweep."""
+
+LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
+NEAR_ZERO = 1e-3  # a sum below this cannot be divided by without blowing every coefficient up
+
+
+def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
+    """The training steps of a trajectory, checked: at least two, positive, strictly increasing.
+
+    Raises:
+        CoefficientsError: naming the first step that is out of order.
+    """
+    checked = tuple(int(step) for step in steps)
+    if len(checked) < 2:
+        raise CoefficientsError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
+    if checked[0] < 0:
+        raise CoefficientsError(f"steps[0]: expected a training step of at least 0, got {checked[0]}")
+    for i, (before, after) in enumerate(zip(checked, checked[1:], strict=False), start=1):
+        if after <= before:
+            raise CoefficientsError(f"steps[{i}]: expected more than {before}, got {after}; steps must increase")
+    return checked
+
+
+def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
+    """The coefficients that an exponential moving average would have given the checkpoints.
+
+    Liu et al. 2024, Eq. 6, with ``rate`` per training step: the checkpoint saved at step n_i stands for the steps
+    since n_{i-1}, so a_i = rate^(n_K - n_i) - rate^(n_K - n_{i-1}); the first takes the rest, rate^(n_K - n_1).
+
+    Args:
+        steps: ``[K]`` training steps, strictly increasing.
+        rate: in [0, 1); 0 gives the last checkpoint.
+
+    Returns:
+        ``[K]``, non-negative, sum to one.
+    """
+    if not 0 <= rate < 1:
+        raise CoefficientsError(f"rate: expected at least 0 and below 1, got {rate}")
+    ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
+    return _from_cumulative(np.power(float(rate), ages))
+
+
+def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:
+    """The coefficients of the power-function profile of EDM2 (Karras et al. 2024, Eq. 3 and Algorithm 2).
+
+    The weight of training time t is proportional to t^exponent; ``sigma_rel`` is the profile's standard deviation
+    relative to the length of the training, above 0 and at most 1/sqrt(12) (the uniform average). As with
+    :func:`ema_coefficients` the first checkpoint takes all that came before it.
+
+    Returns:
+        ``[K]``, non-negative, sum to one.
+    """
+    exponent = power_ema_exponent(sigma_rel)
+    times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
+    return _from_cumulative(np.power(times, exponent + 1))
+
+
+def power_ema_exponent(sigma_rel: float) -> float:
+    """The exponent whose profile has the relative width ``sigma_rel`` (Karras et al. 2024, Appendix C.2).
+
+    sigma_rel^2 = (e + 1) / ((e + 2)^2 (e + 3)), solved for its largest real e.
+    """
+    if not 0 < sigma_rel <= LARGEST_SIGMA_REL:
+        raise CoefficientsError(
+            f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
+        )
+    precision = sigma_rel**-2
+    roots = np.roots([1, 7, 16 - precision, 12 - precision])
+    return max(float(roots.real.max()), 0.0)
+
+
+def _from_cumulative(cumulative: npt.NDArray[np.float64]) -> Coefficients:
+    # cumulative[i] is the whole weight of checkpoints 0..i; the last is one, so differences sum to one
+    return close_sum(np.diff(cumulative, prepend=0.0))
+
+
+def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RATES) -> tuple[float, ...]:
+    """EMA rates that this window of checkpoints can tell apart.
+
+    A rate averages over about 1 / (1 - rate) steps. The paper's seven rates (Table 10) reach from 1,000 to 100,000
+    steps, in windows of 20,000 to 50,000. In a window that is too short for that, where the slowest would leave
+    most of the weight on the first checkpoint, the same seven ratios are stretched over lengths from one interval
+    between checkpoints to half of the window.
+
+    Returns:
+        As many rates as given, increasing; the given ones where the window is long enough.
+    """
+    steps = check_steps(steps)
+    window, interval = steps[-1] - steps[0], (steps[-1] - steps[0]) / (len(steps) - 1)
+    lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
+    if lengths[-1] <= 2.5 * window:
+        return tuple(sorted(rates))
+    shortest, longest = interval, max(window / 2, interval * 1.5)
+    spread = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])
+    adapted = shortest * (longest / shortest) ** spread
+    return tuple(float(1 - 1 / max(length, 1.0 + 1e-9)) for length in adapted)
+
+
+def normalize(coefficients: npt.ArrayLike) -> Coefficients:
+    """Divide by the sum (Liu et al. 2024, Alg. 1, line 10).
+
+    Raises:
+        CoefficientsError: when the sum is so near zero that the division means nothing, or not finite.
+    """
+    values = np.asarray(coefficients, dtype=np.float64)
+    total = math.fsum(values)
+    if not math.isfinite(total) or abs(total) < NEAR_ZERO:
+        raise CoefficientsError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
+    return close_sum(values / total)
+
+
+def close_sum(coefficients: Coefficients) -> Coefficients:
+    """Push the rounding error of the sum into the largest coefficient, so that the sum is one to the last bit or two."""
+    closed = np.array(coefficients, dtype=np.float64)
+    largest = int(np.argmax(np.abs(closed)))
+    closed[largest] += 1.0 - math.fsum(closed)
+    return closed
+
+
+def check_coefficients(coefficients: npt.ArrayLike, count: int) -> Coefficients:
+    """``[K]`` finite coefficients that sum to one within 1e-9, as float64.
+
+    Raises:
+        CoefficientsError: saying which of these does not hold.
+    """
+    values = np.asarray(coefficients, dtype=np.float64)
+    if values.shape != (count,):
+        raise CoefficientsError(f"coefficients: expected shape ({count},), got {values.shape}")
+    if not np.isfinite(values).all():
+        raise CoefficientsError("coefficients: expected finite numbers")
+    total = math.fsum(values)
+    if abs(total - 1) > 1e-9:
+        raise CoefficientsError(f"coefficients: expected a sum of 1, got {total!r}")
+    return values
+
+
+class CoefficientSpace(Protocol):
+    """A map between the free vector that an optimizer moves and coefficients that sum to one.
+
+    The zero vector maps to the space's origin. ``to_free`` inverts ``to_coefficients`` up to rounding; where a
+    space does not reach given coefficients, it gives the nearest that it does reach.
+    """
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps of the checkpoints."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """d, the length of the free vector."""
+        ...
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[d]`` → ``[K]``, sum to one within 1e-12."""
+        ...
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[d]``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AffineSpace:
+    """All coefficients that sum to one: an origin plus an orthonormal basis of the sum-zero directions, d = K - 1.
+
+    The basis is the first K - 1 columns of the Householder reflection that exchanges the last axis and the diagonal.
+    It is orthonormal, so a step has the same length in both spaces, and free coordinate i moves coefficient i and
+    hardly any other, which optimizers that work coordinate by coordinate need. Both maps cost O(K) and no BLAS.
+    """
+
+    steps: tuple[int, ...]
+    origin: Coefficients
+
+    @property
+    def dimension(self) -> int:
+        """K - 1."""
+        return len(self.steps) - 1
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[K - 1]`` → ``[K]``."""
+        return close_sum(self.origin + _reflect(np.append(free, 0.0)))
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K - 1]``."""
+        return _reflect(np.asarray(coefficients, dtype=np.float64) - self.origin)[:-1]
+
+
+def _reflect(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Householder reflection I - 2 v v^T, v along diagonal - last axis; it is its own inverse."""
+    count = len(vector)
+    shift = 1 / math.sqrt(count)
+    normal = np.full(count, shift)
+    normal[-1] -= 1.0
+    scale = float(np.sum(normal * vector)) / (1 - shift)  # 2 / |normal|^2 = 1 / (1 - shift)
+    reflected: npt.NDArray[np.float64] = vector - scale * normal
+    return reflected
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConvexSpace:
+    """The convex hull of the checkpoints (Liu et al. 2024, Table 14): clip to non-negative, divide by the sum; d = K.
+
+    Where clipping leaves nothing, the origin is meant.
+    """
+
+    steps: tuple[int, ...]
+    origin: Coefficients
+
+    @property
+    def dimension(self) -> int:
+        """K."""
+        return len(self.steps)
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[K]`` → ``[K]``, non-negative."""
+        clipped = np.maximum(self.origin + free, 0.0)
+        return normalize(clipped) if math.fsum(clipped) >= NEAR_ZERO else self.origin.copy()
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K]``; negative coefficients come back clipped."""
+        return np.asarray(coefficients, dtype=np.float64) - self.origin
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrincipalSpace:
+    """The r leading directions of the trajectory's own covariance, as directions of coefficients; d = r.
+
+    ``basis`` is ``[K, r]``, orthonormal, its columns sum to zero.
+    """
+
+    steps: tuple[int, ...]
+    origin: Coefficients
+    basis: npt.NDArray[np.float64]
+
+    @property
+    def dimension(self) -> int:
+        """R."""
+        return int(self.basis.shape[1])
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[r]`` → ``[K]``."""
+        return close_sum(self.origin + (self.basis * free).sum(axis=1))
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[r]``, the orthogonal projection."""
+        moved = np.asarray(coefficients, dtype=np.float64) - self.origin
+        return (self.basis * moved[:, None]).sum(axis=0)
+
+
+def principal_basis(gram: npt.NDArray[np.float64], dimension: int) -> npt.NDArray[np.float64]:
+    """The ``dimension`` leading eigenvectors of the checkpoints' centered Gram matrix.
+
+    Args:
+        gram: ``[K, K]`` inner products of the checkpoints after their mean was taken away.
+        dimension: r, from 1 to K - 1.
+
+    Returns:
+        ``[K, r]``, orthonormal, each column sums to zero; its largest entry is positive, so signs are reproducible.
+    """
+    count = len(gram)
+    if not 1 <= dimension <= count - 1:
+        raise CoefficientsError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
+    # a projection on the sum-zero directions keeps the diagonal, whose eigenvalue is zero, out of the answer
+    _, vectors = np.linalg.eigh(gram - np.trace(gram) / count)
+    leading = vectors[:, ::-1][:, :dimension]
+    leading = leading - leading.mean(axis=0)
+    largest = np.abs(leading).argmax(axis=0)
+    return np.asarray(leading * np.sign(leading[largest, np.arange(dimension)]), dtype=np.float64)
+
+
+def default_origin(steps: Sequence[int]) -> Coefficients:
+    """Where a search starts when nothing better is known: the middle one of the window's EMA rates."""
+    rates = window_ema_rates(steps)
+    return ema_coefficients(steps, rates[len(rates) // 2])

@@ -1,0 +1,52 @@
+"""What the runner asks of a place where candidates are evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from concurrent.futures import Future
+from typing import Protocol
+
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Candidate, Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """An evaluation that gave no finite loss: why, and how many seconds it took to find out."""
+
+    reason: str
+    seconds: float
+
+
+Outcome = Evaluation | Failure
+
+
+class Evaluator(Protocol):
+    """Evaluates candidates, as many at once as it has workers."""
+
+    @property
+    def workers(self) -> int:
+        """How many candidates are evaluated at once."""
+        ...
+
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
+        """Start an evaluation. The future never raises what the objective raised: it gives a :class:`Failure`."""
+        ...
+
+    def close(self) -> None:
+        """Let the workers go; what they have not finished is lost to them, not to the database."""
+        ...
+
+
+def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
+    """Evaluate, and turn an exception or a loss that is not finite into a :class:`Failure` with its reason."""
+    start = time.perf_counter()
+    try:
+        evaluation = objective.evaluate(candidate)
+    except Exception as error:
+        return Failure(f"{type(error).__name__}: {error}", time.perf_counter() - start)
+    if not math.isfinite(evaluation.loss):
+        return Failure(f"the loss is {evaluation.loss}", time.perf_counter() - start)
+    return evaluation

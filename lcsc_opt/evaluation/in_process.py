@@ -1,0 +1,27 @@
+"""One candidate at a time, in the process that searches."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+from lcsc_opt.evaluation.base import Outcome, evaluate_safely
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Candidate
+
+
+class InProcessEvaluator:
+    """Evaluates where it is called; the future it gives is already done."""
+
+    workers = 1
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
+        """Evaluate now."""
+        future: Future[Outcome] = Future()
+        future.set_result(evaluate_safely(self._objective, candidate))
+        return future
+
+    def close(self) -> None:
+        """Nothing to let go."""

@@ -1,0 +1,96 @@
+"""One process per worker, each with an objective of its own, on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Candidate
+
+_objective: Objective | None = None  # of a worker process
+
+
+class ProcessEvaluator:
+    """``workers`` processes; one that dies fails only the candidate that it was evaluating, and is started anew.
+
+    Args:
+        load_objective: builds the objective inside each process; a picklable callable.
+        workers: how many processes. The machine's cores are divided among them.
+    """
+
+    def __init__(self, load_objective: Callable[[], Objective], workers: int) -> None:
+        self.workers = workers
+        self._load_objective = load_objective
+        self._threads = max((os.cpu_count() or 1) // workers, 1)
+        self._waiting: queue.SimpleQueue[tuple[Candidate, Future[Outcome]] | None] = queue.SimpleQueue()
+        self._feeders = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
+        for feeder in self._feeders:
+            feeder.start()
+
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
+        """Queue a candidate for the next process that is free."""
+        future: Future[Outcome] = Future()
+        self._waiting.put((candidate, future))
+        return future
+
+    def close(self) -> None:
+        """Stop the processes; candidates still queued are dropped."""
+        while not self._waiting.empty():
+            self._waiting.get_nowait()
+        for _ in self._feeders:
+            self._waiting.put(None)
+        for feeder in self._feeders:
+            feeder.join()
+
+    def _feed(self) -> None:
+        """Hand candidates to one process, one after the other."""
+        pool = self._start_process()
+        while (job := self._waiting.get()) is not None:
+            candidate, future = job
+            start = time.perf_counter()
+            try:
+                future.set_result(pool.submit(_evaluate, candidate).result())
+            except BrokenExecutor:
+                reason = "the worker process died (killed, or out of memory)"
+                pool.shutdown(wait=False)
+                pool = self._start_process()
+                future.set_result(Failure(reason, time.perf_counter() - start))
+            except Exception as error:
+                future.set_exception(error)
+        pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start_process(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(self._load_objective, self._threads),
+        )
+
+
+def _start(load_objective: Callable[[], Objective], threads: int) -> None:
+    global _objective
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then lets the workers go
+    _use_threads(threads)
+    _objective = load_objective()
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _evaluate(candidate: Candidate) -> Outcome:
+    if _objective is None:
+        raise ObjectiveError("the worker process has no objective")
+    return evaluate_safely(_objective, candidate)

@@ -1,0 +1,313 @@
+"""From a study file to finished studies: which studies it stands for, what each is made of, and running them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from nevergrad.optimization.base import Optimizer
+from optuna.storages import RDBStorage
+
+from lcsc_opt.analysis.comparison import summarize
+from lcsc_opt.catalog import load_objective
+from lcsc_opt.coefficients import (
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    default_origin,
+    ema_coefficients,
+    principal_basis,
+)
+from lcsc_opt.environment import describe_difference, environment
+from lcsc_opt.errors import StudySpecError, StudyStoreError
+from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, ProcessEvaluator
+from lcsc_opt.held_out import score_held_out
+from lcsc_opt.objective import Objective
+from lcsc_opt.optimizers import build_optimizer, configure
+from lcsc_opt.progress import progress
+from lcsc_opt.results import attach_figures
+from lcsc_opt.runner import Search
+from lcsc_opt.study_spec import (
+    BudgetSpec,
+    HeldOutSpec,
+    ObjectiveSpec,
+    OptimizerSpec,
+    SpaceSpec,
+    StudySpec,
+    parse_settings,
+)
+from lcsc_opt.study_store import StoredStudy, open_storage, study_names
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyPlan:
+    """Everything that makes one study: one optimizer and one seed of a study file.
+
+    ``directory`` is the study file's, where the objective is looked for first.
+    """
+
+    experiment: str
+    objective: ObjectiveSpec
+    space: SpaceSpec
+    optimizer: OptimizerSpec
+    seed: int
+    workers: int
+    budget: BudgetSpec
+    held_out: HeldOutSpec | None
+    directory: Path | None
+
+    @property
+    def name(self) -> str:
+        """What the Optuna study is called."""
+        return f"{self.experiment}/{self.optimizer.name}/{self.seed}"
+
+    def specification(self) -> dict[str, Any]:
+        """JSON-able: what must stay the same for the study to be continued."""
+        return {
+            "objective": self.objective.model_dump(),
+            "space": self.space.model_dump(),
+            "optimizer": self.optimizer.model_dump(),
+            "seed": self.seed,
+            "workers": self.workers,
+        }
+
+    def attributes(self, objective: Objective) -> dict[str, Any]:
+        """The study's attributes when it is created."""
+        return {
+            "specification": self.specification(),
+            "fingerprint": {"objective": objective.describe(), "environment": environment()},
+            "budget": self.budget.model_dump(),
+            "optimizer_budget": total_evaluations(self.budget, objective),
+            "held_out_plan": None if self.held_out is None else self.held_out.model_dump(),
+            "steps": list(objective.steps),
+            "directory": None if self.directory is None else str(self.directory),
+        }
+
+
+def plans(
+    spec: StudySpec, directory: Path | None, *, optimizers: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> list[StudyPlan]:
+    """The studies that a study file stands for, or those of them with these optimizers and seeds.
+
+    A seed that the file does not list is allowed; an optimizer that it does not list is run with its defaults.
+
+    Raises:
+        OptimizerError: naming an unknown optimizer or option, before anything is run.
+    """
+    chosen = [_listed_or_default(spec, name) for name in optimizers] or list(spec.optimizers)
+    for optimizer in chosen:
+        configure(optimizer)
+    return [
+        StudyPlan(
+            experiment=spec.name,
+            objective=spec.objective,
+            space=spec.space,
+            optimizer=optimizer,
+            seed=seed,
+            workers=spec.workers,
+            budget=spec.budget,
+            held_out=spec.held_out,
+            directory=directory,
+        )
+        for seed in (seeds or spec.seeds)
+        for optimizer in chosen
+    ]
+
+
+def _listed_or_default(spec: StudySpec, name: str) -> OptimizerSpec:
+    listed = {optimizer.name: optimizer for optimizer in spec.optimizers}
+    return listed.get(name) or parse_settings(OptimizerSpec, {"name": name}, source="--optimizer")
+
+
+def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
+    """The plan with a higher total, in the unit of its own budget.
+
+    Raises:
+        StudySpecError: when it is lower than the stored one.
+    """
+    unit, stored = next((unit, n) for unit, n in plan.budget.model_dump().items() if n is not None)
+    if total < stored:
+        raise StudySpecError(f"--budget: {plan.name} has a budget of {stored:,} {unit}, which cannot be lowered")
+    return dataclasses.replace(plan, budget=BudgetSpec(**{unit: total}))
+
+
+def stored_evaluations(url: str, name: str) -> int:
+    """How many trials of a study are finished; 0 where the database or the study is not there yet."""
+    try:
+        study = StoredStudy.open(open_storage(url, write=False), name)
+    except StudyStoreError:
+        return 0
+    return sum(trial.state.is_finished() for trial in study.trials())
+
+
+def stored_plan(study: StoredStudy) -> StudyPlan:
+    """The plan that a stored study was made from, so that it can be continued without its study file.
+
+    Raises:
+        StudyStoreError: when it is not one of ours.
+    """
+    stored = study.attributes
+    experiment = study.name.rsplit("/", 2)[0]
+    try:
+        held_out, directory = stored["held_out_plan"], stored["directory"]
+        return StudyPlan(
+            experiment=experiment,
+            objective=ObjectiveSpec(**stored["specification"]["objective"]),
+            space=SpaceSpec(**stored["specification"]["space"]),
+            optimizer=OptimizerSpec(**stored["specification"]["optimizer"]),
+            seed=stored["specification"]["seed"],
+            workers=stored["specification"]["workers"],
+            budget=BudgetSpec(**stored["budget"]),
+            held_out=None if held_out is None else HeldOutSpec(**held_out),
+            directory=None if directory is None else Path(directory),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
+
+
+def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
+    """The budget as a number of evaluations.
+
+    Raises:
+        StudySpecError: for a budget in images, when the objective samples none.
+    """
+    if budget.evaluations is not None:
+        return budget.evaluations
+    if objective.images_per_evaluation == 0:
+        raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
+    return math.ceil((budget.images or 0) / objective.images_per_evaluation)
+
+
+def build_space(spec: SpaceSpec, objective: Objective) -> CoefficientSpace:
+    """The coefficient space that a specification names, over an objective's checkpoints."""
+    steps = objective.steps
+    origin = default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
+    if spec.kind == "affine":
+        return AffineSpace(steps, origin)
+    if spec.kind == "convex":
+        return ConvexSpace(steps, origin)
+    return PrincipalSpace(steps, origin, principal_basis(objective.gram(), spec.directions or 0))
+
+
+class Experiment:
+    """Runs plans that share an objective, which is loaded when the first of them needs it."""
+
+    def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
+        self.storage = storage
+        self._spec, self._directory = plan.objective, plan.directory
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """The objective; loading it may train or read a model."""
+        return load_objective(self._spec, beside=self._directory)
+
+    def run(self, plan: StudyPlan) -> str:
+        """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
+
+        Returns:
+            One line for people: what it came to.
+
+        Raises:
+            StudyMismatchError: when the stored study was made with other settings.
+        """
+        if plan.name in study_names(self.storage):
+            study = StoredStudy.open(self.storage, plan.name)
+            study.require("specification", plan.specification())
+            if is_finished(study, plan):
+                return f"finished already; {_outcome(study)}"
+        study = StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
+        study.require("specification", plan.specification())
+        study.require("fingerprint", self.objective.describe(), part="objective")
+        if not search_ended(study, plan):
+            self._search(study, plan)
+        if plan.held_out is not None and study.attributes.get("held_out") is None:
+            self.report(study, images=plan.held_out.images, top=plan.held_out.top)
+        return _outcome(study)
+
+    def report(self, study: StoredStudy, *, images: int, top: int) -> dict[str, Any]:
+        """Choose among the best trials on other noise, report on yet other noise, and store the figures."""
+        report = score_held_out(study, self.objective, images=images, top=top)
+        attach_figures(self.storage, study, self.objective)
+        return report
+
+    def _search(self, study: StoredStudy, plan: StudyPlan) -> None:
+        attributes = study.attributes
+        evaluations = total_evaluations(plan.budget, self.objective)
+        if plan.budget.model_dump() != attributes["budget"]:
+            study.set_attribute("budget", plan.budget.model_dump())
+            study.set_attribute("held_out", None)  # of the shorter search
+        before = attributes["fingerprint"]["environment"]
+        optimizer = self._optimizer(plan, attributes["optimizer_budget"])
+        evaluator = self._evaluator(plan)
+        try:
+            search = Search(
+                study,
+                optimizer,
+                evaluator,
+                evaluations=evaluations,
+                describe_difference=lambda: describe_difference(before, environment()),
+            )
+            _run_with_progress(search, study.name, evaluations)
+        finally:
+            evaluator.close()
+        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": search.told < evaluations})
+
+    def _optimizer(self, plan: StudyPlan, budget: int) -> Optimizer:
+        space = build_space(plan.space, self.objective)
+        return build_optimizer(plan.optimizer, space, budget=budget, workers=plan.workers, seed=plan.seed)
+
+    def _evaluator(self, plan: StudyPlan) -> Evaluator:
+        if plan.workers == 1:
+            return InProcessEvaluator(self.objective)
+        load = functools.partial(load_objective, plan.objective, beside=plan.directory)
+        return ProcessEvaluator(load, plan.workers)
+
+
+def _run_with_progress(search: Search, name: str, evaluations: int) -> None:
+    stored = search.stored
+    with progress(name, evaluations, done=stored) as advance:
+
+        def on_tell(search: Search) -> None:
+            best = "" if search.best is None else f"best {search.best[0]:.4g} in trial {search.best[1]}"
+            failed = f", {search.failures} failed" if search.failures else ""
+            advance(int(search.told > stored), note=f"{best}{failed}")
+
+        search.run(on_tell)
+
+
+def _outcome(study: StoredStudy) -> str:
+    summary = summarize(study)
+    searched = "no complete trial" if summary.searched is None else f"best {summary.searched:.4g}"
+    held_out = "" if summary.held_out is None else f", held-out {summary.held_out:.4g}"
+    return f"{searched}{held_out} after {summary.evaluations} evaluations"
+
+
+def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:
+    """Whether the search, without its held-out report, has nothing left to do for this budget."""
+    ended = study.attributes.get("search_ended")
+    if ended is None:
+        return False
+    if ended["exhausted"]:
+        return True
+    if plan.budget.evaluations is not None:
+        return bool(ended["evaluations"] >= plan.budget.evaluations)
+    return bool(plan.budget.model_dump() == study.attributes["budget"])
+
+
+def is_finished(study: StoredStudy, plan: StudyPlan) -> bool:
+    """Whether nothing is left to do for a plan, found out without loading its objective."""
+    reported = plan.held_out is None or study.attributes.get("held_out") is not None
+    return reported and search_ended(study, plan)
+
+
+def experiments(plans_to_run: Sequence[StudyPlan], storage: RDBStorage) -> Iterator[tuple[Experiment, StudyPlan]]:
+    """Each plan with the experiment that runs it; plans of one objective share it."""
+    known: dict[str, Experiment] = {}
+    for plan in plans_to_run:
+        key = f"{plan.directory}:{plan.objective.model_dump_json()}"
+        yield known.setdefault(key, Experiment(storage, plan)), plan

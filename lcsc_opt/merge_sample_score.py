@@ -1,0 +1,159 @@
+"""The objective that this project exists for: coefficients → merged weights → images → features → FID."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.metrics import FeatureExtractor, FrechetReference, ReferenceStatistics
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.sampling import Sampler
+from lcsc_opt.trajectory import Trajectory
+
+DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+
+
+@dataclasses.dataclass
+class _Stopwatch:
+    """Wall-clock seconds of each part of an evaluation."""
+
+    merge: float = 0.0
+    sample: float = 0.0
+    features: float = 0.0
+    metric: float = 0.0
+
+    @contextlib.contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        setattr(self, part, getattr(self, part) + time.perf_counter() - start)
+
+
+class MergeSampleScore(Objective):
+    """FID of the images that the merged model samples.
+
+    Args:
+        trajectory: K checkpoints.
+        sampler: puts merged weights into the model and samples.
+        extractor: images → features.
+        reference: statistics of the real images' features, from the same extractor.
+        images: how many one evaluation of a search samples.
+        batch_size: images at once.
+
+    Raises:
+        ObjectiveError: when the reference was made with another extractor, or the numbers make no sense.
+    """
+
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        sampler: Sampler,
+        extractor: FeatureExtractor,
+        reference: ReferenceStatistics,
+        *,
+        images: int = DEFAULT_IMAGES,
+        batch_size: int = 500,
+    ) -> None:
+        if images < 2 or batch_size < 1:
+            raise ObjectiveError(f"expected at least 2 images and a batch_size from 1, got {images} and {batch_size}")
+        if reference.dimension != extractor.dimension:
+            raise ObjectiveError(
+                f"the reference statistics have {reference.dimension} features and the extractor "
+                f"{extractor.name} {extractor.dimension}; compute them with the same extractor"
+            )
+        self.trajectory, self.sampler, self.extractor = trajectory, sampler, extractor
+        self._reference, self._frechet = reference, FrechetReference(reference.mean, reference.cov)
+        self._images, self._batch_size = images, batch_size
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps of the trajectory."""
+        return self.trajectory.steps
+
+    @property
+    def images_per_evaluation(self) -> int:
+        """How many images a candidate of a search costs."""
+        return self._images
+
+    def gram(self) -> npt.NDArray[np.float64]:
+        """``[K, K]`` inner products of the centered checkpoints."""
+        return self.trajectory.gram()
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        """Merge, sample, extract features, and compute the Fréchet distance.
+
+        Raises:
+            ObjectiveError: when a sample is not finite.
+            MetricError: when the features are not.
+        """
+        start = time.perf_counter()
+        watch = _Stopwatch()
+        count = self._images if candidate.images is None else candidate.images
+        features = np.empty((count, self.extractor.dimension))
+        with watch.timing("merge"):
+            self._load(candidate.coefficients)
+        for first, last in self._batches(count):
+            with watch.timing("sample"):
+                images = self._sample(candidate.noise, first, last)
+            with watch.timing("features"):
+                features[first:last] = self._features(images)
+        with watch.timing("metric"):
+            fid = self._frechet.distance_from_features(features)
+        cost = Cost(
+            images=count,
+            model_calls=count * self.sampler.nfe,
+            seconds=time.perf_counter() - start,
+            merge_seconds=watch.merge,
+            sample_seconds=watch.sample,
+            features_seconds=watch.features,
+            metric_seconds=watch.metric,
+        )
+        return Evaluation(fid, {"fid": fid}, cost)
+
+    def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
+        """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
+        self._load(coefficients)
+        return torch.cat([self._sample(noise, first, last).cpu() for first, last in self._batches(count)])
+
+    def features(self, images: Tensor) -> npt.NDArray[np.float64]:
+        """``[N, C, H, W]`` → ``[N, D]``."""
+        return np.concatenate([self._features(batch) for batch in torch.split(images, self._batch_size)])
+
+    def describe(self) -> dict[str, Any]:
+        """The trajectory's hash, the sampler, the extractor, the reference's hash, and the number of images."""
+        return {
+            "trajectory": self.trajectory.sha256,
+            "sampler": self.sampler.describe(),
+            "extractor": self.extractor.name,
+            "reference": self._reference.sha256,
+            "images": self._images,
+            "batch_size": self._batch_size,
+        }
+
+    def _load(self, coefficients: Coefficients) -> None:
+        self.sampler.load(self.trajectory.merge(coefficients))
+
+    def _batches(self, count: int) -> Iterator[tuple[int, int]]:
+        for first in range(0, count, self._batch_size):
+            yield first, min(first + self._batch_size, count)
+
+    @torch.inference_mode()
+    def _sample(self, noise: Noise, first: int, last: int) -> Tensor:
+        images = self.sampler.sample(noise, first, last)
+        if not bool(torch.isfinite(images).all()):
+            raise ObjectiveError("the merged model samples values that are not finite")
+        return images
+
+    @torch.inference_mode()
+    def _features(self, images: Tensor) -> npt.NDArray[np.float64]:
+        return self.extractor(images).double().cpu().numpy()

@@ -1,0 +1,138 @@
+"""The Fréchet distance between two Gaussians (Dowson & Landau 1982), squared, as FID uses it.
+
+``FID = |μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½`` (Heusel et al. 2017, Eq. 6). With ``Σ₁ = R Rᵀ`` the last
+trace is the sum of the square roots of the eigenvalues of the symmetric ``Rᵀ Σ₂ R``, which has the
+eigenvalues of ``Σ₁ Σ₂``. With N features, ``Σ₂ = Xᵀ X / (N − 1)`` for the centred features X, and the nonzero
+eigenvalues are those of the N × N matrix ``X Σ₁ Xᵀ / (N − 1)``, which is smaller when N < D.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._arrays import Array, as_covariance, as_features, as_mean
+
+# A zero eigenvalue comes out as up to about 1.5 machine epsilons of the largest one, and its root would add
+# 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
+ROUNDING = 16 * float(np.finfo(np.float64).eps)
+
+
+def frechet_distance(mean_1: npt.ArrayLike, cov_1: npt.ArrayLike, mean_2: npt.ArrayLike, cov_2: npt.ArrayLike) -> float:
+    """Squared Fréchet distance between N(mean_1, cov_1) and N(mean_2, cov_2).
+
+    Args:
+        mean_1: ``[D]``.
+        cov_1: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; its rank
+            may be less than D.
+        mean_2: ``[D]``.
+        cov_2: ``[D, D]``, as ``cov_1``.
+
+    Returns:
+        The distance in squared feature units, at least 0; computed in float64.
+
+    Raises MetricError when an array is not finite, has another shape, or is no covariance. Distances of many
+    means and covariances to one are faster with :class:`FrechetReference`.
+    """
+    return FrechetReference(mean_1, cov_1).distance(mean_2, cov_2)
+
+
+class FrechetReference:
+    """Distances to one Gaussian; the factor of its covariance is computed once, when it is first needed.
+
+    Args:
+        mean: ``[D]``.
+        cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding.
+
+    Raises MetricError when an array is not finite, has another shape, or is no covariance. Safe to use from
+    several threads: nothing changes after the factor is computed.
+    """
+
+    def __init__(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> None:
+        self._mean = as_mean(mean, "reference mean")
+        self._cov = as_covariance(cov, len(self._mean), "reference covariance")
+        self._trace = float(np.trace(self._cov))
+
+    @property
+    def dimension(self) -> int:
+        """The number of features, D."""
+        return len(self._mean)
+
+    def distance(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> float:
+        """Squared Fréchet distance to N(mean, cov), in float64.
+
+        Args:
+            mean: ``[D]``.
+            cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; may be
+            rank-deficient.
+
+        Raises MetricError when an array is not finite, has another shape, or is no covariance.
+        """
+        checked = as_mean(mean, "mean")
+        self._check_dimension(len(checked), "mean")
+        return self._distance(checked, as_covariance(cov, self.dimension, "covariance"))
+
+    def distance_from_features(self, features: npt.ArrayLike) -> float:
+        """FID of ``features``: the squared distance to the Gaussian with their mean and covariance.
+
+        The covariance divides by N − 1, as in pytorch-fid and torch-fidelity. When N < D it goes
+        through the N × N matrix.
+
+        Args:
+            features: ``[N, D]``, N at least 2.
+
+        Raises MetricError when the features are not finite, have another D, or are fewer than two.
+        """
+        checked = as_features(features)
+        self._check_dimension(checked.shape[1], "features")
+        if len(checked) < 2:
+            raise MetricError("features: a covariance needs at least 2 images, got 1")
+        mean = checked.mean(axis=0)
+        deviations = (checked - mean) / np.sqrt(len(checked) - 1)
+        if len(checked) < self.dimension:
+            return self._distance_by_gram(mean, deviations)
+        return self._distance(mean, deviations.T @ deviations)
+
+    def _distance(self, mean: Array, cov: Array) -> float:
+        product = self._factor.T @ cov @ self._factor
+        return self._combine(mean, float(np.trace(cov)), _trace_of_root(product))
+
+    def _distance_by_gram(self, mean: Array, deviations: Array) -> float:
+        # deviations: [N, D], scaled so that deviationsᵀ deviations is the covariance
+        gram = deviations @ self._cov @ deviations.T
+        return self._combine(mean, float(np.square(deviations).sum()), _trace_of_root(gram))
+
+    def _combine(self, mean: Array, trace: float, trace_of_root: float) -> float:
+        shift = float(np.square(mean - self._mean).sum())
+        # A distance cannot be negative; rounding can make the difference of the traces so.
+        return max(0.0, shift + (self._trace + trace - 2.0 * trace_of_root))
+
+    @cached_property
+    def _factor(self) -> Array:
+        """``R`` [D, r] with ``R Rᵀ`` the covariance: by Cholesky, or by eigenvectors if it is singular."""
+        try:
+            return np.linalg.cholesky(self._cov).astype(np.float64, copy=False)
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(self._cov)
+            kept = values > ROUNDING * values[-1]
+            factor: Array = vectors[:, kept] * np.sqrt(values[kept])
+            return factor
+
+    def _check_dimension(self, dimension: int, name: str) -> None:
+        if dimension != self.dimension:
+            raise MetricError(
+                f"{name}: {dimension} features, but the reference has {self.dimension}; "
+                "compute both with the same extractor"
+            )
+
+
+def _trace_of_root(product: Array) -> float:
+    """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero."""
+    if product.size == 0:
+        return 0.0
+    values = np.linalg.eigvalsh(product)
+    kept = values[values > ROUNDING * max(values[-1], 0.0)]
+    return float(np.sqrt(kept).sum())

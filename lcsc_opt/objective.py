@@ -1,0 +1,111 @@
+"""What an objective is, and the one that this project exists for: merge → sample → score."""
+
+from __future__ import annotations
+
+import abc
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.coefficients import check_coefficients, check_steps
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
+
+__all__ = ["Candidate", "CoefficientFunction", "Cost", "Evaluation", "Noise", "Objective", "cache_directory"]
+
+
+class Objective(abc.ABC):
+    """A black box over coefficients: ``objective(coefficients) -> float``, lower is better.
+
+    Nothing in the runner, the optimizers or the database knows about images; they know this class.
+    """
+
+    @property
+    @abc.abstractmethod
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps of the checkpoints that coefficients combine, strictly increasing."""
+
+    @abc.abstractmethod
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        """Evaluate one candidate.
+
+        Raises:
+            Exception: any; it fails this trial, with its reason, and the study goes on.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """JSON-able: everything that changes results. A study resumes only where this is what it was."""
+
+    @property
+    def images_per_evaluation(self) -> int:
+        """How many images one evaluation of a search samples; 0 where there are none."""
+        return 0
+
+    def gram(self) -> npt.NDArray[np.float64]:
+        """``[K, K]`` inner products of the centered checkpoints, which the ``principal`` space needs.
+
+        Raises:
+            ObjectiveError: when the objective has no weights.
+        """
+        raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
+
+    def __call__(self, coefficients: npt.ArrayLike) -> float:
+        """The loss of ``[K]`` coefficients that sum to one."""
+        checked = check_coefficients(coefficients, len(self.steps))
+        return self.evaluate(Candidate(checked, noise=SEARCH)).loss
+
+
+class CoefficientFunction(Objective):
+    """Any Python callable over coefficients as an objective.
+
+    Args:
+        function: ``[K]`` float64 → float, lower is better.
+        steps: ``[K]`` training steps.
+        name: what the study's fingerprint calls it.
+    """
+
+    def __init__(self, function: Callable[[Coefficients], float], steps: Sequence[int], *, name: str) -> None:
+        self._function, self._steps, self._name = function, check_steps(steps), name
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps."""
+        return self._steps
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        """Call the function on a copy of the coefficients."""
+        start = time.perf_counter()
+        value = self._function(candidate.coefficients.copy())
+        return Evaluation(check_loss(value), cost=Cost(seconds=time.perf_counter() - start))
+
+    def describe(self) -> dict[str, Any]:
+        """The callable's name and the steps."""
+        return {"callable": self._name, "steps": list(self._steps)}
+
+
+def check_loss(value: Any) -> float:
+    """A number as a float; NaN and infinities pass, since the runner decides about them.
+
+    Raises:
+        ObjectiveError: when it is no number.
+    """
+    if isinstance(value, (str, bytes)):
+        raise ObjectiveError(f"the objective returned {value!r}, expected a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error
+
+
+def cache_directory() -> Path:
+    """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder."""
+    chosen = os.environ.get("LCSC_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"

@@ -1,0 +1,22 @@
+"""Optimizers: a free vector in, the next free vector out. Importing this registers ours with Nevergrad."""
+
+from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
+from lcsc_opt.optimizers.evolution import LCSC
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, CoefficientLayer, coefficient_array, space_of
+from lcsc_opt.optimizers.registry import OURS, build_optimizer, configure, register
+
+__all__ = [
+    "DEFAULT_STEP_SIZE",
+    "LCSC",
+    "OURS",
+    "CoefficientLayer",
+    "EMAGrid",
+    "PowerEMAGrid",
+    "build_optimizer",
+    "coefficient_array",
+    "configure",
+    "register",
+    "space_of",
+]
+
+register()

@@ -1,0 +1,82 @@
+"""``EMAGrid`` and ``PowerEMAGrid``: EMA profiles one after the other, the baselines EMA* and power-EMA*."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import nevergrad as ng
+from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+
+from lcsc_opt.coefficients import POWER_EMA_SIGMAS, ema_coefficients, power_ema_coefficients, window_ema_rates
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers.parametrization import steps_of
+from lcsc_opt.records import Coefficients
+
+Profiles = Callable[[tuple[int, ...]], list[Coefficients]]
+
+
+class _Grid(Optimizer):  # type: ignore[misc]
+    """Asks given coefficients in their order; afterwards it is :attr:`finished` and asks the best of them again."""
+
+    def __init__(
+        self,
+        parametrization: ng.p.Parameter | int,
+        budget: int | None = None,
+        num_workers: int = 1,
+        config: EMAGrid | PowerEMAGrid | None = None,
+    ) -> None:
+        super().__init__(parametrization, budget=budget, num_workers=num_workers)
+        config = EMAGrid() if config is None else config
+        self._grid = config.profiles(steps_of(self.parametrization, config.steps))
+
+    @property
+    def finished(self) -> bool:
+        """Whether every point of the grid was asked."""
+        return bool(self.num_ask >= len(self._grid))
+
+    def _internal_ask_candidate(self) -> ng.p.Parameter:
+        value = self.recommend().value if self.finished else self._grid[self.num_ask]
+        return self.parametrization.spawn_child(new_value=value)
+
+
+class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over EMA rates (Liu et al. 2024, EMA* in Section 5.1 and Table 10).
+
+    Args:
+        rates: per training step; by default the paper's seven, or as many that the window can tell apart.
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(self, *, rates: Sequence[float] | None = None, steps: Sequence[int] | None = None) -> None:
+        _check_list("rates", rates)
+        super().__init__(_Grid, locals(), as_config=True)
+        self.rates = rates
+        self.steps = steps
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each rate."""
+        return [ema_coefficients(steps, rate) for rate in self.rates or window_ema_rates(steps)]
+
+
+class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over the widths of EDM2's power-function EMA (Karras et al. 2024).
+
+    Args:
+        sigma_rels: relative standard deviations of the profile.
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(self, *, sigma_rels: Sequence[float] = POWER_EMA_SIGMAS, steps: Sequence[int] | None = None) -> None:
+        _check_list("sigma_rels", sigma_rels)
+        super().__init__(_Grid, locals(), as_config=True)
+        self.sigma_rels = sigma_rels
+        self.steps = steps
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each width."""
+        return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.sigma_rels]
+
+
+def _check_list(name: str, values: object) -> None:
+    if values is not None and (not isinstance(values, Sequence) or isinstance(values, str) or not values):
+        raise OptimizerError(f"{name}: expected a list of numbers, got {values!r}")

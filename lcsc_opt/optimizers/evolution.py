@@ -1,0 +1,128 @@
+"""``LCSC``: the evolutionary search of Liu et al. 2024, Algorithm 1, as a Nevergrad optimizer.
+
+What the paper leaves open (M_CP, how two parents are mixed, the size of the mutation and of a generation) are
+settings; their defaults were chosen by ``benchmarks/evolution_settings.py`` and are ours, not the paper's.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+
+from lcsc_opt.coefficients import ema_coefficients, normalize, window_ema_rates
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers.parametrization import steps_of
+from lcsc_opt.records import Coefficients
+
+SMALLEST_SUM = 0.1  # a child that sums to less would be blown up more than tenfold by the division: drawn again
+
+
+class _LCSC(Optimizer):  # type: ignore[misc]
+    """One running search; :class:`LCSC` configures it."""
+
+    def __init__(
+        self,
+        parametrization: ng.p.Parameter | int,
+        budget: int | None = None,
+        num_workers: int = 1,
+        config: LCSC | None = None,
+    ) -> None:
+        super().__init__(parametrization, budget=budget, num_workers=num_workers)
+        self._config = LCSC() if config is None else config
+        steps = steps_of(self.parametrization, self._config.steps)
+        rates = self._config.rates or window_ema_rates(steps)
+        self._initial = [ema_coefficients(steps, rate) for rate in rates]  # line 2
+        self._to_ask = deque(self._initial)
+        # P. Only its best M_CP members can ever be parents or the answer, so only these are kept in memory.
+        self._population: list[tuple[float, int, Coefficients]] = []
+        self._parents: list[Coefficients] = []  # CP
+        self._children_left = 0
+
+    def _internal_ask_candidate(self) -> ng.p.Parameter:
+        coefficients = self._to_ask.popleft() if self._to_ask else self._child()
+        return self.parametrization.spawn_child(new_value=coefficients)
+
+    def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
+        member = (loss, self.num_tell, candidate.value)
+        bisect.insort(self._population, member, key=lambda known: known[:2])
+        del self._population[self._config.max_parents :]
+
+    def _child(self) -> Coefficients:
+        """Lines 7 to 10. The parents stay the same for one generation (lines 6 to 12)."""
+        if not self._children_left:
+            self._parents = [member[2] for member in self._population] or self._initial
+            self._children_left = self._config.generation_size
+        self._children_left -= 1
+        while True:
+            child = self._mutate(self._crossover())
+            if child.sum() >= SMALLEST_SUM:
+                return normalize(child)  # line 10
+
+    def _crossover(self) -> Coefficients:
+        """Two parents at random; mix them coefficient by coefficient, or take one of them whole."""
+        rng = self._rng
+        one, other = (self._parents[i] for i in rng.randint(len(self._parents), size=2))
+        if rng.random_sample() < self._config.crossover:
+            return np.where(rng.random_sample(len(one)) < 0.5, one, other)
+        return one
+
+    def _mutate(self, coefficients: Coefficients) -> Coefficients:
+        """Gaussian noise on every coefficient."""
+        return coefficients + self._config.mutation * self._rng.standard_normal(len(coefficients))
+
+
+class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
+    """Algorithm 1 with its settings.
+
+    Args:
+        max_parents: M_CP, how many of the best are parents.
+        mutation: standard deviation of the Gaussian noise on each coefficient.
+        crossover: chance that a child's parents are mixed; otherwise it takes one of them whole.
+        generation_size: children that share one set of parents.
+        rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or as
+            many that the window of checkpoints can tell apart.
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_parents: int = 10,
+        mutation: float = 0.005,
+        crossover: float = 0.5,
+        generation_size: int = 10,
+        rates: Sequence[float] | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> None:
+        _check_settings(max_parents, mutation, crossover, generation_size, rates)
+        super().__init__(_LCSC, locals(), as_config=True)
+        self.max_parents = max_parents
+        self.mutation = mutation
+        self.crossover = crossover
+        self.generation_size = generation_size
+        self.rates = rates
+        self.steps = steps
+
+
+def _check_settings(max_parents: Any, mutation: Any, crossover: Any, generation_size: Any, rates: Any) -> None:
+    _check(isinstance(max_parents, int) and max_parents >= 1, "max_parents", "a whole number from 1", max_parents)
+    _check(_is_number(mutation) and mutation > 0, "mutation", "a number above 0", mutation)
+    _check(_is_number(crossover) and 0 <= crossover <= 1, "crossover", "a number from 0 to 1", crossover)
+    whole = isinstance(generation_size, int) and generation_size >= 1
+    _check(whole, "generation_size", "a whole number from 1", generation_size)
+    _check(rates is None or (isinstance(rates, Sequence) and len(rates) > 0), "rates", "a list of EMA rates", rates)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check(valid: bool, name: str, expected: str, value: Any) -> None:
+    if not valid:
+        raise OptimizerError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,76 @@
+"""Coefficients as a Nevergrad parameter: the free vector below, the coefficients as its value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import nevergrad as ng
+import numpy as np
+import numpy.typing as npt
+from nevergrad.parametrization._datalayers import ForwardableOperation
+
+from lcsc_opt.coefficients import CoefficientSpace
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.records import Coefficients
+
+DEFAULT_STEP_SIZE = 0.02
+"""First spread of a coefficient. Nevergrad's own default of 1 leaves the region where models sample at all."""
+
+
+class CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
+    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space, in both directions."""
+
+    def __init__(self, space: CoefficientSpace) -> None:
+        super().__init__()
+        self.space = space
+
+    def forward(self, value: npt.NDArray[np.float64]) -> Coefficients:
+        """``[d]`` → ``[K]``."""
+        return self.space.to_coefficients(np.asarray(value, dtype=np.float64))
+
+    def backward(self, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[d]``."""
+        return self.space.to_free(np.asarray(value, dtype=np.float64))
+
+
+def coefficient_array(
+    space: CoefficientSpace, *, step_size: float = DEFAULT_STEP_SIZE, seed: int | None = None
+) -> ng.p.Array:
+    """A Nevergrad array whose value is ``[K]`` coefficients, for any optimizer of Nevergrad's registry.
+
+    Args:
+        space: which coefficients it reaches; the array starts at the space's origin.
+        step_size: what every optimizer takes for one standard deviation of a coefficient.
+        seed: of ``parametrization.random_state``, from which all of an optimizer's randomness comes.
+    """
+    if not 0 < step_size < float("inf"):
+        raise OptimizerError(f"step_size: expected a number above 0, got {step_size}")
+    array = ng.p.Array(shape=(space.dimension,))
+    array.set_mutation(sigma=float(step_size))
+    array.add_layer(CoefficientLayer(space))
+    if seed is not None:
+        array.random_state = np.random.RandomState(seed)
+    return array
+
+
+def space_of(parametrization: ng.p.Parameter) -> CoefficientSpace | None:
+    """The space behind a parameter made by :func:`coefficient_array`; ``None`` for a plain array."""
+    layers = CoefficientLayer.filter_from(parametrization)
+    return layers[0].space if layers else None
+
+
+def steps_of(parametrization: ng.p.Parameter, steps: Sequence[int] | None) -> tuple[int, ...]:
+    """The checkpoints' training steps: as given, else of the space, else 1 to K for a plain array ``[K]``.
+
+    Raises:
+        OptimizerError: when the parameter is not a vector, or does not have as many coefficients as steps.
+    """
+    value = parametrization.value
+    if not isinstance(value, np.ndarray) or value.ndim != 1:
+        raise OptimizerError("expected a parametrization that is one vector of coefficients, ng.p.Array(shape=(K,))")
+    space = space_of(parametrization)
+    if steps is None:
+        steps = tuple(range(1, len(value) + 1)) if space is None else space.steps
+    if len(steps) != len(value):
+        raise OptimizerError(f"steps: expected {len(value)}, one per coefficient, got {len(steps)}")
+    return tuple(steps)

@@ -1,0 +1,111 @@
+"""Names to optimizers: ours, and everything in Nevergrad's registry as it is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import nevergrad as ng
+from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+
+from lcsc_opt.coefficients import CoefficientSpace
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
+from lcsc_opt.optimizers.evolution import LCSC
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
+from lcsc_opt.seeds import derive_seed
+from lcsc_opt.study_spec import OptimizerSpec, near_miss
+
+OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
+    "LCSC": LCSC,
+    "EMAGrid": EMAGrid,
+    "PowerEMAGrid": PowerEMAGrid,
+}
+
+STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
+
+
+def register() -> None:
+    """Put ours, with their defaults, into Nevergrad's registry under their names."""
+    for name, configure in OURS.items():
+        if name not in ng.optimizers.registry:
+            configure().set_name(name, register=True)
+
+
+def build_optimizer(
+    spec: OptimizerSpec, space: CoefficientSpace, *, budget: int | None, workers: int, seed: int
+) -> Optimizer:
+    """A fresh optimizer over the coefficients of ``space``.
+
+    Args:
+        spec: its name in Nevergrad's registry and its options.
+        space: what it searches.
+        budget: evaluations, which some of Nevergrad's optimizers plan by.
+        workers: how many candidates may be evaluated at once.
+        seed: the study's; the optimizer's own random numbers descend from it.
+
+    Raises:
+        OptimizerError: naming an unknown optimizer or option.
+    """
+    configured, step_size = configure(spec)
+    array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))
+    try:
+        return configured(array, budget=budget, num_workers=workers)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise OptimizerError(f"{spec.name}: {error}") from error
+
+
+def configure(spec: OptimizerSpec) -> tuple[Any, float]:
+    """The optimizer with its options, which a parametrization then makes a running one, and its step size.
+
+    Raises:
+        OptimizerError: naming an unknown optimizer or option.
+    """
+    options = dict(spec.options)
+    if spec.name in OURS:
+        return _configure(spec.name, OURS[spec.name], options), DEFAULT_STEP_SIZE
+    step_size = _number(spec.name, options.pop(STEP_SIZE, DEFAULT_STEP_SIZE))
+    return _from_nevergrad(spec.name, options), step_size
+
+
+def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
+    known = ng.optimizers.registry
+    if name not in known:
+        raise OptimizerError(
+            f"{name}: no such optimizer{near_miss(name, list(known))}; "
+            f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
+        )
+    entry = known[name]
+    if not options:
+        return entry
+    if not isinstance(entry, ConfiguredOptimizer):
+        raise OptimizerError(f"{name}: has no options but {STEP_SIZE}, got {', '.join(options)}")
+    return _configure(name, type(entry), options, defaults=entry.config())
+
+
+def _configure(
+    name: str,
+    factory: Callable[..., ConfiguredOptimizer],
+    options: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> ConfiguredOptimizer:
+    allowed = [parameter for parameter in inspect.signature(factory).parameters if parameter != "steps"]
+    for option in options:
+        if option not in allowed:
+            listed = ", ".join([*allowed, *([] if name in OURS else [STEP_SIZE])])
+            guess = near_miss(option, allowed)
+            raise OptimizerError(f"optimizers.{name}.{option}: no such option{guess}; it has {listed or 'none'}")
+    try:
+        return factory(**{**(defaults or {}), **options})
+    except OptimizerError as error:
+        raise OptimizerError(f"optimizers.{name}.{error}") from error
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise OptimizerError(f"optimizers.{name}: {error}") from error
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise OptimizerError(f"optimizers.{name}.{STEP_SIZE}: expected a number above 0, got {value!r}")
+    return float(value)

@@ -1,0 +1,166 @@
+"""What a finished search leaves behind: figures as artifacts of its best trial, and the merged model as a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import sqlalchemy as sa
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import RDBStorage
+
+import lcsc_opt
+from lcsc_opt.analysis.comparison import Floats, StudySummary, best_ema, summaries
+from lcsc_opt.analysis.figures import draw_coefficients, draw_comparison, draw_image_pairs, save
+from lcsc_opt.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import HELD_OUT, Coefficients
+from lcsc_opt.study_store import StoredStudy, TrialKey
+
+if TYPE_CHECKING:  # imports torch, which listing studies does not need
+    from lcsc_opt.merge_sample_score import MergeSampleScore
+
+PAIRS = 1000  # images drawn from either model
+SHOWN = 40  # of them, those that differ most
+
+
+def artifact_directory(url: str) -> Path:
+    """Where the artifacts of a study database lie: beside an SQLite file, else in the working directory."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        return Path(str(parsed.database)).with_suffix(".artifacts")
+    return Path("lcsc.artifacts")
+
+
+def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective) -> list[str]:
+    """Draw a study's figures and store them as artifacts of its chosen trial.
+
+    Best-so-far curve and coefficients; where the objective samples images and EMA* is known, also image pairs.
+
+    Returns:
+        The names of the artifacts.
+    """
+    experiment = study.name.rsplit("/", 2)[0]
+    known = summaries(storage, experiment)
+    own = next(summary for summary in known if summary.study == study.name)
+    ema = best_ema(known)
+    if own.best_trial is None:
+        raise StudyStoreError(f"{study.name}: no complete trial to draw")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [
+            save(draw_comparison([s for s in (own, ema) if s is not None]), Path(folder) / "best_so_far.png"),
+            save(draw_coefficients(own, ema), Path(folder) / "coefficients.png"),
+        ]
+        if ema is not None and ema.study != own.study and samples_images(objective):
+            paths.append(_draw_pairs(_images_of(objective), ema, own, Path(folder) / "images.png"))
+        _attach(storage, study, own.best_trial, paths)
+        return [path.name for path in paths]
+
+
+def _attach(storage: RDBStorage, study: StoredStudy, number: int, paths: list[Path]) -> None:
+    folder = artifact_directory(storage.url)
+    folder.mkdir(parents=True, exist_ok=True)
+    trial = next(TrialKey.of(trial) for trial in study.trials() if trial.number == number)
+    for path in paths:
+        study.attach(trial, FileSystemArtifactStore(folder), path)
+
+
+def samples_images(objective: Objective) -> bool:
+    """Whether the objective can show the images that a merged model samples."""
+    return hasattr(objective, "images") and hasattr(objective, "features")
+
+
+def _images_of(objective: Objective) -> MergeSampleScore:
+    return objective  # type: ignore[return-value]  # samples_images was asked
+
+
+def _draw_pairs(objective: MergeSampleScore, ema: StudySummary, found: StudySummary, path: Path) -> Path:
+    """Image pairs from the same held-out noise, those farthest apart in the features first (App. E)."""
+    assert ema.best_coefficients is not None
+    assert found.best_coefficients is not None
+    first = objective.images(ema.best_coefficients, HELD_OUT, PAIRS)
+    second = objective.images(found.best_coefficients, HELD_OUT, PAIRS)
+    distance = np.linalg.norm(objective.features(first) - objective.features(second), axis=1)
+    shown = np.argsort(-distance, kind="stable")[:SHOWN]
+    titles = (_title(ema), _title(found))
+    return save(draw_image_pairs(_pixels(first, shown), _pixels(second, shown), titles), path)
+
+
+def _title(study: StudySummary) -> str:
+    value = study.searched if study.held_out is None else study.held_out
+    kind = "searched" if study.held_out is None else "held out"
+    return f"{study.label}: {value:.2f} {kind}"
+
+
+def _pixels(images: Any, shown: Any) -> Floats:
+    """``[N, C, H, W]`` in [-1, 1] → ``[n, H, W]`` or ``[n, H, W, 3]`` in [0, 1]."""
+    chosen = (images[shown].permute(0, 2, 3, 1).double().numpy() + 1) / 2
+    return np.asarray(chosen[..., 0] if chosen.shape[-1] == 1 else chosen)
+
+
+def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
+    """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
+
+    Returns:
+        Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
+
+    Raises:
+        StudyStoreError: when there is no such complete trial.
+    """
+    complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
+    if not complete:
+        raise StudyStoreError(f"{study.name}: no complete trial yet; run it first")
+    if number is None:
+        held_out = study.attributes.get("held_out") or {}
+        best = min(complete.values(), key=lambda trial: (trial.value, trial.number)).number
+        number = int(held_out.get("trial", best))
+    if number not in complete:
+        raise StudyStoreError(f"{study.name}: trial {number} is not complete")
+    trial = complete[number]
+    coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
+    return number, coefficients, {**trial.user_attrs, "loss": trial.value}
+
+
+def export(study: StoredStudy, objective: Objective, path: Path, *, number: int | None = None) -> dict[str, Any]:
+    """Write a merged model as safetensors, with the recipe in its metadata.
+
+    Returns:
+        The recipe: study, trial, coefficients, steps, the trajectory's hash, and every number known of the trial.
+
+    Raises:
+        ObjectiveError: when the objective has no weights.
+        StudyStoreError: when the file cannot be written.
+    """
+    trajectory = getattr(objective, "trajectory", None)
+    if trajectory is None:
+        raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
+    trial, coefficients, attributes = chosen_trial(study, number)
+    recipe = {
+        "study": study.name,
+        "trial": trial,
+        "coefficients": coefficients.tolist(),
+        "steps": list(trajectory.steps),
+        "trajectory_sha256": trajectory.sha256,
+        "loss": attributes["loss"],
+        "metrics": attributes.get("metrics", {}),
+        "held_out": attributes.get("held_out"),
+        "lcsc_opt": lcsc_opt.__version__,
+    }
+    _write_safetensors(path, trajectory.merge(coefficients), {"format": "pt", "lcsc_recipe": json.dumps(recipe)})
+    return recipe
+
+
+def _write_safetensors(path: Path, weights: dict[str, Any], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(weights, temporary, metadata=metadata)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise StudyStoreError(f"{path}: cannot be written: {error}") from error

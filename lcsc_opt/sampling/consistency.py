@@ -1,0 +1,123 @@
+"""Consistency models: the preconditioned consistency function, and sampling in one or several steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import Noise
+from lcsc_opt.sampling.noise import ImageNoise
+
+
+class Network(Protocol):
+    """What a consistency function preconditions: ``(x [N, C, H, W], c_noise [N]) -> [N, C, H, W]``."""
+
+    def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        """The raw output F of Song et al. 2023, Appendix C."""
+        ...
+
+
+class ConsistencyFunction(nn.Module):
+    """f(x, sigma) = c_skip x + c_out F(c_in x, c_noise), which is the identity at ``sigma_min``.
+
+    Song et al. 2023, Eq. 5 and Appendix C: c_skip = sigma_data^2 / ((sigma - sigma_min)^2 + sigma_data^2),
+    c_out = sigma_data (sigma - sigma_min) / sqrt(sigma_data^2 + sigma^2), and, as in EDM (Karras et al. 2022),
+    c_in = 1 / sqrt(sigma^2 + sigma_data^2), c_noise = 1000 / 4 ln(sigma).
+    """
+
+    def __init__(self, network: nn.Module, *, sigma_data: float = 0.5, sigma_min: float = 0.002) -> None:
+        super().__init__()
+        self.network = network
+        self.sigma_data = sigma_data
+        self.sigma_min = sigma_min
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """Noisy images ``x`` ``[N, C, H, W]`` at noise levels ``sigma`` ``[N]`` → images ``[N, C, H, W]``."""
+        s = sigma[:, None, None, None]
+        variance = self.sigma_data**2
+        c_skip = variance / ((s - self.sigma_min) ** 2 + variance)
+        c_out = self.sigma_data * (s - self.sigma_min) * (s**2 + variance).rsqrt()
+        c_in = (s**2 + variance).rsqrt()
+        return c_skip * x + c_out * _call(self.network, c_in * x, 250 * sigma.log())
+
+
+def _call(network: nn.Module, x: Tensor, c_noise: Tensor) -> Tensor:
+    output = network(x, c_noise)
+    images: Tensor = output if isinstance(output, Tensor) else output.sample  # diffusers wraps it
+    return images
+
+
+def noise_levels(count: int, *, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
+    """``[count]`` float64 noise levels from ``sigma_min`` up to ``sigma_max`` (Karras et al. 2022, Eq. 5)."""
+    ramp = torch.linspace(0, 1, count, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (low + ramp * (high - low)) ** rho
+
+
+class ConsistencySampler:
+    """Song et al. 2023, Algorithm 1: from ``sigmas[0]`` to an image, then noise and denoise at each further level.
+
+    Args:
+        function: the consistency function; its ``network`` gets the merged weights.
+        image_shape: ``[C, H, W]``.
+        sigmas: noise levels, decreasing, one a step; NFE is their number.
+        noise: where the noise comes from.
+    """
+
+    def __init__(
+        self,
+        function: ConsistencyFunction,
+        *,
+        image_shape: Sequence[int],
+        sigmas: Sequence[float],
+        noise: ImageNoise,
+    ) -> None:
+        if not sigmas or any(b >= a for a, b in zip(sigmas, sigmas[1:], strict=False)):
+            raise ObjectiveError(f"sigmas: expected at least one noise level, decreasing, got {list(sigmas)}")
+        if sigmas[-1] <= function.sigma_min:
+            raise ObjectiveError(f"sigmas: expected levels above {function.sigma_min}, got {sigmas[-1]}")
+        self.function = function.eval()
+        self.image_shape = tuple(image_shape)
+        self.sigmas = tuple(float(sigma) for sigma in sigmas)
+        self.noise = noise
+
+    @property
+    def nfe(self) -> int:
+        """Model calls per image."""
+        return len(self.sigmas)
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network."""
+        try:
+            self.function.network.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ObjectiveError(f"the trajectory's weights do not fit the network: {reason}") from error
+
+    def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
+        """``[stop - start, C, H, W]`` images in [-1, 1]."""
+        device = next(self.function.parameters()).device
+        images: Tensor | None = None
+        for draw, sigma in enumerate(self.sigmas):
+            z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw).to(device)
+            level = torch.full((stop - start,), sigma, device=device)
+            spread = sigma if images is None else (sigma**2 - self.function.sigma_min**2) ** 0.5
+            noisy = spread * z if images is None else images + spread * z
+            images = self.function(noisy, level)
+        assert images is not None  # there is at least one level
+        return images.clamp(-1, 1)
+
+    def describe(self) -> dict[str, object]:
+        """Settings that change the images."""
+        return {
+            "sampler": "consistency",
+            "sigmas": list(self.sigmas),
+            "sigma_data": self.function.sigma_data,
+            "sigma_min": self.function.sigma_min,
+            "image_shape": list(self.image_shape),
+            "noise_seed": self.noise.seed,
+        }

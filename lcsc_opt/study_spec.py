@@ -1,0 +1,255 @@
+"""A study file: YAML in, one frozen and validated specification out.
+
+Everything that is wrong is said at once, each with its path in the file, what was expected, and the nearest name
+where a key or a value looks misspelt. Nothing deeper in the library looks into the YAML again.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+import yaml
+
+from lcsc_opt.errors import StudySpecError
+
+DEFAULT_STORAGE = "sqlite:///studies.db"
+
+Settings = dict[str, Any]
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class FrozenModel(pydantic.BaseModel):
+    """A validated mapping: frozen, no unknown keys, no guessing of types."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+class ObjectiveSpec(FrozenModel):
+    """Which file builds the objective, and its settings, which that file checks."""
+
+    file: str
+    settings: Settings = {}
+
+
+class SpaceSpec(FrozenModel):
+    """Which coefficients are searched: ``affine``, ``convex`` or the ``principal`` directions, and from where.
+
+    ``origin`` is an EMA rate per training step; without it the middle one of the window's EMA rates is used.
+    """
+
+    kind: Literal["affine", "convex", "principal"] = "affine"
+    directions: Annotated[int, pydantic.Field(ge=1)] | None = None
+    origin: Annotated[float, pydantic.Field(ge=0, lt=1)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _directions_belong_to_principal(self) -> SpaceSpec:
+        if (self.kind == "principal") == (self.directions is None):
+            wanted = "the number of directions, as in {principal: 40}" if self.directions is None else "no directions"
+            raise ValueError(f"{self.kind}: expected {wanted}")
+        return self
+
+
+class OptimizerSpec(FrozenModel):
+    """A name of Nevergrad's registry, where ours are registered too, and its options."""
+
+    name: Name
+    options: Settings = {}
+
+
+class BudgetSpec(FrozenModel):
+    """A total over the study's whole life: so many evaluations, or so many images."""
+
+    evaluations: Annotated[int, pydantic.Field(ge=1)] | None = None
+    images: Annotated[int, pydantic.Field(ge=1)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_both(self) -> BudgetSpec:
+        if (self.evaluations is None) == (self.images is None):
+            raise ValueError("expected either evaluations or images")
+        return self
+
+    def reached(self, *, evaluations: int, images: int) -> bool:
+        """Whether this much was spent."""
+        if self.evaluations is not None:
+            return evaluations >= self.evaluations
+        return images >= (self.images or 0)
+
+    def __str__(self) -> str:
+        return f"{self.evaluations} evaluations" if self.evaluations else f"{self.images:,} images"
+
+
+class HeldOutSpec(FrozenModel):
+    """After the search: the ``top`` trials are scored on other noise, the best of them is reported on yet other noise."""
+
+    images: Annotated[int, pydantic.Field(ge=2)] = 10_000
+    top: Annotated[int, pydantic.Field(ge=1)] = 5
+
+
+class StudySpec(FrozenModel):
+    """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``."""
+
+    name: Name
+    objective: ObjectiveSpec
+    space: SpaceSpec = SpaceSpec()
+    optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(min_length=1)]
+    seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0)], ...], pydantic.Field(min_length=1)] = (0,)
+    budget: BudgetSpec
+    workers: Annotated[int, pydantic.Field(ge=1)] = 1
+    storage: str = DEFAULT_STORAGE
+    held_out: HeldOutSpec | None = None
+
+    @pydantic.field_validator("space", mode="before")
+    @classmethod
+    def _read_space(cls, value: Any) -> Any:
+        return _expand_space(value)
+
+    @pydantic.field_validator("optimizers", mode="before")
+    @classmethod
+    def _read_optimizers(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            return value
+        return tuple(_expand_optimizer(entry) for entry in value)
+
+    @pydantic.field_validator("seeds", mode="before")
+    @classmethod
+    def _read_seeds(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @pydantic.model_validator(mode="after")
+    def _no_study_twice(self) -> StudySpec:
+        names = [optimizer.name for optimizer in self.optimizers]
+        for values, what in ((names, "optimizers"), ([str(seed) for seed in self.seeds], "seeds")):
+            twice = sorted({value for value in values if values.count(value) > 1})
+            if twice:
+                raise ValueError(f"{what}: {', '.join(twice)} is given twice; each study needs a name of its own")
+        return self
+
+    def optimizer(self, name: str) -> OptimizerSpec:
+        """The entry of that name.
+
+        Raises:
+            StudySpecError: when the study file does not list it.
+        """
+        for optimizer in self.optimizers:
+            if optimizer.name == name:
+                return optimizer
+        known = [optimizer.name for optimizer in self.optimizers]
+        raise StudySpecError(f"optimizers: the study lists {', '.join(known)}, not {name!r}{near_miss(name, known)}")
+
+
+def _expand_space(value: Any) -> Any:
+    """``affine`` and ``{principal: 40}`` are short for ``{kind: …}``; ``{affine: {origin: 0.99}}`` is allowed too."""
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, Mapping) and len(value) == 1 and "kind" not in value:
+        ((kind, rest),) = value.items()
+        if isinstance(rest, Mapping):
+            return {"kind": kind, **rest}
+        return {"kind": kind, "directions": rest}
+    return value
+
+
+def _expand_optimizer(entry: Any) -> Any:
+    """``LCSC`` and ``LCSC: {mutation: 0.01}`` are the two ways to write an optimizer."""
+    if isinstance(entry, str):
+        return {"name": entry}
+    if isinstance(entry, Mapping) and len(entry) == 1 and "name" not in entry:
+        ((name, options),) = entry.items()
+        return {"name": name, "options": {} if options is None else options}
+    return entry
+
+
+def read_study_file(path: Path) -> StudySpec:
+    """Parse and validate one study file.
+
+    Raises:
+        StudySpecError: one line that names every wrong key with its path.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise StudySpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_study(content, source=str(path))
+
+
+def parse_study(content: Any, *, source: str) -> StudySpec:
+    """Validate what a study file contained; ``source`` begins the message of an error."""
+    return parse_settings(StudySpec, content, source=source)
+
+
+def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
+    """Validate a mapping as ``model``, turning every complaint into one line with the path of the key.
+
+    Raises:
+        StudySpecError: ``source: path: what was expected; path: …``.
+    """
+    if not isinstance(content, Mapping):
+        raise StudySpecError(f"{source}: expected a mapping of keys to values, got {_shown(content)}")
+    try:
+        return model.model_validate(dict(content))
+    except pydantic.ValidationError as error:
+        problems = [_problem(model, detail) for detail in error.errors()]
+        raise StudySpecError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from error
+
+
+def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
+    location = [part for part in detail["loc"] if not str(part).startswith("function-")]
+    path = _path(location)
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        return f"{path}: unknown key{near_miss(str(location[-1]), known)}; expected one of {', '.join(known)}"
+    if kind == "missing":
+        return f"{path}: missing"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "value_error":
+        return f"{path}: {message}" if path else message
+    guess = near_miss(str(detail["input"]), _choices(detail)) if kind == "literal_error" else ""
+    return f"{path}: expected {message}, got {_shown(detail['input'])}{guess}"
+
+
+def _choices(detail: Any) -> list[str]:
+    return [part.strip("' ") for part in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
+
+
+def _path(location: Sequence[str | int]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:
+    """The keys that a mapping at this place of the file may have."""
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            model = _model_in(model.model_fields[part].annotation) or model
+    return list(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return annotation
+    found = (_model_in(part) for part in getattr(annotation, "__args__", ()))
+    return next((part for part in found if part is not None), None)
+
+
+def near_miss(name: str, known: Sequence[str]) -> str:
+    """`` (did you mean 'x'?)``, or nothing when no known name is near."""
+    lowered = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,358 @@
+"""The Optuna study database: open it, write candidates and results, read them back.
+
+One Optuna study stands for one (study file, optimizer, seed) and is called ``digits/LCSC/0``. The number of a trial
+is the index of its ask. Everything is reachable with plain Optuna:
+
+=====================  =======================================================================================
+trial                  value (the loss), state, ``datetime_start``, ``datetime_complete``
+user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``reason`` of a failed trial;
+                       ``held_out``, ``selection`` of the trials that were scored on other noise
+study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps`` [K], ``held_out``, ``created_by``
+=====================  =======================================================================================
+
+A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
+before the optimizer is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import mimetypes
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import orm
+
+import lcsc_opt
+from lcsc_opt.errors import StudyMismatchError, StudyStoreError
+from lcsc_opt.records import Candidate, Evaluation
+
+ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
+BUSY_SECONDS = 60.0  # how long SQLite waits for another process's lock
+
+
+def open_storage(url: str, *, write: bool) -> RDBStorage:
+    """Open a study database.
+
+    Args:
+        url: of SQLAlchemy, such as ``sqlite:///studies.db``.
+        write: create it where it is not there yet, and take SQLite's write lock when a transaction begins, so
+            that two writers can never deadlock half-way; a reader never takes it.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    parsed = _parse_url(url)
+    file = _sqlite_file(parsed)
+    if file is not None:
+        _check_sqlite_file(file, write=write)
+    engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
+    if parsed.get_backend_name() == "sqlite":
+        engine_kwargs["connect_args"] = {"timeout": BUSY_SECONDS}
+    try:
+        with _quiet_optuna():
+            # braces are doubled since Optuna formats the URL
+            escaped = url.replace("{", "{{").replace("}", "}}")
+            storage = RDBStorage(escaped, engine_kwargs=engine_kwargs)
+    except ImportError as error:
+        raise StudyStoreError(f"{masked(url)}: no driver for it: pip install 'lcsc-opt[postgresql]'") from error
+    except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
+        raise StudyStoreError(f"{masked(url)}: {_first_line(error)}") from error
+    if write and parsed.get_backend_name() == "sqlite":
+        _begin_immediate(storage.engine)
+    return storage
+
+
+def _begin_immediate(engine: sa.Engine) -> None:
+    """Let SQLAlchemy, not the driver, begin transactions, and begin them with the write lock."""
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()  # connections made before the listeners were there
+
+
+def _parse_url(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise StudyStoreError(
+            f"storage: expected a database URL such as sqlite:///studies.db, got {masked(url)!r}"
+        ) from error
+
+
+def _sqlite_file(url: sa.URL) -> Path | None:
+    in_memory = url.database in (None, "", ":memory:")
+    return None if url.get_backend_name() != "sqlite" or in_memory else Path(str(url.database))
+
+
+def _check_sqlite_file(file: Path, *, write: bool) -> None:
+    if file.exists():
+        try:
+            with file.open("r+b" if write else "rb") as opened:
+                head = opened.read(16)
+        except OSError as error:
+            raise StudyStoreError(f"{file}: {error.strerror}; give another --storage") from error
+        if head and head != b"SQLite format 3\x00":
+            raise StudyStoreError(f"{file}: is not an SQLite database; give another --storage")
+    elif not write:
+        raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
+    elif not file.absolute().parent.is_dir():
+        raise StudyStoreError(f"{file}: the folder {file.absolute().parent} does not exist")
+
+
+def masked(url: str) -> str:
+    """The URL with its password hidden, fit for messages and logs."""
+    try:
+        return sa.make_url(url).render_as_string(hide_password=True)
+    except sa.exc.ArgumentError:
+        return "(an unreadable URL)"
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause, without SQL and links."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
+    return lines[0] if lines else type(cause).__name__
+
+
+@contextlib.contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+@contextlib.contextmanager
+def store_errors(storage: RDBStorage) -> Iterator[None]:
+    """Turn what a database raises into one line that says what to do."""
+    try:
+        yield
+    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise StudyStoreError(
+            f"{masked(storage.url)}: {_first_line(error)}; what was committed is safe, run the same command to continue"
+        ) from error
+
+
+def study_names(storage: RDBStorage) -> list[str]:
+    """The names of all studies, in the order in which they were created."""
+    with store_errors(storage):
+        return [str(study.study_name) for study in storage.get_all_studies()]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialKey:
+    """Which trial: its number in the study, and the database's own key."""
+
+    number: int
+    trial_id: int
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> TrialKey:
+        """The key of a trial that was read."""
+        return cls(trial.number, trial._trial_id)
+
+
+class StoredStudy:
+    """One study of the database: written by one runner, read by anybody.
+
+    Attributes:
+        storage: Optuna's.
+        name: ``experiment/optimizer/seed``.
+    """
+
+    def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
+        self.storage, self.name, self._study_id = storage, name, study_id
+
+    @classmethod
+    def open(cls, storage: RDBStorage, name: str) -> StoredStudy:
+        """Open an existing study.
+
+        Raises:
+            StudyStoreError: when it is not there, naming what is.
+        """
+        with store_errors(storage):
+            try:
+                return cls(storage, name, storage.get_study_id_from_name(name))
+            except KeyError as error:
+                known = ", ".join(study_names(storage)) or "none"
+                raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {known}") from error
+
+    @classmethod
+    def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
+        """Open a study, or create it with ``attributes``, all of which are then there or none.
+
+        Two processes may race for it: one of them creates it.
+        """
+        with store_errors(storage), _quiet_optuna():
+            try:
+                storage.get_study_id_from_name(name)
+            except KeyError:
+                with contextlib.suppress(optuna.exceptions.DuplicatedStudyError, sa.exc.IntegrityError):
+                    _create(storage, name, attributes)
+        return cls.open(storage, name)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The study's user attributes."""
+        with store_errors(self.storage):
+            return self.storage.get_study_user_attrs(self._study_id)
+
+    def set_attribute(self, name: str, value: Any) -> None:
+        """Write one user attribute of the study."""
+        with store_errors(self.storage):
+            self.storage.set_study_user_attr(self._study_id, name, value)
+
+    def require(self, attribute: str, expected: Any, *, part: str | None = None) -> None:
+        """Check that the study was made with these settings, in an attribute or one part of it.
+
+        Raises:
+            StudyMismatchError: naming every difference.
+        """
+        stored = self.attributes.get(attribute)
+        if part is not None and isinstance(stored, Mapping):
+            attribute, stored = f"{attribute}.{part}", stored.get(part)
+        differences = list(_differences(stored, json.loads(json.dumps(expected)), attribute))
+        if differences:
+            raise StudyMismatchError(
+                f"{self.name}: the stored study differs: {'; '.join(differences)}. "
+                "Give the study another name, or another --storage"
+            )
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials in the order of their numbers."""
+        with store_errors(self.storage):
+            trials = self.storage.get_all_trials(self._study_id, deepcopy=False)
+        return sorted(trials, key=lambda trial: trial.number)
+
+    def add_candidate(self, candidate: Candidate) -> TrialKey:
+        """Commit what will be evaluated, as a RUNNING trial with its exact coefficients."""
+        attributes = {"coefficients": candidate.coefficients.tolist()}
+        template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        with store_errors(self.storage), _quiet_optuna():
+            trial_id = self.storage.create_new_trial(self._study_id, template)
+            return TrialKey(self.storage.get_trial_number_from_id(trial_id), trial_id)
+
+    def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int) -> None:
+        """Commit a result: value, metrics, cost and the COMPLETE state, together."""
+        attributes = {
+            "metrics": dict(evaluation.metrics),
+            "cost": evaluation.cost.as_dict(),
+            "tell_index": tell_index,
+        }
+        self._close(trial, TrialState.COMPLETE, attributes, value=evaluation.loss)
+
+    def fail(self, trial: TrialKey, reason: str, *, seconds: float, tell_index: int) -> None:
+        """Commit a failure with its reason."""
+        attributes = {"reason": reason, "cost": {"seconds": seconds}, "tell_index": tell_index}
+        self._close(trial, TrialState.FAIL, attributes, value=None)
+
+    def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
+        """One transaction, through Optuna's own tables; its interface would need one for each attribute."""
+        with self._transaction() as session:
+            row = session.get(models.TrialModel, trial.trial_id, with_for_update=True)
+            if row is None or row.state != TrialState.RUNNING:
+                raise StudyStoreError(f"{self.name}: trial {trial.number} was finished by another process")
+            row.state = state
+            row.datetime_complete = datetime.datetime.now()
+            _replace_attributes(session, trial.trial_id, attributes)
+            if value is not None:
+                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+                session.add(models.TrialValueModel(trial_id=trial.trial_id, objective=0, value=stored, value_type=kind))
+
+    def annotate(self, trial: TrialKey, attributes: Mapping[str, Any]) -> None:
+        """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
+        with self._transaction() as session:
+            _replace_attributes(session, trial.trial_id, attributes)
+
+    def attach(self, trial: TrialKey, store: FileSystemArtifactStore, path: Path) -> None:
+        """Store a file as an Optuna artifact of a trial, in place of an earlier one of the same name.
+
+        Optuna's own ``upload_artifact`` refuses trials that have ended. The file is stored before it is named in the
+        database, and forgotten by the database before it is removed.
+        """
+        artifact_id = str(uuid.uuid4())
+        with path.open("rb") as content:
+            store.write(artifact_id, content)
+        mimetype, encoding = mimetypes.guess_type(path)
+        names = {"artifact_id": artifact_id, "filename": path.name}
+        described = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
+        row = {
+            "trial_id": trial.trial_id,
+            "key": f"{ARTIFACT_PREFIX}{artifact_id}",
+            "value_json": json.dumps(described),
+        }
+        with self._transaction() as session:
+            earlier = _artifacts_named(session, trial.trial_id, path.name)
+            for known in earlier:
+                session.delete(known)
+            session.add(models.TrialSystemAttributeModel(**row))
+            replaced = [known.key.removeprefix(ARTIFACT_PREFIX) for known in earlier]
+        for old in replaced:
+            with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
+                store.remove(old)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[orm.Session]:
+        with store_errors(self.storage), orm.Session(self.storage.engine) as session, session.begin():
+            yield session
+
+
+def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:
+    """One transaction: a study never exists without the specification that it was made from."""
+    created = {**attributes, "created_by": f"lcsc_opt {lcsc_opt.__version__}"}
+    direction = models.StudyDirectionModel(objective=0, direction=optuna.study.StudyDirection.MINIMIZE)
+    with orm.Session(storage.engine) as session, session.begin():
+        study = models.StudyModel(study_name=name, directions=[direction])
+        session.add(study)
+        session.flush()
+        for key, value in created.items():
+            row = {"study_id": study.study_id, "key": key, "value_json": json.dumps(value)}
+            session.add(models.StudyUserAttributeModel(**row))
+
+
+def _replace_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    model = models.TrialUserAttributeModel
+    session.execute(sa.delete(model).where(model.trial_id == trial_id, model.key.in_(list(attributes))))
+    for key, value in attributes.items():
+        session.add(model(trial_id=trial_id, key=key, value_json=json.dumps(value)))
+
+
+def _artifacts_named(session: orm.Session, trial_id: int, filename: str) -> list[Any]:
+    model = models.TrialSystemAttributeModel
+    chosen = sa.select(model).where(model.trial_id == trial_id, model.key.startswith(ARTIFACT_PREFIX))
+    return [row for row in session.scalars(chosen) if json.loads(str(row.value_json)).get("filename") == filename]
+
+
+def _differences(stored: Any, expected: Any, path: str) -> Iterable[str]:
+    if isinstance(stored, Mapping) and isinstance(expected, Mapping):
+        for key in sorted({*stored, *expected}):
+            yield from _differences(stored.get(key), expected.get(key), f"{path}.{key}")
+    elif stored != expected:
+        yield f"{path} was {_short(stored)}, is now {_short(expected)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

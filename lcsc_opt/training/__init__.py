@@ -1,0 +1,1 @@
+"""Small recipes that train real models and leave real trajectories behind."""

@@ -1,0 +1,220 @@
+"""Where each tensor of a checkpoint lies inside one row of the packed store."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import TrajectoryError
+
+ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load
+MOST_SCALARS = 2**48  # of one tensor
+MERGED = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+COPIED = {
+    "bool": torch.bool,
+    "uint8": torch.uint8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "uint16": torch.uint16,
+    "int32": torch.int32,
+    "uint32": torch.uint32,
+    "int64": torch.int64,
+    "uint64": torch.uint64,
+    "complex32": torch.complex32,
+    "complex64": torch.complex64,
+    "complex128": torch.complex128,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "float8_e5m2": torch.float8_e5m2,
+    "float8_e5m2fnuz": torch.float8_e5m2fnuz,
+}
+DTYPES = MERGED | COPIED
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+UNMERGEABLE = tuple(name for name in COPIED if name.startswith(("complex", "float8")))
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of every checkpoint: its shape, its dtype by name, and its first byte inside a row."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch knows it."""
+        return DTYPES[self.dtype]
+
+    @property
+    def merged(self) -> bool:
+        """Whether it takes part in a linear combination; other tensors are copied whole."""
+        return self.dtype in MERGED
+
+    @property
+    def numel(self) -> int:
+        """How many scalars it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes in a row."""
+        return self.numel * self.torch_dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.nbytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The specs in the order of their bytes, and the length of a row, a multiple of 64 bytes."""
+
+    tensors: tuple[TensorSpec, ...]
+    row_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Neighbouring tensors of one dtype, without a gap between them: ``[start, stop)`` bytes of a row."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def start(self) -> int:
+        """Its first byte inside a row."""
+        return self.tensors[0].offset
+
+    @property
+    def stop(self) -> int:
+        """The first byte behind it."""
+        return self.tensors[-1].end
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of all its tensors."""
+        return self.tensors[0].torch_dtype
+
+
+def plan(tensors: Mapping[str, Tensor]) -> Layout:
+    """Lay out the rows for checkpoints like this one.
+
+    Raises:
+        TrajectoryError: no tensor at all, or one whose kind or dtype cannot be stored.
+    """
+    if not tensors:
+        raise TrajectoryError("The checkpoint holds no tensor: pass the state dict of the model.")
+    described = [(name, tuple(tensor.shape), _dtype_name(name, tensor)) for name, tensor in tensors.items()]
+    return arrange(described)
+
+
+def arrange(described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
+    """Give ``(name, shape, dtype)`` their places: regions by dtype, each aligned, names sorted inside."""
+    specs: list[TensorSpec] = []
+    end = 0
+    ordered = sorted(described, key=lambda item: (_region(item[2]), item[0]))
+    for _, region in itertools.groupby(ordered, key=lambda item: _region(item[2])):
+        end = _aligned(end)
+        for name, shape, dtype in region:
+            specs.append(TensorSpec(name, shape, dtype, end))
+            end = specs[-1].end
+    return Layout(tuple(specs), max(_aligned(end), ALIGNMENT))
+
+
+def segments(layout: Layout, varying: frozenset[str]) -> tuple[Segment, ...]:
+    """The longest runs of tensors that take part in a merge: of a merged dtype, and not constant."""
+    runs = itertools.groupby(layout.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
+    groups = [tuple(specs) for (dtype, varies), specs in runs if varies and dtype in MERGED]
+    return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
+
+
+def row_chunks(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, memoryview]]:
+    """The bytes of one row from its first to its last; padding comes with ``None`` for its tensor.
+
+    One tensor at a time is brought to the CPU and made contiguous.
+    """
+    end = 0
+    for spec in layout.tensors:
+        if spec.offset > end:
+            yield None, memoryview(bytes(spec.offset - end))
+        yield spec, memoryview(as_bytes(tensors[spec.name]).numpy().data)
+        end = spec.end
+    if layout.row_bytes > end:
+        yield None, memoryview(bytes(layout.row_bytes - end))
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """``tensor`` as ``[n]`` uint8 on the CPU; shares its memory where that is possible."""
+    plain = tensor.detach().to("cpu").resolve_conj().resolve_neg()
+    return plain.contiguous().reshape(-1).view(torch.uint8)
+
+
+def from_bytes(row: Tensor, spec: TensorSpec) -> Tensor:
+    """A new tensor with the bytes that ``spec`` has in ``row``, ``[row_bytes]`` uint8."""
+    tensor = empty(spec)
+    tensor.reshape(-1).view(torch.uint8).copy_(row[spec.offset : spec.end])
+    return tensor
+
+
+def empty(spec: TensorSpec) -> Tensor:
+    """An uninitialized CPU tensor of this shape and dtype."""
+    return torch.empty(spec.shape, dtype=spec.torch_dtype, device="cpu")
+
+
+def check_same(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
+    """Compare a later checkpoint with the first one, by name.
+
+    Raises:
+        TrajectoryError: naming the first tensor that is missing, unexpected, or of another shape or dtype.
+    """
+    expected = {spec.name: spec for spec in layout.tensors}
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise TrajectoryError(f"Tensor {name!r} is missing; the first checkpoint has it. {_SAME_MODEL}")
+        if name not in expected:
+            raise TrajectoryError(f"Tensor {name!r} is unexpected; the first checkpoint lacks it. {_SAME_MODEL}")
+        _check_like(expected[name], tensors[name])
+
+
+_SAME_MODEL = "A trajectory holds checkpoints of one model."
+
+
+def _check_like(spec: TensorSpec, tensor: Tensor) -> None:
+    shape, dtype = tuple(tensor.shape), _dtype_name(spec.name, tensor)
+    if shape != spec.shape:
+        raise TrajectoryError(
+            f"Tensor {spec.name!r} has shape {list(shape)}; "
+            f"in the first checkpoint it is {list(spec.shape)}. {_SAME_MODEL}"
+        )
+    if dtype != spec.dtype:
+        raise TrajectoryError(
+            f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
+        )
+
+
+def _dtype_name(name: str, tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise TrajectoryError(f"Tensor {name!r} is sparse, quantized or without data: save it as a plain one.")
+    if tensor.dtype not in NAMES:
+        raise TrajectoryError(f"Tensor {name!r} is {tensor.dtype}, which cannot be stored: save it as float32.")
+    return NAMES[tensor.dtype]
+
+
+def _region(dtype: str) -> int:
+    return list(MERGED).index(dtype) if dtype in MERGED else len(MERGED)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,163 @@
+"""``manifest.json``: what the rows of ``weights.bin`` are. Read with suspicion, written atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pydantic
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.layout import (
+    ALIGNMENT,
+    DTYPES,
+    MOST_SCALARS,
+    Layout,
+    TensorSpec,
+    arrange,
+)
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+PENDING = "manifest.json.tmp"
+
+Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
+Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
+
+
+class _Model(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class SavedCheckpoint(_Model):
+    """One checkpoint: its training step, its row, where it came from, and the SHA-256 of the row."""
+
+    step: Whole
+    slot: Whole
+    source: str
+    sha256: Sha256
+
+
+class Manifest(_Model):
+    """The whole manifest, validated: offsets are the ones that :func:`arrange` gives, slots are distinct.
+
+    Attributes:
+        digests: tensor name → SHA-256 of its bytes in the first checkpoint that was ever written.
+        varying: the names of tensors that were not bit-identical in all checkpoints written so far.
+        checkpoints: in the order of their steps, which strictly increase.
+    """
+
+    format: Literal[1] = 1
+    row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
+    tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
+    varying: tuple[str, ...] = ()
+    digests: dict[str, Sha256]
+    checkpoints: tuple[SavedCheckpoint, ...] = ()
+    metadata: dict[str, str] = {}
+
+    @property
+    def layout(self) -> Layout:
+        """Where the tensors lie in a row."""
+        return Layout(self.tensors, self.row_bytes)
+
+    @property
+    def slots(self) -> int:
+        """How many rows ``weights.bin`` has to have."""
+        return 1 + max((saved.slot for saved in self.checkpoints), default=-1)
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Manifest:
+        _check_tensors(self.tensors)
+        if arrange((spec.name, spec.shape, spec.dtype) for spec in self.tensors) != self.layout:
+            raise ValueError("tensors are not where their shapes and dtypes put them")
+        names = {spec.name for spec in self.tensors}
+        if set(self.digests) != names or not set(self.varying) <= names:
+            raise ValueError("'digests' or 'varying' name other tensors than 'tensors'")
+        _check_checkpoints(self.checkpoints)
+        return self
+
+
+def _check_tensors(tensors: tuple[TensorSpec, ...]) -> None:
+    if len({spec.name for spec in tensors}) < len(tensors):
+        raise ValueError("a tensor is listed twice")
+    for spec in tensors:
+        if spec.dtype not in DTYPES:
+            raise ValueError(f"tensor {spec.name!r} has an unknown dtype {spec.dtype!r}")
+        if min(spec.shape, default=0) < 0 or math.prod(max(size, 1) for size in spec.shape) > MOST_SCALARS:
+            raise ValueError(f"tensor {spec.name!r} has an impossible shape")
+
+
+def _check_checkpoints(checkpoints: tuple[SavedCheckpoint, ...]) -> None:
+    if len({saved.slot for saved in checkpoints}) < len(checkpoints):
+        raise ValueError("two checkpoints share a slot")
+    if any(later.step <= earlier.step for earlier, later in itertools.pairwise(checkpoints)):
+        raise ValueError("steps do not increase")
+
+
+def load_manifest(path: Path) -> Manifest:
+    """Read and validate the manifest of the trajectory at ``path``.
+
+    Raises:
+        TrajectoryError: it is not there, cannot be read, or says something impossible.
+    """
+    try:
+        text = (path / MANIFEST).read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    try:
+        return Manifest.model_validate_json(text)
+    except (pydantic.ValidationError, RecursionError) as error:
+        raise TrajectoryError(f"{path / MANIFEST} is broken ({_reason(error)}): pack again.") from error
+
+
+def unreadable(path: Path, error: OSError) -> TrajectoryError:
+    """What to tell a user whose trajectory at ``path`` has no manifest that can be read."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return TrajectoryError(f"Cannot read {path / MANIFEST}: {error.strerror}.")
+    if not path.exists():
+        return TrajectoryError(f"There is no trajectory at {path}: make one with `lcsc trajectory pack`.")
+    if (path / WEIGHTS).exists():
+        return TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
+    return TrajectoryError(f"{path} is not a trajectory, {MANIFEST} is missing: pack the checkpoints first.")
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, pydantic.ValidationError):
+        return "nested too deeply"
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
+
+
+def save_manifest(path: Path, manifest: Manifest) -> None:
+    """Replace the manifest at ``path`` so that a reader sees the old one or the new one, also after a crash.
+
+    Raises:
+        OSError: the disk refused; the old manifest is then still there, or the new one is complete.
+    """
+    with (path / PENDING).open("wb") as file:
+        file.write(manifest.model_dump_json(indent=1).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    (path / PENDING).replace(path / MANIFEST)
+    sync_folder(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside ``path`` survive a power cut, where the system can do that for folders."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def first_manifest(layout: Layout, digests: Mapping[str, str], metadata: Mapping[str, str]) -> Manifest:
+    """The manifest of a trajectory whose first checkpoint has just been hashed; it lists none yet."""
+    return Manifest(row_bytes=layout.row_bytes, tensors=layout.tensors, digests=dict(digests), metadata=dict(metadata))

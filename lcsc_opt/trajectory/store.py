@@ -1,0 +1,283 @@
+"""The packed trajectory on disk: K checkpoints in one memory-mapped file, merged without loading them.
+
+A trajectory is a folder with ``weights.bin``, one checkpoint a row, and ``manifest.json``, which says what
+the rows are. Tensors keep their own dtype, so a one-hot combination is that checkpoint bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.progress import progress
+from lcsc_opt.trajectory import merging
+from lcsc_opt.trajectory.layout import Segment, TensorSpec, empty, from_bytes, segments
+from lcsc_opt.trajectory.manifest import MANIFEST, WEIGHTS, Manifest, load_manifest, unreadable
+
+StateDict = dict[str, Tensor]
+
+
+class Trajectory:
+    """K checkpoints of one training run, opened for reading with :meth:`open`.
+
+    Only the pages that are read take memory, and the system takes them back when it needs to. One object
+    may be used by several threads; to another process it travels as its path.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int]) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._stamp = stamp
+        self._slots = [saved.slot for saved in manifest.checkpoints]
+        self._map = _map(path / WEIGHTS, manifest.slots * manifest.row_bytes)
+        self._rows = _as_tensor(self._map).view(manifest.slots, manifest.row_bytes)
+        self._segments = segments(manifest.layout, frozenset(manifest.varying))
+
+    @classmethod
+    def open(cls, path: str | Path) -> Trajectory:
+        """Map the trajectory at ``path``.
+
+        Raises:
+            TrajectoryError: there is none, its manifest is broken, it holds no checkpoint, or it is
+                truncated.
+        """
+        path = Path(path)
+        stamp = _stamp(path)  # before reading: a change in between is then noticed
+        manifest = load_manifest(path)
+        if not manifest.checkpoints:
+            raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
+        return cls(path, manifest, stamp)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Trajectory.open, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __repr__(self) -> str:
+        return f"<Trajectory {str(self.path)!r}: {len(self)} checkpoints of {self.parameters} parameters>"
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The training step of each checkpoint, ``[K]``, strictly increasing."""
+        return tuple(saved.step for saved in self._manifest.checkpoints)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where each checkpoint came from, ``[K]``; empty text for those that a training loop wrote."""
+        return tuple(saved.source for saved in self._manifest.checkpoints)
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The tensors of every checkpoint, in the order of their bytes."""
+        return self._manifest.tensors
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the tensors, in the order of :attr:`tensors`."""
+        return tuple(spec.name for spec in self.tensors)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that occur, by name, each once."""
+        return tuple(dict.fromkeys(spec.dtype for spec in self.tensors))
+
+    @property
+    def varying(self) -> frozenset[str]:
+        """The names of the tensors that are not the same in all checkpoints."""
+        return frozenset(self._manifest.varying)
+
+    @property
+    def parameters(self) -> int:
+        """P: how many scalars of a checkpoint are floating-point numbers that a merge combines."""
+        return sum(spec.numel for spec in self.tensors if spec.merged)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the K checkpoints take on disk."""
+        return len(self) * self._manifest.row_bytes
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the writer noted, name → text."""
+        return MappingProxyType(self._manifest.metadata)
+
+    @property
+    def sha256(self) -> str:
+        """The identity of the trajectory: names, shapes, dtypes, steps and the bytes of all rows."""
+        tensors = [(spec.name, spec.shape, spec.dtype) for spec in self.tensors]
+        rows = [(saved.step, saved.sha256) for saved in self._manifest.checkpoints]
+        return hashlib.sha256(json.dumps([tensors, rows]).encode()).hexdigest()
+
+    @torch.inference_mode(mode=False)
+    def checkpoint(self, index: int) -> StateDict:
+        """A copy of checkpoint ``index`` (0 … K−1, or from the end when negative), bit for bit.
+
+        Raises:
+            TrajectoryError: there is no such checkpoint, or it has been overwritten since opening.
+        """
+        if not -len(self) <= index < len(self):
+            raise TrajectoryError(f"There is no checkpoint {index}: {self.path} holds {len(self)}.")
+        self._check_unchanged()
+        saved = self._copy(index, self.tensors)
+        self._check_unchanged()
+        return saved
+
+    def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
+        """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.
+
+        The tensors are new, contiguous, on the CPU and in their stored dtypes. float64 is accumulated in
+        float64, every other dtype in float32 and rounded once. Tensors that are the same in all checkpoints
+        are copied. Integers and bools come from the checkpoint with the largest coefficient, the first of
+        those that tie. A single coefficient of exactly 1 gives that checkpoint bit for bit.
+
+        Raises:
+            CoefficientsError: not ``[K]``, not finite, or a sum that is off by more than 1e-9.
+            TrajectoryError: a checkpoint was overwritten since opening.
+        """
+        [merged] = self._merge(merging.check_coefficients(coefficients, len(self), axes=1))
+        return merged
+
+    def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
+        """The combinations for ``coefficients`` ``[B, K]`` in one read of the trajectory; else as
+        :meth:`merge`.
+
+        Equal to B calls of :meth:`merge` up to the rounding of the accumulation, whose order depends on B.
+        """
+        return self._merge(merging.check_coefficients(coefficients, len(self), axes=2))
+
+    def gram(self) -> npt.NDArray[np.float64]:
+        """Inner products of the checkpoints after their mean is subtracted: ``[K, K]`` float64.
+
+        For directions d, e with sum zero, ``d @ gram @ e`` is the inner product of the changes they make to
+        the weights.
+        """
+        total = np.zeros((len(self), len(self)))
+        for block in self._float64_blocks():
+            centered = block - block.mean(dim=0)
+            total += (centered @ centered.t()).numpy()
+        return total
+
+    def difference_norms(self) -> npt.NDArray[np.float64]:
+        """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
+        squares = np.zeros(len(self) - 1)
+        for block in self._float64_blocks():
+            squares += block.diff(dim=0).square().sum(dim=1).numpy()
+        return np.sqrt(squares)
+
+    def verify(self) -> None:
+        """Hash every row again.
+
+        Raises:
+            TrajectoryError: naming the first step whose bytes are not the ones that were written.
+        """
+        size = self._manifest.row_bytes
+        with progress("verify", len(self)) as advance, memoryview(self._map) as content:
+            for saved in self._manifest.checkpoints:
+                row = content[saved.slot * size : (saved.slot + 1) * size]
+                if hashlib.sha256(row).hexdigest() != saved.sha256:
+                    raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
+                advance()
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def _merge(self, rows: npt.NDArray[np.float64]) -> list[StateDict]:
+        self._check_unchanged()
+        merged: list[StateDict] = [{} for _ in rows]
+        combined: list[int] = []
+        for candidate, row in enumerate(rows):
+            alone = merging.only_one(row)
+            if alone is None:
+                combined.append(candidate)
+            else:
+                merged[candidate] = self._copy(alone, self.tensors)
+        if combined:
+            for candidate, result in zip(combined, self._combine(rows[combined]), strict=True):
+                merged[candidate] = result
+        self._check_unchanged()
+        return merged
+
+    def _combine(self, rows: npt.NDArray[np.float64]) -> list[StateDict]:
+        merged = [self._prepare(row) for row in rows]
+        by_slot = torch.zeros(len(rows), self._manifest.slots, dtype=torch.float64, device="cpu")
+        by_slot[:, self._slots] = torch.from_numpy(rows)
+        runs = merging.choose_runs(rows, self._slots)
+        with torch.autocast("cpu", enabled=False), merging.full_precision():
+            for segment in self._segments:
+                outputs = [[result[spec.name].view(-1) for spec in segment.tensors] for result in merged]
+                region = merging.view_columns(self._rows, segment)
+                merging.merge_segment(region, by_slot, runs, merging.scatter(segment, outputs))
+        return merged
+
+    def _prepare(self, row: npt.NDArray[np.float64]) -> StateDict:
+        """Room for what is combined, and copies of what is not."""
+        combined = {spec.name for segment in self._segments for spec in segment.tensors}
+        copied = tuple(spec for spec in self.tensors if spec.name not in combined)
+        copies = self._copy(int(row.argmax()), copied)
+        return {spec.name: copies[spec.name] if spec.name in copies else empty(spec) for spec in self.tensors}
+
+    def _copy(self, index: int, specs: tuple[TensorSpec, ...]) -> StateDict:
+        row = self._rows[self._slots[index]]
+        return {spec.name: from_bytes(row, spec) for spec in specs}
+
+    def _float64_blocks(self) -> Iterator[Tensor]:
+        """All varying columns, ``[K, n]`` float64 in the order of the steps, a block at a time."""
+        self._check_unchanged()
+        for segment in self._segments:
+            yield from self._segment_blocks(segment)
+        self._check_unchanged()
+
+    def _segment_blocks(self, segment: Segment) -> Iterator[Tensor]:
+        region = merging.view_columns(self._rows, segment)
+        order = torch.tensor(self._slots, device="cpu")
+        for start, stop in merging.blocks(region.shape[1], len(self), torch.float64.itemsize):
+            yield region[:, start:stop].index_select(0, order).to(torch.float64)
+
+    def _check_unchanged(self) -> None:
+        """A writer may have appended since opening; it must not have overwritten a row that is used here."""
+        stamp = _stamp(self.path)
+        if stamp == self._stamp:
+            return
+        now = load_manifest(self.path)
+        kept = now.layout == self._manifest.layout and set(self._manifest.checkpoints) <= set(now.checkpoints)
+        if not kept:
+            raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
+        self._stamp = stamp
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Tells one version of the manifest from the next; every write makes a new file."""
+    try:
+        status = (path / MANIFEST).stat()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _map(path: Path, size: int) -> mmap.mmap:
+    """Map the first ``size`` bytes read-only; a private map is refused when larger than the memory."""
+    try:
+        with path.open("rb") as file:
+            there = file.seek(0, 2)
+            if there < size:
+                raise TrajectoryError(f"{path} is truncated: {there} bytes of {size}. Copy it or pack again.")
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, OverflowError) as error:
+        raise TrajectoryError(f"Cannot map {path}: {error}.") from error
+
+
+def _as_tensor(mapped: mmap.mmap) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
+        return torch.frombuffer(mapped, dtype=torch.uint8)

@@ -1,0 +1,106 @@
+"""Images through an extractor."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics import FeatureExtractor, extract
+
+
+class Doubled:
+    """Two features an image: twice its first two pixels."""
+
+    name = "doubled-0"
+    dimension = 2
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, images):
+        self.batches.append(len(images))
+        return 2 * images.flatten(1)[:, :2]
+
+
+def images_of(count):
+    return torch.linspace(-1, 1, count * 4).reshape(count, 1, 2, 2)
+
+
+def test_extractor_is_a_protocol():
+    assert isinstance(Doubled(), FeatureExtractor)
+    assert not isinstance(torch.nn.Identity(), FeatureExtractor)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10, 100])
+def test_features_do_not_depend_on_the_batch_size(batch_size):
+    extractor, images = Doubled(), images_of(10)
+    features = extract(extractor, images, batch_size=batch_size)
+    assert features.dtype == np.float64
+    np.testing.assert_array_equal(features, 2 * images.flatten(1)[:, :2].numpy())
+    assert max(extractor.batches) == min(batch_size, 10)
+
+
+def test_parts_of_any_size_are_taken_in_order():
+    images = images_of(10)
+    parts = (part for part in images.split([4, 0, 5, 1]))
+    np.testing.assert_array_equal(extract(Doubled(), parts, batch_size=3), extract(Doubled(), images))
+
+
+def test_no_graph_is_kept_but_a_call_of_its_own_keeps_one():
+    images = images_of(4).requires_grad_()
+    seen = []
+    extractor = Doubled()
+    extractor_call = extractor.__call__
+
+    class Watched(Doubled):
+        def __call__(self, batch):
+            seen.append(torch.is_inference_mode_enabled())
+            return extractor_call(batch)
+
+    extract(Watched(), images)
+    assert seen == [True]
+    assert extractor(images).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(3, 4), r"expected \[N, C, H, W\]"),
+        (torch.zeros(0, 1, 2, 2), "there are none"),
+        ([], "none"),
+    ],
+)
+def test_what_is_no_images_is_refused(images, message):
+    with pytest.raises(MetricError, match=message):
+        extract(Doubled(), images)
+
+
+def test_batch_size_below_one_is_refused():
+    with pytest.raises(MetricError, match="batch_size"):
+        extract(Doubled(), images_of(2), batch_size=0)
+
+
+def test_features_that_are_not_finite_are_refused():
+    with pytest.raises(MetricError, match="doubled-0: features are not finite"):
+        extract(Doubled(), torch.full((2, 1, 2, 2), torch.nan))
+
+
+def test_features_of_another_shape_than_promised_are_refused():
+    extractor = Doubled()
+    extractor.dimension = 3
+    with pytest.raises(MetricError, match=r"shape \[2, 2\], expected \[2, 3\]"):
+        extract(extractor, images_of(2))
+
+
+def test_importing_the_package_imports_neither_torch_fidelity_nor_sklearn():
+    code = (
+        "import sys, lcsc_opt.metrics as m;"
+        "assert all(hasattr(m, name) for name in m.__all__);"
+        "heavy = {'torch_fidelity', 'torchvision', 'sklearn', 'scipy'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,236 @@
+"""The Fréchet distance: properties, and agreement with scipy and torch-fidelity."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics import FrechetReference, frechet_distance
+from lcsc_opt.torchvision_import import prepare_torchvision
+
+seeds = st.integers(0, 2**32 - 1)
+dimensions = st.integers(1, 12)
+
+
+def correlated_features(count, dimension, seed):
+    """Features with standard deviations from 1 to 0.05 in a random basis, away from the origin."""
+    generator = np.random.default_rng(seed)
+    mixing = np.geomspace(1, 0.05, dimension)[:, None] * random_rotation(dimension, seed)
+    return generator.standard_normal((count, dimension)) @ mixing + generator.standard_normal(dimension)
+
+
+def moments(features):
+    return features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def random_moments(dimension, seed, count=None):
+    return moments(correlated_features(count or 4 * dimension + 2, dimension, seed))
+
+
+def random_rotation(dimension, seed):
+    return np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0]
+
+
+def torch_fidelity_distance(features_1, features_2):
+    prepare_torchvision()
+    from torch_fidelity import metric_fid
+
+    statistics = [
+        metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (features_1, features_2)
+    ]
+    return metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
+
+
+def scipy_distance(features_1, features_2):
+    """The formula of pytorch-fid."""
+    from scipy import linalg
+
+    (mean_1, cov_1), (mean_2, cov_2) = moments(features_1), moments(features_2)
+    root = linalg.sqrtm(cov_1 @ cov_2).real
+    return np.square(mean_1 - mean_2).sum() + np.trace(cov_1) + np.trace(cov_2) - 2 * np.trace(root)
+
+
+def nuclear_norm_distance(features_1, features_2):
+    """Through singular values of the centred features themselves: no root of a rounded eigenvalue anywhere.
+
+    With Σᵢ = Xᵢᵀ Xᵢ, tr (Σ₁ Σ₂)^½ is the sum of the singular values of X₁ X₂ᵀ.
+    """
+    x_1, x_2 = (
+        (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
+        for features in (features_1, features_2)
+    )
+    shift = np.square(features_1.mean(axis=0) - features_2.mean(axis=0)).sum()
+    between = np.linalg.svd(x_1 @ x_2.T, compute_uv=False).sum()
+    return shift + np.square(x_1).sum() + np.square(x_2).sum() - 2 * between
+
+
+@settings(deadline=None)
+@given(dimensions, seeds)
+def test_distance_to_itself_is_zero(dimension, seed):
+    mean, cov = random_moments(dimension, seed)
+    assert frechet_distance(mean, cov, mean, cov) <= 1e-10 * np.trace(cov)
+
+
+@settings(deadline=None)
+@given(dimensions, seeds, seeds)
+def test_distance_is_symmetric_and_not_negative(dimension, seed_1, seed_2):
+    first, second = random_moments(dimension, seed_1), random_moments(dimension, seed_2)
+    there, back = frechet_distance(*first, *second), frechet_distance(*second, *first)
+    assert there >= 0
+    assert there == pytest.approx(back, rel=1e-8, abs=1e-8)
+
+
+@settings(deadline=None)
+@given(dimensions, seeds)
+def test_distance_does_not_change_when_both_sets_are_rotated(dimension, seed):
+    (mean_1, cov_1), (mean_2, cov_2) = random_moments(dimension, seed), random_moments(dimension, seed + 1)
+    turn = random_rotation(dimension, seed)
+    before = frechet_distance(mean_1, cov_1, mean_2, cov_2)
+    after = frechet_distance(turn @ mean_1, turn @ cov_1 @ turn.T, turn @ mean_2, turn @ cov_2 @ turn.T)
+    assert after == pytest.approx(before, rel=1e-8, abs=1e-8)
+
+
+@settings(deadline=None)
+@given(dimensions, seeds)
+def test_shift_of_the_mean_adds_its_squared_length(dimension, seed):
+    mean, cov = random_moments(dimension, seed)
+    shift = np.random.default_rng(seed).standard_normal(dimension)
+    assert frechet_distance(mean, cov, mean + shift, cov) == pytest.approx(shift @ shift, rel=1e-7, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(dimensions, seeds)
+def test_covariances_that_commute_have_the_distance_of_their_roots(dimension, seed):
+    generator = np.random.default_rng(seed)
+    turn, mean = random_rotation(dimension, seed), np.zeros(dimension)
+    first, second = generator.uniform(0.1, 3, (2, dimension))
+    distance = frechet_distance(mean, (turn * first) @ turn.T, mean, (turn * second) @ turn.T)
+    assert distance == pytest.approx(np.square(np.sqrt(first) - np.sqrt(second)).sum(), rel=1e-8, abs=1e-10)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 12), seeds, st.data())
+def test_gram_route_equals_covariance_route(dimension, seed, data):
+    count = data.draw(st.integers(2, dimension - 1)) if dimension > 2 else 2
+    features = correlated_features(count, dimension, seed)
+    reference = FrechetReference(*random_moments(dimension, seed + 1))
+    expected = reference.distance(*moments(features))
+    assert reference.distance_from_features(features) == pytest.approx(expected, rel=1e-7, abs=1e-7)
+
+
+@pytest.mark.parametrize("count", [30, 64, 65, 500])
+def test_features_give_the_distance_of_their_mean_and_covariance(count):
+    reference = FrechetReference(*random_moments(64, 0))
+    features = correlated_features(count, 64, 1)
+    expected = reference.distance(*moments(features))
+    assert reference.distance_from_features(features) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dimension", [1, 3, 64, 200])
+def test_full_rank_agrees_with_scipy_and_torch_fidelity(dimension):
+    ours, theirs = correlated_features(700, dimension, 1), correlated_features(900, dimension, 2)
+    distance = FrechetReference(*moments(theirs)).distance_from_features(ours)
+    assert distance == pytest.approx(scipy_distance(ours, theirs), rel=1e-6)
+    if dimension > 1:  # torch-fidelity's np.cov of one feature is no matrix
+        assert distance == pytest.approx(torch_fidelity_distance(ours, theirs), rel=1e-6)
+
+
+def test_fewer_images_than_features_agree_with_torch_fidelity():
+    ours, theirs = correlated_features(100, 256, 1), correlated_features(2000, 256, 2)
+    distance = FrechetReference(*moments(theirs)).distance_from_features(ours)
+    assert distance == pytest.approx(torch_fidelity_distance(ours, theirs), rel=1e-6)
+
+
+@pytest.mark.parametrize(("ours_count", "theirs_count"), [(100, 2000), (2000, 100), (100, 80)])
+def test_rank_deficient_covariances_are_as_exact_as_full_ones(ours_count, theirs_count):
+    ours, theirs = correlated_features(ours_count, 256, 1), correlated_features(theirs_count, 256, 2)
+    expected = nuclear_norm_distance(ours, theirs)
+    reference = FrechetReference(*moments(theirs))
+    assert reference.distance_from_features(ours) == pytest.approx(expected, rel=1e-9)
+    assert reference.distance(*moments(ours)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_image_repeated_has_the_trace_of_the_reference():
+    mean, cov = random_moments(8, 0)
+    features = np.repeat(mean[None], 5, axis=0)
+    reference = FrechetReference(mean, cov)
+    assert reference.distance_from_features(features) == pytest.approx(np.trace(cov))
+    assert reference.distance(mean, np.zeros((8, 8))) == pytest.approx(np.trace(cov))
+    assert frechet_distance(mean, np.zeros((8, 8)), mean, cov) == pytest.approx(np.trace(cov))
+
+
+def test_reference_is_factored_once(monkeypatch):
+    calls = []
+    cholesky = np.linalg.cholesky
+    reference = FrechetReference(*random_moments(8, 0))
+    features = correlated_features(50, 8, 1)
+    monkeypatch.setattr(np.linalg, "cholesky", lambda matrix: calls.append(1) or cholesky(matrix))
+    assert reference.distance_from_features(features) == reference.distance_from_features(features)
+    assert len(calls) == 1
+
+
+def test_float32_covariances_are_accepted():
+    (mean_1, cov_1), (mean_2, cov_2) = random_moments(64, 0, count=40), random_moments(64, 1)
+    exact = frechet_distance(mean_1, cov_1, mean_2, cov_2)
+    rounded = frechet_distance(*(array.astype(np.float32) for array in (mean_1, cov_1, mean_2, cov_2)))
+    assert rounded == pytest.approx(exact, rel=1e-3)
+
+
+def test_arguments_are_left_as_they_are():
+    mean, cov = random_moments(4, 0)
+    copies = mean.copy(), cov.copy()
+    FrechetReference(mean, cov).distance(mean, cov)
+    np.testing.assert_array_equal(mean, copies[0])
+    np.testing.assert_array_equal(cov, copies[1])
+
+
+GOOD_MEAN, GOOD_COV = np.zeros(3), np.eye(3)
+ASYMMETRIC = np.array([[1.0, 0.5, 0], [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("mean", "cov", "message"),
+    [
+        (np.zeros((3, 1)), GOOD_COV, r"expected a vector \[D\]"),
+        (np.zeros(0), np.zeros((0, 0)), "at least 1"),
+        (np.array([0, np.nan, 0]), GOOD_COV, "NaN or infinity"),
+        (GOOD_MEAN, np.full((3, 3), np.inf), "NaN or infinity"),
+        (GOOD_MEAN, np.eye(2), r"expected the shape \[3, 3\]"),
+        (GOOD_MEAN, np.ones(3), r"expected the shape \[3, 3\]"),
+        (GOOD_MEAN, ASYMMETRIC, "not symmetric"),
+        (GOOD_MEAN, np.diag([1.0, 1.0, -0.1]), "negative eigenvalues"),
+        (GOOD_MEAN, np.ones((3, 3)) - np.eye(3), "negative eigenvalues"),
+        (GOOD_MEAN, GOOD_COV.astype(complex), "real numbers"),
+        (["a", "b", "c"], GOOD_COV, "real numbers"),
+        ([[1.0], [1.0, 2.0]], GOOD_COV, "array of numbers"),
+    ],
+)
+@pytest.mark.parametrize("place", ["first", "second"])
+def test_what_is_no_mean_or_covariance_is_refused(mean, cov, message, place):
+    bad, good = (mean, cov), (GOOD_MEAN, GOOD_COV)
+    arguments = (*bad, *good) if place == "first" else (*good, *bad)
+    expected = message if place == "first" or np.ndim(GOOD_MEAN) != 1 else f"{message}|the reference has 3"
+    with pytest.raises(MetricError, match=expected):
+        frechet_distance(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((5, 4)), "4 features, but the reference has 3"),
+        (np.zeros((1, 3)), "at least 2 images"),
+        (np.zeros((0, 3)), "at least 1"),
+        (np.zeros(3), r"expected \[N, D\]"),
+        (np.full((5, 3), np.nan), "NaN or infinity"),
+    ],
+)
+def test_bad_features_are_refused(features, message):
+    with pytest.raises(MetricError, match=message):
+        FrechetReference(GOOD_MEAN, GOOD_COV).distance_from_features(features)
+
+
+def test_another_dimension_than_the_reference_is_refused():
+    with pytest.raises(MetricError, match="2 features, but the reference has 3"):
+        FrechetReference(GOOD_MEAN, GOOD_COV).distance(np.zeros(2), np.eye(2))

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in (ROOT / "lcsc_opt").rglob("*.py")
+    if "_shipped" not in path.parts
+)
+LIGHT = ["lcsc_opt.cli", "lcsc_opt.catalog", "lcsc_opt.study_store", "lcsc_opt.analysis.comparison"]
+HEAVY = ["torch", "torchvision", "diffusers", "sklearn", "matplotlib.pyplot", "nevergrad"]
+
+IMPORT_ONE = """
+import importlib, json, sys
+importlib.import_module(sys.argv[1])
+print(json.dumps(sorted(sys.modules)))
+"""
+
+# Third-party packages stay imported between two modules, or this would take minutes; ours are all forgotten.
+IMPORT_EACH = """
+import importlib, json, sys, traceback
+failures = {}
+for name in sys.argv[1:]:
+    for known in [known for known in sys.modules if known.partition(".")[0] == "lcsc_opt"]:
+        del sys.modules[known]
+    try:
+        importlib.import_module(name)
+    except BaseException:
+        failures[name] = traceback.format_exc()
+print(json.dumps(failures))
+"""
+
+
+def run_python(code: str, *arguments: str):
+    """What the code printed, as JSON, in an interpreter of its own where every warning is an error."""
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_the_command_line_starts_with_imports_nothing_heavy(module):
+    assert set(run_python(IMPORT_ONE, module)).isdisjoint(HEAVY)
+
+
+def test_every_module_imports_on_its_own():
+    assert len(MODULES) > 20
+    assert run_python(IMPORT_EACH, *MODULES) == {}
+
+
+def test_imports_go_downwards_only():
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from trajectory_examples import make_trajectory
+
+from lcsc_opt.trajectory import Trajectory
+
+
+@pytest.fixture
+def trajectory(tmp_path: Path) -> Trajectory:
+    return make_trajectory(tmp_path / "run.trajectory")

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from trajectory_examples import same_bits, state_dict
+
+from lcsc_opt.errors import CheckpointError
+from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
+from lcsc_opt.trajectory.formats import GUESSED_KEYS, read_metadata, strip_wrappers
+
+WEIGHTS = state_dict(1)
+OTHER = state_dict(2)
+
+
+def saved(path, content, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(content, path, **options)
+    else:
+        torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".ckpt", ".bin"])
+def test_bare_state_dict_comes_back_bit_for_bit(tmp_path, suffix):
+    checkpoint = read_checkpoint(saved(tmp_path / f"model{suffix}", WEIGHTS))
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+    assert checkpoint.key == ""
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_files_of_old_torch_are_read(tmp_path):
+    path = saved(tmp_path / "old.pt", WEIGHTS, _use_new_zipfile_serialization=False)
+    assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
+
+
+@pytest.mark.parametrize("key", GUESSED_KEYS)
+def test_usual_keys_are_found(tmp_path, key):
+    content = {"epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, key: WEIGHTS}
+    checkpoint = read_checkpoint(saved(tmp_path / "m.pt", content))
+    assert checkpoint.key == key
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+
+
+def test_running_averages_come_before_raw_weights(tmp_path):
+    path = saved(tmp_path / "m.pt", {"model": OTHER, "ema": WEIGHTS})
+    assert read_checkpoint(path).key == "ema"
+    assert same_bits(read_checkpoint(path, key="model").tensors, OTHER)
+
+
+def test_nested_keys_are_found_and_followed(tmp_path):
+    path = saved(
+        tmp_path / "m.pt", {"ema": {"decay": 0.9, "model": WEIGHTS}, "deep": {"er": {"still": OTHER}}}
+    )
+    assert read_checkpoint(path).key == "ema.model"
+    assert same_bits(read_checkpoint(path, key="deep.er.still").tensors, OTHER)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_removed(prefix):
+    wrapped = {prefix + name: tensor for name, tensor in WEIGHTS.items()}
+    assert same_bits(strip_wrappers(wrapped), WEIGHTS)
+
+
+def test_prefix_that_only_some_names_carry_is_kept():
+    names = {"module.a": torch.ones(1), "n_averaged": torch.ones(1)}
+    assert strip_wrappers(names).keys() == names.keys()
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"])
+def test_diffusers_folder(tmp_path, name):
+    root = tmp_path / "checkpoint-500"
+    file = saved(root / "unet" / name, WEIGHTS)
+    saved(root / "unet_ema" / name, OTHER)
+    for path in (root, root / "unet", file):
+        assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
+        assert checkpoint_step(path) == 500
+    assert read_checkpoint(root).key == "unet"
+    ema = read_checkpoint(root, key="unet_ema")
+    assert same_bits(ema.tensors, OTHER)
+    assert ema.key == "unet_ema"
+
+
+def test_lora_folder(tmp_path):
+    saved(tmp_path / "checkpoint-2" / "pytorch_lora_weights.safetensors", WEIGHTS)
+    checkpoint = read_checkpoint(tmp_path / "checkpoint-2")
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+    assert same_bits(read_checkpoint(tmp_path / "checkpoint-2", key=checkpoint.key).tensors, WEIGHTS)
+
+
+class Attack:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_malicious_pickle_is_refused_and_does_nothing(tmp_path, new):
+    marker = tmp_path / "owned"
+    path = saved(
+        tmp_path / "m.pt", {"w": torch.ones(2), "x": Attack(marker)}, _use_new_zipfile_serialization=new
+    )
+    with pytest.raises(CheckpointError, match=r"m\.pt.*would run code") as caught:
+        read_checkpoint(path)
+    assert not marker.exists()
+    assert "\n" not in str(caught.value)
+    pickle.loads(pickle.dumps(Attack(marker)))
+    assert marker.exists()  # the attack is a real one
+
+
+def truncated(path):
+    saved(path, WEIGHTS)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def zipped(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "no weights")
+
+
+BAD_FILES = {
+    "truncated.safetensors": truncated,
+    "truncated.pt": truncated,
+    "empty.pt": lambda path: path.touch(),
+    "empty.safetensors": lambda path: path.touch(),
+    "text.pt": lambda path: path.write_text("These are not weights.\n" * 40),
+    "text.safetensors": lambda path: path.write_text("These are not weights.\n" * 40),
+    "huge_header.safetensors": lambda path: path.write_bytes(b"\xff" * 64),
+    "zip.pt": zipped,
+    "notes.txt": lambda path: path.write_text("x"),
+    "folder": lambda path: path.mkdir(),
+    "missing.pt": lambda path: None,
+    "missing.safetensors": lambda path: None,
+    "list.pt": lambda path: saved(path, [torch.ones(1)]),
+    "tensor.pt": lambda path: saved(path, torch.ones(1)),
+    "no_tensor.pt": lambda path: saved(path, {"epoch": 3}),
+    "nothing.pt": lambda path: saved(path, {}),
+    "nested_number.pt": lambda path: saved(path, {"model": {"w": torch.ones(1), "epoch": 3}}),
+    "numbered.pt": lambda path: saved(path, {0: torch.ones(1)}),
+    "class.pt": lambda path: saved(
+        path, {"w": torch.ones(1), "c": collections.Counter(), "d": torch.nn.Linear(1, 1)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_one_typed_line_with_its_name(tmp_path, name):
+    BAD_FILES[name](tmp_path / name)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / name)
+    assert name in str(caught.value)
+    assert ":" in str(caught.value).split(name)[-1]  # what to do
+    assert "\n" not in str(caught.value)
+
+
+def test_nested_number_is_named(tmp_path):
+    path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1), "epoch": 3}})
+    with pytest.raises(CheckpointError, match=r"'model\.epoch' is a int"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("key", ["modle", "model.w", "model.w.x", "epoch"])
+def test_key_that_is_not_there(tmp_path, key):
+    path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1)}, "epoch": 1})
+    with pytest.raises(CheckpointError, match=r"m\.pt"):
+        read_checkpoint(path, key=key)
+
+
+def test_key_makes_no_sense_for_safetensors(tmp_path):
+    with pytest.raises(CheckpointError, match="leave out --key"):
+        read_checkpoint(saved(tmp_path / "m.safetensors", WEIGHTS), key="ema")
+
+
+def test_subfolder_that_is_not_there(tmp_path):
+    saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", WEIGHTS)
+    with pytest.raises(CheckpointError, match="'unet_ema'"):
+        read_checkpoint(tmp_path, key="unet_ema")
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("model012345.pt", 12345),
+        ("ema_0.9999_010000.pt", 10000),
+        ("step=1000-loss=0.25.ckpt", 1000),
+        ("epoch=3-step=2000.ckpt", 2000),
+        ("model_100_fp16.safetensors", 100),
+        ("checkpoint-70", 70),
+        ("checkpoint-70/unet", 70),
+        ("checkpoint-70/unet/diffusion_pytorch_model.fp16.safetensors", 70),
+        ("run7/model_0040.bin", 40),
+    ],
+)
+def test_step_in_the_name(name, step):
+    assert checkpoint_step(name) == step
+
+
+def test_step_in_the_metadata_comes_first(tmp_path):
+    path = saved(tmp_path / "lora-000004.safetensors", WEIGHTS, metadata={"ss_steps": "800"})
+    assert checkpoint_step(path, read_metadata(path)) == 800
+    assert checkpoint_step(path, {"step": "9", "ss_steps": "800"}) == 9
+    assert checkpoint_step(path, {"step": "unknown"}) == 4
+    assert read_checkpoint(path).metadata["ss_steps"] == "800"
+
+
+@pytest.mark.parametrize("name", ["model.pt", "run7/final.pt", "unet/diffusion_pytorch_model.safetensors"])
+def test_no_step_asks_for_steps(name):
+    with pytest.raises(CheckpointError, match="--steps"):
+        checkpoint_step(name)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, MERGED, arrange, check_same, plan, row_chunks
+
+described = st.dictionaries(
+    st.text(min_size=1, max_size=4),
+    st.tuples(st.lists(st.integers(0, 9), max_size=3).map(tuple), st.sampled_from(sorted(DTYPES))),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(described)
+def test_tensors_never_overlap_and_regions_are_aligned(tensors):
+    layout = arrange((name, shape, dtype) for name, (shape, dtype) in tensors.items())
+    end, previous = 0, None
+    for spec in layout.tensors:
+        assert spec.offset >= end
+        region = spec.dtype if spec.dtype in MERGED else "copied"
+        if region != previous:
+            assert spec.offset % ALIGNMENT == 0
+        elif spec.merged:
+            assert spec.offset == end  # a region is one matrix, so nothing lies between its tensors
+        end, previous = spec.end, region
+    assert layout.row_bytes % ALIGNMENT == 0
+    assert layout.row_bytes >= max(end, ALIGNMENT)
+
+
+@given(described, st.randoms())
+def test_layout_does_not_depend_on_the_order_of_the_state_dict(tensors, random):
+    items = [(name, shape, dtype) for name, (shape, dtype) in tensors.items()]
+    shuffled = random.sample(items, len(items))
+    assert arrange(items) == arrange(shuffled)
+
+
+def test_row_chunks_fill_the_row_exactly():
+    tensors = {"a": torch.ones(3), "b": torch.ones(5, dtype=torch.float64), "c": torch.tensor(True)}
+    layout = plan(tensors)
+    assert sum(len(chunk) for _, chunk in row_chunks(layout, tensors)) == layout.row_bytes
+
+
+def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
+    tensors = {"z": torch.tensor([1 + 2j, 3 - 1j]).conj(), "t": torch.arange(6.0).view(2, 3).t()}
+    chunks = {spec.name: chunk for spec, chunk in row_chunks(plan(tensors), tensors) if spec}
+    assert torch.frombuffer(chunks["z"], dtype=torch.complex64).tolist() == [1 - 2j, 3 + 1j]
+    assert torch.frombuffer(chunks["t"], dtype=torch.float32).tolist() == [0, 3, 1, 4, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({}, "'w' is missing"),
+        ({"w": torch.ones(2), "x": torch.ones(1)}, "'x' is unexpected"),
+        ({"w": torch.ones(3)}, r"\[3\].*\[2\]"),
+        ({"w": torch.ones(2).double()}, "float64.*float32"),
+    ],
+)
+def test_first_difference_is_named(other, message):
+    with pytest.raises(TrajectoryError, match=message):
+        check_same(plan({"w": torch.ones(2)}), other)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(2).to_sparse(), torch.ones(2, device="meta")],
+    ids=["sparse", "meta"],
+)
+def test_tensors_that_cannot_be_stored_are_refused(tensor):
+    with pytest.raises(TrajectoryError, match="'w' is sparse"):
+        plan({"w": tensor})
+
+
+def test_nothing_to_store_is_refused():
+    with pytest.raises(TrajectoryError, match="no tensor"):
+        plan({})

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
+
+from lcsc_opt.errors import CoefficientsError, TrajectoryError
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merging
+
+K = len(STEPS)
+shared_fixture = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
+free = hnp.arrays(np.float64, K - 1, elements=st.floats(-3, 3, width=32))
+
+
+def summing_to_one(values):
+    return np.append(values, 1.0 - values.sum())
+
+
+def exact(coefficients, name):
+    """The combination in float64, by a plain loop over state dicts."""
+    return sum(a * state_dict(step)[name].double() for a, step in zip(coefficients, STEPS, strict=True))
+
+
+@pytest.mark.parametrize("index", range(K))
+def test_one_hot_gives_back_the_checkpoint_bit_for_bit(trajectory, index):
+    assert same_bits(trajectory.merge(np.eye(K)[index]), state_dict(STEPS[index]))
+    assert same_bits(trajectory.checkpoint(index), state_dict(STEPS[index]))
+
+
+@shared_fixture
+@given(free)
+def test_merge_is_the_linear_combination(trajectory, values):
+    coefficients = summing_to_one(values)
+    merged = trajectory.merge(coefficients)
+    scale = np.abs(coefficients).sum() * 4
+    for name, unit in {"weight": 2e-7, "scale": 2e-7, "double": 1e-15, "bfloat": 4e-3, "half": 5e-4}.items():
+        torch.testing.assert_close(
+            merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale
+        )
+
+
+def test_half_precision_is_rounded_once(trajectory):
+    coefficients = summing_to_one(np.array([1.7, -0.9, 0.3, 2.1]))
+    merged = trajectory.merge(coefficients)
+    for name in ("bfloat", "half"):
+        assert torch.equal(merged[name], exact(coefficients, name).to(merged[name].dtype))
+
+
+@shared_fixture
+@given(free, free, st.floats(-2, 2, width=32))
+def test_merging_is_linear(trajectory, left, right, share):
+    a, b = summing_to_one(left), summing_to_one(right)
+    merged_a, merged_b, both = (trajectory.merge(c)["double"] for c in (a, b, share * a + (1 - share) * b))
+    torch.testing.assert_close(both, share * merged_a + (1 - share) * merged_b, rtol=1e-11, atol=1e-11)
+
+
+@shared_fixture
+@given(
+    hnp.arrays(np.float64, st.tuples(st.integers(0, 11), st.just(K - 1)), elements=st.floats(-2, 2, width=32))
+)
+def test_merge_many_equals_merge(trajectory, values):
+    rows = np.concatenate([values, 1.0 - values.sum(axis=1, keepdims=True)], axis=1)
+    merged = trajectory.merge_many(rows)
+    assert len(merged) == len(rows)
+    for many, row in zip(merged, rows, strict=True):
+        one = trajectory.merge(row)
+        assert many.keys() == one.keys()
+        for name in one:
+            unit = 1e-2 if one[name].dtype in (torch.bfloat16, torch.float16) else 1e-5
+            torch.testing.assert_close(many[name], one[name], rtol=unit, atol=unit)
+
+
+def test_one_hot_rows_among_others_stay_exact(trajectory):
+    rows = np.stack([np.full(K, 1 / K), np.eye(K)[3], np.full(K, 1 / K)])
+    merged = trajectory.merge_many(rows)
+    assert same_bits(merged[1], state_dict(STEPS[3]))
+    assert same_bits(merged[0], merged[2])
+    assert not same_bits(merged[0], merged[1])
+
+
+@pytest.mark.parametrize("candidates", [1, merging.MANY_CANDIDATES, merging.FULL_TILE + 1])
+def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch, candidates):
+    rows = np.random.default_rng(0).normal(size=(candidates, K))
+    rows /= rows.sum(axis=1, keepdims=True)
+    whole = trajectory.merge_many(rows)
+    monkeypatch.setattr(merging, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
+    for left, right in zip(whole, trajectory.merge_many(rows), strict=True):
+        for name in left:
+            torch.testing.assert_close(left[name], right[name], rtol=2e-2, atol=1e-4)
+            assert left[name].dtype == right[name].dtype
+
+
+def test_constant_tensors_are_copied_exactly(trajectory):
+    merged = trajectory.merge(summing_to_one(np.array([3.3, -7.1, 0.2, 0.9])))
+    assert bits(merged["constant"]) == bits(state_dict(0)["constant"])
+    assert trajectory.varying.isdisjoint({"constant", "flags", "nothing"})
+    assert {"weight", "batches"} <= trajectory.varying
+
+
+def test_integers_come_from_the_largest_coefficient_and_the_first_of_ties(trajectory):
+    assert trajectory.merge([-3.0, 0.5, 2.5, 0.5, 0.5])["batches"].item() == STEPS[2]
+    assert trajectory.merge([0.1, 0.4, 0.1, 0.4, 0.0])["index"].tolist() == [200, 201, 202]
+
+
+def test_checkpoints_without_weight_are_not_read(trajectory):
+    size = trajectory.nbytes // K
+    with (trajectory.path / "weights.bin").open("r+b") as file:
+        file.seek(2 * size)
+        file.write(b"\xff" * size)  # NaN in every dtype
+    merged = trajectory.merge([0.5, 0.5, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(merged["double"], exact([0.5, 0.5, 0, 0, 0], "double"))
+
+
+def test_results_belong_to_the_caller(trajectory):
+    first = trajectory.merge(np.full(K, 1 / K))
+    for tensor in (*first.values(), *trajectory.checkpoint(0).values()):
+        assert tensor.is_contiguous()
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensor.zero_()
+    assert same_bits(trajectory.checkpoint(0), state_dict(STEPS[0]))
+    trajectory.verify()
+
+
+def test_merge_does_not_depend_on_what_training_set_globally(trajectory):
+    rows = np.random.default_rng(1).dirichlet(np.ones(K), size=16)
+    expected = trajectory.merge_many(rows)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            merged = Trajectory.open(trajectory.path).merge_many(rows)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_device(None)
+        torch.set_float32_matmul_precision(precision)
+    assert all(same_bits(left, right) for left, right in zip(expected, merged, strict=True))
+    assert not any(tensor.is_inference() for tensor in merged[0].values())
+
+
+def test_float32_is_multiplied_in_float32_whatever_training_asked_for(trajectory, monkeypatch):
+    seen = []
+
+    def merge_segment(*arguments):
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return plain(*arguments)
+
+    plain = merging.merge_segment
+    monkeypatch.setattr(merging, "merge_segment", merge_segment)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        trajectory.merge(np.full(K, 1 / K))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert set(seen) == {"ieee"}
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "message"),
+    [
+        ([0.5, 0.5], r"shape \[2\]; expected \[5\]"),
+        (np.eye(K), r"shape \[5, 5\]"),
+        ([0.2, 0.2, 0.2, 0.2, float("nan")], "finite"),
+        ([1, 1, 1, 1, float("-inf")], "finite"),
+        ([0.2, 0.2, 0.2, 0.2, 0.2 + 2e-9], "off by 2e-09"),
+        (["a"] * K, "not numbers"),
+        ([[1.0], [1.0, 2.0]], "not numbers"),
+    ],
+)
+def test_bad_coefficients_are_refused(trajectory, coefficients, message):
+    with pytest.raises(CoefficientsError, match=message):
+        trajectory.merge(coefficients)
+
+
+def test_merge_many_wants_two_axes(trajectory):
+    with pytest.raises(CoefficientsError, match=r"expected \[B, 5\]"):
+        trajectory.merge_many(np.eye(K)[0])
+
+
+def test_tensors_are_taken_as_coefficients(trajectory):
+    assert same_bits(trajectory.merge(torch.eye(K)[2]), state_dict(STEPS[2]))
+
+
+def test_description(trajectory):
+    assert trajectory.steps == STEPS
+    assert len(trajectory) == K
+    floating = [tensor for tensor in state_dict(0).values() if tensor.is_floating_point()]
+    assert trajectory.parameters == sum(tensor.numel() for tensor in floating)
+    assert set(trajectory.names) == set(state_dict(0))
+    assert trajectory.dtypes[:4] == ("float64", "float32", "bfloat16", "float16")
+    assert trajectory.nbytes == (trajectory.path / "weights.bin").stat().st_size
+
+
+def test_sha256_follows_the_content_and_not_the_place(trajectory, tmp_path):
+    assert make_trajectory(tmp_path / "again").sha256 == trajectory.sha256
+    assert make_trajectory(tmp_path / "shorter", STEPS[:-1]).sha256 != trajectory.sha256
+
+
+def test_verify_names_the_first_damaged_step(trajectory):
+    trajectory.verify()
+    with (trajectory.path / "weights.bin").open("r+b") as file:
+        file.seek(3 * trajectory.nbytes // K + 5)
+        file.write(b"!")
+    with pytest.raises(TrajectoryError, match="step 400"):
+        trajectory.verify()
+
+
+def test_truncated_weights_are_refused(trajectory):
+    with (trajectory.path / "weights.bin").open("r+b") as file:
+        file.truncate(trajectory.nbytes - 1)
+    with pytest.raises(TrajectoryError, match="truncated"):
+        Trajectory.open(trajectory.path)
+
+
+@pytest.mark.parametrize("block", [1, merging.BLOCK_BYTES])
+def test_gram_and_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
+    monkeypatch.setattr(merging, "BLOCK_BYTES", block)
+    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
+    names = [spec.name for spec in trajectory.tensors if spec.merged]
+    rows = np.stack(
+        [torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS]
+    )
+    centered = rows - rows.mean(axis=0)
+    np.testing.assert_allclose(trajectory.gram(), centered @ centered.T, rtol=1e-12, atol=1e-12)
+    expected = np.linalg.norm(np.diff(rows, axis=0), axis=1)
+    np.testing.assert_allclose(trajectory.difference_norms(), expected, rtol=1e-12)
+
+
+def test_checkpoint_that_is_not_there(trajectory):
+    assert same_bits(trajectory.checkpoint(-1), state_dict(STEPS[-1]))
+    for index in (K, -K - 1):
+        with pytest.raises(TrajectoryError, match="holds 5"):
+            trajectory.checkpoint(index)
+
+
+def test_appending_leaves_an_open_trajectory_usable(trajectory):
+    with TrajectoryWriter(trajectory.path) as writer:
+        writer.append(600, state_dict(600))
+    assert same_bits(trajectory.merge(np.eye(K)[1]), state_dict(STEPS[1]))
+    assert Trajectory.open(trajectory.path).steps == (*STEPS, 600)
+
+
+def test_overwritten_checkpoints_are_noticed(trajectory):
+    with TrajectoryWriter(trajectory.path, window=K) as writer:
+        writer.append(600, state_dict(600))
+    with pytest.raises(TrajectoryError, match="open it again"):
+        trajectory.merge(np.full(K, 1 / K))
+    with pytest.raises(TrajectoryError, match="open it again"):
+        trajectory.gram()
+
+
+def test_slots_are_not_the_order_of_steps(tmp_path):
+    with TrajectoryWriter(tmp_path / "ring", window=3) as writer:
+        for step in range(1, 10):
+            writer.append(step, state_dict(step))
+    trajectory = Trajectory.open(tmp_path / "ring")
+    assert len(merging.choose_runs(np.ones((1, 3)), trajectory._slots)) > 1
+    assert trajectory.steps == (7, 8, 9)
+    expected = 2.0 * state_dict(7)["double"] - 0.5 * state_dict(8)["double"] - 0.5 * state_dict(9)["double"]
+    for merged in (trajectory.merge([2.0, -0.5, -0.5]), *trajectory.merge_many([[2.0, -0.5, -0.5]] * 9)):
+        torch.testing.assert_close(merged["double"], expected)
+    gaps = [torch.dist(state_dict(a)["double"], state_dict(a + 1)["double"]) for a in (7, 8)]
+    assert (trajectory.difference_norms() >= torch.stack(gaps).numpy()).all()
+
+
+def test_a_trajectory_travels_as_its_path(trajectory):
+    copy = pickle.loads(pickle.dumps(trajectory))
+    assert copy.sha256 == trajectory.sha256
+    assert same_bits(copy.checkpoint(2), trajectory.checkpoint(2))
+
+
+def test_threads_may_share_a_trajectory(trajectory):
+    rows = np.random.default_rng(2).dirichlet(np.ones(K), size=24)
+    expected = [trajectory.merge(row) for row in rows]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(same_bits, expected, pool.map(trajectory.merge, rows)))
+
+
+PEAK = """
+import sys, threading, numpy as np
+from lcsc_opt.trajectory import Trajectory
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+trajectory = Trajectory.open(sys.argv[1])
+trajectory.merge(np.eye(len(trajectory))[0])
+start, peak, done = anonymous(), [0], threading.Event()
+def watch():
+    while not done.wait(0.0005):
+        peak[0] = max(peak[0], anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+merged = trajectory.merge(np.full(len(trajectory), 1 / len(trajectory)))
+done.set(); watcher.join()
+print(max(peak[0], anonymous()) - start)
+"""
+
+
+def peak_growth(path) -> int:
+    answer = subprocess.run(
+        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
+    )
+    return int(answer.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_merging_needs_its_output_and_one_block(tmp_path):
+    checkpoint = {"w": torch.zeros(2_000_000), "h": torch.zeros(4_000_000, dtype=torch.float16)}
+    with TrajectoryWriter(tmp_path / "large") as writer:
+        for step in range(24):
+            checkpoint["w"][step], checkpoint["h"][step] = 1.0, 1.0
+            writer.append(step, checkpoint)
+    assert peak_growth(tmp_path / "large") < 16_000_000 + 2 * merging.BLOCK_BYTES < 24 * 16_000_000 / 4

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+
+def append(path, *steps, **options):
+    with TrajectoryWriter(path, **options) as writer:
+        return [writer.append(step, state_dict(step)) for step in steps]
+
+
+def assert_whole(path, steps):
+    """The trajectory holds exactly these checkpoints, each as it was given."""
+    trajectory = Trajectory.open(path)
+    assert trajectory.steps == tuple(steps)
+    trajectory.verify()
+    for index, step in enumerate(steps):
+        assert same_bits(trajectory.checkpoint(index), state_dict(step))
+
+
+def test_only_multiples_of_every_are_saved(tmp_path):
+    assert append(tmp_path / "t", 0, 5, 10, 15, every=10) == [True, False, True, False]
+    assert_whole(tmp_path / "t", [0, 10])
+
+
+def test_module_on_the_go(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in (1, 2):
+            model(torch.randn(4, 3, generator=torch.Generator().manual_seed(step)))
+            assert writer.append(step, model)
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(-1), model.state_dict())
+
+
+def test_wrapped_module_is_saved_under_its_own_names(tmp_path):
+    wrapped = nn.DataParallel(nn.Linear(2, 1))
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, wrapped)
+    assert set(Trajectory.open(tmp_path / "t").names) == {"weight", "bias"}
+
+
+def test_tied_strided_and_differentiable_tensors(tmp_path):
+    weight = torch.arange(12.0).view(3, 4).requires_grad_()
+    weights = {
+        "a": weight,
+        "tied": weight,
+        "transposed": weight.t(),
+        "part": weight[:, 1],
+        "wide": weight[:1].expand(5, 4),
+    }
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, weights)
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), weights)
+
+
+def test_window_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
+    path = tmp_path / "t"
+    with TrajectoryWriter(path, window=3) as writer:
+        for step in range(1, 12):
+            writer.append(step, state_dict(step))
+            assert_whole(path, range(max(1, step - 2), step + 1))
+            assert writer.steps == tuple(range(max(1, step - 2), step + 1))
+    row = Trajectory.open(path).nbytes // 3
+    assert (path / "weights.bin").stat().st_size == 4 * row
+
+
+def test_window_may_shrink_when_continued(tmp_path):
+    append(tmp_path / "t", 1, 2, 3, 4)
+    append(tmp_path / "t", 5, window=2)
+    assert_whole(tmp_path / "t", [4, 5])
+
+
+def test_tensor_that_varied_once_stays_varying(tmp_path):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step, value in enumerate([1.0, 2.0, 1.0]):
+            writer.append(step, {"w": torch.tensor(value), "c": torch.tensor(3.0)})
+    trajectory = Trajectory.open(tmp_path / "t")
+    assert trajectory.varying == {"w"}
+    assert trajectory.merge([1.0, -1.0, 1.0])["w"].item() == 0.0
+
+
+def test_writer_continues_and_keeps_metadata(tmp_path):
+    append(tmp_path / "t", 1, 2, metadata={"run": "a", "note": "x"})
+    append(tmp_path / "t", 3, metadata={"note": "y"})
+    assert_whole(tmp_path / "t", [1, 2, 3])
+    assert dict(Trajectory.open(tmp_path / "t").metadata) == {"run": "a", "note": "y"}
+
+
+def test_resumed_training_may_come_by_a_second_time(tmp_path):
+    assert append(tmp_path / "t", 1, 2, 3) == [True] * 3
+    assert append(tmp_path / "t", 2, 3, 4) == [False, False, True]
+    assert_whole(tmp_path / "t", [1, 2, 3, 4])
+
+
+def test_other_weights_at_a_saved_step_are_refused(tmp_path):
+    append(tmp_path / "t", 1, 2)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        with pytest.raises(TrajectoryError, match="Step 2 is saved already, with other weights"):
+            writer.append(2, state_dict(7))
+        with pytest.raises(TrajectoryError, match="Step 0 comes after step 2"):
+            writer.append(0, state_dict(0))
+    assert_whole(tmp_path / "t", [1, 2])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["weight", "bfloat", "half", "double", "scale"])
+def test_non_finite_weights_are_refused(tmp_path, name, value):
+    append(tmp_path / "t", 1)
+    broken = state_dict(2)
+    broken[name].view(-1)[-1] = value
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        with pytest.raises(TrajectoryError, match=f"'{name}' at step 2"):
+            writer.append(2, broken)
+        assert writer.append(3, state_dict(3))
+    assert_whole(tmp_path / "t", [1, 3])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_what_cannot_be_merged_may_be_kept_but_not_change(tmp_path, dtype):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in (1, 2):
+            writer.append(step, {"w": torch.tensor(float(step)), "frequencies": torch.ones(2).to(dtype)})
+        with pytest.raises(TrajectoryError, match=r"'frequencies' is .* and changes"):
+            writer.append(3, {"w": torch.tensor(3.0), "frequencies": torch.zeros(2).to(dtype)})
+    assert Trajectory.open(tmp_path / "t").merge([0.5, 0.5])["frequencies"].to(torch.complex64).tolist() == [
+        1,
+        1,
+    ]
+
+
+def test_another_model_is_refused(tmp_path):
+    append(tmp_path / "t", 1)
+    other = state_dict(2) | {"bias": torch.ones(4)}
+    with (
+        TrajectoryWriter(tmp_path / "t") as writer,
+        pytest.raises(TrajectoryError, match=r"'bias'.*\[4\].*\[3\]"),
+    ):
+        writer.append(2, other)
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "3", None, 2**63])
+def test_steps_are_whole_numbers(tmp_path, step):
+    with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=r"[Ss]tep"):
+        writer.append(step, state_dict(1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"every": 0}, {"window": 0}, {"every": 1.5}, {"metadata": {"a": 1}}], ids=str
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
+    with pytest.raises(TrajectoryError):
+        TrajectoryWriter(tmp_path / "t", **options)
+    assert not (tmp_path / "t").exists()
+
+
+def test_entries_that_are_not_tensors_are_refused(tmp_path):
+    with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match="'epoch' is int"):
+        writer.append(1, {"w": torch.ones(1), "epoch": 3})
+
+
+def test_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(TrajectoryError, match=r"holds 'thesis.tex'"):
+        TrajectoryWriter(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_place_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TrajectoryError, match="Cannot write to"):
+        TrajectoryWriter(tmp_path / "file" / "t")
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(TrajectoryError, match="Permission denied"):
+        TrajectoryWriter(tmp_path / "t")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_second_writer_is_kept_out_until_the_first_closes(tmp_path):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, state_dict(1))
+        with pytest.raises(TrajectoryError, match="rank 0"):
+            TrajectoryWriter(tmp_path / "t")
+    append(tmp_path / "t", 2)
+    with pytest.raises(TrajectoryError, match="is closed"):
+        writer.append(3, state_dict(3))
+
+
+def test_broken_manifest_does_not_leave_the_lock_behind(tmp_path):
+    append(tmp_path / "t", 1)
+    good = (tmp_path / "t" / "manifest.json").read_bytes()
+    (tmp_path / "t" / "manifest.json").write_text("{")
+    with pytest.raises(TrajectoryError, match="is broken"):
+        TrajectoryWriter(tmp_path / "t")
+    (tmp_path / "t" / "manifest.json").write_bytes(good)
+    append(tmp_path / "t", 2)
+
+
+class Stop(BaseException):
+    """Stands for the end of the process."""
+
+
+CALLS = ("write", "fsync", "replace", "lseek")
+
+
+def interrupt(monkeypatch, name, count, error):
+    """Make the ``count``-th call of ``os.<name>`` fail; a write that fails has written half of its bytes."""
+    plain, calls = getattr(os, name), [0]
+
+    def call(*arguments):
+        calls[0] += 1
+        if calls[0] == count:
+            if name == "write":
+                plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            raise error
+        return plain(*arguments)
+
+    monkeypatch.setattr(os, name, call)
+    return calls
+
+
+def survivors(path):
+    if (path / "manifest.json").exists():
+        return Trajectory.open(path).steps
+    with pytest.raises(TrajectoryError, match="no whole checkpoint yet"):
+        Trajectory.open(path)
+    return ()
+
+
+@pytest.mark.parametrize("window", [None, 1, 2])
+@pytest.mark.parametrize("name", CALLS)
+def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, window):
+    steps, count, failed = range(1, 5), 0, True
+    while failed:
+        count += 1
+        path, reached, failed = tmp_path / f"{count}", 0, False
+        with monkeypatch.context() as patch:
+            interrupt(patch, name, count, Stop())
+            try:
+                with TrajectoryWriter(path, window=window) as writer:
+                    for step in steps:
+                        writer.append(step, state_dict(step))
+                        reached = step
+            except Stop:
+                failed = True
+        complete = survivors(path)
+        last = complete[-1] if complete else 0
+        assert last in (reached, reached + 1)
+        first = 1 if window is None else max(1, last - window + 1)
+        if last:
+            assert_whole(path, range(first, last + 1))
+        append(path, *range(last + 1, 7), window=window)
+        assert_whole(path, range(1 if window is None else 7 - window, 7))
+    assert count > len(steps)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_same_writer_goes_on_after_the_disk_refused(tmp_path, monkeypatch, name):
+    for count in range(1, 12):
+        path = tmp_path / f"{count}"
+        with TrajectoryWriter(path, window=2) as writer:
+            writer.append(1, state_dict(1))
+            with monkeypatch.context() as patch:
+                interrupt(patch, name, count, OSError(28, "No space left on device"))
+                with contextlib.suppress(TrajectoryError):  # small counts reach it, large ones do not
+                    writer.append(2, state_dict(2))
+            assert survivors(path)[0] == 1
+            writer.append(2, state_dict(2))
+            assert_whole(path, [1, 2])
+            writer.append(3, state_dict(3))
+            assert_whole(path, [2, 3])
+
+
+def test_full_disk_says_so(tmp_path, monkeypatch):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        interrupt(monkeypatch, "write", 1, OSError(28, "No space left on device"))
+        with pytest.raises(TrajectoryError, match=r"Cannot write to .*No space left"):
+            writer.append(1, state_dict(1))
+
+
+def test_weights_reach_the_disk_before_the_manifest_names_them(tmp_path, monkeypatch):
+    calls = []
+
+    def note(name, plain):
+        def call(*arguments):
+            calls.append(name)
+            return plain(*arguments)
+
+        return call
+
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for name in ("write", "fsync", "replace"):
+            monkeypatch.setattr(os, name, note(name, getattr(os, name)))
+        writer.append(1, state_dict(1))
+    assert [name for name, _ in itertools.groupby(calls)] == ["write", "fsync", "replace", "fsync"]
+    assert calls.count("fsync") == 3  # weights, manifest, folder
+
+
+KILLED = """
+import itertools, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from trajectory_examples import state_dict
+from lcsc_opt.trajectory import TrajectoryWriter
+writer = TrajectoryWriter(sys.argv[1], window=3)
+for step in itertools.count(1):
+    writer.append(step, state_dict(step))
+    print(step, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_process_leaves_a_window_of_whole_checkpoints(tmp_path):
+    path = tmp_path / "t"
+    for limit in (2, 9):
+        command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent)]
+        reported = 0
+        append_from = survivors(path)[-1] if path.exists() else 0
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                reported = int(line)
+                if reported >= append_from + limit:
+                    process.send_signal(signal.SIGKILL)
+                    break
+            process.stdout.read()
+        steps = survivors(path)
+        assert steps[-1] >= reported
+        assert_whole(path, range(max(1, steps[-1] - 2), steps[-1] + 1))
+
+
+def test_rows_left_by_a_crash_are_used_again(tmp_path):
+    trajectory = make_trajectory(tmp_path / "t")
+    row = trajectory.nbytes // len(trajectory)
+    with (tmp_path / "t" / "weights.bin").open("ab") as file:
+        file.write(b"\xff" * (row + 17))
+    append(tmp_path / "t", 600)
+    assert_whole(tmp_path / "t", [*STEPS, 600])
+    assert (tmp_path / "t" / "weights.bin").stat().st_size == (len(STEPS) + 1) * row + 17

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+STEPS = (100, 200, 300, 400, 500)
+
+
+def state_dict(step: int) -> dict[str, Tensor]:
+    """Every kind of tensor a model can have; all but ``constant`` and ``flags`` change with the step."""
+    generator = torch.Generator().manual_seed(step)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    weight = normal(7, 5)
+    weight[0, 0] = -0.0
+    return {
+        "weight": weight,
+        "bias": normal(3),
+        "scale": normal(),
+        "nothing": torch.empty(0, 4),
+        "double": normal(4, dtype=torch.float64),
+        "bfloat": normal(9, dtype=torch.bfloat16),
+        "half": normal(2, 3, dtype=torch.float16),
+        "constant": torch.tensor([0.1, -0.0, 1e-40]),
+        "batches": torch.tensor(step),
+        "flags": torch.tensor([True, False]),
+        "index": torch.arange(3, dtype=torch.int16) + step,
+    }
+
+
+def make_trajectory(path: Path, steps: tuple[int, ...] = STEPS) -> Trajectory:
+    with TrajectoryWriter(path) as writer:
+        for step in steps:
+            writer.append(step, state_dict(step))
+    return Trajectory.open(path)
+
+
+def same_bits(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype
+        and left[name].shape == right[name].shape
+        and bits(left[name]) == bits(right[name])
+        for name in left
+    )
+
+
+def bits(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
