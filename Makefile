@@ -47,4 +47,4 @@ bench: setup ## run every script in benchmarks/, one after the other (long)
 
 clean: ## remove caches and built files; .venv, databases and trained models stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
-	find lcsc_opt objectives dashboards tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +

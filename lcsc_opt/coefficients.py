@@ -7,6 +7,7 @@ free vector ``[d]`` that an optimizer moves to coefficients, and back.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -25,20 +26,24 @@ POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # a sum below this cannot be divided by without blowing every coefficient up
+COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
-    """The training steps of a trajectory, checked: at least two, positive, strictly increasing.
+    """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
 
     Raises:
-        CoefficientsError: naming the first step that is out of order.
+        CoefficientsError: naming the first step that is not whole or out of order.
     """
     checked = tuple(int(step) for step in steps)
+    for i, (given, whole) in enumerate(zip(steps, checked, strict=True)):
+        if given != whole:
+            raise CoefficientsError(f"steps[{i}]: expected a whole number, got {given}")
     if len(checked) < 2:
         raise CoefficientsError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
     if checked[0] < 0:
         raise CoefficientsError(f"steps[0]: expected a training step of at least 0, got {checked[0]}")
-    for i, (before, after) in enumerate(zip(checked, checked[1:], strict=False), start=1):
+    for i, (before, after) in enumerate(itertools.pairwise(checked), start=1):
         if after <= before:
             raise CoefficientsError(f"steps[{i}]: expected more than {before}, got {after}; steps must increase")
     return checked
@@ -126,17 +131,22 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
         CoefficientsError: when the sum is so near zero that the division means nothing, or not finite.
     """
     values = np.asarray(coefficients, dtype=np.float64)
-    total = math.fsum(values)
-    if not math.isfinite(total) or abs(total) < NEAR_ZERO:
+    total = math.fsum(values) if np.isfinite(values).all() else math.nan
+    if not abs(total) >= NEAR_ZERO:
         raise CoefficientsError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
     return close_sum(values / total)
 
 
 def close_sum(coefficients: Coefficients) -> Coefficients:
-    """Push the rounding error of the sum into the largest coefficient, so that the sum is one to the last bit or two."""
+    """Push the rounding error into the largest coefficient, so that the sum is one to the last bit or two.
+
+    Coefficients of thousands and more, which some optimizers ask, are too coarse for that: the smallest takes the rest.
+    """
     closed = np.array(coefficients, dtype=np.float64)
-    largest = int(np.argmax(np.abs(closed)))
-    closed[largest] += 1.0 - math.fsum(closed)
+    closed[np.abs(closed).argmax()] += 1.0 - math.fsum(closed)
+    rest = 1.0 - math.fsum(closed)
+    if abs(rest) > COARSE:
+        closed[np.abs(closed).argmin()] += rest
     return closed
 
 
@@ -268,7 +278,8 @@ class PrincipalSpace:
     def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[r]``, the orthogonal projection."""
         moved = np.asarray(coefficients, dtype=np.float64) - self.origin
-        return (self.basis * moved[:, None]).sum(axis=0)
+        free: npt.NDArray[np.float64] = (self.basis * moved[:, None]).sum(axis=0)
+        return free
 
 
 def principal_basis(gram: npt.NDArray[np.float64], dimension: int) -> npt.NDArray[np.float64]:

@@ -84,7 +84,7 @@ class BudgetSpec(FrozenModel):
 
 
 class HeldOutSpec(FrozenModel):
-    """After the search: the ``top`` trials are scored on other noise, the best of them is reported on yet other noise."""
+    """After the search the ``top`` trials are scored on other noise, and the best is reported on yet other noise."""
 
     images: Annotated[int, pydantic.Field(ge=2)] = 10_000
     top: Annotated[int, pydantic.Field(ge=1)] = 5

@@ -301,7 +301,7 @@ class StoredStudy:
         row = {
             "trial_id": trial.trial_id,
             "key": f"{ARTIFACT_PREFIX}{artifact_id}",
-            "value_json": json.dumps(described),
+            "value_json": json.dumps(json.dumps(described)),
         }
         with self._transaction() as session:
             earlier = _artifacts_named(session, trial.trial_id, path.name)
@@ -342,7 +342,12 @@ def _replace_attributes(session: orm.Session, trial_id: int, attributes: Mapping
 def _artifacts_named(session: orm.Session, trial_id: int, filename: str) -> list[Any]:
     model = models.TrialSystemAttributeModel
     chosen = sa.select(model).where(model.trial_id == trial_id, model.key.startswith(ARTIFACT_PREFIX))
-    return [row for row in session.scalars(chosen) if json.loads(str(row.value_json)).get("filename") == filename]
+    return [row for row in session.scalars(chosen) if _filename(str(row.value_json)) == filename]
+
+
+def _filename(value_json: str) -> str:
+    described = json.loads(json.loads(value_json))  # Optuna stores the description as a string of JSON
+    return str(described["filename"])
 
 
 def _differences(stored: Any, expected: Any, path: str) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def seconds_per_trial(trials: Sequence[FrozenTrial]) -> dict[str, float]:
         return {}
     costs = [trial.user_attrs.get("cost", {}) for trial in complete]
     means = {part: sum(float(cost.get(part, 0)) for cost in costs) / len(costs) for part in PARTS}
-    gaps = sorted(_gap(one, following) for one, following in zip(complete, complete[1:], strict=False))
+    gaps = sorted(_gap(one, following) for one, following in itertools.pairwise(complete))
     named = {part.removesuffix("_seconds"): seconds for part, seconds in means.items() if seconds}
     return {**named, **({"other": max(gaps[len(gaps) // 2], 0.0)} if gaps else {})}
 

@@ -66,15 +66,16 @@ class _LCSC(Optimizer):  # type: ignore[misc]
 
     def _crossover(self) -> Coefficients:
         """Two parents at random; mix them coefficient by coefficient, or take one of them whole."""
-        rng = self._rng
-        one, other = (self._parents[i] for i in rng.randint(len(self._parents), size=2))
+        rng: np.random.RandomState = self._rng
+        one, other = (self._parents[int(i)] for i in rng.randint(len(self._parents), size=2))
         if rng.random_sample() < self._config.crossover:
             return np.where(rng.random_sample(len(one)) < 0.5, one, other)
         return one
 
     def _mutate(self, coefficients: Coefficients) -> Coefficients:
         """Gaussian noise on every coefficient."""
-        return coefficients + self._config.mutation * self._rng.standard_normal(len(coefficients))
+        rng: np.random.RandomState = self._rng
+        return coefficients + self._config.mutation * rng.standard_normal(len(coefficients))
 
 
 class LCSC(ConfiguredOptimizer):  # type: ignore[misc]

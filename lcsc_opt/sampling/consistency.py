@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -55,7 +56,8 @@ def noise_levels(count: int, *, sigma_min: float, sigma_max: float, rho: float =
     """``[count]`` float64 noise levels from ``sigma_min`` up to ``sigma_max`` (Karras et al. 2022, Eq. 5)."""
     ramp = torch.linspace(0, 1, count, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (low + ramp * (high - low)) ** rho
+    levels: Tensor = (low + ramp * (high - low)) ** rho
+    return levels
 
 
 class ConsistencySampler:
@@ -76,7 +78,7 @@ class ConsistencySampler:
         sigmas: Sequence[float],
         noise: ImageNoise,
     ) -> None:
-        if not sigmas or any(b >= a for a, b in zip(sigmas, sigmas[1:], strict=False)):
+        if not sigmas or any(b >= a for a, b in itertools.pairwise(sigmas)):
             raise ObjectiveError(f"sigmas: expected at least one noise level, decreasing, got {list(sigmas)}")
         if sigmas[-1] <= function.sigma_min:
             raise ObjectiveError(f"sigmas: expected levels above {function.sigma_min}, got {sigmas[-1]}")

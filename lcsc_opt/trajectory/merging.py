@@ -1,7 +1,7 @@
 """Linear combinations of mapped rows, streamed in blocks of columns.
 
-Measured on two cores, K = 200 float32 checkpoints in memory: one candidate takes 1.6 reads of the store; 3 to 16
-candidates at once take twice as long as one, in one transposed product of full width.
+Measured with K = 200 float32 checkpoints in memory: one candidate takes 1.6 reads of the store; 4 to 16 candidates
+at once take two (two cores) to four times (one core) as long as one, in one transposed product of full width.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lcsc_opt.trajectory.layout import Segment
 
 BLOCK_BYTES = 16 * 2**20  # of all rows together; larger ones were not faster
 FEWEST_COLUMNS = 256
-MANY_CANDIDATES = 3  # from here on the transposed product wins
-FULL_TILE = 16  # it takes 3 to 15 candidates longer than 16, so these get rows of zeros
+MANY_CANDIDATES = 4  # from here on the transposed product wins
+FULL_TILE = 16  # the product takes as long for 4 candidates, so fewer get rows of zeros
 SUM_TOLERANCE = 1e-9
 
 Put = Callable[[int, int, Tensor], None]

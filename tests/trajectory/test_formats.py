@@ -55,9 +55,7 @@ def test_running_averages_come_before_raw_weights(tmp_path):
 
 
 def test_nested_keys_are_found_and_followed(tmp_path):
-    path = saved(
-        tmp_path / "m.pt", {"ema": {"decay": 0.9, "model": WEIGHTS}, "deep": {"er": {"still": OTHER}}}
-    )
+    path = saved(tmp_path / "m.pt", {"ema": {"decay": 0.9, "model": WEIGHTS}, "deep": {"er": {"still": OTHER}}})
     assert read_checkpoint(path).key == "ema.model"
     assert same_bits(read_checkpoint(path, key="deep.er.still").tensors, OTHER)
 
@@ -105,9 +103,7 @@ class Attack:
 @pytest.mark.parametrize("new", [True, False])
 def test_malicious_pickle_is_refused_and_does_nothing(tmp_path, new):
     marker = tmp_path / "owned"
-    path = saved(
-        tmp_path / "m.pt", {"w": torch.ones(2), "x": Attack(marker)}, _use_new_zipfile_serialization=new
-    )
+    path = saved(tmp_path / "m.pt", {"w": torch.ones(2), "x": Attack(marker)}, _use_new_zipfile_serialization=new)
     with pytest.raises(CheckpointError, match=r"m\.pt.*would run code") as caught:
         read_checkpoint(path)
     assert not marker.exists()
@@ -146,9 +142,7 @@ BAD_FILES = {
     "nothing.pt": lambda path: saved(path, {}),
     "nested_number.pt": lambda path: saved(path, {"model": {"w": torch.ones(1), "epoch": 3}}),
     "numbered.pt": lambda path: saved(path, {0: torch.ones(1)}),
-    "class.pt": lambda path: saved(
-        path, {"w": torch.ones(1), "c": collections.Counter(), "d": torch.nn.Linear(1, 1)}
-    ),
+    "class.pt": lambda path: saved(path, {"w": torch.ones(1), "c": collections.Counter(), "d": torch.nn.Linear(1, 1)}),
 }
 
 

@@ -45,9 +45,7 @@ def test_given_steps_win(files, tmp_path):
 
 
 def test_mixed_formats_of_one_model(files, tmp_path):
-    torch.save(
-        {f"module.{name}": tensor for name, tensor in state_dict(600).items()}, tmp_path / "model600.pt"
-    )
+    torch.save({f"module.{name}": tensor for name, tensor in state_dict(600).items()}, tmp_path / "model600.pt")
     assert same_bits(pack([*files, tmp_path / "model600.pt"], tmp_path / "t").checkpoint(-1), state_dict(600))
 
 

@@ -17,9 +17,7 @@ from lcsc_opt.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merging
 
 K = len(STEPS)
-shared_fixture = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
-)
+shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 free = hnp.arrays(np.float64, K - 1, elements=st.floats(-3, 3, width=32))
 
 
@@ -45,9 +43,7 @@ def test_merge_is_the_linear_combination(trajectory, values):
     merged = trajectory.merge(coefficients)
     scale = np.abs(coefficients).sum() * 4
     for name, unit in {"weight": 2e-7, "scale": 2e-7, "double": 1e-15, "bfloat": 4e-3, "half": 5e-4}.items():
-        torch.testing.assert_close(
-            merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale
-        )
+        torch.testing.assert_close(merged[name].double(), exact(coefficients, name), rtol=unit, atol=unit * scale)
 
 
 def test_half_precision_is_rounded_once(trajectory):
@@ -66,9 +62,7 @@ def test_merging_is_linear(trajectory, left, right, share):
 
 
 @shared_fixture
-@given(
-    hnp.arrays(np.float64, st.tuples(st.integers(0, 11), st.just(K - 1)), elements=st.floats(-2, 2, width=32))
-)
+@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 11), st.just(K - 1)), elements=st.floats(-2, 2, width=32)))
 def test_merge_many_equals_merge(trajectory, values):
     rows = np.concatenate([values, 1.0 - values.sum(axis=1, keepdims=True)], axis=1)
     merged = trajectory.merge_many(rows)
@@ -230,9 +224,7 @@ def test_gram_and_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeyp
     monkeypatch.setattr(merging, "BLOCK_BYTES", block)
     monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
     names = [spec.name for spec in trajectory.tensors if spec.merged]
-    rows = np.stack(
-        [torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS]
-    )
+    rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
     centered = rows - rows.mean(axis=0)
     np.testing.assert_allclose(trajectory.gram(), centered @ centered.T, rtol=1e-12, atol=1e-12)
     expected = np.linalg.norm(np.diff(rows, axis=0), axis=1)
@@ -310,9 +302,7 @@ print(max(peak[0], anonymous()) - start)
 
 
 def peak_growth(path) -> int:
-    answer = subprocess.run(
-        [sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True
-    )
+    answer = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
     return int(answer.stdout)
 
 

@@ -157,9 +157,7 @@ def test_steps_are_whole_numbers(tmp_path, step):
         writer.append(step, state_dict(1))
 
 
-@pytest.mark.parametrize(
-    "options", [{"every": 0}, {"window": 0}, {"every": 1.5}, {"metadata": {"a": 1}}], ids=str
-)
+@pytest.mark.parametrize("options", [{"every": 0}, {"window": 0}, {"every": 1.5}, {"metadata": {"a": 1}}], ids=str)
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
     with pytest.raises(TrajectoryError):
         TrajectoryWriter(tmp_path / "t", **options)

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.errors import ReplayError, SearchFailedError
+from lcsc_opt.evaluation import InProcessEvaluator, Outcome, ProcessEvaluator, evaluate_safely
+from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.records import Candidate, Evaluation
+from lcsc_opt.runner import FIRST_FAILURE_LOSS, Search, window
+from lcsc_opt.study_spec import OptimizerSpec
+from lcsc_opt.study_store import StoredStudy, open_storage
+
+STEPS = tuple(range(100, 2100, 100))
+EVALUATIONS = 30
+
+
+class Interrupted(BaseException):
+    """What a signal does to a process."""
+
+
+class ShuffledEvaluator:
+    """Finishes candidates in another order than they came in."""
+
+    def __init__(self, objective: Objective, workers: int, seed: int) -> None:
+        self.workers, self._objective, self._random = workers, objective, random.Random(seed)
+
+    def submit(self, candidate: Candidate) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        delay = self._random.random() * 0.02
+        outcome = evaluate_safely(self._objective, candidate)
+        threading.Timer(delay, lambda: future.set_result(outcome)).start()
+        return future
+
+    def close(self) -> None: ...
+
+
+def optimizer(name: str = "LCSC", *, workers: int = 1, seed: int = 0) -> Any:
+    space = AffineSpace(STEPS, default_origin(STEPS))
+    return build_optimizer(OptimizerSpec(name=name), space, budget=EVALUATIONS, workers=workers, seed=seed)
+
+
+def open_study(url: str, name: str = "e/o/0") -> StoredStudy:
+    return StoredStudy.open_or_create(open_storage(url, write=True), name, {})
+
+
+def trials_of(study: StoredStudy) -> list[tuple[int, bytes, float | None]]:
+    return [
+        (t.number, np.array(t.user_attrs["coefficients"], dtype=np.float64).tobytes(), t.value) for t in study.trials()
+    ]
+
+
+def run(study: StoredStudy, objective: Objective, name: str = "LCSC", evaluations: int = EVALUATIONS) -> Search:
+    search = Search(study, optimizer(name), InProcessEvaluator(objective), evaluations=evaluations)
+    search.run()
+    return search
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tuple[int, bytes, float | None]]]:
+    def result(name: str) -> list[tuple[int, bytes, float | None]]:
+        study = open_study(f"sqlite:///{tmp_path / 'undisturbed.db'}", f"e/{name}/0")
+        run(study, objective, name)
+        return trials_of(study)
+
+    return result
+
+
+@pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid"])
+def test_a_search_interrupted_anywhere_asks_the_same_candidates(
+    name: str, url: str, objective: Objective, undisturbed: Any
+) -> None:
+    clean = undisturbed(name)
+    study = open_study(url)
+    original = objective.evaluate
+    chance = random.Random(1)
+
+    def evaluate(candidate: Candidate) -> Evaluation:
+        if chance.random() < 0.2:
+            raise Interrupted
+        return original(candidate)
+
+    objective.evaluate = evaluate  # type: ignore[method-assign]
+    interruptions = 0
+    while True:
+        try:
+            run(study, objective, name)
+            break
+        except Interrupted:
+            interruptions += 1
+            assert study.trials()[-1].state == TrialState.RUNNING
+    assert interruptions >= 1
+    assert trials_of(study) == clean
+
+
+@pytest.mark.parametrize("before", ["ask", "result", "tell"])
+def test_a_search_that_dies_around_a_commit_loses_and_doubles_nothing(
+    before: str, url: str, objective: Objective, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(url)
+    calls = 0
+
+    def dying(original: Any, *, first: bool) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 12 and first:
+                raise Interrupted
+            result = original(*args, **kwargs)
+            if calls == 12:
+                raise Interrupted
+            return result
+
+        return call
+
+    target = "add_candidate" if before == "ask" else "finish"
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredStudy, target, dying(getattr(StoredStudy, target), first=before != "tell"))
+        with pytest.raises(Interrupted):
+            run(study, objective)
+    run(study, objective)
+    assert trials_of(study) == undisturbed("LCSC")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: Path, objective: Objective) -> None:
+    found = []
+    for other in (seed, seed + 100):
+        study = open_study(f"sqlite:///{tmp_path / f'{other}.db'}")
+        evaluator = ShuffledEvaluator(objective, 4, other)
+        Search(study, optimizer("CMA", workers=4), evaluator, evaluations=EVALUATIONS).run()
+        found.append(trials_of(study))
+    assert found[0] == found[1]
+
+
+def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, objective: Objective) -> None:
+    def search(study: StoredStudy, stop_after: int) -> None:
+        def on_tell(running: Search) -> None:
+            if running.told == stop_after:
+                raise Interrupted
+
+        evaluator = ShuffledEvaluator(objective, 4, stop_after)
+        Search(study, optimizer(workers=4), evaluator, evaluations=EVALUATIONS).run(on_tell)
+
+    clean = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
+    search(clean, -1)
+    study = open_study(url)
+    for stop in (3, 11, 12):
+        with pytest.raises(Interrupted):
+            search(study, stop)
+    search(study, -1)
+    assert trials_of(study) == trials_of(clean)
+
+
+def test_the_window_keeps_tells_in_ask_order() -> None:
+    assert [window(workers) for workers in (1, 2, 4, 8)] == [1, 3, 6, 12]
+
+
+def test_a_higher_budget_goes_on_and_a_reached_one_does_nothing(url: str, objective: Objective) -> None:
+    study = open_study(url)
+    run(study, objective, evaluations=10)
+    first = trials_of(study)
+    run(study, objective, evaluations=10)
+    assert trials_of(study) == first
+    run(study, objective, evaluations=14)
+    assert len(study.trials()) == 14
+    assert trials_of(study)[:10] == first
+
+
+def test_a_grid_ends_before_the_budget(url: str, objective: Objective) -> None:
+    assert run(open_study(url), objective, "EMAGrid").told == 7
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (float("nan"), "the loss is nan"),
+        (float("inf"), "the loss is inf"),
+        (float("-inf"), "the loss is -inf"),
+        (None, "ObjectiveError: the objective returned None, expected a number"),
+        ("low", "ObjectiveError: the objective returned 'low', expected a number"),
+        (ValueError("no image"), "ValueError: no image"),
+    ],
+)
+def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(answer: Any, reason: str, url: str) -> None:
+    calls = 0
+
+    def sometimes(coefficients: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3:
+            return float(np.square(coefficients).sum())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    study = open_study(url)
+    search = run(study, CoefficientFunction(sometimes, STEPS, name="sometimes"), evaluations=9)
+    failed = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
+    assert [trial.number for trial in failed] == [2, 5, 8]
+    assert {trial.user_attrs["reason"] for trial in failed} == {reason}
+    assert search.failures == 3
+    assert search.best is not None
+    assert search.best[1] not in {2, 5, 8}
+
+
+def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
+    losses = iter([float("nan"), 3.0, 7.0, float("-inf"), 5.0])
+    told = []
+    asked = optimizer()
+    original = asked.tell
+    asked.tell = lambda parameter, loss: (told.append(loss), original(parameter, loss))
+    objective = CoefficientFunction(lambda _: next(losses), STEPS, name="losses")
+    Search(open_study(url), asked, InProcessEvaluator(objective), evaluations=5).run()
+    assert told == [FIRST_FAILURE_LOSS, 3.0, 7.0, 7.0, 5.0]
+
+
+def test_a_study_in_which_everything_fails_is_a_failed_search(url: str) -> None:
+    objective = CoefficientFunction(lambda _: float("nan"), STEPS, name="nan")
+    with pytest.raises(SearchFailedError, match="all 5 trials failed; the loss is nan"):
+        run(open_study(url), objective, evaluations=5)
+
+
+def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objective: Objective) -> None:
+    study = open_study(url)
+    run(study, objective, evaluations=10)
+    other = optimizer(seed=1)
+    search = Search(
+        study, other, InProcessEvaluator(objective), evaluations=12, describe_difference=lambda: "torch 1 → 2"
+    )
+    with pytest.raises(ReplayError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
+        search.run()
+    assert len(study.trials()) == 10
+
+
+def make_objective() -> Objective:
+    return CoefficientFunction(_quadratic_or_die, STEPS, name="worker")
+
+
+def _quadratic_or_die(coefficients: np.ndarray) -> float:
+    if coefficients[0] > 0.5:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.01)
+    return float(np.square(coefficients).sum())
+
+
+def test_worker_processes_give_the_same_values_and_one_that_dies_fails_one_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    evaluator = ProcessEvaluator(make_objective, 2)
+    try:
+        good = [np.full(20, 0.05), np.linspace(-1, 1.1, 20) / np.linspace(-1, 1.1, 20).sum()]
+        deadly = np.array([1.0] + [0.0] * 19)
+        outcomes = [evaluator.submit(Candidate(c)) for c in (good[0], deadly, good[1], good[0])]
+        first, died, second, third = (future.result(timeout=60) for future in outcomes)
+    finally:
+        evaluator.close()
+    assert isinstance(first, Evaluation)
+    assert isinstance(second, Evaluation)
+    assert isinstance(third, Evaluation)
+    assert first.loss == third.loss == pytest.approx(0.05)
+    assert second.loss == float(np.square(good[1]).sum())
+    assert not isinstance(died, Evaluation)
+    assert "worker process died" in died.reason

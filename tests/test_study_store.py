@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.trial import TrialState
+
+from lcsc_opt.errors import StudyMismatchError, StudyStoreError
+from lcsc_opt.records import Candidate, Cost, Evaluation
+from lcsc_opt.study_store import StoredStudy, TrialKey, masked, open_storage, study_names
+
+NAME = "digits/LCSC/0"
+
+
+@pytest.fixture
+def study(url: str) -> StoredStudy:
+    return StoredStudy.open_or_create(open_storage(url, write=True), NAME, {"steps": [1, 2], "budget": {"images": 3}})
+
+
+def candidate(*coefficients: float) -> Candidate:
+    return Candidate(np.array(coefficients, dtype=np.float64))
+
+
+def test_a_candidate_is_visible_as_a_running_trial_before_it_is_evaluated(study: StoredStudy, url: str) -> None:
+    study.add_candidate(candidate(0.25, 0.75))
+    (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
+    assert trial.state == TrialState.RUNNING
+    assert trial.user_attrs["coefficients"] == [0.25, 0.75]
+
+
+def test_a_result_is_all_there_for_plain_optuna(study: StoredStudy, url: str) -> None:
+    key = study.add_candidate(candidate(0.5, 0.5))
+    study.finish(key, Evaluation(1.5, {"fid": 1.5}, Cost(images=10, seconds=2.0)), tell_index=0)
+    trial = optuna.load_study(study_name=NAME, storage=url).best_trial
+    assert (trial.number, trial.value, trial.state) == (0, 1.5, TrialState.COMPLETE)
+    assert trial.user_attrs["metrics"] == {"fid": 1.5}
+    assert trial.user_attrs["cost"]["images"] == 10
+    assert trial.user_attrs["tell_index"] == 0
+    assert trial.duration is not None
+    assert 0 <= trial.duration.total_seconds() < 60  # both ends are of the same clock
+
+
+def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: str) -> None:
+    study.fail(study.add_candidate(candidate(1, 0)), "ValueError: broken", seconds=0.1, tell_index=0)
+    (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
+    assert (trial.state, trial.value, trial.user_attrs["reason"]) == (TrialState.FAIL, None, "ValueError: broken")
+
+
+def test_a_result_is_written_once(study: StoredStudy) -> None:
+    key = study.add_candidate(candidate(1, 0))
+    study.finish(key, Evaluation(1.0), tell_index=0)
+    with pytest.raises(StudyStoreError, match="trial 0 was finished by another process"):
+        study.finish(key, Evaluation(2.0), tell_index=0)
+    assert study.trials()[0].value == 1.0
+
+
+def test_a_result_that_cannot_be_written_whole_is_not_written_at_all(study: StoredStudy) -> None:
+    key = study.add_candidate(candidate(1, 0))
+    with pytest.raises(TypeError):
+        study.finish(key, Evaluation(1.0, {"fid": object()}), tell_index=0)  # type: ignore[dict-item]
+    (trial,) = study.trials()
+    assert trial.state == TrialState.RUNNING
+    assert "cost" not in trial.user_attrs
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
+def test_coefficients_come_back_bit_for_bit(study: StoredStudy, values: list[float]) -> None:
+    study.add_candidate(candidate(*values))
+    stored = np.array(study.trials()[-1].user_attrs["coefficients"], dtype=np.float64)
+    assert stored.tobytes() == np.array(values, dtype=np.float64).tobytes()
+
+
+def test_numbers_count_the_asks(study: StoredStudy) -> None:
+    assert [study.add_candidate(candidate(1, 0)).number for _ in range(3)] == [0, 1, 2]
+
+
+def test_a_study_is_created_once_and_keeps_its_attributes(study: StoredStudy) -> None:
+    again = StoredStudy.open_or_create(study.storage, NAME, {"steps": [7]})
+    assert again.attributes["steps"] == [1, 2]
+    assert study_names(study.storage) == [NAME]
+
+
+def test_settings_that_differ_are_named(study: StoredStudy) -> None:
+    study.require("budget", {"images": 3})
+    with pytest.raises(StudyMismatchError, match=r"budget\.images was 3, is now 4"):
+        study.require("budget", {"images": 4})
+
+
+def test_annotations_replace_earlier_ones(study: StoredStudy) -> None:
+    key = study.add_candidate(candidate(1, 0))
+    study.finish(key, Evaluation(1.0), tell_index=0)
+    study.annotate(key, {"held_out": {"loss": 1}})
+    study.annotate(key, {"held_out": {"loss": 2}})
+    assert study.trials()[0].user_attrs["held_out"] == {"loss": 2}
+
+
+def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_path: Path, url: str) -> None:
+    key = study.add_candidate(candidate(1, 0))
+    study.finish(key, Evaluation(1.0), tell_index=0)
+    (tmp_path / "artifacts").mkdir()
+    store = FileSystemArtifactStore(tmp_path / "artifacts")
+    picture = tmp_path / "curve.png"
+    for content in (b"first", b"second"):
+        picture.write_bytes(content)
+        study.attach(key, store, picture)
+    trial = optuna.load_study(study_name=NAME, storage=url).trials[0]
+    (meta,) = optuna.artifacts.get_all_artifact_meta(trial, storage=study.storage)
+    assert (meta.filename, meta.mimetype) == ("curve.png", "image/png")
+    with store.open_reader(meta.artifact_id) as reader:
+        assert reader.read() == b"second"
+    assert len(list((tmp_path / "artifacts").iterdir())) == 1
+
+
+def test_a_lock_held_for_seconds_by_another_process_is_waited_for(study: StoredStudy, url: str) -> None:
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    threading.Timer(1.0, lambda: other.execute("ROLLBACK")).start()
+    start = time.monotonic()
+    study.add_candidate(candidate(1, 0))
+    assert time.monotonic() - start >= 0.5
+    assert len(study.trials()) == 1
+
+
+def test_a_reader_never_waits_for_a_reader(study: StoredStudy, url: str) -> None:
+    study.add_candidate(candidate(1, 0))
+    reader = open_storage(url, write=False)
+    with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM trials").fetchall()
+        assert len(StoredStudy.open(reader, NAME).trials()) == 1
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("not a url", "expected a database URL"),
+        ("sqlite:////no/such/folder/x.db", "the folder /no/such/folder does not exist"),
+        ("sqlite:////proc/studies.db", "unable to open database file"),
+        ("mysql+nothing://user:secret@127.0.0.1/x", "Can't load plugin"),
+    ],
+)
+def test_a_database_that_cannot_be_opened_is_one_line(bad: str, message: str) -> None:
+    with pytest.raises(StudyStoreError, match=message) as caught:
+        open_storage(bad, write=True)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("these are my notes, not a database")
+    with pytest.raises(StudyStoreError, match="is not an SQLite database"):
+        open_storage(f"sqlite:///{file}", write=True)
+    assert file.read_text() == "these are my notes, not a database"
+
+
+def test_reading_does_not_create_a_database(tmp_path: Path) -> None:
+    with pytest.raises(StudyStoreError, match="no such database"):
+        open_storage(f"sqlite:///{tmp_path / 'new.db'}", write=False)
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_an_unknown_study_names_the_known_ones(study: StoredStudy) -> None:
+    with pytest.raises(StudyStoreError, match=f"digits/CMA/0: no such study .* it holds: {NAME}"):
+        StoredStudy.open(study.storage, "digits/CMA/0")
+
+
+def test_passwords_are_masked() -> None:
+    assert masked("postgresql://me:p%40ss@host/db") == "postgresql://me:***@host/db"
+
+
+def test_a_trial_key_names_a_read_trial(study: StoredStudy) -> None:
+    key = study.add_candidate(candidate(1, 0))
+    assert TrialKey.of(study.trials()[0]) == key
