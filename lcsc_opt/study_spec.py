@@ -18,7 +18,7 @@ from lcsc_opt.errors import StudySpecError
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
-Settings = dict[str, Any]
+Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -176,8 +176,10 @@ def read_study_file(path: Path) -> StudySpec:
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: dates and numbers that cannot be
         raise StudySpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise StudySpecError(f"{path}: not valid YAML: nested too deeply") from error
     return parse_study(content, source=str(path))
 
 
@@ -197,8 +199,30 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
     try:
         return model.model_validate(dict(content))
     except pydantic.ValidationError as error:
-        problems = [_problem(model, detail) for detail in error.errors()]
+        details = error.errors()
+        problems = [_problem(model, detail) for detail in details if not _follows(detail, details)]
         raise StudySpecError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from error
+
+
+EXPECTED = {
+    "model_type": "a mapping of keys to values",
+    "dict_type": "a mapping of keys to values",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "too_short": "at least one entry",
+    "invalid_key": "a key that is text",
+    "invalid-json-value": "a text, a number, true, false, a list or a mapping",
+    "recursion_loop": "no alias that contains itself",
+}
+"""Pydantic's kinds of errors in a study file's words, where its own speak of Python's types."""
+
+
+def _follows(detail: Any, details: Sequence[Any]) -> bool:
+    """Whether a list is called too short only because its entries are wrong, which is said already."""
+    place = detail["loc"]
+    return detail["type"] == "too_short" and any(
+        other["loc"][: len(place)] == place != other["loc"] for other in details
+    )
 
 
 def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
@@ -210,7 +234,8 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
         return f"{path}: unknown key{near_miss(str(location[-1]), known)}; expected one of {', '.join(known)}"
     if kind == "missing":
         return f"{path}: missing"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = EXPECTED.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = message.replace("String should match pattern", "text that matches")
     if kind == "value_error":
         return f"{path}: {message}" if path else message
     guess = near_miss(str(detail["input"]), _choices(detail)) if kind == "literal_error" else ""

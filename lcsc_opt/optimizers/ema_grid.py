@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
@@ -48,7 +50,7 @@ class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     """
 
     def __init__(self, *, rates: Sequence[float] | None = None, steps: Sequence[int] | None = None) -> None:
-        _check_list("rates", rates)
+        check_numbers("rates", rates)
         super().__init__(_Grid, locals(), as_config=True)
         self.rates = rates
         self.steps = steps
@@ -67,7 +69,7 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     """
 
     def __init__(self, *, sigma_rels: Sequence[float] = POWER_EMA_SIGMAS, steps: Sequence[int] | None = None) -> None:
-        _check_list("sigma_rels", sigma_rels)
+        check_numbers("sigma_rels", sigma_rels)
         super().__init__(_Grid, locals(), as_config=True)
         self.sigma_rels = sigma_rels
         self.steps = steps
@@ -77,6 +79,19 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
         return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.sigma_rels]
 
 
-def _check_list(name: str, values: object) -> None:
-    if values is not None and (not isinstance(values, Sequence) or isinstance(values, str) or not values):
+def check_numbers(name: str, values: object) -> None:
+    """A list of numbers, or ``None`` for the default.
+
+    Raises:
+        OptimizerError: when it is anything else, or empty.
+    """
+    if values is None:
+        return
+    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+    if not listed or not all(is_number(value) for value in cast("Sequence[object]", values)):
         raise OptimizerError(f"{name}: expected a list of numbers, got {values!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number; ``True`` is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

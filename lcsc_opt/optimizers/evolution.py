@@ -17,6 +17,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.coefficients import ema_coefficients, normalize, window_ema_rates
 from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers.ema_grid import check_numbers, is_number
 from lcsc_opt.optimizers.parametrization import steps_of
 from lcsc_opt.records import Coefficients
 
@@ -112,16 +113,15 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
 
 
 def _check_settings(max_parents: Any, mutation: Any, crossover: Any, generation_size: Any, rates: Any) -> None:
-    _check(isinstance(max_parents, int) and max_parents >= 1, "max_parents", "a whole number from 1", max_parents)
-    _check(_is_number(mutation) and mutation > 0, "mutation", "a number above 0", mutation)
-    _check(_is_number(crossover) and 0 <= crossover <= 1, "crossover", "a number from 0 to 1", crossover)
-    whole = isinstance(generation_size, int) and generation_size >= 1
-    _check(whole, "generation_size", "a whole number from 1", generation_size)
-    _check(rates is None or (isinstance(rates, Sequence) and len(rates) > 0), "rates", "a list of EMA rates", rates)
+    _check(_is_count(max_parents), "max_parents", "a whole number from 1", max_parents)
+    _check(is_number(mutation) and mutation > 0, "mutation", "a number above 0", mutation)
+    _check(is_number(crossover) and 0 <= crossover <= 1, "crossover", "a number from 0 to 1", crossover)
+    _check(_is_count(generation_size), "generation_size", "a whole number from 1", generation_size)
+    check_numbers("rates", rates)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check(valid: bool, name: str, expected: str, value: Any) -> None:

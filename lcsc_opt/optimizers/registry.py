@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nevergrad as ng
@@ -11,7 +11,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.coefficients import CoefficientSpace
 from lcsc_opt.errors import OptimizerError
-from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
+from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid, is_number
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
 from lcsc_opt.seeds import derive_seed
@@ -73,14 +73,14 @@ def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
     known = ng.optimizers.registry
     if name not in known:
         raise OptimizerError(
-            f"{name}: no such optimizer{near_miss(name, list(known))}; "
+            f"optimizers.{name}: no such optimizer{near_miss(name, list(known))}; "
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
     entry = known[name]
     if not options:
         return entry
     if not isinstance(entry, ConfiguredOptimizer):
-        raise OptimizerError(f"{name}: has no options but {STEP_SIZE}, got {', '.join(options)}")
+        raise _no_such_option(name, next(iter(options)), [STEP_SIZE])
     return _configure(name, type(entry), options, defaults=entry.config())
 
 
@@ -92,20 +92,25 @@ def _configure(
     defaults: Mapping[str, Any] | None = None,
 ) -> ConfiguredOptimizer:
     allowed = [parameter for parameter in inspect.signature(factory).parameters if parameter != "steps"]
+    listed = allowed if name in OURS else [*allowed, STEP_SIZE]
     for option in options:
         if option not in allowed:
-            listed = ", ".join([*allowed, *([] if name in OURS else [STEP_SIZE])])
-            guess = near_miss(option, allowed)
-            raise OptimizerError(f"optimizers.{name}.{option}: no such option{guess}; it has {listed or 'none'}")
+            raise _no_such_option(name, option, listed)
     try:
         return factory(**{**(defaults or {}), **options})
     except OptimizerError as error:
         raise OptimizerError(f"optimizers.{name}.{error}") from error
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        raise OptimizerError(f"optimizers.{name}: {error}") from error
+        reason = str(error) or "it does not take these options"
+        raise OptimizerError(f"optimizers.{name}: {reason}") from error
+
+
+def _no_such_option(name: str, option: str, known: Sequence[str]) -> OptimizerError:
+    guess = near_miss(option, known)
+    return OptimizerError(f"optimizers.{name}.{option}: no such option{guess}; it has {', '.join(known)}")
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if not is_number(value) or value <= 0:
         raise OptimizerError(f"optimizers.{name}.{STEP_SIZE}: expected a number above 0, got {value!r}")
     return float(value)

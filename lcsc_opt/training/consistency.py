@@ -22,6 +22,7 @@ from lcsc_opt.progress import progress
 from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
 from lcsc_opt.seeds import derive_seed
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.manifest import MANIFEST
 
 RECIPE = 1  # raise it when the same settings would train another model
 
@@ -68,16 +69,19 @@ class ConsistencyTraining:
 
 
 def discretization(step: int, training: ConsistencyTraining) -> int:
-    """N(k), the number of intervals between noise levels at a step: it doubles on a schedule (Eq. 11)."""
+    """N(k) - 1, the number of intervals between noise levels at a step: it doubles on a schedule."""
     first, last = training.first_discretization, training.last_discretization
-    every = max(training.steps // (int(math.log2(last / first)) + 1), 1)
+    every = max(int(training.steps / (math.log2(last // first) + 1)), 1)
     return int(min(first * 2 ** (step // every), last))
 
 
 def interval_probabilities(levels: Tensor, training: ConsistencyTraining) -> Tensor:
-    """``[n]`` chance of each interval between ``[n + 1]`` noise levels: discretized lognormal (Eq. 10)."""
+    """``[n]`` chance of each interval between ``[n + 1]`` noise levels under a lognormal distribution.
+
+    What lies below the first level and above the last is missing from their sum.
+    """
     quantiles = torch.erf((levels.log() - training.noise_mean) / (math.sqrt(2) * training.noise_std))
-    return quantiles.diff()
+    return quantiles.diff() / 2
 
 
 def pseudo_huber(difference: Tensor) -> Tensor:
@@ -128,12 +132,18 @@ def train_consistency(
         description: what the progress bar says.
 
     Raises:
-        TrajectoryError: when the training diverged, or the path cannot be written.
+        TrajectoryError: when the settings leave fewer than two checkpoints, the training diverged, or the path
+            cannot be written.
     """
     if path.exists():
         return Trajectory.open(path)
+    if training.steps < 2 * training.checkpoint_every:
+        raise TrajectoryError(
+            f"{training.steps} steps with a checkpoint every {training.checkpoint_every} leave fewer than two"
+        )
     partial = path.with_name(path.name + ".partial")
     _make_directory(partial)
+    _forget_unborn(partial)
     run = _Run(build_network(), images, training, partial / "training.safe.pt")
     with (
         TrajectoryWriter(partial, every=training.checkpoint_every) as writer,
@@ -153,6 +163,13 @@ def _make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrajectoryError(f"{path}: {error.strerror}; choose a cache folder with LCSC_CACHE") from error
+
+
+def _forget_unborn(partial: Path) -> None:
+    """Begin again where a run was put down before its first checkpoint: its folder is no trajectory yet."""
+    if not (partial / MANIFEST).exists():
+        for state in partial.glob("training.safe.*"):
+            state.unlink()
 
 
 class _Run:

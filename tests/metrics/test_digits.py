@@ -64,10 +64,7 @@ def test_worse_images_have_a_larger_distance(extractor):
     statistics = FeatureStatistics.from_features(extract(extractor, images[:900]))
     reference = FrechetReference(statistics.mean, statistics.covariance)
     noise = torch.randn(images[900:].shape, generator=torch.Generator().manual_seed(0))
-    fids = [
-        reference.distance_from_features(extract(extractor, images[900:] + level * noise))
-        for level in (0, 0.3, 1)
-    ]
+    fids = [reference.distance_from_features(extract(extractor, images[900:] + level * noise)) for level in (0, 0.3, 1)]
     assert fids == sorted(fids)
     assert fids[2] > 3 * fids[0]
 
@@ -107,9 +104,7 @@ def test_training_does_not_depend_on_the_number_of_threads(tmp_path):
 def test_training_works_inside_no_grad(tmp_path):
     with torch.no_grad():
         trained = train_digits_network(seed=0, dimension=8, epochs=1, cache=tmp_path / "inside")
-    assert (
-        trained.name == train_digits_network(seed=0, dimension=8, epochs=1, cache=tmp_path / "outside").name
-    )
+    assert trained.name == train_digits_network(seed=0, dimension=8, epochs=1, cache=tmp_path / "outside").name
 
 
 @pytest.mark.parametrize("content", [b"", b"no tensors", b"\x08\0\0\0\0\0\0\0{}      "])

@@ -37,9 +37,7 @@ def torch_fidelity_distance(features_1, features_2):
     prepare_torchvision()
     from torch_fidelity import metric_fid
 
-    statistics = [
-        metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (features_1, features_2)
-    ]
+    statistics = [metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (features_1, features_2)]
     return metric_fid.fid_statistics_to_metric(*statistics, verbose=False)[metric_fid.KEY_METRIC_FID]
 
 
@@ -58,8 +56,7 @@ def nuclear_norm_distance(features_1, features_2):
     With Σᵢ = Xᵢᵀ Xᵢ, tr (Σ₁ Σ₂)^½ is the sum of the singular values of X₁ X₂ᵀ.
     """
     x_1, x_2 = (
-        (features - features.mean(axis=0)) / np.sqrt(len(features) - 1)
-        for features in (features_1, features_2)
+        (features - features.mean(axis=0)) / np.sqrt(len(features) - 1) for features in (features_1, features_2)
     )
     shift = np.square(features_1.mean(axis=0) - features_2.mean(axis=0)).sum()
     between = np.linalg.svd(x_1 @ x_2.T, compute_uv=False).sum()

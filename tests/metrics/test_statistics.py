@@ -58,16 +58,12 @@ def test_merging_is_exact_far_from_the_origin():
     features = features_of(40) * 1e-3 + 1e6
     first, second = (FeatureStatistics.from_features(part) for part in np.split(features, 2))
     expected = np.cov(features, rowvar=False)
-    np.testing.assert_allclose(
-        first.merge(second).covariance, expected, rtol=1e-4, atol=1e-4 * expected.max()
-    )
+    np.testing.assert_allclose(first.merge(second).covariance, expected, rtol=1e-4, atol=1e-4 * expected.max())
 
 
 def test_statistics_of_other_dimensions_do_not_merge():
     with pytest.raises(MetricError, match="5 and of 4 features"):
-        FeatureStatistics.from_features(features_of(5)).merge(
-            FeatureStatistics.from_features(features_of(5, 4))
-        )
+        FeatureStatistics.from_features(features_of(5)).merge(FeatureStatistics.from_features(features_of(5, 4)))
 
 
 def test_one_image_has_no_covariance():
@@ -241,9 +237,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(
-    ("count", "dimension", "warns"), [(64, 64, True), (65, 64, False), (None, 64, False)]
-)
+@pytest.mark.parametrize(("count", "dimension", "warns"), [(64, 64, True), (65, 64, False), (None, 64, False)])
 def test_too_few_images_are_warned_of(count, dimension, warns):
     warning = reference_warning(count, dimension)
     assert (warning is not None) is warns

@@ -1,0 +1,43 @@
+"""What every benchmark needs: which machine this is, and where results go."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lcsc_opt.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """One line for the head of every result."""
+    packages = environment()["packages"]
+    versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "numpy", "nevergrad", "optuna"))
+    threads = os.environ.get("OMP_NUM_THREADS", "default")
+    python = platform.python_version()
+    return f"{_processor()}, {os.cpu_count()} cores, OMP_NUM_THREADS {threads}, Python {python}, {versions}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_csv(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Path:
+    """Write ``results/NAME.csv`` under a comment that names the machine."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        file.write(f"# {machine()}\n")
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path

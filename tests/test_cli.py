@@ -1,0 +1,324 @@
+"""The command line as a user types it: what is printed, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lcsc_opt.cli import run as lcsc
+
+MODULE = """
+import numpy as np
+
+def loss(coefficients):
+    return float(np.square(coefficients - np.linspace(-0.2, 0.4, len(coefficients))).sum())
+
+def broken(coefficients):
+    raise RuntimeError("the GPU is on fire")
+
+def nan_sometimes(coefficients):
+    return float("nan") if coefficients[0] < 0 else loss(coefficients)
+"""
+
+STUDY = {
+    "name": "tiny",
+    "objective": {"file": "function.py", "settings": {"callable": "my_losses:loss", "steps": list(range(10, 210, 10))}},
+    "optimizers": ["EMAGrid", {"LCSC": {"mutation": 0.02}}, {"CMA": {"step_size": 0.05}}],
+    "seeds": [0, 1],
+    "budget": {"evaluations": 15},
+    "held_out": {"images": 10, "top": 2},
+}
+
+
+@pytest.fixture
+def tiny(workplace: Path) -> Path:
+    (workplace / "my_losses.py").write_text(MODULE)
+    return write_study(workplace)
+
+
+def write_study(folder: Path, **changes: object) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**STUDY, **changes}))
+    return path
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a wrong input is answered with."""
+    captured = capsys.readouterr()
+    lines = [line for line in captured.err.splitlines() if line.startswith("lcsc: ")]
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def database() -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage("sqlite:///studies.db")
+
+
+def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "tiny.yaml"]) == 0
+    names = optuna.get_all_study_names(database())
+    assert sorted(names) == sorted(f"tiny/{o}/{s}" for o in ("EMAGrid", "LCSC", "CMA") for s in (0, 1))
+    capsys.readouterr()
+
+    assert lcsc(["compare", "tiny", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    keys = {"study", "optimizer", "seed", "state", "searched", "held_out", "evaluations", "images", "seconds"}
+    assert all(set(row) == keys for row in rows)
+    assert {row["state"] for row in rows} == {"finished"}
+    by_name = {row["study"]: row for row in rows}
+    assert by_name["tiny/CMA/0"]["evaluations"] == 15
+    assert by_name["tiny/EMAGrid/0"]["evaluations"] == 7
+    assert by_name["tiny/CMA/0"]["held_out"] < by_name["tiny/EMAGrid/0"]["held_out"]
+
+    assert lcsc(["compare", "tiny"]) == 0
+    printed = capsys.readouterr().out
+    assert "EMA*" in printed
+    assert "±" in printed  # two seeds
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in Path("tiny.figures").iterdir())
+    assert len(list(Path("tiny.figures").iterdir())) == 5  # curves, and the coefficients of four searches
+
+
+def test_a_finished_experiment_run_again_does_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "tiny.yaml"]) == 0
+    before = Path("studies.db").read_bytes()
+    (tiny.parent / "my_losses.py").unlink()  # it is not even loaded
+    assert lcsc(["run", "tiny.yaml"]) == 0
+    assert Path("studies.db").read_bytes() == before
+    assert "finished already" in capsys.readouterr().err
+
+
+def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path) -> None:
+    arguments = ["--optimizer", "DE", "--seed", "3", "--budget", "9", "--storage", "sqlite:///other.db"]
+    assert lcsc(["run", "tiny.yaml", *arguments]) == 0
+    assert not Path("studies.db").exists()
+    study = optuna.load_study(study_name="tiny/DE/3", storage="sqlite:///other.db")
+    assert len(study.trials) == 9
+
+
+def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "3", "--budget", "500", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "tiny/LCSC/3" in printed
+    assert "500 evaluations" in printed
+    assert "mutation=0.02" in printed
+    assert not Path("studies.db").exists()
+
+
+def test_the_environment_names_the_storage(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///second.db")
+    monkeypatch.setenv("LCSC_STORAGE", "sqlite:///first.db")
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"]) == 0
+    assert Path("first.db").exists()
+    assert not Path("second.db").exists()
+
+
+def test_resume_finishes_and_raises_the_budget(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"]) == 0
+    first = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
+    assert lcsc(["resume", "tiny/LCSC/0"]) == 0
+    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "20"]) == 0
+    raised = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
+    assert len(raised) == 20
+    assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
+    capsys.readouterr()
+    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "5"]) == 2
+    assert "cannot be lowered" in complaint(capsys)
+
+
+def test_list_and_show(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"])
+    capsys.readouterr()
+    assert lcsc(["list"]) == 0
+    assert "tiny/CMA/0" in capsys.readouterr().out
+    assert lcsc(["list", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["study"] == "tiny/CMA/0"
+    assert lcsc(["show", "tiny/CMA/0", "--format", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["optimizer_options"] == {"step_size": 0.05}
+    assert shown["checkpoints"] == len(shown["coefficients"]) == 20
+    assert lcsc(["show", "tiny/CMA/0"]) == 0
+    assert "step_size: 0.05" in capsys.readouterr().out
+    assert lcsc(["list", "--catalog"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("digits.yaml", "digits.py", "function.py"))
+
+
+def test_evaluate_chooses_again_among_more(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
+    capsys.readouterr()
+    assert lcsc(["evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["images"] == 20
+    assert len(report["chosen_from"]) == 4
+    study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
+    assert study.user_attrs["held_out"] == report
+    assert study.trials[report["trial"]].user_attrs["held_out"]["loss"] == report["loss"]
+
+
+def test_an_objective_that_fails_sometimes(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**STUDY["objective"]["settings"], "callable": "my_losses:nan_sometimes"}  # type: ignore[index]
+    write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"]) == 0
+    study = optuna.load_study(study_name="tiny/CMA/0", storage="sqlite:///studies.db")
+    failed = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.FAIL]
+    assert 0 < len(failed) < 15
+    assert {trial.user_attrs["reason"] for trial in failed} == {"the loss is nan"}
+    capsys.readouterr()
+    lcsc(["show", "tiny/CMA/0"])
+    assert "the loss is nan" in capsys.readouterr().out
+
+
+def test_an_objective_that_always_fails_is_a_failed_search(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**STUDY["objective"]["settings"], "callable": "my_losses:broken"}  # type: ignore[index]
+    write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"]) == 1
+    assert "the GPU is on fire" in complaint(capsys)
+
+
+BAD_STUDIES = [
+    ({"optimisers": ["LCSC"]}, "optimisers: unknown key (did you mean 'optimizers'?)"),
+    ({"budget": {"evaluations": "many"}}, "budget.evaluations: expected"),
+    ({"budget": {"evaluations": 5, "images": 5}}, "budget: expected either evaluations or images"),
+    ({"space": "afine"}, "did you mean 'affine'?"),
+    ({"optimizers": ["LSCS"]}, "LSCS: no such optimizer (did you mean 'LCSC'?)"),
+    ({"optimizers": [{"LCSC": {"mutaton": 1}}]}, "mutaton: no such option (did you mean 'mutation'?)"),
+    ({"optimizers": [{"LCSC": {"mutation": -1}}]}, "mutation: expected a number above 0, got -1"),
+    ({"optimizers": [{"CMA": {"step_size": "big"}}]}, "step_size: expected a number above 0"),
+    ({"objective": {"file": "functoin.py"}}, "no such file in objectives (did you mean 'function'?)"),
+    ({"objective": {"file": "digits.py", "settings": {"images": 10}}}, "objective.settings: images: expected"),
+    ({"objective": {"file": "digits.py", "settings": {"imges": 10}}}, "did you mean 'images'?"),
+    ({"seeds": [0, 0]}, "seeds: 0 is given twice"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_STUDIES)
+def test_a_wrong_study_file_is_one_line(
+    change: dict[str, object], message: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tiny.parent, **change)
+    assert lcsc(["run", "tiny.yaml"]) == 2
+    assert message in complaint(capsys)
+    assert not Path("studies.db").exists() or optuna.get_all_study_names(database()) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [([10], "at least 2 checkpoints"), ([10, 30, 20], "steps must increase"), ([10, 10], "steps must increase")],
+)
+def test_wrong_steps_are_one_line(
+    steps: list[int], message: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"callable": "my_losses:loss", "steps": steps}
+    write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
+    assert lcsc(["run", "tiny.yaml"]) == 2
+    assert message in complaint(capsys)
+
+
+def test_a_study_that_exists_with_other_settings_is_refused_and_kept(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
+    before = Path("studies.db").read_bytes()
+    write_study(tiny.parent, optimizers=[{"LCSC": {"mutation": 0.5}}])
+    capsys.readouterr()
+    assert lcsc(["run", "tiny.yaml", "--seed", "0"]) == 2
+    line = complaint(capsys)
+    assert "specification.optimizer.options.mutation was 0.02, is now 0.5" in line
+    assert Path("studies.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nothing.yaml"], "nothing.yaml: no such file in studies"),
+        (["run"], "Missing argument"),
+        (["run", "tiny.yaml", "--sed", "1"], "No such option: --sed"),
+        (["run", "tiny.yaml", "--storage", "sqlite:////proc/x.db"], "unable to open database file"),
+        (["run", "tiny.yaml", "--storage", "my database"], "expected a database URL"),
+        (["compare", "tiny"], "studies.db: no such database"),
+        (["show", "tiny"], "studies.db: no such database"),
+        (["trajectory", "show", "nothing.trajectory"], "nothing.trajectory"),
+        (["trajectory", "pack", "no1.pt", "no2.pt", "-o", "x.trajectory"], "no1.pt"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], message: str, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lcsc(arguments) == 2
+    assert message in complaint(capsys)
+
+
+def test_pack_and_show_a_trajectory(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for step in (100, 200, 300):
+        save_file({"w": torch.randn(4, 3, generator=generator)}, workplace / f"model{step:06d}.safetensors")
+    files = [str(path) for path in sorted(workplace.glob("*.safetensors"))]
+    assert lcsc(["trajectory", "pack", *files, "-o", "runs.trajectory"]) == 0
+    capsys.readouterr()
+    assert lcsc(["trajectory", "show", "runs.trajectory", "--verify", "--format", "json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["steps"], shown["parameters"], shown["intervals"]) == ([100, 200, 300], 12, [100])
+    assert lcsc(["trajectory", "show", "runs.trajectory"]) == 0
+    assert "█" in capsys.readouterr().out  # the norms of the differences, drawn
+    save_file({"v": torch.zeros(4, 3)}, workplace / "model000400.safetensors")
+    assert lcsc(["trajectory", "pack", *files, "model000400.safetensors", "-o", "more.trajectory"]) == 2
+    assert "model000400" in complaint(capsys)
+    assert not Path("more.trajectory").exists()
+
+
+@pytest.fixture
+def small_digits(workplace: Path) -> Path:
+    """A digits study that trains for seconds."""
+    settings = {"images": 100, "training_steps": 12, "checkpoint_every": 2}
+    return write_study(
+        workplace,
+        name="small",
+        objective={"file": "digits.py", "settings": settings},
+        optimizers=["EMAGrid", {"LCSC": {"mutation": 0.05}}],
+        seeds=[0],
+        budget={"images": 1000},
+        held_out={"images": 200, "top": 2},
+    )
+
+
+@pytest.mark.slow
+def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "tiny.yaml"]) == 0
+    study = optuna.load_study(study_name="small/LCSC/0", storage="sqlite:///studies.db")
+    assert len(study.trials) == 10  # 1,000 images, 100 each
+    assert study.best_trial.user_attrs["cost"]["images"] == 100
+    assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
+    chosen = study.trials[study.user_attrs["held_out"]["trial"]]
+    artifacts = optuna.artifacts.get_all_artifact_meta(chosen, storage=database())
+    assert sorted(meta.filename for meta in artifacts) == ["best_so_far.png", "coefficients.png", "images.png"]
+
+    assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
+    with safe_open("best.safetensors", "pt") as file:
+        recipe = json.loads(file.metadata()["lcsc_recipe"])
+    assert recipe["coefficients"] == chosen.user_attrs["coefficients"]
+    from lcsc_opt.trajectory import Trajectory
+
+    (trajectory,) = (Trajectory.open(path) for path in (small_digits.parent.parent / "cache").glob("*.trajectory"))
+    assert recipe["trajectory_sha256"] == trajectory.sha256
+    merged = trajectory.merge(recipe["coefficients"])
+    exported = load_file("best.safetensors")
+    assert all(torch.equal(exported[name], merged[name]) for name in merged)
+    capsys.readouterr()
+    assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 2
+    assert "exists already" in complaint(capsys)
+
+
+def test_a_function_has_no_model_to_export(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"])
+    capsys.readouterr()
+    assert lcsc(["export", "tiny/EMAGrid/0", "-o", "x.safetensors"]) == 2
+    assert "no model to export" in complaint(capsys)
+    assert not Path("x.safetensors").exists()

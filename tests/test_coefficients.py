@@ -1,0 +1,427 @@
+"""Sum-to-one algebra: EMA profiles against simulations of their definitions, and the spaces' properties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcsc_opt.coefficients import (
+    LARGEST_SIGMA_REL,
+    PAPER_EMA_RATES,
+    POWER_EMA_SIGMAS,
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    check_coefficients,
+    check_steps,
+    close_sum,
+    default_origin,
+    ema_coefficients,
+    normalize,
+    power_ema_coefficients,
+    power_ema_exponent,
+    principal_basis,
+    window_ema_rates,
+)
+from lcsc_opt.errors import CoefficientsError
+
+seeds = st.integers(0, 2**32 - 1)
+magnitudes = st.sampled_from([1e-12, 1e-3, 1.0, 30.0, 1e3, 1e6, 1e10, 1e15])
+intervals = st.lists(st.integers(1, 500), min_size=1, max_size=30)
+all_steps = st.builds(
+    lambda first, gaps: tuple(first + int(gap) for gap in np.cumsum([0, *gaps])), st.integers(1, 5000), intervals
+)
+rates = st.floats(0, 0.999999)
+sigma_rels = st.floats(0.005, LARGEST_SIGMA_REL)
+
+
+def off_one(coefficients: np.ndarray) -> float:
+    """How far the exact sum is from one."""
+    return abs(math.fsum([*coefficients, -1.0]))
+
+
+def affine(steps: Sequence[int], origin_rate: float = 0.99) -> AffineSpace:
+    return AffineSpace(tuple(steps), ema_coefficients(steps, origin_rate))
+
+
+def convex(steps: Sequence[int]) -> ConvexSpace:
+    return ConvexSpace(tuple(steps), ema_coefficients(steps, 0.99))
+
+
+def principal(steps: Sequence[int], seed: int = 0) -> PrincipalSpace:
+    count = len(steps)
+    return PrincipalSpace(
+        tuple(steps), ema_coefficients(steps, 0.99), principal_basis(random_gram(count, seed), (count + 1) // 2)
+    )
+
+
+SPACES: tuple[Callable[[Sequence[int]], CoefficientSpace], ...] = (affine, convex, principal)
+
+
+def free_vector(dimension: int, magnitude: float, seed: int) -> np.ndarray:
+    """Normal, now and then with zeros or one outlier; below 2^53, where doubles are a whole number apart."""
+    generator = np.random.default_rng(seed)
+    free = magnitude * generator.standard_normal(dimension)
+    if seed % 3 == 1:
+        free[generator.random(dimension) < 0.7] = 0
+    if seed % 5 == 2 and magnitude <= 1e6:
+        free[generator.integers(dimension)] *= 1e6
+    return free
+
+
+def random_gram(count: int, seed: int, rank: int | None = None) -> np.ndarray:
+    """Inner products of centered checkpoints, of a spectrum that falls."""
+    generator = np.random.default_rng(seed)
+    weights = generator.standard_normal((count, rank or 3 * count)) * np.geomspace(1, 0.05, rank or 3 * count)
+    weights -= weights.mean(axis=0)
+    return np.asarray(weights @ weights.T)
+
+
+# EMA profiles
+
+
+def trained_average(
+    steps: Sequence[int], keep: Callable[[int], float], weight: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """A moving average updated at every training step: average ← keep(n) average + (1 - keep(n)) weight(n).
+
+    It begins at the first checkpoint, which stands for all training before it.
+    """
+    average = weight(steps[0])
+    for step in range(steps[0] + 1, steps[-1] + 1):
+        average = keep(step) * average + (1 - keep(step)) * weight(step)
+    return average
+
+
+def checkpoint_at(steps: Sequence[int]) -> Callable[[int], np.ndarray]:
+    """'Weights' during training: one-hot of the checkpoint that stands for a step, i for n_{i-1} < n <= n_i."""
+    return lambda step: np.eye(len(steps))[np.searchsorted(steps, step)]
+
+
+@settings(deadline=None)
+@given(all_steps, rates)
+def test_ema_coefficients_are_those_of_an_average_kept_during_training(steps: tuple[int, ...], rate: float) -> None:
+    simulated = trained_average(steps, lambda _: rate, checkpoint_at(steps))
+    np.testing.assert_allclose(ema_coefficients(steps, rate), simulated, rtol=0, atol=1e-12)
+
+
+def test_ema_of_scalar_weights_is_eq_6_run_step_by_step() -> None:
+    steps, rate = (10, 20, 35, 60), 0.93
+    saved = np.array([3.0, -1.0, 4.0, 1.5])
+    average = saved[0]
+    for step in range(11, 61):
+        average = rate * average + (1 - rate) * saved[np.searchsorted(steps, step)]
+    assert ema_coefficients(steps, rate) @ saved == pytest.approx(average, abs=1e-13)
+
+
+@given(all_steps, sigma_rels)
+def test_power_ema_coefficients_are_those_of_an_average_kept_during_training(
+    steps: tuple[int, ...], sigma_rel: float
+) -> None:
+    # the profile t^e averaged step by step: keep(t) = (1 - 1/t)^(e + 1), Karras et al. 2024, Eq. 2
+    exponent = power_ema_exponent(sigma_rel)
+    simulated = trained_average(steps, lambda step: (1 - 1 / step) ** (exponent + 1), checkpoint_at(steps))
+    np.testing.assert_allclose(power_ema_coefficients(steps, sigma_rel), simulated, rtol=0, atol=1e-11)
+
+
+@given(all_steps, rates, sigma_rels)
+def test_profiles_are_averages(steps: tuple[int, ...], rate: float, sigma_rel: float) -> None:
+    for profile in (ema_coefficients(steps, rate), power_ema_coefficients(steps, sigma_rel)):
+        assert profile.dtype == np.float64
+        assert (profile >= 0).all()
+        assert off_one(profile) <= 1e-15
+
+
+def test_rate_zero_is_the_last_checkpoint_bit_for_bit() -> None:
+    assert ema_coefficients((5, 6, 9), 0.0).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_a_rate_near_one_leaves_the_weight_on_the_first_checkpoint() -> None:
+    assert ema_coefficients((1000, 1001, 1002), 1 - 1e-12)[0] == pytest.approx(1, abs=1e-11)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan, math.inf])
+def test_a_rate_outside_of_its_range_is_refused(rate: float) -> None:
+    with pytest.raises(CoefficientsError, match=r"^rate: expected at least 0 and below 1"):
+        ema_coefficients((1, 2), rate)
+
+
+@given(st.sampled_from(POWER_EMA_SIGMAS))
+def test_the_width_of_a_power_profile_is_sigma_rel(sigma_rel: float) -> None:
+    count = 20_000
+    profile = power_ema_coefficients(range(1, count + 1), sigma_rel)
+    times = (np.arange(count) + 0.5) / count
+    mean = profile @ times
+    assert math.sqrt(profile @ (times - mean) ** 2) == pytest.approx(sigma_rel, rel=1e-3)
+
+
+@given(st.floats(1e-3, LARGEST_SIGMA_REL))
+def test_the_exponent_solves_its_equation(sigma_rel: float) -> None:
+    e = power_ema_exponent(sigma_rel)
+    assert math.sqrt(e + 1) / ((e + 2) * math.sqrt(e + 3)) == pytest.approx(sigma_rel, rel=1e-9)
+
+
+@pytest.mark.parametrize(("sigma_rel", "exponent"), [(0.05, 16.97), (0.10, 6.94)])
+def test_the_exponents_that_karras_et_al_print(sigma_rel: float, exponent: float) -> None:
+    assert power_ema_exponent(sigma_rel) == pytest.approx(exponent, abs=0.005)
+
+
+def test_the_widest_power_profile_is_the_uniform_average() -> None:
+    np.testing.assert_allclose(power_ema_coefficients((1, 2, 3, 4), LARGEST_SIGMA_REL), np.full(4, 0.25), atol=1e-7)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.29, math.nan])
+def test_a_width_outside_of_its_range_is_refused(sigma_rel: float) -> None:
+    with pytest.raises(CoefficientsError, match=r"^sigma_rel: expected above 0"):
+        power_ema_coefficients((1, 2), sigma_rel)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([], "at least 2 checkpoints"),
+        ([7], "at least 2 checkpoints"),
+        ([-1, 5], r"^steps\[0\]: expected a training step of at least 0, got -1"),
+        ([1, 3, 3], r"^steps\[2\]: expected more than 3, got 3"),
+        ([1, 3, 2], r"^steps\[2\]: expected more than 3, got 2"),
+        ([1, 2.5], r"^steps\[1\]: expected a whole number, got 2.5"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(steps: list[Any], message: str) -> None:
+    with pytest.raises(CoefficientsError, match=message):
+        check_steps(steps)
+    with pytest.raises(CoefficientsError, match=message):
+        ema_coefficients(steps, 0.5)
+    with pytest.raises(CoefficientsError, match=message):
+        power_ema_coefficients(steps, 0.1)
+
+
+def test_steps_may_be_numpy_integers() -> None:
+    assert check_steps(np.arange(0, 30, 10)) == (0, 10, 20)  # type: ignore[arg-type]
+
+
+# EMA rates of a window
+
+
+def test_a_long_window_keeps_the_rates_of_the_paper() -> None:
+    steps = range(750_000, 800_100, 100)  # 50,000 steps, as on CIFAR-10
+    assert window_ema_rates(steps) == tuple(sorted(PAPER_EMA_RATES))
+    assert PAPER_EMA_RATES == (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
+
+
+@given(all_steps)
+def test_rates_of_any_window_are_told_apart(steps: tuple[int, ...]) -> None:
+    found = window_ema_rates(steps)
+    assert len(found) == len(PAPER_EMA_RATES)
+    assert all(0 <= rate < 1 for rate in found)
+    profiles = [ema_coefficients(steps, rate) for rate in found]
+    on_first = [profile[0] for profile in profiles]
+    assert on_first == sorted(on_first)
+    for slower, faster in zip(profiles[1:], profiles, strict=False):
+        assert np.abs(slower - faster).sum() > 1e-3
+
+
+def test_adapted_rates_span_one_interval_to_half_of_the_window() -> None:
+    lengths = 1 / (1 - np.array(window_ema_rates(range(0, 4020, 20))))
+    assert lengths[0] == pytest.approx(20)
+    assert lengths[-1] == pytest.approx(2000)
+    paper = 1 / (1 - np.sort(PAPER_EMA_RATES))
+    stretched = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])
+    np.testing.assert_allclose(stretched, np.log(paper / paper[0]) / np.log(paper[-1] / paper[0]))
+
+
+def test_the_default_origin_is_the_middle_rate() -> None:
+    steps = range(100, 2100, 100)
+    np.testing.assert_array_equal(default_origin(steps), ema_coefficients(steps, window_ema_rates(steps)[3]))
+
+
+# sums
+
+
+@given(st.integers(1, 40), magnitudes, seeds)
+def test_closing_a_sum_moves_it_by_its_error_only(count: int, magnitude: float, seed: int) -> None:
+    coefficients = free_vector(count, magnitude, seed)
+    error = 1 - math.fsum(coefficients)
+    closed = close_sum(coefficients)
+    assert off_one(closed) <= 1e-12
+    assert np.abs(closed - coefficients).max() <= abs(error) * (1 + 1e-15) + 1e-15 * np.abs(coefficients).max()
+    assert (closed != coefficients).sum() <= 2
+
+
+def test_closing_leaves_its_argument_alone() -> None:
+    coefficients = np.array([0.25, 0.5])
+    assert close_sum(coefficients).tolist() == [0.25, 0.75]
+    assert coefficients.tolist() == [0.25, 0.5]
+
+
+@given(st.integers(1, 40), st.sampled_from([1e-2, 1.0, 1e5]), seeds)
+def test_normalizing_divides_by_the_sum(count: int, magnitude: float, seed: int) -> None:
+    values = np.abs(free_vector(count, magnitude, seed)) + magnitude
+    np.testing.assert_allclose(normalize(values), values / values.sum(), rtol=1e-12)
+    np.testing.assert_allclose(normalize(-values), values / values.sum(), rtol=1e-12)
+    assert off_one(normalize(values)) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    "values", [[1.0, -1.0], [1.0, -0.9995], [math.nan, 1.0], [math.inf, 1.0], [math.inf, -math.inf], []]
+)
+def test_what_cannot_be_scaled_to_one_is_refused(values: list[float]) -> None:
+    with pytest.raises(CoefficientsError, match="cannot be scaled to one"):
+        normalize(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.5, 0.25, 0.25], r"expected shape \(2,\), got \(3,\)"),
+        ([[0.5, 0.5]], r"expected shape \(2,\), got \(1, 2\)"),
+        ([math.nan, 1.0], "expected finite numbers"),
+        ([math.inf, -math.inf], "expected finite numbers"),
+        ([0.5, 0.6], "expected a sum of 1, got 1.1"),
+        ([0.5, 0.5 + 2e-9], "expected a sum of 1"),
+    ],
+)
+def test_wrong_coefficients_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(CoefficientsError, match=message):
+        check_coefficients(values, 2)
+
+
+def test_checked_coefficients_are_the_given_ones() -> None:
+    assert check_coefficients([3, -2], 2).tolist() == [3.0, -2.0]
+
+
+# spaces
+
+
+@pytest.mark.parametrize("space_of", SPACES)
+@given(all_steps, magnitudes, seeds)
+def test_coefficients_of_any_free_vector_sum_to_one(
+    space_of: Callable[[Sequence[int]], CoefficientSpace], steps: tuple[int, ...], magnitude: float, seed: int
+) -> None:
+    space = space_of(steps)
+    coefficients = space.to_coefficients(free_vector(space.dimension, magnitude, seed))
+    assert coefficients.shape == (len(steps),)
+    assert coefficients.dtype == np.float64
+    assert off_one(coefficients) <= 1e-12
+
+
+@pytest.mark.parametrize("space_of", SPACES)
+@given(all_steps)
+def test_the_zero_vector_is_the_origin(space_of: Callable[[Sequence[int]], Any], steps: tuple[int, ...]) -> None:
+    space = space_of(steps)
+    np.testing.assert_allclose(space.to_coefficients(np.zeros(space.dimension)), space.origin, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(space.to_free(space.origin), 0, atol=1e-15)
+
+
+@pytest.mark.parametrize("space_of", [affine, principal])
+@given(all_steps, magnitudes, seeds)
+def test_a_step_has_the_same_length_in_both_spaces(
+    space_of: Callable[[Sequence[int]], Any], steps: tuple[int, ...], magnitude: float, seed: int
+) -> None:
+    space = space_of(steps)
+    free = free_vector(space.dimension, magnitude, seed)
+    length = np.linalg.norm(free)
+    assert np.linalg.norm(space.to_coefficients(free) - space.origin) == pytest.approx(length, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("space_of", [affine, principal])
+@given(all_steps, magnitudes, seeds)
+def test_to_free_inverts_to_coefficients(
+    space_of: Callable[[Sequence[int]], CoefficientSpace], steps: tuple[int, ...], magnitude: float, seed: int
+) -> None:
+    space = space_of(steps)
+    free = free_vector(space.dimension, magnitude, seed)
+    tolerance = 1e-13 * (1 + np.abs(free).max())
+    np.testing.assert_allclose(space.to_free(space.to_coefficients(free)), free, rtol=0, atol=tolerance)
+
+
+@given(all_steps, st.sampled_from([1e-3, 1.0, 1e3]), seeds)
+def test_the_affine_space_reaches_all_coefficients(steps: tuple[int, ...], magnitude: float, seed: int) -> None:
+    wanted = close_sum(free_vector(len(steps), magnitude, seed))
+    space = affine(steps)
+    tolerance = 1e-13 * (1 + np.abs(wanted).max())
+    np.testing.assert_allclose(space.to_coefficients(space.to_free(wanted)), wanted, rtol=0, atol=tolerance)
+
+
+@given(st.integers(25, 60), seeds)
+def test_an_affine_direction_moves_its_own_coefficient(count: int, seed: int) -> None:
+    space = affine(range(count))
+    i = seed % space.dimension
+    moved = space.to_coefficients(np.eye(space.dimension)[i]) - space.origin
+    assert moved[i] > 0.94
+    assert abs(moved[-1]) < 0.21
+    assert (np.abs(np.delete(moved, [i, count - 1])) < 0.06).all()
+
+
+@given(all_steps, magnitudes, seeds)
+def test_convex_coefficients_are_not_negative(steps: tuple[int, ...], magnitude: float, seed: int) -> None:
+    space = convex(steps)
+    free = free_vector(space.dimension, magnitude, seed)
+    coefficients = space.to_coefficients(free)
+    assert (coefficients >= 0).all()
+    clipped = np.maximum(space.origin + free, 0)
+    if clipped.sum() > 1e-3:
+        np.testing.assert_allclose(coefficients, clipped / clipped.sum(), rtol=1e-9, atol=1e-12)
+
+
+@given(all_steps, seeds)
+def test_the_convex_space_reaches_every_average(steps: tuple[int, ...], seed: int) -> None:
+    wanted = np.random.default_rng(seed).dirichlet(np.full(len(steps), 0.5))
+    space = convex(steps)
+    np.testing.assert_allclose(space.to_coefficients(space.to_free(wanted)), wanted, rtol=0, atol=1e-14)
+
+
+def test_where_clipping_leaves_nothing_the_convex_space_gives_its_origin() -> None:
+    space = convex((1, 2, 3))
+    np.testing.assert_array_equal(space.to_coefficients(np.full(3, -5.0)), space.origin)
+
+
+@given(st.integers(2, 25), seeds)
+def test_the_principal_basis_is_orthonormal_and_sums_to_zero(count: int, seed: int) -> None:
+    # of the full dimension and of a Gram matrix without full rank: none of its columns may be the diagonal
+    basis = principal_basis(random_gram(count, seed, rank=max(count // 2, 1)), count - 1)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(count - 1), atol=1e-12)
+    np.testing.assert_allclose(basis.sum(axis=0), 0, atol=1e-12)
+
+
+@given(st.integers(3, 25), seeds)
+def test_principal_directions_are_the_leading_singular_vectors_of_the_checkpoints(count: int, seed: int) -> None:
+    dimension = 1 + seed % 2
+    gram = random_gram(count, seed)
+    basis = principal_basis(gram, dimension)
+    left, values, _ = np.linalg.svd(gram)
+    captured = np.trace(basis.T @ gram @ basis)
+    assert captured == pytest.approx(values[:dimension].sum(), rel=1e-9)
+    if values[0] > 1.01 * values[1]:
+        assert abs(basis[:, 0] @ left[:, 0]) == pytest.approx(1, abs=1e-9)
+    assert (basis[np.abs(basis).argmax(axis=0), np.arange(dimension)] > 0).all()
+
+
+@given(st.integers(4, 20), seeds)
+def test_the_principal_space_gives_the_nearest_coefficients_it_reaches(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    space = principal(range(1, count + 1), seed)
+    wanted = close_sum(generator.standard_normal(count))
+    nearest = space.to_coefficients(space.to_free(wanted))
+    other = space.to_coefficients(space.to_free(wanted) + 0.1 * generator.standard_normal(space.dimension))
+    assert np.linalg.norm(nearest - wanted) <= np.linalg.norm(other - wanted)
+
+
+@pytest.mark.parametrize("dimension", [0, 4, -1])
+def test_more_principal_directions_than_there_are_is_an_error(dimension: int) -> None:
+    with pytest.raises(CoefficientsError, match=f"^space.principal: expected 1 to 3 directions, got {dimension}"):
+        principal_basis(random_gram(4, 0), dimension)
+
+
+@pytest.mark.parametrize(("space_of", "dimension"), [(affine, 4), (convex, 5), (principal, 3)])
+def test_dimensions(space_of: Callable[[Sequence[int]], CoefficientSpace], dimension: int) -> None:
+    space = space_of((1, 2, 4, 8, 16))
+    assert space.dimension == dimension
+    assert space.steps == (1, 2, 4, 8, 16)

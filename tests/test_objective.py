@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lcsc_opt.errors import CoefficientsError, ObjectiveError
+from lcsc_opt.objective import CoefficientFunction, Objective, cache_directory
+from lcsc_opt.records import SEARCH, Candidate, Evaluation
+
+STEPS = (10, 20, 30)
+
+
+def weighted(coefficients: np.ndarray) -> float:
+    return float(coefficients @ [1.0, 2.0, 4.0])
+
+
+def function(returned: Any) -> CoefficientFunction:
+    return CoefficientFunction(lambda _: returned, STEPS, name="constant")
+
+
+class Recorder(Objective):
+    """An objective that keeps the candidate it was asked for."""
+
+    steps = STEPS  # type: ignore[assignment]
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        self.candidate = candidate
+        return Evaluation(2.5, {"fid": 9.0})
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def test_an_objective_is_called_with_coefficients_and_gives_its_loss() -> None:
+    recorder = Recorder()
+    assert recorder([0.5, -0.25, 0.75]) == 2.5
+    assert recorder.candidate.coefficients.tolist() == [0.5, -0.25, 0.75]
+    assert recorder.candidate.coefficients.dtype == np.float64
+    assert recorder.candidate.noise == SEARCH
+    assert recorder.candidate.images is None
+
+
+def test_an_objective_without_images_or_weights_says_so() -> None:
+    assert Recorder().images_per_evaluation == 0
+    with pytest.raises(ObjectiveError, match=r"^space\.principal: this objective has no weights"):
+        Recorder().gram()
+
+
+@pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])
+def test_wrong_coefficients_never_reach_the_objective(wrong: list[float]) -> None:
+    recorder = Recorder()
+    with pytest.raises(CoefficientsError):
+        recorder(wrong)
+    assert not hasattr(recorder, "candidate")
+
+
+def test_any_callable_is_an_objective() -> None:
+    objective = CoefficientFunction(weighted, STEPS, name="tests:weighted")
+    assert objective.steps == STEPS
+    assert objective([1, 1, -1]) == -1.0
+    evaluation = objective.evaluate(Candidate(np.array([0.0, 0.0, 1.0])))
+    assert evaluation.loss == 4.0
+    assert evaluation.cost.images == 0
+    assert 0 <= evaluation.cost.seconds < 10
+
+
+def test_a_callable_cannot_change_the_candidate() -> None:
+    def spoil(coefficients: np.ndarray) -> float:
+        coefficients[:] = 0
+        return 0.0
+
+    candidate = Candidate(np.array([0.2, 0.3, 0.5]))
+    CoefficientFunction(spoil, STEPS, name="spoil").evaluate(candidate)
+    assert candidate.coefficients.tolist() == [0.2, 0.3, 0.5]
+
+
+@pytest.mark.parametrize("returned", [3, 3.0, np.float32(3), np.array(3.0), torch.tensor(3.0)])
+def test_every_kind_of_number_is_a_loss(returned: Any) -> None:
+    loss = function(returned).evaluate(Candidate(np.full(3, 1 / 3))).loss
+    assert type(loss) is float
+    assert loss == 3.0
+
+
+@pytest.mark.parametrize("returned", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_left_to_the_runner(returned: float) -> None:
+    assert repr(function(returned).evaluate(Candidate(np.full(3, 1 / 3))).loss) == repr(returned)
+
+
+@pytest.mark.parametrize("returned", [None, "3", b"3", [1.0, 2.0], {}, 1j, torch.ones(2)])
+def test_what_is_no_number_is_an_error(returned: Any) -> None:
+    with pytest.raises(ObjectiveError, match=r"the objective returned .*, expected a number"):
+        function(returned).evaluate(Candidate(np.full(3, 1 / 3)))
+
+
+def test_what_a_callable_raises_reaches_the_caller() -> None:
+    def broken(_: np.ndarray) -> float:
+        raise ZeroDivisionError("of mine")
+
+    with pytest.raises(ZeroDivisionError, match="of mine"):
+        CoefficientFunction(broken, STEPS, name="broken")([1, 0, 0])
+
+
+def test_the_fingerprint_of_a_callable_is_its_name_and_the_steps() -> None:
+    described = CoefficientFunction(weighted, STEPS, name="tests:weighted").describe()
+    assert json.loads(json.dumps(described)) == {"callable": "tests:weighted", "steps": [10, 20, 30]}
+
+
+def test_steps_of_a_callable_are_checked() -> None:
+    with pytest.raises(CoefficientsError, match=r"^steps\[1\]: expected more than 5, got 4"):
+        CoefficientFunction(weighted, (5, 4, 6), name="weighted")
+
+
+def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LCSC_CACHE", raising=False)
+    assert cache_directory() == tmp_path / "home" / ".cache" / "lcsc_opt"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg" / "lcsc_opt"
+    monkeypatch.setenv("LCSC_CACHE", "~/mine")
+    assert cache_directory() == tmp_path / "home" / "mine"
+    assert not (tmp_path / "xdg").exists(), "asking makes no folder"

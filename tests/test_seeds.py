@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.seeds import derive_seed
+
+parts = st.one_of(st.text(max_size=8), st.integers(-5, 5))
+names = st.lists(parts, max_size=4).map(tuple)
+
+
+@given(st.integers(0, 2**64), names, st.integers(1, 256))
+def test_a_seed_has_the_bits_that_were_asked_for(seed: int, name: tuple[str | int, ...], bits: int) -> None:
+    derived = derive_seed(seed, *name, bits=bits)
+    assert 0 <= derived < 2**bits
+    assert derived == derive_seed(seed, *name, bits=bits)
+    assert derived == derive_seed(seed, *name, bits=256) >> (256 - bits)
+
+
+@given(st.integers(0, 3), names, st.integers(0, 3), names)
+def test_different_names_give_different_seeds(
+    seed: int, name: tuple[str | int, ...], other_seed: int, other_name: tuple[str | int, ...]
+) -> None:
+    same = (seed, *map(repr, name)) == (other_seed, *map(repr, other_name))
+    assert (derive_seed(seed, *name) == derive_seed(other_seed, *other_name)) == same
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(("a", "b"), ("ab",)), (("a", 0), ("a", "0")), (("a",), ("a", "")), ((), ("",))]
+)
+def test_names_that_read_alike_are_different(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> None:
+    assert derive_seed(0, *one) != derive_seed(0, *other)
+
+
+def test_seeds_of_neighbouring_names_look_independent() -> None:
+    seeds = [derive_seed(seed, "noise", i, bits=64) for seed, i in itertools.product(range(4), range(500))]
+    bits = np.unpackbits(np.array(seeds, dtype=np.uint64).view(np.uint8)).reshape(len(seeds), 64)
+    assert len(set(seeds)) == len(seeds)
+    assert np.abs(bits.mean(axis=0) - 0.5).max() < 5 * 0.5 / np.sqrt(len(seeds))
+
+
+def test_a_seed_is_the_beginning_of_a_sha256() -> None:
+    digest = hashlib.sha256(b'[7,"search",0]').hexdigest()
+    assert derive_seed(7, "search", 0, bits=256) == int(digest, 16)
+    assert derive_seed(7, "search", 0, bits=32) == int(digest[:8], 16)
+    assert derive_seed(7, "search", 0) == derive_seed(7, "search", 0, bits=63)
+
+
+def test_another_process_derives_the_same_seed() -> None:
+    code = "from lcsc_opt.seeds import derive_seed; print(derive_seed(3, 'held-out', 1))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(printed) == derive_seed(3, "held-out", 1)
