@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from lcsc_opt.study_store import StoredStudy, TrialKey
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.merge_sample_score import MergeSampleScore
 
+IMAGE_PAIRS = "images.png"
 PAIRS = 1000  # images drawn from either model
 SHOWN = 40  # of them, those that differ most
 
@@ -56,7 +58,7 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
             save(draw_coefficients(own, ema), Path(folder) / "coefficients.png"),
         ]
         if ema is not None and ema.study != own.study and samples_images(objective):
-            paths.append(_draw_pairs(_images_of(objective), ema, own, Path(folder) / "images.png"))
+            paths.append(_draw_pairs(_images_of(objective), ema, own, Path(folder) / IMAGE_PAIRS))
         _attach(storage, study, own.best_trial, paths)
         return [path.name for path in paths]
 
@@ -67,6 +69,19 @@ def _attach(storage: RDBStorage, study: StoredStudy, number: int, paths: list[Pa
     trial = next(TrialKey.of(trial) for trial in study.trials() if trial.number == number)
     for path in paths:
         study.attach(trial, FileSystemArtifactStore(folder), path)
+
+
+def copy_image_pairs(storage: RDBStorage, studies: Sequence[StudySummary], folder: Path) -> list[Path]:
+    """Write the image pairs of each study's chosen trial, where there are any, as ``images-OPTIMIZER-SEED.png``."""
+    store = FileSystemArtifactStore(artifact_directory(storage.url))
+    written = []
+    for study in studies:
+        content = StoredStudy.open(storage, study.study).artifact(study.best_trial, store, IMAGE_PAIRS)
+        if content is not None:
+            path = folder / f"images-{study.optimizer}-{study.seed}.png"
+            path.write_bytes(content)
+            written.append(path)
+    return written
 
 
 def samples_images(objective: Objective) -> bool:

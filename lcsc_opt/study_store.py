@@ -28,7 +28,7 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
-from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -312,6 +312,18 @@ class StoredStudy:
         for old in replaced:
             with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
                 store.remove(old)
+
+    def artifact(self, number: int | None, store: FileSystemArtifactStore, filename: str) -> bytes | None:
+        """The content of a trial's artifact of that name; ``None`` where there is none."""
+        trial = next((trial for trial in self.trials() if trial.number == number), None)
+        for meta in [] if trial is None else get_all_artifact_meta(trial, storage=self.storage):
+            if meta.filename == filename:
+                with (
+                    contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound),
+                    store.open_reader(meta.artifact_id) as reader,
+                ):
+                    return bytes(reader.read())
+        return None
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[orm.Session]:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
 from lcsc_opt.objective import CoefficientFunction, Objective
+
+hypothesis.settings.register_profile(
+    "lcsc_opt", deadline=None
+)  # the first example pays for imports; machines are shared
+hypothesis.settings.load_profile("lcsc_opt")
 
 STEPS = tuple(range(100, 2100, 100))
 

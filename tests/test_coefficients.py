@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.coefficients import (
@@ -105,7 +105,6 @@ def checkpoint_at(steps: Sequence[int]) -> Callable[[int], np.ndarray]:
     return lambda step: np.eye(len(steps))[np.searchsorted(steps, step)]
 
 
-@settings(deadline=None)
 @given(all_steps, rates)
 def test_ema_coefficients_are_those_of_an_average_kept_during_training(steps: tuple[int, ...], rate: float) -> None:
     simulated = trained_average(steps, lambda _: rate, checkpoint_at(steps))

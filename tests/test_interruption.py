@@ -1,4 +1,4 @@
-"""Ctrl-C and ``kill -9`` of a real process, at moments that are not chosen: the continued study is the undisturbed one."""
+"""Ctrl-C and ``kill -9`` of a real process at any moment: the continued study equals the undisturbed one."""
 
 from __future__ import annotations
 

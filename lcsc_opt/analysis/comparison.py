@@ -41,6 +41,7 @@ class StudySummary:
         steps: ``[K]`` training steps.
         best_coefficients: ``[K]`` of the chosen trial, else of the best one.
         best_trial: its number.
+        metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         curve: ``[n, 4]`` evaluations, images, seconds, best loss so far, a row for each complete trial.
     """
 
@@ -58,6 +59,7 @@ class StudySummary:
     steps: tuple[int, ...]
     best_coefficients: Floats | None
     best_trial: int | None
+    metric: str
     curve: Floats
 
     @property
@@ -108,6 +110,7 @@ def summarize(study: StoredStudy) -> StudySummary:
         steps=tuple(attributes.get("steps", ())),
         best_coefficients=None if best is None else np.array(best.user_attrs["coefficients"]),
         best_trial=None if best is None else best.number,
+        metric="loss" if best is None else _metric(best),
         curve=curve,
     )
 
@@ -132,6 +135,11 @@ def is_ours(study: str) -> bool:
 
 def _cost(trial: FrozenTrial, name: str) -> float:
     return float(trial.user_attrs.get("cost", {}).get(name, 0))
+
+
+def _metric(trial: FrozenTrial) -> str:
+    metrics = trial.user_attrs.get("metrics", {})
+    return next((name.upper() for name, value in metrics.items() if value == trial.value), "loss")
 
 
 def _curve(finished: Sequence[FrozenTrial]) -> Floats:

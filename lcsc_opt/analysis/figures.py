@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from lcsc_opt.analysis.comparison import BASELINES, Floats, StudySummary, best_ema, mean_curve
 from lcsc_opt.errors import StudyStoreError
@@ -27,7 +28,7 @@ def colour(optimizer: str, others: Sequence[str]) -> str:
     return OTHER_COLOURS[list(others).index(optimizer) % len(OTHER_COLOURS)]
 
 
-def draw_comparison(studies: Sequence[StudySummary], *, loss: str = "FID") -> Figure:
+def draw_comparison(studies: Sequence[StudySummary]) -> Figure:
     """Best so far against evaluations, images and seconds: mean and range over seeds; EMA* as a line.
 
     Diamonds at the right end are held-out values.
@@ -35,18 +36,29 @@ def draw_comparison(studies: Sequence[StudySummary], *, loss: str = "FID") -> Fi
     figure = _figure(13, 4)
     drawn = [study for study in studies if len(study.curve)]
     ema = best_ema(drawn)
+    loss = next((study.metric for study in drawn), "loss")
     for axis, label in enumerate(AXES):
         axes = figure.add_subplot(1, 3, axis + 1)
         _draw_curves(axes, drawn, axis)
         if ema is not None:
-            axes.axhline(ema.curve[-1, 3], color=COLOURS["EMAGrid"], linestyle="--", linewidth=1)
+            axes.axhline(ema.curve[-1, 3], color=COLOURS["EMAGrid"], linestyle="--", linewidth=1, label=ema.label)
         axes.set_xlabel(label)
-        axes.set_yscale("log")
-        axes.set_title(f"best {loss} so far" if axis == 0 else "")
+        _plain_log_scale(axes)
+    figure.suptitle(f"best {loss} so far", fontsize=11)
     axes = figure.axes[0]
     axes.set_ylabel(f"{loss} on the search's noise (diamonds: held out)")
     axes.legend(frameon=False, fontsize=9)
     return figure
+
+
+def _plain_log_scale(axes: Axes) -> None:
+    """A logarithmic loss, labelled 2, 5, 10 and not in powers; 300,000 images as 300k."""
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_curves(axes: Axes, studies: Sequence[StudySummary], axis: int) -> None:
@@ -57,7 +69,7 @@ def _draw_curves(axes: Axes, studies: Sequence[StudySummary], axis: int) -> None
         shade = colour(name, others)
         x, mean, low, high = mean_curve(group, axis)
         label = BASELINES.get(name, name) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
-        axes.step(x, mean, where="post", color=shade, label=label)
+        axes.step(x, mean, where="post", color=shade, label=None if name == "EMAGrid" else label)
         axes.fill_between(x, low, high, step="post", color=shade, alpha=0.2, linewidth=0)
         held_out = [study.held_out for study in group if study.held_out is not None]
         axes.plot([x[-1]] * len(held_out), held_out, "D", color=shade, markersize=5, clip_on=False)
@@ -78,7 +90,7 @@ def draw_coefficients(study: StudySummary, ema: StudySummary | None) -> Figure:
     axes.set_ylabel("coefficient")
     total = np.abs(study.best_coefficients).sum()
     axes.set_title(f"{study.study}, trial {study.best_trial}: Σ|a| = {total:.2f}", fontsize=10)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     return figure
 
 

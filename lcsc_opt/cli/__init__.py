@@ -28,6 +28,8 @@ results.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 
+INTERRUPTED = 130
+
 # typer brings its own click in some versions: the base of its errors is taken from where it is
 USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
@@ -41,15 +43,17 @@ def run(arguments: Sequence[str]) -> int:
     """Run ``lcsc`` with these arguments; gives the exit status."""
     command = typer.main.get_command(app)
     try:
-        return int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
+        status = int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
     except LcscError as error:
         complain(str(error))
         return error.exit_status
     except USAGE_ERRORS as error:
         return _complain_about_usage(error)
     except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    if status == INTERRUPTED:  # some versions of typer return it in place of raising
         complain("interrupted; everything finished is in the database, run the same command to continue")
-        return 130
+    return status
 
 
 def _complain_about_usage(error: Any) -> int:

@@ -31,8 +31,10 @@ def compare(
 ) -> None:
     """Compare the optimizers of an experiment: a table over seeds, and figures."""
     from lcsc_opt.analysis.comparison import over_seeds, summaries
+    from lcsc_opt.results import copy_image_pairs
 
-    studies = summaries(open_storage(storage_url(storage), write=False), experiment)
+    opened = open_storage(storage_url(storage), write=False)
+    studies = summaries(opened, experiment)
     if output is Format.json:
         print_json([study.as_row() for study in studies])
         return
@@ -56,7 +58,8 @@ def compare(
     unfinished = [study.study for study in studies if study.state != "finished"]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
-    for path in _draw(studies, figures or Path(f"{experiment}.figures")):
+    folder = figures or Path(f"{experiment}.figures")
+    for path in [*_draw(studies, folder), *copy_image_pairs(opened, studies, folder)]:
         say(f"drawn: {path}")
 
 

@@ -1,0 +1,154 @@
+"""The noise of an image is its own: properties, and numpy's Philox as the reference."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.records import HELD_OUT, SEARCH, SELECTION, Noise
+from lcsc_opt.sampling import ImageNoise
+from lcsc_opt.seeds import derive_seed
+
+SHAPE = (2, 3, 3)
+
+
+def drawn(noise: Noise = SEARCH, start: int = 0, stop: int = 100, *, seed: int = 0, draw: int = 0) -> torch.Tensor:
+    return ImageNoise(seed).batch(noise, start, stop, SHAPE, draw=draw)
+
+
+@given(st.integers(0, 60), st.lists(st.integers(0, 20), min_size=1, max_size=6), st.randoms())
+def test_noise_depends_neither_on_batches_nor_on_their_order(start: int, sizes: list[int], random: object) -> None:
+    ends = np.cumsum([start, *sizes]).tolist()
+    batches = list(itertools.pairwise(ends))
+    random.shuffle(batches)  # type: ignore[attr-defined]
+    noise = ImageNoise(0)
+    parts = {first: noise.batch(SEARCH, first, last, SHAPE) for first, last in batches if first < last}
+    whole = drawn(start=start, stop=ends[-1])
+    assert torch.equal(torch.cat([torch.empty(0, *SHAPE), *(parts[first] for first in sorted(parts))]), whole)
+
+
+def test_noise_is_float32_of_the_shape_asked_for() -> None:
+    noise = drawn(start=5, stop=9)
+    assert noise.dtype == torch.float32
+    assert noise.shape == (4, *SHAPE)
+    assert drawn(start=5, stop=5).shape == (0, *SHAPE)
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = ImageNoise(3).batch(SEARCH, 0, 4000, (1, 8, 8)).double()
+    count = noise.numel()
+    assert abs(noise.mean()) < 5 / count**0.5
+    assert abs(noise.var() - 1) < 5 * (2 / count) ** 0.5
+    assert abs((noise**4).mean() - 3) < 5 * (96 / count) ** 0.5
+    quantiles = torch.quantile(noise.flatten()[:100_000], torch.tensor([0.025, 0.5, 0.975], dtype=torch.float64))
+    assert quantiles.tolist() == pytest.approx([-1.96, 0, 1.96], abs=0.03)
+
+
+def correlation(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float(np.corrcoef(one.flatten().numpy(), other.flatten().numpy())[0, 1])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        drawn(SELECTION, stop=500),
+        drawn(HELD_OUT, stop=500),
+        drawn(Noise("search", 1), stop=500),
+        drawn(seed=1, stop=500),
+        drawn(draw=1, stop=500),
+        drawn(start=500, stop=1000),
+        drawn(start=1, stop=501),
+    ],
+    ids=["selection", "held-out", "another seed of the group", "another study", "another draw", "later", "next"],
+)
+def test_other_noise_shares_no_number(other: torch.Tensor) -> None:
+    noise = drawn(stop=500)
+    assert abs(correlation(noise, other)) < 5 / noise.numel() ** 0.5
+    assert not (noise == other).any()
+
+
+def test_images_of_a_group_are_independent() -> None:
+    noise = ImageNoise(0).batch(SEARCH, 0, 1000, (64,)).double()
+    correlations = torch.corrcoef(noise)[~torch.eye(1000, dtype=torch.bool)]
+    assert correlations.abs().max() < 6.5 / 8  # of half a million pairs, each with a spread of 1/8
+    assert correlations.std() == pytest.approx(1 / 8, rel=0.02)
+
+
+def test_image_i_is_a_philox_stream_whose_counter_starts_at_i() -> None:
+    key = derive_seed(7, "noise", "held-out", 2, 1, bits=128)
+    words = np.array([0, 0, 0, 12_345], dtype=np.uint64)  # the counter's highest word is the image
+    reference = np.random.Generator(np.random.Philox(key=key, counter=words)).standard_normal(SHAPE, dtype=np.float32)
+    noise = drawn(Noise("held-out", 2), 12_345, 12_346, seed=7, draw=1)
+    assert noise[0].numpy().tobytes() == reference.tobytes()
+
+
+def test_another_process_draws_the_same_noise() -> None:
+    code = (
+        "from lcsc_opt.sampling import ImageNoise; from lcsc_opt.records import Noise; import sys;"
+        "sys.stdout.write(ImageNoise(0).batch(Noise('search'), 3, 5, (2, 3, 3)).numpy().tobytes().hex())"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed == drawn(start=3, stop=5).numpy().tobytes().hex()
+
+
+class CountingNoise(ImageNoise):
+    """Counts how often it draws, and knows what it keeps."""
+
+    def __init__(self, cache_bytes: int) -> None:
+        super().__init__(0, cache_bytes=cache_bytes)
+        self.draws = 0
+
+    def _draw(self, *arguments: object) -> torch.Tensor:
+        self.draws += 1
+        return super()._draw(*arguments)  # type: ignore[arg-type]
+
+    @property
+    def kept_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self._cache.values())
+
+
+IMAGE_BYTES = 4 * 2 * 3 * 3
+
+
+def test_the_same_batch_is_drawn_once() -> None:
+    noise = CountingNoise(10 * IMAGE_BYTES)
+    first = noise.batch(SEARCH, 0, 5, SHAPE)
+    assert noise.batch(SEARCH, 0, 5, list(SHAPE)) is first
+    assert noise.batch(SEARCH, 5, 10, SHAPE) is not first
+    assert noise.draws == 2
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(0, 12))
+def test_what_is_kept_never_exceeds_its_bound(sizes: list[int], bound: int) -> None:
+    noise = CountingNoise(bound * IMAGE_BYTES)
+    for start, size in enumerate(sizes):
+        assert torch.equal(noise.batch(SEARCH, start, start + size, SHAPE), drawn(start=start, stop=start + size))
+        assert noise.kept_bytes <= bound * IMAGE_BYTES
+        assert noise.kept_bytes + noise._free_bytes == bound * IMAGE_BYTES
+
+
+def test_the_batch_used_longest_ago_is_dropped_first() -> None:
+    noise = CountingNoise(10 * IMAGE_BYTES)
+    for start in (0, 5):
+        noise.batch(SEARCH, start, start + 5, SHAPE)
+    noise.batch(SEARCH, 0, 5, SHAPE)  # used again
+    noise.batch(SEARCH, 10, 15, SHAPE)  # drops 5 to 10
+    assert noise.draws == 3
+    noise.batch(SEARCH, 0, 5, SHAPE)
+    assert noise.draws == 3
+    noise.batch(SEARCH, 5, 10, SHAPE)
+    assert noise.draws == 4
+
+
+def test_a_batch_that_is_too_large_to_keep_is_given_all_the_same() -> None:
+    noise = CountingNoise(10 * IMAGE_BYTES)
+    noise.batch(SEARCH, 0, 5, SHAPE)
+    assert len(noise.batch(SEARCH, 0, 11, SHAPE)) == 11
+    assert noise.kept_bytes == 0

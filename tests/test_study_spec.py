@@ -1,0 +1,366 @@
+"""A study file is parsed once; whatever is wrong in it becomes one line that says where, what, and what instead."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.errors import StudySpecError
+from lcsc_opt.study_spec import (
+    DEFAULT_STORAGE,
+    BudgetSpec,
+    FrozenModel,
+    OptimizerSpec,
+    SpaceSpec,
+    StudySpec,
+    near_miss,
+    parse_settings,
+    parse_study,
+    read_study_file,
+)
+
+MINIMAL = """
+name: digits
+objective: {file: digits.py}
+optimizers: [LCSC]
+budget: {evaluations: 300}
+"""
+DESIGN = """
+name: digits                        # studies are called digits/<optimizer>/<seed>
+objective:
+  file: digits.py                   # a name in objectives/, or a path
+  settings: {images: 1000}
+space: affine                       # affine | convex | {principal: 40}
+optimizers:
+  - EMAGrid: {}                     # rates default to the paper's
+  - LCSC: {max_parents: 10, mutation: 0.005}
+  - CMA: {step_size: 0.02}
+seeds: [0]
+budget: {evaluations: 300}          # or {images: 300000}
+workers: 1
+storage: sqlite:///studies.db
+held_out: {images: 10000, top: 5}
+"""
+TOP = "expected one of name, objective, space, optimizers, seeds, budget, workers, storage, held_out"
+
+
+def study(**changes: Any) -> StudySpec:
+    return parse_study(content(changes), source="test")
+
+
+def content(changes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The minimal study file with some keys changed, or left out where the value is ``...``."""
+    changed = {**yaml.safe_load(MINIMAL), **changes}
+    return {key: value for key, value in changed.items() if value is not ...}
+
+
+def complaint(changes: Mapping[Any, Any]) -> str:
+    """What is said of such a study file: one line, after the name of its source."""
+    with pytest.raises(StudySpecError) as caught:
+        parse_study(content(changes), source="some/study.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("some/study.yaml: ")
+    return message.removeprefix("some/study.yaml: ")
+
+
+# what is right
+
+
+def test_the_study_file_of_the_design_document(tmp_path: Path) -> None:
+    path = tmp_path / "digits.yaml"
+    path.write_text(DESIGN)
+    spec = read_study_file(path)
+    assert spec.model_dump() == {
+        "name": "digits",
+        "objective": {"file": "digits.py", "settings": {"images": 1000}},
+        "space": {"kind": "affine", "directions": None, "origin": None},
+        "optimizers": (
+            {"name": "EMAGrid", "options": {}},
+            {"name": "LCSC", "options": {"max_parents": 10, "mutation": 0.005}},
+            {"name": "CMA", "options": {"step_size": 0.02}},
+        ),
+        "seeds": (0,),
+        "budget": {"evaluations": 300, "images": None},
+        "workers": 1,
+        "storage": "sqlite:///studies.db",
+        "held_out": {"images": 10_000, "top": 5},
+    }
+
+
+def test_what_is_left_out_has_a_default() -> None:
+    spec = study()
+    assert (spec.space, spec.seeds, spec.workers) == (SpaceSpec(), (0,), 1)
+    assert (spec.storage, spec.held_out) == (DEFAULT_STORAGE, None)
+    assert spec.objective.settings == {}
+
+
+def test_a_specification_cannot_be_changed() -> None:
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        study().workers = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("affine", SpaceSpec()),
+        ("convex", SpaceSpec(kind="convex")),
+        ({"principal": 40}, SpaceSpec(kind="principal", directions=40)),
+        ({"kind": "principal", "directions": 40}, SpaceSpec(kind="principal", directions=40)),
+        ({"affine": {"origin": 0.99}}, SpaceSpec(origin=0.99)),
+        ({"kind": "affine"}, SpaceSpec()),
+        ({"principal": {"directions": 3, "origin": 0.5}}, SpaceSpec(kind="principal", directions=3, origin=0.5)),
+    ],
+)
+def test_ways_to_write_a_space(written: Any, meant: SpaceSpec) -> None:
+    assert study(space=written).space == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("LCSC", OptimizerSpec(name="LCSC")),
+        ({"LCSC": {}}, OptimizerSpec(name="LCSC")),
+        ({"LCSC": None}, OptimizerSpec(name="LCSC")),
+        ({"CMA": {"step_size": 0.1}}, OptimizerSpec(name="CMA", options={"step_size": 0.1})),
+        ({"name": "CMA", "options": {"step_size": 0.1}}, OptimizerSpec(name="CMA", options={"step_size": 0.1})),
+    ],
+)
+def test_ways_to_write_an_optimizer(written: Any, meant: OptimizerSpec) -> None:
+    assert study(optimizers=[written]).optimizers == (meant,)
+
+
+def test_settings_are_any_json() -> None:
+    settings = {"a": [1, 2.5, None, True, "x"], "b": {"c": {"d": []}}}
+    assert study(objective={"file": "x.py", "settings": settings}).objective.settings == settings
+
+
+@given(st.integers(1, 100), st.integers(0, 200), st.integers(0, 10**6))
+def test_a_budget_is_reached_in_its_own_unit(total: int, evaluations: int, images: int) -> None:
+    by_evaluations, by_images = BudgetSpec(evaluations=total), BudgetSpec(images=total)
+    assert by_evaluations.reached(evaluations=evaluations, images=images) == (evaluations >= total)
+    assert by_images.reached(evaluations=evaluations, images=images) == (images >= total)
+
+
+def test_a_budget_reads_as_a_sentence() -> None:
+    assert str(BudgetSpec(evaluations=300)) == "300 evaluations"
+    assert str(BudgetSpec(images=300_000)) == "300,000 images"
+
+
+def test_an_optimizer_is_found_by_its_name() -> None:
+    spec = study(optimizers=["LCSC", {"CMA": {"step_size": 0.1}}])
+    assert spec.optimizer("CMA").options == {"step_size": 0.1}
+    with pytest.raises(StudySpecError, match=re.escape("optimizers: the study lists LCSC, CMA, not 'CMAA' (did you")):
+        spec.optimizer("CMAA")
+
+
+# what is wrong
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        # unknown keys
+        ({"budgt": 3}, f"budgt: unknown key (did you mean 'budget'?); {TOP}"),
+        ({"epochs": 3}, f"epochs: unknown key; {TOP}"),
+        (
+            {"optimizers": ..., "optimisers": ["LCSC"]},
+            f"optimizers: missing; optimisers: unknown key (did you mean 'optimizers'?); {TOP}",
+        ),
+        (
+            {"held_out": {"image": 500}},
+            "held_out.image: unknown key (did you mean 'images'?); expected one of images, top",
+        ),
+        (
+            {"objective": {"file": "x.py", "setings": {}}},
+            "objective.setings: unknown key (did you mean 'settings'?); expected one of file, settings",
+        ),
+        (
+            {"space": {"affine": {"orgin": 0.5}}},
+            "space.orgin: unknown key (did you mean 'origin'?); expected one of kind, directions, origin",
+        ),
+        (
+            {"optimizers": ["CMA", {"name": "LCSC", "opts": {}}]},
+            "optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
+        ),
+        ({1: 2}, "[1]: expected a key that is text, got 1"),
+        # missing keys
+        ({"name": ...}, "name: missing"),
+        ({"objective": {"settings": {}}}, "objective.file: missing"),
+        # wrong types
+        ({"budget": 300}, "budget: expected a mapping of keys to values, got 300"),
+        ({"budget": None}, "budget: expected a mapping of keys to values, got None"),
+        ({"budget": {"evaluations": "many"}}, "budget.evaluations: expected a valid integer, got 'many'"),
+        ({"budget": {"evaluations": 1.5}}, "budget.evaluations: expected a valid integer, got 1.5"),
+        ({"budget": {"evaluations": True}}, "budget.evaluations: expected a valid integer, got True"),
+        ({"budget": {"evaluations": "300"}}, "budget.evaluations: expected a valid integer, got '300'"),
+        ({"optimizers": "LCSC"}, "optimizers: expected a list, got 'LCSC'"),
+        ({"optimizers": {"LCSC": {}}}, "optimizers: expected a list, got {'LCSC': {}}"),
+        ({"optimizers": [3]}, "optimizers[0]: expected a mapping of keys to values, got 3"),
+        ({"optimizers": [{"LCSC": [1]}]}, "optimizers[0].options: expected a mapping of keys to values, got [1]"),
+        ({"seeds": 3}, "seeds: expected a list, got 3"),
+        ({"seeds": [0, "one"]}, "seeds[1]: expected a valid integer, got 'one'"),
+        ({"seeds": ["one"]}, "seeds[0]: expected a valid integer, got 'one'"),
+        ({"workers": "two"}, "workers: expected a valid integer, got 'two'"),
+        ({"storage": 3}, "storage: expected a valid string, got 3"),
+        ({"name": 3}, "name: expected a valid string, got 3"),
+        ({"space": ["affine"]}, "space: expected a mapping of keys to values, got ['affine']"),
+        (
+            {"objective": {"file": "x.py", "settings": [1]}},
+            "objective.settings: expected a mapping of keys to values, got [1]",
+        ),
+        (
+            {"objective": {"file": "x.py", "settings": {"day": datetime.date(2024, 1, 2)}}},
+            "objective.settings.day: expected a text, a number, true, false, a list or a mapping, got datetime.…",
+        ),
+        # wrong values
+        ({"budget": {}}, "budget: expected either evaluations or images"),
+        ({"budget": {"evaluations": 3, "images": 3}}, "budget: expected either evaluations or images"),
+        ({"budget": {"evaluations": 0}}, "budget.evaluations: expected greater than or equal to 1, got 0"),
+        ({"budget": {"images": -5}}, "budget.images: expected greater than or equal to 1, got -5"),
+        ({"seeds": [0, -1]}, "seeds[1]: expected greater than or equal to 0, got -1"),
+        ({"seeds": []}, "seeds: expected at least one entry, got ()"),
+        ({"seeds": [0, 1, 0]}, "seeds: 0 is given twice; each study needs a name of its own"),
+        ({"optimizers": []}, "optimizers: expected at least one entry, got ()"),
+        ({"optimizers": ["CMA", "LCSC", "CMA"]}, "optimizers: CMA is given twice; each study needs a name of its own"),
+        (
+            {"space": "afine"},
+            "space.kind: expected 'affine', 'convex' or 'principal', got 'afine' (did you mean 'affine'?)",
+        ),
+        (
+            {"space": {"principle": 4}},
+            "space.kind: expected 'affine', 'convex' or 'principal', got 'principle' (did you mean 'principal'?)",
+        ),
+        ({"space": {"principal": 0}}, "space.directions: expected greater than or equal to 1, got 0"),
+        ({"space": {"principal": True}}, "space.directions: expected a valid integer, got True"),
+        ({"space": "principal"}, "space: principal: expected the number of directions, as in {principal: 40}"),
+        ({"space": {"affine": 3}}, "space: affine: expected no directions"),
+        ({"space": {"affine": {"origin": 1.0}}}, "space.origin: expected less than 1, got 1.0"),
+        ({"space": {"affine": {"origin": float("nan")}}}, "space.origin: expected …"),
+        ({"name": "a/b"}, "name: expected text that matches '^[A-Za-z0-9][A-Za-z0-9._-]*$', got 'a/b'"),
+        ({"name": ""}, "name: expected text that matches …"),
+        ({"optimizers": ["LC/SC"]}, "optimizers[0].name: expected text that matches …"),
+        ({"workers": 0}, "workers: expected greater than or equal to 1, got 0"),
+        ({"held_out": {"top": 0}}, "held_out.top: expected greater than or equal to 1, got 0"),
+        ({"held_out": {"images": 1}}, "held_out.images: expected greater than or equal to 2, got 1"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],
+)
+def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str) -> None:
+    found = complaint(changes)
+    assert found.startswith(said[:-1]) if said.endswith("…") else found == said
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    said = complaint({"objective": {"file": 3}, "workers": 0, "budgt": 3}).split("; ")
+    assert said[:3] == [
+        "objective.file: expected a valid string, got 3",
+        "workers: expected greater than or equal to 1, got 0",
+        "budgt: unknown key (did you mean 'budget'?)",
+    ]
+
+
+def test_a_long_value_is_cut() -> None:
+    assert len(complaint({"workers": "x" * 10_000})) < 200
+
+
+@pytest.mark.parametrize("whole", [[1], None, "hello", 3])
+def test_a_study_file_is_a_mapping(whole: Any) -> None:
+    with pytest.raises(StudySpecError, match=r"^s: expected a mapping of keys to values, got "):
+        parse_study(whole, source="s")
+
+
+# what cannot be read
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2\n", "not valid YAML: while parsing a flow sequence"),
+        ("a: 1\n\tb: 2\n", "not valid YAML: while scanning"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML: expected a single document"),
+        ("? [a]\n: 1\n", "not valid YAML: while constructing a mapping"),
+        ("a: *nowhere\n", "not valid YAML: found undefined alias"),
+        ("when: 2024-13-45\n", "not valid YAML: month must be in 1..12"),
+        ("seeds: [" + "9" * 5000 + "]\n", "not valid YAML: Exceeds the limit"),
+        ("a: " + "[" * 5000, "not valid YAML: nested too deeply"),
+        ("a: \x00", "not valid YAML: unacceptable character"),
+        ("", "expected a mapping of keys to values, got None"),
+    ],
+    ids=lambda text: re.sub(r"\W+", " ", text)[:30],
+)
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    with pytest.raises(StudySpecError) as caught:
+        read_study_file(path)
+    assert str(caught.value).startswith(f"{path}: {said}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(bytes(range(256)))
+    for path in (tmp_path / "missing.yaml", tmp_path, binary):
+        with pytest.raises(StudySpecError, match=re.escape(f"{path}: cannot be read as a study file")):
+            read_study_file(path)
+
+
+def test_python_objects_in_yaml_are_not_made(tmp_path: Path) -> None:
+    path, trace = tmp_path / "study.yaml", tmp_path / "executed"
+    path.write_text(f"{MINIMAL}\nstorage: !!python/object/apply:os.mkdir ['{trace}']\n")
+    with pytest.raises(StudySpecError, match="not valid YAML: could not determine a constructor for the tag"):
+        read_study_file(path)
+    assert not trace.exists()
+
+
+# the helpers that an objective's settings use too
+
+
+class Settings(FrozenModel):
+    images: int = 10
+    names: list[str] = pydantic.Field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "said"),
+    [
+        (
+            {"image": 3},
+            "objective.settings: image: unknown key (did you mean 'images'?); expected one of images, names",
+        ),
+        ({"names": "x"}, "objective.settings: names: expected a list, got 'x'"),
+        ({"names": ["x", 3]}, "objective.settings: names[1]: expected a valid string, got 3"),
+        ([], "objective.settings: expected a mapping of keys to values, got []"),
+    ],
+)
+def test_settings_of_an_objective_are_checked_the_same_way(given_settings: Any, said: str) -> None:
+    with pytest.raises(StudySpecError) as caught:
+        parse_settings(Settings, given_settings, source="objective.settings")
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("lcsc", " (did you mean 'LCSC'?)"),
+        ("EMAgrid", " (did you mean 'EMAGrid'?)"),
+        ("stepsize", " (did you mean 'step_size'?)"),
+        ("xyz", ""),
+    ],
+)
+def test_near_misses(name: str, guess: str) -> None:
+    assert near_miss(name, ["LCSC", "EMAGrid", "PowerEMAGrid", "step_size"]) == guess
+
+
+def test_nothing_is_near_to_nothing() -> None:
+    assert near_miss("LCSC", []) == ""
