@@ -1,9 +1,10 @@
-"""Algorithm 1's settings that the paper does not give: one at a time around the defaults, on digits.
+"""Algorithm 1's settings that the paper does not give, on digits: one after the other, each keeping the best so far.
 
     python benchmarks/evolution_settings.py [--seeds 3] [--evaluations 300]
 
-Every line is a set of studies in ``results/evolution_settings.db``: interrupted, the same command continues. The
-winner is judged by held-out FID, mean over seeds.
+First ``max_parents`` is varied around the starting point, then, with the best of it, ``mutation``, and so on; the
+best is the lowest held-out FID, mean over seeds. Every line is a set of studies in
+``results/evolution_settings.db``: interrupted, the same command continues.
 """
 
 from __future__ import annotations
@@ -14,19 +15,18 @@ from typing import Any
 
 from common import RESULTS, machine, write_csv
 
-from lcsc_opt.analysis.comparison import summarize
+from lcsc_opt.analysis.comparison import StudySummary, summarize
 from lcsc_opt.experiment import Experiment, plans
-from lcsc_opt.optimizers import LCSC
-from lcsc_opt.study_spec import parse_study
+from lcsc_opt.study_spec import StudySpec, parse_study
 from lcsc_opt.study_store import StoredStudy, open_storage
 
+START = {"max_parents": 10, "mutation": 0.005, "crossover": 0.5, "generation_size": 10}
 VARIATIONS: dict[str, tuple[Any, ...]] = {
-    "max_parents": (3, 5, 20, 40),
-    "mutation": (0.0025, 0.0035, 0.007, 0.01, 0.02),
-    "crossover": (0.0, 0.25, 0.75, 1.0),
-    "generation_size": (1, 5, 20, 50),
+    "max_parents": (2, 3, 5, 10, 20, 40),
+    "mutation": (0.0025, 0.0035, 0.005, 0.007, 0.01, 0.014, 0.02),
+    "crossover": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "generation_size": (1, 5, 10, 20, 50),
 }
-CENTER = {"max_parents": 10, "mutation": 0.005, "crossover": 0.5, "generation_size": 10}
 
 
 def main() -> None:
@@ -36,42 +36,53 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=300)
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    storage = open_storage(f"sqlite:///{RESULTS / 'evolution_settings.db'}", write=True)
-    defaults = LCSC().config()
     print(machine())
-    print(f"defaults: {', '.join(f'{name} {defaults[name]}' for name in VARIATIONS)}")
-    print("setting            searched         held-out")
-    rows: list[tuple[Any, ...]] = []
-    experiment: Experiment | None = None
-    for name, options in settings():
-        found = []
-        for plan in plans(study(name, options, arguments.evaluations), None, seeds=range(arguments.seeds)):
-            experiment = experiment or Experiment(storage, plan)
-            experiment.run(plan)
-            summary = summarize(StoredStudy.open(storage, plan.name))
-            found.append((summary.searched, summary.held_out))
-            rows.append((name, *options.values(), plan.seed, summary.searched, summary.held_out))
-        print(f"{name:20s}{spread([pair[0] for pair in found])}   {spread([pair[1] for pair in found])}", flush=True)
-    header = ("setting", *VARIATIONS, "seed", "searched_fid", "held_out_fid")
-    print(write_csv("evolution_settings", header, rows))
+    print(f"{arguments.evaluations} evaluations of 1,000 images, held out on 10,000, {arguments.seeds} seeds")
+    print("max_parents  mutation  crossover  generation_size        searched         held-out")
+    best, rows = dict(START), []
+    for name, values in VARIATIONS.items():
+        found = {value: run({**best, name: value}, arguments.seeds, arguments.evaluations) for value in values}
+        for value, studies in found.items():
+            print_line({**best, name: value}, studies)
+            rows += [(*{**best, name: value}.values(), s.seed, s.searched, s.held_out) for s in studies]
+        best[name] = min(values, key=lambda value: mean_held_out(found[value]))
+        print(f"best {name}: {best[name]}", flush=True)
+    print(write_csv("evolution_settings", (*START, "seed", "searched_fid", "held_out_fid"), rows))
 
 
-def settings() -> list[tuple[str, dict[str, Any]]]:
-    """Name and options of every line: the center, then one setting changed at a time."""
-    changed = [(f"{key}={value}", {**CENTER, key: value}) for key, values in VARIATIONS.items() for value in values]
-    return [("center", dict(CENTER)), *changed]
+def run(options: dict[str, Any], seeds: int, evaluations: int) -> list[StudySummary]:
+    """The studies of one line, run where they are not finished yet."""
+    storage = open_storage(f"sqlite:///{RESULTS / 'evolution_settings.db'}", write=True)
+    studies = []
+    for plan in plans(study(options, evaluations), None, seeds=range(seeds)):
+        Experiment(storage, plan).run(plan)
+        studies.append(summarize(StoredStudy.open(storage, plan.name)))
+    return studies
 
 
-def study(name: str, options: dict[str, Any], evaluations: int) -> Any:
+def study(options: dict[str, Any], evaluations: int) -> StudySpec:
     """The study file of one line."""
+    settings = "p{max_parents}-m{mutation}-c{crossover}-g{generation_size}".format(**options)
     content = {
-        "name": f"evolution-{name.replace('=', '-')}-{evaluations}",
+        "name": f"evolution-{settings}-e{evaluations}",
         "objective": {"file": "digits.py", "settings": {"images": 1000}},
         "optimizers": [{"LCSC": options}],
         "budget": {"evaluations": evaluations},
         "held_out": {"images": 10000, "top": 5},
     }
     return parse_study(content, source="benchmark")
+
+
+def mean_held_out(studies: list[StudySummary]) -> float:
+    """What settings are judged by."""
+    return statistics.fmean(study.held_out for study in studies if study.held_out is not None)
+
+
+def print_line(options: dict[str, Any], studies: list[StudySummary]) -> None:
+    """Settings, and mean and spread over seeds."""
+    searched, held_out = (spread([getattr(study, name) for study in studies]) for name in ("searched", "held_out"))
+    line = "{max_parents:11d}  {mutation:8g}  {crossover:9g}  {generation_size:15d}".format(**options)
+    print(f"{line}  {searched}  {held_out}", flush=True)
 
 
 def spread(values: list[float | None]) -> str:

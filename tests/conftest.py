@@ -10,9 +10,8 @@ import pytest
 
 from lcsc_opt.objective import CoefficientFunction, Objective
 
-hypothesis.settings.register_profile(
-    "lcsc_opt", deadline=None
-)  # the first example pays for imports; machines are shared
+# no deadline: the first example pays for imports, and machines are shared
+hypothesis.settings.register_profile("lcsc_opt", deadline=None)
 hypothesis.settings.load_profile("lcsc_opt")
 
 STEPS = tuple(range(100, 2100, 100))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -29,15 +30,15 @@ class _Grid(Optimizer):  # type: ignore[misc]
     ) -> None:
         super().__init__(parametrization, budget=budget, num_workers=num_workers)
         config = EMAGrid() if config is None else config
-        self._grid = config.profiles(steps_of(self.parametrization, config.steps))
+        self._to_ask = deque(config.profiles(steps_of(self.parametrization, config.steps)))
 
     @property
     def finished(self) -> bool:
         """Whether every point of the grid was asked."""
-        return bool(self.num_ask >= len(self._grid))
+        return not self._to_ask
 
     def _internal_ask_candidate(self) -> ng.p.Parameter:
-        value = self.recommend().value if self.finished else self._grid[self.num_ask]
+        value = self.recommend().value if self.finished else self._to_ask.popleft()
         return self.parametrization.spawn_child(new_value=value)
 
 

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import pytest
+
+from lcsc_opt.coefficients import (
+    POWER_EMA_SIGMAS,
+    AffineSpace,
+    default_origin,
+    ema_coefficients,
+    power_ema_coefficients,
+    window_ema_rates,
+)
+from lcsc_opt.errors import CoefficientsError, OptimizerError
+from lcsc_opt.optimizers import EMAGrid, PowerEMAGrid, coefficient_array
+
+STEPS = tuple(range(100, 2100, 100))
+SPACE = AffineSpace(STEPS, default_origin(STEPS))
+
+
+def build(grid: Any) -> Any:
+    return grid(coefficient_array(SPACE, seed=0), budget=100)
+
+
+@pytest.mark.parametrize(
+    ("grid", "points"),
+    [
+        (EMAGrid(), [ema_coefficients(STEPS, rate) for rate in window_ema_rates(STEPS)]),
+        (EMAGrid(rates=[0.99, 0.9]), [ema_coefficients(STEPS, rate) for rate in (0.99, 0.9)]),
+        (PowerEMAGrid(), [power_ema_coefficients(STEPS, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]),
+        (PowerEMAGrid(sigma_rels=(0.2,)), [power_ema_coefficients(STEPS, 0.2)]),
+    ],
+    ids=["EMA", "rates", "power EMA", "sigma_rels"],
+)
+def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list[np.ndarray]) -> None:
+    optimizer = build(grid)
+    for number, point in enumerate(points):
+        assert not optimizer.finished
+        candidate = optimizer.ask()
+        np.testing.assert_allclose(candidate.value, point, rtol=0, atol=1e-14)
+        optimizer.tell(candidate, -float(number))
+    assert optimizer.finished
+    np.testing.assert_allclose(optimizer.recommend().value, points[-1], rtol=0, atol=1e-14)
+
+
+def test_a_finished_grid_asks_its_best_again() -> None:
+    optimizer = build(EMAGrid())
+    for loss in (4.0, 3.0, 1.0, 2.0, 5.0, 6.0, 7.0):
+        optimizer.tell(optimizer.ask(), loss)
+    best = ema_coefficients(STEPS, window_ema_rates(STEPS)[2])
+    for _ in range(3):
+        candidate = optimizer.ask()
+        np.testing.assert_allclose(candidate.value, best, rtol=0, atol=1e-14)
+        optimizer.tell(candidate, 1.0)
+    assert optimizer.finished
+
+
+def test_a_grid_is_finished_when_all_is_asked_told_or_not() -> None:
+    optimizer = build(EMAGrid(rates=[0.9, 0.99]))
+    candidates = [optimizer.ask(), optimizer.ask()]
+    assert optimizer.finished
+    optimizer.tell(candidates[1], 1.0)
+    optimizer.tell(candidates[0], 2.0)
+    assert optimizer.recommend() is candidates[1]
+
+
+def test_a_suggestion_takes_no_points_place() -> None:
+    optimizer = build(EMAGrid(rates=[0.9, 0.99]))
+    optimizer.suggest(np.full(20, 0.05))
+    asked = [optimizer.ask().value for _ in range(3)]
+    expected = [np.full(20, 0.05), ema_coefficients(STEPS, 0.9), ema_coefficients(STEPS, 0.99)]
+    np.testing.assert_allclose(asked, expected, rtol=0, atol=1e-14)
+    assert optimizer.finished
+
+
+@pytest.mark.parametrize("name", ["EMAGrid", "PowerEMAGrid"])
+def test_it_runs_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
+    optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=10)
+    target = np.full(20, 0.05)
+    best = optimizer.minimize(lambda value: float(np.square(value - target).sum())).value
+    assert best.sum() == pytest.approx(1, abs=1e-12)
+    steps = range(1, 21)
+    emas = [ema_coefficients(steps, rate) for rate in window_ema_rates(steps)]
+    power_emas = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
+    points = emas if name == "EMAGrid" else power_emas
+    assert np.square(best - target).sum() == pytest.approx(min(np.square(point - target).sum() for point in points))
+
+
+def test_steps_can_be_given_for_a_plain_array() -> None:
+    optimizer = EMAGrid(steps=[10, 20, 60], rates=[0.9])(ng.p.Array(shape=(3,)), budget=5)
+    np.testing.assert_allclose(optimizer.ask().value, ema_coefficients([10, 20, 60], 0.9))
+
+
+@pytest.mark.parametrize("values", [[], 0.9, "0.9", [None], [True], [float("nan")]])
+def test_a_grid_is_a_list_of_numbers(values: Any) -> None:
+    with pytest.raises(OptimizerError, match=r"^rates: expected a list of numbers, got "):
+        EMAGrid(rates=values)
+    with pytest.raises(OptimizerError, match=r"^sigma_rels: expected a list of numbers, got "):
+        PowerEMAGrid(sigma_rels=values)
+
+
+def test_a_point_outside_of_its_range_is_refused_when_the_grid_is_built() -> None:
+    with pytest.raises(CoefficientsError, match=r"rate: expected at least 0 and below 1, got 1"):
+        build(EMAGrid(rates=[0.9, 1]))
+    with pytest.raises(CoefficientsError, match=r"sigma_rel: expected above 0"):
+        build(PowerEMAGrid(sigma_rels=[0.9]))

@@ -1,0 +1,311 @@
+"""``LCSC`` does what Algorithm 1 of Liu et al. 2024 says."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcsc_opt.coefficients import (
+    PAPER_EMA_RATES,
+    AffineSpace,
+    ConvexSpace,
+    default_origin,
+    ema_coefficients,
+    window_ema_rates,
+)
+from lcsc_opt.errors import CoefficientsError, OptimizerError
+from lcsc_opt.optimizers import LCSC, coefficient_array
+
+STEPS = tuple(range(100, 2100, 100))
+SPACE = AffineSpace(STEPS, default_origin(STEPS))
+EMAS = [ema_coefficients(STEPS, rate) for rate in window_ema_rates(STEPS)]
+TINY = 1e-11
+
+Loss = Callable[[int, np.ndarray], float]
+
+
+def lcsc(*, seed: int = 0, **options: Any) -> Any:
+    return LCSC(**options)(coefficient_array(SPACE, seed=seed), budget=1000)
+
+
+def run(optimizer: Any, loss: Loss, count: int) -> list[np.ndarray]:
+    """Ask and tell ``count`` times; what was asked."""
+    asked = []
+    for number in range(count):
+        candidate = optimizer.ask()
+        asked.append(candidate.value)
+        optimizer.tell(candidate, loss(number, candidate.value))
+    return asked
+
+
+def in_turn(number: int, _: np.ndarray) -> float:
+    """Every candidate is worse than the one before."""
+    return float(number)
+
+
+def index_of(value: np.ndarray, among: Sequence[np.ndarray]) -> int | None:
+    """Which of them it is, up to a tiny mutation; the latest of equals."""
+    near = [i for i, other in enumerate(among) if np.abs(value - other).max() < 1e-8]
+    return near[0] if near else None
+
+
+def test_the_first_population_is_the_ema_coefficients_in_order() -> None:
+    asked = run(lcsc(), in_turn, 7)
+    assert len(EMAS) == len(PAPER_EMA_RATES) == 7
+    np.testing.assert_allclose(asked, EMAS, rtol=0, atol=1e-14)
+
+
+def test_the_rates_of_the_first_population_can_be_chosen() -> None:
+    asked = run(lcsc(rates=[0.9, 0.0, 0.99]), in_turn, 4)
+    np.testing.assert_allclose(asked[:3], [ema_coefficients(STEPS, rate) for rate in (0.9, 0.0, 0.99)], atol=1e-14)
+    assert index_of(asked[3], asked[:3]) is None
+
+
+def test_a_long_window_starts_from_the_rates_of_the_paper() -> None:
+    steps = tuple(range(750_000, 800_100, 2500))
+    optimizer = LCSC()(coefficient_array(AffineSpace(steps, default_origin(steps)), seed=0))
+    expected = [ema_coefficients(steps, rate) for rate in sorted(PAPER_EMA_RATES)]
+    np.testing.assert_allclose(run(optimizer, in_turn, 7), expected, rtol=0, atol=1e-14)
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-6, 0.005, 0.5, 10.0]),
+    st.floats(0, 1),
+    st.integers(1, 12),
+    st.integers(1, 12),
+)
+def test_children_sum_to_one(
+    seed: int, mutation: float, crossover: float, max_parents: int, generation_size: int
+) -> None:
+    optimizer = lcsc(
+        seed=seed,
+        mutation=mutation,
+        crossover=crossover,
+        max_parents=max_parents,
+        generation_size=generation_size,
+    )
+    for value in run(optimizer, lambda _, value: float(np.square(value).sum()), 30):
+        assert abs(math.fsum(value) - 1) <= 1e-12
+
+
+def test_without_mutation_and_crossover_children_are_their_parents() -> None:
+    optimizer = lcsc(mutation=TINY, crossover=0, max_parents=3, generation_size=10)
+    losses = [5, 1, 4, 2, 6, 3, 7]
+    children = run(optimizer, lambda number, _: losses[number] if number < 7 else 100 + number, 67)[7:]
+    assert {index_of(child, EMAS) for child in children} == {1, 3, 5}, "the best three, each of them now and then"
+
+
+def test_parents_are_all_while_there_are_fewer_than_allowed() -> None:
+    optimizer = lcsc(mutation=TINY, crossover=0, max_parents=50, generation_size=100)
+    children = run(optimizer, in_turn, 107)[7:]
+    assert {index_of(child, EMAS) for child in children} == set(range(7))
+
+
+def is_mix(child: np.ndarray, one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether it is, up to a factor, of one of both parents in each coefficient, and of either somewhere."""
+    largest = child.argmax()
+    for factor in (one[largest] / child[largest], other[largest] / child[largest]):
+        from_one, from_other = np.abs(child * factor - one) < 1e-8, np.abs(child * factor - other) < 1e-8
+        if (from_one | from_other).all() and (from_one & ~from_other).any() and (from_other & ~from_one).any():
+            return True
+    return False
+
+
+def test_crossover_mixes_two_parents_coefficient_by_coefficient() -> None:
+    optimizer = lcsc(mutation=TINY, crossover=1, max_parents=3, generation_size=300)
+    losses = [5, 1, 4, 2, 6, 3, 7]
+    children = run(optimizer, lambda number, _: losses[number] if number < 7 else 100.0, 307)[7:]
+    parents = [EMAS[i] for i in (1, 3, 5)]
+    whole = [child for child in children if index_of(child, parents) is not None]
+    mixed = [child for child in children if index_of(child, parents) is None]
+    assert all(any(is_mix(child, *pair) for pair in itertools.combinations(parents, 2)) for child in mixed)
+    assert len(whole) / 300 == pytest.approx(1 / 3, abs=0.1), "only where both parents are the same one"
+    for pair in itertools.combinations(parents, 2):
+        assert sum(is_mix(child, *pair) for child in mixed) / 300 == pytest.approx(2 / 9, abs=0.08)
+
+
+@pytest.mark.parametrize("crossover", [0.0, 0.3])
+def test_crossover_is_a_chance(crossover: float) -> None:
+    optimizer = lcsc(mutation=TINY, crossover=crossover, max_parents=7, generation_size=400)
+    children = run(optimizer, in_turn, 407)[7:]
+    mixed = sum(index_of(child, EMAS) is None for child in children) / 400
+    assert mixed == pytest.approx(crossover * 6 / 7, abs=0.08 if crossover else 0)
+
+
+def test_mutation_is_gaussian_noise_of_that_size_on_every_coefficient() -> None:
+    optimizer = lcsc(mutation=1e-3, crossover=0, max_parents=1, generation_size=3000)
+    moved = np.array(run(optimizer, in_turn, 3007)[7:]) - EMAS[0]
+    # with e the noise and p the parent, the division by the sum leaves e - p sum(e), to first order
+    p = EMAS[0]
+    np.testing.assert_allclose(moved.std(axis=0), 1e-3 * np.sqrt((1 - p) ** 2 + 19 * p**2), rtol=0.08)
+    small = moved[:, p < 1e-3] / 1e-3
+    assert small.shape[1] >= 10
+    assert np.abs(small.mean(axis=0)).max() < 5 / math.sqrt(3000)
+    assert np.mean(np.abs(small) < 1.96) == pytest.approx(0.95, abs=0.005)
+    assert np.abs(np.corrcoef(small.T)[~np.eye(small.shape[1], dtype=bool)]).max() < 0.1
+
+
+def test_a_child_whose_sum_is_near_zero_is_drawn_again() -> None:
+    optimizer = lcsc(mutation=10.0, crossover=0, max_parents=1, generation_size=10_000)
+    children = np.array(run(optimizer, in_turn, 3007)[7:])
+    assert np.abs(children).max() < (1 + 10 * 5.5) / 0.1
+    assert np.abs(math.fsum(children[0]) - 1) <= 1e-12
+
+
+def test_a_generation_shares_its_parents() -> None:
+    optimizer = lcsc(mutation=TINY, crossover=0, max_parents=1, generation_size=5)
+    run(optimizer, in_turn, 7)
+    first = optimizer.ask()
+    better = optimizer.parametrization.spawn_child(new_value=np.full(20, 0.05))
+    optimizer.tell(better, -1.0)
+    optimizer.tell(first, 50.0)
+    rest = run(optimizer, lambda *_: 50.0, 9)
+    assert [index_of(child, [EMAS[0], np.full(20, 0.05)]) for child in [first.value, *rest]] == [0] * 5 + [1] * 5
+
+
+def test_the_best_is_never_lost() -> None:
+    optimizer = lcsc(mutation=TINY, crossover=0, max_parents=1, generation_size=3)
+    losses = np.random.default_rng(0).random(60) + 1
+    losses[4] = 0.5
+    children = run(optimizer, lambda number, _: float(losses[number]), 60)[9:]
+    assert {index_of(child, EMAS) for child in children} == {4}
+    np.testing.assert_allclose(optimizer.recommend().value, EMAS[4], atol=1e-14)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4))
+def test_the_answer_is_the_best_of_all_told(seed: int, max_parents: int) -> None:
+    losses = np.random.default_rng(seed).random(40)
+    optimizer = lcsc(seed=seed, max_parents=max_parents)
+    asked = run(optimizer, lambda number, _: float(losses[number]), 40)
+    np.testing.assert_array_equal(optimizer.recommend().value, asked[int(losses.argmin())])
+
+
+def test_what_was_not_asked_can_be_told_and_become_a_parent() -> None:
+    optimizer = lcsc(mutation=TINY, crossover=0, max_parents=1)
+    found = np.linspace(-0.3, 0.4, 20)
+    optimizer.tell(optimizer.parametrization.spawn_child(new_value=found), -5.0)
+    asked = run(optimizer, in_turn, 12)
+    np.testing.assert_allclose(asked[:7], EMAS, atol=1e-14)
+    assert {index_of(child, [found]) for child in asked[7:]} == {0}
+
+
+def test_a_suggestion_is_asked_next_and_takes_nobodys_place() -> None:
+    optimizer = lcsc()
+    optimizer.suggest(np.full(20, 0.05))
+    asked = run(optimizer, in_turn, 8)
+    np.testing.assert_allclose(asked, [np.full(20, 0.05), *EMAS], atol=1e-14)
+
+
+def test_many_may_be_asked_before_the_first_is_told() -> None:
+    optimizer = LCSC(mutation=TINY, crossover=0)(coefficient_array(SPACE, seed=0), budget=100, num_workers=20)
+    candidates = [optimizer.ask() for _ in range(20)]
+    np.testing.assert_allclose([candidate.value for candidate in candidates[:7]], EMAS, atol=1e-14)
+    assert all(index_of(candidate.value, EMAS) is not None for candidate in candidates)
+    for number, candidate in enumerate(reversed(candidates)):
+        optimizer.tell(candidate, number)
+    assert optimizer.recommend() is candidates[-1]
+
+
+def test_the_same_seed_asks_the_same_sequence() -> None:
+    def asks(seed: int) -> bytes:
+        return np.array(run(lcsc(seed=seed), lambda _, value: float(np.square(value).sum()), 60)).tobytes()
+
+    assert asks(3) == asks(3)
+    assert asks(3) != asks(4)
+
+
+def test_randomness_comes_from_the_parametrization_only() -> None:
+    def asks() -> bytes:
+        return np.array(run(lcsc(), in_turn, 30)).tobytes()
+
+    state = np.random.get_state()  # noqa: NPY002 - the global state is what must stay out of it
+    first = asks()
+    np.random.seed(99)  # noqa: NPY002
+    assert asks() == first
+    np.random.set_state(state)  # noqa: NPY002
+
+
+def test_the_order_of_equal_losses_does_not_matter_to_a_tell() -> None:
+    optimizer = lcsc(mutation=TINY, crossover=0, max_parents=2, generation_size=50)
+    children = run(optimizer, lambda *_: 1.0, 57)[7:]
+    assert {index_of(child, EMAS) for child in children} == {0, 1}, "the first told of equals"
+
+
+def test_it_runs_with_plain_nevergrad_on_a_plain_array() -> None:
+    optimizer = ng.optimizers.registry["LCSC"](ng.p.Array(shape=(20,)), budget=50)
+    optimizer.parametrization.random_state.seed(12)
+    target = np.linspace(-0.3, 0.4, 20)
+    asked = []
+    optimizer.register_callback("tell", lambda _, candidate, __: asked.append(candidate.value))
+    recommendation = optimizer.minimize(lambda value: float(np.square(value - target).sum()))
+    assert recommendation.value.shape == (20,)
+    steps = range(1, 21)
+    emas = [ema_coefficients(steps, rate) for rate in window_ema_rates(steps)]
+    np.testing.assert_allclose(asked[:7], emas)
+    assert np.abs(np.array(asked).sum(axis=1) - 1).max() < 1e-12
+    assert np.square(recommendation.value - target).sum() < min(np.square(ema - target).sum() for ema in emas)
+
+
+def test_steps_can_be_given_for_a_plain_array() -> None:
+    optimizer = LCSC(steps=[10, 20, 60], rates=[0.9])(ng.p.Array(shape=(3,)), budget=5)
+    np.testing.assert_allclose(optimizer.ask().value, ema_coefficients([10, 20, 60], 0.9))
+
+
+def test_in_the_convex_space_every_child_is_an_average() -> None:
+    array = coefficient_array(ConvexSpace(STEPS, default_origin(STEPS)), seed=0)
+    asked = np.array(run(LCSC(mutation=0.1)(array, budget=100), lambda _, value: float(np.square(value).sum()), 60))
+    assert (asked >= 0).all()
+    assert (asked == 0).any(), "the mutation reaches the border"
+    np.testing.assert_allclose(asked[:7], EMAS, atol=1e-14)
+
+
+def test_it_finds_better_coefficients_than_any_ema() -> None:
+    target = np.linspace(-0.3, 0.4, 20)
+
+    def loss(_: int, value: np.ndarray) -> float:
+        return float(np.square(value - target).sum())
+
+    optimizer = lcsc()
+    asked = run(optimizer, loss, 400)
+    assert loss(0, optimizer.recommend().value) < 0.6 * min(loss(0, value) for value in asked[:7])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_parents": 0}, "max_parents: expected a whole number from 1, got 0"),
+        ({"max_parents": 1.5}, "max_parents: expected a whole number from 1, got 1.5"),
+        ({"max_parents": True}, "max_parents: expected a whole number from 1, got True"),
+        ({"generation_size": 0}, "generation_size: expected a whole number from 1, got 0"),
+        ({"generation_size": "10"}, "generation_size: expected a whole number from 1, got '10'"),
+        ({"mutation": 0}, "mutation: expected a number above 0, got 0"),
+        ({"mutation": math.inf}, "mutation: expected a number above 0, got inf"),
+        ({"mutation": math.nan}, "mutation: expected a number above 0, got nan"),
+        ({"crossover": 1.1}, "crossover: expected a number from 0 to 1, got 1.1"),
+        ({"crossover": True}, "crossover: expected a number from 0 to 1, got True"),
+        ({"rates": []}, "rates: expected a list of numbers, got []"),
+        ({"rates": 0.99}, "rates: expected a list of numbers, got 0.99"),
+        ({"rates": "0.99"}, "rates: expected a list of numbers, got '0.99'"),
+        ({"rates": [0.9, "x"]}, "rates: expected a list of numbers, got [0.9, 'x']"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        LCSC(**options)
+    assert str(caught.value) == message
+
+
+def test_a_rate_that_is_none_is_refused_when_the_search_is_built() -> None:
+    with pytest.raises(CoefficientsError, match=r"rate: expected at least 0 and below 1, got 1.5"):
+        lcsc(rates=[1.5])

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+
+import nevergrad as ng
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.coefficients import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, default_origin
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers import DEFAULT_STEP_SIZE, coefficient_array, space_of
+from lcsc_opt.optimizers.parametrization import steps_of
+
+STEPS = tuple(range(100, 2100, 100))
+ORIGIN = default_origin(STEPS)
+DIRECTIONS = np.random.default_rng(0).standard_normal((20, 6))
+AFFINE = AffineSpace(STEPS, ORIGIN)
+CONVEX = ConvexSpace(STEPS, ORIGIN)
+PRINCIPAL = PrincipalSpace(STEPS, ORIGIN, np.linalg.qr(DIRECTIONS - DIRECTIONS.mean(axis=0))[0])
+SPACES = pytest.mark.parametrize("space", [AFFINE, CONVEX, PRINCIPAL], ids=["affine", "convex", "principal"])
+
+
+@SPACES
+def test_the_array_starts_at_the_origin_of_its_space(space: CoefficientSpace) -> None:
+    array = coefficient_array(space)
+    np.testing.assert_allclose(array.value, ORIGIN, atol=1e-15)
+    assert array.dimension == space.dimension
+    assert space_of(array) is space
+    assert space_of(array.spawn_child()) is space
+
+
+@SPACES
+@given(st.integers(0, 2**32 - 1))
+def test_whatever_is_sampled_sums_to_one(space: CoefficientSpace, seed: int) -> None:
+    array = coefficient_array(space, step_size=0.5, seed=seed)
+    for candidate in (array.sample(), array.spawn_child(), array):
+        candidate.mutate()
+        assert candidate.value.shape == (20,)
+        assert abs(math.fsum(candidate.value) - 1) <= 1e-12
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_a_child_of_given_coefficients_has_them(seed: int) -> None:
+    wanted = ORIGIN + np.random.default_rng(seed).standard_normal(20)
+    wanted[-1] += 1 - wanted.sum()
+    child = coefficient_array(AFFINE).spawn_child(new_value=wanted)
+    np.testing.assert_allclose(child.value, wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("step_size", [DEFAULT_STEP_SIZE, 0.3])
+def test_step_size_is_one_standard_deviation_of_a_coefficient(step_size: float) -> None:
+    array = coefficient_array(AFFINE, step_size=step_size)
+    for direction in np.eye(19):
+        child = array.spawn_child().set_standardized_data(direction)
+        assert np.linalg.norm(child.value - ORIGIN) == pytest.approx(step_size)
+    moved = np.array(
+        [
+            array.spawn_child().set_standardized_data(np.random.default_rng(seed).standard_normal(19)).value - ORIGIN
+            for seed in range(400)
+        ]
+    )
+    np.testing.assert_allclose(moved.std(axis=0), step_size * math.sqrt(19 / 20), rtol=0.2)
+
+
+def test_randomness_comes_from_the_seed() -> None:
+    one, same, other = (coefficient_array(AFFINE, seed=seed).sample().value for seed in (1, 1, 2))
+    assert one.tobytes() == same.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize("step_size", [0.0, -1.0, math.inf, math.nan])
+def test_a_step_size_has_to_be_a_length(step_size: float) -> None:
+    with pytest.raises(OptimizerError, match=r"^step_size: expected a number above 0"):
+        coefficient_array(AFFINE, step_size=step_size)
+
+
+def test_steps_are_given_or_those_of_the_space_or_counted() -> None:
+    assert steps_of(coefficient_array(AFFINE), None) == STEPS
+    assert steps_of(coefficient_array(PRINCIPAL), tuple(range(20))) == tuple(range(20))
+    assert space_of(ng.p.Array(shape=(4,))) is None
+    assert steps_of(ng.p.Array(shape=(4,)), None) == (1, 2, 3, 4)
+    assert steps_of(ng.p.Array(shape=(4,)), [5, 6, 7, 8]) == (5, 6, 7, 8)
+
+
+def test_as_many_steps_as_coefficients_are_needed() -> None:
+    with pytest.raises(OptimizerError, match=r"^steps: expected 20, one per coefficient, got 19"):
+        steps_of(coefficient_array(AFFINE), STEPS[1:])
+
+
+@pytest.mark.parametrize(
+    "parametrization", [ng.p.Array(shape=(2, 2)), ng.p.Scalar(), ng.p.Instrumentation(ng.p.Array(shape=(3,)))]
+)
+def test_only_a_vector_can_be_coefficients(parametrization: ng.p.Parameter) -> None:
+    with pytest.raises(OptimizerError, match="one vector of coefficients"):
+        steps_of(parametrization, None)

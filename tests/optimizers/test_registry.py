@@ -1,0 +1,230 @@
+"""Ours and Nevergrad's own optimizers, built from a study file's entry, over each space of coefficients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from lcsc_opt.coefficients import (
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    default_origin,
+    ema_coefficients,
+    principal_basis,
+    window_ema_rates,
+)
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers import LCSC, OURS, build_optimizer, coefficient_array, configure, register
+from lcsc_opt.seeds import derive_seed
+from lcsc_opt.study_spec import OptimizerSpec
+
+STEPS = tuple(range(100, 2100, 100))
+ORIGIN = default_origin(STEPS)
+AFFINE = AffineSpace(STEPS, ORIGIN)
+SPACES: dict[str, CoefficientSpace] = {
+    "affine": AFFINE,
+    "convex": ConvexSpace(STEPS, ORIGIN),
+    "principal": PrincipalSpace(STEPS, ORIGIN, principal_basis(np.eye(20) - 1 / 20 + np.diag(np.arange(20)), 6)),
+}
+NEVERGRAD = ("CMA", "DE", "PSO", "OnePlusOne", "TwoPointsDE")
+TARGET = np.linspace(-0.3, 0.4, 20)
+
+
+def distance(coefficients: np.ndarray) -> float:
+    """Bounded, since Nevergrad's PSO also asks coefficients of 10^14."""
+    return min(float(np.square(coefficients - TARGET).sum()), 1e6)
+
+
+def build(name: str, space: CoefficientSpace = AFFINE, *, seed: int = 0, budget: int = 100, **options: Any) -> Any:
+    spec = OptimizerSpec(name=name, options=options)
+    return build_optimizer(spec, space, budget=budget, workers=1, seed=seed)
+
+
+def run(optimizer: Any, count: int) -> list[np.ndarray]:
+    asked = []
+    with threadpool_limits(1, user_api="blas"):
+        for _ in range(count):
+            candidate = optimizer.ask()
+            asked.append(np.array(candidate.value))
+            optimizer.tell(candidate, distance(asked[-1]))
+    return asked
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", [*OURS, *NEVERGRAD])
+def test_every_optimizer_asks_coefficients_that_sum_to_one(name: str, space: str) -> None:
+    for value in run(build(name, SPACES[space]), 60):
+        assert value.shape == (20,)
+        assert value.dtype == np.float64
+        assert abs(math.fsum(value) - 1) <= 1e-12
+        if space == "convex":
+            assert (value >= 0).all()
+
+
+@pytest.mark.parametrize("name", [*OURS, *NEVERGRAD])
+def test_the_same_seed_asks_the_same_and_another_seed_does_not(name: str) -> None:
+    first = np.array(run(build(name, seed=1), 40))
+    assert np.array(run(build(name, seed=1), 40)).tobytes() == first.tobytes()
+    is_random = "Grid" not in name
+    assert (np.array(run(build(name, seed=2), 40)).tobytes() != first.tobytes()) == is_random
+
+
+def test_optimizers_of_one_study_seed_have_their_own_randomness() -> None:
+    states = [build(name, seed=1).parametrization.random_state.get_state()[1].tobytes() for name in NEVERGRAD]
+    assert len(set(states)) == len(NEVERGRAD)
+
+
+ASK_IN_A_FRESH_PROCESS = """
+import hashlib, json, sys
+sys.path.insert(0, sys.argv[1])
+from test_registry import build, run
+import numpy as np
+print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in sys.argv[2:]}))
+"""
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "4242"])
+def test_a_fresh_process_with_other_hashes_asks_the_same_bits(hash_seed: str) -> None:
+    names = ["LCSC", *NEVERGRAD]
+    here = {name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in names}
+    command = [sys.executable, "-c", ASK_IN_A_FRESH_PROCESS, os.path.dirname(__file__), *names]  # noqa: PTH120
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert json.loads(printed) == here
+
+
+@pytest.mark.parametrize(("name", "options"), [("LCSC", {}), ("CMA", {"step_size": 0.05})])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_search_finds_better_coefficients_than_the_best_ema(name: str, options: dict[str, Any], seed: int) -> None:
+    best_ema = min(distance(ema_coefficients(STEPS, rate)) for rate in window_ema_rates(STEPS))
+    found = min(map(distance, run(build(name, budget=300, seed=seed, **options), 300)))
+    assert found < 0.7 * best_ema
+
+
+def test_step_size_is_the_spread_of_what_is_asked_first() -> None:
+    small, large = (np.array(run(build("CMA", step_size=step_size), 8)) - ORIGIN for step_size in (0.01, 0.1))
+    np.testing.assert_allclose(large[:8] / 10, small[:8], atol=2e-3)
+    assert large.std() / small.std() == pytest.approx(10, rel=0.2)
+
+
+def test_options_reach_the_optimizer() -> None:
+    tiny = build("LCSC", max_parents=1, mutation=1e-11, crossover=0.0, generation_size=3)
+    asked = run(tiny, 10)
+    best = min(asked[:7], key=distance)
+    assert max(np.abs(child - best).max() for child in asked[7:]) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "plain"),
+    [
+        ("OnePlusOne", {"mutation": "cauchy"}, ng.families.ParametrizedOnePlusOne(mutation="cauchy")),
+        ("DE", {"popsize": 7}, ng.families.DifferentialEvolution(popsize=7)),
+        ("CMA", {}, ng.optimizers.CMA),
+    ],
+)
+def test_nevergrads_optimizers_are_used_as_they_are(name: str, options: dict[str, Any], plain: Any) -> None:
+    array = coefficient_array(AFFINE, step_size=0.1, seed=derive_seed(0, "optimizer", name, bits=32))
+    expected = np.array(run(plain(array, budget=100), 50))
+    assert np.array(run(build(name, step_size=0.1, **options), 50)).tobytes() == expected.tobytes()
+    if options:
+        assert np.array(run(build(name, step_size=0.1), 50)).tobytes() != expected.tobytes()
+
+
+def test_options_of_an_entry_keep_its_other_settings() -> None:
+    entry = ng.optimizers.registry["TwoPointsDE"]
+    configured, _ = configure(OptimizerSpec(name="TwoPointsDE", options={"popsize": 11}))
+    assert configured.config() == {**entry.config(), "popsize": 11}
+    assert entry.config()["crossover"] == "twopoints"
+
+
+def test_budget_and_workers_reach_the_optimizer() -> None:
+    optimizer = build_optimizer(OptimizerSpec(name="LCSC"), AFFINE, budget=77, workers=3, seed=0)
+    assert (optimizer.budget, optimizer.num_workers) == (77, 3)
+
+
+def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
+    assert list(OURS) == ["LCSC", "EMAGrid", "PowerEMAGrid"]
+    for name in OURS:
+        assert ng.optimizers.registry[name].name == name
+    before = ng.optimizers.registry["LCSC"]
+    register()
+    assert ng.optimizers.registry["LCSC"] is before
+    assert isinstance(before, LCSC)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "CMAA",
+            {},
+            "optimizers.CMAA: no such optimizer (did you mean 'CMA'?); ours are LCSC, EMAGrid, PowerEMAGrid, …",
+        ),
+        ("lcsc", {}, "optimizers.lcsc: no such optimizer (did you mean 'LCSC'?); …"),
+        ("EMA-Grid", {}, "optimizers.EMA-Grid: no such optimizer (did you mean 'EMAGrid'?); …"),
+        ("Quetzal", {}, "optimizers.Quetzal: no such optimizer; …"),
+        (
+            "LCSC",
+            {"max_parent": 3},
+            "optimizers.LCSC.max_parent: no such option (did you mean 'max_parents'?); "
+            "it has max_parents, mutation, crossover, generation_size, rates",
+        ),
+        ("LCSC", {"step_size": 0.1}, "optimizers.LCSC.step_size: no such option; it has …"),
+        ("LCSC", {"steps": [1, 2]}, "optimizers.LCSC.steps: no such option …"),
+        ("LCSC", {"mutation": -1}, "optimizers.LCSC.mutation: expected a number above 0, got -1"),
+        ("EMAGrid", {"rate": [0.9]}, "optimizers.EMAGrid.rate: no such option (did you mean 'rates'?); it has rates"),
+        ("EMAGrid", {"rates": "0.9"}, "optimizers.EMAGrid.rates: expected a list of numbers, got '0.9'"),
+        ("PowerEMAGrid", {"sigma_rels": []}, "optimizers.PowerEMAGrid.sigma_rels: expected a list of numbers, got []"),
+        (
+            "CMA",
+            {"stepsize": 0.1},
+            "optimizers.CMA.stepsize: no such option (did you mean 'step_size'?); it has step_size",
+        ),
+        ("DE", {"popsiz": 3}, "optimizers.DE.popsiz: no such option (did you mean 'popsize'?); it has …"),
+        ("DE", {"stepsize": 3}, "optimizers.DE.stepsize: no such option (did you mean 'step_size'?); it has …"),
+        ("DE", {"crossover": "nope"}, "optimizers.DE: it does not take these options"),
+        ("OnePlusOne", {"mutation": "nope"}, "optimizers.OnePlusOne: …"),
+        ("CMA", {"step_size": 0}, "optimizers.CMA.step_size: expected a number above 0, got 0"),
+        ("CMA", {"step_size": "big"}, "optimizers.CMA.step_size: expected a number above 0, got 'big'"),
+        ("CMA", {"step_size": True}, "optimizers.CMA.step_size: expected a number above 0, got True"),
+        ("CMA", {"step_size": math.inf}, "optimizers.CMA.step_size: expected a number above 0, got inf"),
+    ],
+)
+def test_unknown_optimizers_and_options_are_named_with_what_there_is(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        configure(OptimizerSpec(name=name, options=options))
+    found = str(caught.value)
+    assert "\n" not in found
+    assert found.startswith(message[:-1]) if message.endswith("…") else found == message
+    with pytest.raises(OptimizerError, match=r"^optimizers"):
+        build(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("EMAGrid", {"rates": [1.5]}, "EMAGrid: rate: expected at least 0 and below 1, got 1.5"),
+        ("LCSC", {"rates": [-0.5]}, "LCSC: rate: expected at least 0 and below 1, got -0.5"),
+        ("PowerEMAGrid", {"sigma_rels": [0.5]}, "PowerEMAGrid: sigma_rel: expected above 0 and at most 0.2887 …"),
+    ],
+)
+def test_values_that_only_the_search_can_judge_are_refused_too(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        build(name, **options)
+    assert str(caught.value).startswith(message.removesuffix("…"))
