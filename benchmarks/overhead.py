@@ -15,9 +15,10 @@ from pathlib import Path
 
 from common import machine, write_csv
 
+from lcsc_opt.database import open_storage
 from lcsc_opt.experiment import Experiment, plans
 from lcsc_opt.study_spec import parse_study
-from lcsc_opt.study_store import StoredStudy, open_storage
+from lcsc_opt.study_store import StoredStudy
 
 PARTS = ("merge", "sample", "features", "metric")
 LIMITS = {200: 20.0, 500: 30.0}  # milliseconds a trial, asked of ourselves

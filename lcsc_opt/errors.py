@@ -13,7 +13,9 @@
     ├── OptimizerError             an unknown optimizer, or options that it does not have
     ├── StudyStoreError            the study database
     │   ├── StudyMismatchError     the stored study was made with other settings
-    │   └── ReplayError            the optimizer did not ask the stored candidates again
+    │   ├── ReplayError            the optimizer did not ask the stored candidates again
+    │   ├── StudyHeldError         another process is running the study
+    │   └── LeaseLostError         another process has taken the study over
     └── SearchFailedError          the search ran, and failed
 """
 
@@ -68,6 +70,16 @@ class StudyMismatchError(StudyStoreError):
 
 class ReplayError(StudyStoreError):
     """On resume the optimizer asked another candidate than the stored one."""
+
+
+class StudyHeldError(StudyStoreError):
+    """Another process is running the study."""
+
+
+class LeaseLostError(StudyStoreError):
+    """Another process has taken the study over; nothing more is written from here."""
+
+    exit_status = 1
 
 
 class SearchFailedError(LcscError):

@@ -23,8 +23,9 @@ from lcsc_opt.coefficients import (
     ema_coefficients,
     principal_basis,
 )
-from lcsc_opt.environment import describe_difference, environment
-from lcsc_opt.errors import StudySpecError, StudyStoreError
+from lcsc_opt.database import open_storage
+from lcsc_opt.environment import decisive, describe_difference, environment
+from lcsc_opt.errors import StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, ProcessEvaluator
 from lcsc_opt.held_out import score_held_out
 from lcsc_opt.objective import Objective
@@ -34,14 +35,16 @@ from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
 from lcsc_opt.study_spec import (
     BudgetSpec,
+    FailureSpec,
     HeldOutSpec,
     ObjectiveSpec,
     OptimizerSpec,
     SpaceSpec,
     StudySpec,
+    Tells,
     parse_settings,
 )
-from lcsc_opt.study_store import StoredStudy, open_storage, study_names
+from lcsc_opt.study_store import StoredStudy, study_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,8 @@ class StudyPlan:
     optimizer: OptimizerSpec
     seed: int
     workers: int
+    tells: Tells
+    failures: FailureSpec
     budget: BudgetSpec
     held_out: HeldOutSpec | None
     directory: Path | None
@@ -74,6 +79,7 @@ class StudyPlan:
             "optimizer": self.optimizer.model_dump(),
             "seed": self.seed,
             "workers": self.workers,
+            "tells": self.tells,
         }
 
     def attributes(self, objective: Objective) -> dict[str, Any]:
@@ -82,6 +88,7 @@ class StudyPlan:
             "specification": self.specification(),
             "fingerprint": {"objective": objective.describe(), "environment": environment()},
             "budget": self.budget.model_dump(),
+            "failures": self.failures.model_dump(),
             "optimizer_budget": total_evaluations(self.budget, objective),
             "held_out_plan": None if self.held_out is None else self.held_out.model_dump(),
             "steps": list(objective.steps),
@@ -110,6 +117,8 @@ def plans(
             optimizer=optimizer,
             seed=seed,
             workers=spec.workers,
+            tells=spec.tells,
+            failures=spec.failures,
             budget=spec.budget,
             held_out=spec.held_out,
             directory=directory,
@@ -162,6 +171,8 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
             optimizer=OptimizerSpec(**stored["specification"]["optimizer"]),
             seed=stored["specification"]["seed"],
             workers=stored["specification"]["workers"],
+            tells=stored["specification"]["tells"],
+            failures=FailureSpec(**stored["failures"]),
             budget=BudgetSpec(**stored["budget"]),
             held_out=None if held_out is None else HeldOutSpec(**held_out),
             directory=None if directory is None else Path(directory),
@@ -206,28 +217,54 @@ class Experiment:
         """The objective; loading it may train or read a model."""
         return load_objective(self._spec, beside=self._directory)
 
-    def run(self, plan: StudyPlan) -> str:
+    def run(self, plan: StudyPlan, *, take_over: bool = False, accept_environment: bool = False) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
+
+        Args:
+            plan: what to run.
+            take_over: from another process that holds the study and is dead, though it does not look so.
+            accept_environment: continue though packages or BLAS are not those that the study was begun with.
 
         Returns:
             One line for people: what it came to.
 
         Raises:
-            StudyMismatchError: when the stored study was made with other settings.
+            StudyHeldError: when another process runs this study.
+            StudyMismatchError: when the stored study was made with other settings, or in another environment.
         """
         if plan.name in study_names(self.storage):
             study = StoredStudy.open(self.storage, plan.name)
             study.require("specification", plan.specification())
             if is_finished(study, plan):
                 return f"finished already; {_outcome(study)}"
+            with study.hold(take_over=take_over):
+                return self._finish(study, plan, accept_environment=accept_environment)
         study = StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
+        with study.hold(take_over=take_over):
+            return self._finish(study, plan, accept_environment=accept_environment)
+
+    def _finish(self, study: StoredStudy, plan: StudyPlan, *, accept_environment: bool) -> str:
         study.require("specification", plan.specification())
+        self._check_environment(study, accept=accept_environment)
         study.require("fingerprint", self.objective.describe(), part="objective")
         if not search_ended(study, plan):
             self._search(study, plan)
         if plan.held_out is not None and study.attributes.get("held_out") is None:
             self.report(study, images=plan.held_out.images, top=plan.held_out.top)
         return _outcome(study)
+
+    def _check_environment(self, study: StoredStudy, *, accept: bool) -> None:
+        """Other packages or another BLAS may give other numbers, and would do so silently."""
+        fingerprint, now = study.attributes["fingerprint"], environment()
+        difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
+        if not difference:
+            return
+        if not accept:
+            raise StudyMismatchError(
+                f"{study.name}: begun in another environment: {difference}. Go back to it, or continue in this one "
+                "with --accept-environment"
+            )
+        study.set_attribute("fingerprint", {**fingerprint, "environment": now})
 
     def report(self, study: StoredStudy, *, images: int, top: int) -> dict[str, Any]:
         """Choose among the best trials on other noise, report on yet other noise, and store the figures."""
@@ -250,6 +287,8 @@ class Experiment:
                 optimizer,
                 evaluator,
                 evaluations=evaluations,
+                tells=plan.tells,
+                failures=plan.failures,
                 describe_difference=lambda: describe_difference(before, environment()),
             )
             _run_with_progress(search, study.name, evaluations)

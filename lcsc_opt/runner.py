@@ -5,8 +5,10 @@ case: the loop always starts at ask 0, and where a trial is stored already, the 
 coefficients again, bit for bit, and is told the stored result. A trial that was asked and not finished is
 evaluated again under its own number.
 
-With W workers, tells happen in ask order: candidate n is asked when exactly the results 0 to n - window were told,
-with a window of 1.5 W. The sequence of candidates then does not depend on which evaluation finishes first.
+With W workers, *ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - window
+were told, with a window of 1.5 W. The sequence of candidates then does not depend on which evaluation finishes
+first. Tells *as completed* happen in the order in which results were committed; the order is stored, so that the
+search still continues exactly, but another run of it would find another order.
 """
 
 from __future__ import annotations
@@ -15,21 +17,24 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController
 
-from lcsc_opt.errors import ReplayError, SearchFailedError
+from lcsc_opt.errors import OptimizerError, ReplayError, SearchFailedError
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.study_spec import FailureSpec, Tells
 from lcsc_opt.study_store import StoredStudy, TrialKey
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
+FEW_TRIALS = 10  # before so many, a share of failures says nothing
 
 
 @dataclasses.dataclass
@@ -37,9 +42,12 @@ class _Asked:
     """A trial between ask and tell."""
 
     trial: TrialKey
+    candidate: Candidate
     parameter: Any  # Nevergrad's candidate
-    outcome: Outcome | None = None
+    attempts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     future: concurrent.futures.Future[Outcome] | None = None
+    outcome: Outcome | None = None
+    tell_index: int | None = None
 
 
 class Search:
@@ -49,7 +57,9 @@ class Search:
         study: where everything is written.
         optimizer: freshly built, as it was when the study was new.
         evaluator: where candidates are evaluated.
-        evaluations: the total over the study's life.
+        evaluations: the total over the study's life, without trials that it inherited.
+        tells: ``ordered`` or ``as-completed``.
+        failures: how often a candidate is tried again, and which share of failed trials ends the search.
         describe_difference: says what changed in the environment, for the message when replay fails.
     """
 
@@ -60,23 +70,30 @@ class Search:
         evaluator: Evaluator,
         *,
         evaluations: int,
+        tells: Tells = "ordered",
+        failures: FailureSpec | None = None,
         describe_difference: Callable[[], str] = lambda: "",
     ) -> None:
         self._study, self._optimizer, self._evaluator = study, optimizer, evaluator
-        self._evaluations = evaluations
+        self._evaluations, self._tells = evaluations, tells
+        self._policy = FailureSpec() if failures is None else failures
         self._describe_difference = describe_difference
-        self._stored = study.trials()
+        trials = study.trials()
+        self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
+        self._stored = trials[len(self._inherited) :]
+        self._window = window(evaluator.workers, tells)
         self._in_flight: list[_Asked] = []
-        self._window = window(evaluator.workers)
+        self._committed = 0
         self._one_thread = _one_blas_thread()
         self._worst: float | None = None
+        self._last_reason = ""
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.failures = 0
 
     @property
     def stored(self) -> int:
-        """How many trials were finished when this search began."""
+        """How many trials of its own were finished when this search began."""
         return sum(trial.state.is_finished() for trial in self._stored)
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
@@ -84,10 +101,11 @@ class Search:
 
         Raises:
             ReplayError: when the optimizer does not ask the stored candidates again.
-            SearchFailedError: when every single trial failed.
+            SearchFailedError: when every trial failed, or more of them than the study allows.
         """
+        self._tell_inherited()
         for number in range(self._evaluations):
-            while len(self._in_flight) >= self._window:
+            while self._must_tell_before(number):
                 self._tell_next(on_tell)
             if getattr(self._optimizer, "finished", False):
                 break
@@ -97,77 +115,125 @@ class Search:
         if self.told and self.failures == self.told:
             raise SearchFailedError(f"{self._study.name}: all {self.told} trials failed; {self._last_reason}")
 
+    def _tell_inherited(self) -> None:
+        """Tell what another study evaluated, in its order; the optimizer did not ask for it."""
+        for trial in self._inherited:
+            parameter = self._optimizer.parametrization.spawn_child(new_value=_coefficients(trial))
+            loss = self._loss_to_tell(stored_outcome(trial), trial.number)
+            try:
+                with self._one_thread():
+                    self._optimizer.tell(parameter, loss)
+            except TellNotAskedNotSupportedError as error:
+                raise OptimizerError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
+        self.failures = 0  # of the other study
+
+    def _must_tell_before(self, number: int) -> bool:
+        """Whether a tell comes before the ask of this number."""
+        if self._tells == "as-completed" and number < len(self._stored):
+            return self.told < int(self._stored[number].user_attrs.get("tells_before", 0))
+        return len(self._in_flight) >= self._window
+
     def _ask(self, number: int) -> _Asked:
         with self._one_thread():
             parameter = self._optimizer.ask()
-        coefficients = np.asarray(parameter.value, dtype=np.float64)
+        candidate = Candidate(np.asarray(parameter.value, dtype=np.float64))
         if number >= len(self._stored):
-            trial = self._study.add_candidate(Candidate(coefficients))
-            return self._submit(trial, parameter, coefficients)
+            tells_before = self.told if self._tells == "as-completed" else None
+            trial = self._study.add_candidate(candidate, tells_before=tells_before)
+            return self._submit(_Asked(trial, candidate, parameter))
         stored = self._stored[number]
-        self._verify(stored, number, coefficients)
-        if stored.state.is_finished():
-            return _Asked(TrialKey.of(stored), parameter, outcome=stored_outcome(stored))
-        return self._submit(TrialKey.of(stored), parameter, coefficients)
+        self._verify(stored, number, candidate.coefficients)
+        asked = _Asked(TrialKey.of(stored), candidate, parameter, list(stored.user_attrs.get("attempts", ())))
+        if not stored.state.is_finished():
+            return self._submit(asked)
+        asked.outcome, asked.tell_index = stored_outcome(stored), int(stored.user_attrs["tell_index"])
+        self._committed += 1
+        return asked
 
-    def _submit(self, trial: TrialKey, parameter: Any, coefficients: Coefficients) -> _Asked:
-        return _Asked(trial, parameter, future=self._evaluator.submit(Candidate(coefficients)))
+    def _submit(self, asked: _Asked) -> _Asked:
+        asked.future = self._evaluator.submit(asked.candidate)
+        return asked
 
     def _verify(self, stored: FrozenTrial, number: int, asked: Coefficients) -> None:
-        expected = np.array(stored.user_attrs.get("coefficients", ()), dtype=np.float64)
-        if stored.number == number and expected.tobytes() == asked.tobytes():
+        in_place = stored.number == number + len(self._inherited)
+        if in_place and _coefficients(stored).tobytes() == asked.tobytes():
             return
-        difference = self._describe_difference() or "the same versions, BLAS and threads as before"
+        difference = self._describe_difference() or "the same versions, BLAS and cores as before"
         raise ReplayError(
-            f"{self._study.name}: the optimizer asks other coefficients for trial {number} than the stored ones, so "
-            f"the search cannot be continued exactly. Environment: {difference}"
+            f"{self._study.name}: the optimizer asks other coefficients for trial {stored.number} than the stored "
+            f"ones, so the search cannot be continued exactly. Environment: {difference}"
         )
 
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:
-        """Wait for the oldest trial in flight, committing whatever finishes meanwhile, and tell it."""
-        oldest = self._in_flight[0]
-        while oldest.outcome is None:
+        """Wait for the trial whose turn it is, committing whatever finishes meanwhile, and tell it."""
+        while (asked := self._next_to_tell()) is None:
             self._commit_finished()
-        self._in_flight.pop(0)
-        loss = self._loss_to_tell(oldest)
+        self._in_flight.remove(asked)
+        assert asked.outcome is not None
+        loss = self._loss_to_tell(asked.outcome, asked.trial.number)
         with self._one_thread():
-            self._optimizer.tell(oldest.parameter, loss)
+            self._optimizer.tell(asked.parameter, loss)
         self.told += 1
         on_tell(self)
+        self._stop_when_too_many_failed()
+
+    def _next_to_tell(self) -> _Asked | None:
+        if self._tells == "ordered":
+            oldest = self._in_flight[0]
+            return None if oldest.outcome is None else oldest
+        finished = [asked for asked in self._in_flight if asked.tell_index is not None]
+        return min(finished, key=lambda asked: asked.tell_index or 0, default=None)
 
     def _commit_finished(self) -> None:
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
         done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             asked = running[future]
-            outcome = future.result()
-            self._commit(asked.trial, outcome)
-            asked.outcome, asked.future = outcome, None
+            asked.future = None
+            self._commit(asked, future.result())
 
-    def _commit(self, trial: TrialKey, outcome: Outcome) -> None:
+    def _commit(self, asked: _Asked, outcome: Outcome) -> None:
+        """Write a result; a failed attempt is written too, and the same candidate tried again."""
+        tell_index = asked.trial.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
-            self._study.fail(trial, outcome.reason, seconds=outcome.seconds, tell_index=trial.number)
+            asked.attempts.append({"reason": outcome.reason, "seconds": round(outcome.seconds, 3)})
+            if len(asked.attempts) <= self._policy.retries:
+                self._study.annotate(asked.trial, {"attempts": asked.attempts})
+                self._submit(asked)
+                return
+            self._study.fail(asked.trial, asked.attempts, tell_index=tell_index)
         else:
-            self._study.finish(trial, outcome, tell_index=trial.number)
+            self._study.finish(asked.trial, outcome, tell_index=tell_index)
+        asked.outcome, asked.tell_index = outcome, tell_index
+        self._committed += 1
 
-    def _loss_to_tell(self, asked: _Asked) -> float:
+    def _loss_to_tell(self, outcome: Outcome, number: int) -> float:
         """The loss; for a failed trial the worst loss told before it, so that the optimizer turns away from there."""
-        outcome = asked.outcome
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
             if self.best is None or loss < self.best[0]:
-                self.best = (loss, asked.trial.number)
+                self.best = (loss, number)
             return loss
-        assert outcome is not None
         self.failures += 1
         self._last_reason = outcome.reason
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
 
+    def _stop_when_too_many_failed(self) -> None:
+        if self.told >= FEW_TRIALS and self.failures > self._policy.stop_share * self.told:
+            raise SearchFailedError(
+                f"{self._study.name}: {self.failures} of {self.told} trials failed, more than failures.stop_share "
+                f"{self._policy.stop_share:g}; the last one: {self._last_reason}"
+            )
 
-def window(workers: int) -> int:
-    """How many trials may be between ask and tell: 1.5 per worker keeps workers busy while tells wait their turn."""
-    return 1 if workers == 1 else math.ceil(1.5 * workers)
+
+def window(workers: int, tells: Tells = "ordered") -> int:
+    """How many trials may be between ask and tell.
+
+    As completed, as many as there are workers; ordered, 1.5 per worker, which keeps workers busy while tells wait
+    their turn.
+    """
+    return workers if workers == 1 or tells == "as-completed" else math.ceil(1.5 * workers)
 
 
 def stored_outcome(trial: FrozenTrial) -> Outcome:
@@ -176,6 +242,11 @@ def stored_outcome(trial: FrozenTrial) -> Outcome:
     if trial.state == TrialState.COMPLETE and trial.value is not None:
         return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost))
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
+
+
+def _coefficients(trial: FrozenTrial) -> Coefficients:
+    stored: Sequence[float] = trial.user_attrs.get("coefficients", ())
+    return np.array(stored, dtype=np.float64)
 
 
 def _one_blas_thread() -> Callable[[], contextlib.AbstractContextManager[None]]:

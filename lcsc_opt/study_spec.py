@@ -19,6 +19,7 @@ from lcsc_opt.errors import StudySpecError
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
+Tells = Literal["ordered", "as-completed"]
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -90,6 +91,17 @@ class HeldOutSpec(FrozenModel):
     top: Annotated[int, pydantic.Field(ge=1)] = 5
 
 
+class FailureSpec(FrozenModel):
+    """What happens to evaluations that fail.
+
+    A candidate is tried ``retries`` times more; then its trial fails. The study stops when, of ten trials or more, a
+    share above ``stop_share`` failed.
+    """
+
+    retries: Annotated[int, pydantic.Field(ge=0)] = 2
+    stop_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
+
+
 class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``."""
 
@@ -100,6 +112,8 @@ class StudySpec(FrozenModel):
     seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0)], ...], pydantic.Field(min_length=1)] = (0,)
     budget: BudgetSpec
     workers: Annotated[int, pydantic.Field(ge=1)] = 1
+    tells: Tells = "ordered"
+    failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None
 

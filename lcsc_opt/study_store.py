@@ -5,13 +5,14 @@ is the index of its ask. Everything is reachable with plain Optuna:
 
 =====================  =======================================================================================
 trial                  value (the loss), state, ``datetime_start``, ``datetime_complete``
-user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``reason`` of a failed trial;
-                       ``held_out``, ``selection`` of the trials that were scored on other noise
-study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps`` [K], ``held_out``, ``created_by``
+user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``attempts`` that failed, and the
+                       ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other noise;
+                       ``inherited`` of trials that were taken over from another study
+study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps`` [K], ``search_ended``, ``held_out``
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
-before the optimizer is told.
+before the optimizer is told. Whoever writes holds the study's lease (:mod:`lcsc_opt.lease`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import datetime
 import json
 import mimetypes
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,124 +36,12 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import orm
 
 import lcsc_opt
+from lcsc_opt.database import masked, quiet_optuna, store_errors
 from lcsc_opt.errors import StudyMismatchError, StudyStoreError
+from lcsc_opt.lease import create_table, hold
 from lcsc_opt.records import Candidate, Evaluation
 
 ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
-BUSY_SECONDS = 60.0  # how long SQLite waits for another process's lock
-
-
-def open_storage(url: str, *, write: bool) -> RDBStorage:
-    """Open a study database.
-
-    Args:
-        url: of SQLAlchemy, such as ``sqlite:///studies.db``.
-        write: create it where it is not there yet, and take SQLite's write lock when a transaction begins, so
-            that two writers can never deadlock half-way; a reader never takes it.
-
-    Raises:
-        StudyStoreError: one line that says why it cannot be opened.
-    """
-    parsed = _parse_url(url)
-    file = _sqlite_file(parsed)
-    if file is not None:
-        _check_sqlite_file(file, write=write)
-    engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
-    if parsed.get_backend_name() == "sqlite":
-        engine_kwargs["connect_args"] = {"timeout": BUSY_SECONDS}
-    try:
-        with _quiet_optuna():
-            # braces are doubled since Optuna formats the URL
-            escaped = url.replace("{", "{{").replace("}", "}}")
-            storage = RDBStorage(escaped, engine_kwargs=engine_kwargs)
-    except ImportError as error:
-        raise StudyStoreError(f"{masked(url)}: no driver for it: pip install 'lcsc-opt[postgresql]'") from error
-    except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
-        raise StudyStoreError(f"{masked(url)}: {_first_line(error)}") from error
-    if write and parsed.get_backend_name() == "sqlite":
-        _begin_immediate(storage.engine)
-    return storage
-
-
-def _begin_immediate(engine: sa.Engine) -> None:
-    """Let SQLAlchemy, not the driver, begin transactions, and begin them with the write lock."""
-
-    @sa.event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    engine.dispose()  # connections made before the listeners were there
-
-
-def _parse_url(url: str) -> sa.URL:
-    try:
-        return sa.make_url(url)
-    except sa.exc.ArgumentError as error:
-        raise StudyStoreError(
-            f"storage: expected a database URL such as sqlite:///studies.db, got {masked(url)!r}"
-        ) from error
-
-
-def _sqlite_file(url: sa.URL) -> Path | None:
-    in_memory = url.database in (None, "", ":memory:")
-    return None if url.get_backend_name() != "sqlite" or in_memory else Path(str(url.database))
-
-
-def _check_sqlite_file(file: Path, *, write: bool) -> None:
-    if file.exists():
-        try:
-            with file.open("r+b" if write else "rb") as opened:
-                head = opened.read(16)
-        except OSError as error:
-            raise StudyStoreError(f"{file}: {error.strerror}; give another --storage") from error
-        if head and head != b"SQLite format 3\x00":
-            raise StudyStoreError(f"{file}: is not an SQLite database; give another --storage")
-    elif not write:
-        raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
-    elif not file.absolute().parent.is_dir():
-        raise StudyStoreError(f"{file}: the folder {file.absolute().parent} does not exist")
-
-
-def masked(url: str) -> str:
-    """The URL with its password hidden, fit for messages and logs."""
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return "(an unreadable URL)"
-
-
-def _first_line(error: BaseException) -> str:
-    """The cause, without SQL and links."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    lines = [line for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
-    return lines[0] if lines else type(cause).__name__
-
-
-@contextlib.contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
-
-
-@contextlib.contextmanager
-def store_errors(storage: RDBStorage) -> Iterator[None]:
-    """Turn what a database raises into one line that says what to do."""
-    try:
-        yield
-    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StudyStoreError(
-            f"{masked(storage.url)}: {_first_line(error)}; what was committed is safe, run the same command to continue"
-        ) from error
 
 
 def study_names(storage: RDBStorage) -> list[str]:
@@ -205,7 +94,7 @@ class StoredStudy:
 
         Two processes may race for it: one of them creates it.
         """
-        with store_errors(storage), _quiet_optuna():
+        with store_errors(storage), quiet_optuna():
             try:
                 storage.get_study_id_from_name(name)
             except KeyError:
@@ -246,11 +135,33 @@ class StoredStudy:
             trials = self.storage.get_all_trials(self._study_id, deepcopy=False)
         return sorted(trials, key=lambda trial: trial.number)
 
-    def add_candidate(self, candidate: Candidate) -> TrialKey:
-        """Commit what will be evaluated, as a RUNNING trial with its exact coefficients."""
-        attributes = {"coefficients": candidate.coefficients.tolist()}
+    @contextlib.contextmanager
+    def hold(self, *, take_over: bool = False) -> Iterator[None]:
+        """Be the only one who writes this study: every transaction of this storage then checks the lease.
+
+        Raises:
+            StudyHeldError: at once, saying who holds it.
+        """
+        with store_errors(self.storage):
+            create_table(self.storage.engine)
+        sessions = self.storage.scoped_session.session_factory
+        with hold(self.storage.engine, self.name, self._study_id, take_over=take_over) as lease:
+            sa.event.listen(sessions, "before_commit", lease.check)
+            try:
+                yield
+            finally:
+                sa.event.remove(sessions, "before_commit", lease.check)
+
+    def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> TrialKey:
+        """Commit what will be evaluated, as a RUNNING trial with its exact coefficients.
+
+        ``tells_before``, where the order of tells is not that of the asks, is how many were told before this ask.
+        """
+        attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
+        if tells_before is not None:
+            attributes["tells_before"] = tells_before
         template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
-        with store_errors(self.storage), _quiet_optuna():
+        with store_errors(self.storage), quiet_optuna():
             trial_id = self.storage.create_new_trial(self._study_id, template)
             return TrialKey(self.storage.get_trial_number_from_id(trial_id), trial_id)
 
@@ -263,9 +174,14 @@ class StoredStudy:
         }
         self._close(trial, TrialState.COMPLETE, attributes, value=evaluation.loss)
 
-    def fail(self, trial: TrialKey, reason: str, *, seconds: float, tell_index: int) -> None:
-        """Commit a failure with its reason."""
-        attributes = {"reason": reason, "cost": {"seconds": seconds}, "tell_index": tell_index}
+    def fail(self, trial: TrialKey, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
+        """Commit a failure with its attempts, each a ``reason`` and its ``seconds``; the last one's is the trial's."""
+        attributes = {
+            "reason": attempts[-1]["reason"],
+            "attempts": list(attempts),
+            "cost": {"seconds": sum(attempt["seconds"] for attempt in attempts)},
+            "tell_index": tell_index,
+        }
         self._close(trial, TrialState.FAIL, attributes, value=None)
 
     def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
@@ -327,7 +243,7 @@ class StoredStudy:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[orm.Session]:
-        with store_errors(self.storage), orm.Session(self.storage.engine) as session, session.begin():
+        with store_errors(self.storage), self.storage.scoped_session.session_factory.begin() as session:
             yield session
 
 

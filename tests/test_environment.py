@@ -7,7 +7,7 @@ import platform
 import pytest
 
 from lcsc_opt import environment as module
-from lcsc_opt.environment import describe_difference, environment
+from lcsc_opt.environment import decisive, describe_difference, environment
 
 
 def test_the_environment_can_be_stored_as_json() -> None:
@@ -39,3 +39,10 @@ def test_every_difference_is_named() -> None:
 def test_what_only_one_side_has_is_a_difference() -> None:
     assert describe_difference({"packages": {}}, {"packages": {"torch": "2.13"}}) == "torch None → 2.13"
     assert describe_difference({"cores": 2}, {}) == "cores 2 → None"
+
+
+def test_versions_and_blas_decide_results_and_the_number_of_cores_does_not() -> None:
+    here = environment()
+    assert decisive({**here, "cores": 4096, "python": "3.99"}) == decisive(here)
+    for key, other in (("packages", {"torch": "9"}), ("blas", ["mkl"]), ("machine", "riscv64")):
+        assert decisive({**here, key: other}) != decisive(here)

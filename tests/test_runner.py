@@ -13,14 +13,15 @@ import pytest
 from optuna.trial import TrialState
 
 from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.database import open_storage
 from lcsc_opt.errors import ReplayError, SearchFailedError
 from lcsc_opt.evaluation import InProcessEvaluator, Outcome, ProcessEvaluator, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.records import Candidate, Evaluation
 from lcsc_opt.runner import FIRST_FAILURE_LOSS, Search, window
-from lcsc_opt.study_spec import OptimizerSpec
-from lcsc_opt.study_store import StoredStudy, open_storage
+from lcsc_opt.study_spec import FailureSpec, OptimizerSpec
+from lcsc_opt.study_store import StoredStudy
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 30
@@ -61,8 +62,15 @@ def trials_of(study: StoredStudy) -> list[tuple[int, bytes, float | None]]:
     ]
 
 
-def run(study: StoredStudy, objective: Objective, name: str = "LCSC", evaluations: int = EVALUATIONS) -> Search:
-    search = Search(study, optimizer(name), InProcessEvaluator(objective), evaluations=evaluations)
+def run(
+    study: StoredStudy,
+    objective: Objective,
+    name: str = "LCSC",
+    evaluations: int = EVALUATIONS,
+    failures: FailureSpec | None = None,
+) -> Search:
+    evaluator = InProcessEvaluator(objective)
+    search = Search(study, optimizer(name), evaluator, evaluations=evaluations, failures=failures)
     search.run()
     return search
 
@@ -206,7 +214,8 @@ def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(answer: Any, rea
         return answer
 
     study = open_study(url)
-    search = run(study, CoefficientFunction(sometimes, STEPS, name="sometimes"), evaluations=9)
+    objective = CoefficientFunction(sometimes, STEPS, name="sometimes")
+    search = run(study, objective, evaluations=9, failures=FailureSpec(retries=0))
     failed = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
     assert [trial.number for trial in failed] == [2, 5, 8]
     assert {trial.user_attrs["reason"] for trial in failed} == {reason}
@@ -222,7 +231,8 @@ def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
     original = asked.tell
     asked.tell = lambda parameter, loss: (told.append(loss), original(parameter, loss))
     objective = CoefficientFunction(lambda _: next(losses), STEPS, name="losses")
-    Search(open_study(url), asked, InProcessEvaluator(objective), evaluations=5).run()
+    once = FailureSpec(retries=0)
+    Search(open_study(url), asked, InProcessEvaluator(objective), evaluations=5, failures=once).run()
     assert told == [FIRST_FAILURE_LOSS, 3.0, 7.0, 7.0, 5.0]
 
 
@@ -242,6 +252,95 @@ def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objecti
     with pytest.raises(ReplayError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
         search.run()
     assert len(study.trials()) == 10
+
+
+def test_a_failed_attempt_is_recorded_and_the_same_candidate_is_tried_again(url: str) -> None:
+    asked: list[bytes] = []
+
+    def flaky(coefficients: np.ndarray) -> float:
+        asked.append(coefficients.tobytes())
+        if asked.count(coefficients.tobytes()) <= 2 and len(set(asked)) == 3:
+            raise RuntimeError(f"attempt {asked.count(coefficients.tobytes())}")
+        return float(np.square(coefficients).sum())
+
+    study = open_study(url)
+    search = run(study, CoefficientFunction(flaky, STEPS, name="flaky"), evaluations=5)
+    assert search.failures == 0
+    third = study.trials()[2]
+    assert third.state == TrialState.COMPLETE
+    reasons = [attempt["reason"] for attempt in third.user_attrs["attempts"]]
+    assert reasons == ["RuntimeError: attempt 1", "RuntimeError: attempt 2"]
+    assert len(asked) == 7
+
+
+def test_attempts_are_counted_across_an_interruption(url: str) -> None:
+    calls = 0
+
+    def always(coefficients: np.ndarray) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Interrupted
+        raise RuntimeError("no")
+
+    objective = CoefficientFunction(always, STEPS, name="always")
+    study = open_study(url)
+    with pytest.raises(Interrupted):
+        run(study, objective, evaluations=1)
+    assert len(study.trials()[0].user_attrs["attempts"]) == 1
+    with pytest.raises(SearchFailedError):
+        run(study, objective, evaluations=1)
+    assert len(study.trials()[0].user_attrs["attempts"]) == 3
+    assert calls == 4  # one of them was interrupted
+
+
+def test_a_study_stops_when_too_many_trials_fail_and_stays_stopped(url: str) -> None:
+    calls = 0
+
+    def often(coefficients: np.ndarray) -> float:
+        nonlocal calls
+        calls += 1
+        return 1.0 if calls % 4 == 0 else float("nan")
+
+    objective, study = CoefficientFunction(often, STEPS, name="often"), open_study(url)
+    policy = FailureSpec(retries=0, stop_share=0.6)
+    with pytest.raises(SearchFailedError, match=r"8 of 10 trials failed, more than failures\.stop_share 0\.6"):
+        run(study, objective, failures=policy)
+    assert len(study.trials()) == 10
+    with pytest.raises(SearchFailedError, match="8 of 10"):
+        run(study, objective, failures=policy)
+    assert calls == 10
+    run(study, objective, failures=FailureSpec(retries=0, stop_share=1.0))
+    assert len(study.trials()) == EVALUATIONS
+
+
+def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, objective: Objective) -> None:
+    study = open_study(url)
+    told: list[tuple[str, float]] = []
+
+    def search(stop_after: int) -> None:
+        def on_tell(running: Search) -> None:
+            if running.told == stop_after:
+                raise Interrupted
+
+        asked = optimizer("CMA", workers=4)
+        original_ask, original_tell = asked.ask, asked.tell
+        told.clear()
+        asked.ask = lambda: (told.append(("ask", 0.0)), original_ask())[1]
+        asked.tell = lambda parameter, loss: (told.append(("tell", loss)), original_tell(parameter, loss))
+        evaluator = ShuffledEvaluator(objective, 4, stop_after)
+        Search(study, asked, evaluator, evaluations=EVALUATIONS, tells="as-completed").run(on_tell)
+
+    with pytest.raises(Interrupted):
+        search(14)
+    first = list(told)
+    before = trials_of(study)
+    search(-1)
+    assert told[: len(first)] == first
+    assert [row[:2] for row in trials_of(study)[: len(before)]] == [row[:2] for row in before]
+    order = [trial.user_attrs["tell_index"] for trial in study.trials()]
+    assert sorted(order) == list(range(EVALUATIONS))
+    assert order != sorted(order)  # they did finish out of order
 
 
 def make_objective() -> Objective:

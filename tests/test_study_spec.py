@@ -50,7 +50,7 @@ workers: 1
 storage: sqlite:///studies.db
 held_out: {images: 10000, top: 5}
 """
-TOP = "expected one of name, objective, space, optimizers, seeds, budget, workers, storage, held_out"
+TOP = f"expected one of {', '.join(StudySpec.model_fields)}"
 
 
 def study(**changes: Any) -> StudySpec:
@@ -80,7 +80,8 @@ def test_the_study_file_of_the_design_document(tmp_path: Path) -> None:
     path = tmp_path / "digits.yaml"
     path.write_text(DESIGN)
     spec = read_study_file(path)
-    assert spec.model_dump() == {
+    dumped = spec.model_dump()
+    assert {key: dumped[key] for key in yaml.safe_load(DESIGN)} == {
         "name": "digits",
         "objective": {"file": "digits.py", "settings": {"images": 1000}},
         "space": {"kind": "affine", "directions": None, "origin": None},
@@ -102,6 +103,7 @@ def test_what_is_left_out_has_a_default() -> None:
     assert (spec.space, spec.seeds, spec.workers) == (SpaceSpec(), (0,), 1)
     assert (spec.storage, spec.held_out) == (DEFAULT_STORAGE, None)
     assert spec.objective.settings == {}
+    assert (spec.tells, spec.failures.retries, spec.failures.stop_share) == ("ordered", 2, 0.5)
 
 
 def test_a_specification_cannot_be_changed() -> None:
@@ -193,6 +195,10 @@ def test_an_optimizer_is_found_by_its_name() -> None:
             "optimizers[1].opts: unknown key (did you mean 'options'?); expected one of name, options",
         ),
         ({1: 2}, "[1]: expected a key that is text, got 1"),
+        (
+            {"failures": {"retry": 1}},
+            "failures.retry: unknown key (did you mean 'retries'?); expected one of retries, stop_share",
+        ),
         # missing keys
         ({"name": ...}, "name: missing"),
         ({"objective": {"settings": {}}}, "objective.file: missing"),
@@ -251,6 +257,11 @@ def test_an_optimizer_is_found_by_its_name() -> None:
         ({"optimizers": ["LC/SC"]}, "optimizers[0].name: expected text that matches …"),
         ({"workers": 0}, "workers: expected greater than or equal to 1, got 0"),
         ({"held_out": {"top": 0}}, "held_out.top: expected greater than or equal to 1, got 0"),
+        (
+            {"tells": "orderd"},
+            "tells: expected 'ordered' or 'as-completed', got 'orderd' (did you mean 'ordered'?)",
+        ),
+        ({"failures": {"stop_share": 1.5}}, "failures.stop_share: expected less than or equal to 1, got 1.5"),
         ({"held_out": {"images": 1}}, "held_out.images: expected greater than or equal to 2, got 1"),
     ],
     ids=lambda value: None if isinstance(value, str) else re.sub(r"[^\w.:-]+", " ", str(value))[:60],

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
+from lcsc_opt.database import masked, open_storage
 from lcsc_opt.errors import StudyMismatchError, StudyStoreError
 from lcsc_opt.records import Candidate, Cost, Evaluation
-from lcsc_opt.study_store import StoredStudy, TrialKey, masked, open_storage, study_names
+from lcsc_opt.study_store import StoredStudy, TrialKey, study_names
 
 NAME = "digits/LCSC/0"
 
@@ -49,9 +50,12 @@ def test_a_result_is_all_there_for_plain_optuna(study: StoredStudy, url: str) ->
 
 
 def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: str) -> None:
-    study.fail(study.add_candidate(candidate(1, 0)), "ValueError: broken", seconds=0.1, tell_index=0)
+    attempts = [{"reason": "first", "seconds": 0.5}, {"reason": "ValueError: broken", "seconds": 0.25}]
+    study.fail(study.add_candidate(candidate(1, 0)), attempts, tell_index=0)
     (trial,) = optuna.load_study(study_name=NAME, storage=url).trials
     assert (trial.state, trial.value, trial.user_attrs["reason"]) == (TrialState.FAIL, None, "ValueError: broken")
+    assert trial.user_attrs["attempts"] == attempts
+    assert trial.user_attrs["cost"]["seconds"] == 0.75
 
 
 def test_a_result_is_written_once(study: StoredStudy) -> None:

@@ -43,22 +43,24 @@ def draw_comparison(studies: Sequence[StudySummary]) -> Figure:
         if ema is not None:
             axes.axhline(ema.curve[-1, 3], color=COLOURS["EMAGrid"], linestyle="--", linewidth=1, label=ema.label)
         axes.set_xlabel(label)
-        _plain_log_scale(axes)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300,000 images as 300k
+        if all(study.curve[-1, 3] > 0 for study in drawn):
+            _plain_log_scale(axes)
     figure.suptitle(f"best {loss} so far", fontsize=11)
     axes = figure.axes[0]
     axes.set_ylabel(f"{loss} on the search's noise (diamonds: held out)")
-    axes.legend(frameon=False, fontsize=9)
+    if drawn:
+        axes.legend(frameon=False, fontsize=9)
     return figure
 
 
 def _plain_log_scale(axes: Axes) -> None:
-    """A logarithmic loss, labelled 2, 5, 10 and not in powers; 300,000 images as 300k."""
+    """A logarithmic loss, labelled 2, 5, 10 and not in powers."""
     axes.set_yscale("log")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _draw_curves(axes: Axes, studies: Sequence[StudySummary], axis: int) -> None:
@@ -72,7 +74,8 @@ def _draw_curves(axes: Axes, studies: Sequence[StudySummary], axis: int) -> None
         axes.step(x, mean, where="post", color=shade, label=None if name == "EMAGrid" else label)
         axes.fill_between(x, low, high, step="post", color=shade, alpha=0.2, linewidth=0)
         held_out = [study.held_out for study in group if study.held_out is not None]
-        axes.plot([x[-1]] * len(held_out), held_out, "D", color=shade, markersize=5, clip_on=False)
+        if held_out:
+            axes.plot([x[-1]] * len(held_out), held_out, "D", color=shade, markersize=5, clip_on=False)
 
 
 def draw_coefficients(study: StudySummary, ema: StudySummary | None) -> Figure:
@@ -127,10 +130,12 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure; the suffix, ``.png`` or ``.svg``, says how.
 
     Raises:
-        StudyStoreError: when the file cannot be written.
+        StudyStoreError: when it is another suffix, or the file cannot be written.
     """
+    if path.suffix not in (".png", ".svg"):
+        raise StudyStoreError(f"{path}: expected a file that ends in .png or .svg")
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix.lstrip(".") or "png", dpi=150)
+    figure.savefig(content, format=path.suffix.lstrip("."), dpi=150)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.getvalue())

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
+from lcsc_opt.database import masked, open_storage
 from lcsc_opt.errors import StudyStoreError
-from lcsc_opt.study_store import StoredStudy, masked, open_storage
+from lcsc_opt.study_store import StoredStudy
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]

@@ -9,10 +9,17 @@ import typer
 
 from lcsc_opt.catalog import SUFFIXES, entries, find
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
+from lcsc_opt.database import masked, open_storage
 from lcsc_opt.study_spec import BudgetSpec, StudySpec, read_study_file
-from lcsc_opt.study_store import StoredStudy, masked, open_storage, study_names
+from lcsc_opt.study_store import StoredStudy, study_names
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take a study over from a process that is dead but seems to run it.")
+]
+AcceptEnvironment = Annotated[
+    bool, typer.Option("--accept-environment", help="Continue with other packages or another BLAS than before.")
+]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
@@ -31,6 +38,8 @@ def run(
     budget: Annotated[int | None, typer.Option(min=1, help="Evaluations, in place of the file's budget.")] = None,
     storage: Storage = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
+    take_over: TakeOver = False,
+    accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
     from lcsc_opt.experiment import plans
@@ -44,15 +53,15 @@ def run(
     if dry_run:
         _print_plans(spec, chosen, url)
     else:
-        _run_plans(chosen, url)
+        _run_plans(chosen, url, take_over=take_over, accept_environment=accept_environment)
 
 
-def _run_plans(chosen: Any, url: str) -> None:
+def _run_plans(chosen: Any, url: str, **how: bool) -> None:
     from lcsc_opt.experiment import experiments
 
     opened = open_storage(url, write=True)
     for experiment, plan in experiments(chosen, opened):
-        say(f"{plan.name}: {experiment.run(plan)}")
+        say(f"{plan.name}: {experiment.run(plan, **how)}")
     say(f"database: {masked(url)}")
 
 
@@ -72,6 +81,8 @@ def resume(
         int | None, typer.Option(min=1, help="A higher total, in the unit of the study's budget.")
     ] = None,
     storage: Storage = None,
+    take_over: TakeOver = False,
+    accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Finish the original budget of one study, without its study file; --budget raises it."""
     from lcsc_opt.experiment import Experiment, raise_budget, stored_plan
@@ -81,7 +92,9 @@ def resume(
     plan = stored_plan(StoredStudy.open(opened, study))
     if budget is not None:
         plan = raise_budget(plan, budget)
-    say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
+    experiment = Experiment(opened, plan)
+    outcome = experiment.run(plan, take_over=take_over, accept_environment=accept_environment)
+    say(f"{plan.name}: {outcome}")
 
 
 def list_(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import sys
 import time
 from concurrent.futures import Future
 from typing import Protocol
@@ -40,13 +42,24 @@ class Evaluator(Protocol):
         ...
 
 
+def _free_memory() -> None:
+    """Give back what a failed attempt held, on the accelerator too, so that the next one can have it."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
     """Evaluate, and turn an exception or a loss that is not finite into a :class:`Failure` with its reason."""
     start = time.perf_counter()
     try:
         evaluation = objective.evaluate(candidate)
     except Exception as error:
-        return Failure(f"{type(error).__name__}: {error}", time.perf_counter() - start)
+        reason = f"{type(error).__name__}: {error}"
+        del error  # and with it the frames that hold the failed attempt's tensors
+        _free_memory()
+        return Failure(reason, time.perf_counter() - start)
     if not math.isfinite(evaluation.loss):
         return Failure(f"the loss is {evaluation.loss}", time.perf_counter() - start)
     return evaluation

@@ -153,14 +153,14 @@ def test_one_step_is_one_call_on_noise_of_the_highest_level() -> None:
 
 
 def test_several_steps_add_noise_and_denoise_again() -> None:
-    network = ToyNetwork()
-    function, noise = ConsistencyFunction(network), ImageNoise(0)
+    network, sigma_min = ToyNetwork(), 0.3
+    function, noise = ConsistencyFunction(network, sigma_min=sigma_min), ImageNoise(0)
     x = function(80.0 * noise.batch(SEARCH, 0, 4, SHAPE, draw=0), torch.full((4,), 80.0))
     for draw, sigma in ((1, 5.0), (2, 0.5)):
         z = noise.batch(SEARCH, 0, 4, SHAPE, draw=draw)
-        x = function(x + math.sqrt(sigma**2 - SIGMA_MIN**2) * z, torch.full((4,), sigma))
+        x = function(x + math.sqrt(sigma**2 - sigma_min**2) * z, torch.full((4,), sigma))
     network.calls.clear()
-    three_steps = sampler(80.0, 5.0, 0.5, network=network)
+    three_steps = sampler(80.0, 5.0, 0.5, network=network, sigma_min=sigma_min)
     torch.testing.assert_close(three_steps.sample(SEARCH, 0, 4), x.clamp(-1, 1))
     assert (len(network.calls), three_steps.nfe) == (3, 3)
 

@@ -1,0 +1,49 @@
+"""Small studies, written as the runner writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.storages import RDBStorage
+
+from lcsc_opt.records import Candidate, Cost, Evaluation
+from lcsc_opt.study_store import StoredStudy
+
+STEPS = (100, 200, 300)
+
+
+def coefficients(number: int) -> np.ndarray:
+    """Those of trial ``number``: they sum to one, and say which trial they are of."""
+    return np.array([-0.25 * number, 0.25, 0.75 + 0.25 * number])
+
+
+def write_study(
+    storage: RDBStorage,
+    name: str,
+    losses: Sequence[float | None],
+    *,
+    held_out: dict[str, Any] | None = None,
+    ended: bool = True,
+    running: int = 0,
+    images: int = 10,
+    seconds: float = 0.5,
+    metric: str | None = "fid",
+) -> StoredStudy:
+    """A study with a trial for each loss; ``None`` stands for one that failed."""
+    study = StoredStudy.open_or_create(storage, name, {"steps": STEPS, "budget": {"evaluations": 9, "images": None}})
+    for number, loss in enumerate(losses):
+        key = study.add_candidate(Candidate(coefficients(number)))
+        if loss is None:
+            study.fail(key, [{"reason": "broken", "seconds": seconds}], tell_index=number)
+        else:
+            cost = Cost(images=images, seconds=seconds)
+            study.finish(key, Evaluation(loss, {} if metric is None else {metric: loss}, cost), tell_index=number)
+    for number in range(len(losses), len(losses) + running):
+        study.add_candidate(Candidate(coefficients(number)))
+    if ended:
+        study.set_attribute("search_ended", {"evaluations": len(losses), "exhausted": False})
+    if held_out is not None:
+        study.set_attribute("held_out", held_out)
+    return study

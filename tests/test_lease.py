@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lcsc_opt import lease
+from lcsc_opt.database import open_storage
+from lcsc_opt.errors import LeaseLostError, StudyHeldError
+from lcsc_opt.lease import LEASE_SECONDS, Process, create_table, hold
+from lcsc_opt.records import Candidate, Evaluation
+from lcsc_opt.study_store import StoredStudy
+
+ONE = Candidate(np.array([0.5, 0.5]))
+
+
+def open_study(url: str) -> StoredStudy:
+    return StoredStudy.open_or_create(open_storage(url, write=True), "e/LCSC/0", {})
+
+
+@pytest.fixture
+def study(url: str) -> StoredStudy:
+    return open_study(url)
+
+
+def age_heartbeat(url: str, seconds: float) -> None:
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+        connection.execute("UPDATE lcsc_leases SET heartbeat_at = heartbeat_at - ?", (seconds,))
+
+
+def other_process(**changes: Any) -> Process:
+    values = {"host": "node7", "machine": "node7 some-boot", "number": 4711, "started": "12345"}
+    return Process(**{**values, **changes})
+
+
+def test_a_second_coordinator_is_told_who_holds_the_study_at_once(study: StoredStudy, url: str) -> None:
+    with study.hold():
+        start = time.monotonic()
+        with pytest.raises(StudyHeldError, match=rf"is being run on .* by process {os.getpid()} since 2"):
+            open_study(url).hold().__enter__()
+        assert time.monotonic() - start < 5
+    with open_study(url).hold():  # given up at the end
+        pass
+
+
+def test_a_lease_is_given_up_when_the_search_fails(study: StoredStudy) -> None:
+    with pytest.raises(ZeroDivisionError), study.hold():
+        _ = 1 / 0
+    with study.hold():
+        pass
+
+
+def test_a_dead_process_of_this_machine_does_not_hold_a_study(study: StoredStudy, url: str) -> None:
+    here = Process.current()
+    gone = Process(here.host, here.machine, 2**22 + 1, "1")
+    recycled = Process(here.host, here.machine, os.getpid(), "not when this process started")
+    create_table(study.storage.engine)
+    for dead in (gone, recycled):
+        hold(study.storage.engine, "e/LCSC/0", 1, process=dead).__enter__()
+        with study.hold():
+            pass
+
+
+def test_a_process_elsewhere_holds_a_study_until_its_heartbeat_is_old(study: StoredStudy, url: str) -> None:
+    create_table(study.storage.engine)
+    elsewhere = hold(study.storage.engine, "e/LCSC/0", 1, process=other_process())
+    with elsewhere:
+        with pytest.raises(StudyHeldError, match="on node7 by process 4711"):
+            study.hold().__enter__()
+        age_heartbeat(url, LEASE_SECONDS + 1)
+        with study.hold():
+            pass
+
+
+def test_a_coordinator_that_lost_its_lease_cannot_write(study: StoredStudy, url: str) -> None:
+    other = open_study(url)
+    with study.hold():
+        first = study.add_candidate(ONE)
+        with other.hold(take_over=True):
+            other.add_candidate(ONE)
+            writes = [
+                lambda: study.add_candidate(ONE),
+                lambda: study.finish(first, Evaluation(1.0), tell_index=0),
+                lambda: study.fail(first, [{"reason": "x", "seconds": 0}], tell_index=0),
+                lambda: study.annotate(first, {"held_out": {}}),
+                lambda: study.set_attribute("budget", {}),
+            ]
+            for write in writes:
+                with pytest.raises(LeaseLostError, match="another process has taken this study over"):
+                    write()
+    trials = open_study(url).trials()
+    assert len(trials) == 2
+    assert not any(trial.state.is_finished() for trial in trials)
+    assert all(set(trial.user_attrs) == {"coefficients"} for trial in trials)
+
+
+def test_the_one_who_took_over_keeps_the_lease_when_the_loser_leaves(study: StoredStudy, url: str) -> None:
+    other = open_study(url)
+    with study.hold():
+        taken = other.hold(take_over=True)
+        taken.__enter__()
+    other.add_candidate(ONE)
+    with pytest.raises(StudyHeldError):
+        study.hold().__enter__()
+    taken.__exit__(None, None, None)
+
+
+def test_the_heartbeat_goes_on_while_the_holder_is_busy(
+    study: StoredStudy, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
+    with study.hold():
+        age_heartbeat(url, LEASE_SECONDS + 1)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            try:
+                open_study(url).hold().__enter__()
+            except StudyHeldError:
+                return
+            pytest.fail("a beating lease was taken")
+
+
+def coordinate(url: str, barrier: Any, answers: Any) -> None:
+    barrier.wait(60)
+    study = open_study(url)  # all of them create the database
+    try:
+        with study.hold():
+            answers.put("holds")
+            barrier.wait(60)  # nobody gives up before everybody has tried
+    except StudyHeldError:
+        answers.put("refused")
+        barrier.wait(60)
+
+
+def test_of_eight_processes_exactly_one_coordinates(url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(8), context.Queue()
+    processes = [context.Process(target=coordinate, args=(url, barrier, answers)) for _ in range(8)]
+    for process in processes:
+        process.start()
+    found = sorted(answers.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert found == ["holds"] + ["refused"] * 7
+    assert len(open_storage(url, write=False).get_all_studies()) == 1
