@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
@@ -31,12 +32,14 @@ from lcsc_opt.held_out import score_held_out
 from lcsc_opt.objective import Objective
 from lcsc_opt.optimizers import build_optimizer, configure
 from lcsc_opt.progress import progress
-from lcsc_opt.results import attach_figures
+from lcsc_opt.records import Coefficients
+from lcsc_opt.results import attach_figures, chosen_trial
 from lcsc_opt.runner import Search
 from lcsc_opt.study_spec import (
     BudgetSpec,
     FailureSpec,
     HeldOutSpec,
+    NameSpec,
     ObjectiveSpec,
     OptimizerSpec,
     SpaceSpec,
@@ -51,7 +54,8 @@ from lcsc_opt.study_store import StoredStudy, study_names
 class StudyPlan:
     """Everything that makes one study: one optimizer and one seed of a study file.
 
-    ``directory`` is the study file's, where the objective is looked for first.
+    ``directory`` is the study file's, where the objective is looked for first. ``origin`` is where a forked study
+    starts, the best coefficients that it inherited.
     """
 
     experiment: str
@@ -65,6 +69,7 @@ class StudyPlan:
     budget: BudgetSpec
     held_out: HeldOutSpec | None
     directory: Path | None
+    origin: tuple[float, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -91,6 +96,7 @@ class StudyPlan:
             "failures": self.failures.model_dump(),
             "optimizer_budget": total_evaluations(self.budget, objective),
             "held_out_plan": None if self.held_out is None else self.held_out.model_dump(),
+            "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
             "directory": None if self.directory is None else str(self.directory),
         }
@@ -139,10 +145,9 @@ def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
     Raises:
         StudySpecError: when it is lower than the stored one.
     """
-    unit, stored = next((unit, n) for unit, n in plan.budget.model_dump().items() if n is not None)
-    if total < stored:
-        raise StudySpecError(f"--budget: {plan.name} has a budget of {stored:,} {unit}, which cannot be lowered")
-    return dataclasses.replace(plan, budget=BudgetSpec(**{unit: total}))
+    if total < plan.budget.total:
+        raise StudySpecError(f"--budget: {plan.name} has a budget of {plan.budget}, which cannot be lowered")
+    return dataclasses.replace(plan, budget=BudgetSpec(**{plan.budget.unit: total}))
 
 
 def stored_evaluations(url: str, name: str) -> int:
@@ -163,7 +168,7 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
     stored = study.attributes
     experiment = study.name.rsplit("/", 2)[0]
     try:
-        held_out, directory = stored["held_out_plan"], stored["directory"]
+        held_out, directory, origin = stored["held_out_plan"], stored["directory"], stored["origin"]
         return StudyPlan(
             experiment=experiment,
             objective=ObjectiveSpec(**stored["specification"]["objective"]),
@@ -176,6 +181,7 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
             budget=BudgetSpec(**stored["budget"]),
             held_out=None if held_out is None else HeldOutSpec(**held_out),
             directory=None if directory is None else Path(directory),
+            origin=None if origin is None else tuple(origin),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
@@ -194,15 +200,22 @@ def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
     return math.ceil((budget.images or 0) / objective.images_per_evaluation)
 
 
-def build_space(spec: SpaceSpec, objective: Objective) -> CoefficientSpace:
-    """The coefficient space that a specification names, over an objective's checkpoints."""
+def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float] | None = None) -> CoefficientSpace:
+    """The coefficient space that a specification names, over an objective's checkpoints.
+
+    ``origin`` ``[K]`` takes the place of the specification's.
+    """
     steps = objective.steps
-    origin = default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
+    start = _origin(spec, steps) if origin is None else np.array(origin, dtype=np.float64)
     if spec.kind == "affine":
-        return AffineSpace(steps, origin)
+        return AffineSpace(steps, start)
     if spec.kind == "convex":
-        return ConvexSpace(steps, origin)
-    return PrincipalSpace(steps, origin, principal_basis(objective.gram(), spec.directions or 0))
+        return ConvexSpace(steps, start)
+    return PrincipalSpace(steps, start, principal_basis(objective.gram(), spec.directions or 0))
+
+
+def _origin(spec: SpaceSpec, steps: tuple[int, ...]) -> Coefficients:
+    return default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
 
 
 class Experiment:
@@ -297,7 +310,7 @@ class Experiment:
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": search.told < evaluations})
 
     def _optimizer(self, plan: StudyPlan, budget: int) -> Optimizer:
-        space = build_space(plan.space, self.objective)
+        space = build_space(plan.space, self.objective, origin=plan.origin)
         return build_optimizer(plan.optimizer, space, budget=budget, workers=plan.workers, seed=plan.seed)
 
     def _evaluator(self, plan: StudyPlan) -> Evaluator:
@@ -305,6 +318,63 @@ class Experiment:
             return InProcessEvaluator(self.objective)
         load = functools.partial(load_objective, plan.objective, beside=plan.directory)
         return ProcessEvaluator(load, plan.workers)
+
+
+def fork(
+    source: StoredStudy,
+    experiment: str,
+    *,
+    optimizer: OptimizerSpec | None = None,
+    seed: int | None = None,
+    budget: int | None = None,
+) -> StudyPlan:
+    """Create a study that takes over every finished trial of another one, without evaluating any again.
+
+    The new study is called ``experiment/optimizer/seed``. Its optimizer is told the inherited trials in their order
+    before it asks for its first candidate, and it starts from the best of them; its budget counts new evaluations.
+
+    Returns:
+        The plan to run.
+
+    Raises:
+        StudyStoreError: when the source has no complete trial, or the new study exists.
+    """
+    origin = chosen_trial(source)[1]
+    plan = stored_plan(source)
+    plan = dataclasses.replace(
+        plan,
+        experiment=_valid_name(experiment),
+        optimizer=optimizer or plan.optimizer,
+        seed=plan.seed if seed is None else seed,
+        budget=plan.budget if budget is None else BudgetSpec(**{plan.budget.unit: budget}),
+        origin=tuple(origin.tolist()),
+    )
+    configure(plan.optimizer)
+    attributes = {
+        **source.attributes,
+        "specification": plan.specification(),
+        "budget": plan.budget.model_dump(),
+        "origin": origin.tolist(),
+        "optimizer_budget": _scaled_budget(source, plan),
+        "forked_from": source.name,
+        "search_ended": None,
+        "held_out": None,
+    }
+    source.copy_to(plan.name, attributes)
+    return plan
+
+
+def _scaled_budget(source: StoredStudy, plan: StudyPlan) -> int:
+    """The new budget in evaluations, told by the old one without loading the objective."""
+    if plan.budget.evaluations is not None:
+        return plan.budget.evaluations
+    old = BudgetSpec(**source.attributes["budget"])
+    evaluations = int(source.attributes["optimizer_budget"])
+    return math.ceil(evaluations * (plan.budget.images or 0) / (old.images or 1))
+
+
+def _valid_name(experiment: str) -> str:
+    return parse_settings(NameSpec, {"name": experiment}, source="the new experiment").name
 
 
 def _run_with_progress(search: Search, name: str, evaluations: int) -> None:

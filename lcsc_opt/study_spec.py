@@ -30,6 +30,12 @@ class FrozenModel(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
+class NameSpec(FrozenModel):
+    """The name of an experiment: letters, digits, dots, dashes and underscores."""
+
+    name: Name
+
+
 class ObjectiveSpec(FrozenModel):
     """Which file builds the objective, and its settings, which that file checks."""
 
@@ -74,14 +80,18 @@ class BudgetSpec(FrozenModel):
             raise ValueError("expected either evaluations or images")
         return self
 
-    def reached(self, *, evaluations: int, images: int) -> bool:
-        """Whether this much was spent."""
-        if self.evaluations is not None:
-            return evaluations >= self.evaluations
-        return images >= (self.images or 0)
+    @property
+    def unit(self) -> Literal["evaluations", "images"]:
+        """What it counts."""
+        return "images" if self.evaluations is None else "evaluations"
+
+    @property
+    def total(self) -> int:
+        """How many of them."""
+        return self.evaluations or self.images or 0
 
     def __str__(self) -> str:
-        return f"{self.evaluations} evaluations" if self.evaluations else f"{self.images:,} images"
+        return f"{self.total:,} {self.unit}"
 
 
 class HeldOutSpec(FrozenModel):

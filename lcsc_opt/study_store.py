@@ -41,6 +41,7 @@ from lcsc_opt.errors import StudyMismatchError, StudyStoreError
 from lcsc_opt.lease import create_table, hold
 from lcsc_opt.records import Candidate, Evaluation
 
+INHERITED_ATTRIBUTES = ("coefficients", "metrics", "cost", "reason", "attempts")
 ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 
 
@@ -194,13 +195,36 @@ class StoredStudy:
             row.datetime_complete = datetime.datetime.now()
             _replace_attributes(session, trial.trial_id, attributes)
             if value is not None:
-                stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-                session.add(models.TrialValueModel(trial_id=trial.trial_id, objective=0, value=stored, value_type=kind))
+                session.add(_value(trial.trial_id, value))
 
     def annotate(self, trial: TrialKey, attributes: Mapping[str, Any]) -> None:
         """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
         with self._transaction() as session:
             _replace_attributes(session, trial.trial_id, attributes)
+
+    def copy_to(self, name: str, attributes: Mapping[str, Any]) -> None:
+        """Create another study that holds every finished trial of this one, marked as inherited, in one transaction.
+
+        Raises:
+            StudyStoreError: when a study of that name exists.
+        """
+        finished = [trial for trial in self.trials() if trial.state.is_finished()]
+        with store_errors(self.storage):
+            try:
+                _create(self.storage, name, attributes, [self._inheritance(trial) for trial in finished])
+            except sa.exc.IntegrityError as error:
+                raise StudyStoreError(f"{name}: exists already; give the fork another name") from error
+
+    def _inheritance(self, trial: FrozenTrial) -> FrozenTrial:
+        origin = trial.user_attrs.get("inherited") or {"study": self.name, "trial": trial.number}
+        kept = {key: trial.user_attrs[key] for key in INHERITED_ATTRIBUTES if key in trial.user_attrs}
+        copied = create_trial(
+            state=trial.state,
+            value=trial.value,
+            user_attrs={**kept, "inherited": origin},
+        )
+        copied.datetime_start, copied.datetime_complete = trial.datetime_start, trial.datetime_complete
+        return copied
 
     def attach(self, trial: TrialKey, store: FileSystemArtifactStore, path: Path) -> None:
         """Store a file as an Optuna artifact of a trial, in place of an earlier one of the same name.
@@ -247,7 +271,7 @@ class StoredStudy:
             yield session
 
 
-def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> None:
+def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
     """One transaction: a study never exists without the specification that it was made from."""
     created = {**attributes, "created_by": f"lcsc_opt {lcsc_opt.__version__}"}
     direction = models.StudyDirectionModel(objective=0, direction=optuna.study.StudyDirection.MINIMIZE)
@@ -258,6 +282,24 @@ def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> No
         for key, value in created.items():
             row = {"study_id": study.study_id, "key": key, "value_json": json.dumps(value)}
             session.add(models.StudyUserAttributeModel(**row))
+        for number, trial in enumerate(trials):
+            _add_finished(session, int(study.study_id), number, trial)
+
+
+def _add_finished(session: orm.Session, study_id: int, number: int, trial: FrozenTrial) -> None:
+    row = models.TrialModel(study_id=study_id, number=number, state=trial.state)
+    row.datetime_start, row.datetime_complete = trial.datetime_start, trial.datetime_complete
+    session.add(row)
+    session.flush()
+    trial_id = int(row.trial_id)
+    _replace_attributes(session, trial_id, trial.user_attrs)
+    if trial.value is not None:
+        session.add(_value(trial_id, trial.value))
+
+
+def _value(trial_id: int, value: float) -> models.TrialValueModel:
+    stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+    return models.TrialValueModel(trial_id=trial_id, objective=0, value=stored, value_type=kind)
 
 
 def _replace_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> None:

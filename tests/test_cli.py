@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -13,6 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database import open_storage
+from lcsc_opt.errors import LeaseLostError
+from lcsc_opt.study_store import StoredStudy
 
 MODULE = """
 import numpy as np
@@ -322,3 +327,53 @@ def test_a_function_has_no_model_to_export(tiny: Path, capsys: pytest.CaptureFix
     assert lcsc(["export", "tiny/EMAGrid/0", "-o", "x.safetensors"]) == 2
     assert "no model to export" in complaint(capsys)
     assert not Path("x.safetensors").exists()
+
+
+def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
+    source = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
+    calls = tiny.parent / "calls"
+    with (tiny.parent / "my_losses.py").open("a") as module:  # loaded already, so a new process must see this
+        module.write(f"\n_loss = loss\ndef loss(c):\n    open({str(calls)!r}, 'a').write('x')\n    return _loss(c)\n")
+    command = ["-c", "from lcsc_opt.cli import main; main()", "fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA"]
+    subprocess.run([sys.executable, *command, "--budget", "6"], check=True)
+    study = optuna.load_study(study_name="forked/CMA/0", storage="sqlite:///studies.db")
+    inherited, new = study.trials[:15], study.trials[15:]
+    assert [t.value for t in inherited] == [t.value for t in source.trials]
+    assert [t.user_attrs["inherited"]["trial"] for t in inherited] == list(range(15))
+    assert {t.user_attrs["inherited"]["study"] for t in inherited} == {"tiny/LCSC/0"}
+    assert len(new) == 6
+    assert not any("inherited" in t.user_attrs for t in new)
+    held_out = 2 + 1  # the two best on the selection noise, and one on the held-out noise
+    assert len(calls.read_text()) == 6 + held_out
+    assert min(t.value for t in new) < source.best_value  # it went on from there
+    assert lcsc(["fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA"]) == 2
+    assert "exists already" in complaint(capsys)
+
+
+def test_a_study_begun_in_another_environment_is_refused_until_accepted(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
+    study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
+    fingerprint = study.user_attrs["fingerprint"]
+    fingerprint["environment"]["packages"]["numpy"] = "1.0.0"
+    study.set_user_attr("fingerprint", fingerprint)
+    capsys.readouterr()
+    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "17"]) == 2
+    assert "numpy 1.0.0 → " in complaint(capsys)
+    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "17", "--accept-environment"]) == 0
+    assert len(study.trials) == 17
+    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "18"]) == 0  # it is this environment's now
+
+
+def test_a_live_study_is_not_run_twice(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
+    other = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), "tiny/LCSC/0")
+    capsys.readouterr()
+    with other.hold():
+        assert lcsc(["resume", "tiny/LCSC/0", "--budget", "17"]) == 2
+        assert "is being run on" in complaint(capsys)
+        assert lcsc(["resume", "tiny/LCSC/0", "--budget", "17", "--take-over"]) == 0
+        with pytest.raises(LeaseLostError):
+            other.set_attribute("budget", {})

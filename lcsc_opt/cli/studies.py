@@ -10,7 +10,7 @@ import typer
 from lcsc_opt.catalog import SUFFIXES, entries, find
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
 from lcsc_opt.database import masked, open_storage
-from lcsc_opt.study_spec import BudgetSpec, StudySpec, read_study_file
+from lcsc_opt.study_spec import BudgetSpec, OptimizerSpec, StudySpec, parse_settings, read_study_file
 from lcsc_opt.study_store import StoredStudy, study_names
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
@@ -27,6 +27,7 @@ def add_commands(app: typer.Typer) -> None:
     """Put this module's commands into the app."""
     app.command("run")(run)
     app.command("resume")(resume)
+    app.command("fork")(fork)
     app.command("list")(list_)
     app.command("show")(show)
 
@@ -95,6 +96,24 @@ def resume(
     experiment = Experiment(opened, plan)
     outcome = experiment.run(plan, take_over=take_over, accept_environment=accept_environment)
     say(f"{plan.name}: {outcome}")
+
+
+def fork(
+    source: Annotated[str, typer.Argument(help="experiment/optimizer/seed, finished or not")],
+    new: Annotated[str, typer.Argument(help="The name of a new experiment.")],
+    optimizer: Annotated[str | None, typer.Option(help="Another optimizer, with its defaults.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Another seed.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="New evaluations or images, as the source counts.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Start a new study from the trials of another one; none of them is evaluated again."""
+    from lcsc_opt.experiment import Experiment
+    from lcsc_opt.experiment import fork as fork_study
+
+    opened = open_storage(storage_url(storage), write=True)
+    chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
+    plan = fork_study(StoredStudy.open(opened, source), new, optimizer=chosen, seed=seed, budget=budget)
+    say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
 
 
 def list_(
