@@ -106,9 +106,9 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     """EMA rates that this window of checkpoints can tell apart.
 
     A rate averages over about 1 / (1 - rate) steps. The paper's seven rates (Table 10) reach from 1,000 to 100,000
-    steps, in windows of 20,000 to 50,000. In a window that is too short for that, where the slowest would leave
-    most of the weight on the first checkpoint, the same seven ratios are stretched over lengths from one interval
-    between checkpoints to half of the window.
+    steps, in windows of 20,000 to 50,000. In a window below a fifth of the slowest rate's length, where slow rates
+    all leave nearly the whole weight on the first checkpoint, the same seven ratios are stretched over lengths from
+    one interval between checkpoints to half of the window.
 
     Returns:
         As many rates as given, increasing; the given ones where the window is long enough.
@@ -116,7 +116,7 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     steps = check_steps(steps)
     window, interval = steps[-1] - steps[0], (steps[-1] - steps[0]) / (len(steps) - 1)
     lengths = np.sort(1 / (1 - np.asarray(rates, dtype=np.float64)))
-    if lengths[-1] <= 2.5 * window:
+    if lengths[-1] <= 5 * window:
         return tuple(sorted(rates))
     shortest, longest = interval, max(window / 2, interval * 1.5)
     spread = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])
@@ -170,8 +170,8 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int) -> Coefficients:
 class CoefficientSpace(Protocol):
     """A map between the free vector that an optimizer moves and coefficients that sum to one.
 
-    The zero vector maps to the space's origin. ``to_free`` inverts ``to_coefficients`` up to rounding; where a
-    space does not reach given coefficients, it gives the nearest that it does reach.
+    The zero vector maps to the space's origin. ``to_free`` inverts ``to_coefficients`` up to rounding, for
+    coefficients that the space reaches; for others it gives coefficients near them.
     """
 
     @property
@@ -197,7 +197,7 @@ class CoefficientSpace(Protocol):
 class AffineSpace:
     """All coefficients that sum to one: an origin plus an orthonormal basis of the sum-zero directions, d = K - 1.
 
-    The basis is the first K - 1 columns of the Householder reflection that exchanges the last axis and the diagonal.
+    The basis is the first K - 1 columns of the Householder reflection of the last axis onto the negative diagonal.
     It is orthonormal, so a step has the same length in both spaces, and free coordinate i moves coefficient i and
     hardly any other, which optimizers that work coordinate by coordinate need. Both maps cost O(K) and no BLAS.
     """
@@ -220,12 +220,12 @@ class AffineSpace:
 
 
 def _reflect(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Householder reflection I - 2 v v^T, v along diagonal - last axis; it is its own inverse."""
+    """Householder reflection I - 2 v v^T, v along diagonal + last axis; it is its own inverse."""
     count = len(vector)
     shift = 1 / math.sqrt(count)
     normal = np.full(count, shift)
-    normal[-1] -= 1.0
-    scale = float(np.sum(normal * vector)) / (1 - shift)  # 2 / |normal|^2 = 1 / (1 - shift)
+    normal[-1] += 1.0
+    scale = float(np.sum(normal * vector)) / (1 + shift)  # 2 / |normal|^2 = 1 / (1 + shift)
     reflected: npt.NDArray[np.float64] = vector - scale * normal
     return reflected
 

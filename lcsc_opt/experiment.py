@@ -13,7 +13,7 @@ import numpy as np
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.comparison import summarize
+from lcsc_opt.analysis.comparison import BASELINES, summarize
 from lcsc_opt.catalog import load_objective
 from lcsc_opt.coefficients import (
     AffineSpace,
@@ -310,7 +310,9 @@ class Experiment:
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": search.told < evaluations})
 
     def _optimizer(self, plan: StudyPlan, budget: int) -> Optimizer:
-        space = build_space(plan.space, self.objective, origin=plan.origin)
+        affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
+        spec = affine if plan.optimizer.name in BASELINES else plan.space
+        space = build_space(spec, self.objective, origin=plan.origin)
         return build_optimizer(plan.optimizer, space, budget=budget, workers=plan.workers, seed=plan.seed)
 
     def _evaluator(self, plan: StudyPlan) -> Evaluator:

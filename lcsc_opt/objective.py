@@ -1,4 +1,4 @@
-"""What an objective is, and the one that this project exists for: merge → sample → score."""
+"""What an objective is, and where what objectives train or compute is kept."""
 
 from __future__ import annotations
 

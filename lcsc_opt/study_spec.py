@@ -188,6 +188,17 @@ def _expand_optimizer(entry: Any) -> Any:
     return entry
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, which does not let the second of two equal keys win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_study_file(path: Path) -> StudySpec:
     """Parse and validate one study file.
 
@@ -199,7 +210,7 @@ def read_study_file(path: Path) -> StudySpec:
     except (OSError, UnicodeDecodeError) as error:
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: dates and numbers that cannot be
         raise StudySpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:

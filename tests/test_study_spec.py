@@ -11,8 +11,6 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lcsc_opt.errors import StudySpecError
 from lcsc_opt.study_spec import (
@@ -146,11 +144,17 @@ def test_settings_are_any_json() -> None:
     assert study(objective={"file": "x.py", "settings": settings}).objective.settings == settings
 
 
-@given(st.integers(1, 100), st.integers(0, 200), st.integers(0, 10**6))
-def test_a_budget_is_reached_in_its_own_unit(total: int, evaluations: int, images: int) -> None:
-    by_evaluations, by_images = BudgetSpec(evaluations=total), BudgetSpec(images=total)
-    assert by_evaluations.reached(evaluations=evaluations, images=images) == (evaluations >= total)
-    assert by_images.reached(evaluations=evaluations, images=images) == (images >= total)
+def test_a_budget_has_one_unit_and_a_total() -> None:
+    by_evaluations, by_images = BudgetSpec(evaluations=7), BudgetSpec(images=9000)
+    assert (by_evaluations.unit, by_evaluations.total) == ("evaluations", 7)
+    assert (by_images.unit, by_images.total) == ("images", 9000)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("name: a\nbudget: {evaluations: 1}\nbudget: {evaluations: 2}\n")
+    with pytest.raises(StudySpecError, match="budget is given twice"):
+        read_study_file(file)
 
 
 def test_a_budget_reads_as_a_sentence() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,16 +17,23 @@ from lcsc_opt.analysis.comparison import BASELINES, Floats, StudySummary, best_e
 from lcsc_opt.errors import StudyStoreError
 
 # Okabe and Ito 2008: distinguishable for colour-blind readers. An optimizer has the same colour everywhere.
-COLOURS = {"EMAGrid": "#777777", "PowerEMAGrid": "#56B4E9", "LCSC": "#D55E00", "CMA": "#0072B2"}
-OTHER_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#000000", "#8A2BE2", "#8B4513")
+COLOURS = {
+    "EMAGrid": "#777777",
+    "PowerEMAGrid": "#56B4E9",
+    "LCSC": "#D55E00",
+    "CMA": "#0072B2",
+    "DE": "#009E73",
+    "OnePlusOne": "#CC79A7",
+    "PSO": "#E69F00",
+    "RandomSearch": "#000000",
+}
+OTHER_COLOURS = ("#8A2BE2", "#8B4513", "#2F4F4F", "#808000")
 AXES = ("evaluations", "images sampled", "seconds of evaluation")
 
 
-def colour(optimizer: str, others: Sequence[str]) -> str:
-    """The colour of an optimizer; ``others`` is every optimizer without a fixed one, in a fixed order."""
-    if optimizer in COLOURS:
-        return COLOURS[optimizer]
-    return OTHER_COLOURS[list(others).index(optimizer) % len(OTHER_COLOURS)]
+def colour(optimizer: str) -> str:
+    """The colour of an optimizer, by its name alone."""
+    return COLOURS.get(optimizer) or OTHER_COLOURS[zlib.crc32(optimizer.encode()) % len(OTHER_COLOURS)]
 
 
 def draw_comparison(studies: Sequence[StudySummary]) -> Figure:
@@ -43,7 +51,8 @@ def draw_comparison(studies: Sequence[StudySummary]) -> Figure:
         if ema is not None:
             axes.axhline(ema.curve[-1, 3], color=COLOURS["EMAGrid"], linestyle="--", linewidth=1, label=ema.label)
         axes.set_xlabel(label)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300,000 images as 300k
+        if axis < 2:  # 300,000 images as 300k
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         if all(study.curve[-1, 3] > 0 for study in drawn):
             _plain_log_scale(axes)
     figure.suptitle(f"best {loss} so far", fontsize=11)
@@ -65,10 +74,9 @@ def _plain_log_scale(axes: Axes) -> None:
 
 def _draw_curves(axes: Axes, studies: Sequence[StudySummary], axis: int) -> None:
     names = list(dict.fromkeys(study.optimizer for study in studies))
-    others = sorted(name for name in names if name not in COLOURS)
     for name in names:
         group = [study for study in studies if study.optimizer == name]
-        shade = colour(name, others)
+        shade = colour(name)
         x, mean, low, high = mean_curve(group, axis)
         label = BASELINES.get(name, name) + (f" ({len(group)} seeds)" if len(group) > 1 else "")
         axes.step(x, mean, where="post", color=shade, label=None if name == "EMAGrid" else label)
@@ -84,7 +92,7 @@ def draw_coefficients(study: StudySummary, ema: StudySummary | None) -> Figure:
         raise StudyStoreError(f"{study.study}: no complete trial to draw; run it first")
     figure = _figure(9, 3.6)
     axes = figure.add_subplot()
-    shade = COLOURS.get(study.optimizer, OTHER_COLOURS[0])
+    shade = colour(study.optimizer)
     axes.vlines(study.steps, 0, study.best_coefficients, color=shade, linewidth=1.2, label=study.label)
     if ema is not None and ema.best_coefficients is not None and ema.study != study.study:
         axes.plot(ema.steps, ema.best_coefficients, color=COLOURS["EMAGrid"], label=ema.label, linewidth=1.5)

@@ -23,6 +23,9 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "PowerEMAGrid": PowerEMAGrid,
 }
 
+# Nevergrad registers some optimizers without their settings; these have them
+CONFIGURABLE: dict[str, Callable[..., ConfiguredOptimizer]] = {"CMA": ng.families.ParametrizedCMA}
+
 STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
 
 
@@ -79,6 +82,8 @@ def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
     entry = known[name]
     if not options:
         return entry
+    if name in CONFIGURABLE:
+        return _configure(name, CONFIGURABLE[name], options)
     if not isinstance(entry, ConfiguredOptimizer):
         raise _no_such_option(name, next(iter(options)), [STEP_SIZE])
     return _configure(name, type(entry), options, defaults=entry.config())

@@ -109,9 +109,9 @@ class ConsistencySampler:
             level = torch.full((stop - start,), sigma, device=device)
             spread = sigma if images is None else (sigma**2 - self.function.sigma_min**2) ** 0.5
             noisy = spread * z if images is None else images + spread * z
-            images = self.function(noisy, level)
+            images = self.function(noisy, level).clamp(-1, 1)
         assert images is not None  # there is at least one level
-        return images.clamp(-1, 1)
+        return images
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""

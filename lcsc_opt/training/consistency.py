@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -226,7 +227,10 @@ class _Run:
         os.replace(temporary, self.state_path)  # noqa: PTH105 - says that it is atomic
 
     def _load_state(self) -> None:
-        state = torch.load(self.state_path, weights_only=True)
+        try:
+            state = torch.load(self.state_path, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrajectoryError(f"{self.state_path}: is damaged; delete it, and training begins anew") from error
         self.step = int(state["step"])
         self.function.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])

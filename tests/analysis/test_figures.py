@@ -110,11 +110,10 @@ def test_an_objective_without_images_is_drawn_all_the_same(storage: RDBStorage, 
 
 
 def test_an_optimizer_has_one_colour() -> None:
-    others = ("DE", "PSO", "TwoPointsDE")
-    assert colour("LCSC", others) == COLOURS["LCSC"]
-    shades = [colour(name, others) for name in (*COLOURS, *others)]
-    assert len(set(shades)) == len(shades)
-    assert colour("o19", [f"o{i}" for i in range(20)]) in OTHER_COLOURS
+    assert [colour(name) for name in COLOURS] == list(COLOURS.values())
+    assert len({*COLOURS.values(), *OTHER_COLOURS}) == len(COLOURS) + len(OTHER_COLOURS)
+    assert colour("TwoPointsDE") == colour("TwoPointsDE")
+    assert {colour(f"o{i}") for i in range(50)} == set(OTHER_COLOURS)
 
 
 def test_coefficients_are_drawn_over_training_steps_with_those_of_the_best_ema(

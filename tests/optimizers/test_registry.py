@@ -190,7 +190,7 @@ def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
         (
             "CMA",
             {"stepsize": 0.1},
-            "optimizers.CMA.stepsize: no such option (did you mean 'step_size'?); it has step_size",
+            "optimizers.CMA.stepsize: no such option (did you mean 'step_size'?); it has …",
         ),
         ("DE", {"popsiz": 3}, "optimizers.DE.popsiz: no such option (did you mean 'popsize'?); it has …"),
         ("DE", {"stepsize": 3}, "optimizers.DE.stepsize: no such option (did you mean 'step_size'?); it has …"),
