@@ -86,7 +86,7 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         max_parents: M_CP, how many of the best are parents.
         mutation: standard deviation of the Gaussian noise on each coefficient.
         crossover: chance that a child's parents are mixed; otherwise it takes one of them whole.
-        generation_size: children that share one set of parents.
+        generation_size: children that share one set of parents; with 1 each joins the population at once.
         rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or as
             many that the window of checkpoints can tell apart.
         steps: ``[K]`` training steps; by default those of the parametrization's space.
@@ -95,10 +95,10 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        max_parents: int = 10,
-        mutation: float = 0.005,
+        max_parents: int = 3,
+        mutation: float = 0.014,
         crossover: float = 0.5,
-        generation_size: int = 10,
+        generation_size: int = 1,
         rates: Sequence[float] | None = None,
         steps: Sequence[int] | None = None,
     ) -> None:
