@@ -1,6 +1,6 @@
 """The command line: arguments in, text out. Each module is one group of commands; none of them holds logic.
 
-Exit status: 0 done, 1 a search that failed, 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 a search that failed or problems that `doctor` found, 2 wrong input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from lcsc_opt.cli import results, studies, trajectory
+from lcsc_opt.cli import doctor, results, studies, trajectory
 from lcsc_opt.cli.output import complain
 from lcsc_opt.errors import LcscError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 studies.add_commands(app)
 results.add_commands(app)
+doctor.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 
