@@ -17,7 +17,8 @@ from common import RESULTS, machine, write_csv
 
 from lcsc_opt.analysis.comparison import StudySummary, summarize
 from lcsc_opt.database import open_storage
-from lcsc_opt.experiment import Experiment, plans
+from lcsc_opt.experiment import Experiment
+from lcsc_opt.plan import plans
 from lcsc_opt.study_spec import StudySpec, parse_study
 from lcsc_opt.study_store import StoredStudy
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from common import machine, write_csv
 
 from lcsc_opt.database import open_storage
-from lcsc_opt.experiment import Experiment, plans
+from lcsc_opt.experiment import Experiment
+from lcsc_opt.plan import plans
 from lcsc_opt.study_spec import parse_study
 from lcsc_opt.study_store import StoredStudy
 

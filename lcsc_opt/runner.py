@@ -146,7 +146,8 @@ class Search:
         asked = _Asked(TrialKey.of(stored), candidate, parameter, list(stored.user_attrs.get("attempts", ())))
         if not stored.state.is_finished():
             return self._submit(asked)
-        asked.outcome, asked.tell_index = stored_outcome(stored), int(stored.user_attrs["tell_index"])
+        asked.outcome = stored_outcome(stored)
+        asked.tell_index = int(stored.user_attrs.get("tell_index", stored.number))  # unless closed by another program
         self._committed += 1
         return asked
 

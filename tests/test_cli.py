@@ -81,7 +81,7 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     by_name = {row["study"]: row for row in rows}
     assert by_name["tiny/CMA/0"]["evaluations"] == 15
     assert by_name["tiny/EMAGrid/0"]["evaluations"] == 7
-    assert by_name["tiny/CMA/0"]["held_out"] < by_name["tiny/EMAGrid/0"]["held_out"]
+    assert by_name["tiny/LCSC/0"]["held_out"] < by_name["tiny/EMAGrid/0"]["held_out"]
 
     assert lcsc(["compare", "tiny"]) == 0
     printed = capsys.readouterr().out

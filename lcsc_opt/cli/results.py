@@ -88,11 +88,13 @@ def evaluate(
     output: Output = Format.table,
 ) -> None:
     """Score the best trials on noise that the search never saw, keep the best of them, report it on yet other noise."""
-    from lcsc_opt.experiment import Experiment, stored_plan
+    from lcsc_opt.experiment import Experiment
+    from lcsc_opt.plan import stored_plan
 
     opened = open_storage(storage_url(storage), write=True)
     stored = StoredStudy.open(opened, study)
-    report = Experiment(opened, stored_plan(stored)).report(stored, images=images, top=top)
+    with stored.hold():
+        report = Experiment(opened, stored_plan(stored)).report(stored, images=images, top=top)
     if output is Format.json:
         print_json(report)
         return
@@ -115,7 +117,8 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write the merged model, with the recipe in its metadata. Works while the study is unfinished, too."""
-    from lcsc_opt.experiment import Experiment, stored_plan
+    from lcsc_opt.experiment import Experiment
+    from lcsc_opt.plan import stored_plan
     from lcsc_opt.results import export as write
 
     if out.suffix != ".safetensors":

@@ -43,7 +43,7 @@ def run(
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
-    from lcsc_opt.experiment import plans
+    from lcsc_opt.plan import plans
 
     path = find("studies", study_file)
     spec = read_study_file(path)
@@ -67,7 +67,7 @@ def _run_plans(chosen: Any, url: str, **how: bool) -> None:
 
 
 def _print_plans(spec: StudySpec, chosen: Any, url: str) -> None:
-    from lcsc_opt.experiment import stored_evaluations
+    from lcsc_opt.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
     for plan in chosen:
@@ -86,7 +86,8 @@ def resume(
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Finish the original budget of one study, without its study file; --budget raises it."""
-    from lcsc_opt.experiment import Experiment, raise_budget, stored_plan
+    from lcsc_opt.experiment import Experiment
+    from lcsc_opt.plan import raise_budget, stored_plan
 
     url = storage_url(storage)
     opened = open_storage(url, write=True)
@@ -108,7 +109,7 @@ def fork(
 ) -> None:
     """Start a new study from the trials of another one; none of them is evaluated again."""
     from lcsc_opt.experiment import Experiment
-    from lcsc_opt.experiment import fork as fork_study
+    from lcsc_opt.plan import fork as fork_study
 
     opened = open_storage(storage_url(storage), write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")

@@ -29,8 +29,8 @@ from lcsc_opt.doctor.surroundings import (
     check_schema,
 )
 from lcsc_opt.errors import StudyHeldError, StudyStoreError
-from lcsc_opt.experiment import StudyPlan, stored_plan
 from lcsc_opt.lease import Holder, holder
+from lcsc_opt.plan import StudyPlan, stored_plan
 from lcsc_opt.results import artifact_directory
 from lcsc_opt.study_spec import near_miss
 from lcsc_opt.study_store import StoredStudy, TrialKey

@@ -11,7 +11,7 @@ from lcsc_opt.coefficients import check_steps
 from lcsc_opt.doctor.findings import HELD_OUT, NO_REPAIR, NOTHING, SEARCH_ENDED, TELL_INDEX, Finding, shown
 from lcsc_opt.doctor.rows import StudyRows, TrialRows
 from lcsc_opt.errors import CoefficientsError
-from lcsc_opt.experiment import StudyPlan
+from lcsc_opt.plan import StudyPlan
 from lcsc_opt.runner import window
 
 REQUIRED = ("specification", "fingerprint", "budget", "steps", "failures", "optimizer_budget")

@@ -20,9 +20,10 @@ from lcsc_opt.database import BUSY_SECONDS, masked
 from lcsc_opt.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
 from lcsc_opt.doctor.rows import StudyRows
 from lcsc_opt.errors import LcscError, StudyMismatchError, StudyStoreError, TrajectoryError
-from lcsc_opt.experiment import Experiment, StudyPlan, experiments
+from lcsc_opt.experiment import Experiment, experiments
 from lcsc_opt.lease import Holder, has_table
 from lcsc_opt.objective import Objective
+from lcsc_opt.plan import StudyPlan
 from lcsc_opt.results import artifact_directory
 from lcsc_opt.study_store import StoredStudy
 

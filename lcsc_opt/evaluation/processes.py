@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
@@ -80,8 +81,17 @@ class ProcessEvaluator:
 def _start(load_objective: Callable[[], Objective], threads: int) -> None:
     global _objective
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then lets the workers go
+    threading.Thread(target=_end_with_coordinator, daemon=True).start()
     _use_threads(threads)
     _objective = load_objective()
+
+
+def _end_with_coordinator() -> None:
+    """Leave when the coordinator is gone, killed even; nobody would fetch a result, and the device would stay taken."""
+    coordinator = multiprocessing.parent_process()
+    if coordinator is not None:
+        multiprocessing.connection.wait([coordinator.sentinel])
+        os._exit(1)
 
 
 def _use_threads(threads: int) -> None:
