@@ -1,31 +1,51 @@
 """Opening a study database: SQLite, PostgreSQL, or whatever else SQLAlchemy and Optuna can use.
 
-What a database raises becomes one line that says what to do, with the password hidden.
+A connection that is lost, or a lock that is not had in time, is tried again for about a minute. Everything else that
+a database raises becomes one line that says what to do, with the password hidden.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
 from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.progress import notice
 
-BUSY_SECONDS = 60.0  # how long SQLite waits for another process's lock
+BUSY_SECONDS = 60.0  # how long a database waits for another process's lock; less than a lease lasts
+RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
+PATIENCE_SECONDS = 60.0  # no attempt begins later than this
 CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
+
+# a lost connection that SQLAlchemy does not recognise as one, or a lock: of SQLite, of MySQL
+TRANSIENT_MESSAGES = ("database is locked", "database table is locked", "try restarting transaction")
+# PostgreSQL: connection lost, rolled back to end a deadlock, too many connections, lock timeout, idle for too long,
+# shutdown, crash of another backend, starting up
+TRANSIENT_SQLSTATES = ("08", "40", "53300", "55P03", "25P03", "57P01", "57P02", "57P03")
+
+NETWORK_FILE_SYSTEMS = (
+    *("afs", "beegfs", "ceph", "cifs", "fuse.sshfs", "fuse.ceph", "fuse.glusterfs", "glusterfs", "gpfs"),
+    *("lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"),
+)
+
+T = TypeVar("T")
 
 
 def open_storage(url: str, *, write: bool) -> RDBStorage:
     """Open a study database.
 
     Args:
-        url: of SQLAlchemy, such as ``sqlite:///studies.db``.
+        url: of SQLAlchemy, such as ``sqlite:///studies.db`` or ``postgresql://me:p%40ss@host/studies``, with the
+            password percent-encoded.
         write: create it where it is not there yet, and take SQLite's write lock when a transaction begins, so
             that two writers can never deadlock half-way; a reader never takes it.
 
@@ -36,33 +56,50 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     file = _sqlite_file(parsed)
     if file is not None:
         _check_sqlite_file(file, write=write)
-    engine_kwargs: dict[str, Any] = {"pool_pre_ping": True}
-    if parsed.get_backend_name() == "sqlite":
-        engine_kwargs["connect_args"] = {"timeout": BUSY_SECONDS}
     try:
-        storage = _connect(url, engine_kwargs)
+        storage = _connect(_render(url, parsed), {"pool_pre_ping": True, "connect_args": _connect_args(parsed)})
     except ImportError as error:
-        raise StudyStoreError(f"{masked(url)}: no driver for it: pip install 'lcsc-opt[postgresql]'") from error
+        raise StudyStoreError(f"{masked(url)}: no driver for it{_driver_advice(parsed)}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
-        raise StudyStoreError(f"{masked(url)}: {_first_line(error)}") from error
+        raise StudyStoreError(f"{masked(url)}: {_first_line(error, url)}") from error
     if write and parsed.get_backend_name() == "sqlite":
         _begin_immediate(storage.engine)
+    if write and parsed.get_backend_name() == "postgresql":
+        _limit_waiting(storage.engine)
     return storage
+
+
+def _connect_args(url: sa.URL) -> dict[str, Any]:
+    """Of the driver: wait for a lock, but not for ever for a server that is gone. What the URL says comes first."""
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": BUSY_SECONDS}
+    if url.drivername not in {"postgresql+psycopg", "postgresql+psycopg2"}:
+        return {}
+    patience = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+    return {name: value for name, value in patience.items() if name not in url.query}
+
+
+def _driver_advice(url: sa.URL) -> str:
+    return ": pip install 'lcsc-opt[postgresql]'" if url.get_backend_name() == "postgresql" else "; install its driver"
 
 
 def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
     """Connect, and make Optuna's tables where they are missing; when others make them at this moment, look again."""
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
+    with quiet_optuna():
+        return created_once(lambda: RDBStorage(escaped, engine_kwargs=engine_kwargs))
+
+
+def created_once(create: Callable[[], T]) -> T:
+    """Do what makes tables where they are missing; when others make them at this moment, look again."""
     for patience in CREATION_SECONDS:
         try:
-            with quiet_optuna():
-                return RDBStorage(escaped, engine_kwargs=engine_kwargs)
+            return create()
         except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             if not _is_creation_race(error):
                 raise
             time.sleep(patience)
-    with quiet_optuna():
-        return RDBStorage(escaped, engine_kwargs=engine_kwargs)
+    return create()
 
 
 def _is_creation_race(error: BaseException) -> bool:
@@ -84,13 +121,46 @@ def _begin_immediate(engine: sa.Engine) -> None:
     engine.dispose()  # connections made before the listeners were there
 
 
+def _limit_waiting(engine: sa.Engine) -> None:
+    """Let PostgreSQL give up waiting for a lock, and sooner than that end a transaction of a process that hangs."""
+    milliseconds = int(BUSY_SECONDS * 1000)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {milliseconds // 2}")
+            cursor.execute(f"SET lock_timeout = {milliseconds}")
+        connection.commit()
+
+    engine.dispose()  # connections made before the listener was there
+
+
 def _parse_url(url: str) -> sa.URL:
+    """The URL with a driver that is installed; nothing of a URL that cannot be read gets into a message."""
+    if _has_raw_at(url):
+        raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
     try:
-        return sa.make_url(url)
-    except sa.exc.ArgumentError as error:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
         raise StudyStoreError(
             f"storage: expected a database URL such as sqlite:///studies.db, got {masked(url)!r}"
-        ) from error
+        ) from None
+    if parsed.drivername not in {"postgresql", "postgres"}:
+        return parsed
+    drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None]
+    return parsed.set(drivername="+".join(["postgresql", *drivers[:1]]))
+
+
+def _has_raw_at(url: str) -> bool:
+    """Whether more than one @ stands before the database's name: the first one then cuts a password in two."""
+    password = re.match(r"[\w+]+://[^:/@]*:(.*)@", url, re.DOTALL)
+    return password is not None and "@" in password[1]
+
+
+def _render(url: str, parsed: sa.URL) -> str:
+    """The URL as it was given, unless the driver was chosen here."""
+    same = sa.make_url(url).drivername == parsed.drivername
+    return url if same else parsed.render_as_string(hide_password=False)
 
 
 def _sqlite_file(url: sa.URL) -> Path | None:
@@ -111,23 +181,72 @@ def _check_sqlite_file(file: Path, *, write: bool) -> None:
         raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
     elif not file.absolute().parent.is_dir():
         raise StudyStoreError(f"{file}: the folder {file.absolute().parent} does not exist")
+    if write:
+        _warn_of_network(file)
+
+
+def _warn_of_network(file: Path) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        kind = network_file_system(file.resolve(), Path("/proc/mounts").read_text(errors="surrogateescape"))
+        if kind is not None:
+            notice(
+                f"{file}: lies on a network file system ({kind}), where SQLite's locks may fail and damage it; "
+                "put it on a local disk, or use PostgreSQL"
+            )
+
+
+def network_file_system(path: Path, mounts: str) -> str | None:
+    """The kind of network file system that an absolute path lies on; ``None`` for a local one.
+
+    Args:
+        path: absolute, links followed.
+        mounts: the text of ``/proc/mounts``; of two mounts on one point the later one counts.
+    """
+    found, kind = Path("/"), ""
+    for line in mounts.splitlines():
+        _, point, this_kind, *_ = line.split(" ")
+        folder = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point))
+        if path.is_relative_to(folder) and len(folder.parts) >= len(found.parts):
+            found, kind = folder, this_kind
+    return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 
 def masked(url: str) -> str:
-    """The URL with its password hidden, fit for messages and logs."""
+    """The URL with its passwords hidden, fit for messages and logs."""
     try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
         return "(an unreadable URL)"
+    if _has_raw_at(url):
+        return "(an unreadable URL)"
+    hidden = {name: "hidden" for name in parsed.query if _is_secret(name)}
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
-def _first_line(error: BaseException) -> str:
-    """The cause, without SQL and links."""
+def _is_secret(name: str) -> bool:
+    return any(part in name.lower() for part in ("passw", "pwd", "secret", "token"))
+
+
+def _secrets(url: str) -> list[str]:
+    """What must not be in a message: the URL, and its passwords as they are and as they were written."""
+    parsed = sa.make_url(url)
+    values = [value for name, value in parsed.query.items() if _is_secret(name)]
+    passwords = [str(password) for password in (parsed.password, *values) if password]
+    written = re.match(r"[\w+]+://[^:/@]*:([^@]*)@", url)
+    rendered = parsed.render_as_string(hide_password=False)
+    return [url, rendered, *passwords, *([written[1]] if written and written[1] else [])] if passwords else []
+
+
+def _first_line(error: BaseException, url: str) -> str:
+    """The cause, without SQL, links and passwords."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
-    return lines[0] if lines else type(cause).__name__
+    line = lines[0] if lines else type(cause).__name__
+    for secret in _secrets(url):
+        line = line.replace(secret, "***")
+    return line
 
 
 @contextlib.contextmanager
@@ -141,12 +260,40 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-@contextlib.contextmanager
-def store_errors(storage: RDBStorage) -> Iterator[None]:
-    """Turn what a database raises into one line that says what to do."""
-    try:
-        yield
-    except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise StudyStoreError(
-            f"{masked(storage.url)}: {_first_line(error)}; what was committed is safe, run the same command to continue"
-        ) from error
+def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
+    """Do ``work``, and do it again when the connection was lost or a lock was not had in time.
+
+    The connection may be lost after the commit and before it was acknowledged: ``work`` must find out by itself
+    whether an earlier attempt was committed.
+
+    Raises:
+        StudyStoreError: one line that says what to do.
+    """
+    start, pauses = time.monotonic(), iter(RETRY_SECONDS)
+    while True:
+        try:
+            return work()
+        except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
+            pause = next(pauses, None)
+            if pause is None or time.monotonic() + pause > start + PATIENCE_SECONDS or not is_transient(error):
+                safe = "what was committed is safe, run the same command to continue"
+                raise StudyStoreError(f"{problem}; {safe}") from error
+            notice(f"{problem}; trying again in {pause:g} s")
+        time.sleep(pause)
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether the same work may succeed a moment later: a lost connection, a lock, a server that is starting."""
+    while error is not None and not isinstance(error, sa.exc.DBAPIError):
+        error = error.__cause__
+    if error is None:
+        return False
+    if error.connection_invalidated:
+        return True
+    if not isinstance(error, sa.exc.OperationalError):
+        return False
+    state = getattr(error.orig, "sqlstate", getattr(error.orig, "pgcode", ""))
+    if state is None:  # of PostgreSQL's client: the server cannot be reached
+        return True
+    return str(state).startswith(TRANSIENT_SQLSTATES) or any(part in str(error.orig) for part in TRANSIENT_MESSAGES)

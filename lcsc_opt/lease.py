@@ -87,6 +87,34 @@ def create_table(engine: sa.Engine) -> None:
     _Base.metadata.create_all(engine)
 
 
+def has_table(engine: sa.Engine) -> bool:
+    """Whether the table of leases is there."""
+    return sa.inspect(engine).has_table(_Row.__tablename__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Who holds a lease, as far as the database says; ``alive`` when nobody else can take it now."""
+
+    host: str
+    process: int | None
+    acquired_at: float
+    heartbeat_at: float
+    alive: bool
+
+
+def holder(engine: sa.Engine, study_id: int) -> Holder | None:
+    """Who holds the lease of a study, alive or dead; ``None`` when nobody does. Reads only."""
+    if not has_table(engine):
+        return None
+    with orm.Session(engine) as session:
+        row = session.get(_Row, study_id)
+        if row is None or row.holder is None:
+            return None
+        alive = _is_alive(row, Process.current())
+        return Holder(row.holder, row.process, row.acquired_at, row.heartbeat_at, alive)
+
+
 class Lease:
     """The right to write one study, for as long as the ``with`` block of :func:`hold` lasts."""
 
@@ -124,7 +152,13 @@ class Lease:
 
 @contextlib.contextmanager
 def hold(
-    engine: sa.Engine, study: str, study_id: int, *, take_over: bool = False, process: Process | None = None
+    engine: sa.Engine,
+    study: str,
+    study_id: int,
+    *,
+    take_over: bool = False,
+    process: Process | None = None,
+    since: float | None = None,
 ) -> Iterator[Lease]:
     """Take the lease of a study, keep it alive by heartbeats, and give it up at the end.
 
@@ -134,39 +168,56 @@ def hold(
         study_id: the database's key of it.
         take_over: take it even from a holder that seems to be alive.
         process: who takes it; by default this process.
+        since: when; by default now. An attempt that was committed without its acknowledgement is recognised by it.
 
     Raises:
         StudyHeldError: at once, saying who holds it, on which host, and since when.
     """
-    lease = _acquire(engine, study, study_id, process or Process.current(), take_over=take_over)
+    moment = time.time() if since is None else since
+    lease = _acquire(engine, study, study_id, process or Process.current(), take_over=take_over, since=moment)
     with _heartbeat(lease.beat):
         try:
             yield lease
         finally:
-            with contextlib.suppress(sa.exc.SQLAlchemyError):  # it can be taken from a dead process anyway
-                lease.release()
+            _release(lease)
 
 
-def _acquire(engine: sa.Engine, study: str, study_id: int, process: Process, *, take_over: bool) -> Lease:
+def _release(lease: Lease) -> None:
+    """Twice at most, since a connection may just have been lost; it can be taken from a dead process anyway."""
+    for _ in range(2):
+        with contextlib.suppress(sa.exc.SQLAlchemyError):
+            lease.release()
+            return
+
+
+def _acquire(engine: sa.Engine, study: str, study_id: int, process: Process, *, take_over: bool, since: float) -> Lease:
     try:
         with orm.Session(engine) as session, session.begin():
             row = session.get(_Row, study_id, with_for_update=True)
             if row is None:
                 row = _Row(study_id=study_id, token=0)
                 session.add(row)
+            elif _took(row, process, since):
+                return Lease(engine, study, study_id, row.token)
             elif row.holder is not None and not take_over and _is_alive(row, process):
                 raise StudyHeldError(_who_holds(row, study))
-            _take(row, process)
+            _take(row, process, since)
             return Lease(engine, study, study_id, row.token)
     except sa.exc.IntegrityError:  # somebody made the row at the same moment: look at it again
-        return _acquire(engine, study, study_id, process, take_over=take_over)
+        return _acquire(engine, study, study_id, process, take_over=take_over, since=since)
 
 
-def _take(row: _Row, process: Process) -> None:
+def _took(row: _Row, process: Process, since: float) -> bool:
+    """Whether this very attempt took the lease before, and lost the connection over it."""
+    who = (row.holder, row.machine, row.process, row.process_started, row.acquired_at)
+    return who == (process.host, process.machine, process.number, process.started, since)
+
+
+def _take(row: _Row, process: Process, since: float) -> None:
     row.token += 1
     row.holder, row.machine = process.host, process.machine
     row.process, row.process_started = process.number, process.started
-    row.acquired_at = row.heartbeat_at = time.time()
+    row.acquired_at, row.heartbeat_at = since, time.time()
 
 
 def _is_alive(row: _Row, asking: Process) -> bool:

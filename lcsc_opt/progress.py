@@ -79,6 +79,12 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
         yield advance
 
 
+def notice(message: str) -> None:
+    """One line on stderr: something that went well in the end, or that may go wrong later."""
+    sys.stderr.write(f"lcsc: {message}\n")
+    sys.stderr.flush()
+
+
 class _Lines:
     """The same numbers as plain lines."""
 

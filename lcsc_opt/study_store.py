@@ -13,6 +13,9 @@ study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps``
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
 before the optimizer is told. Whoever writes holds the study's lease (:mod:`lcsc_opt.lease`).
+
+Every read and write is tried again when the connection was lost. A commit may then have succeeded without its
+acknowledgement, so each write looks first whether it is there already: nothing is lost or doubled.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ import dataclasses
 import datetime
 import json
 import mimetypes
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
@@ -36,19 +40,20 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import orm
 
 import lcsc_opt
-from lcsc_opt.database import masked, quiet_optuna, store_errors
-from lcsc_opt.errors import StudyMismatchError, StudyStoreError
-from lcsc_opt.lease import create_table, hold
+from lcsc_opt.database import created_once, in_database, masked
+from lcsc_opt.errors import LeaseLostError, StudyMismatchError, StudyStoreError
+from lcsc_opt.lease import Lease, create_table, hold
 from lcsc_opt.records import Candidate, Evaluation
 
 INHERITED_ATTRIBUTES = ("coefficients", "metrics", "cost", "reason", "attempts")
 ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 
+T = TypeVar("T")
+
 
 def study_names(storage: RDBStorage) -> list[str]:
     """The names of all studies, in the order in which they were created."""
-    with store_errors(storage):
-        return [str(study.study_name) for study in storage.get_all_studies()]
+    return [str(study.study_name) for study in in_database(storage, storage.get_all_studies)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,12 +87,11 @@ class StoredStudy:
         Raises:
             StudyStoreError: when it is not there, naming what is.
         """
-        with store_errors(storage):
-            try:
-                return cls(storage, name, storage.get_study_id_from_name(name))
-            except KeyError as error:
-                known = ", ".join(study_names(storage)) or "none"
-                raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {known}") from error
+        try:
+            return cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
+        except KeyError as error:
+            known = ", ".join(study_names(storage)) or "none"
+            raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {known}") from error
 
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
@@ -95,24 +99,25 @@ class StoredStudy:
 
         Two processes may race for it: one of them creates it.
         """
-        with store_errors(storage), quiet_optuna():
+
+        def create_if_missing() -> None:
             try:
                 storage.get_study_id_from_name(name)
             except KeyError:
-                with contextlib.suppress(optuna.exceptions.DuplicatedStudyError, sa.exc.IntegrityError):
+                with contextlib.suppress(sa.exc.IntegrityError):
                     _create(storage, name, attributes)
+
+        in_database(storage, create_if_missing)
         return cls.open(storage, name)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """The study's user attributes."""
-        with store_errors(self.storage):
-            return self.storage.get_study_user_attrs(self._study_id)
+        return in_database(self.storage, lambda: self.storage.get_study_user_attrs(self._study_id))
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one user attribute of the study."""
-        with store_errors(self.storage):
-            self.storage.set_study_user_attr(self._study_id, name, value)
+        in_database(self.storage, lambda: self.storage.set_study_user_attr(self._study_id, name, value))
 
     def require(self, attribute: str, expected: Any, *, part: str | None = None) -> None:
         """Check that the study was made with these settings, in an attribute or one part of it.
@@ -132,8 +137,7 @@ class StoredStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """All trials in the order of their numbers."""
-        with store_errors(self.storage):
-            trials = self.storage.get_all_trials(self._study_id, deepcopy=False)
+        trials = in_database(self.storage, lambda: self.storage.get_all_trials(self._study_id, deepcopy=False))
         return sorted(trials, key=lambda trial: trial.number)
 
     @contextlib.contextmanager
@@ -143,10 +147,15 @@ class StoredStudy:
         Raises:
             StudyHeldError: at once, saying who holds it.
         """
-        with store_errors(self.storage):
-            create_table(self.storage.engine)
-        sessions = self.storage.scoped_session.session_factory
-        with hold(self.storage.engine, self.name, self._study_id, take_over=take_over) as lease:
+        engine = self.storage.engine
+        in_database(self.storage, lambda: created_once(lambda: create_table(engine)))
+        sessions, since = self.storage.scoped_session.session_factory, time.time()
+        with contextlib.ExitStack() as held:
+
+            def take() -> Lease:
+                return held.enter_context(hold(engine, self.name, self._study_id, take_over=take_over, since=since))
+
+            lease = in_database(self.storage, take)
             sa.event.listen(sessions, "before_commit", lease.check)
             try:
                 yield
@@ -161,10 +170,34 @@ class StoredStudy:
         attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
         if tells_before is not None:
             attributes["tells_before"] = tells_before
-        template = create_trial(state=TrialState.RUNNING, user_attrs=attributes)
-        with store_errors(self.storage), quiet_optuna():
-            trial_id = self.storage.create_new_trial(self._study_id, template)
-            return TrialKey(self.storage.get_trial_number_from_id(trial_id), trial_id)
+        number: int | None = None  # of an attempt whose commit was not acknowledged
+
+        def add(session: orm.Session) -> TrialKey:
+            nonlocal number
+            models.StudyModel.find_or_raise_by_id(self._study_id, session, for_update=True)
+            if number is not None and (trial_id := self._running(session, number, attributes)) is not None:
+                return TrialKey(number, trial_id)
+            model = models.TrialModel
+            counted = sa.select(sa.func.count()).select_from(model).where(model.study_id == self._study_id)
+            number = session.execute(counted).scalar_one()
+            row = model(study_id=self._study_id, number=number, state=TrialState.RUNNING)
+            row.datetime_start = datetime.datetime.now()
+            session.add(row)
+            session.flush()
+            key = TrialKey(number, int(row.trial_id))
+            _replace_attributes(session, key.trial_id, attributes)
+            return key
+
+        return self._write(add)
+
+    def _running(self, session: orm.Session, number: int, attributes: Mapping[str, Any]) -> int | None:
+        """The database's key of the RUNNING trial with this number and these attributes, if there is one."""
+        model = models.TrialModel
+        chosen = sa.select(model.trial_id).where(
+            model.study_id == self._study_id, model.number == number, model.state == TrialState.RUNNING
+        )
+        same = [key for key in session.scalars(chosen) if _has_attributes(session, key, attributes)]
+        return int(same[0]) if same else None
 
     def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int) -> None:
         """Commit a result: value, metrics, cost and the COMPLETE state, together."""
@@ -187,20 +220,24 @@ class StoredStudy:
 
     def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
         """One transaction, through Optuna's own tables; its interface would need one for each attribute."""
-        with self._transaction() as session:
+
+        def close(session: orm.Session) -> None:
             row = session.get(models.TrialModel, trial.trial_id, with_for_update=True)
+            if row is not None and _is_closed(session, row, state, attributes, value):
+                return  # by an attempt whose commit was not acknowledged
             if row is None or row.state != TrialState.RUNNING:
-                raise StudyStoreError(f"{self.name}: trial {trial.number} was finished by another process")
+                raise LeaseLostError(f"{self.name}: trial {trial.number} was finished by another process")
             row.state = state
             row.datetime_complete = datetime.datetime.now()
             _replace_attributes(session, trial.trial_id, attributes)
             if value is not None:
                 session.add(_value(trial.trial_id, value))
 
+        self._write(close)
+
     def annotate(self, trial: TrialKey, attributes: Mapping[str, Any]) -> None:
         """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
-        with self._transaction() as session:
-            _replace_attributes(session, trial.trial_id, attributes)
+        self._write(lambda session: _replace_attributes(session, trial.trial_id, attributes))
 
     def copy_to(self, name: str, attributes: Mapping[str, Any]) -> None:
         """Create another study that holds every finished trial of this one, marked as inherited, in one transaction.
@@ -209,11 +246,29 @@ class StoredStudy:
             StudyStoreError: when a study of that name exists.
         """
         finished = [trial for trial in self.trials() if trial.state.is_finished()]
-        with store_errors(self.storage):
+        inherited = [self._inheritance(trial) for trial in finished]
+        attempts = 0
+
+        def create() -> bool:
+            nonlocal attempts
+            attempts += 1
             try:
-                _create(self.storage, name, attributes, [self._inheritance(trial) for trial in finished])
-            except sa.exc.IntegrityError as error:
-                raise StudyStoreError(f"{name}: exists already; give the fork another name") from error
+                _create(self.storage, name, attributes, inherited)
+            except sa.exc.IntegrityError:
+                return False
+            return True
+
+        if in_database(self.storage, create):
+            return
+        # it exists: perhaps by an attempt whose commit was not acknowledged
+        if attempts == 1 or not StoredStudy.open(self.storage, name)._holds(attributes, len(inherited)):
+            raise StudyStoreError(f"{name}: exists already; give the fork another name")
+
+    def _holds(self, attributes: Mapping[str, Any], trials: int) -> bool:
+        """Whether the study has these attributes, among others, and so many trials."""
+        stored = self.attributes
+        same = {key: stored.get(key) for key in attributes} == json.loads(json.dumps(dict(attributes)))
+        return same and len(self.trials()) == trials
 
     def _inheritance(self, trial: FrozenTrial) -> FrozenTrial:
         origin = trial.user_attrs.get("inherited") or {"study": self.name, "trial": trial.number}
@@ -243,20 +298,27 @@ class StoredStudy:
             "key": f"{ARTIFACT_PREFIX}{artifact_id}",
             "value_json": json.dumps(json.dumps(described)),
         }
-        with self._transaction() as session:
-            earlier = _artifacts_named(session, trial.trial_id, path.name)
-            for known in earlier:
-                session.delete(known)
-            session.add(models.TrialSystemAttributeModel(**row))
-            replaced = [known.key.removeprefix(ARTIFACT_PREFIX) for known in earlier]
+        replaced: set[str] = set()  # over all attempts: the first may have been committed
+
+        def name_it(session: orm.Session) -> None:
+            known = {str(artifact.key): artifact for artifact in _artifacts_named(session, trial.trial_id, path.name)}
+            if known.pop(str(row["key"]), None) is None:
+                session.add(models.TrialSystemAttributeModel(**row))
+            for artifact in known.values():
+                session.delete(artifact)
+            replaced.update(known)
+
+        self._write(name_it)
         for old in replaced:
             with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
-                store.remove(old)
+                store.remove(old.removeprefix(ARTIFACT_PREFIX))
 
     def artifact(self, number: int | None, store: FileSystemArtifactStore, filename: str) -> bytes | None:
         """The content of a trial's artifact of that name; ``None`` where there is none."""
         trial = next((trial for trial in self.trials() if trial.number == number), None)
-        for meta in [] if trial is None else get_all_artifact_meta(trial, storage=self.storage):
+        if trial is None:
+            return None
+        for meta in in_database(self.storage, lambda: get_all_artifact_meta(trial, storage=self.storage)):
             if meta.filename == filename:
                 with (
                     contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound),
@@ -265,10 +327,14 @@ class StoredStudy:
                     return bytes(reader.read())
         return None
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[orm.Session]:
-        with store_errors(self.storage), self.storage.scoped_session.session_factory.begin() as session:
-            yield session
+    def _write(self, change: Callable[[orm.Session], T]) -> T:
+        """One transaction; ``change`` is called again where it was not committed, or not known to be."""
+
+        def attempt() -> T:
+            with self.storage.scoped_session.session_factory.begin() as session:
+                return change(session)
+
+        return in_database(self.storage, attempt)
 
 
 def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
@@ -307,6 +373,23 @@ def _replace_attributes(session: orm.Session, trial_id: int, attributes: Mapping
     session.execute(sa.delete(model).where(model.trial_id == trial_id, model.key.in_(list(attributes))))
     for key, value in attributes.items():
         session.add(model(trial_id=trial_id, key=key, value_json=json.dumps(value)))
+
+
+def _has_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> bool:
+    """Whether a trial has exactly these attributes, among others."""
+    model = models.TrialUserAttributeModel
+    stored = session.execute(sa.select(model.key, model.value_json).where(model.trial_id == trial_id))
+    known = {str(key): str(value_json) for key, value_json in stored}
+    return all(known.get(key) == json.dumps(value) for key, value in attributes.items())
+
+
+def _is_closed(
+    session: orm.Session, row: models.TrialModel, state: TrialState, attributes: Mapping[str, Any], value: float | None
+) -> bool:
+    """Whether a trial has ended already with exactly this result."""
+    model = models.TrialValueModel
+    stored = session.scalars(sa.select(model.value).where(model.trial_id == row.trial_id)).one_or_none()
+    return bool(row.state == state and stored == value and _has_attributes(session, int(row.trial_id), attributes))
 
 
 def _artifacts_named(session: orm.Session, trial_id: int, filename: str) -> list[Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import database_servers
 import hypothesis
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from lcsc_opt.objective import CoefficientFunction, Objective
 
@@ -31,6 +35,36 @@ def objective() -> Objective:
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'studies.db'}"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[database_servers.Postgresql]:
+    """A server of the tests' own; skips where none is installed, and fails in CI."""
+    with database_servers.postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql: database_servers.Postgresql) -> Iterator[str]:
+    """An empty database; connections that a test leaves open are closed after it."""
+    opened: list[Any] = []
+
+    def remember(connection: Any, _record: Any) -> None:
+        opened.append(connection)
+
+    sa.event.listen(sa.pool.Pool, "connect", remember)
+    yield postgresql.new_database()
+    sa.event.remove(sa.pool.Pool, "connect", remember)
+    for connection in opened:
+        connection.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Each database that the store must be the same on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'any.db'}"
+    return str(request.getfixturevalue("postgresql_url"))
 
 
 @pytest.fixture

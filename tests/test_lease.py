@@ -138,10 +138,10 @@ def coordinate(url: str, barrier: Any, answers: Any) -> None:
         barrier.wait(60)
 
 
-def test_of_eight_processes_exactly_one_coordinates(url: str) -> None:
+def test_of_eight_processes_exactly_one_coordinates(any_url: str) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(8), context.Queue()
-    processes = [context.Process(target=coordinate, args=(url, barrier, answers)) for _ in range(8)]
+    processes = [context.Process(target=coordinate, args=(any_url, barrier, answers)) for _ in range(8)]
     for process in processes:
         process.start()
     found = sorted(answers.get(timeout=120) for _ in processes)
@@ -149,4 +149,4 @@ def test_of_eight_processes_exactly_one_coordinates(url: str) -> None:
         process.join(timeout=60)
         assert process.exitcode == 0
     assert found == ["holds"] + ["refused"] * 7
-    assert len(open_storage(url, write=False).get_all_studies()) == 1
+    assert len(open_storage(any_url, write=False).get_all_studies()) == 1

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import sqlite3
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,11 @@ from lcsc_opt.records import Candidate, Cost, Evaluation
 from lcsc_opt.study_store import StoredStudy, TrialKey, study_names
 
 NAME = "digits/LCSC/0"
+
+
+@pytest.fixture
+def url(any_url: str) -> str:
+    return any_url
 
 
 @pytest.fixture
@@ -122,25 +124,6 @@ def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_p
     with store.open_reader(meta.artifact_id) as reader:
         assert reader.read() == b"second"
     assert len(list((tmp_path / "artifacts").iterdir())) == 1
-
-
-def test_a_lock_held_for_seconds_by_another_process_is_waited_for(study: StoredStudy, url: str) -> None:
-    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    threading.Timer(1.0, lambda: other.execute("ROLLBACK")).start()
-    start = time.monotonic()
-    study.add_candidate(candidate(1, 0))
-    assert time.monotonic() - start >= 0.5
-    assert len(study.trials()) == 1
-
-
-def test_a_reader_never_waits_for_a_reader(study: StoredStudy, url: str) -> None:
-    study.add_candidate(candidate(1, 0))
-    reader = open_storage(url, write=False)
-    with sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None) as other:
-        other.execute("BEGIN")
-        other.execute("SELECT * FROM trials").fetchall()
-        assert len(StoredStudy.open(reader, NAME).trials()) == 1
 
 
 @pytest.mark.parametrize(
