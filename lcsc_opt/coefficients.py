@@ -150,6 +150,19 @@ def close_sum(coefficients: Coefficients) -> Coefficients:
     return closed
 
 
+def sum_abs(coefficients: Coefficients) -> float:
+    """Σ|a|: 1 inside the convex hull of the checkpoints, more outside."""
+    with np.errstate(over="ignore"):
+        return float(np.abs(coefficients).sum())
+
+
+def effective_count(coefficients: Coefficients) -> float:
+    """How many checkpoints matter, (Σ|a|)² / Σa²: from 1 for a single one to K for equal magnitudes."""
+    magnitude = np.abs(coefficients)
+    relative = magnitude / max(float(magnitude.max()), np.finfo(np.float64).tiny)  # no square overflows
+    return float(relative.sum() ** 2 / max(float(np.square(relative).sum()), 1e-300))
+
+
 def check_coefficients(coefficients: npt.ArrayLike, count: int) -> Coefficients:
     """``[K]`` finite coefficients that sum to one within 1e-9, as float64.
 

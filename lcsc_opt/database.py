@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -177,6 +178,8 @@ def _check_sqlite_file(file: Path, *, write: bool) -> None:
             raise StudyStoreError(f"{file}: {error.strerror}; give another --storage") from error
         if head and head != b"SQLite format 3\x00":
             raise StudyStoreError(f"{file}: is not an SQLite database; give another --storage")
+        if not write and not _holds_studies(file):
+            raise StudyStoreError(f"{file}: holds no studies; start one with `lcsc run`, or give another --storage")
     elif not write:
         raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
     elif not file.absolute().parent.is_dir():
@@ -209,6 +212,16 @@ def network_file_system(path: Path, mounts: str) -> str | None:
         if path.is_relative_to(folder) and len(folder.parts) >= len(found.parts):
             found, kind = folder, this_kind
     return kind if kind in NETWORK_FILE_SYSTEMS else None
+
+
+def _holds_studies(file: Path) -> bool:
+    """Whether Optuna's tables are there; a reader must not make them in somebody else's database."""
+    wanted = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'studies'"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return connection.execute(wanted).fetchone() is not None
+    except sqlite3.Error:
+        return True  # locked, or damaged: opening it says so
 
 
 def masked(url: str) -> str:

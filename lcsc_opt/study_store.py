@@ -4,7 +4,8 @@ One Optuna study stands for one (study file, optimizer, seed) and is called ``di
 is the index of its ask. Everything is reachable with plain Optuna:
 
 =====================  =======================================================================================
-trial                  value (the loss), state, ``datetime_start``, ``datetime_complete``
+trial                  value (the loss), state, ``datetime_start``, ``datetime_complete``; for Optuna's plots the
+                       parameters ``sum_abs`` (Σ|a|) and ``effective`` (checkpoints that matter)
 user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``attempts`` that failed, and the
                        ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other noise;
                        ``inherited`` of trials that were taken over from another study
@@ -34,18 +35,21 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
+from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import orm
 
 import lcsc_opt
+from lcsc_opt.coefficients import effective_count, sum_abs
 from lcsc_opt.database import created_once, in_database, masked
 from lcsc_opt.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.lease import Lease, create_table, hold
-from lcsc_opt.records import Candidate, Evaluation
+from lcsc_opt.records import Candidate, Coefficients, Evaluation
 
 INHERITED_ATTRIBUTES = ("coefficients", "metrics", "cost", "reason", "attempts")
+LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
 ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 
 T = TypeVar("T")
@@ -186,6 +190,7 @@ class StoredStudy:
             session.flush()
             key = TrialKey(number, int(row.trial_id))
             _replace_attributes(session, key.trial_id, attributes)
+            _add_summary(session, key.trial_id, candidate.coefficients)
             return key
 
         return self._write(add)
@@ -361,6 +366,17 @@ def _add_finished(session: orm.Session, study_id: int, number: int, trial: Froze
     _replace_attributes(session, trial_id, trial.user_attrs)
     if trial.value is not None:
         session.add(_value(trial_id, trial.value))
+
+
+def _add_summary(session: orm.Session, trial_id: int, coefficients: Coefficients) -> None:
+    """Σ|a| and the effective number of checkpoints as Optuna parameters, which Optuna's own plots are drawn over."""
+    ranges = {"sum_abs": (1.0, LARGEST_SUM_ABS), "effective": (1.0, float(len(coefficients)))}
+    measured = {"sum_abs": sum_abs(coefficients), "effective": effective_count(coefficients)}
+    for name, (low, high) in ranges.items():
+        distribution = FloatDistribution(low, high, log=name == "sum_abs")
+        value = min(max(measured[name], low), high)
+        row = {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(distribution)}
+        session.add(models.TrialParamModel(trial_id=trial_id, **row))
 
 
 def _value(trial_id: int, value: float) -> models.TrialValueModel:

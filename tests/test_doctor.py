@@ -98,7 +98,7 @@ def study_value(name: str) -> Any:
 
 
 def delete_trial(number: int) -> None:
-    for table in ("trial_values", "trial_user_attributes", "trial_system_attributes", "trials"):
+    for table in ("trial_values", "trial_params", "trial_user_attributes", "trial_system_attributes", "trials"):
         with contextlib.closing(sqlite3.connect("studies.db")) as connection, connection:
             connection.execute(f"DELETE FROM {table} WHERE trial_id = ?", (number + 1,))
 

@@ -99,6 +99,19 @@ def test_a_coordinator_that_lost_its_lease_cannot_write(study: StoredStudy, url:
     assert all(set(trial.user_attrs) == {"coefficients"} for trial in trials)
 
 
+def test_a_coordinator_whose_trial_was_finished_by_another_one_has_lost_its_lease(study: StoredStudy, url: str) -> None:
+    other = open_study(url)
+    with study.hold():
+        first = study.add_candidate(ONE)
+        with other.hold(take_over=True):
+            other.finish(first, Evaluation(1.0), tell_index=0)
+            with pytest.raises(LeaseLostError, match="trial 0 was finished by another process"):
+                study.finish(first, Evaluation(2.0), tell_index=0)
+            with pytest.raises(LeaseLostError):  # the same result is not taken for a commit of our own
+                study.finish(first, Evaluation(1.0), tell_index=0)
+    assert open_study(url).trials()[0].value == 1.0
+
+
 def test_the_one_who_took_over_keeps_the_lease_when_the_loser_leaves(study: StoredStudy, url: str) -> None:
     other = open_study(url)
     with study.hold():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,15 @@ def test_a_failure_keeps_its_reason_and_has_no_value(study: StoredStudy, url: st
     assert (trial.state, trial.value, trial.user_attrs["reason"]) == (TrialState.FAIL, None, "ValueError: broken")
     assert trial.user_attrs["attempts"] == attempts
     assert trial.user_attrs["cost"]["seconds"] == 0.75
+
+
+def test_summary_values_are_parameters_that_optunas_plots_can_use(study: StoredStudy, url: str) -> None:
+    for coefficients in ((1.5, -0.5), (1.0, 0.0), (1e9, 1 - 1e9)):
+        study.finish(study.add_candidate(candidate(*coefficients)), Evaluation(1.0), tell_index=0)
+    params = [trial.params for trial in optuna.load_study(study_name=NAME, storage=url).trials]
+    assert params[0] == pytest.approx({"sum_abs": 2.0, "effective": 1.6})
+    assert params[1] == {"sum_abs": 1.0, "effective": 1.0}
+    assert params[2] == pytest.approx({"sum_abs": 1e6, "effective": 2.0})  # within the range of its distribution
 
 
 def test_a_result_is_written_once(study: StoredStudy) -> None:
@@ -154,6 +165,18 @@ def test_reading_does_not_create_a_database(tmp_path: Path) -> None:
     with pytest.raises(StudyStoreError, match="no such database"):
         open_storage(f"sqlite:///{tmp_path / 'new.db'}", write=False)
     assert not (tmp_path / "new.db").exists()
+
+
+@pytest.mark.parametrize("script", ["", "CREATE TABLE notes (text)"])
+def test_reading_makes_no_tables_in_another_programs_database(script: str, tmp_path: Path) -> None:
+    file = tmp_path / "other.db"
+    file.touch()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.executescript(script)
+    before = file.read_bytes()
+    with pytest.raises(StudyStoreError, match="holds no studies"):
+        open_storage(f"sqlite:///{file}", write=False)
+    assert file.read_bytes() == before
 
 
 def test_an_unknown_study_names_the_known_ones(study: StoredStudy) -> None:

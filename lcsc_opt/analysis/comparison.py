@@ -12,6 +12,7 @@ import numpy.typing as npt
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from lcsc_opt.coefficients import effective_count, sum_abs
 from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.study_spec import near_miss
 from lcsc_opt.study_store import StoredStudy, study_names
@@ -264,14 +265,14 @@ def describe_coefficients(coefficients: Floats, steps: Sequence[int]) -> dict[st
     """A few numbers that say what coefficients look like.
 
     ``sum_abs`` is Σ|a|, ``negative`` the share of it that is negative, ``effective`` the number of checkpoints that
-    matter, (Σ|a|)² / Σa², ``largest`` the largest in magnitude and ``largest_step`` the step it belongs to.
+    matter, ``largest`` the largest in magnitude and ``largest_step`` the step it belongs to.
     """
     magnitude = np.abs(coefficients)
     largest = int(magnitude.argmax())
     return {
-        "sum_abs": float(magnitude.sum()),
+        "sum_abs": sum_abs(coefficients),
         "negative": float(-coefficients[coefficients < 0].sum() / magnitude.sum()),
-        "effective": float(magnitude.sum() ** 2 / np.square(coefficients).sum()),
+        "effective": effective_count(coefficients),
         "largest": float(coefficients[largest]),
         "largest_step": int(steps[largest]),
     }
