@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lcsc_opt.catalog import entries, find, load_objective, shipped_directory
+from lcsc_opt.errors import CatalogError, ObjectiveError
+from lcsc_opt.study_spec import ObjectiveSpec, read_study_file
+
+GOOD = """
+from lcsc_opt.objective import CoefficientFunction
+
+def build(settings):
+    return CoefficientFunction(sum, [1, 2], name="sum")
+"""
+
+
+def write(folder: Path, name: str, text: str = GOOD) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_name_is_looked_for_beside_the_study_then_here_then_among_the_shipped(workplace: Path) -> None:
+    study = workplace / "elsewhere"
+    assert find("objectives", "digits.py", beside=study) == shipped_directory("objectives") / "digits.py"
+    here = write(workplace / "objectives", "digits.py")
+    assert find("objectives", "digits.py", beside=study) == here
+    beside = write(study, "digits.py")
+    assert find("objectives", "digits.py", beside=study) == beside
+    assert find("objectives", "digits", beside=study) == beside
+    assert find("objectives", str(here), beside=study) == here
+
+
+def test_a_users_own_files_are_listed_with_the_shipped_ones(workplace: Path) -> None:
+    assert {"digits", "function"} <= set(entries("objectives"))
+    mine = write(workplace / "objectives", "mine.py")
+    assert entries("objectives")["mine"].resolve() == mine
+
+
+def test_an_unknown_name_says_what_there_is(workplace: Path) -> None:
+    with pytest.raises(CatalogError, match=r"digit: no such file in objectives \(did you mean 'digits'\?\); looked in"):
+        find("objectives", "digit")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def build(:\n", "SyntaxError while loading it"),
+        ("import no_such_module\n", "ModuleNotFoundError while loading it"),
+        ("x = 1\n", "defines no function build"),
+        ("def build(settings):\n    return 1\n", "returned int, expected an Objective"),
+        ("def build(settings):\n    raise KeyError('weights')\n", "raised KeyError"),
+    ],
+)
+def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workplace: Path) -> None:
+    write(workplace, "broken.py", text)
+    with pytest.raises(CatalogError, match=message):
+        load_objective(ObjectiveSpec(file="broken.py"))
+
+
+def test_modules_beside_the_study_file_can_be_imported(workplace: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study folder"
+    write(study, "beside_it.py", "def loss(coefficients):\n    return 1.0\n")
+    settings = {"callable": "beside_it:loss", "steps": [1, 2]}
+    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=study)
+    assert objective([0.5, 0.5]) == 1.0
+
+
+@pytest.mark.parametrize("callable_", ["nothing", "no_such_module:f", "math:no_such_function"])
+def test_a_callable_that_cannot_be_imported_is_a_typed_error(callable_: str, workplace: Path) -> None:
+    settings = {"callable": callable_, "steps": [1, 2]}
+    with pytest.raises(ObjectiveError, match="callable: "):
+        load_objective(ObjectiveSpec(file="function.py", settings=settings))
+
+
+@pytest.mark.parametrize("path", sorted(shipped_directory("studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_is_valid_and_its_objective_is_there(path: Path) -> None:
+    spec = read_study_file(path)
+    assert find("objectives", spec.objective.file, beside=path.parent).is_file()

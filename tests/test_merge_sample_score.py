@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, frechet_distance
+from lcsc_opt.records import HELD_OUT, SEARCH, Candidate
+from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+STEPS = (10, 20, 30, 40)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Pixels:
+    """Features that are the pixels."""
+
+    name, dimension = "pixels", 16
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+@pytest.fixture
+def trajectory(tmp_path: Path) -> Trajectory:
+    generator = torch.Generator().manual_seed(0)
+    with TrajectoryWriter(tmp_path / "run.trajectory") as writer:
+        for step in STEPS:
+            writer.append(step, {n: torch.randn(p.shape, generator=generator) for n, p in Network().named_parameters()})
+    return Trajectory.open(tmp_path / "run.trajectory")
+
+
+def build(trajectory: Trajectory, **changes: object) -> MergeSampleScore:
+    real = np.random.default_rng(0).uniform(-1, 1, (300, 16))
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "pixels")
+    settings = {"images": 40, "batch_size": 7, **changes}
+    return MergeSampleScore(trajectory, sampler(), Pixels(), statistics, **settings)  # type: ignore[arg-type]
+
+
+def sampler() -> ConsistencySampler:
+    return ConsistencySampler(ConsistencyFunction(Network()), image_shape=(1, 4, 4), sigmas=[20.0], noise=ImageNoise(0))
+
+
+EMA = ema_coefficients(STEPS, 0.95)
+
+
+def test_the_loss_is_the_fid_of_the_merged_models_samples(trajectory: Trajectory) -> None:
+    objective = build(trajectory)
+    alone = sampler()
+    alone.load(trajectory.merge(EMA))
+    with torch.inference_mode():
+        features = alone.sample(SEARCH, 0, 40).flatten(1).double().numpy()
+    reference = objective._reference
+    expected = frechet_distance(features.mean(0), np.cov(features.T), reference.mean, reference.cov)
+    evaluation = objective.evaluate(Candidate(EMA))
+    assert evaluation.loss == pytest.approx(expected, rel=1e-6)
+    assert evaluation.metrics == {"fid": evaluation.loss}
+    assert objective(EMA) == evaluation.loss
+
+
+def test_the_loss_does_not_depend_on_the_batch_size(trajectory: Trajectory) -> None:
+    losses = [build(trajectory, batch_size=size)(EMA) for size in (1, 7, 40, 1000)]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+
+
+def test_a_candidate_chooses_how_many_images_and_which_noise(trajectory: Trajectory) -> None:
+    objective = build(trajectory)
+    few = objective.evaluate(Candidate(EMA, images=20))
+    other = objective.evaluate(Candidate(EMA, noise=HELD_OUT))
+    assert (few.cost.images, few.cost.model_calls) == (20, 20)
+    assert len({few.loss, other.loss, objective(EMA)}) == 3
+
+
+def test_an_evaluation_does_not_depend_on_the_ones_before_it(trajectory: Trajectory) -> None:
+    objective = build(trajectory)
+    first = objective(EMA)
+    objective(np.array([3.0, -1.0, -2.0, 1.0]))
+    assert objective(EMA) == first
+
+
+def test_the_cost_is_split_into_parts(trajectory: Trajectory) -> None:
+    cost = build(trajectory).evaluate(Candidate(EMA)).cost
+    parts = [cost.merge_seconds, cost.sample_seconds, cost.features_seconds, cost.metric_seconds]
+    assert all(part > 0 for part in parts)
+    assert sum(parts) <= cost.seconds
+
+
+def test_samples_that_are_not_finite_fail_the_evaluation(trajectory: Trajectory) -> None:
+    objective = build(trajectory)
+    objective.sampler.sample = lambda noise, start, stop: torch.full((stop - start, 1, 4, 4), torch.nan)  # type: ignore[method-assign]
+    with pytest.raises(ObjectiveError, match="not finite"):
+        objective.evaluate(Candidate(EMA))
+
+
+def test_weights_that_do_not_fit_the_network_are_one_line(tmp_path: Path) -> None:
+    with TrajectoryWriter(tmp_path / "other.trajectory") as writer:
+        for step in (1, 2):
+            writer.append(step, {"other": torch.full((3,), float(step))})
+    objective = build(Trajectory.open(tmp_path / "other.trajectory"))
+    with pytest.raises(ObjectiveError, match="do not fit the network") as caught:
+        objective([0.5, 0.5])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_of_another_extractor_is_refused(trajectory: Trajectory) -> None:
+    other = ReferenceStatistics(np.zeros(8), np.eye(8), 100, "other")
+    with pytest.raises(ObjectiveError, match="have 8 features and the extractor pixels 16"):
+        MergeSampleScore(trajectory, sampler(), Pixels(), other)
+
+
+def test_what_decides_results_is_described(trajectory: Trajectory) -> None:
+    described = build(trajectory).describe()
+    assert described["trajectory"] == trajectory.sha256
+    assert described["extractor"] == "pixels"
+    assert described != build(trajectory, images=41).describe()
+
+
+def test_images_and_features_for_pictures(trajectory: Trajectory) -> None:
+    objective = build(trajectory)
+    images = objective.images(EMA, HELD_OUT, 11)
+    assert images.shape == (11, 1, 4, 4)
+    assert images.abs().max() <= 1
+    assert objective.features(images).shape == (11, 16)
