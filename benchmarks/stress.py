@@ -1,0 +1,126 @@
+"""Injects every fault of docs/reliability.md and prints what was found; exits 1 when something is not as required.
+
+    python benchmarks/stress.py [--quick] [--only WORD]
+
+Writes ``results/stress.md``, unless ``--only`` leaves rows out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import gc
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common import RESULTS, machine
+from stress_databases import disk_full, eight_coordinators, lock_held, paused_coordinator, terminated_backend
+from stress_kills import commit_points, kills_postgres, random_kills, workers_killed, workers_orphaned
+from stress_objectives import (
+    environment_changed,
+    failing_objective,
+    failing_worker,
+    replay,
+    trajectory_swapped,
+    weights_swapped,
+)
+from stress_postgres import postgres_server
+from stress_search import Clean, Row, Work, search, sqlite_url
+
+
+def main() -> None:
+    """Inject, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="each fault a few times only; about a minute")
+    parser.add_argument("--only", default="", help="only faults whose function's name contains this")
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="lcsc-stress-", dir=_memory()) as folder:
+        os.environ["STRESS_LOG"] = str(Path(folder) / "children.log")
+        rows = list(inject(Path(folder), quick=arguments.quick, only=arguments.only))
+        if not all(row.ok is not False for row in rows):
+            print(f"\nlast lines of the processes' log:\n{_tail(Path(os.environ['STRESS_LOG']))}", file=sys.stderr)
+    text = _markdown(rows, time.perf_counter() - start, quick=arguments.quick)
+    print(f"\n{text}")
+    if not arguments.only and not arguments.quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "stress.md").write_text(text)
+    sys.exit(any(row.ok is False for row in rows))
+
+
+def _memory() -> str | None:
+    """In memory where that can be: a killed process leaves the same file there, and no commit waits for a disk."""
+    memory = Path("/dev/shm")
+    return str(memory) if os.access(memory, os.W_OK) else None
+
+
+def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
+    """One fault after the other."""
+    search(sqlite_url(folder, "warm"), Work(evaluations=3))  # what is imported and compiled late is there before a fork
+    gc.collect()
+    gc.freeze()  # and need not be looked at, and copied, in every forked process
+    clean = Clean(folder)
+    with postgres_server() as server:
+        faults: list[tuple[str, Callable[[], Row]]] = [
+            ("random_kills_1", lambda: random_kills(folder, clean, workers=1, kills=20 if quick else 200)),
+            ("random_kills_4", lambda: random_kills(folder, clean, workers=4, kills=10 if quick else 100)),
+            ("random_kills_postgres", lambda: kills_postgres(folder, server, clean, kills=10 if quick else 30)),
+            ("commit_points", lambda: commit_points(folder, clean, every=10 if quick else 1)),
+            ("workers_killed", lambda: workers_killed(folder, clean, kills=1 if quick else 3)),
+            ("workers_orphaned", lambda: workers_orphaned(folder, clean)),
+            ("failing_objective", lambda: failing_objective(folder)),
+            ("failing_worker", lambda: failing_worker(folder, clean)),
+            ("lock_held", lambda: lock_held(folder, clean, seconds=3 if quick else 30)),
+            ("disk_full", lambda: disk_full(folder, clean, rounds=2 if quick else 6)),
+            ("terminated_backend", lambda: terminated_backend(server, clean, times=3 if quick else 20)),
+            ("eight_coordinators_sqlite", lambda: eight_coordinators(folder, None, repeats=2 if quick else 20)),
+            ("eight_coordinators_postgres", lambda: eight_coordinators(folder, server, repeats=2 if quick else 20)),
+            ("paused_sqlite", lambda: paused_coordinator(folder, None, clean, times=2 if quick else 10)),
+            ("paused_postgres", lambda: paused_coordinator(folder, server, clean, times=2 if quick else 10)),
+            ("trajectory_swapped", lambda: trajectory_swapped(folder)),
+            ("weights_swapped", lambda: weights_swapped(folder)),
+            ("environment_changed", lambda: environment_changed(folder)),
+            ("replay", lambda: replay(folder, trials=1000 if quick else 10_000)),
+        ]
+        for name, fault in faults:
+            if only not in name:
+                continue
+            start = time.perf_counter()
+            row = _injected(name, fault)
+            print(f"{_answer(row):7s} {time.perf_counter() - start:6.1f} s  {row.fault}: {row.found}", flush=True)
+            yield row
+
+
+def _injected(name: str, fault: Callable[[], Row]) -> Row:
+    """The fault's row; a fault that cannot even be injected fails alone."""
+    try:
+        return fault()
+    except Exception as error:
+        return Row(name, "-", "-", f"{type(error).__name__}: {error}", ok=False)
+
+
+def _answer(row: Row) -> str:
+    return {True: "ok", False: "**NOT**", None: "skipped"}[row.ok]
+
+
+def _markdown(rows: list[Row], seconds: float, *, quick: bool) -> str:
+    called = "make stress" if not quick else "python benchmarks/stress.py --quick"
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    head = ["# Every fault injected", "", f"`{called}`, {today}, {seconds:.0f} seconds.", "", machine(), ""]
+    lines = ["| fault | injected | required | found | ok |", "|---|---|---|---|---|"]
+    for row in rows:
+        cells = (row.fault, row.injected, row.required, row.found, _answer(row))
+        lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join([*head, *lines, ""])
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-40:]) if log.exists() else ""
+
+
+if __name__ == "__main__":
+    main()

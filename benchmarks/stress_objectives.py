@@ -1,0 +1,324 @@
+"""Faults of objectives and of what they are made of; how long a long study takes to open and to replay."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import TrialState, create_trial
+from stress_kills import with_workers
+from stress_search import Child, Clean, Row, Work, digest, opened, rows, search, sqlite_url, verdict
+
+from lcsc_opt.database import open_storage
+from lcsc_opt.evaluation import InProcessEvaluator
+from lcsc_opt.experiment import Experiment
+from lcsc_opt.objective import CoefficientFunction
+from lcsc_opt.plan import plans
+from lcsc_opt.runner import Search, _one_blas_thread
+from lcsc_opt.study_spec import FailureSpec, parse_study
+from lcsc_opt.study_store import StoredStudy, _create
+
+ANSWERS: dict[str, tuple[Any, str]] = {
+    "NaN": (math.nan, "the loss is nan"),
+    "+inf": (math.inf, "the loss is inf"),
+    "-inf": (-math.inf, "the loss is -inf"),
+    "None": (None, "ObjectiveError: the objective returned None, expected a number"),
+    "a string": ("low", "ObjectiveError: the objective returned 'low', expected a number"),
+    "raises": (ValueError("no image"), "ValueError: no image"),
+}
+DIED = "the worker process died"
+OBJECTIVE = '''
+import numpy as np
+from lcsc_opt.objective import Evaluation, Objective
+from lcsc_opt.trajectory import Trajectory
+
+class Norm(Objective):
+    """The size of the merged weights, described as merge_sample_score describes its trajectory."""
+
+    def __init__(self, trajectory):
+        self.trajectory = trajectory
+
+    @property
+    def steps(self):
+        return self.trajectory.steps
+
+    def evaluate(self, candidate):
+        return Evaluation(float(self.trajectory.merge(candidate.coefficients)["weight"].square().sum()))
+
+    def describe(self):
+        return {"trajectory": self.trajectory.sha256}
+
+def build(settings):
+    return Norm(Trajectory.open(settings["path"]))
+'''
+
+
+def failing_objective(folder: Path) -> Row:
+    """Return what is no finite number, or raise, for some candidates and then for all."""
+    problems = []
+    for name, (answer, reason) in ANSWERS.items():
+        problems += Child(
+            functools.partial(_some_fail, sqlite_url(folder, f"some {name}"), name, answer, reason)
+        ).value()
+        problems += Child(functools.partial(_all_fail, sqlite_url(folder, f"all {name}"), name, answer)).value()
+    found, ok = verdict(
+        problems, "FAIL with its reason after 3 attempts, never best, told finite; SearchFailedError at trial 10 of 12"
+    )
+    return Row(
+        f"objective returns {', '.join(list(ANSWERS)[:-1])}; raises",
+        "every third candidate, each time; then every candidate",
+        "FAIL with reason; never best; the study ends as documented",
+        found,
+        ok,
+    )
+
+
+def _answering(answer: Any, fails: Callable[[np.ndarray], bool]) -> InProcessEvaluator:
+    work = Work(pause=0)
+
+    def function(coefficients: np.ndarray) -> Any:
+        if not fails(coefficients):
+            return work.loss(coefficients)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return InProcessEvaluator(CoefficientFunction(function, work.steps, name="stress:answer"))
+
+
+def _some_fail(url: str, name: str, answer: Any, reason: str) -> list[str]:
+    work, told = Work(evaluations=30, pause=0), list[float]()
+    evaluator = _answering(answer, lambda coefficients: int(digest(coefficients), 16) % 3 == 0)
+    asked = work.build_optimizer()
+    tell = asked.tell
+    asked.tell = lambda parameter, loss: (told.append(loss), tell(parameter, loss))
+    with opened(url, write=True) as storage:
+        study = StoredStudy.open_or_create(storage, work.name, {})
+        with study.hold():
+            running = Search(study, asked, evaluator, evaluations=30, failures=FailureSpec(stop_share=1))
+            running.run()
+        trials = study.trials()
+        best = optuna.load_study(study_name=work.name, storage=storage).best_trial
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    problems = []
+    if not failed or len(failed) + len(complete) != 30 or running.failures != len(failed):
+        problems.append(f"{len(failed)} failed, {len(complete)} complete")
+    reasons = {attempt["reason"] for trial in failed for attempt in trial.user_attrs["attempts"]}
+    if reasons != {reason} or {trial.user_attrs["reason"] for trial in failed} != {reason}:
+        problems.append(f"reasons {reasons}")
+    if {len(trial.user_attrs["attempts"]) for trial in failed} != {3} or not all(map(math.isfinite, told)):
+        problems.append("attempts, or a loss told that is not finite")
+    lowest = min(complete, key=lambda trial: trial.value)
+    if best.number != lowest.number or running.best != (lowest.value, lowest.number):
+        problems.append(f"best {best.number}")
+    return [f"{name}: {problem}" for problem in problems]
+
+
+def _all_fail(url: str, name: str, answer: Any) -> list[str]:
+    work = Work(evaluations=12, pause=0)
+    error = ""
+    try:
+        search(url, work, evaluator=_answering(answer, lambda _: True), failures=FailureSpec())
+    except Exception as raised:
+        error = type(raised).__name__
+    states = [row[3] for row in rows(url, work.name)]
+    return [f"{name}: {error or 'no error'}, {states}"] * (error != "SearchFailedError" or states != ["FAIL"] * 10)
+
+
+def failing_worker(folder: Path, clean: Clean) -> Row:
+    """Kill the worker process, for one candidate and then for all."""
+    work = Work("LCSC", workers=2, evaluations=8)
+    expected = clean.rows(work)
+    deadly, log = digest(np.frombuffer(expected[3][1])), folder / "deadly.log"
+    url = sqlite_url(folder, "deadly")
+    once = FailureSpec(retries=1)
+    Child(lambda: with_workers(url, work, log, deadly=deadly, failures=once)).value()
+    found = rows(url, work.name)
+    states = [row[3] for row in found]
+    problems = []
+    if states != ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 4:
+        problems.append(f"states {states}")
+    if len(found[3][5]) != 2 or any(DIED not in reason for reason in found[3][5]):
+        problems.append(f"attempts {found[3][5]}")
+    none = FailureSpec(retries=0)
+    work = Work("LCSC", workers=2, evaluations=3)
+    answer = Child(
+        lambda: with_workers(sqlite_url(folder, "all-deadly"), work, log, deadly="*", failures=none)
+    ).result()
+    if answer[0] != "SearchFailedError" or DIED not in answer[1]:
+        problems.append(f"all: {answer}")
+    text, ok = verdict(
+        problems, "that trial FAIL after 2 attempts, the other 7 complete; all: SearchFailedError, all 3 trials failed"
+    )
+    return Row(
+        "objective always kills its worker process",
+        "one candidate of 8, W = 2, 1 retry; then every candidate",
+        "FAIL with reason; never best; the study ends as documented",
+        text,
+        ok,
+    )
+
+
+def trajectory_swapped(folder: Path) -> Row:
+    """Put another trajectory in the place of the first one, then the first again."""
+    place, _, run = _study_of_trajectory(folder / "swapped")
+    shutil.copytree(place / "run1", place / "run", dirs_exist_ok=True)
+    other = Child(functools.partial(run, 12)).result()
+    shutil.copytree(place / "run0", place / "run", dirs_exist_ok=True)
+    same = Child(functools.partial(run, 12)).result()
+    problems = [] if _names(other, "fingerprint.objective.trajectory was") else [f"other trajectory: {other}"]
+    problems += [f"the first again: {same}"] * bool(same[0])
+    found, ok = verdict(problems, f"{other[0]}: … {other[1][:75]}…; continued with the first one again")
+    return Row(
+        "a checkpoint of the trajectory swapped",
+        "another trajectory at the same path (weights.bin and manifest.json)",
+        "refused, named",
+        found,
+        ok,
+    )
+
+
+def weights_swapped(folder: Path) -> Row:
+    """Put the weights of another trajectory under the manifest of the first one."""
+    place, url, _ = _study_of_trajectory(folder / "weights")
+    shutil.copy(place / "run1" / "weights.bin", place / "run" / "weights.bin")
+    command = [
+        sys.executable,
+        "-c",
+        "from lcsc_opt.cli import main; main()",
+        "doctor",
+        "--deep",
+        "--format",
+        "json",
+        "--storage",
+        url,
+    ]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=place)
+    printed = answer.stdout + answer.stderr
+    said = re.search(r"the weights of step 100 [^\"]*", printed)
+    found, ok = verdict([] if said else [f"doctor: {printed[:200]}"], f"`lcsc doctor --deep`: {said and said[0]}")
+    return Row(
+        "the weights of a trajectory swapped behind its manifest",
+        "weights.bin rewritten, manifest.json untouched",
+        "named by `lcsc doctor --deep`; resuming does not hash the weights again",
+        found,
+        ok and answer.returncode != 0,
+    )
+
+
+def _study_of_trajectory(place: Path) -> tuple[Path, str, Callable[..., str]]:
+    """A study of 8 trials whose objective reads ``run``; ``run0`` is a copy of it, ``run1`` another trajectory."""
+    place.mkdir()
+    (place / "norm.py").write_text(OBJECTIVE)
+    for seed in (0, 1):
+        Child(functools.partial(_write_trajectory, place / f"run{seed}", seed)).value()
+    shutil.copytree(place / "run0", place / "run")
+    url = sqlite_url(place, "studies")
+    run = functools.partial(_run_norm, place, url)
+    Child(functools.partial(run, 8)).value()
+    return place, url, run
+
+
+def _names(answer: tuple[str, Any], what: str) -> bool:
+    return answer[0] == "StudyMismatchError" and what in str(answer[1])
+
+
+def environment_changed(folder: Path) -> Row:
+    """Change one package's version in the stored fingerprint."""
+    _, url, run = _study_of_trajectory(folder / "environment")
+    Child(functools.partial(_change_fingerprint, url)).value()
+    other = Child(functools.partial(run, 12)).result()
+    accepted = Child(functools.partial(run, 12, accept_environment=True)).result()
+    problems = [] if _names(other, "nevergrad 0.0.1 →") else [f"{other}"]
+    problems += [f"--accept-environment: {accepted}"] * bool(accepted[0])
+    found, ok = verdict(problems, f"{other[0]}: … {other[1][:75]}…; continued with --accept-environment")
+    return Row("one package version changed in the fingerprint", "nevergrad 0.0.1 stored", "refused, named", found, ok)
+
+
+def _write_trajectory(path: Path, seed: int) -> None:
+    import torch
+
+    from lcsc_opt.trajectory import TrajectoryWriter
+
+    generator = torch.Generator().manual_seed(seed)
+    with TrajectoryWriter(path) as writer:
+        for step in range(100, 600, 100):
+            writer.append(step, {"weight": torch.randn(4, 5, generator=generator)})
+
+
+def _run_norm(place: Path, url: str, evaluations: int, *, accept_environment: bool = False) -> str:
+    content = {
+        "name": "swapped",
+        "objective": {"file": "norm.py", "settings": {"path": str(place / "run")}},
+        "optimizers": ["LCSC"],
+        "budget": {"evaluations": evaluations},
+    }
+    (plan,) = plans(parse_study(content, source="stress"), place)
+    with opened(url, write=True) as storage:
+        return Experiment(storage, plan).run(plan, accept_environment=accept_environment)
+
+
+def _change_fingerprint(url: str) -> None:
+    with opened(url, write=True) as storage:
+        study = StoredStudy.open(storage, "swapped/LCSC/0")
+        fingerprint = study.attributes["fingerprint"]
+        fingerprint["environment"]["packages"]["nevergrad"] = "0.0.1"
+        study.set_attribute("fingerprint", fingerprint)
+
+
+def replay(folder: Path, *, trials: int) -> Row:
+    """Open and replay long studies."""
+    problems, figures = [], []
+    for optimizer in ("OnePlusOne", "LCSC", "CMA"):
+        work = Work(optimizer, evaluations=trials, checkpoints=200, pause=0)
+        url = sqlite_url(folder, f"long-{optimizer}")
+        building = Child(lambda url=url, work=work: _build(url, work)).value()
+        opening, replaying, told = Child(lambda url=url, work=work: _replay(url, work)).value()
+        if opening >= 30 or replaying >= 10 or told != trials:
+            problems.append(f"{optimizer}: opened in {opening:.1f} s, replayed {told} trials in {replaying:.1f} s")
+        figures.append(f"{optimizer} {opening:.1f} + {replaying:.1f} s (built in {building:.0f} s)")
+        with contextlib.suppress(OSError):
+            Path(url.removeprefix("sqlite:///")).unlink()
+    found, ok = verdict(problems, f"open and read + replay: {', '.join(figures)}")
+    return Row(
+        f"a study of {trials:,} trials at K = 200", "SQLite", "opened and read in 30 s; replayed in 10 s", found, ok
+    )
+
+
+def _build(url: str, work: Work) -> float:
+    """Store a study as a search would have left it, in one transaction."""
+    start = time.perf_counter()
+    asking, one_thread, trials = work.build_optimizer(), _one_blas_thread(), []
+    for number in range(work.evaluations):
+        with one_thread():
+            parameter = asking.ask()
+            value = work.loss(parameter.value)
+            asking.tell(parameter, value)
+        attributes = {"coefficients": parameter.value.tolist(), "metrics": {}, "cost": {}, "tell_index": number}
+        trials.append(create_trial(state=TrialState.COMPLETE, value=value, user_attrs=attributes))
+    with opened(url, write=True) as storage:
+        _create(storage, work.name, {"steps": list(work.steps)}, trials)
+    return time.perf_counter() - start
+
+
+def _replay(url: str, work: Work) -> tuple[float, float, int]:
+    """Seconds to open and read, seconds to replay, trials that were replayed."""
+    start = time.perf_counter()
+    storage = open_storage(url, write=True)
+    study = StoredStudy.open(storage, work.name)
+    running = Search(study, work.build_optimizer(), work.evaluator(), evaluations=work.evaluations)
+    opened_at = time.perf_counter()
+    running.run()
+    return opened_at - start, time.perf_counter() - opened_at, running.told
