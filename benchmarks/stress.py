@@ -11,6 +11,7 @@ import argparse
 import datetime
 import gc
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -35,10 +36,11 @@ from stress_search import Clean, Row, Work, search, sqlite_url
 def main() -> None:
     """Inject, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="each fault a few times only; about a minute")
+    parser.add_argument("--quick", action="store_true", help="each fault a few times only; about two minutes")
     parser.add_argument("--only", default="", help="only faults whose function's name contains this")
     arguments = parser.parse_args()
     start = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no server and no file system behind
     with tempfile.TemporaryDirectory(prefix="lcsc-stress-", dir=_memory()) as folder:
         os.environ["STRESS_LOG"] = str(Path(folder) / "children.log")
         rows = list(inject(Path(folder), quick=arguments.quick, only=arguments.only))
@@ -66,10 +68,10 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
     clean = Clean(folder)
     with postgres_server() as server:
         faults: list[tuple[str, Callable[[], Row]]] = [
-            ("random_kills_1", lambda: random_kills(folder, clean, workers=1, kills=20 if quick else 200)),
+            ("random_kills_1", lambda: random_kills(folder, clean, workers=1, kills=10 if quick else 200)),
             ("random_kills_4", lambda: random_kills(folder, clean, workers=4, kills=10 if quick else 100)),
             ("random_kills_postgres", lambda: kills_postgres(folder, server, clean, kills=10 if quick else 30)),
-            ("commit_points", lambda: commit_points(folder, clean, every=10 if quick else 1)),
+            ("commit_points", lambda: commit_points(folder, clean, every=20 if quick else 1)),
             ("workers_killed", lambda: workers_killed(folder, clean, kills=1 if quick else 3)),
             ("workers_orphaned", lambda: workers_orphaned(folder, clean)),
             ("failing_objective", lambda: failing_objective(folder)),

@@ -208,6 +208,7 @@ class Child:
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.close(reading)
             _answer(work, writing)
         os.close(writing)
