@@ -69,6 +69,9 @@ class Experiment:
         study.require("specification", plan.specification())
         self._check_environment(study, accept=accept_environment)
         study.require("fingerprint", self.objective.describe(), part="objective")
+        trajectory = getattr(self.objective, "trajectory", None)
+        if trajectory is not None and trajectory.touched:
+            trajectory.verify()  # its hash is the manifest's; the weights may be others
         if not search_ended(study, plan):
             self._search(study, plan)
         if plan.held_out is not None and study.attributes.get("held_out") is None:

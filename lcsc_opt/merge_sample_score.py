@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.metrics import FeatureExtractor, FrechetReference, ReferenceStatistics
+from lcsc_opt.metrics import FeatureExtractor, FrechetReference, ReferenceStatistics, reference_warning
 from lcsc_opt.objective import Objective
+from lcsc_opt.progress import notice
 from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.sampling import Sampler
 from lcsc_opt.trajectory import Trajectory
@@ -71,6 +72,10 @@ class MergeSampleScore(Objective):
                 f"the reference statistics have {reference.dimension} features and the extractor "
                 f"{extractor.name} {extractor.dimension}; compute them with the same extractor"
             )
+        for count, what in ((reference.count, "reference set"), (images, "set of samples")):
+            warning = reference_warning(count, extractor.dimension, what=what)
+            if warning is not None:
+                notice(warning)
         self.trajectory, self.sampler, self.extractor = trajectory, sampler, extractor
         self._reference, self._frechet = reference, FrechetReference(reference.mean, reference.cov)
         self._images, self._batch_size = images, batch_size

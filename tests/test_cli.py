@@ -320,6 +320,13 @@ def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixtu
     assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 2
     assert "exists already" in complaint(capsys)
 
+    weights = trajectory.path / "weights.bin"
+    swapped = bytearray(weights.read_bytes())
+    swapped[len(swapped) // 6 * 2 + 100] ^= 1  # in the third of six checkpoints
+    weights.write_bytes(swapped)
+    assert lcsc(["resume", "small/LCSC/0", "--budget", "1200"]) == 2
+    assert "the weights of step 6 are damaged" in complaint(capsys)
+
 
 def test_a_function_has_no_model_to_export(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"])

@@ -117,6 +117,15 @@ def test_weights_that_do_not_fit_the_network_are_one_line(tmp_path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_too_few_images_for_the_features_are_said(trajectory: Trajectory, capsys: pytest.CaptureFixture[str]) -> None:
+    build(trajectory, images=40)
+    assert capsys.readouterr().err == ""
+    build(trajectory, images=10)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "10 images" in line
+    assert "16 features" in line
+
+
 def test_a_reference_of_another_extractor_is_refused(trajectory: Trajectory) -> None:
     other = ReferenceStatistics(np.zeros(8), np.eye(8), 100, "other")
     with pytest.raises(ObjectiveError, match="have 8 features and the extractor pixels 16"):

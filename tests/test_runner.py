@@ -357,6 +357,26 @@ def _quadratic_or_die(coefficients: np.ndarray) -> float:
     return float(np.square(coefficients).sum())
 
 
+def slow_objective() -> Objective:
+    return CoefficientFunction(_sleep, STEPS, name="slow")
+
+
+def _sleep(_: np.ndarray) -> float:
+    time.sleep(60)
+    return 0.0
+
+
+def test_closing_does_not_wait_for_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    evaluator = ProcessEvaluator(slow_objective, 1)
+    future = evaluator.submit(Candidate(np.full(20, 0.05)))
+    time.sleep(5)  # the process is up and sleeps
+    start = time.monotonic()
+    evaluator.close()
+    assert time.monotonic() - start < 10
+    assert not future.done()
+
+
 def test_worker_processes_give_the_same_values_and_one_that_dies_fails_one_candidate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

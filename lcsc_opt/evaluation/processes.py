@@ -32,8 +32,10 @@ class ProcessEvaluator:
         self.workers = workers
         self._load_objective = load_objective
         self._threads = max((os.cpu_count() or 1) // workers, 1)
+        self._closing = False
+        self._pools: dict[int, ProcessPoolExecutor] = {}
         self._waiting: queue.SimpleQueue[tuple[Candidate, Future[Outcome]] | None] = queue.SimpleQueue()
-        self._feeders = [threading.Thread(target=self._feed, daemon=True) for _ in range(workers)]
+        self._feeders = [threading.Thread(target=self._feed, args=(i,), daemon=True) for i in range(workers)]
         for feeder in self._feeders:
             feeder.start()
 
@@ -44,26 +46,32 @@ class ProcessEvaluator:
         return future
 
     def close(self) -> None:
-        """Stop the processes; candidates still queued are dropped."""
+        """Stop the processes, also in the middle of an evaluation; it is done again when the study is continued."""
+        self._closing = True
         while not self._waiting.empty():
             self._waiting.get_nowait()
+        for pool in list(self._pools.values()):
+            for process in list(pool._processes.values()):
+                process.terminate()
         for _ in self._feeders:
             self._waiting.put(None)
         for feeder in self._feeders:
             feeder.join()
 
-    def _feed(self) -> None:
+    def _feed(self, worker: int) -> None:
         """Hand candidates to one process, one after the other."""
-        pool = self._start_process()
+        pool = self._pools[worker] = self._start_process()
         while (job := self._waiting.get()) is not None:
             candidate, future = job
             start = time.perf_counter()
             try:
                 future.set_result(pool.submit(_evaluate, candidate).result())
             except BrokenExecutor:
+                if self._closing:
+                    break
                 reason = "the worker process died (killed, or out of memory)"
                 pool.shutdown(wait=False)
-                pool = self._start_process()
+                pool = self._pools[worker] = self._start_process()
                 future.set_result(Failure(reason, time.perf_counter() - start))
             except Exception as error:
                 future.set_exception(error)

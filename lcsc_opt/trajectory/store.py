@@ -176,6 +176,18 @@ class Trajectory:
             squares += block.diff(dim=0).square().sum(dim=1).numpy()
         return np.sqrt(squares)
 
+    @property
+    def touched(self) -> bool:
+        """Whether the weights were written to after the manifest that describes them, as no writer does.
+
+        A copy may look so too; :meth:`verify` tells.
+        """
+        try:
+            weights, manifest = ((self.path / name).stat().st_mtime_ns for name in (WEIGHTS, MANIFEST))
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        return weights > manifest
+
     def verify(self) -> None:
         """Hash every row again.
 

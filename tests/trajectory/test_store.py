@@ -314,3 +314,14 @@ def test_merging_needs_its_output_and_one_block(tmp_path):
             checkpoint["w"][step], checkpoint["h"][step] = 1.0, 1.0
             writer.append(step, checkpoint)
     assert peak_growth(tmp_path / "large") < 16_000_000 + 2 * merging.BLOCK_BYTES < 24 * 16_000_000 / 4
+
+
+def test_weights_written_to_after_their_manifest_are_noticed(tmp_path):
+    path = tmp_path / "run.trajectory"
+    with TrajectoryWriter(path) as writer:
+        for step in (1, 2, 3):
+            writer.append(step, {"w": torch.full((4,), float(step))})
+    assert not Trajectory.open(path).touched
+    (path / "weights.bin").write_bytes((path / "weights.bin").read_bytes())
+    assert Trajectory.open(path).touched
+    Trajectory.open(path).verify()  # the same bytes again are no damage

@@ -1,6 +1,6 @@
 """The demo's study over three seeds: the table and the pictures that the README shows.
 
-    python benchmarks/digits.py
+    python benchmarks/demo.py
 
 Runs ``studies/digits.yaml`` with seeds 0, 1 and 2 in ``results/digits.db`` (interrupted, the same command
 continues), prints the comparison, writes ``results/digits.csv`` and ``results/digits.md``, and draws the pictures of
