@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -15,7 +17,7 @@ from optuna.trial import TrialState
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import ReplayError, SearchFailedError
-from lcsc_opt.evaluation import InProcessEvaluator, Outcome, ProcessEvaluator, evaluate_safely
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.records import Candidate, Evaluation
@@ -355,6 +357,28 @@ def _quadratic_or_die(coefficients: np.ndarray) -> float:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.01)
     return float(np.square(coefficients).sum())
+
+
+def test_a_failed_attempt_gives_its_memory_back() -> None:
+    class Tensor:
+        """Stands for gigabytes."""
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def out_of_memory(_: np.ndarray) -> float:
+        big = Tensor()
+        big.itself = big  # type: ignore[attr-defined]  # only the garbage collector frees it
+        held.append(weakref.ref(big))
+        raise MemoryError("CUDA out of memory")
+
+    objective = CoefficientFunction(out_of_memory, STEPS, name="oom")
+    gc.disable()
+    try:
+        outcome = evaluate_safely(objective, Candidate(np.full(20, 0.05)))
+    finally:
+        gc.enable()
+    assert outcome == Failure("MemoryError: CUDA out of memory", outcome.seconds)  # type: ignore[union-attr]
+    assert held[0]() is None
 
 
 def slow_objective() -> Objective:

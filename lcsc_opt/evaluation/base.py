@@ -53,11 +53,12 @@ def _free_memory() -> None:
 def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
     """Evaluate, and turn an exception or a loss that is not finite into a :class:`Failure` with its reason."""
     start = time.perf_counter()
+    reason = ""
     try:
         evaluation = objective.evaluate(candidate)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        del error  # and with it the frames that hold the failed attempt's tensors
+    if reason:  # out here the exception is gone, and with it the frames that held the failed attempt's tensors
         _free_memory()
         return Failure(reason, time.perf_counter() - start)
     if not math.isfinite(evaluation.loss):
