@@ -1,6 +1,6 @@
 """What a trial costs beside sampling and features: merge, FID, optimizer, database, progress bar.
 
-    python benchmarks/overhead.py [--evaluations 100]
+    python benchmarks/overhead.py [--evaluations 300]
 
 Runs digits studies with K = 200 and K = 500 checkpoints in a fresh SQLite database in the current folder, as
 ``lcsc run`` does, and divides the whole wall-clock time of the search, from the first ask to the last tell.
@@ -29,7 +29,7 @@ CHECKPOINT_EVERY = {200: 20, 500: 8}
 def main() -> None:
     """Measure and print one line for each K and optimizer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--evaluations", type=int, default=300)
     arguments = parser.parse_args()
     print(machine())
     print("milliseconds a trial, mean; rest = merge + metric + everything that is not in the objective")

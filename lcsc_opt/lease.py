@@ -120,6 +120,7 @@ class Lease:
 
     def __init__(self, engine: sa.Engine, study: str, study_id: int, token: int) -> None:
         self._engine, self._study, self._study_id, self.token = engine, study, study_id, token
+        self._chosen = sa.select(_Row.token).where(_Row.study_id == study_id).with_for_update()
 
     def check(self, session: orm.Session) -> None:
         """Within a transaction: hold the row until the transaction ends, and see that the token is ours.
@@ -127,8 +128,7 @@ class Lease:
         Raises:
             LeaseLostError: when another process has taken the study over.
         """
-        chosen = sa.select(_Row.token).where(_Row.study_id == self._study_id).with_for_update()
-        if session.execute(chosen).scalar_one_or_none() != self.token:
+        if session.execute(self._chosen).scalar_one_or_none() != self.token:
             raise LeaseLostError(
                 f"{self._study}: another process has taken this study over; nothing more was written from here"
             )

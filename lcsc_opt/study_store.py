@@ -178,7 +178,6 @@ class StoredStudy:
 
         def add(session: orm.Session) -> TrialKey:
             nonlocal number
-            models.StudyModel.find_or_raise_by_id(self._study_id, session, for_update=True)
             if number is not None and (trial_id := self._running(session, number, attributes)) is not None:
                 return TrialKey(number, trial_id)
             model = models.TrialModel
@@ -189,7 +188,7 @@ class StoredStudy:
             session.add(row)
             session.flush()
             key = TrialKey(number, int(row.trial_id))
-            _replace_attributes(session, key.trial_id, attributes)
+            _add_attributes(session, key.trial_id, attributes)
             _add_summary(session, key.trial_id, candidate.coefficients)
             return key
 
@@ -370,13 +369,15 @@ def _add_finished(session: orm.Session, study_id: int, number: int, trial: Froze
 
 def _add_summary(session: orm.Session, trial_id: int, coefficients: Coefficients) -> None:
     """Σ|a| and the effective number of checkpoints as Optuna parameters, which Optuna's own plots are drawn over."""
+    rows = []
     ranges = {"sum_abs": (1.0, LARGEST_SUM_ABS), "effective": (1.0, float(len(coefficients)))}
     measured = {"sum_abs": sum_abs(coefficients), "effective": effective_count(coefficients)}
     for name, (low, high) in ranges.items():
         distribution = FloatDistribution(low, high, log=name == "sum_abs")
         value = min(max(measured[name], low), high)
         row = {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(distribution)}
-        session.add(models.TrialParamModel(trial_id=trial_id, **row))
+        rows.append({"trial_id": trial_id, **row})
+    session.execute(sa.insert(models.TrialParamModel), rows)
 
 
 def _value(trial_id: int, value: float) -> models.TrialValueModel:
@@ -387,8 +388,12 @@ def _value(trial_id: int, value: float) -> models.TrialValueModel:
 def _replace_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> None:
     model = models.TrialUserAttributeModel
     session.execute(sa.delete(model).where(model.trial_id == trial_id, model.key.in_(list(attributes))))
-    for key, value in attributes.items():
-        session.add(model(trial_id=trial_id, key=key, value_json=json.dumps(value)))
+    _add_attributes(session, trial_id, attributes)
+
+
+def _add_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
+    session.execute(sa.insert(models.TrialUserAttributeModel), rows)
 
 
 def _has_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> bool:
