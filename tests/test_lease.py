@@ -12,7 +12,7 @@ import pytest
 from lcsc_opt import lease
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import LeaseLostError, StudyHeldError
-from lcsc_opt.lease import LEASE_SECONDS, Process, create_table, hold
+from lcsc_opt.lease import LEASE_SECONDS, Process, create_table, hold, holder
 from lcsc_opt.records import Candidate, Evaluation
 from lcsc_opt.study_store import StoredStudy
 
@@ -61,9 +61,14 @@ def test_a_dead_process_of_this_machine_does_not_hold_a_study(study: StoredStudy
     recycled = Process(here.host, here.machine, os.getpid(), "not when this process started")
     create_table(study.storage.engine)
     for dead in (gone, recycled):
-        hold(study.storage.engine, "e/LCSC/0", 1, process=dead).__enter__()
+        left_behind = hold(study.storage.engine, "e/LCSC/0", 1, process=dead)
+        left_behind.__enter__()  # kept, since a holder that is collected gives its lease up
+        held = holder(study.storage.engine, 1)
+        assert held is not None
+        assert not held.alive
         with study.hold():
             pass
+        left_behind.__exit__(None, None, None)
 
 
 def test_a_process_elsewhere_holds_a_study_until_its_heartbeat_is_old(study: StoredStudy, url: str) -> None:
