@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import lcsc_opt
 from lcsc_opt.errors import CatalogError, LcscError
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective import Objective, study_directory
 from lcsc_opt.study_spec import ObjectiveSpec, near_miss
 
 Kind = Literal["objectives", "studies", "dashboards"]
@@ -86,7 +86,8 @@ def _own_folders(kind: Kind, beside: Path | None) -> list[Path]:
 def load_objective(spec: ObjectiveSpec, *, beside: Path | None = None) -> Objective:
     """Load the objective's file and build the objective.
 
-    The study file's folder and the working directory become importable, for what the objective imports.
+    The study file's folder and the working directory become importable, for what the objective imports; paths in the
+    settings may be relative to either (:func:`lcsc_opt.objective.given_path`).
 
     Raises:
         CatalogError: when the file cannot be loaded or its ``build`` does not give an objective.
@@ -95,7 +96,8 @@ def load_objective(spec: ObjectiveSpec, *, beside: Path | None = None) -> Object
     for folder in (beside, Path()):
         if folder is not None and str(folder.resolve()) not in sys.path:
             sys.path.append(str(folder.resolve()))
-    objective = _build(load_file(path), path, dict(spec.settings))
+    with study_directory(beside):
+        objective = _build(load_file(path), path, dict(spec.settings))
     if not isinstance(objective, Objective):
         raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
     return objective

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+import contextvars
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,19 @@ from lcsc_opt.coefficients import check_coefficients, check_steps
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 
-__all__ = ["Candidate", "CoefficientFunction", "Cost", "Evaluation", "Noise", "Objective", "cache_directory"]
+__all__ = [
+    "Candidate",
+    "CoefficientFunction",
+    "Cost",
+    "Evaluation",
+    "Noise",
+    "Objective",
+    "cache_directory",
+    "given_path",
+    "study_directory",
+]
+
+_study_directory: contextvars.ContextVar[Path | None] = contextvars.ContextVar("study_directory", default=None)
 
 
 class Objective(abc.ABC):
@@ -109,3 +123,26 @@ def cache_directory() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"
+
+
+@contextlib.contextmanager
+def study_directory(directory: Path | None) -> Iterator[None]:
+    """While this is open, :func:`given_path` looks beside the study file in ``directory`` first."""
+    token = _study_directory.set(directory)
+    try:
+        yield
+    finally:
+        _study_directory.reset(token)
+
+
+def given_path(path: str) -> Path:
+    """A path or glob of a study file: relative ones are taken from beside the study file, else from where we are.
+
+    Nothing has to be there: what is there beside the study file comes first, and whoever opens the path complains.
+    """
+    given = Path(path).expanduser()
+    directory = _study_directory.get()
+    if directory is None or given.is_absolute():
+        return given
+    beside = directory / given
+    return beside if beside.exists() or next(directory.glob(path), None) is not None else given

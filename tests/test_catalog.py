@@ -6,6 +6,7 @@ import pytest
 
 from lcsc_opt.catalog import entries, find, load_objective, shipped_directory
 from lcsc_opt.errors import CatalogError, ObjectiveError
+from lcsc_opt.objective import given_path, study_directory
 from lcsc_opt.study_spec import ObjectiveSpec, read_study_file
 
 GOOD = """
@@ -79,3 +80,30 @@ def test_a_callable_that_cannot_be_imported_is_a_typed_error(callable_: str, wor
 def test_every_shipped_study_is_valid_and_its_objective_is_there(path: Path) -> None:
     spec = read_study_file(path)
     assert find("objectives", spec.objective.file, beside=path.parent).is_file()
+
+
+def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace: Path) -> None:
+    (workplace / "study").mkdir(exist_ok=True)
+    for folder in (workplace / "study", workplace):
+        (folder / "both.pt").touch()
+    (workplace / "study" / "step_1.pt").touch()
+    with study_directory(workplace / "study"):
+        assert given_path("both.pt") == workplace / "study" / "both.pt"
+        assert given_path("step_*.pt") == workplace / "study" / "step_*.pt"
+        assert given_path("elsewhere.pt") == Path("elsewhere.pt")
+        assert given_path(str(workplace / "both.pt")) == workplace / "both.pt"
+    assert given_path("both.pt") == Path("both.pt")
+
+
+def test_the_study_file_directory_is_known_while_an_objective_is_built(workplace: Path) -> None:
+    study = workplace / "study"
+    study.mkdir(exist_ok=True)
+    (study / "weights.pt").touch()
+    write(
+        study,
+        "located.py",
+        "from lcsc_opt.objective import CoefficientFunction, given_path\n\n\ndef build(settings):\n"
+        "    return CoefficientFunction(lambda a: 1.0, [1, 2], name=str(given_path(settings['path'])))\n",
+    )
+    objective = load_objective(ObjectiveSpec(file="located.py", settings={"path": "weights.pt"}), beside=study)
+    assert objective.describe()["callable"] == str(study / "weights.pt")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,25 +14,31 @@ from lcsc_opt.cli.output import Format, console, print_json, say, table
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
 
 SPARKS = "▁▂▃▄▅▆▇█"
+NO_SPARK = "·"  # a value that is no number
+KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
 
 
 @app.command()
 def pack(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Files or diffusers checkpoint-N folders.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs, or folders of checkpoints.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
     steps: Annotated[
         str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")
     ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Where in a nested file the weights are, such as ema or model.ema.")
-    ] = None,
+    key: Annotated[str | None, typer.Option(help=KEY_HELP)] = None,
+    last: Annotated[int | None, typer.Option(help="Take the last N checkpoints.")] = None,
+    first_step: Annotated[int | None, typer.Option(help="Take none that was saved before this step.")] = None,
+    window: Annotated[int | None, typer.Option(help="Take those at most this many steps before the last.")] = None,
+    interval: Annotated[int | None, typer.Option(help="Take one every this many steps, back from the last.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
 ) -> None:
     """Pack saved checkpoints of one training run into one memory-mapped trajectory."""
+    from lcsc_opt.trajectory import Selection
     from lcsc_opt.trajectory import pack as pack_checkpoints
 
     given = None if steps is None else [_step(part) for part in steps.split(",")]
-    trajectory = pack_checkpoints(checkpoints, out, steps=given, key=key, overwrite=overwrite)
+    selection = Selection(last=last, first_step=first_step, window=window, interval=interval)
+    trajectory = pack_checkpoints(checkpoints, out, steps=given, key=key, selection=selection, overwrite=overwrite)
     say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters")
 
 
@@ -43,48 +51,61 @@ def _step(text: str) -> int:
 
 @app.command()
 def show(
-    path: Annotated[Path, typer.Argument(help="A packed trajectory.")],
-    verify: Annotated[bool, typer.Option("--verify", help="Read everything and compare the hashes.")] = False,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", help="A packed trajectory; or files, globs, folders of checkpoints."),
+    ],
+    key: Annotated[str | None, typer.Option(help=KEY_HELP)] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read a packed trajectory whole and compare the hashes.")
+    ] = False,
     output: Annotated[Format, typer.Option("--format")] = Format.table,
 ) -> None:
-    """What is in a trajectory: checkpoints, parameters, steps, types, size, and how far the weights move."""
-    from lcsc_opt.trajectory import Trajectory
+    """What is in a trajectory, how far its weights move, and what looks wrong with it."""
+    from lcsc_opt.trajectory.inspection import inspect
 
-    trajectory = Trajectory.open(path)
-    if verify:
-        trajectory.verify()
-    distances = [float(distance) for distance in trajectory.difference_norms()]
-    described = {
-        "path": str(path),
-        "checkpoints": len(trajectory),
-        "parameters": trajectory.parameters,
-        "tensors": len(trajectory.names),
-        "dtypes": [str(dtype) for dtype in trajectory.dtypes],
-        "bytes": trajectory.nbytes,
-        "first_step": trajectory.steps[0],
-        "last_step": trajectory.steps[-1],
-        "intervals": sorted(
-            {after - before for before, after in zip(trajectory.steps, trajectory.steps[1:], strict=False)}
-        ),
-        "sha256": trajectory.sha256,
-        "verified": verify,
-    }
+    described = dataclasses.asdict(inspect(paths, key=key, verify=verify))
     if output is Format.json:
-        print_json({**described, "steps": list(trajectory.steps), "difference_norms": distances})
-        return
+        print_json(described)
+    else:
+        _print(described)
+
+
+def _print(described: dict[str, Any]) -> None:
+    norms, warnings, _steps = (described.pop(name) for name in ("difference_norms", "warnings", "steps"))
     shown = table("trajectory", "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
-        shown.add_row(
-            name.replace("_", " "), f"{value:,}" if isinstance(value, int) and name != "verified" else str(value)
-        )
-    shown.add_row("moved", f"{sparkline(distances)}  {min(distances):.3g} to {max(distances):.3g} between checkpoints")
+        shown.add_row(name.replace("_", " "), _text(value))
+    moved = [norm for norm in norms if norm is not None]
+    if moved:
+        shown.add_row("moved", f"{sparkline(norms)}  {min(moved):.3g} to {max(moved):.3g} between checkpoints")
     console().print(shown)
+    for warning in warnings:
+        console().print(f"warning: {warning}", markup=False, soft_wrap=True)
 
 
-def sparkline(values: list[float], width: int = 60) -> str:
-    """Values as a row of bars, each the mean of its share."""
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    if value is None or value == "":
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def sparkline(values: Sequence[float | None], width: int = 60) -> str:
+    """Values as a row of bars, each the mean of its share; a dot where there is no number."""
     shares = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
-    means = [sum(share) / len(share) for share in shares if share] if len(values) > width else values
-    top = max(means, default=0.0) or 1.0
-    return "".join(SPARKS[min(int(value / top * len(SPARKS)), len(SPARKS) - 1)] for value in means)
+    shares = shares if len(values) > width else [[value] for value in values]
+    means = [_mean(share) for share in shares]
+    top = max((mean for mean in means if mean is not None), default=0.0) or 1.0
+    return "".join(NO_SPARK if mean is None else _bar(mean / top) for mean in means)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _bar(height: float) -> str:
+    return SPARKS[min(int(height * len(SPARKS)), len(SPARKS) - 1)]

@@ -1,13 +1,26 @@
-"""Saved checkpoints of one training run: read, packed into one mapped file, and merged.
+"""Saved checkpoints of one training run: found, read, packed into one mapped file, and merged.
 
-``formats`` reads what people have on disk, ``packing`` turns many files into one trajectory, ``writer``
-makes one while a model trains, ``store`` opens it and merges. ``layout`` and ``manifest`` are the file
-format; ``merging`` is the arithmetic.
+``formats`` reads what people have on disk, ``finding`` and ``selection`` say which files, ``packing`` turns them
+into one trajectory, ``writer`` makes one while a model trains, ``store`` opens it and merges, ``inspection`` looks for
+what is wrong with one. ``layout`` and ``manifest`` are the file format; ``merging`` is the arithmetic; ``lora`` and
+``recombination`` are for low-rank adapters; ``locking`` lets one process at a time make a file.
 """
 
+from lcsc_opt.trajectory.finding import find_checkpoints
 from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_step, read_checkpoint
-from lcsc_opt.trajectory.packing import pack
+from lcsc_opt.trajectory.packing import open_or_pack, pack
+from lcsc_opt.trajectory.selection import Selection
 from lcsc_opt.trajectory.store import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
-__all__ = ["Checkpoint", "Trajectory", "TrajectoryWriter", "checkpoint_step", "pack", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Selection",
+    "Trajectory",
+    "TrajectoryWriter",
+    "checkpoint_step",
+    "find_checkpoints",
+    "open_or_pack",
+    "pack",
+    "read_checkpoint",
+]

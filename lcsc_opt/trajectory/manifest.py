@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,6 +99,12 @@ def _check_checkpoints(checkpoints: tuple[SavedCheckpoint, ...]) -> None:
         raise ValueError("two checkpoints share a slot")
     if any(later.step <= earlier.step for earlier, later in itertools.pairwise(checkpoints)):
         raise ValueError("steps do not increase")
+
+
+def trajectory_sha256(tensors: Iterable[TensorSpec], rows: Iterable[tuple[int, str]]) -> str:
+    """The identity of K checkpoints: names, shapes and dtypes of their tensors, steps, and SHA-256 of each row."""
+    described = [(spec.name, spec.shape, spec.dtype) for spec in tensors]
+    return hashlib.sha256(json.dumps([described, list(rows)]).encode()).hexdigest()
 
 
 def load_manifest(path: Path) -> Manifest:

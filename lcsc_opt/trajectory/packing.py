@@ -7,76 +7,152 @@ import hashlib
 import itertools
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from lcsc_opt.errors import CheckpointError, TrajectoryError
-from lcsc_opt.progress import progress
-from lcsc_opt.trajectory.formats import checkpoint_step, read_checkpoint, read_metadata
+from lcsc_opt.progress import notice, progress
+from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed, several_series
+from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
+from lcsc_opt.trajectory.layout import plan
+from lcsc_opt.trajectory.locking import only_process
 from lcsc_opt.trajectory.manifest import MANIFEST, PENDING, WEIGHTS, load_manifest, sync_folder
+from lcsc_opt.trajectory.selection import Selection, steps_in_words
 from lcsc_opt.trajectory.store import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
 PLAN = "pack_sha256"  # the metadata entry that tells whether a partial was made from the same sources
+EVERYTHING = Selection()
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class _Source:
+class Source:
+    """One checkpoint that is not packed yet."""
+
     step: int
     path: Path
 
 
 def pack(
-    paths: Sequence[str | Path],
+    patterns: Patterns,
     out: str | Path,
     *,
     steps: Sequence[int] | None = None,
     key: str | None = None,
+    selection: Selection = EVERYTHING,
     overwrite: bool = False,
 ) -> Trajectory:
-    """Pack checkpoint files into the trajectory ``out``, in the order of their steps.
+    """Pack checkpoints into the trajectory ``out``, in the order of their steps.
 
-    One checkpoint is in memory at a time. The work grows in ``OUT.partial`` and takes its name when it is
-    complete; the same call after an interruption goes on where it stopped.
+    Steps are found and selected before any weights are read. One checkpoint is in memory at a time. The work grows
+    in ``OUT.partial`` and takes its name when it is complete; the same call after an interruption goes on where it
+    stopped.
 
     Args:
-        paths: K ≥ 2 files or folders that :func:`read_checkpoint` reads.
+        patterns: files, globs or folders, as :func:`find_checkpoints` takes them.
         out: the new folder, by convention ``NAME.trajectory``.
-        steps: the training step of each path, ``[K]``; ``None`` takes them from metadata and names.
+        steps: the training step of each checkpoint that is found, ``[K]``; ``None`` takes them from metadata, names
+            and contents.
         key: which state dict of each file; ``None`` finds it in the first one and takes the same from all.
+        selection: which of them to take.
         overwrite: replace a trajectory that is at ``out``.
 
     Raises:
         CheckpointError: a file that cannot be read as weights, or does not tell its step.
-        TrajectoryError: fewer than two checkpoints, a step twice, checkpoints of different models, or
-            ``out`` is taken.
+        TrajectoryError: fewer than two checkpoints, a step twice, checkpoints of different models, too little room,
+            ``out`` is taken, or another process packs to it.
     """
     out = Path(out)
     _check_free(out, overwrite=overwrite)
-    sources = _sort(paths, steps)
-    partial = out.with_name(f"{out.name}.partial")
-    fingerprint = _fingerprint(sources, key)
-    _discard_other(partial, fingerprint)
-    _fill(partial, sources, key, fingerprint)
-    _rename(partial, out)
+    sources = _selected(find_sources(find_checkpoints(patterns, key=key), steps), selection)
+
+    def busy() -> None:
+        raise TrajectoryError(f"Another process packs to {out}: wait until it is done.")
+
+    with only_process(out, busy=busy):
+        return _pack(sources, out, key, fingerprint(sources, key))
+
+
+def open_or_pack(
+    patterns: Patterns,
+    *,
+    cache: Path,
+    key: str | None = None,
+    selection: Selection = EVERYTHING,
+    steps: Sequence[int] | None = None,
+) -> Trajectory:
+    """Open a packed trajectory, or pack checkpoints once and open the result from then on.
+
+    What is packed lies in ``CACHE/trajectories`` under the hash of the sources' paths, sizes and times, their steps
+    and the key, and stays there until somebody deletes it. A second process that asks for the same waits for the
+    first; after an interruption the next call goes on where it stopped.
+
+    Args:
+        patterns: a packed trajectory alone, or what :func:`pack` takes.
+        cache: the folder for what can be made again.
+        key: as for :func:`pack`; of a packed trajectory it must be the one it was packed with.
+        selection: as for :func:`pack`; a packed trajectory has been selected already.
+        steps: as for :func:`pack`.
+
+    Raises:
+        CheckpointError, TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
+    """
+    alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
+    if len(alone) == 1 and is_packed(Path(alone[0]).expanduser()):
+        return _open_packed(Path(alone[0]).expanduser(), key, selection, steps)
+    sources = _selected(find_sources(find_checkpoints(alone, key=key), steps), selection)
+    identity = fingerprint(sources, key)
+    out = cache / "trajectories" / f"{identity[:24]}.trajectory"
+    if not out.exists():
+        with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
+            if not out.exists():  # nor made while this process waited
+                notice(f"packing {len(sources)} checkpoints once, to {out}")
+                _pack(sources, out, key, identity)
     return Trajectory.open(out)
 
 
-def _sort(paths: Sequence[str | Path], steps: Sequence[int] | None) -> list[_Source]:
-    if len(paths) < 2:
-        raise TrajectoryError(f"A trajectory needs at least 2 checkpoints, got {len(paths)}: name more files.")
+def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> list[Source]:
+    """The checkpoints with their steps, in the order of the steps; no weights are read.
+
+    Raises:
+        CheckpointError: a name that does not tell the step.
+        TrajectoryError: another number of steps than of checkpoints, or a step twice.
+    """
     if steps is None:
         steps = [checkpoint_step(path, read_metadata(path)) for path in paths]
     if len(steps) != len(paths):
         raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
-    sources = sorted(_Source(int(step), Path(path)) for step, path in zip(steps, paths, strict=True))
+    sources = sorted(Source(int(step), path) for step, path in zip(steps, paths, strict=True))
     for earlier, later in itertools.pairwise(sources):
         if earlier.step == later.step:
-            raise TrajectoryError(f"Step {later.step} is there twice: {earlier.path} and {later.path}. Leave one out.")
+            raise _twice(earlier, later, paths)
     return sources
 
 
-def _fingerprint(sources: list[_Source], key: str | None) -> str:
+def _twice(earlier: Source, later: Source, paths: Sequence[Path]) -> TrajectoryError:
+    message = f"Step {later.step} is there twice: {earlier.path} and {later.path}."
+    if checkpoint_series(earlier.path) != checkpoint_series(later.path):
+        return TrajectoryError(f"{message} {several_series('The list', paths)}")
+    return TrajectoryError(f"{message} Leave one out.")
+
+
+def _selected(sources: list[Source], selection: Selection) -> list[Source]:
+    steps = [source.step for source in sources]
+    chosen = [sources[position] for position in selection.choose(steps)]
+    if selection.given:
+        notice(f"selected {len(chosen)} of {len(sources)} checkpoints: {_described([one.step for one in chosen])}")
+    return chosen
+
+
+def _described(steps: Sequence[int]) -> str:
+    intervals = {later - earlier for earlier, later in itertools.pairwise(steps)}
+    least, most = min(intervals), max(intervals)
+    return f"{steps_in_words(steps)}, {least if least == most else f'{least} to {most}'} apart"
+
+
+def fingerprint(sources: Sequence[Source], key: str | None) -> str:
+    """Changes with the paths, sizes, times or steps of the checkpoints, or the key: SHA-256, in hex."""
     described = [(source.step, *_identity(source.path)) for source in sources]
     return hashlib.sha256(json.dumps([described, key]).encode()).hexdigest()
 
@@ -95,27 +171,63 @@ def _identity(path: Path) -> tuple[str, int, int]:
     )
 
 
-def _fill(partial: Path, sources: list[_Source], key: str | None, fingerprint: str) -> None:
-    first = read_checkpoint(sources[0].path, key=key)
-    key = first.key
-    del first
-    metadata = {PLAN: fingerprint, "key": key}
-    with TrajectoryWriter(partial, metadata=metadata) as writer:
+def _open_packed(path: Path, key: str | None, selection: Selection, steps: Sequence[int] | None) -> Trajectory:
+    trajectory = Trajectory.open(path)
+    if selection.given or steps is not None:
+        asked = ", ".join([*selection.given, *(["steps"] if steps is not None else [])])
+        raise TrajectoryError(f"{path} is packed already: leave out {asked}, or name the checkpoints it was made from.")
+    packed = trajectory.metadata.get("key", "")
+    if key is not None and key != packed:
+        raise TrajectoryError(f"{path} was packed with the key {packed!r}, not {key!r}: leave it out, or pack again.")
+    return trajectory
+
+
+def _pack(sources: list[Source], out: Path, key: str | None, identity: str) -> Trajectory:
+    partial = out.with_name(f"{out.name}.partial")
+    _discard_other(partial, identity)
+    _fill(partial, sources, key, identity)
+    _rename(partial, out)
+    return Trajectory.open(out)
+
+
+def _fill(partial: Path, sources: list[Source], key: str | None, identity: str) -> None:
+    first: Checkpoint | None = None
+    if is_packed(partial):
+        key = load_manifest(partial).metadata["key"]
+    else:
+        first = read_checkpoint(sources[0].path, key=key)
+        key = first.key
+        _check_room(partial, plan(first.tensors).row_bytes * len(sources))
+    with TrajectoryWriter(partial, metadata={PLAN: identity, "key": key}) as writer:
         done = len(writer.steps)
         with progress("pack", len(sources), done=done) as advance:
             for source in sources[done:]:
-                _append(writer, source, key)
-                advance(note=f"step {source.step}")
+                start = time.monotonic()
+                size = _append(writer, source, first or read_checkpoint(source.path, key=key))
+                first = None  # its memory is for the next one
+                advance(note=f"step {source.step}, {size / max(time.monotonic() - start, 1e-6) / 1e6:.0f} MB/s")
 
 
-def _append(writer: TrajectoryWriter, source: _Source, key: str) -> None:
-    checkpoint = read_checkpoint(source.path, key=key)
+def _append(writer: TrajectoryWriter, source: Source, checkpoint: Checkpoint) -> int:
+    """Append one checkpoint; gives its size in bytes."""
     try:
         writer.append(source.step, checkpoint.tensors, source=str(source.path))
     except CheckpointError:
         raise
     except TrajectoryError as error:
         raise TrajectoryError(f"{source.path}: {error}") from error
+    return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+
+
+def _check_room(partial: Path, needed: int) -> None:
+    """Complain now about a disk that would be full after hours."""
+    there = next(folder for folder in partial.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise TrajectoryError(
+            f"{partial.parent} has {free / 1e9:.1f} GB free and the trajectory takes {needed / 1e9:.1f} GB: "
+            "select fewer checkpoints, or choose another disk."
+        )
 
 
 def _check_free(out: Path, *, overwrite: bool) -> None:
@@ -132,14 +244,14 @@ def _is_trajectory(path: Path) -> bool:
     return path.is_dir() and {entry.name for entry in path.iterdir()} <= ours
 
 
-def _discard_other(partial: Path, fingerprint: str) -> None:
+def _discard_other(partial: Path, identity: str) -> None:
     """Remove what an interrupted call with other sources left."""
     if not partial.exists():
         return
     if not _is_trajectory(partial):
         raise TrajectoryError(f"{partial} is in the way and is not a trajectory: move it away.")
     try:
-        same = load_manifest(partial).metadata.get(PLAN) == fingerprint
+        same = load_manifest(partial).metadata.get(PLAN) == identity
     except TrajectoryError:
         same = False
     if not same:

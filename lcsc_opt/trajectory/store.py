@@ -7,7 +7,6 @@ the rows are. Tensors keep their own dtype, so a one-hot combination is that che
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,7 +22,7 @@ from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.progress import progress
 from lcsc_opt.trajectory import merging
 from lcsc_opt.trajectory.layout import Segment, TensorSpec, empty, from_bytes, segments
-from lcsc_opt.trajectory.manifest import MANIFEST, WEIGHTS, Manifest, load_manifest, unreadable
+from lcsc_opt.trajectory.manifest import MANIFEST, WEIGHTS, Manifest, load_manifest, trajectory_sha256, unreadable
 
 StateDict = dict[str, Tensor]
 
@@ -116,9 +115,12 @@ class Trajectory:
     @property
     def sha256(self) -> str:
         """The identity of the trajectory: names, shapes, dtypes, steps and the bytes of all rows."""
-        tensors = [(spec.name, spec.shape, spec.dtype) for spec in self.tensors]
-        rows = [(saved.step, saved.sha256) for saved in self._manifest.checkpoints]
-        return hashlib.sha256(json.dumps([tensors, rows]).encode()).hexdigest()
+        return trajectory_sha256(self.tensors, zip(self.steps, self.checkpoint_sha256, strict=True))
+
+    @property
+    def checkpoint_sha256(self) -> tuple[str, ...]:
+        """The SHA-256 of each checkpoint's row, ``[K]``."""
+        return tuple(saved.sha256 for saved in self._manifest.checkpoints)
 
     @torch.inference_mode(mode=False)
     def checkpoint(self, index: int) -> StateDict:
@@ -133,6 +135,21 @@ class Trajectory:
         saved = self._copy(index, self.tensors)
         self._check_unchanged()
         return saved
+
+    @torch.inference_mode(mode=False)
+    def stacked(self, name: str) -> Tensor:
+        """One tensor of all checkpoints: a copy, ``[K, …]``, in its stored dtype.
+
+        Raises:
+            TrajectoryError: there is no such tensor, or a checkpoint has been overwritten since opening.
+        """
+        spec = next((spec for spec in self.tensors if spec.name == name), None)
+        if spec is None:
+            raise TrajectoryError(f"{self.path} holds no tensor {name!r}: {len(self.names)} others are there.")
+        self._check_unchanged()
+        rows = torch.stack([from_bytes(self._rows[slot], spec) for slot in self._slots])
+        self._check_unchanged()
+        return rows
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
         """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.

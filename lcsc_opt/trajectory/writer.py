@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -9,7 +10,8 @@ import operator
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory.formats import strip_wrappers
-from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, check_same, plan, row_chunks
+from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, check_same, plan, row_chunks
 from lcsc_opt.trajectory.manifest import (
     MANIFEST,
     PENDING,
@@ -35,6 +37,7 @@ if sys.platform != "win32":
     import fcntl
 
 WRITE_BYTES = 64 * 2**20  # at once; Linux takes less than 2 GiB
+WAITING_BYTES = 64 * 2**20  # that are written and not hashed yet
 
 
 class TrajectoryWriter:
@@ -166,11 +169,54 @@ class TrajectoryWriter:
         row = _Row(step, frozenset() if manifest is None else frozenset(manifest.varying))
         reference = {} if manifest is None else manifest.digests
         os.lseek(self._weights, slot * layout.row_bytes, os.SEEK_SET)
-        for spec, chunk in row_chunks(layout, tensors):
-            row.add(spec, chunk, reference)
-            _write_all(self._weights, chunk)
-        os.fsync(self._weights)
+        with _Hasher() as hasher:
+            for spec, chunk in row_chunks(layout, tensors):
+                row.check_finite(spec, chunk)
+                hasher.submit(chunk, row.add, spec, chunk, reference)
+                _write_all(self._weights, chunk)
+            os.fsync(self._weights)
+            hasher.finish()
         return row
+
+
+class _Hasher:
+    """Hashes in a thread of its own while the bytes are written and synced, which takes about as long.
+
+    Chunks that wait are kept in memory where they are copies, so no more than ``WAITING_BYTES`` may wait.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lcsc-hash")
+        self._waiting: collections.deque[tuple[Future[None], int]] = collections.deque()
+        self._bytes = 0
+
+    def __enter__(self) -> _Hasher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def submit(self, chunk: memoryview, function: Callable[..., None], *arguments: object) -> None:
+        """Call ``function`` after the ones submitted before, soon."""
+        try:
+            future = self._pool.submit(function, *arguments)
+        except RuntimeError:  # the interpreter is ending, and starts no thread any more
+            function(*arguments)
+            return
+        self._waiting.append((future, chunk.nbytes))
+        self._bytes += chunk.nbytes
+        while len(self._waiting) > 1 and self._bytes > WAITING_BYTES:
+            self._finish_one()
+
+    def finish(self) -> None:
+        """Wait for all calls; raises what the first of them raised that failed."""
+        while self._waiting:
+            self._finish_one()
+
+    def _finish_one(self) -> None:
+        future, size = self._waiting.popleft()
+        self._bytes -= size
+        future.result()
 
 
 @dataclasses.dataclass
@@ -189,19 +235,17 @@ class _Row:
         return self._hash.hexdigest()
 
     def add(self, spec: TensorSpec | None, chunk: memoryview, reference: Mapping[str, str]) -> None:
+        """Take ``chunk`` into the hashes."""
         self._hash.update(chunk)
-        if spec is None:
-            return
-        self._check_finite(spec, chunk)
-        if spec.name not in self.varying:
+        if spec is not None and spec.name not in self.varying:
             digest = self.digests[spec.name] = hashlib.sha256(chunk).hexdigest()
             _check_mergeable(spec, digest, reference)
 
-    def _check_finite(self, spec: TensorSpec, chunk: memoryview) -> None:
-        if not spec.merged or not spec.numel:
+    def check_finite(self, spec: TensorSpec | None, chunk: memoryview) -> None:
+        """Refuse NaN and infinity."""
+        if spec is None or not spec.merged or not spec.numel:
             return
-        values = torch.frombuffer(chunk, dtype=spec.torch_dtype)
-        if not torch.isfinite(values).all():
+        if not all_finite(torch.frombuffer(chunk, dtype=spec.torch_dtype)):
             raise TrajectoryError(
                 f"Tensor {spec.name!r} at step {self.step} holds NaN or infinity: leave this checkpoint out."
             )

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from safetensors.torch import save_file
 from trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.errors import CheckpointError, TrajectoryError
-from lcsc_opt.trajectory import Trajectory, pack, packing
+from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
 
 
 @pytest.fixture
@@ -66,7 +69,7 @@ def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch,
 
     def reading(path, *, key):
         read.append(path)
-        if len(read) == count + 2:  # the first file is looked at once more, for its key
+        if len(read) == count + 1:
             raise KeyboardInterrupt
         return plain(path, key=key)
 
@@ -78,7 +81,7 @@ def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch,
     assert Trajectory.open(tmp_path / "t.partial").steps == STEPS[:count]
     read[:] = [None] * len(STEPS) * 2
     trajectory = pack(files, tmp_path / "t")
-    assert read[len(STEPS) * 2 :] == [files[0], *files[count:]]
+    assert read[len(STEPS) * 2 :] == files[count:]
     assert trajectory.sha256 == make_trajectory(tmp_path / "whole").sha256
 
 
@@ -137,7 +140,7 @@ def test_non_finite_weights_name_file_tensor_and_step(files, tmp_path):
     ("select", "steps", "message"),
     [
         (slice(0, 1), None, "at least 2"),
-        (slice(0, 0), None, "at least 2"),
+        (slice(0, 0), None, "No checkpoint in an empty list"),
         (slice(0, 2), [1], "expected 2"),
         (slice(0, 2), [4, 4], "Step 4 is there twice"),
         (slice(0, 2), [-4, 4], "cannot be -4"),
@@ -153,6 +156,154 @@ def test_file_that_is_not_there(files, tmp_path):
     for name in ("model9.pt", "model9.safetensors"):
         with pytest.raises(CheckpointError, match="model9"):
             pack([*files, tmp_path / name], tmp_path / "t")
+
+
+def test_folder_and_glob_are_packed_as_the_files(files, tmp_path):
+    expected = pack(files, tmp_path / "a").sha256
+    assert pack(tmp_path, tmp_path / "b").sha256 == expected
+    assert pack(str(tmp_path / "model*"), tmp_path / "c").sha256 == expected
+
+
+def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
+    unread = [path.with_suffix(".pt") for path in files[::3]]
+    for path in unread:
+        path.write_bytes(b"not weights")
+    paths = [*files[1:3], files[4], *unread]
+    selection = Selection(first_step=200, interval=200, last=2)
+    trajectory = pack(paths, tmp_path / "t", selection=selection, steps=[200, 300, 500, 100, 400])
+    assert trajectory.steps == (300, 500)
+    assert "selected 2 of 5 checkpoints: steps 300, 500, 200 apart" in capsys.readouterr().err
+    with pytest.raises(TrajectoryError, match="leaves 1 of 5"):
+        pack(files, tmp_path / "u", selection=Selection(first_step=500))
+    with pytest.raises(TrajectoryError, match="window 3 leaves 1 of 5"):
+        pack(files, tmp_path / "u", steps=[1, 2, 3, 4, 40], selection=Selection(window=3))
+
+
+def test_step_twice_in_two_series_says_how_to_choose(tmp_path):
+    for step in (1, 2):
+        for name in ("model", "ema_0.999_"):
+            save_file(state_dict(step), tmp_path / f"{name}{step:06d}.safetensors")
+    with pytest.raises(TrajectoryError, match=r"there twice.*ema_0\.999 \(2\), model \(2\).*glob"):
+        pack(sorted(tmp_path.iterdir()), tmp_path / "t")
+
+
+def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(TrajectoryError, match=r"free and the trajectory takes 0\.0 GB: select fewer"):
+        pack(files, tmp_path / "t")
+
+
+def test_packed_trajectory_opens_as_it_is(files, tmp_path):
+    torch.save({"ema": state_dict(1)}, tmp_path / "m1.pt")
+    torch.save({"ema": state_dict(2)}, tmp_path / "m2.pt")
+    packed = pack(str(tmp_path / "m*.pt"), tmp_path / "t.trajectory").path
+    for patterns in (packed, str(packed), [packed]):
+        assert open_or_pack(patterns, cache=tmp_path / "cache").path == packed
+    assert open_or_pack(packed, cache=tmp_path / "cache", key="ema").path == packed
+    with pytest.raises(TrajectoryError, match="with the key 'ema', not 'model'"):
+        open_or_pack(packed, cache=tmp_path / "cache", key="model")
+    with pytest.raises(TrajectoryError, match="packed already: leave out last, steps"):
+        open_or_pack(packed, cache=tmp_path / "cache", selection=Selection(last=2), steps=[1, 2])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_checkpoints_of_a_study_are_packed_once(files, tmp_path, capsys, monkeypatch):
+    cache = tmp_path / "cache"
+    first = open_or_pack(str(tmp_path / "model*"), cache=cache)
+    assert first.path.parent == cache / "trajectories"
+    assert str(first.path) in capsys.readouterr().err
+    assert first.sha256 == pack(files, tmp_path / "t").sha256
+    monkeypatch.setattr(packing, "read_checkpoint", None)  # nothing is read again
+    assert open_or_pack(tmp_path / "model*", cache=cache).path == first.path
+    assert open_or_pack(files[::-1], cache=cache).path == first.path
+    assert {path.name for path in first.path.parent.iterdir()} == {first.path.name}
+
+
+def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
+    cache = tmp_path / "cache"
+    paths = {open_or_pack(files, cache=cache).path}
+    paths.add(open_or_pack(files, cache=cache, selection=Selection(last=3)).path)
+    paths.add(open_or_pack(files[1:], cache=cache).path)
+    paths.add(open_or_pack(files, cache=cache, key="").path)
+    paths.add(open_or_pack(files, cache=cache, steps=[1, 2, 3, 4, 5]).path)
+    save_file(state_dict(7), files[2])
+    later = open_or_pack(files, cache=cache)
+    assert same_bits(later.checkpoint(2), state_dict(7))
+    paths.add(later.path)
+    assert len(paths) == 6
+
+
+def test_interrupted_study_goes_on_packing(files, tmp_path, monkeypatch):
+    cache, plain = tmp_path / "cache", packing.read_checkpoint
+
+    def reading(path, *, key):
+        if path == files[3]:
+            raise KeyboardInterrupt
+        return plain(path, key=key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "read_checkpoint", reading)
+        with pytest.raises(KeyboardInterrupt):
+            open_or_pack(files, cache=cache)
+    read = []
+    monkeypatch.setattr(packing, "read_checkpoint", lambda path, *, key: read.append(path) or plain(path, key=key))
+    assert open_or_pack(files, cache=cache).steps == STEPS
+    assert read == files[3:]
+
+
+TOGETHER = """
+import sys
+from pathlib import Path
+from lcsc_opt.trajectory import open_or_pack, packing
+plain = packing.read_checkpoint
+def reading(path, *, key):
+    print("read", flush=True)
+    sys.stdin.readline()
+    return plain(path, key=key)
+packing.read_checkpoint = reading
+print(open_or_pack(sys.argv[2:], cache=Path(sys.argv[1])).sha256)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch):
+    """As the workers of one study do, each of which builds the objective."""
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "cache"), *map(str, files)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as worker:
+        assert worker.stdout.readline() == "read\n"  # it packs, and now stands still
+        (partial,) = (tmp_path / "cache" / "trajectories").glob(".*.lock")
+        out = partial.with_name(partial.name[1:].removesuffix(".lock"))
+        with pytest.raises(TrajectoryError, match="Another process packs to"):
+            pack(files, out)
+        monkeypatch.setattr(packing, "read_checkpoint", None)  # it shall open what the first has packed
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(open_or_pack, files, cache=tmp_path / "cache")
+            assert not wait([waiting], timeout=1).done
+            worker.stdin.write("\n" * len(files))
+            worker.stdin.close()
+            trajectory = waiting.result(timeout=60)
+        assert worker.stdout.read().split()[-1] == trajectory.sha256
+    assert "waiting" in capsys.readouterr().err
+    assert trajectory.steps == STEPS
+    assert names(tmp_path / "cache" / "trajectories") == {trajectory.path.name}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_lock_of_a_killed_process_is_nobodys(files, tmp_path):
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "cache"), *map(str, files)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        worker.stdin.write("\n\n")
+        worker.stdin.flush()
+        assert [worker.stdout.readline() for _ in range(3)] == ["read\n"] * 3
+        worker.kill()
+    assert open_or_pack(files, cache=tmp_path / "cache").steps == STEPS
+
+
+def test_cache_that_cannot_be_written(files, tmp_path):
+    (tmp_path / "cache").write_text("x")
+    with pytest.raises(TrajectoryError, match="Cannot write to"):
+        open_or_pack(files, cache=tmp_path / "cache")
 
 
 PEAK = """

@@ -343,6 +343,24 @@ def test_killed_process_leaves_a_window_of_whole_checkpoints(tmp_path):
         assert_whole(path, range(max(1, steps[-1] - 2), steps[-1] + 1))
 
 
+AT_EXIT = """
+import atexit, sys, torch
+from lcsc_opt.trajectory import TrajectoryWriter
+writer = TrajectoryWriter(sys.argv[1])
+writer.append(1, {"w": torch.ones(3)})
+atexit.register(lambda: writer.append(2, {"w": torch.zeros(3)}))
+"""
+
+
+def test_last_checkpoint_can_be_saved_while_the_interpreter_ends(tmp_path):
+    answer = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(tmp_path / "t")], capture_output=True, text=True, check=False
+    )
+    assert answer.stderr == ""
+    Trajectory.open(tmp_path / "t").verify()
+    assert Trajectory.open(tmp_path / "t").steps == (1, 2)
+
+
 def test_rows_left_by_a_crash_are_used_again(tmp_path):
     trajectory = make_trajectory(tmp_path / "t")
     row = trajectory.nbytes // len(trajectory)

@@ -5,6 +5,7 @@ import os
 import pickle
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +13,7 @@ from trajectory_examples import same_bits, state_dict
 
 from lcsc_opt.errors import CheckpointError
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
-from lcsc_opt.trajectory.formats import GUESSED_KEYS, read_metadata, strip_wrappers
+from lcsc_opt.trajectory.formats import GUESSED_KEYS, strip_wrappers
 
 WEIGHTS = state_dict(1)
 OTHER = state_dict(2)
@@ -76,13 +77,14 @@ def test_diffusers_folder(tmp_path, name):
     root = tmp_path / "checkpoint-500"
     file = saved(root / "unet" / name, WEIGHTS)
     saved(root / "unet_ema" / name, OTHER)
-    for path in (root, root / "unet", file):
+    for path in (root / "unet", file):
         assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
         assert checkpoint_step(path) == 500
-    assert read_checkpoint(root).key == "unet"
-    ema = read_checkpoint(root, key="unet_ema")
+    raw, ema = read_checkpoint(root, key="unet"), read_checkpoint(root)
+    assert (raw.key, ema.key) == ("unet", "unet_ema")  # averages come before raw weights
+    assert same_bits(raw.tensors, WEIGHTS)
     assert same_bits(ema.tensors, OTHER)
-    assert ema.key == "unet_ema"
+    assert checkpoint_step(root) == 500
 
 
 def test_lora_folder(tmp_path):
@@ -90,6 +92,61 @@ def test_lora_folder(tmp_path):
     checkpoint = read_checkpoint(tmp_path / "checkpoint-2")
     assert same_bits(checkpoint.tensors, WEIGHTS)
     assert same_bits(read_checkpoint(tmp_path / "checkpoint-2", key=checkpoint.key).tensors, WEIGHTS)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("new", [True, False])
+def test_tensors_are_those_of_torch_load(tmp_path, new):
+    base = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+    content = {
+        "view": base[:, 1:, ::2],
+        "transposed": base.permute(2, 0, 1),
+        "whole": base,
+        "expanded": torch.ones(3, 1).expand(3, 5),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        "scalar": torch.tensor(2.5),
+        "nothing": torch.empty(0, 3),
+        "complex": torch.randn(3, dtype=torch.complex64),
+        "bool": torch.tensor([True, False]),
+        **WEIGHTS,
+    }
+    if new:  # torch cannot read these from its old format
+        content["float8"] = torch.randn(4).to(torch.float8_e5m2)
+        content["uint16"] = torch.tensor([1, 65535], dtype=torch.uint16)
+    path = saved(tmp_path / "m.pt", content, _use_new_zipfile_serialization=new)
+    expected = torch.load(path, weights_only=True)
+    found = read_checkpoint(path).tensors
+    assert list(found) == list(expected)
+    assert same_bits(found, expected)
+    assert all(found[name].stride() == expected[name].stride() for name in expected)
+
+
+def test_state_dict_that_was_pickled_without_torch(tmp_path):
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"model": WEIGHTS, "step": 7}))
+    assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
+    assert checkpoint_step(path) == 7
+
+
+def test_weights_as_arrays_are_refused_by_their_name(tmp_path):
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"model": {"w": np.ones(3), "v": torch.ones(1)}}))
+    with pytest.raises(CheckpointError, match=r"numpy.*at 'model\.w', not a tensor"):
+        read_checkpoint(path)
+
+
+def test_tensors_that_share_memory_are_mapped_once(tmp_path):
+    shared = torch.randn(1000)
+    found = read_checkpoint(saved(tmp_path / "m.pt", {"a": shared, "b": shared[10:]})).tensors
+    assert found["b"].data_ptr() == found["a"].data_ptr() + 40
+
+
+def test_writing_to_a_tensor_does_not_change_the_file(tmp_path):
+    path = saved(tmp_path / "m.pt", WEIGHTS)
+    before = path.read_bytes()
+    read_checkpoint(path).tensors["weight"].zero_()
+    assert path.read_bytes() == before
 
 
 class Attack:
@@ -158,7 +215,7 @@ def test_bad_file_is_one_typed_line_with_its_name(tmp_path, name):
 
 def test_nested_number_is_named(tmp_path):
     path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1), "epoch": 3}})
-    with pytest.raises(CheckpointError, match=r"'model\.epoch' is a int"):
+    with pytest.raises(CheckpointError, match=r"a int at 'model\.epoch'"):
         read_checkpoint(path)
 
 
@@ -167,6 +224,41 @@ def test_key_that_is_not_there(tmp_path, key):
     path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1)}, "epoch": 1})
     with pytest.raises(CheckpointError, match=r"m\.pt"):
         read_checkpoint(path, key=key)
+
+
+def test_key_continues_as_the_start_of_names(tmp_path):
+    names = {f"model.{name}": tensor for name, tensor in WEIGHTS.items()} | {"loss.scale": torch.ones(1)}
+    path = saved(tmp_path / "m.pt", {"state_dict": names})
+    assert read_checkpoint(path, key="state_dict").tensors.keys() == names.keys()
+    assert same_bits(read_checkpoint(path, key="state_dict.model").tensors, WEIGHTS)
+    bare = saved(tmp_path / "m.safetensors", {name: tensor.contiguous() for name, tensor in names.items()})
+    assert same_bits(read_checkpoint(bare, key="model").tensors, WEIGHTS)
+
+
+def test_key_with_a_dot_in_a_name(tmp_path):
+    path = saved(tmp_path / "m.pt", {"ema_0.9999": {"w": torch.ones(1)}, "ema_0": {"9999": {"w": torch.zeros(1)}}})
+    assert read_checkpoint(path, key="ema_0.9999").tensors["w"] == 1
+
+
+def test_guess_is_said_once_where_there_was_a_choice(tmp_path, capsys):
+    both = saved(tmp_path / "both.pt", {"model": OTHER, "ema": WEIGHTS, "optimizer": {"state": {}}})
+    read_checkpoint(saved(tmp_path / "one.pt", {"model": OTHER, "epoch": 3}))
+    read_checkpoint(saved(tmp_path / "bare.pt", OTHER))
+    read_checkpoint(both, key="ema")
+    assert capsys.readouterr().err == ""
+    read_checkpoint(both)
+    assert capsys.readouterr().err == "lcsc: both.pt: taking 'ema'; there is also model (choose with --key).\n"
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 1), {"epoch": 3, "model": torch.nn.Linear(2, 1)}])
+def test_whole_modules_are_refused_with_the_remedy(tmp_path, content):
+    with pytest.raises(CheckpointError, match=r"whole module \(a torch.nn.modules.linear.Linear\).*state_dict\(\)"):
+        read_checkpoint(saved(tmp_path / "m.pt", content))
+
+
+def test_state_dict_beside_a_whole_module_is_read(tmp_path):
+    path = saved(tmp_path / "m.pt", {"net": torch.nn.Linear(2, 1), "params": WEIGHTS})
+    assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
 
 
 def test_key_makes_no_sense_for_safetensors(tmp_path):
@@ -178,35 +270,3 @@ def test_subfolder_that_is_not_there(tmp_path):
     saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", WEIGHTS)
     with pytest.raises(CheckpointError, match="'unet_ema'"):
         read_checkpoint(tmp_path, key="unet_ema")
-
-
-@pytest.mark.parametrize(
-    ("name", "step"),
-    [
-        ("model012345.pt", 12345),
-        ("ema_0.9999_010000.pt", 10000),
-        ("step=1000-loss=0.25.ckpt", 1000),
-        ("epoch=3-step=2000.ckpt", 2000),
-        ("model_100_fp16.safetensors", 100),
-        ("checkpoint-70", 70),
-        ("checkpoint-70/unet", 70),
-        ("checkpoint-70/unet/diffusion_pytorch_model.fp16.safetensors", 70),
-        ("run7/model_0040.bin", 40),
-    ],
-)
-def test_step_in_the_name(name, step):
-    assert checkpoint_step(name) == step
-
-
-def test_step_in_the_metadata_comes_first(tmp_path):
-    path = saved(tmp_path / "lora-000004.safetensors", WEIGHTS, metadata={"ss_steps": "800"})
-    assert checkpoint_step(path, read_metadata(path)) == 800
-    assert checkpoint_step(path, {"step": "9", "ss_steps": "800"}) == 9
-    assert checkpoint_step(path, {"step": "unknown"}) == 4
-    assert read_checkpoint(path).metadata["ss_steps"] == "800"
-
-
-@pytest.mark.parametrize("name", ["model.pt", "run7/final.pt", "unet/diffusion_pytorch_model.safetensors"])
-def test_no_step_asks_for_steps(name):
-    with pytest.raises(CheckpointError, match="--steps"):
-        checkpoint_step(name)

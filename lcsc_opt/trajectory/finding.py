@@ -1,0 +1,167 @@
+"""Finding the checkpoints of a training run: files, globs, and folders full of them."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lcsc_opt.errors import CheckpointError, TrajectoryError
+from lcsc_opt.progress import notice
+from lcsc_opt.trajectory.formats import TORCH_SUFFIXES, checkpoint_series
+from lcsc_opt.trajectory.formats.contents import Refused
+from lcsc_opt.trajectory.formats.folders import find_weights
+from lcsc_opt.trajectory.manifest import MANIFEST, WEIGHTS
+
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# what lies beside weights: of openai's code bases, Accelerate, diffusers, transformers, DeepSpeed, NVlabs and Lightning
+NEVER = re.compile(
+    r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
+    r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"
+    r"sampler([-_.0-9].*)?|dl_state.*",
+    re.IGNORECASE,
+)
+CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
+Patterns = str | Path | Sequence[str | Path]
+INSIDE = "checkpoints"  # where Lightning and Accelerate put them
+
+
+def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
+    """The checkpoints that ``patterns`` stand for, each once, the ones of a glob or a folder in natural order.
+
+    Args:
+        patterns: files; globs such as ``"runs/ema_0.9999_*.pt"``; folders that are one checkpoint (diffusers,
+            Accelerate); folders of them (``checkpoint-500``, ``checkpoint-1000`` …); and folders of files. States
+            of optimizers, schedulers and random numbers are left out.
+        key: which state dict; it may name a subfolder of a checkpoint folder.
+
+    Raises:
+        CheckpointError: a path that does not exist.
+        TrajectoryError: nothing found, a packed trajectory, or checkpoints of several series in one folder or glob
+            (running averages of several rates, or averages beside raw weights).
+    """
+    patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
+    paths = _without_states([Path(pattern).expanduser() for pattern in patterns])
+    found = [found for path in paths for found in _expand(path, key)]
+    if not found:
+        looked = ", ".join(map(str, patterns[:4])) or "an empty list"
+        raise TrajectoryError(f"No checkpoint in {looked}: expected {_EXPECTED}.")
+    return list(dict.fromkeys(found))
+
+
+_EXPECTED = f"files ending in {', '.join(SUFFIXES)}, or folders named checkpoint-N"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether ``path`` is a packed trajectory."""
+    return (path / MANIFEST).is_file() and (path / WEIGHTS).is_file()
+
+
+def _expand(pattern: Path, key: str | None) -> list[Path]:
+    if pattern.is_dir():
+        return _in_folder(pattern, key)
+    if pattern.exists():
+        return [pattern]
+    if not re.search(r"[*?\[]", str(pattern)):
+        raise CheckpointError(f"{pattern} does not exist: check the path.")
+    matches = list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    folders = [path for path in matches if path.is_dir() and not is_packed(path) and _is_checkpoint(path, key)]
+    return _of_one_series(str(pattern), [*folders, *_files(matches)])
+
+
+def _without_states(paths: Sequence[Path]) -> list[Path]:
+    """Without named files that are not weights; a shell's glob names such files, too."""
+    states = [path for path in paths if NEVER.fullmatch(path.stem) and path.is_file()]
+    if states:
+        more = f" and {len(states) - 1} more" if len(states) > 1 else ""
+        notice(f"{states[0]}{more} left out: no weights of a model")
+    return [path for path in paths if path not in set(states)]
+
+
+def _in_folder(folder: Path, key: str | None) -> list[Path]:
+    if is_packed(folder):
+        raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints beside it.")
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}.") from error
+    numbered = [path for path in entries if path.is_dir() and CHECKPOINT_FOLDER.fullmatch(path.name)]
+    numbered = [path for path in numbered if _is_checkpoint(path, key)]
+    if numbered:
+        return _of_one_series(str(folder), numbered)
+    if _is_checkpoint(folder, key):
+        return [folder]
+    files = _files(entries)
+    if not files and (folder / INSIDE).is_dir():
+        return _in_folder(folder / INSIDE, key)
+    if not files:
+        names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
+        raise TrajectoryError(f"No checkpoint in {folder}: expected {_EXPECTED}; it holds {names}.")
+    return _of_one_series(str(folder), files)
+
+
+def _is_checkpoint(folder: Path, key: str | None) -> bool:
+    for asked in (key, None):  # a key may also be one of the file inside
+        try:
+            find_weights(folder, asked)
+        except (Refused, OSError):
+            continue
+        return True
+    return False
+
+
+def _files(paths: Iterable[Path]) -> list[Path]:
+    return [
+        path
+        for path in paths
+        if path.suffix in SUFFIXES
+        and path.name != WEIGHTS  # of an unfinished trajectory
+        and not path.name.startswith(".")
+        and path.is_file()
+        and not NEVER.fullmatch(path.stem)
+    ]
+
+
+def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
+    """Put them in natural order, without ``last.ckpt`` and its like beside one numbered series."""
+    counts = Counter(checkpoint_series(path) for path in paths)
+    lone = [path for path in paths if not re.search("[0-9]", path.stem)]
+    rest = counts - Counter(checkpoint_series(path) for path in lone)
+    if lone and len(rest) == 1 and rest.total() > 1:
+        notice(f"{', '.join(path.name for path in lone)} in {place} left out: the name tells no step")
+        paths = [path for path in paths if path not in lone]
+        counts = rest
+    if len(counts) > 1 and max(counts.values()) > 1:
+        raise several_series(place, paths)
+    return sorted(paths, key=_natural)
+
+
+def several_series(place: str, paths: Sequence[Path]) -> TrajectoryError:
+    """What to tell a user whose checkpoints do not belong to one trajectory."""
+    counts = Counter(checkpoint_series(path) for path in paths)
+    named = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items()))
+    largest = max(counts, key=lambda series: counts[series])
+    chosen = [path for path in paths if checkpoint_series(path) == largest]
+    return TrajectoryError(
+        f"{place} holds several series of checkpoints: {named}. Choose one with a glob, such as "
+        f"'{chosen[0].parent / _glob_of(chosen, paths)}'."
+    )
+
+
+def _glob_of(chosen: list[Path], among: Sequence[Path]) -> str:
+    """A glob for the names of ``chosen`` that none of the others has, if there is one with stars for numbers."""
+    name = chosen[0].name
+    numbers = list(re.finditer("[0-9]+", name))
+    globs = [f"{name[: number.start()]}*{name[number.end() :]}" for number in numbers]
+    for glob in [*globs, re.sub("[0-9]+", "*", name)]:
+        if [path for path in among if fnmatch.fnmatch(path.name, glob)] == chosen:
+            return glob
+    return f"{checkpoint_series(chosen[0])}*{chosen[0].suffix}"
+
+
+def _natural(path: Path) -> tuple[object, ...]:
+    """Sorts ``model2`` before ``model10``."""
+    parts = re.split("([0-9]+)", str(path))
+    return tuple(int(part) if position % 2 else part for position, part in enumerate(parts))

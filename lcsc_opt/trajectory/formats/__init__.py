@@ -1,0 +1,31 @@
+"""Reading one checkpoint from the files that people save; ``docs/formats.md`` lists them.
+
+``reading`` is the way in. ``torch_files``, ``safetensors_files`` and ``folders`` are the containers, ``pickles`` reads
+what torch and NVlabs pickle without running any of it, ``keys`` finds the state dict in it, ``modules`` and
+``averages`` give names to weights that are saved without, ``names`` reads paths, and ``contents`` is what all of them
+hand on.
+"""
+
+from lcsc_opt.trajectory.formats.keys import GUESSED_KEYS
+from lcsc_opt.trajectory.formats.names import checkpoint_series
+from lcsc_opt.trajectory.formats.reading import (
+    TORCH_SUFFIXES,
+    Checkpoint,
+    checkpoint_step,
+    read_checkpoint,
+    read_init_arguments,
+    read_metadata,
+    strip_wrappers,
+)
+
+__all__ = [
+    "GUESSED_KEYS",
+    "TORCH_SUFFIXES",
+    "Checkpoint",
+    "checkpoint_series",
+    "checkpoint_step",
+    "read_checkpoint",
+    "read_init_arguments",
+    "read_metadata",
+    "strip_wrappers",
+]

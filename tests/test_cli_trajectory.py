@@ -1,0 +1,98 @@
+"""``lcsc trajectory`` as a user types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.cli.trajectory import sparkline
+from lcsc_opt.trajectory import Trajectory
+
+STEPS = tuple(range(100, 1100, 100))
+
+
+@pytest.fixture
+def runs(workplace: Path) -> Path:
+    folder = workplace / "runs"
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    for step in STEPS:
+        save_file({"w": torch.randn(4, 3, generator=generator)}, folder / f"model{step:06d}.safetensors")
+    (folder / "opt000100.pt").write_bytes(b"x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ([], STEPS),
+        (["--last", "3"], STEPS[-3:]),
+        (["--first-step", "850"], STEPS[-2:]),
+        (["--window", "400", "--interval", "200"], (600, 800, 1000)),
+        (["--steps", ",".join(map(str, range(10)))], tuple(range(10))),
+    ],
+)
+@pytest.mark.parametrize("source", ["runs", "runs/*.safetensors"])
+def test_pack_selects(runs, source, options, steps):
+    assert lcsc(["trajectory", "pack", source, "-o", "t.trajectory", *options]) == 0
+    assert Trajectory.open("t.trajectory").steps == steps
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pack", "runs", "-o", "t", "--last", "1"], "last: expected a whole number of at least 2"),
+        (["pack", "runs", "-o", "t", "--first-step", "1000"], "first_step 1000 leaves 1 of 10"),
+        (["pack", "runs", "-o", "t", "--steps", "a,b"], "--steps: expected whole numbers"),
+        (["pack", "nothing/*.pt", "-o", "t"], "No checkpoint in nothing/*.pt"),
+        (["pack", "nothing", "-o", "t"], "nothing does not exist"),
+        (["show", "nothing"], "nothing does not exist"),
+        (["show", "runs", "--verify"], "not a trajectory"),
+    ],
+)
+def test_wrong_input_is_one_line(runs, capsys, arguments, message):
+    assert lcsc(["trajectory", *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
+    assert message in line
+    assert not Path("t").exists()
+
+
+def test_show_of_packed_and_unpacked_has_the_same_json(runs, capsys):
+    assert lcsc(["trajectory", "pack", "runs", "-o", "t.trajectory"]) == 0
+    shown = []
+    for arguments in (["runs"], ["t.trajectory", "--verify"]):
+        capsys.readouterr()
+        assert lcsc(["trajectory", "show", *arguments, "--format", "json"]) == 0
+        shown.append(json.loads(capsys.readouterr().out))
+    unpacked, packed = shown
+    assert list(unpacked) == list(packed)
+    assert {name for name in packed if packed[name] != unpacked[name]} == {"path", "packed", "verified"}
+    assert (packed["steps"], packed["parameters"], packed["warnings"]) == (list(STEPS), 12, [])
+
+
+def test_show_warns_below_the_table(runs, capsys):
+    save_file({"w": torch.full((4, 3), float("nan"))}, runs / "model000300.safetensors")
+    (runs / "model000500.safetensors").unlink()
+    assert lcsc(["trajectory", "show", "runs/*.safetensors"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert warnings == [
+        "warning: gap: 200 from step 400 to 600, where 100 is usual",
+        "warning: NaN or infinity: tensor 'w' of step 300 (model000300.safetensors)",
+    ]
+    (moved,) = [line for line in lines if "between checkpoints" in line]
+    assert moved.count("·") == 2
+    assert "█" in moved
+
+
+def test_sparkline():
+    assert sparkline([0.0, 1.0, 2.0, 4.0]) == "▁▃▅█"
+    assert sparkline([None, 1.0]) == "·█"
+    assert sparkline([]) == ""
+    assert sparkline([0.0, 0.0]) == "▁▁"
+    assert len(sparkline([1.0] * 1000)) == 60

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from trajectory_examples import STEPS, make_trajectory, state_dict
+
+from lcsc_opt.errors import CheckpointError, TrajectoryError
+from lcsc_opt.trajectory import pack
+from lcsc_opt.trajectory.inspection import MOST_WARNINGS, inspect
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    for step in STEPS:
+        write(path, step, state_dict(step))
+    return path
+
+
+def write(folder, step, tensors, name="model{:06d}.safetensors"):
+    save_file(tensors, folder / name.format(step))
+
+
+def test_unpacked_and_packed_tell_the_same(folder, tmp_path):
+    pack(folder, tmp_path / "t.trajectory")
+    unpacked, packed = asdict(inspect(folder)), asdict(inspect(tmp_path / "t.trajectory"))
+    assert unpacked.pop("difference_norms") == pytest.approx(packed.pop("difference_norms"), rel=1e-12)
+    differing = {name for name in packed if packed[name] != unpacked[name]}
+    assert differing == {"path", "packed"}
+    assert (packed["checkpoints"], packed["steps"], packed["intervals"]) == (5, list(STEPS), [100])
+    assert packed["series"] == ["model"]
+    assert packed["warnings"] == []
+
+
+def test_norms_are_those_of_the_differences(folder):
+    first, second = (state_dict(step) for step in STEPS[:2])
+    flat = [
+        (second[name].double() - first[name].double()).flatten() for name in first if first[name].is_floating_point()
+    ]
+    assert inspect(folder).difference_norms[0] == pytest.approx(float(torch.cat(flat).norm()), rel=1e-12)
+
+
+def test_healthy_run_of_nested_checkpoints_takes_the_same_key_from_all(tmp_path):
+    for step in (1, 2):
+        torch.save({"ema": state_dict(step), "model": {"w": torch.ones(1)}}, tmp_path / f"m{step}.pt")
+    assert inspect(tmp_path).key == "ema"
+    seen = inspect(tmp_path, key="model")
+    assert (seen.key, seen.parameters) == ("model", 1)
+    assert seen.warnings == ["identical weights: step 1 (m1.pt), step 2 (m2.pt)"]
+
+
+def test_identical_weights(folder):
+    for step in (600, 700):
+        write(folder, step, state_dict(200))
+    (warning,) = inspect(folder).warnings
+    assert warning == (
+        "identical weights: step 200 (model000200.safetensors), step 600 (model000600.safetensors), "
+        "step 700 (model000700.safetensors)"
+    )
+    assert inspect(folder).difference_norms[-1] == 0
+
+
+def test_identical_rows_of_a_packed_trajectory(tmp_path):
+    trajectory = make_trajectory(tmp_path / "t", STEPS)
+    from lcsc_opt.trajectory import TrajectoryWriter
+
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(600, state_dict(STEPS[0]))
+    (warning,) = inspect(trajectory.path).warnings
+    assert warning == "identical weights: step 100, step 600"
+
+
+def test_step_twice(folder):
+    write(folder, 100, state_dict(101), "model{:09d}.safetensors")
+    seen = inspect(folder)
+    assert any("step 100 is there twice" in warning for warning in seen.warnings)
+    assert seen.sha256 is None
+
+
+@pytest.mark.parametrize(
+    ("missing", "warning"),
+    [(300, "gap: 200 from step 200 to 400, where 100 is usual"), (None, None), (100, None)],
+)
+def test_gaps(folder, missing, warning):
+    if missing:
+        (folder / f"model{missing:06d}.safetensors").unlink()
+    assert inspect(folder).warnings == ([warning] if warning else [])
+
+
+def test_irregular_steps_are_no_gaps_unless_one_is(tmp_path):
+    for step in (0, 90, 200, 311, 405, 500, 1500):
+        write(tmp_path, step, state_dict(step))
+    (warning,) = inspect(tmp_path).warnings
+    assert "1000 from step 500 to 1500" in warning
+
+
+def test_only_so_many_warnings_of_one_kind(tmp_path):
+    for step in range(0, 6000, 100):
+        if step % 600 != 500:
+            write(tmp_path, step, {"w": torch.tensor([float(step)])})
+    warnings = inspect(tmp_path).warnings
+    assert len(warnings) == MOST_WARNINGS + 1
+    assert warnings[-1] == "… and 4 more like this"
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_not_finite_names_the_tensor_and_the_step(folder, value):
+    broken = state_dict(300)
+    broken["weight"][2, 1] = float(value)
+    broken["bfloat"][1] = float(value)
+    write(folder, 300, broken)
+    seen = inspect(folder)
+    assert seen.warnings == ["NaN or infinity: tensor 'weight' of step 300 (model000300.safetensors)"]
+    assert seen.difference_norms[1:3] == [None, None]
+    assert seen.sha256 is None
+    json.dumps(asdict(seen), allow_nan=False)
+
+
+def test_mixed_architectures_say_what_differs(folder):
+    other = state_dict(300)
+    del other["bias"], other["half"]
+    other["extra"] = torch.ones(2)
+    other["weight"] = torch.ones(7, 6)
+    write(folder, 300, other)
+    seen = inspect(folder)
+    assert seen.warnings == [
+        "mixed architectures: step 300 (model000300.safetensors) lacks 'bias' and 1 more, has besides 'extra', "
+        "'weight' is [7, 6] and not [7, 5]"
+    ]
+    assert seen.difference_norms[1:3] == [None, None]
+    assert None not in (seen.difference_norms[0], seen.difference_norms[3])
+
+
+def test_mixed_dtypes(folder):
+    other = state_dict(300)
+    other["weight"] = other["weight"].half()
+    write(folder, 300, other)
+    seen = inspect(folder)
+    message = (
+        "mixed dtypes: step 300 (model000300.safetensors) has 'weight' in float16, the first checkpoint in float32"
+    )
+    assert seen.warnings == [message]
+    assert None not in seen.difference_norms
+    with pytest.raises(TrajectoryError, match="'weight' is float16"):  # as packing says
+        pack(folder, folder.parent / "t")
+
+
+def test_damaged_files_do_not_hide_the_rest(folder):
+    (folder / "model000300.safetensors").write_bytes(b"x" * 100)
+    torch.save(state_dict(600), folder / "model000600.pt")
+    content = (folder / "model000600.pt").read_bytes()
+    (folder / "model000600.pt").write_bytes(content[:-200])
+    seen = inspect(folder)
+    assert seen.steps == [*STEPS, 600]
+    assert len(seen.warnings) == 2
+    assert "model000300.safetensors" in seen.warnings[0]
+    assert "model000600.pt" in seen.warnings[1]
+    assert seen.difference_norms[0] is not None
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    (tmp_path / "model1.pt").write_bytes(b"x" * 100)
+    with pytest.raises(CheckpointError, match=r"model1\.pt"):
+        inspect(tmp_path)
+
+
+def test_unknown_steps_are_said(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path, 0, state_dict(ord(name)), f"{name}.safetensors")
+    seen = inspect([tmp_path / "b.safetensors", tmp_path / "a.safetensors"])
+    assert (seen.steps, seen.first_step, seen.checkpoints) == ([], None, 2)
+    assert "the steps are not known" in seen.warnings[0]
+
+
+def test_verify_is_for_packed_trajectories(folder, tmp_path):
+    trajectory = make_trajectory(tmp_path / "t")
+    assert inspect(tmp_path / "t", verify=True).verified
+    with (trajectory.path / "weights.bin").open("rb+") as file:
+        file.seek(3)
+        file.write(b"\x55")
+    with pytest.raises(TrajectoryError, match="step 100 are damaged"):
+        inspect(tmp_path / "t", verify=True)
+    for paths in (folder, sorted(folder.iterdir())):
+        with pytest.raises(TrajectoryError, match="trajectory"):
+            inspect(paths, verify=True)
+
+
+PEAK = """
+import sys, threading
+from lcsc_opt.trajectory.inspection import inspect
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+start, peak, done = anonymous(), [0], threading.Event()
+def watch():
+    while not done.wait(0.0005):
+        peak[0] = max(peak[0], anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+inspect(sys.argv[1])
+done.set(); watcher.join()
+print(max(peak[0], anonymous()) - start)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_reads_with_less_than_three_checkpoints_in_memory(tmp_path):
+    size = 20_000_000
+    for step in range(4):  # the format of torch < 1.6 cannot be mapped: every byte is read into memory
+        tensors = {f"w{i}": torch.full((size // 40,), float(step)) for i in range(10)}
+        torch.save(tensors, tmp_path / f"model{step}.pt", _use_new_zipfile_serialization=False)
+    command = [sys.executable, "-c", PEAK, str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(answer.stdout) < 3 * size

@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lcsc_opt.errors import CheckpointError, TrajectoryError
+from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
+from lcsc_opt.trajectory.lora import LoraAlphas, lora_factors, read_alphas, save_lora, to_diffusers, trajectory_alphas
+from lcsc_opt.trajectory.lora_names import lora_flavour, lora_modules
+from lcsc_opt.trajectory.lora_products import LoraProducts, product_gram, refactor
+
+prepare_torchvision()
+pytest.importorskip("peft")
+
+# attention, convolutions of 3×3 and 1×1, and a linear layer outside of attention
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv_shortcut", "proj_in", "time_emb_proj"]
+RANK, ALPHA = 2, 6.0
+
+
+def lora_config(**changes: Any) -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(**{"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS, **changes})
+
+
+def adapted_unet(seed: int, **changes: Any) -> Any:
+    """A U-Net with a LoRA of PEFT whose factors are not zero."""
+    network = tiny_pipelines.unet()
+    network.add_adapter(lora_config(**changes))
+    tiny_pipelines.randomize(network, seed, only="lora_")
+    return network
+
+
+def deltas(network: Any) -> dict[str, Tensor]:
+    """Module → ΔW, as PEFT computes it."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
+    return {name: layer.get_delta_weight(layer.active_adapters[0]).detach() for name, layer in layers.items()}
+
+
+def save_diffusers(network: Any, folder: Path) -> Path:
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+    config = network.peft_config["default"].to_dict()
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, unet_lora_adapter_metadata=config)
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def save_peft(network: Any, folder: Path) -> Path:
+    from peft import get_peft_model, set_peft_model_state_dict
+    from peft.utils import get_peft_model_state_dict
+
+    wrapped = get_peft_model(tiny_pipelines.unet(), network.peft_config["default"])
+    factors = get_peft_model_state_dict(network)
+    set_peft_model_state_dict(wrapped, {f"base_model.model.{name}": value for name, value in factors.items()})
+    wrapped.save_pretrained(folder)
+    return folder / "adapter_model.safetensors"
+
+
+def save_kohya(network: Any, folder: Path) -> Path:
+    """As the trainers of LCM-LoRA do: names from diffusers' own converter, and the alpha of each module."""
+    from diffusers.utils import convert_state_dict_to_kohya
+    from peft.utils import get_peft_model_state_dict
+
+    factors = {f"unet.{name}": value for name, value in get_peft_model_state_dict(network).items()}
+    named = convert_state_dict_to_kohya(factors)
+    alpha = network.peft_config["default"].lora_alpha
+    named = {name: torch.tensor(float(alpha)) if name.endswith(".alpha") else t for name, t in named.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: t.contiguous() for name, t in named.items()}, folder / "lora.safetensors")
+    return folder / "lora.safetensors"
+
+
+SAVERS: dict[str, Callable[[Any, Path], Path]] = {"diffusers": save_diffusers, "peft": save_peft, "kohya": save_kohya}
+by_flavour = pytest.mark.parametrize("flavour", list(SAVERS))
+
+
+def saved_trajectory(folder: Path, flavour: str, seeds: tuple[int, ...] = (1, 2, 3)) -> tuple[Trajectory, list[Any]]:
+    networks = [adapted_unet(seed) for seed in seeds]
+    files = [SAVERS[flavour](network, folder / f"checkpoint-{100 * (i + 1)}") for i, network in enumerate(networks)]
+    steps = [100 * (i + 1) for i in range(len(files))]
+    return pack(files, folder / "lora.trajectory", steps=steps), networks
+
+
+def dense(weights: dict[str, Tensor], alphas: LoraAlphas | None = None) -> dict[str, Tensor]:
+    """Path of each module, with underscores for dots → its ΔW."""
+    return {
+        module.path.replace(".", "_"): lora_factors(weights, module, alphas).delta() for module in lora_modules(weights)
+    }
+
+
+def load_into_pipeline(source: Any, folder: Path) -> Any:
+    pipeline = tiny_pipelines.stable_diffusion(folder)
+    pipeline.load_lora_weights(source)
+    return pipeline
+
+
+@by_flavour
+def test_products_are_those_that_peft_computes(tmp_path: Path, flavour: str) -> None:
+    network = adapted_unet(1)
+    path = SAVERS[flavour](network, tmp_path)
+    weights = read_checkpoint(path).tensors
+    assert lora_flavour(weights) == flavour
+    ours = dense(weights, read_alphas(path))
+    theirs = deltas(network)
+    assert ours.keys() == {name.replace(".", "_") for name in theirs}
+    assert {value.dim() for value in ours.values()} == {2, 4}
+    for name, delta in theirs.items():
+        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+
+
+@by_flavour
+def test_any_flavour_is_converted_to_what_a_pipeline_loads(tmp_path: Path, flavour: str) -> None:
+    network = adapted_unet(1)
+    path = SAVERS[flavour](network, tmp_path / "lora")
+    converted = to_diffusers(read_checkpoint(path).tensors, read_alphas(path))
+    assert all(name.startswith("unet.") for name in converted)
+    loaded = deltas(load_into_pipeline(converted, tmp_path).unet)
+    for name, delta in deltas(network).items():
+        torch.testing.assert_close(loaded[name], delta, rtol=1e-5, atol=1e-7)
+
+
+@by_flavour
+def test_a_saved_lora_loads_with_what_was_noted_in_it(tmp_path: Path, flavour: str) -> None:
+    network = adapted_unet(1)
+    path = SAVERS[flavour](network, tmp_path / "lora")
+    weights, alphas = read_checkpoint(path).tensors, read_alphas(path)
+    save_lora(weights, tmp_path / "merged.safetensors", metadata={"recipe": "x"}, alphas=alphas)
+    with safe_open(tmp_path / "merged.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt", "recipe": "x"}
+    loaded = deltas(load_into_pipeline(tmp_path / "merged.safetensors", tmp_path).unet)
+    for name, delta in deltas(network).items():
+        torch.testing.assert_close(loaded[name], delta, rtol=1e-5, atol=1e-7)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_kohyas_names_may_be_kept(tmp_path: Path) -> None:
+    network = adapted_unet(1)
+    weights = load_file(save_kohya(network, tmp_path / "lora"))
+    save_lora(weights, tmp_path / "merged.safetensors", "kohya")
+    loaded = deltas(load_into_pipeline(tmp_path / "merged.safetensors", tmp_path).unet)
+    torch.testing.assert_close(loaded, deltas(network), rtol=1e-5, atol=1e-7)
+    with pytest.raises(TrajectoryError, match="names of kohya"):
+        save_lora(weights, tmp_path / "merged.safetensors", "peft")
+
+
+def test_text_encoders_are_converted_too(tmp_path: Path) -> None:
+    from peft.utils import get_peft_model_state_dict
+
+    pipeline = tiny_pipelines.stable_diffusion(tmp_path)
+    encoder = pipeline.text_encoder
+    encoder.add_adapter(lora_config(target_modules=["q_proj", "out_proj", "fc1"]))
+    tiny_pipelines.randomize(encoder, 1, only="lora_")
+    factors = {f"text_encoder.{name}": value for name, value in get_peft_model_state_dict(encoder).items()}
+    expected = deltas(encoder)
+    loaded = load_into_pipeline(to_diffusers(factors, LoraAlphas.constant(ALPHA)), tmp_path / "other")
+    torch.testing.assert_close(deltas(loaded.text_encoder), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_names_of_old_diffusers_of_trainers_and_of_kohyas_text_encoders_are_known() -> None:
+    down, up = torch.ones(1, 3), torch.ones(2, 1)
+    old = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora"
+    assert list(to_diffusers({f"{old}.down.weight": down, f"{old}.up.weight": up})) == [
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_A.weight",
+        "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0.lora_B.weight",
+    ]
+    trainer = "unet.base_model.model.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert list(to_diffusers({f"{trainer}.lora_A.weight": down, f"{trainer}.lora_B.weight": up})) == [
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight",
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_B.weight",
+    ]
+    text = "lora_te_text_model_encoder_layers_3_self_attn_q_proj"
+    assert list(to_diffusers({f"{text}.lora_down.weight": down, f"{text}.lora_up.weight": up})) == [
+        "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_linear_layer.down.weight",
+        "text_encoder.text_model.encoder.layers.3.self_attn.q_proj.lora_linear_layer.up.weight",
+    ]
+
+
+def test_kohyas_names_for_sdxl_need_the_unets_configuration() -> None:
+    stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    weights = {f"{stem}.lora_down.weight": torch.ones(1, 3), f"{stem}.lora_up.weight": torch.ones(2, 1)}
+    config = tiny_pipelines.unet(layers_per_block=2).config
+    expected = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
+    assert expected in to_diffusers(weights, unet_config=config)
+
+
+def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path) -> None:
+    patterns = {"to_q": 1.0, "mid_block.*.to_k": 5.0, "conv1": 3.0}
+    network = adapted_unet(1, alpha_pattern=patterns, rank_pattern={"to_q": 4})
+    for save in (save_diffusers, save_peft):
+        path = save(network, tmp_path / save.__name__)
+        ours = dense(read_checkpoint(path).tensors, read_alphas(path))
+        for name, delta in deltas(network).items():
+            torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+
+
+def test_rank_stabilized_alphas_are_those_of_peft(tmp_path: Path) -> None:
+    network = adapted_unet(1, use_rslora=True)
+    path = save_peft(network, tmp_path)
+    ours = dense(read_checkpoint(path).tensors, read_alphas(path))
+    for name, delta in deltas(network).items():
+        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+
+
+@by_flavour
+def test_the_sum_of_products_is_exact(tmp_path: Path, flavour: str) -> None:
+    trajectory, networks = saved_trajectory(tmp_path, flavour)
+    products = LoraProducts(trajectory)
+    coefficients = [1.7, -1.1, 0.4]
+    merged = products.merge(coefficients)
+    assert merged.keys() == set(trajectory.names)
+    assert lora_flavour(merged) == flavour
+    assert products.truncation_error == 0
+    ours = dense(merged)  # alpha = rank
+    each = [deltas(network) for network in networks]
+    for name in each[0]:
+        expected = sum(a * delta[name].double() for a, delta in zip(coefficients, each, strict=True))
+        error = (ours[name.replace(".", "_")] - expected).norm() / expected.norm()
+        assert error < 1e-6, name
+    assert products.steps == trajectory.steps == (100, 200, 300)
+
+
+@by_flavour
+def test_the_merged_products_load_into_a_pipeline(tmp_path: Path, flavour: str) -> None:
+    trajectory, networks = saved_trajectory(tmp_path, flavour)
+    save_lora(LoraProducts(trajectory).merge([2.0, -1.5, 0.5]), tmp_path / "merged.safetensors")
+    loaded = deltas(load_into_pipeline(tmp_path / "merged.safetensors", tmp_path).unet)
+    first, second, third = (deltas(network) for network in networks)
+    for name, delta in loaded.items():
+        expected = 2.0 * first[name] - 1.5 * second[name] + 0.5 * third[name]
+        torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_one_checkpoint_alone_keeps_its_products_and_the_rank(tmp_path: Path) -> None:
+    trajectory, networks = saved_trajectory(tmp_path, "kohya")
+    products = LoraProducts(trajectory)
+    ours = dense(products.merge([0.0, 1.0, 0.0]))
+    for name, delta in deltas(networks[1]).items():
+        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+    shapes = [{n: t.shape for n, t in products.merge(a).items()} for a in ([0.0, 1.0, 0.0], [0.2, 0.3, 0.5])]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_lower_rank_is_the_nearest_and_says_what_it_lost(tmp_path: Path) -> None:
+    trajectory, networks = saved_trajectory(tmp_path, "peft")
+    products = LoraProducts(trajectory, rank=3)
+    coefficients = np.array([1.7, -1.1, 0.4])
+    merged = products.merge(coefficients)
+    each = [deltas(network) for network in networks]
+    lost = total = 0.0
+    for module in lora_modules(merged):
+        assert len(merged[module.down]) == products.merged_rank(module) == 3
+        whole = sum(a * delta[module.path].flatten(1).double() for a, delta in zip(coefficients, each, strict=True))
+        values = torch.linalg.svdvals(whole)
+        difference = float((lora_factors(merged, module).delta().flatten(1) - whole).norm())
+        assert difference == pytest.approx(float(values[3:].norm()), rel=1e-4, abs=1e-6)  # Eckart and Young
+        lost, total = lost + float(difference) ** 2, total + float(whole.norm()) ** 2
+    assert products.truncation_error == pytest.approx(math.sqrt(lost / total), rel=1e-3)
+    assert 0.05 < products.truncation_error < 1
+
+
+def test_alphas_that_change_along_the_training_are_taken_into_account(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    checkpoints = [
+        {
+            "lora_unet_x.lora_down.weight": torch.randn(2, 5, generator=generator),
+            "lora_unet_x.lora_up.weight": torch.randn(4, 2, generator=generator),
+            "lora_unet_x.alpha": torch.tensor(alpha),
+        }
+        for alpha in (1.0, 4.0)
+    ]
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step, checkpoint in enumerate(checkpoints):
+            writer.append(step, checkpoint)
+    merged = LoraProducts(Trajectory.open(tmp_path / "t")).merge([-0.5, 1.5])
+    first, second = (dense(checkpoint)["x"] for checkpoint in checkpoints)
+    torch.testing.assert_close(dense(merged)["x"], -0.5 * first + 1.5 * second)
+    assert merged["lora_unet_x.alpha"] == 4  # the rank
+
+
+def test_the_gram_matrix_is_that_of_the_changes(tmp_path: Path) -> None:
+    trajectory, networks = saved_trajectory(tmp_path, "kohya")
+    rows = torch.stack([torch.cat([d.flatten() for d in deltas(n).values()]) for n in networks]).double()
+    centered = rows - rows.mean(dim=0)
+    np.testing.assert_allclose(LoraProducts(trajectory).gram(), (centered @ centered.t()).numpy(), rtol=1e-4)
+
+
+def test_rank_and_alphas_are_part_of_the_identity(tmp_path: Path) -> None:
+    trajectory, _ = saved_trajectory(tmp_path, "peft", seeds=(1, 2))
+    identities = {
+        trajectory.sha256,
+        LoraProducts(trajectory).sha256,
+        LoraProducts(trajectory, rank=2).sha256,
+        LoraProducts(trajectory, alphas=LoraAlphas.constant(1.0)).sha256,
+    }
+    assert len(identities) == 4
+    assert LoraProducts(trajectory).sha256 == LoraProducts(trajectory, alphas=LoraAlphas.constant(ALPHA)).sha256
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 6)] * 4),
+    rank=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_refactoring_gives_the_best_sum_of_any_shape(shape: tuple[int, int, int, int], rank: int, seed: int) -> None:
+    checkpoints, r, out, columns = shape
+    generator = np.random.default_rng(seed)
+    downs = torch.from_numpy(generator.normal(size=(checkpoints, r, columns)))
+    ups = torch.from_numpy(generator.normal(size=(checkpoints, out, r)))
+    weights = generator.normal(size=checkpoints) * generator.integers(0, 2, size=checkpoints)
+    weights[0] = 1.0
+    whole = torch.einsum("k,kor,krn->on", torch.from_numpy(weights), ups, downs)
+    result = refactor(downs, ups, weights, rank)
+    assert result.up.shape == (out, rank)
+    assert result.down.shape == (rank, columns)
+    values = torch.linalg.svdvals(whole)
+    assert float((result.up @ result.down - whole).norm()) == pytest.approx(float(values[rank:].norm()), abs=1e-9)
+    assert result.lost == pytest.approx(float(values[rank:].square().sum()), abs=1e-9)
+    assert result.total == pytest.approx(float(whole.square().sum()), rel=1e-9)
+
+
+def test_the_gram_of_products_is_their_inner_products() -> None:
+    generator = torch.Generator().manual_seed(0)
+    downs = torch.randn(3, 2, 7, dtype=torch.float64, generator=generator)
+    ups = torch.randn(3, 5, 2, dtype=torch.float64, generator=generator)
+    rows = (ups @ downs).flatten(1)
+    torch.testing.assert_close(product_gram(downs, ups), rows @ rows.t())
+
+
+def test_both_factors_are_about_as_large(tmp_path: Path) -> None:
+    downs, ups = torch.full((1, 1, 8), 1e4, dtype=torch.float64), torch.full((1, 8, 1), 1e-6, dtype=torch.float64)
+    result = refactor(downs, ups, np.ones(1), 1)
+    assert 0.5 <= float(result.up.norm() / result.down.norm()) <= 2
+
+
+def test_a_product_of_zero_is_no_division_by_zero() -> None:
+    result = refactor(torch.ones(1, 1, 3).double(), torch.zeros(1, 4, 1).double(), np.ones(1), 2)
+    assert not (result.up @ result.down).any()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["conv.weight"], "no LoRA"),
+        (["unet.x.lora_A.weight"], "no partner"),
+        (["unet.x.lora_A.weight", "unet.x.lora_B.weight", "unet.x.lora_magnitude_vector"], "lora_magnitude_vector"),
+        (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "lora_unet_x.lora_mid.weight"], "lora_mid"),
+        (["lora_unet_x.hada_w1_a"], "no LoRA"),
+    ],
+)
+def test_what_is_no_lora_of_two_factors_is_refused(names: list[str], said: str) -> None:
+    with pytest.raises(TrajectoryError, match=said):
+        lora_modules(names)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"), [((2, 3), (4, 3)), ((2, 3, 3, 3), (4, 2, 3, 3)), ((0, 3), (4, 0)), ((2, 3), (4,))]
+)
+def test_factors_that_do_not_fit_are_refused(tmp_path: Path, down: tuple[int, ...], up: tuple[int, ...]) -> None:
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, {"unet.x.lora_A.weight": torch.ones(down), "unet.x.lora_B.weight": torch.ones(up)})
+    with pytest.raises(TrajectoryError, match="make no product"):
+        LoraProducts(Trajectory.open(tmp_path / "t"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"r": 3}',
+        '{"lora_alpha": "x"}',
+        '{"lora_alpha": 1, "alpha_pattern": 3}',
+        '{"lora_alpha": 1, "alpha_pattern": {"(": 3}}',
+    ],
+)
+def test_a_configuration_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
+    path = save_peft(adapted_unet(1), tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="LoRA") as caught:
+        read_alphas(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_alphas_that_are_gone_are_asked_for(tmp_path: Path) -> None:
+    trajectory, _ = saved_trajectory(tmp_path, "peft", seeds=(1, 2))
+    assert trajectory_alphas(trajectory).configs[""]["lora_alpha"] == ALPHA
+    for folder in tmp_path.glob("checkpoint-*"):
+        folder.rename(tmp_path / f"moved-{folder.name}")
+    with pytest.raises(TrajectoryError, match="give lora_alpha"):
+        LoraProducts(trajectory)
+
+
+def test_an_alpha_that_is_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trajectory, _ = saved_trajectory(tmp_path, "diffusers", seeds=(1, 2))
+    LoraProducts(trajectory)
+    assert capsys.readouterr().err.count("alpha") == 0
+    for folder in tmp_path.glob("checkpoint-*"):
+        folder.rename(tmp_path / f"moved-{folder.name}")
+    LoraProducts(trajectory)
+    assert "alpha is taken to be its rank" in capsys.readouterr().err
+
+
+def test_one_tensor_of_all_checkpoints_is_read_alone(tmp_path: Path) -> None:
+    trajectory, _ = saved_trajectory(tmp_path, "kohya", seeds=(1, 2))
+    name = trajectory.names[3]
+    expected = torch.stack([trajectory.checkpoint(i)[name] for i in range(2)])
+    assert torch.equal(trajectory.stacked(name), expected)
+    with pytest.raises(TrajectoryError, match="no tensor 'other'"):
+        trajectory.stacked("other")
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    weights = {"unet.x.lora_A.weight": torch.ones(1, 3), "unet.x.lora_B.weight": torch.ones(2, 1)}
+    save_lora(weights, tmp_path / "lora.safetensors")
+    with pytest.raises(TrajectoryError, match="Cannot write"):
+        save_lora(weights, tmp_path / "missing" / "lora.safetensors")
+    assert json.dumps(sorted(file.name for file in tmp_path.iterdir())) == '["lora.safetensors"]'

@@ -1,0 +1,251 @@
+"""An exported combination has the same bits everywhere: packed or files, any block size, any number of threads."""
+
+from __future__ import annotations
+
+import fractions
+import hashlib
+import threading
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
+
+from lcsc_opt.errors import CoefficientsError, TrajectoryError
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.recombination import (
+    CheckpointFiles,
+    Combination,
+    PackedCheckpoints,
+    cast,
+    recombine,
+    round_to,
+    row_sha256,
+)
+
+COEFFICIENTS = np.array([-0.7, 0.3, 1.9, -0.9, 0.4])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CheckpointFiles:
+    paths = {}
+    for step in STEPS:
+        paths[step] = tmp_path / f"model{step:06d}.safetensors"
+        save_file(state_dict(step), paths[step])
+    return CheckpointFiles(paths)
+
+
+def packed(trajectory: Trajectory, coefficients: np.ndarray = COEFFICIENTS, **options: object):
+    return recombine(PackedCheckpoints(trajectory), Combination.of(trajectory, coefficients), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16", "float64"])
+def test_files_and_the_packed_trajectory_give_the_same_bits(
+    trajectory: Trajectory, files: CheckpointFiles, dtype: str | None
+) -> None:
+    merged = packed(trajectory, dtype=dtype)
+    again = recombine(files, Combination.of(trajectory, COEFFICIENTS), dtype=dtype, elements=3)
+    assert same_bits(merged, again)
+    floating = {tensor.dtype for tensor in merged.values() if tensor.is_floating_point()}
+    assert dtype is None or floating == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("elements", [1, 7, 10**6])
+def test_neither_blocks_nor_threads_change_a_bit(trajectory: Trajectory, elements: int) -> None:
+    merged = packed(trajectory)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert same_bits(merged, packed(trajectory, elements=elements))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("index", range(len(STEPS)))
+def test_one_hot_is_the_checkpoint(trajectory: Trajectory, index: int) -> None:
+    assert same_bits(packed(trajectory, np.eye(len(STEPS))[index]), state_dict(STEPS[index]))
+
+
+def test_it_agrees_with_the_merge_of_the_search(trajectory: Trajectory) -> None:
+    exact, quick = packed(trajectory), trajectory.merge(COEFFICIENTS)
+    assert exact.keys() == quick.keys()
+    for name, tensor in exact.items():
+        assert tensor.dtype == quick[name].dtype
+        torch.testing.assert_close(tensor, quick[name])
+    assert bits(exact["constant"]) == bits(state_dict(100)["constant"])  # with its -0 and its tiny number
+    assert int(exact["batches"]) == 300  # of the largest coefficient
+    assert torch.equal(exact["index"], state_dict(300)["index"])
+
+
+def test_every_element_is_the_exact_sum_rounded_step_by_step(trajectory: Trajectory) -> None:
+    """Against arithmetic in fractions, which rounds nothing: two IEEE operations a checkpoint, then one more."""
+    total = None
+    for coefficient, step in zip(COEFFICIENTS, STEPS, strict=True):
+        value = fractions.Fraction(float(state_dict(step)["weight"][2, 3]))
+        product = float(fractions.Fraction(float(coefficient)) * value)
+        total = product if total is None else float(fractions.Fraction(total) + fractions.Fraction(product))
+    assert float(packed(trajectory)["weight"][2, 3]) == float(np.float32(total))
+
+
+GOLDEN = {
+    "float64": "4e2ec680cff3ba52103b49e5e8ff082d475bbd040c68022531a8e32c91c7f305",
+    None: "f15da5ebbb0bff348c4abf512ac3bfc00b08ba3724f6667d9117c8c1b28031c1",
+    "float16": "e916a5b263543c3f362a5a72db3365b691217ac96c48fad067ded9917b83af52",
+    "bfloat16": "d79bae05f7d5ea727dc17b21fbefb2f9ce99ef90d6669a4af4e63eb3df35ef5e",
+}
+
+
+@pytest.mark.parametrize(("dtype", "sha256"), GOLDEN.items())
+def test_golden_bits(dtype: str | None, sha256: str, tmp_path: Path) -> None:
+    """Written down once: a machine or a version of numpy or torch that gives other bits breaks the promise."""
+    with TrajectoryWriter(tmp_path / "golden.trajectory") as writer:
+        for step in range(1, 8):
+            values = (np.arange(1000, dtype=np.int64) * (7919 * step) % 10007 - 5003) / 4096  # exact in float32
+            writer.append(step, {"w": torch.from_numpy(values.astype(np.float32))})
+    trajectory = Trajectory.open(tmp_path / "golden.trajectory")
+    merged = packed(trajectory, np.array([0.1, -0.2, 0.3, -0.7, 0.9, -0.3, 0.9]), dtype=dtype)
+    assert hashlib.sha256(bits(merged["w"])).hexdigest() == sha256
+
+
+def test_checkpoints_with_coefficient_zero_are_not_needed(trajectory: Trajectory, files: CheckpointFiles) -> None:
+    coefficients = np.array([0.0, 0.5, 0.0, 0.0, 0.5])
+    some = CheckpointFiles({step: files._paths[step] for step in (200, 500)})
+    merged = recombine(some, Combination.of(trajectory, coefficients))
+    assert same_bits(merged, packed(trajectory, coefficients))
+
+
+def test_a_row_is_hashed_as_the_packed_trajectory_does(trajectory: Trajectory) -> None:
+    from lcsc_opt.trajectory.layout import plan
+
+    weights = state_dict(300)
+    assert row_sha256(plan(weights), weights) == trajectory.checkpoint_sha256[2]
+
+
+def test_another_checkpoint_is_refused_by_name(trajectory: Trajectory, files: CheckpointFiles) -> None:
+    changed = state_dict(400)
+    changed["half"][0, 0] = 2.0
+    save_file(changed, files._paths[400])
+    with pytest.raises(TrajectoryError, match=r"model000400\.safetensors: not the checkpoint .* at step 400"):
+        recombine(files, Combination.of(trajectory, COEFFICIENTS))
+
+
+def test_swapped_names_are_refused(tmp_path: Path) -> None:
+    """The bytes of a row do not tell its names: two tensors of one shape that change places in all checkpoints."""
+    with TrajectoryWriter(tmp_path / "a.trajectory") as writer:
+        for step in (1, 2):
+            writer.append(step, {"a": torch.full((64,), step / 3), "b": torch.full((64,), step / 7)})
+    trajectory = Trajectory.open(tmp_path / "a.trajectory")
+    paths = {step: tmp_path / f"{step}.safetensors" for step in (1, 2)}
+    for step, path in paths.items():
+        save_file({"x": torch.full((64,), step / 3), "y": torch.full((64,), step / 7)}, path)
+    with pytest.raises(TrajectoryError, match="other tensor names"):
+        recombine(CheckpointFiles(paths), Combination.of(trajectory, [0.25, 0.75]))
+
+
+def test_missing_steps_are_named(trajectory: Trajectory, files: CheckpointFiles) -> None:
+    some = CheckpointFiles({step: files._paths[step] for step in (100, 300, 500)})
+    with pytest.raises(TrajectoryError, match=r"2 of the 5 checkpoints .* missing: 200, 400\."):
+        recombine(some, Combination.of(trajectory, COEFFICIENTS))
+
+
+def test_checkpoints_of_another_model_are_refused(trajectory: Trajectory, files: CheckpointFiles) -> None:
+    other = state_dict(200)
+    del other["bias"]
+    save_file(other, files._paths[200])
+    with pytest.raises(TrajectoryError, match=r"model000200.*'bias' is missing"):
+        recombine(files, Combination.of(trajectory, COEFFICIENTS))
+
+
+def test_damaged_rows_of_a_packed_trajectory_are_noticed(trajectory: Trajectory) -> None:
+    weights = trajectory.path / "weights.bin"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 5 * 3 + 8] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(TrajectoryError, match="not the checkpoint that was combined at step 400"):
+        packed(Trajectory.open(trajectory.path))
+
+
+def test_coefficients_that_do_not_sum_to_one_are_refused(trajectory: Trajectory) -> None:
+    with pytest.raises(CoefficientsError, match="sum to one"):
+        Combination.of(trajectory, [1.0, 1.0, 0, 0, 0])
+
+
+def test_weights_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
+    with TrajectoryWriter(tmp_path / "large.trajectory") as writer:
+        for step in (1, 2):
+            writer.append(step, {"w": torch.tensor([1e5 * step, 1.0])})
+    trajectory = Trajectory.open(tmp_path / "large.trajectory")
+    assert torch.isfinite(packed(trajectory, np.array([0.5, 0.5]), dtype="bfloat16")["w"]).all()
+    with pytest.raises(TrajectoryError, match="'w' has values too large for float16: pass --dtype float32"):
+        packed(trajectory, np.array([0.5, 0.5]), dtype="float16")
+
+
+def test_small_numbers_stay_where_the_thread_flushes_them(tmp_path: Path) -> None:
+    """A library built with -ffast-math, or a user, may have set the processor to take tiny numbers for zero."""
+    with TrajectoryWriter(tmp_path / "tiny.trajectory") as writer:
+        for step in (1, 2):
+            writer.append(
+                step, {"w": torch.tensor([1e-40 * step, 3e-39]), "v": torch.full((2,), 1e-310 * step).double()}
+            )
+    trajectory = Trajectory.open(tmp_path / "tiny.trajectory")
+    expected = packed(trajectory, np.array([-0.5, 1.5]))
+    assert expected["w"][0] > 0
+    found = {}
+
+    def flushing() -> None:
+        assert torch.set_flush_denormal(True)
+        found.update(packed(trajectory, np.array([-0.5, 1.5])))
+        found["still"] = torch.tensor([1e-310], dtype=torch.float64) * 1.0
+
+    thread = threading.Thread(target=flushing)
+    thread.start()
+    thread.join()
+    assert float(found.pop("still")) == 0.0  # as it was before
+    assert same_bits(found, expected)
+
+
+FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@hypothesis.given(st.lists(FLOATS, min_size=1, max_size=20), st.sampled_from(["bfloat16", "float16"]))
+def test_sixteen_bits_are_rounded_once(values: list[float], dtype: str) -> None:
+    """The nearest of the two neighbours, found with fractions; torch rounds to float32 first."""
+    wide = np.array(values)
+    narrow = round_to(wide, dtype)
+    for value, got in zip(values, narrow, strict=True):
+        if not torch.isfinite(got):
+            assert abs(value) >= float(torch.finfo(narrow.dtype).max)
+            continue
+        low, high = (torch.nextafter(got, torch.tensor(end, dtype=got.dtype)) for end in (-np.inf, np.inf))
+        exact = fractions.Fraction(value)
+        own = abs(fractions.Fraction(float(got)) - exact)
+        others = [abs(fractions.Fraction(float(x)) - exact) for x in (low, high) if torch.isfinite(x)]
+        assert own <= min(others)
+        if own in others:
+            assert int(got.view(torch.int16)) % 2 == 0  # ties to even
+
+
+def test_rounding_twice_would_give_other_bits() -> None:
+    tie = 1 + 2.0**-8 + 2.0**-40  # just above the middle of two bfloat16; float32 takes it for the middle
+    assert float(round_to(np.array([tie]), "bfloat16")) == 1 + 2.0**-7
+    assert float(torch.tensor([tie], dtype=torch.float64).to(torch.bfloat16)) == 1.0
+
+
+def test_cast_rounds_floating_point_tensors_only(tmp_path: Path) -> None:
+    weights = state_dict(100)
+    halved = cast(weights, "float16")
+    assert halved["weight"].dtype == torch.float16
+    assert halved["index"].dtype == torch.int16
+    assert same_bits(cast(weights, None), weights)
+
+
+def test_the_trajectory_tells_the_hashes_of_its_rows(tmp_path: Path) -> None:
+    trajectory = make_trajectory(tmp_path / "run.trajectory")
+    content = (trajectory.path / "weights.bin").read_bytes()
+    size = len(content) // len(STEPS)
+    rows = [content[i * size : (i + 1) * size] for i in range(len(STEPS))]
+    assert trajectory.checkpoint_sha256 == tuple(hashlib.sha256(row).hexdigest() for row in rows)
