@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.coefficients import ema_coefficients
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.errors import MetricError, ObjectiveError
 from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, frechet_distance
-from lcsc_opt.records import HELD_OUT, SEARCH, Candidate
+from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View, frechet_distance
+from lcsc_opt.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
@@ -45,11 +45,14 @@ def trajectory(tmp_path: Path) -> Trajectory:
     return Trajectory.open(tmp_path / "run.trajectory")
 
 
-def build(trajectory: Trajectory, **changes: object) -> MergeSampleScore:
+def real_statistics() -> ReferenceStatistics:
     real = np.random.default_rng(0).uniform(-1, 1, (300, 16))
-    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "pixels")
+    return ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "pixels")
+
+
+def build(trajectory: Trajectory, **changes: object) -> MergeSampleScore:
     settings = {"images": 40, "batch_size": 7, **changes}
-    return MergeSampleScore(trajectory, sampler(), Pixels(), statistics, **settings)  # type: ignore[arg-type]
+    return MergeSampleScore(trajectory, sampler(), Scores.fid(Pixels(), real_statistics()), **settings)  # type: ignore[arg-type]
 
 
 def sampler() -> ConsistencySampler:
@@ -65,7 +68,7 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(trajectory: Trajectory
     alone.load(trajectory.merge(EMA))
     with torch.inference_mode():
         features = alone.sample(SEARCH, 0, 40).flatten(1).double().numpy()
-    reference = objective._reference
+    reference = real_statistics()
     expected = frechet_distance(features.mean(0), np.cov(features.T), reference.mean, reference.cov)
     evaluation = objective.evaluate(Candidate(EMA))
     assert evaluation.loss == pytest.approx(expected, rel=1e-6)
@@ -126,16 +129,16 @@ def test_too_few_images_for_the_features_are_said(trajectory: Trajectory, capsys
     assert "16 features" in line
 
 
-def test_a_reference_of_another_extractor_is_refused(trajectory: Trajectory) -> None:
+def test_a_reference_of_another_extractor_is_refused() -> None:
     other = ReferenceStatistics(np.zeros(8), np.eye(8), 100, "other")
-    with pytest.raises(ObjectiveError, match="have 8 features and the extractor pixels 16"):
-        MergeSampleScore(trajectory, sampler(), Pixels(), other)
+    with pytest.raises(MetricError, match="have 8 features and the extractor pixels 16"):
+        Scores.fid(Pixels(), other)
 
 
 def test_what_decides_results_is_described(trajectory: Trajectory) -> None:
     described = build(trajectory).describe()
     assert described["trajectory"] == trajectory.sha256
-    assert described["extractor"] == "pixels"
+    assert described["scores"]["extractors"]["inception"]["name"] == "pixels"
     assert described != build(trajectory, images=41).describe()
 
 
@@ -145,3 +148,17 @@ def test_images_and_features_for_pictures(trajectory: Trajectory) -> None:
     assert images.shape == (11, 1, 4, 4)
     assert images.abs().max() <= 1
     assert objective.features(images).shape == (11, 16)
+
+
+def test_other_metrics_are_the_loss_or_beside_it_or_only_on_other_noise(trajectory: Trajectory) -> None:
+    real = np.random.default_rng(0).uniform(-1, 1, (300, 16)).astype(np.float32)
+    view = View(Pixels(), Reference(real_statistics(), "real", real))
+    scores = Scores({"inception": view}, loss={"kid": 100}, metrics=["fid"], held_out_metrics=["recall"])
+    objective = MergeSampleScore(trajectory, sampler(), scores, images=40, batch_size=7)
+    searched = objective.evaluate(Candidate(EMA))
+    assert list(searched.metrics) == ["kid", "fid"]
+    assert searched.loss == 100 * searched.metrics["kid"]
+    assert searched.metrics["fid"] == pytest.approx(build(trajectory)(EMA), rel=1e-12)
+    for noise in (SELECTION, HELD_OUT):
+        assert list(objective.evaluate(Candidate(EMA, noise=noise)).metrics) == ["kid", "fid", "recall"]
+    assert objective.describe()["scores"]["loss"] == {"kid": 100.0}

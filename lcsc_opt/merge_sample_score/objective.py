@@ -1,4 +1,4 @@
-"""The objective that this project exists for: coefficients → merged weights → images → features → FID."""
+"""The objective that this project exists for: coefficients → merged weights → images → features → loss and metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,11 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.metrics import FeatureExtractor, FrechetReference, ReferenceStatistics, reference_warning
+from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.objective import Objective
 from lcsc_opt.progress import notice
-from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.sampling import Sampler
-from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
@@ -42,44 +41,56 @@ class _Stopwatch:
         setattr(self, part, getattr(self, part) + time.perf_counter() - start)
 
 
+class Combinable(Protocol):
+    """What candidates are merged from: a trajectory, or one whose LoRA products are combined."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """The identity of what is combined, and how."""
+        ...
+
+    def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
+        """The combination for ``[K]`` coefficients that sum to one."""
+        ...
+
+    def gram(self) -> npt.NDArray[np.float64]:
+        """``[K, K]`` inner products of the centered checkpoints."""
+        ...
+
+
 class MergeSampleScore(Objective):
-    """FID of the images that the merged model samples.
+    """Loss and metrics of the images that the merged model samples.
 
     Args:
         trajectory: K checkpoints.
         sampler: puts merged weights into the model and samples.
-        extractor: images → features.
-        reference: statistics of the real images' features, from the same extractor.
+        scores: images → loss and metrics.
         images: how many one evaluation of a search samples.
         batch_size: images at once.
 
     Raises:
-        ObjectiveError: when the reference was made with another extractor, or the numbers make no sense.
+        ObjectiveError: when the numbers make no sense.
     """
 
     def __init__(
         self,
-        trajectory: Trajectory,
+        trajectory: Combinable,
         sampler: Sampler,
-        extractor: FeatureExtractor,
-        reference: ReferenceStatistics,
+        scores: Scores,
         *,
         images: int = DEFAULT_IMAGES,
         batch_size: int = 500,
     ) -> None:
         if images < 2 or batch_size < 1:
             raise ObjectiveError(f"expected at least 2 images and a batch_size from 1, got {images} and {batch_size}")
-        if reference.dimension != extractor.dimension:
-            raise ObjectiveError(
-                f"the reference statistics have {reference.dimension} features and the extractor "
-                f"{extractor.name} {extractor.dimension}; compute them with the same extractor"
-            )
-        for count, what in ((reference.count, "reference set"), (images, "set of samples")):
-            warning = reference_warning(count, extractor.dimension, what=what)
-            if warning is not None:
-                notice(warning)
-        self.trajectory, self.sampler, self.extractor = trajectory, sampler, extractor
-        self._reference, self._frechet = reference, FrechetReference(reference.mean, reference.cov)
+        for warning in scores.warnings(images):
+            notice(warning)
+        self.trajectory, self.sampler, self.scores = trajectory, sampler, scores
         self._images, self._batch_size = images, batch_size
         self._threads = ThreadpoolController()
 
@@ -98,25 +109,25 @@ class MergeSampleScore(Objective):
         return self.trajectory.gram()
 
     def evaluate(self, candidate: Candidate) -> Evaluation:
-        """Merge, sample, extract features, and compute the Fréchet distance.
+        """Merge, sample, extract features, and compute the metrics: the held-out ones too, unless on search noise.
 
         Raises:
             ObjectiveError: when a sample is not finite.
-            MetricError: when the features are not.
+            MetricError: when features are not, or cannot be scored.
         """
         start = time.perf_counter()
         watch = _Stopwatch()
         count = self._images if candidate.images is None else candidate.images
-        features = np.empty((count, self.extractor.dimension))
+        accumulator = self.scores.accumulator(count, held_out=candidate.noise.group != SEARCH.group)
         with watch.timing("merge"):
             self._load(candidate.coefficients)
         for first, last in self._batches(count):
             with watch.timing("sample"):
                 images = self._sample(candidate.noise, first, last)
             with watch.timing("features"):
-                features[first:last] = self._features(images)
+                accumulator.add(images)
         with watch.timing("metric"), self._metric_threads():
-            fid = self._frechet.distance_from_features(features)
+            loss, metrics = accumulator.result()
         cost = Cost(
             images=count,
             model_calls=count * self.sampler.nfe,
@@ -126,7 +137,7 @@ class MergeSampleScore(Objective):
             features_seconds=watch.features,
             metric_seconds=watch.metric,
         )
-        return Evaluation(fid, {"fid": fid}, cost)
+        return Evaluation(loss, metrics, cost)
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
@@ -134,23 +145,22 @@ class MergeSampleScore(Objective):
         return torch.cat([self._sample(noise, first, last).cpu() for first, last in self._batches(count)])
 
     def features(self, images: Tensor) -> npt.NDArray[np.float64]:
-        """``[N, C, H, W]`` → ``[N, D]``."""
-        return np.concatenate([self._features(batch) for batch in torch.split(images, self._batch_size)])
+        """``[N, C, H, W]`` → ``[N, D]``, by the extractor of the loss."""
+        return extract(self.scores.extractor, images, batch_size=self._batch_size)
 
     def describe(self) -> dict[str, Any]:
-        """The trajectory's hash, the sampler, the extractor, the reference's hash, and the number of images."""
+        """The trajectory's hash, the sampler, the metrics with extractors and references, and the number of images."""
         return {
             "trajectory": self.trajectory.sha256,
             "sampler": self.sampler.describe(),
-            "extractor": self.extractor.name,
-            "reference": self._reference.sha256,
+            "scores": self.scores.describe(),
             "images": self._images,
             "batch_size": self._batch_size,
         }
 
     def _metric_threads(self) -> contextlib.AbstractContextManager[object]:
         """One BLAS thread for small matrices: a second one only waits for the threads that sampled to stop spinning."""
-        small = self.extractor.dimension <= SMALL_MATRICES
+        small = self.scores.dimension <= SMALL_MATRICES
         return self._threads.limit(limits=1, user_api="blas") if small else contextlib.nullcontext()
 
     def _load(self, coefficients: Coefficients) -> None:
@@ -166,7 +176,3 @@ class MergeSampleScore(Objective):
         if not bool(torch.isfinite(images).all()):
             raise ObjectiveError("the merged model samples values that are not finite")
         return images
-
-    @torch.inference_mode()
-    def _features(self, images: Tensor) -> npt.NDArray[np.float64]:
-        return self.extractor(images).double().cpu().numpy()

@@ -1,25 +1,43 @@
-"""Images to numbers: features, their statistics, and the Fréchet distance between two sets of them.
+"""Images to numbers: features, what metrics make of them, and the loss that metrics make.
 
 ::
 
-    features.py     the contract of a feature extractor; images → features [N, D]
-    statistics.py   count, mean and scatter of features, which merge; reference statistics and their file
-    frechet.py      two means and covariances → FID, with everything about the reference computed once
-    digits.py       an extractor for 8×8 digits, trained here in seconds (needs scikit-learn)
-    inception.py    the Inception network that published FIDs are computed with (needs torch-fidelity)
+    scores.py           settings → Scores: images in, loss and metrics out
+    names.py            fid, kid@clip, precision@module:factory, and weighted sums of them
+    comparison.py       one set of samples beside the reference: FID, KID, Inception Score, precision, recall
 
-The last two are imported by name where they are used, so that importing this package stays cheap.
+    frechet.py          two means and covariances → FID, with everything about the reference computed once
+    kernel.py           KID's distance, in torch-fidelity's subsets
+    neighbours.py       precision and recall, in blocks
+    statistics.py       count, mean and scatter of features, which merge; reference statistics and their file
+
+    reference.py        the real images, seen by one extractor
+    build_reference.py  the setting ``reference`` → that; kept by content
+    reference_files.py  statistics, features and images of other code bases
+    images.py           folders, zip files and arrays of images; datasets.py: torchvision's
+
+    features.py         the contract of a feature extractor; images → features [N, D]
+    extractors.py       inception.py, clip.py, dinov2.py and module:factory by name
+    classifier.py       extractors that are trained here in seconds, for small images (digits.py, photographs.py)
+
+What needs torch-fidelity, torchvision or scikit-learn imports them where it uses them, so that importing this package
+stays cheap.
 """
 
 from lcsc_opt.metrics.features import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, frechet_distance
+from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.scores import Scores, View
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics, reference_warning
 
 __all__ = [
     "FeatureExtractor",
     "FeatureStatistics",
     "FrechetReference",
+    "Reference",
     "ReferenceStatistics",
+    "Scores",
+    "View",
     "extract",
     "frechet_distance",
     "reference_warning",

@@ -9,14 +9,17 @@ from pathlib import Path
 from lcsc_opt.errors import MetricError
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whose folder is created; raises MetricError when the disk refuses."""
+def write_atomically(path: Path, *content: bytes | memoryview) -> None:
+    """Write the parts of ``content`` to ``path``, whose folder is created.
+
+    Raises MetricError when the disk refuses.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("xb") as file:
-                file.write(content)
+                file.writelines(content)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

@@ -40,6 +40,18 @@ class FeatureExtractor(Protocol):
         ...
 
 
+@runtime_checkable
+class ClassifyingExtractor(FeatureExtractor, Protocol):
+    """An extractor whose network also tells classes apart, as the Inception Score needs."""
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, D]`` and logits ``[B, classes]``, from one pass through the network.
+
+        Raises MetricError when the images have a shape that the network does not take.
+        """
+        ...
+
+
 def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, batch_size: int = 250) -> Array:
     """Features of all ``images``, without gradients.
 
@@ -71,14 +83,29 @@ def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Ten
             yield from part.split(batch_size)
 
 
-def _features_of(extractor: FeatureExtractor, batch: Tensor) -> Array:
-    features = extractor(batch)
-    expected = (len(batch), extractor.dimension)
+def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
+    """``features`` as they are.
+
+    Raises MetricError when they are not ``[count, D]`` or not finite.
+    """
+    expected = (count, extractor.dimension)
     if features.shape != expected:
         raise MetricError(
             f"extractor {extractor.name}: answered with shape {list(features.shape)}, expected {list(expected)}"
         )
     if not bool(torch.isfinite(features).all()):
         raise MetricError(f"extractor {extractor.name}: features are not finite; are the images finite and in [-1, 1]?")
+    return features
+
+
+def checked_logits(extractor: FeatureExtractor, logits: Tensor) -> Tensor:
+    """``logits`` as they are. Raises MetricError when they are not ``[B, classes]`` or not finite."""
+    if logits.ndim != 2 or not bool(torch.isfinite(logits).all()):
+        raise MetricError(f"extractor {extractor.name}: answered with logits that are not finite or not [B, classes]")
+    return logits
+
+
+def _features_of(extractor: FeatureExtractor, batch: Tensor) -> Array:
+    features = checked_features(extractor, extractor(batch), len(batch))
     array: Array = features.to("cpu", torch.float64).numpy()
     return array

@@ -9,11 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics._network import weights_hash
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.metrics._network import rgb_bytes, weights_hash
+from lcsc_opt.metrics._weights import (
+    belongs_to_another_network,
+    published_file,
+    read_weights,
+    torch_fidelity_module,
+)
 
 LAYER = "2048"  # torch-fidelity's name of the last pooling layer, and its number of features
+LOGITS = "logits_unbiased"  # what torch-fidelity computes the Inception Score from
+WEIGHTS = "torch-fidelity's Inception"
 
 
 class InceptionExtractor:
@@ -32,9 +38,9 @@ class InceptionExtractor:
     """
 
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
-        module = _torch_fidelity_inception()
+        module = torch_fidelity_module("feature_extractor_inceptionv3")
         path = _hub_file(module.URL_INCEPTION_V3) if weights is None else weights
-        state_dict = _load_weights(path)
+        state_dict = read_weights(path, what=WEIGHTS)
         self._network = _build(module, state_dict, path).to(device)
         self._device = torch.device(device)
         self._name = f"inception-v3-{LAYER}-{weights_hash(state_dict)}"
@@ -54,59 +60,21 @@ class InceptionExtractor:
 
         Raises MetricError for another shape.
         """
-        if images.ndim != 4 or images.shape[1] not in (1, 3):
-            raise MetricError(f"images: expected [B, 1 or 3, H, W] for Inception, got {list(images.shape)}")
-        features: Tensor = self._network(to_bytes(images.to(self._device)).expand(-1, 3, -1, -1))[0]
-        return features
+        return self.features_and_logits(images)[0]
 
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, 2048]`` and logits ``[B, 1008]`` without their biases, as torch-fidelity's score takes them.
 
-def to_bytes(images: Tensor) -> Tensor:
-    """[−1, 1] → 0 to 255 uint8, to the nearest level, clipped (as EDM does, Karras et al. 2022)."""
-    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
-
-
-def _torch_fidelity_inception() -> Any:
-    """torch-fidelity's module with the Inception network."""
-    try:
-        prepare_torchvision()
-        from torch_fidelity import feature_extractor_inceptionv3
-    except ImportError as error:
-        raise MetricError(f"Inception features need torch-fidelity: {error}") from error
-    return feature_extractor_inceptionv3
+        Raises MetricError for images of another shape than ``[B, 1 or 3, H, W]``.
+        """
+        features, logits = self._network(rgb_bytes(images, self._device))
+        return features, logits
 
 
 def _hub_file(url: str) -> Path:
-    """Where torch keeps the published weights; downloaded when they are not there yet."""
     name = url.rpartition("/")[2]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = Path(name).stem.rpartition("-")[2]  # the start of the file's SHA-256
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
-        raise MetricError(
-            f"Inception weights cannot be downloaded ({error}); fetch {url} and put it at {path}, or pass its path"
-        ) from error
-    return path
-
-
-def _load_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in ``path``, read without executing anything that the file may hold."""
-    try:
-        state_dict = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError as error:
-        raise MetricError(f"{path}: does not exist; pass a file with torch-fidelity's Inception weights") from error
-    except Exception as error:  # torch.load raises whatever the broken content leads to
-        raise MetricError(
-            f"{path}: cannot be read as weights alone; pass torch-fidelity's Inception weights, not a whole model"
-        ) from error
-    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise MetricError(f"{path}: is no state dict; pass torch-fidelity's Inception weights")
-    if not all(bool(torch.isfinite(value).all()) for value in state_dict.values()):
-        raise MetricError(f"{path}: holds weights that are not finite; fetch the file again")
-    return state_dict
+    prefix = Path(name).stem.rpartition("-")[2]  # the start of the file's SHA-256
+    return published_file(url, name, setting="inception", hash_prefix=prefix)
 
 
 def _build(module: Any, state_dict: dict[str, Tensor], path: Path) -> Any:
@@ -116,6 +84,6 @@ def _build(module: Any, state_dict: dict[str, Tensor], path: Path) -> Any:
     copy.seek(0)
     try:
         with torch.random.fork_rng(devices=[]):  # its layers draw their first weights from the global generator
-            return module.FeatureExtractorInceptionV3("inception-v3-compat", [LAYER], copy)
+            return module.FeatureExtractorInceptionV3("inception-v3-compat", [LAYER, LOGITS], copy)
     except RuntimeError as error:
-        raise MetricError(f"{path}: belongs to another network; pass torch-fidelity's Inception weights") from error
+        raise belongs_to_another_network(path, WEIGHTS) from error

@@ -3,6 +3,7 @@
 import sys
 import urllib.error
 
+import network_files
 import numpy as np
 import pytest
 import torch
@@ -10,24 +11,15 @@ import torch
 from lcsc_opt import torchvision_import
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor, extract
-from lcsc_opt.metrics.inception import InceptionExtractor, to_bytes
+from lcsc_opt.metrics._network import to_bytes
+from lcsc_opt.metrics.features import ClassifyingExtractor
+from lcsc_opt.metrics.inception import InceptionExtractor
 from lcsc_opt.torchvision_import import prepare_torchvision
 
 
 @pytest.fixture(scope="module")
 def theirs():
-    """torch-fidelity's network, without its published weights: they stay what its layers drew."""
-    prepare_torchvision()
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Theirs
-
-    class Unloaded(Theirs):
-        def load_state_dict(self, state_dict, *args, **kwargs):
-            return None
-
-    with torch.random.fork_rng(devices=[]), pytest.MonkeyPatch.context() as patch:
-        torch.manual_seed(0)
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: {})
-        return Unloaded("random", ["2048"])
+    return network_files.random_inception()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +47,15 @@ def test_features_are_those_of_torch_fidelity(extractor, theirs):
     features = extract(extractor, images)
     np.testing.assert_allclose(features, theirs(as_written)[0].double().numpy(), rtol=1e-5, atol=1e-7)
     assert features.std() > 0
+
+
+def test_one_pass_gives_features_and_the_logits_of_torch_fidelity(extractor, theirs):
+    images = images_of(3)
+    features, logits = extractor.features_and_logits(images)
+    expected = theirs(to_bytes(images))
+    assert torch.equal(features, expected[0])
+    assert torch.equal(logits, expected[1])
+    assert isinstance(extractor, ClassifyingExtractor)
 
 
 def test_extractor_keeps_its_contract(extractor):
@@ -141,8 +142,9 @@ def test_failed_download_says_where_to_put_the_file(tmp_path, monkeypatch):
 
 
 def test_missing_torch_fidelity_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(MetricError, match="need torch-fidelity"):
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MetricError, match="needs torch-fidelity"):
         InceptionExtractor(tmp_path / "weights.pth")
 
 

@@ -1,0 +1,125 @@
+"""The settings that all objectives over images share: checkpoints in, numbers out, and how the model is run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, JsonValue, field_validator
+
+from lcsc_opt.errors import StudySpecError
+from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, Combinable, MergeSampleScore
+from lcsc_opt.metrics.scores import Scores, build_scores
+from lcsc_opt.objective import cache_directory, given_path
+from lcsc_opt.sampling import ImageNoise, Sampler
+from lcsc_opt.sampling.network import Dtype, NetworkSettings
+from lcsc_opt.study_spec import FrozenModel
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.packing import open_or_pack
+from lcsc_opt.trajectory.selection import Selection
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SelectionSettings(FrozenModel):
+    """Which of the checkpoints are combined, in training steps, as ``lcsc trajectory pack`` takes it."""
+
+    last: Annotated[int, Field(ge=2)] | None = None
+    first_step: Annotated[int, Field(ge=0)] | None = None
+    window: Positive | None = None
+    interval: Positive | None = None
+
+
+class ImageObjectiveSettings(FrozenModel):
+    """What a study file may say under ``objective.settings``, beside what the model itself needs.
+
+    Attributes:
+        checkpoints: a packed trajectory; else files, globs or a folder of checkpoints, which are packed once.
+        key: which state dict of each file.
+        select: which of them.
+        loss: a metric, or metrics with their weights in a sum.
+        metrics: reported beside the loss, with every evaluation.
+        held_out_metrics: reported where noise other than the search's is evaluated.
+        reference: the real images, for all extractors or by extractor; the Inception Score needs none.
+        weights: extractor → file of its weights; without one they are downloaded.
+        images: how many an evaluation of the search samples.
+        batch_size: how many at once.
+        noise_seed: of all sampling noise.
+        device: ``auto`` takes the first GPU, else the CPU.
+        dtype: the network's arithmetic.
+        compile: through ``torch.compile``.
+        channels_last: memory format of images and convolutions.
+    """
+
+    checkpoints: str | list[str]
+    key: str | None = None
+    select: SelectionSettings = SelectionSettings()
+    loss: str | dict[str, float] = "fid"
+    metrics: list[str] = []
+    held_out_metrics: list[str] = []
+    reference: str | dict[str, JsonValue] | None = None
+    weights: dict[str, str] = {}
+    images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
+    batch_size: Positive = 500
+    noise_seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "auto"
+    dtype: Dtype = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _some_checkpoints(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("expected a packed trajectory, or checkpoints")
+        return value
+
+    def trajectory(self) -> Trajectory:
+        """Open the packed trajectory, or pack the checkpoints into the cache.
+
+        Raises:
+            TrajectoryError: nothing that can be combined is there.
+        """
+        given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
+        return open_or_pack(
+            [given_path(pattern) for pattern in given],
+            cache=cache_directory(),
+            key=self.key,
+            selection=Selection(**self.select.model_dump()),
+        )
+
+    def network_settings(self) -> NetworkSettings:
+        """How the network is run."""
+        return NetworkSettings(self.device, self.dtype, self.compile, self.channels_last)
+
+    def noise(self) -> ImageNoise:
+        """All sampling noise."""
+        return ImageNoise(self.noise_seed)
+
+    def scores(self) -> Scores:
+        """The metrics and their extractors; loading them may download weights or read the reference images.
+
+        Raises:
+            MetricError: an unknown metric, weights or a reference that cannot be used.
+        """
+        return build_scores(
+            loss=self.loss,
+            metrics=self.metrics,
+            held_out_metrics=self.held_out_metrics,
+            reference=None if self.reference is None else _located(self.reference),
+            weights={extractor: str(given_path(path)) for extractor, path in self.weights.items()},
+            device=self.network_settings().torch_device(),
+            batch_size=self.batch_size,
+            cache=cache_directory(),
+        )
+
+    def objective(self, sampler: Sampler, trajectory: Combinable) -> MergeSampleScore:
+        """Put the parts together."""
+        return MergeSampleScore(trajectory, sampler, self.scores(), images=self.images, batch_size=self.batch_size)
+
+
+def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:
+    """Paths among the references, taken from beside the study file; other texts are names of data sets."""
+    if isinstance(reference, str):
+        path = given_path(reference)
+        return str(path) if path.exists() else reference
+    return {name: _located(value) if isinstance(value, (str, dict)) else value for name, value in reference.items()}

@@ -1,0 +1,201 @@
+"""The setting ``reference`` → the real images as one extractor sees them, computed once and kept by content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._files import write_atomically
+from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
+from lcsc_opt.metrics.features import FeatureExtractor, checked_features
+from lcsc_opt.metrics.images import ImageFiles, ImageSet
+from lcsc_opt.metrics.reference import NO_FEATURES, Reference
+from lcsc_opt.metrics.reference_files import SUFFIXES, read_reference_file
+from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.progress import progress
+from lcsc_opt.study_spec import near_miss
+
+ROWS = 4096  # features whose statistics are merged at once
+
+ReferenceSetting = str | Mapping[str, Any]
+
+
+def references_by_extractor(reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSetting]:
+    """Extractor → its reference; one setting for all, or a mapping from extractors to settings.
+
+    Raises MetricError for an unknown extractor in a mapping, or a setting that is none.
+    """
+    if reference is None:
+        return {}
+    if isinstance(reference, str) or dataset_settings(reference) is not None:
+        return dict.fromkeys(extractors, reference)
+    for name, setting in reference.items():
+        if name not in extractors:
+            hint = near_miss(name, extractors)
+            raise MetricError(f"reference: no metric uses an extractor {name!r}{hint}; used: {', '.join(extractors)}")
+        if not isinstance(setting, str) and not (isinstance(setting, Mapping) and "torchvision" in setting):
+            raise MetricError(f"reference.{name}: expected a path, a dataset's name or {{torchvision: ...}}")
+    return dict(reference)
+
+
+def build_reference(
+    setting: ReferenceSetting,
+    alias: str,
+    extractor: FeatureExtractor,
+    *,
+    features: bool,
+    batch_size: int,
+    cache: Path,
+) -> Reference:
+    """The reference that ``setting`` describes, as ``extractor`` sees it.
+
+    Args:
+        setting: a folder, a file or a dataset.
+        alias: the extractor's name in metrics.
+        extractor: the network.
+        features: whether a metric needs the features, and not only their mean and covariance.
+        batch_size: images through the network at once.
+        cache: a folder for what was computed.
+
+    Raises MetricError when there is no such reference, it cannot be read, or it does not hold what is needed.
+    """
+    cache = cache / "references"
+    dataset = dataset_settings(setting)
+    if dataset is not None and not (isinstance(setting, str) and Path(setting).exists()):
+        images: ImageSet = dataset_images(dataset, root=cache.parent / "datasets")
+        return _from_images(images, extractor, features=features, batch_size=batch_size, cache=cache)
+    path = Path(str(setting)).expanduser()
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        _check_exists(path)
+        images = ImageFiles(path, cache=cache)
+        return _from_images(images, extractor, features=features, batch_size=batch_size, cache=cache)
+    _check_exists(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
+    return _from_file(path, alias, extractor, features=features, batch_size=batch_size, cache=cache)
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        known = ", ".join(f"{name.lower()}-train" for name in DATASETS)
+        raise MetricError(f"reference: {path} does not exist, and no dataset is called so; known: {known}")
+
+
+def _from_file(
+    path: Path, alias: str, extractor: FeatureExtractor, *, features: bool, batch_size: int, cache: Path
+) -> Reference:
+    read = read_reference_file(path, alias, images=features)
+    if read.statistics is not None and read.statistics.extractor not in (None, extractor.name):
+        raise MetricError(
+            f"{path}: was computed with {read.statistics.extractor} and not with {extractor.name}; "
+            "give the images, or statistics of the same extractor"
+        )
+    if read.images is not None:
+        seen = _from_images(read.images, extractor, features=features, batch_size=batch_size, cache=cache)
+        if read.statistics is None:
+            return seen
+        return Reference(read.statistics, _digest(read.statistics.sha256, seen.identity), seen.all_features, seen.size)
+    if read.features is not None:
+        return _from_features(read.features, extractor, str(path))
+    if read.statistics is None or features:
+        raise MetricError(f"{path}: {NO_FEATURES}")
+    return Reference.from_statistics(read.statistics)
+
+
+def _from_features(features: npt.NDArray[np.float32], extractor: FeatureExtractor, source: str) -> Reference:
+    if features.shape[1] != extractor.dimension:
+        raise MetricError(
+            f"{source}: has {features.shape[1]} features and the extractor {extractor.name} {extractor.dimension}; "
+            "compute them with the same extractor"
+        )
+    collected = _Collected(extractor, keep=0)
+    for first in range(0, len(features), ROWS):
+        collected.add(features[first : first + ROWS])
+    identity = _digest(hashlib.sha256(features.tobytes()).hexdigest(), extractor.name)
+    return Reference(collected.statistics(), identity, features)
+
+
+def _from_images(
+    images: ImageSet, extractor: FeatureExtractor, *, features: bool, batch_size: int, cache: Path
+) -> Reference:
+    if images.count < 2:
+        raise MetricError("reference: one image is no distribution; give at least two")
+    identity = _digest(images.content, extractor.name)
+    statistics_file, features_file = (cache / f"{identity[:32]}{suffix}" for suffix in (".npz", ".npy"))
+    if not statistics_file.exists() or (features and not features_file.exists()):
+        collected = _extract(images, extractor, keep=features, batch_size=batch_size)
+        if features:
+            _save_features(features_file, collected.features)
+        collected.statistics().save(statistics_file)
+    kept = _mapped(features_file, images.count, extractor.dimension) if features else None
+    return Reference(ReferenceStatistics.load(statistics_file), identity, kept, images.size)
+
+
+def _extract(images: ImageSet, extractor: FeatureExtractor, *, keep: bool, batch_size: int) -> _Collected:
+    collected = _Collected(extractor, keep=images.count if keep else 0)
+    with progress(f"features of the reference ({extractor.name})", images.count) as advance, torch.inference_mode():
+        for batch in images.batches(batch_size):
+            answered = checked_features(extractor, extractor(batch), len(batch))
+            collected.add(answered.float().cpu().numpy())
+            advance(len(batch))
+    return collected
+
+
+class _Collected:
+    """Features as they come: their statistics, merged a few thousand at a time, and the first ``keep`` themselves."""
+
+    def __init__(self, extractor: FeatureExtractor, *, keep: int) -> None:
+        self._extractor = extractor
+        self._waiting: list[npt.NDArray[np.float32]] = []
+        self.features = np.empty((keep, extractor.dimension), dtype=np.float32)
+        self._added = 0
+        self._merged: FeatureStatistics | None = None
+
+    def add(self, features: npt.NDArray[np.float32]) -> None:
+        self._waiting.append(features)
+        if len(self.features):
+            self.features[self._added : self._added + len(features)] = features
+        self._added += len(features)
+        if sum(map(len, self._waiting)) >= ROWS:
+            self._merge()
+
+    def statistics(self) -> ReferenceStatistics:
+        self._merge()
+        if self._merged is None:
+            raise MetricError("reference: there are no images")
+        return ReferenceStatistics.from_statistics(self._merged, self._extractor.name)
+
+    def _merge(self) -> None:
+        if self._waiting:
+            part = FeatureStatistics.from_features(np.concatenate(self._waiting))
+            self._merged = part if self._merged is None else self._merged.merge(part)
+            self._waiting = []
+
+
+def _save_features(path: Path, features: npt.NDArray[np.float32]) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features))
+    write_atomically(path, header.getvalue(), features.data.cast("B"))
+
+
+def _mapped(path: Path, count: int, dimension: int) -> npt.NDArray[np.float32]:
+    """Features from the cache, mapped: the workers of one machine share the memory."""
+    try:
+        features: npt.NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise MetricError(f"{path}: is broken ({error}); remove it, and the features are extracted again") from error
+    if features.shape != (count, dimension) or features.dtype != np.float32:
+        raise MetricError(f"{path}: holds something else; remove it, and the features are extracted again")
+    return features
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

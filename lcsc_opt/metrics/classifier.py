@@ -1,0 +1,262 @@
+"""Feature extractors that are trained here, in seconds: classifiers of small images, cached by their settings.
+
+Inception's features say little about 8×8 images, and nothing needs its download here. The penultimate layer of a
+network that can tell such images apart does for them what Inception does for photographs. It is trained without
+augmentation: a network taught to ignore noise and shifts would not see them in samples either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._files import write_atomically
+from lcsc_opt.metrics._network import weights_hash
+from lcsc_opt.metrics.features import FeatureExtractor, extract
+from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.progress import progress
+from lcsc_opt.seeds import derive_seed
+
+FORMAT = 3  # of the cached file and of the recipe; raised whenever either changes
+HELD_OUT_FRACTION = 0.2
+BATCH = 128
+LEARNING_RATE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierRecipe:
+    """What a trained classifier depends on, besides its images and the constants above, for which FORMAT stands.
+
+    Attributes:
+        name: of the images: it names the extractor and the cached file.
+        image_shape: ``[C, H, W]``.
+        strides: of the three convolutions.
+        classes: how many there are.
+        dimension: D, the number of features.
+        epochs: passes over the 80 % of the images that are trained on.
+        seed: of the split, the initial weights and the order of the batches.
+
+    Raises MetricError when ``dimension`` or ``epochs`` is below one.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    classes: int
+    dimension: int
+    epochs: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("dimension", "epochs"):
+            if getattr(self, name) < 1:
+                raise MetricError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def as_json(self) -> str:
+        """All settings as one line."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+
+    @property
+    def file_name(self) -> str:
+        """Of the cached network."""
+        return f"{self.name}-network-{hashlib.sha256(self.as_json().encode()).hexdigest()[:16]}.safetensors"
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """The random numbers of one purpose."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, f"{self.name}-network", purpose))
+
+
+class ClassifierNetwork(nn.Module):
+    """Three convolutions and a hidden layer of features; SiLU is smooth and does not saturate.
+
+    No layer looks at other images of the batch. Initialized from ``generator``: He normal weights, zero
+    biases.
+    """
+
+    def __init__(self, recipe: ClassifierRecipe, generator: torch.Generator) -> None:
+        super().__init__()
+        channels, height, width = recipe.image_shape
+        first, second, third = recipe.strides
+        shrunk = first * second * third
+        # On the meta device the layers' own initialization draws nothing from torch's global generator.
+        self.conv_1 = nn.Conv2d(channels, 16, 3, stride=first, padding=1, device="meta")
+        self.conv_2 = nn.Conv2d(16, 32, 3, stride=second, padding=1, device="meta")
+        self.conv_3 = nn.Conv2d(32, 64, 3, stride=third, padding=1, device="meta")
+        self.hidden = nn.Linear(64 * (height // shrunk) * (width // shrunk), recipe.dimension, device="meta")
+        self.head = nn.Linear(recipe.dimension, recipe.classes, device="meta")
+        self.to_empty(device="cpu")
+        for parameter in self.parameters():
+            _initialize(parameter, generator)
+
+    def features(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W]`` in [−1, 1] → ``[B, D]``."""
+        x = F.silu(self.conv_1(images))
+        x = F.silu(self.conv_2(x))
+        x = F.silu(self.conv_3(x))
+        return F.silu(self.hidden(x.flatten(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W]`` in [−1, 1] → logits ``[B, classes]``."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class ClassifierExtractor:
+    """The hidden layer of a trained :class:`ClassifierNetwork` as features, differentiable in the images.
+
+    Attributes:
+        held_out_accuracy: the fraction of images that were not trained on and are classified rightly.
+    """
+
+    def __init__(self, recipe: ClassifierRecipe, network: ClassifierNetwork, *, held_out_accuracy: float) -> None:
+        self._recipe = recipe
+        self._network = network.eval().requires_grad_(False)
+        self._name = f"{recipe.name}-{recipe.dimension}-{weights_hash(network.state_dict())}"
+        self.held_out_accuracy = held_out_accuracy
+
+    @property
+    def name(self) -> str:
+        """``<images>-<dimension>-<hash of the weights>``."""
+        return self._name
+
+    @property
+    def dimension(self) -> int:
+        """The number of features, D."""
+        return self._recipe.dimension
+
+    def to(self, device: torch.device | str) -> ClassifierExtractor:
+        """Move the network to ``device`` and return this extractor."""
+        self._network.to(device)
+        return self
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].
+
+        Raises MetricError for images of another shape.
+        """
+        return self._network.features(self._checked(images))
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits ``[B, classes]`` of ``[B, C, H, W]`` in [−1, 1].
+
+        Raises MetricError for images of another shape.
+        """
+        logits: Tensor = self._network(self._checked(images))
+        return logits
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, D]`` and logits ``[B, classes]`` of ``[B, C, H, W]`` in [−1, 1], from one pass.
+
+        Raises MetricError for images of another shape.
+        """
+        features = self._network.features(self._checked(images))
+        return features, self._network.head(features)
+
+    def _checked(self, images: Tensor) -> Tensor:
+        if tuple(images.shape[1:]) != self._recipe.image_shape:
+            expected = ", ".join(str(size) for size in self._recipe.image_shape)
+            raise MetricError(
+                f"images: expected [B, {expected}] for {self._recipe.name}, got the shape {list(images.shape)}"
+            )
+        return images.to(self._network.hidden.weight)
+
+
+def train_classifier(
+    recipe: ClassifierRecipe, data: Callable[[], tuple[Tensor, Tensor]], *, cache: Path
+) -> ClassifierExtractor:
+    """The extractor that ``recipe`` describes: read from ``cache``, or trained and written there.
+
+    Training again gives the same weights on the same machine, whatever torch's number of threads; on another
+    kind of processor they differ by rounding, and with them the extractor's name.
+
+    Args:
+        recipe: settings.
+        data: gives the images ``[n, C, H, W]`` in [−1, 1] and their classes ``[n]``.
+        cache: a folder; it is created when it does not exist.
+
+    Raises MetricError when the cached file is broken or cannot be written.
+    """
+    path = cache / recipe.file_name
+    if path.exists():
+        return _read(path, recipe)
+    with _one_thread():
+        network, accuracy = _train(recipe, *data())
+    metadata = {"held_out_accuracy": repr(accuracy), "settings": recipe.as_json()}
+    write_atomically(path, save(network.state_dict(), metadata))
+    return ClassifierExtractor(recipe, network, held_out_accuracy=accuracy)
+
+
+def reference_of(extractor: FeatureExtractor, images: Tensor) -> ReferenceStatistics:
+    """What samples are compared with: the statistics of the features of real ``images`` ``[n, C, H, W]``."""
+    statistics = FeatureStatistics.from_features(extract(extractor, images, batch_size=500))
+    return ReferenceStatistics.from_statistics(statistics, extractor.name)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The layers are too small for a second thread to help, and sums would depend on how many there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _initialize(parameter: Tensor, generator: torch.Generator) -> None:
+    if parameter.ndim > 1:
+        nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+    else:
+        nn.init.zeros_(parameter)
+
+
+def _train(recipe: ClassifierRecipe, images: Tensor, classes: Tensor) -> tuple[ClassifierNetwork, float]:
+    """The trained network and its accuracy on the held-out fifth."""
+    order = torch.randperm(len(images), generator=recipe.generator("split"))
+    cut = math.ceil(len(images) * HELD_OUT_FRACTION)
+    held_out, trained = order[:cut], order[cut:]
+    network = ClassifierNetwork(recipe, recipe.generator("weights"))
+    _fit(network, images[trained], classes[trained], recipe)
+    with torch.no_grad():
+        right = network(images[held_out]).argmax(1) == classes[held_out]
+    return network, float(right.double().mean())
+
+
+def _fit(network: ClassifierNetwork, images: Tensor, classes: Tensor, recipe: ClassifierRecipe) -> None:
+    generator = recipe.generator("batches")
+    batches = math.ceil(len(images) / BATCH)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.epochs * batches)
+    with progress(f"training the {recipe.name} extractor", recipe.epochs) as advance, torch.enable_grad():
+        for _ in range(recipe.epochs):
+            for batch in torch.split(torch.randperm(len(images), generator=generator), BATCH):
+                loss = F.cross_entropy(network(images[batch]), classes[batch])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+            advance(note=f"loss {loss.item():.4f}")
+
+
+def _read(path: Path, recipe: ClassifierRecipe) -> ClassifierExtractor:
+    network = ClassifierNetwork(recipe, torch.Generator())
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            network.load_state_dict(weights)
+            accuracy = float((file.metadata() or {})["held_out_accuracy"])
+    except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        raise MetricError(f"{path}: is no cached {recipe.name} network; delete it, and it is trained again") from error
+    return ClassifierExtractor(recipe, network, held_out_accuracy=accuracy)

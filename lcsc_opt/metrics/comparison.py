@@ -1,0 +1,115 @@
+"""One set of samples against the reference: FID, KID, Inception Score, precision and recall.
+
+Each is the number that torch-fidelity computes. FID is the distance of ``frechet.py``; the Inception Score is
+torch-fidelity's own function; KID (``kernel.py``) takes its subsets, and precision and recall (``neighbours.py``) its
+neighbourhoods, but both run where the networks do, and distances inside the reference are computed once and not in
+every evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._weights import torch_fidelity_module
+from lcsc_opt.metrics.kernel import kernel_distance
+from lcsc_opt.metrics.names import Formula
+from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, coverage, radii
+from lcsc_opt.metrics.reference import Reference
+
+Features = npt.NDArray[np.float32]
+
+# torch-fidelity's defaults, which published numbers are computed with.
+SCORE_SPLITS = 10
+SUBSET_SEED = 2020
+
+
+class Comparison:
+    """The metrics of one set of samples, each computed when it is asked for.
+
+    Args:
+        features: ``[N, D]`` float32.
+        logits: ``[N, classes]`` float32, where the Inception Score is asked for.
+        reference: the real images, where anything else is.
+        device: where distances between features are computed.
+    """
+
+    def __init__(
+        self,
+        features: Features | None,
+        logits: Features | None,
+        reference: Reference | None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._features, self._logits, self._reference, self._device = features, logits, reference, device
+
+    def compute(self, formula: Formula) -> float:
+        """The value of one metric. Raises MetricError when the features do not allow it."""
+        return METRICS[formula](self)
+
+    def fid(self) -> float:
+        """Squared Fréchet distance to the reference (Heusel et al. 2017)."""
+        return self._required_reference.frechet.distance_from_features(self._required_features)
+
+    def kid(self) -> float:
+        """Mean over subsets of the squared MMD with a cubic kernel (Bińkowski et al. 2018); may be below zero."""
+        if len(self._required_features) < 2:
+            raise MetricError("KID needs at least 2 images")
+        samples = self._on_device(self._required_features)
+        return kernel_distance(samples, self._required_reference.features_on(self._device), seed=SUBSET_SEED)
+
+    def inception_score(self) -> float:
+        """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
+        if self._logits is None or len(self._logits) < SCORE_SPLITS:
+            raise MetricError(f"the Inception Score needs the logits of at least {SCORE_SPLITS} images")
+        metric = torch_fidelity_module("metric_isc")
+        result = metric.isc_features_to_metric(torch.from_numpy(self._logits), SCORE_SPLITS, True, SUBSET_SEED)
+        return float(result[metric.KEY_METRIC_ISC_MEAN])
+
+    def precision(self) -> float:
+        """The fraction of samples that lie among the real images."""
+        return self._precision_and_recall[0]
+
+    def recall(self) -> float:
+        """The fraction of real images that lie among the samples."""
+        return self._precision_and_recall[1]
+
+    @cached_property
+    def _precision_and_recall(self) -> tuple[float, float]:
+        if len(self._required_features) <= NEIGHBOURHOOD:
+            raise MetricError(f"precision and recall need more than {NEIGHBOURHOOD} images")
+        samples = self._on_device(self._required_features)
+        real = self._required_reference.features_on(self._device)
+        real_radii = self._required_reference.radii(self._device)
+        return coverage(samples, real, radii(samples), real_radii)
+
+    def _on_device(self, features: Features) -> Tensor:
+        return torch.from_numpy(features).to(self._device)
+
+    @property
+    def _required_features(self) -> Features:
+        if self._features is None:
+            raise MetricError("this comparison was made without features")
+        return self._features
+
+    @property
+    def _required_reference(self) -> Reference:
+        if self._reference is None:
+            raise MetricError("this comparison was made without a reference")
+        return self._reference
+
+
+METRICS: Mapping[Formula, Callable[[Comparison], float]] = {
+    "fid": Comparison.fid,
+    "kid": Comparison.kid,
+    "is": Comparison.inception_score,
+    "precision": Comparison.precision,
+    "recall": Comparison.recall,
+}

@@ -1,0 +1,60 @@
+"""Extractors by the names that metrics give them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics.clip import ClipExtractor
+from lcsc_opt.metrics.dinov2 import DinoV2Extractor
+from lcsc_opt.metrics.features import FeatureExtractor
+from lcsc_opt.metrics.inception import InceptionExtractor
+
+PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
+    "inception": InceptionExtractor,
+    "clip": ClipExtractor,
+    "dinov2": DinoV2Extractor,
+}
+
+
+def build_extractor(name: str, *, weights: Path | None, device: torch.device | str) -> FeatureExtractor:
+    """The extractor ``inception``, ``clip``, ``dinov2``, or one of the user's own as ``module:factory``.
+
+    Args:
+        name: as it stands behind the ``@`` of a metric.
+        weights: a file; None downloads the published ones where they are not there yet.
+        device: where the network runs; a factory of one's own gets it where it takes ``device``.
+
+    Raises MetricError when the weights cannot be used, or a factory cannot be imported or makes no extractor.
+    """
+    if name in PUBLISHED:
+        return PUBLISHED[name](weights, device=device)
+    if weights is not None:
+        raise MetricError(f"weights: {name} is made by your own factory, which loads its weights itself")
+    return _from_factory(name, device)
+
+
+def _from_factory(name: str, device: torch.device | str) -> FeatureExtractor:
+    module_name, _, attribute = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise MetricError(f"extractor {name}: cannot be imported: {error}") from error
+    if not callable(factory):
+        raise MetricError(f"extractor {name}: is {type(factory).__name__}, expected a function that makes an extractor")
+    made = factory(device=device) if _takes_device(factory) else factory()
+    if not isinstance(made, FeatureExtractor):
+        raise MetricError(
+            f"extractor {name}: made {type(made).__name__}, which lacks name, dimension or the call images → features"
+        )
+    return made
+
+
+def _takes_device(factory: Callable[..., Any]) -> bool:
+    return "device" in inspect.signature(factory).parameters

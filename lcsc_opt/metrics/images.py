@@ -1,0 +1,236 @@
+"""Sets of real images: a folder, a zip file, or an array; one size, and named by their content."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._files import write_atomically
+from lcsc_opt.progress import progress
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+DEEP_MODES = ("I", "F")  # more than 8 bits a channel
+GREY_MODES = frozenset({"1", "L"})
+UNREADABLE = (OSError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError)
+THREADS = min(8, os.cpu_count() or 1)
+SCANNED = 256  # files between two steps of the progress bar
+
+
+class ImageSet(Protocol):
+    """Real images of one size."""
+
+    @property
+    def count(self) -> int:
+        """How many, M."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        ...
+
+    @property
+    def content(self) -> str:
+        """A SHA-256 of all images in their order."""
+        ...
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]; C is 1 where all are grey, else 3."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class _Facts:
+    """What reading every file once tells about a set."""
+
+    count: int
+    height: int
+    width: int
+    grey: bool
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """One image file: its name, what changes when it changes, and how its bytes are read."""
+
+    name: str
+    stamp: str
+    read: Callable[[], bytes]
+
+
+class ImageFiles:
+    """The images in a folder, its folders included, or in a zip file, in the order of their names.
+
+    All files are read once, for their sizes and their content; what was found is kept in ``cache`` until a file
+    changes its name, length or time.
+
+    Args:
+        path: a folder or a ``.zip``.
+        cache: a folder for what was found.
+
+    Raises MetricError when there are no images, one cannot be read, or they differ in size.
+    """
+
+    def __init__(self, path: Path, *, cache: Path) -> None:
+        self._entries = _in_zip(path) if path.is_file() else _in_folder(path)
+        if not self._entries:
+            raise MetricError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
+        self._facts = _remembered_facts(path, self._entries, cache)
+
+    @property
+    def count(self) -> int:
+        """How many, M."""
+        return self._facts.count
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self._facts.height, self._facts.width
+
+    @property
+    def content(self) -> str:
+        """A SHA-256 of all files in their order."""
+        return self._facts.content
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The images in order, ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a file that is broken."""
+        mode = "L" if self._facts.grey else "RGB"
+        with ThreadPoolExecutor(THREADS) as threads:
+            for first in range(0, self.count, batch_size):
+                part = self._entries[first : first + batch_size]
+                yield _scaled(np.stack(list(threads.map(lambda entry: _pixels(entry, mode), part))))
+
+
+class ImageArray:
+    """Images in one array.
+
+    Args:
+        pixels: ``[M, H, W, C]`` uint8, C of 1 or 3.
+        source: where they come from, for messages.
+
+    Raises MetricError for any other array.
+    """
+
+    def __init__(self, pixels: npt.NDArray[np.uint8], *, source: str) -> None:
+        if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
+            raise MetricError(
+                f"{source}: expected images [N, H, W, 1 or 3] in uint8, got {list(pixels.shape)} in {pixels.dtype}"
+            )
+        self._pixels = pixels
+        self.count = len(pixels)
+        self.size = (int(pixels.shape[1]), int(pixels.shape[2]))
+
+    @property
+    def content(self) -> str:
+        """A SHA-256 of the shape and all pixels."""
+        digest = hashlib.sha256(str(self._pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self._pixels).data)
+        return digest.hexdigest()
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The images in order, ``[B, C, H, W]`` in [−1, 1]."""
+        for first in range(0, self.count, batch_size):
+            yield _scaled(self._pixels[first : first + batch_size])
+
+
+def _scaled(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """``[B, H, W, C]`` uint8 → ``[B, C, H, W]`` in [−1, 1]."""
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return images.float() / 127.5 - 1
+
+
+def _in_folder(folder: Path) -> list[_Entry]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    entries = []
+    for path in paths:
+        stat = path.stat()
+        entries.append(
+            _Entry(path.relative_to(folder).as_posix(), f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes)
+        )
+    return entries
+
+
+def _in_zip(path: Path) -> list[_Entry]:
+    try:
+        archive = zipfile.ZipFile(path)
+    except UNREADABLE as error:
+        raise MetricError(f"{path}: is no zip file ({error})") from error
+    infos = sorted(archive.infolist(), key=lambda info: info.filename)
+    return [
+        _Entry(info.filename, f"{info.file_size} {info.CRC}", lambda info=info: archive.read(info))  # type: ignore[misc]
+        for info in infos
+        if Path(info.filename).suffix.lower() in SUFFIXES and not Path(info.filename).name.startswith("._")
+    ]
+
+
+def _remembered_facts(path: Path, entries: Sequence[_Entry], cache: Path) -> _Facts:
+    listing = hashlib.sha256(str(path.resolve()).encode())
+    for entry in entries:
+        listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
+    remembered = cache / f"images-{listing.hexdigest()[:32]}.json"
+    try:
+        return _Facts(**json.loads(remembered.read_text()))
+    except (OSError, ValueError, TypeError):  # not there yet, or broken: look again
+        facts = _look_at(path, entries)
+    write_atomically(remembered, json.dumps(dataclasses.asdict(facts)).encode())
+    return facts
+
+
+def _look_at(path: Path, entries: Sequence[_Entry]) -> _Facts:
+    """Read every file once: its header for size and colours, its bytes for the content."""
+    digest = hashlib.sha256()
+    first: tuple[str, tuple[int, int]] | None = None
+    grey = True
+    with progress(f"looking at {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
+        for start in range(0, len(entries), SCANNED):
+            part = entries[start : start + SCANNED]
+            for entry, (file_digest, size, mode) in zip(part, threads.map(_header, part), strict=True):
+                first = first or (entry.name, size)
+                if size != first[1]:
+                    raise MetricError(
+                        f"{path}: images differ in size: {first[0]} is {first[1][0]}x{first[1][1]} and {entry.name} "
+                        f"{size[0]}x{size[1]}; bring them to the size of the samples first, since how they are scaled "
+                        "changes FID"
+                    )
+                if mode.startswith(DEEP_MODES):
+                    raise MetricError(f"{path}: {entry.name} has more than 8 bits a channel; write it with 8 first")
+                grey = grey and mode in GREY_MODES
+                digest.update(file_digest)
+            advance(len(part))
+    height, width = first[1] if first else (0, 0)
+    return _Facts(len(entries), height, width, grey, digest.hexdigest())
+
+
+def _header(entry: _Entry) -> tuple[bytes, tuple[int, int], str]:
+    try:
+        content = entry.read()
+        with Image.open(io.BytesIO(content)) as image:
+            return hashlib.sha256(content).digest(), (image.height, image.width), image.mode
+    except (*UNREADABLE, UnidentifiedImageError) as error:
+        raise MetricError(f"{entry.name}: cannot be read as an image ({error}); remove it or fetch it again") from error
+
+
+def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
+    """``[H, W, C]`` of one file; a palette or transparency becomes plain colours, as in torch-fidelity."""
+    try:
+        with Image.open(io.BytesIO(entry.read())) as image:
+            pixels = np.asarray(image.convert(mode), dtype=np.uint8)
+    except (*UNREADABLE, UnidentifiedImageError) as error:
+        raise MetricError(f"{entry.name}: cannot be read as an image ({error}); remove it or fetch it again") from error
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels

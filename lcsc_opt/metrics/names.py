@@ -1,0 +1,98 @@
+"""Names of metrics: ``fid``, ``kid@clip``, ``precision@my_module:my_extractor``.
+
+Before the ``@`` stands the formula, behind it the extractor whose features go into it; without one it is
+Inception, as in the papers that these metrics come from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.study_spec import near_miss
+
+Formula = Literal["fid", "kid", "is", "precision", "recall"]
+FORMULAS: tuple[Formula, ...] = get_args(Formula)
+HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall"})
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset({"kid", "precision", "recall"})  # mean and covariance do not do
+
+INCEPTION = "inception"
+EXTRACTORS = (INCEPTION, "clip", "dinov2")
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricName:
+    """What is computed (``formula``), in the features of which ``extractor``."""
+
+    formula: Formula
+    extractor: str = INCEPTION
+
+    @classmethod
+    def parse(cls, text: str) -> MetricName:
+        """The metric that ``text`` names. Raises MetricError, with a near miss, when there is no such metric."""
+        formula, at, extractor = text.partition("@")
+        if formula not in FORMULAS:
+            hint = near_miss(formula, FORMULAS)
+            raise MetricError(f"{text!r} is no metric{hint}; known: {', '.join(FORMULAS)}, each with @extractor or not")
+        if at:
+            check_extractor_name(extractor)
+        return cls(formula, extractor if at else INCEPTION)
+
+    def __str__(self) -> str:
+        return self.formula if self.extractor == INCEPTION else f"{self.formula}@{self.extractor}"
+
+    @property
+    def sign(self) -> int:
+        """1, or −1 where higher is better: what the metric is multiplied with inside a loss."""
+        return -1 if self.formula in HIGHER_IS_BETTER else 1
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with real images; only the Inception Score does not."""
+        return self.formula != "is"
+
+
+def check_extractor_name(name: str) -> None:
+    """Raise MetricError, with a near miss, unless ``name`` is a known extractor or ``module:factory``."""
+    module, colon, factory = name.partition(":")
+    if name in EXTRACTORS or (colon and module and factory):
+        return
+    raise MetricError(
+        f"{name!r} is no extractor{near_miss(name, EXTRACTORS)}; known: {', '.join(EXTRACTORS)}, "
+        "or your own as module:factory"
+    )
+
+
+def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
+    """One metric with the weight 1, or the metrics of a weighted sum.
+
+    Raises MetricError for an unknown or repeated metric, a weight that is not positive, or none at all.
+    """
+    if isinstance(loss, str):
+        return {MetricName.parse(loss): 1.0}
+    parsed: dict[MetricName, float] = {}
+    for text, weight in loss.items():
+        name = MetricName.parse(text)
+        if name in parsed:
+            raise MetricError(f"loss: {name} is there twice")
+        parsed[name] = _weight(text, weight)
+    if not parsed:
+        raise MetricError("loss: names no metric; the usual one is fid")
+    return parsed
+
+
+def _weight(name: str, weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+        raise MetricError(
+            f"loss: the weight of {name} is {weight!r}, expected a positive number; "
+            f"{', '.join(sorted(HIGHER_IS_BETTER))} are subtracted by themselves, since higher is better"
+        )
+    return float(weight)
+
+
+def parse_names(names: Iterable[str]) -> tuple[MetricName, ...]:
+    """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
+    return tuple(dict.fromkeys(MetricName.parse(name) for name in names))

@@ -1,0 +1,80 @@
+"""32×32 crops of scikit-learn's two bundled photographs, and a feature extractor for them.
+
+The extractor is a classifier of a pretext task, which needs no labels: from which photograph, and from which part of
+it, is this crop? It can only be answered from the crop's colours, textures and edges, so FID in the extractor's
+features falls when samples have those of the photographs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcsc_opt.metrics.classifier import ClassifierExtractor, ClassifierRecipe, train_classifier
+
+SIZE = 32
+STRIDE = 8  # pixels between neighbouring crops
+ROWS, COLUMNS = 4, 5  # parts of a photograph
+
+
+def photographs_crops() -> Tensor:
+    """All crops: ``[7700, 3, 32, 32]`` float32 in [−1, 1], 50 rows of 77 of each photograph, eight pixels apart."""
+    crops, _ = _load_crops()
+    return crops
+
+
+def photographs_parts() -> Tensor:
+    """Which part of which photograph each of :func:`photographs_crops` is from: ``[7700]`` int64, 0 to 39."""
+    _, parts = _load_crops()
+    return parts
+
+
+def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, epochs: int = 20) -> ClassifierExtractor:
+    """The extractor that these settings describe: read from ``cache``, or trained and written there.
+
+    Args:
+        seed: of the split, the initial weights and the order of the batches.
+        cache: a folder; it is created when it does not exist.
+        dimension: D, the number of features.
+        epochs: passes over the 80 % of the crops that are trained on.
+
+    Raises MetricError when a setting is out of range, or when the cached file is broken or cannot be written.
+    """
+    recipe = ClassifierRecipe(
+        name="photographs",
+        image_shape=(3, SIZE, SIZE),
+        strides=(2, 2, 2),
+        classes=2 * ROWS * COLUMNS,
+        dimension=dimension,
+        epochs=epochs,
+        seed=seed,
+    )
+    return train_classifier(recipe, _load_crops, cache=cache)
+
+
+def _load_crops() -> tuple[Tensor, Tensor]:
+    """Crops ``[n, 3, 32, 32]`` of both photographs and their parts ``[n]``."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = [np.asarray(image, dtype=np.float32) for image in load_sample_images().images]  # [427, 640, 3]
+    crops = torch.cat([_crops(image) for image in photographs])
+    parts = [index * ROWS * COLUMNS + _parts(image.shape[:2]) for index, image in enumerate(photographs)]
+    return crops, torch.cat(parts)
+
+
+def _crops(photograph: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
+    """``[H, W, 3]`` from 0 to 255 → ``[n, 3, 32, 32]`` in [−1, 1], row by row."""
+    pixels = torch.from_numpy(photograph / 127.5 - 1).permute(2, 0, 1)
+    windows = pixels.unfold(1, SIZE, STRIDE).unfold(2, SIZE, STRIDE)  # [3, rows, columns, 32, 32]
+    return windows.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIZE, SIZE).contiguous()
+
+
+def _parts(shape: tuple[int, ...]) -> Tensor:
+    """``[n]`` the part, 0 to 19, that holds the centre of each crop of a photograph ``[H, W]``, row by row."""
+    height, width = shape
+    row = (torch.arange(0, height - SIZE + 1, STRIDE) + SIZE // 2) * ROWS // height
+    column = (torch.arange(0, width - SIZE + 1, STRIDE) + SIZE // 2) * COLUMNS // width
+    return (row[:, None] * COLUMNS + column[None, :]).flatten()

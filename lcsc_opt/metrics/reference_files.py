@@ -1,0 +1,192 @@
+"""Files with what was computed from reference images before: statistics, features, or the images as an array.
+
+::
+
+    .npz           mu, sigma of pytorch-fid, clean-fid and EDM; ADM's, with the images as arr_0; features
+    .npy           features [N, D]
+    .safetensors   features [N, D], or mu and sigma
+    .pkl           EDM2's statistics for Inception (fid) and DINOv2 (fd_dinov2)
+
+Nothing in them is executed: of a pickle only numbers and arrays are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._pickles import read_pickle
+from lcsc_opt.metrics.images import ImageArray
+from lcsc_opt.metrics.names import INCEPTION
+from lcsc_opt.metrics.statistics import BROKEN_FILE, ReferenceStatistics
+from lcsc_opt.progress import notice
+
+SUFFIXES = (".npz", ".npy", ".safetensors", ".pkl")
+EDM2_NAMES = {INCEPTION: "fid", "dinov2": "fd_dinov2"}
+IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReferenceFile:
+    """What one file says about the reference: any of the three.
+
+    Attributes:
+        statistics: mean and covariance.
+        features: ``[N, D]``.
+        images: the images themselves.
+    """
+
+    statistics: ReferenceStatistics | None = None
+    features: npt.NDArray[np.float32] | None = None
+    images: ImageArray | None = None
+
+
+def read_reference_file(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
+    """What ``path`` holds for one extractor.
+
+    Args:
+        path: one of the formats above.
+        extractor: its name in metrics. Statistics beside raw images (ADM's) are Inception's.
+        images: whether raw images are wanted even where statistics do.
+
+    Raises MetricError, which names the file, when it holds nothing for that extractor, or cannot be read.
+    """
+    try:
+        match path.suffix.lower():
+            case ".npz":
+                return _from_npz(path, extractor, images=images)
+            case ".npy":
+                return ReferenceFile(features=_features(np.load(path, allow_pickle=False)))
+            case ".safetensors":
+                return _from_arrays(load_file(path))
+            case _:
+                return ReferenceFile(statistics=_from_edm2(path, extractor))
+    except MetricError as error:
+        message = str(error)
+        raise MetricError(message if message.startswith(str(path)) else f"{path}: {message}") from error
+    except (*BROKEN_FILE, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise MetricError(f"{path}: cannot be read ({reason})") from error
+
+
+def _from_npz(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
+    names = _names_in(path)
+    if IMAGES in names and (images or extractor != INCEPTION or "mu" not in names):
+        pixels = ImageArray(_member(path, IMAGES), source=str(path))
+        has_statistics = extractor == INCEPTION and {"mu", "sigma"} <= names
+        return ReferenceFile(ReferenceStatistics.load(path) if has_statistics else None, images=pixels)
+    if "features" in names:
+        return ReferenceFile(features=_features(_member(path, "features")))
+    return ReferenceFile(ReferenceStatistics.load(path))
+
+
+def _names_in(path: Path) -> set[str]:
+    with zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def _member(path: Path, name: str) -> npt.NDArray[Any]:
+    with np.load(path, allow_pickle=False) as archive:
+        return np.asarray(archive[name])
+
+
+def _from_arrays(arrays: Mapping[str, Any]) -> ReferenceFile:
+    if "features" in arrays:
+        return ReferenceFile(features=_features(arrays["features"]))
+    if "mu" in arrays and "sigma" in arrays:
+        return ReferenceFile(ReferenceStatistics(arrays["mu"], arrays["sigma"]))
+    raise MetricError("holds no features and no mu and sigma")
+
+
+def _features(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if array.ndim != 2 or len(array) < 2 or array.dtype.kind != "f":
+        raise MetricError(f"expected features [N, D] with N at least 2, got {list(array.shape)} in {array.dtype}")
+    features = np.ascontiguousarray(array, dtype=np.float32)
+    if not np.isfinite(features).all():
+        raise MetricError("holds features that are not finite")
+    return features
+
+
+def _from_edm2(path: Path, extractor: str) -> ReferenceStatistics:
+    stored = read_pickle(path.read_bytes(), _numpy_stand_ins())
+    name = EDM2_NAMES.get(extractor)
+    statistics = stored.get(name) if isinstance(stored, dict) else None
+    if not isinstance(statistics, dict) or not {"mu", "sigma"} <= set(statistics):
+        raise MetricError(
+            f"holds no statistics for {extractor}; EDM2's files have mu and sigma for {' and '.join(EDM2_NAMES)}"
+        )
+    if extractor == "dinov2":
+        notice(
+            f"{path.name}: EDM2 scales images for DINOv2 another way than torch-fidelity; distances to its statistics "
+            "compare with each other, not with EDM2's"
+        )
+    count = stored.get("num_images")
+    return ReferenceStatistics(
+        _array(statistics["mu"]), _array(statistics["sigma"]), count if isinstance(count, int) else None
+    )
+
+
+def _array(value: Any) -> npt.NDArray[np.float64]:
+    build = getattr(value, "build", None)
+    if build is None:
+        raise MetricError("holds no arrays where mu and sigma should be")
+    array: npt.NDArray[np.float64] = build()
+    return array
+
+
+def _numpy_stand_ins() -> Any:
+    """Names in a pickle of float arrays → stand-ins; made anew for each file, since a pickle can change attributes."""
+
+    class Kind:
+        """Stands for ``numpy.dtype``."""
+
+        def __init__(self, name: str = "", *_: Any) -> None:
+            self.name, self.order = name, "<"
+
+        def __setstate__(self, state: Any) -> None:
+            self.order = state[1]
+
+    class Array:
+        """Stands for ``numpy.ndarray``: the arguments, from which the array is built when it is wanted."""
+
+        state: Any = None
+
+        def __setstate__(self, state: Any) -> None:
+            self.state = state
+
+        def build(self) -> npt.NDArray[np.float64]:
+            _, shape, kind, column_major, content = self.state
+            if kind.name not in ("f8", "f4", "float64", "float32") or not isinstance(content, (bytes, bytearray, str)):
+                raise MetricError("holds arrays of something else than numbers")
+            raw = content.encode("latin1") if isinstance(content, str) else content
+            flat = np.frombuffer(raw, dtype=np.dtype(kind.name).newbyteorder(kind.order))
+            return flat.reshape(shape, order="F" if column_major else "C").astype(np.float64)
+
+    def from_buffer(content: Any, kind: Kind, shape: Any, order: str) -> Array:
+        array = Array()  # as protocol 5 writes them
+        array.state = (1, shape, kind, order == "F", content)
+        return array
+
+    def find(module: str, name: str) -> Any:
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return from_buffer
+        if (module, name) == ("numpy", "dtype"):
+            return Kind
+        if (module, name) == ("numpy", "ndarray"):
+            return Array
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return lambda *_: Array()
+        if (module, name) == ("_codecs", "encode"):
+            return lambda text, *_: text
+        raise MetricError(f"is a pickle that wants {module}.{name}; only dictionaries of arrays are read")
+
+    return find

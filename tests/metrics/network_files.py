@@ -1,0 +1,123 @@
+"""Small networks with random weights, written as the published files are: what the extractors are tested on."""
+
+import contextlib
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from lcsc_opt.torchvision_import import prepare_torchvision
+
+SMALL_CLIP = {"embed_dim": 12, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
+
+
+@contextlib.contextmanager
+def seeded(seed):
+    """Other people's layers draw from the global generator; afterwards it is as it was before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+class Clip(nn.Module):
+    """What OpenAI's archive holds beside the image encoder, smaller."""
+
+    def __init__(self, visual):
+        super().__init__()
+        self.visual = visual
+        self.text_projection = nn.Parameter(torch.randn(8, SMALL_CLIP["embed_dim"]))
+        self.logit_scale = nn.Parameter(torch.ones(()))
+        self.positional_embedding = nn.Parameter(torch.randn(4, 8))
+        self.token_embedding = nn.Embedding(5, 8)
+        self.ln_final = nn.LayerNorm(8)
+        numbers = torch.tensor([64, 77, 49408])  # parts of one storage
+        for i, name in enumerate(("input_resolution", "context_length", "vocab_size")):
+            self.register_buffer(name, numbers[i])
+
+    def forward(self, image):
+        return self.visual(image) * self.logit_scale.exp() + self.ln_final(self.token_embedding.weight).sum()
+
+
+def write_clip(path):
+    """A TorchScript archive as OpenAI's ``ViT-B-32.pt``, with half-precision weights."""
+    prepare_torchvision()
+    from torch_fidelity.feature_extractor_clip import CLIPVisual
+
+    with seeded(1):
+        model = Clip(CLIPVisual(**SMALL_CLIP).visual).eval()
+    model.half()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of shapes that become constants, and of its own future
+        archive = torch.jit.trace(model, torch.zeros(1, 3, 64, 64, dtype=torch.float16))
+        torch.jit.save(archive, path)
+
+
+def damaged(content, generator):
+    """``content`` cut off, or with a few bytes changed."""
+    if generator.random() < 0.2:
+        return content[: generator.randrange(len(content))]
+    changed = bytearray(content)
+    for _ in range(generator.choice([1, 1, 3, 10])):
+        changed[generator.randrange(len(changed))] = generator.choice([generator.randrange(256), 0, 0x72, 0xFF])
+    return bytes(changed)
+
+
+def random_inception():
+    """torch-fidelity's network with random weights in place of the published ones."""
+    prepare_torchvision()
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    class Unloaded(inception.FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict, *args, **kwargs):
+            return None
+
+    with seeded(0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: {})
+        network = Unloaded("random", ["2048", "logits_unbiased"])
+        for module in network.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight)  # its own first weights let the signal fade
+        network.fc.weight.data *= 100
+        return network
+
+
+def random_dinov2():
+    """transformers' DINOv2 of one block width 64, whose positions are for 224 pixels; random weights."""
+    prepare_torchvision()
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        image_size=224, hidden_size=64, num_attention_heads=1, num_hidden_layers=2, layerscale_value=0.7
+    )
+    with seeded(2):
+        network = transformers.Dinov2Model(config).eval()
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def dinov2_weights(network):
+    """The same weights under the names of the authors' files."""
+    stored = network.state_dict()
+    weights = {
+        "cls_token": stored["embeddings.cls_token"],
+        "pos_embed": stored["embeddings.position_embeddings"],
+        "mask_token": stored["embeddings.mask_token"],
+    }
+    modules = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+    for i in range(network.config.num_hidden_layers):
+        ours, theirs = f"blocks.{i}", f"encoder.layer.{i}"
+        for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+            modules[f"{ours}.{name}"] = f"{theirs}.{name}"
+        for j in (1, 2):
+            weights[f"{ours}.ls{j}.gamma"] = stored[f"{theirs}.layer_scale{j}.lambda1"]
+        attention = f"{theirs}.attention"
+        old = f"{attention}.output.dense.weight" in stored  # the names of transformers before 5
+        names = [f"attention.{name}" for name in ("query", "key", "value")] if old else ["q_proj", "k_proj", "v_proj"]
+        for kind in ("weight", "bias"):
+            parts = [stored[f"{attention}.{name}.{kind}"] for name in names]
+            weights[f"{ours}.attn.qkv.{kind}"] = torch.cat(parts)
+        modules[f"{ours}.attn.proj"] = f"{attention}.output.dense" if old else f"{attention}.o_proj"
+    for ours, theirs in modules.items():
+        weights |= {f"{ours}.{kind}": stored[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
+    return weights

@@ -1,0 +1,179 @@
+"""Each metric is torch-fidelity's own: the same images, through its ``calculate_metrics`` and through ours."""
+
+import network_files
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
+from lcsc_opt.metrics.kernel import SUBSET_SIZE, SUBSETS
+from lcsc_opt.metrics.names import FORMULAS
+from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD
+from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.scores import build_scores
+from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.torchvision_import import prepare_torchvision
+
+SAMPLES, REAL = 48, 40
+THEIR_NAMES = {
+    "fid": "frechet_inception_distance",
+    "kid": "kernel_inception_distance_mean",
+    "is": "inception_score_mean",
+    "precision": "precision",
+    "recall": "recall",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def importable():
+    prepare_torchvision()
+
+
+class Images(Dataset):
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def smooth_images(count, seed, size=24):
+    """``[count, 3, size, size]`` uint8: a few colours each, so that networks see differences."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 3, 3, generator=generator) * (255 - 40 * seed)
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")
+    return (smooth + torch.rand(count, 3, size, size, generator=generator) * 30).clamp(0, 255).to(torch.uint8)
+
+
+def write_folder(path, count):
+    path.mkdir()
+    for i, image in enumerate(smooth_images(count, seed=0)):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path / f"{i:03}.png")
+    return path
+
+
+def theirs(folder, samples, real, extractor, weights, **metrics):
+    from torch_fidelity import calculate_metrics
+
+    return calculate_metrics(
+        input1=Images(samples),
+        input2=str(folder),
+        feature_extractor=extractor,
+        feature_extractor_weights_path=str(weights),
+        kid_subset_size=real,
+        kid=True,
+        prc=True,
+        cuda=False,
+        cache=False,
+        save_cpu_ram=True,  # no worker processes
+        verbose=False,
+        **metrics,
+    )
+
+
+def tolerance(formula):
+    """KID's subsets are the same ones; what is left is that torch-fidelity sums its kernels in float32."""
+    return 1e-4 if formula == "kid" else 1e-6
+
+
+def ours(folder, samples, names, weights, cache):
+    scores = build_scores(
+        loss=names[0], metrics=names[1:], reference=str(folder), weights=weights, batch_size=16, cache=cache
+    )
+    accumulator = scores.accumulator(len(samples))
+    for batch in (samples / 127.5 - 1).split(20):
+        accumulator.add(batch)
+    loss, metrics = accumulator.result()
+    assert loss == metrics[names[0]]
+    return metrics
+
+
+def test_clip_metrics_are_torch_fidelitys(tmp_path):
+    folder = write_folder(tmp_path / "real", REAL)
+    network_files.write_clip(tmp_path / "clip.pt")
+    samples = smooth_images(SAMPLES, seed=1)
+    expected = theirs(folder, samples, REAL, "clip-vit-b-32", tmp_path / "clip.pt", fid=True)
+    names = [f"{formula}@clip" for formula in FORMULAS if formula != "is"]
+    found = ours(folder, samples, names, {"clip": str(tmp_path / "clip.pt")}, tmp_path)
+    for name in names:
+        formula = name.removesuffix("@clip")
+        assert found[name] == pytest.approx(expected[THEIR_NAMES[formula]], rel=tolerance(formula)), name
+    assert 0 < found["precision@clip"] < 1
+    assert 0 < found["recall@clip"] < 1
+    assert found["kid@clip"] > 0.01
+
+
+@pytest.mark.slow
+def test_inception_metrics_are_torch_fidelitys(tmp_path):
+    """A dozen images, and not FID: torch-fidelity's takes half a minute for 2,048 features on one core."""
+    weights = tmp_path / "inception.pth"
+    torch.save(network_files.random_inception().state_dict(), weights)
+    folder = write_folder(tmp_path / "real", 6)
+    samples = smooth_images(12, seed=1)
+    expected = theirs(folder, samples, 6, "inception-v3-compat", weights, isc=True)
+    names = [formula for formula in FORMULAS if formula != "fid"]
+    found = ours(folder, samples, names, {"inception": str(weights)}, tmp_path)
+    for name in names:
+        assert found[name] == pytest.approx(expected[THEIR_NAMES[name]], rel=tolerance(name)), name
+    assert found["is"] > 1.001
+    assert found["kid"] > 0.01
+
+
+def test_constants_are_torch_fidelitys_defaults():
+    from torch_fidelity.defaults import DEFAULTS
+
+    ours = (SUBSET_SIZE, SUBSETS, SCORE_SPLITS, SUBSET_SEED, NEIGHBOURHOOD)
+    names = ("kid_subset_size", "kid_subsets", "isc_splits", "rng_seed", "prc_neighborhood")
+    assert ours == tuple(DEFAULTS[name] for name in names)
+
+
+def reference_of(features):
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features))
+    return Reference(statistics, "real", features)
+
+
+def normal(count, dimension, seed, shift=0.0):
+    return np.random.default_rng(seed).normal(shift, 1, (count, dimension)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("samples", "real"), [(1300, 1200), (1000, 1000), (300, 1200)])
+def test_kid_of_features_is_torch_fidelitys_also_where_it_needs_no_subsets(samples, real, monkeypatch):
+    from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
+
+    monkeypatch.setattr("lcsc_opt.metrics.kernel.SUBSETS", 5)
+    found, compared = normal(samples, 8, 0, 0.3), normal(real, 8, 1)
+    size = min(1000, samples, real)
+    expected = kid_features_to_metric(
+        torch.from_numpy(found), torch.from_numpy(compared), kid_subsets=5, kid_subset_size=size, verbose=False
+    )
+    kid = Comparison(found, None, reference_of(compared)).kid()
+    assert kid == pytest.approx(expected[KEY_METRIC_KID_MEAN], rel=1e-4)
+
+
+@pytest.mark.parametrize("block", [2**27, 700])
+def test_precision_and_recall_of_features_are_torch_fidelitys_in_any_blocks(block, monkeypatch):
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    monkeypatch.setattr("lcsc_opt.metrics.neighbours.BLOCK", block)
+    found, compared = normal(150, 6, 0, 0.8), normal(110, 6, 1)
+    expected = prc_features_to_metric(torch.from_numpy(found), torch.from_numpy(compared), verbose=False)
+    comparison = Comparison(found, None, reference_of(compared))
+    assert comparison.precision() == pytest.approx(expected["precision"], rel=1e-6)
+    assert comparison.recall() == pytest.approx(expected["recall"], rel=1e-6)
+    assert 0.1 < comparison.precision() < 0.9
+    assert comparison.precision() != comparison.recall()
+
+
+def test_distances_inside_the_reference_are_computed_once(monkeypatch):
+    computed = []
+    original = torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b: computed.append((len(a), len(b))) or original(a, b))
+    reference = reference_of(normal(30, 4, 0))
+    for seed in (1, 2):
+        Comparison(normal(20, 4, seed), None, reference).precision()
+    assert computed.count((30, 30)) == 1

@@ -1,0 +1,241 @@
+"""Reference images from folders, zip files, arrays and torchvision's datasets."""
+
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lcsc_opt.errors import MetricError, StudySpecError
+from lcsc_opt.metrics._network import to_bytes
+from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
+from lcsc_opt.metrics.images import ImageArray, ImageFiles
+from lcsc_opt.torchvision_import import prepare_torchvision
+
+
+def pixels(count=5, height=6, width=8, channels=3, seed=0):
+    shape = (count, height, width, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write(folder, images, suffix=".png", **options):
+    for i, image in enumerate(images):
+        path = folder / f"class-{i % 2}" / f"{i:03}{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(path, **options)
+    return folder
+
+
+def in_order(images):
+    """As names sort: the even ones are in the first folder."""
+    return np.concatenate([images[::2], images[1::2]])
+
+
+def all_bytes(image_set, batch_size=2):
+    return to_bytes(torch.cat(list(image_set.batches(batch_size)))).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"), [(".png", {}), (".WEBP", {"lossless": True}), (".bmp", {}), (".tiff", {})]
+)
+def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, cache, suffix, options):
+    images = pixels()
+    found = ImageFiles(write(tmp_path / "real", images, suffix, **options), cache=cache)
+    assert (found.count, found.size) == (5, (6, 8))
+    assert np.array_equal(all_bytes(found), in_order(images))
+
+
+def test_a_zip_file_is_the_folder(tmp_path, cache):
+    folder = write(tmp_path / "real", pixels())
+    with zipfile.ZipFile(tmp_path / "real.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in folder.rglob("*.png"):
+            archive.write(path, path.relative_to(folder))
+        archive.writestr("dataset.json", "{}")
+    zipped, unzipped = ImageFiles(tmp_path / "real.zip", cache=cache), ImageFiles(folder, cache=cache)
+    assert zipped.content == unzipped.content
+    assert np.array_equal(all_bytes(zipped), all_bytes(unzipped))
+
+
+def test_grey_images_stay_grey_and_one_coloured_one_makes_all_rgb(tmp_path, cache):
+    folder = write(tmp_path / "real", pixels(4, channels=1))
+    grey = ImageFiles(folder, cache=cache)
+    assert next(grey.batches(4)).shape == (4, 1, 6, 8)
+    Image.fromarray(pixels(1)[0]).save(folder / "class-0" / "001.png")  # neither the first nor the last
+    mixed = all_bytes(ImageFiles(folder, cache=cache))
+    assert mixed.shape == (5, 6, 8, 3)
+    assert np.array_equal(mixed[[0, 2, 3, 4]], np.repeat(all_bytes(grey), 3, axis=3))
+
+
+def test_transparency_and_palettes_become_plain_colours(tmp_path, cache):
+    image = pixels(1, channels=4)[0]
+    (tmp_path / "real").mkdir()
+    Image.fromarray(image).save(tmp_path / "real" / "a.png")
+    Image.fromarray(image[..., :3]).quantize(16).save(tmp_path / "real" / "b.png")
+    found = all_bytes(ImageFiles(tmp_path / "real", cache=cache))
+    assert np.array_equal(found[0], image[..., :3])
+    assert found.shape == (2, 6, 8, 3)
+
+
+def test_content_follows_the_pixels_and_not_the_place(tmp_path, cache):
+    first = ImageFiles(write(tmp_path / "a", pixels()), cache=cache).content
+    assert ImageFiles(write(tmp_path / "b", pixels()), cache=cache).content == first
+    assert ImageFiles(write(tmp_path / "c", pixels(seed=1)), cache=cache).content != first
+
+
+def test_files_are_read_once_until_one_changes(tmp_path, cache, monkeypatch):
+    folder = write(tmp_path / "real", pixels())
+    content = ImageFiles(folder, cache=cache).content
+    with monkeypatch.context() as patch:
+        patch.setattr("lcsc_opt.metrics.images._header", lambda entry: pytest.fail("looked again"))
+        assert ImageFiles(folder, cache=cache).content == content
+    Image.fromarray(pixels(seed=3)[0]).save(folder / "class-0" / "000.png")
+    os.utime(folder / "class-0" / "000.png", ns=(1, 1))
+    assert ImageFiles(folder, cache=cache).content != content
+
+
+def test_a_broken_note_in_the_cache_is_made_again(tmp_path, cache):
+    folder = write(tmp_path / "real", pixels())
+    content = ImageFiles(folder, cache=cache).content
+    (note,) = cache.iterdir()
+    note.write_text('{"count": 5')
+    assert ImageFiles(folder, cache=cache).content == content
+
+
+def test_folders_that_are_no_image_set_are_refused(tmp_path, cache):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MetricError, match="holds no images"):
+        ImageFiles(tmp_path / "empty", cache=cache)
+    folder = write(tmp_path / "real", pixels())
+    Image.fromarray(pixels(1, 9, 9)[0]).save(folder / "odd.png")
+    with pytest.raises(MetricError, match=r"differ in size: class-0/000.png is 6x8 and odd.png 9x9"):
+        ImageFiles(folder, cache=cache)
+    (folder / "odd.png").write_bytes(b"no image")
+    with pytest.raises(MetricError, match=r"odd.png: cannot be read as an image"):
+        ImageFiles(folder, cache=cache)
+    Image.fromarray(np.zeros((6, 8), dtype=np.uint16)).save(folder / "odd.png")
+    with pytest.raises(MetricError, match=r"odd.png has more than 8 bits"):
+        ImageFiles(folder, cache=cache)
+    (tmp_path / "no.zip").write_bytes(b"no zip")
+    with pytest.raises(MetricError, match="is no zip file"):
+        ImageFiles(tmp_path / "no.zip", cache=cache)
+
+
+def test_a_file_that_is_cut_off_later_is_named(tmp_path, cache):
+    folder = write(tmp_path / "real", pixels(2, 64, 64))
+    found = ImageFiles(folder, cache=cache)
+    path = folder / "class-1" / "001.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(MetricError, match=r"class-1/001.png: cannot be read as an image"):
+        list(found.batches(2))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 2), (0, 3, 4, 3)])
+def test_arrays_that_are_no_images_are_refused(shape):
+    with pytest.raises(MetricError, match="expected images"):
+        ImageArray(np.zeros(shape, dtype=np.uint8), source="x")
+    with pytest.raises(MetricError, match="float32"):
+        ImageArray(np.zeros((2, 3, 4, 3), dtype=np.float32), source="x")
+
+
+@pytest.fixture
+def datasets():
+    prepare_torchvision()
+    from torchvision import datasets
+
+    return datasets
+
+
+def write_cifar10(root, images):
+    """CIFAR-10 as published: rows of 3,072 bytes in pickled dictionaries."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    rows = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    for i, name in enumerate([*names, "test_batch"]):
+        part = rows[i::6]
+        with (folder / name).open("wb") as file:
+            pickle.dump({"data": part, "labels": [0] * len(part)}, file)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a"]}))
+
+
+def test_cifar10_is_read_as_torchvision_does(tmp_path, monkeypatch, datasets):
+    images = pixels(12, 32, 32)
+    write_cifar10(tmp_path, images)
+    monkeypatch.setattr(
+        datasets.cifar, "check_integrity", lambda path, md5=None: True
+    )  # these are not the published files
+    train = dataset_images(dataset_settings("cifar10-train"), root=tmp_path)
+    test = dataset_images(dataset_settings({"torchvision": "CIFAR10", "split": "test", "root": str(tmp_path)}), root="")
+    assert (train.count, test.count, train.size) == (10, 2, (32, 32))
+    assert np.array_equal(all_bytes(test), images[5::6])
+    assert train.content != test.content
+
+
+def test_grey_and_channel_first_datasets_are_turned_round(tmp_path, monkeypatch, datasets):
+    class Stands:
+        def __init__(self, root, *, download, **split):
+            self.data = self.stored
+
+    grey, planes = pixels(3, channels=1), pixels(3)
+    mnist = type("MNIST", (Stands,), {"stored": torch.from_numpy(grey[..., 0])})
+    stl10 = type("STL10", (Stands,), {"stored": planes.transpose(0, 3, 1, 2)})
+    monkeypatch.setattr(datasets, "MNIST", mnist)
+    monkeypatch.setattr(datasets, "STL10", stl10)
+    assert np.array_equal(all_bytes(dataset_images(dataset_settings("mnist-test"), root=tmp_path)), grey)
+    assert np.array_equal(all_bytes(dataset_images(dataset_settings("stl10-unlabeled"), root=tmp_path)), planes)
+
+
+def test_nothing_is_downloaded_unless_it_is_asked_for(tmp_path, monkeypatch, datasets):
+    asked = []
+    monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", lambda *a, **k: asked.append(a))
+    with pytest.raises(MetricError, match="download: true") as caught:
+        dataset_images(dataset_settings("CIFAR10-train"), root=tmp_path)
+    assert not asked
+    assert str(tmp_path) in str(caught.value)
+    with pytest.raises(MetricError, match="cannot be read"):
+        dataset_images(dataset_settings({"torchvision": "CIFAR10", "download": True}), root=tmp_path)
+    assert len(asked) == 1
+
+
+def test_a_dataset_that_was_changed_is_not_unpickled(tmp_path):
+    write_cifar10(tmp_path, pixels(12, 32, 32))
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Explosive()))
+    with pytest.raises(MetricError, match="cannot be read"):
+        dataset_images(dataset_settings("cifar10-train"), root=tmp_path)
+
+
+class Explosive:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the file was executed')",))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"torchvision": "CIFAR100", "split": "unlabeled"}, "CIFAR100 has no split unlabeled, only train, test"),
+        ({"torchvision": "CIFAR-10"}, "did you mean 'CIFAR10'"),
+    ],
+)
+def test_unknown_datasets_are_refused(tmp_path, settings, message):
+    with pytest.raises(MetricError, match=message):
+        dataset_images(dataset_settings(settings), root=tmp_path)
+
+
+def test_what_is_no_dataset_is_none():
+    assert dataset_settings("photos/real") is None
+    assert dataset_settings("cifar10") is None
+    assert dataset_settings({"clip": "x"}) is None
+    with pytest.raises(StudySpecError, match="did you mean 'split'"):
+        dataset_settings({"torchvision": "CIFAR10", "splitt": "train"})
+
+
+def test_every_dataset_is_torchvisions(datasets):
+    assert all(hasattr(datasets, name) for name in DATASETS)

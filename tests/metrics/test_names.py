@@ -1,0 +1,67 @@
+"""Names of metrics and the loss that they make."""
+
+import pytest
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics.names import FORMULAS, MetricName, parse_loss, parse_names
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_metric_without_extractor_is_inceptions(formula):
+    assert MetricName.parse(formula) == MetricName.parse(f"{formula}@inception")
+    assert str(MetricName.parse(f"{formula}@inception")) == formula
+
+
+@pytest.mark.parametrize("name", ["fid@clip", "precision@dinov2", "kid@my_module:make.extractor"])
+def test_names_come_back_as_they_were(name):
+    assert str(MetricName.parse(name)) == name
+
+
+def test_only_where_higher_is_better_the_sign_is_negative():
+    assert {formula: MetricName(formula).sign for formula in FORMULAS} == {
+        "fid": 1, "kid": 1, "is": -1, "precision": -1, "recall": -1
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("fidd", "did you mean 'fid'"),
+        ("presicion@clip", "did you mean 'precision'"),
+        ("", "is no metric"),
+        ("fid@", "is no extractor"),
+        ("fid@dinov3", "did you mean 'dinov2'"),
+        ("fid@:factory", "is no extractor"),
+        ("fid@module:", "is no extractor"),
+    ],
+)
+def test_unknown_names_are_refused_with_a_near_miss(name, message):
+    with pytest.raises(MetricError, match=message):
+        MetricName.parse(name)
+
+
+def test_a_loss_is_one_metric_or_a_weighted_sum():
+    assert parse_loss("kid@clip") == {MetricName("kid", "clip"): 1.0}
+    assert parse_loss({"fid": 1, "kid": 100.0}) == {MetricName("fid"): 1.0, MetricName("kid"): 100.0}
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ({}, "names no metric"),
+        ({"fid": 1, "fid@inception": 1}, "there twice"),
+        ({"is": -1}, "positive number; is, precision, recall are subtracted"),
+        ({"fid": 0}, "positive"),
+        ({"fid": float("nan")}, "positive"),
+        ({"fid": float("inf")}, "positive"),
+        ({"fid": "1"}, "positive"),
+        ({"fid": True}, "positive"),
+    ],
+)
+def test_losses_that_make_no_sense_are_refused(loss, message):
+    with pytest.raises(MetricError, match=message):
+        parse_loss(loss)
+
+
+def test_a_metric_listed_twice_is_computed_once():
+    assert parse_names(["kid", "fid", "kid@inception"]) == (MetricName("kid"), MetricName("fid"))
