@@ -14,7 +14,7 @@ from lcsc_opt.catalog import load_objective
 from lcsc_opt.environment import decisive, describe_difference, environment
 from lcsc_opt.errors import StudyMismatchError
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, ProcessEvaluator
-from lcsc_opt.held_out import score_held_out
+from lcsc_opt.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.objective import Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.plan import StudyPlan, build_space, total_evaluations
@@ -75,7 +75,7 @@ class Experiment:
         if not search_ended(study, plan):
             self._search(study, plan)
         if plan.held_out is not None and study.attributes.get("held_out") is None:
-            self.report(study, images=plan.held_out.images, top=plan.held_out.top)
+            self.report(study, HeldOutPlan(plan.held_out.images, plan.held_out.top))
         return _outcome(study)
 
     def _check_environment(self, study: StoredStudy, *, accept: bool) -> None:
@@ -91,9 +91,18 @@ class Experiment:
             )
         study.set_attribute("fingerprint", {**fingerprint, "environment": now})
 
-    def report(self, study: StoredStudy, *, images: int, top: int) -> dict[str, Any]:
+    def evaluate(self, study: StoredStudy, plan: HeldOutPlan) -> dict[str, Any]:
+        """Report on a study that is held, with an objective that is still what it was.
+
+        Raises:
+            StudyMismatchError: when it is not: its numbers would stand beside those of another one.
+        """
+        study.require("fingerprint", self.objective.describe(), part="objective")
+        return self.report(study, plan)
+
+    def report(self, study: StoredStudy, plan: HeldOutPlan) -> dict[str, Any]:
         """Choose among the best trials on other noise, report on yet other noise, and store the figures."""
-        report = score_held_out(study, self.objective, images=images, top=top)
+        report = score_held_out(study, self.objective, plan)
         attach_figures(self.storage, study, self.objective)
         return report
 

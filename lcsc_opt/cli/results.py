@@ -1,4 +1,4 @@
-"""``lcsc compare``, ``evaluate``, ``export``, ``dashboard``."""
+"""``lcsc compare``, ``evaluate``, ``dashboard``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
 from lcsc_opt.database import masked, open_storage
-from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.study_store import StoredStudy
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
@@ -18,7 +17,7 @@ Output = Annotated[Format, typer.Option("--format", help="A table for people, or
 
 def add_commands(app: typer.Typer) -> None:
     """Put this module's commands into the app."""
-    for command in (compare, evaluate, export, dashboard):
+    for command in (compare, evaluate, dashboard):
         app.command()(command)
 
 
@@ -82,55 +81,61 @@ def _draw(studies: Any, folder: Path) -> list[Path]:
 
 def evaluate(
     study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
-    images: Annotated[int, typer.Option(min=2, help="Images for each trial.")] = 10_000,
-    top: Annotated[int, typer.Option(min=1, help="How many of the best trials to choose from.")] = 5,
+    images: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="For each trial and group; without it the study file's, else 50,000.", show_default=False
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many of the best trials to choose from; without it the study file's, else 5."),
+    ] = None,
+    groups: Annotated[int, typer.Option(min=1, help="Groups of held-out noise; several give a spread.")] = 1,
+    first_group: Annotated[int, typer.Option(min=0, help="The seed of the first group; the others follow.")] = 0,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Score the best trials on noise that the search never saw, keep the best of them, report it on yet other noise."""
+    """Choose among the best trials on noise the search never saw; report that one, and EMA*, on yet other noise."""
     from lcsc_opt.experiment import Experiment
+    from lcsc_opt.held_out import HeldOutPlan
     from lcsc_opt.plan import stored_plan
 
     opened = open_storage(storage_url(storage), write=True)
     stored = StoredStudy.open(opened, study)
+    plan = stored_plan(stored)
+    asked = HeldOutPlan.of(plan.held_out, images=images, top=top, groups=groups, first_group=first_group)
     with stored.hold():
-        report = Experiment(opened, stored_plan(stored)).report(stored, images=images, top=top)
+        report = Experiment(opened, plan).evaluate(stored, asked)
     if output is Format.json:
         print_json(report)
         return
-    by_number = {trial.number: trial for trial in stored.trials()}
-    shown = table("trial", "searched", f"selection, {images:,} images", "held-out", title=study)
+    _print_choice(stored, report)
+    _print_held_out(stored, report)
+
+
+def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:
+    by_number = {trial.number: trial for trial in study.trials()}
+    shown = table("trial", "searched", f"selection, {report['images']:,} images", "", title=study.name)
     for chosen in report["chosen_from"]:
         trial = by_number[chosen]
-        held_out = number(report["loss"]) if chosen == report["trial"] else ""
-        shown.add_row(str(chosen), number(trial.value), number(trial.user_attrs["selection"]["loss"]), held_out)
+        mark = "chosen" if chosen == report["trial"] else ""
+        shown.add_row(str(chosen), number(trial.value), number(trial.user_attrs["selection"]["loss"]), mark)
     console().print(shown)
 
 
-def export(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
-    out: Annotated[Path, typer.Option("--output", "-o", help="A .safetensors file.")],
-    trial: Annotated[
-        int | None, typer.Option(min=0, help="Its number; without it the one chosen on held-out noise.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    storage: Storage = None,
-) -> None:
-    """Write the merged model, with the recipe in its metadata. Works while the study is unfinished, too."""
-    from lcsc_opt.experiment import Experiment
-    from lcsc_opt.plan import stored_plan
-    from lcsc_opt.results import export as write
-
-    if out.suffix != ".safetensors":
-        raise StudyStoreError(f"{out}: expected a name that ends in .safetensors")
-    if out.exists() and not overwrite:
-        raise StudyStoreError(f"{out}: exists already; give another name, or --overwrite")
-    opened = open_storage(storage_url(storage), write=False)
-    stored = StoredStudy.open(opened, study)
-    recipe = write(stored, Experiment(opened, stored_plan(stored)).objective, out, number=trial)
-    held_out = recipe["held_out"]
-    known = "" if held_out is None else f", held-out {held_out['loss']:.4g}"
-    say(f"{out}: trial {recipe['trial']} of {study}, searched {recipe['loss']:.4g}{known}")
+def _print_held_out(study: StoredStudy, report: dict[str, Any]) -> None:
+    """A line for the answer and for each baseline, a column for each metric."""
+    metrics = list(report["metrics"])
+    seeds = ", ".join(str(group["seed"]) for group in report["groups"])
+    title = f"held out, {report['images']:,} images, noise group{'s' * (len(report['groups']) > 1)} {seeds}"
+    shown = table("", "loss", *metrics, title=title)
+    for name, result in {f"{study.name}, trial {report['trial']}": report, **report.get("baselines", {})}.items():
+        spread = result.get("metrics_std", {})
+        cells = [number(result["metrics"].get(metric), spread.get(metric)) for metric in metrics]
+        label = f"{name}: {result['study']}, trial {result['trial']}" if "study" in result else name
+        shown.add_row(label, number(result["loss"], result.get("loss_std")), *cells)
+    console().print(shown)
 
 
 def dashboard(

@@ -1,9 +1,7 @@
-"""What a finished search leaves behind: figures as artifacts of its best trial, and the merged model as a file."""
+"""Figures of a finished search, kept as artifacts of its best trial."""
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +12,11 @@ import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 
-import lcsc_opt
 from lcsc_opt.analysis.comparison import Floats, StudySummary, best_ema, summaries
 from lcsc_opt.analysis.figures import draw_coefficients, draw_comparison, draw_image_pairs, save
-from lcsc_opt.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import HELD_OUT, Coefficients
+from lcsc_opt.records import HELD_OUT
 from lcsc_opt.study_store import StoredStudy, TrialKey
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
@@ -115,67 +112,3 @@ def _pixels(images: Any, shown: Any) -> Floats:
     """``[N, C, H, W]`` in [-1, 1] → ``[n, H, W]`` or ``[n, H, W, 3]`` in [0, 1]."""
     chosen = (images[shown].permute(0, 2, 3, 1).double().numpy() + 1) / 2
     return np.asarray(chosen[..., 0] if chosen.shape[-1] == 1 else chosen)
-
-
-def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
-    """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
-
-    Returns:
-        Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
-
-    Raises:
-        StudyStoreError: when there is no such complete trial.
-    """
-    complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
-    if not complete:
-        raise StudyStoreError(f"{study.name}: no complete trial yet; run it first")
-    if number is None:
-        held_out = study.attributes.get("held_out") or {}
-        best = min(complete.values(), key=lambda trial: (trial.value, trial.number)).number
-        number = int(held_out.get("trial", best))
-    if number not in complete:
-        raise StudyStoreError(f"{study.name}: trial {number} is not complete")
-    trial = complete[number]
-    coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
-    return number, coefficients, {**trial.user_attrs, "loss": trial.value}
-
-
-def export(study: StoredStudy, objective: Objective, path: Path, *, number: int | None = None) -> dict[str, Any]:
-    """Write a merged model as safetensors, with the recipe in its metadata.
-
-    Returns:
-        The recipe: study, trial, coefficients, steps, the trajectory's hash, and every number known of the trial.
-
-    Raises:
-        ObjectiveError: when the objective has no weights.
-        StudyStoreError: when the file cannot be written.
-    """
-    trajectory = getattr(objective, "trajectory", None)
-    if trajectory is None:
-        raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
-    trial, coefficients, attributes = chosen_trial(study, number)
-    recipe = {
-        "study": study.name,
-        "trial": trial,
-        "coefficients": coefficients.tolist(),
-        "steps": list(trajectory.steps),
-        "trajectory_sha256": trajectory.sha256,
-        "loss": attributes["loss"],
-        "metrics": attributes.get("metrics", {}),
-        "held_out": attributes.get("held_out"),
-        "lcsc_opt": lcsc_opt.__version__,
-    }
-    _write_safetensors(path, trajectory.merge(coefficients), {"format": "pt", "lcsc_recipe": json.dumps(recipe)})
-    return recipe
-
-
-def _write_safetensors(path: Path, weights: dict[str, Any], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(weights, temporary, metadata=metadata)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise StudyStoreError(f"{path}: cannot be written: {error}") from error

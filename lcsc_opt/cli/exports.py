@@ -1,0 +1,165 @@
+"""``lcsc export``, ``recipe``, ``apply``: the merged model as a file, how it was merged, and merging it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
+from lcsc_opt.database import open_storage
+from lcsc_opt.study_store import StoredStudy
+
+if TYPE_CHECKING:
+    from lcsc_opt.results import Recipe
+
+SHOWN = 10  # coefficients, the largest ones
+DIGITS = 12  # of a hash
+
+Out = Annotated[Path, typer.Option("--output", "-o", help="A .safetensors or .pt file, or a folder for diffusers.")]
+Form = Annotated[
+    str | None,
+    typer.Option("--as", help="safetensors, pt, diffusers or lora; without it as the name of the output ends."),
+]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; without it as the checkpoints.")]
+Config = Annotated[
+    Path | None, typer.Option(help="A model's folder with config.json, for --as diffusers of another network.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
+Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
+Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put this module's commands into the app."""
+    for command in (export, recipe, apply):
+        app.command()(command)
+
+
+def export(
+    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    out: Out,
+    form: Form = None,
+    dtype: Dtype = None,
+    trial: Annotated[
+        int | None, typer.Option(min=0, help="Its number; without it the one chosen on held-out noise.")
+    ] = None,
+    config: Config = None,
+    overwrite: Overwrite = False,
+    storage: Storage = None,
+) -> None:
+    """Write the merged model, with the recipe in its metadata. Works while the study runs, too."""
+    from lcsc_opt.experiment import Experiment
+    from lcsc_opt.plan import stored_plan
+    from lcsc_opt.results.exports import Destination
+    from lcsc_opt.results.exports import export as write
+
+    to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    opened = open_storage(storage_url(storage), write=False)
+    stored = StoredStudy.open(opened, study)
+    made = write(stored, Experiment(opened, stored_plan(stored)).objective, to, number=trial)
+    known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
+    say(f"{out}: trial {made.trial} of {study}, searched {made.loss:.4g}{known}")
+
+
+def recipe(
+    source: Annotated[str, typer.Argument(help="An exported model, a recipe as JSON, or experiment/optimizer/seed.")],
+    trial: Annotated[int | None, typer.Option(min=0, help="Of a study; without it the one it would export.")] = None,
+    storage: Storage = None,
+    output: Output = Format.table,
+) -> None:
+    """Print how a model was merged: which checkpoints, with which coefficients, found by which trial."""
+    shown = _recipe(source, trial, storage)
+    if output is Format.json:
+        print_json(shown.model_dump())
+    else:
+        _print_recipe(shown)
+
+
+def _recipe(source: str, trial: int | None, storage: str | None) -> Recipe:
+    from lcsc_opt.results.recipe import read_recipe, recipe_of
+
+    if Path(source).exists() or Path(source).suffix:
+        return read_recipe(Path(source))
+    from lcsc_opt.experiment import Experiment
+    from lcsc_opt.plan import stored_plan
+
+    opened = open_storage(storage_url(storage), write=False)
+    stored = StoredStudy.open(opened, source)
+    return recipe_of(stored, Experiment(opened, stored_plan(stored)).objective, number=trial)
+
+
+def _print_recipe(shown: Recipe) -> None:
+    import numpy as np
+
+    from lcsc_opt.analysis.comparison import describe_coefficients
+    from lcsc_opt.cli.trajectory import sparkline
+
+    coefficients = np.array(shown.coefficients)
+    summary = table(f"{shown.study}, trial {shown.trial}", "")
+    summary.columns[1].justify = "left"
+    numbers: dict[str, Any] = {"loss": shown.loss, **shown.metrics}
+    rows = {
+        "searched": ", ".join(f"{name} {number(value)}" for name, value in numbers.items()),
+        "held out": _held_out(shown.held_out),
+        "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
+        "key": "-" if shown.key is None else shown.key or "the bare state dict",
+        "trajectory": shown.trajectory_sha256,
+        "method": shown.method,
+        "dtype": shown.dtype or "as the checkpoints",
+        "coefficients": ", ".join(
+            f"{name.replace('_', ' ')} {value:.4g}"
+            for name, value in describe_coefficients(coefficients, shown.steps).items()
+        ),
+        "positive": sparkline(np.maximum(coefficients, 0).tolist()),
+        "negative": sparkline(np.maximum(-coefficients, 0).tolist()),
+        "made with": f"lcsc_opt {shown.lcsc_opt}, " + ", ".join(f"{k} {v}" for k, v in shown.versions.items()),
+    }
+    for name, value in rows.items():
+        summary.add_row(name, value)
+    console().print(summary)
+    largest = table("step", "coefficient", "SHA-256", title=f"\nthe {min(SHOWN, len(coefficients))} largest")
+    hashes = shown.checkpoint_sha256 or ("",) * len(coefficients)
+    for index in sorted(np.argsort(-np.abs(coefficients), kind="stable")[:SHOWN]):
+        largest.add_row(str(shown.steps[index]), f"{coefficients[index]:+.4f}", hashes[index][:DIGITS])
+    console().print(largest)
+
+
+def _held_out(held_out: dict[str, Any] | None) -> str:
+    if held_out is None:
+        return "not measured; `lcsc evaluate` does"
+    numbers = {"loss": held_out["loss"], **held_out.get("metrics", {})}
+    shown = ", ".join(f"{name} {number(value)}" for name, value in numbers.items())
+    return f"{shown}, on {held_out['images']:,} images"
+
+
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="An exported model, or a recipe as JSON.")],
+    checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
+    out: Out,
+    form: Form = None,
+    dtype: Dtype = None,
+    key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are; else the recipe's.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")
+    ] = None,
+    config: Config = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge the same bits again elsewhere: the checkpoints are matched by step and verified by hash."""
+    from lcsc_opt.results.exports import Destination
+    from lcsc_opt.results.rebuild import rebuild
+    from lcsc_opt.results.recipe import read_recipe
+
+    to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    given = None if steps is None else [_step(part) for part in steps.split(",")]
+    made = rebuild(read_recipe(recipe), checkpoints, to, key=key, steps=given)
+    say(f"{out}: trial {made.trial} of {made.study}, from {len(made.steps)} checkpoints")
+
+
+def _step(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--steps: expected whole numbers with commas between, got {text!r}") from error

@@ -1,0 +1,230 @@
+"""Writing a merged model, with its recipe inside, in the form that its user loads."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lcsc_opt.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.objective import Objective
+from lcsc_opt.results.model_folder import check_fits, config_of, read_config, write_folder
+from lcsc_opt.results.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
+from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.trajectory.lora import LoraAlphas, save_lora, trajectory_alphas
+from lcsc_opt.trajectory.manifest import sync_folder
+from lcsc_opt.trajectory.recombination import PackedCheckpoints, cast, recombine
+
+Form = Literal["safetensors", "pt", "diffusers", "lora"]
+
+SUFFIXES: dict[str, Form] = {
+    ".safetensors": "safetensors",
+    ".pt": "pt",
+    ".pth": "pt",
+    ".ckpt": "pt",
+    ".bin": "pt",
+    "": "diffusers",
+}
+DTYPES = ("float32", "float16", "bfloat16")
+STATE_DICT = "state_dict"  # where the weights are in a .pt file
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """Where a model is written, in which form, and in which dtype.
+
+    Attributes:
+        path: a file, or the folder that diffusers loads.
+        form: what is written there.
+        dtype: of floating-point tensors; ``None`` leaves each in its own.
+        config: a folder of diffusers, or its ``config.json``, that the written folder takes its configuration from;
+            ``None`` takes it from the objective's network.
+    """
+
+    path: Path
+    form: Form
+    dtype: str | None = None
+    config: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        *,
+        form: str | None = None,
+        dtype: str | None = None,
+        config: Path | None = None,
+        overwrite: bool = False,
+    ) -> Destination:
+        """Check what a user asked for; the form follows from the suffix where it is not said.
+
+        Raises:
+            StudySpecError: an unknown suffix, form or dtype; a path that is taken, or whose folder does not exist.
+        """
+        if form is None and path.suffix not in SUFFIXES:
+            raise StudySpecError(f"{path}: {path.suffix} is no form of a model; end it in .safetensors or .pt, or --as")
+        chosen = (
+            SUFFIXES[path.suffix] if form is None else _one_of("--as", form, ("safetensors", "pt", "diffusers", "lora"))
+        )
+        if dtype is not None:
+            _one_of("--dtype", dtype, DTYPES)
+        if config is not None and chosen != "diffusers":
+            raise StudySpecError(
+                f"--config: is for the form diffusers, and {path} is written as {chosen}; leave it out"
+            )
+        if path.exists() and not overwrite:
+            raise StudySpecError(f"{path}: exists already; give another name, or --overwrite")
+        if path.exists() and path.is_dir() != (chosen == "diffusers"):
+            kind = "a folder" if path.is_dir() else "a file"
+            raise StudySpecError(f"{path}: is {kind}, which the form {chosen} cannot replace; give another name")
+        if path.is_dir() and not (path / FILE).exists() and any(path.iterdir()):
+            raise StudySpecError(f"{path}: holds other things than an exported model; give another name")
+        if not path.absolute().parent.is_dir():
+            raise StudySpecError(f"{path}: the folder {path.absolute().parent} does not exist")
+        return cls(path, chosen, dtype, config)  # type: ignore[arg-type]
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise StudySpecError(f"{option}: expected one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
+    """Write the best model so far, or one trial's. Only reads the database: a study may be running meanwhile.
+
+    Returns:
+        The recipe that is inside.
+
+    Raises:
+        ObjectiveError: when the objective has no weights, or they do not fit the configuration.
+        StudyMismatchError: when the checkpoints are not those that the study was made with.
+        TrajectoryError: when they are damaged.
+        StudyStoreError: when there is no such trial, or the file cannot be written.
+    """
+    recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
+    source: Any = objective.trajectory  # type: ignore[attr-defined]  # recipe_of has asked
+    config = _config(to, objective)
+    if to.form == "lora":
+        recipe = recipe.model_copy(update={"lora": _lora_naming(study, objective, recipe)})
+    if recipe.method == LINEAR:
+        weights = recombine(PackedCheckpoints(source), recipe.combination(), dtype=to.dtype)
+    else:
+        weights = cast(source.merge(recipe.coefficients), to.dtype)
+    unet = getattr(getattr(getattr(objective, "sampler", None), "pipeline", None), "unet", None)
+    write(weights, recipe, to, config=config, unet_config=getattr(unet, "config", None))
+    return recipe
+
+
+def _lora_naming(study: StoredStudy, objective: Objective, recipe: Recipe) -> LoraNaming:
+    """Products come with alpha = rank; combined factors keep the alphas that the study was searched with."""
+    pipeline = getattr(getattr(objective, "sampler", None), "pipeline", None)
+    component = "unet" if getattr(pipeline, "transformer", None) is None else "transformer"
+    if recipe.method != LINEAR:
+        return LoraNaming(component=component)
+    known: Any = study.attributes.get("fingerprint")
+    for name in (
+        "objective",
+        "sampler",
+        "lora",
+        "alphas",
+        "configs",
+    ):  # as the text-to-image objective describes itself
+        known = known.get(name) if isinstance(known, dict) else None
+    if known is None:
+        known = trajectory_alphas(packed_trajectory(objective.trajectory)).configs  # type: ignore[attr-defined]
+    return LoraNaming(component=component, alphas={name: dict(config) for name, config in known.items()})
+
+
+def _config(to: Destination, objective: Objective) -> str | None:
+    if to.form != "diffusers":
+        return None
+    config = config_of(objective) if to.config is None else read_config(to.config)
+    if config is None:
+        raise ObjectiveError(
+            f"{to.path}: the objective's network has no configuration of diffusers; pass --config FOLDER of a model "
+            "that diffusers saved"
+        )
+    return config
+
+
+def write(
+    weights: dict[str, Tensor],
+    recipe: Recipe,
+    to: Destination,
+    *,
+    config: str | None = None,
+    unet_config: Any = None,
+) -> None:
+    """Write weights and recipe; nobody ever sees half of it.
+
+    Args:
+        weights: name → tensor.
+        recipe: how they were merged.
+        to: where.
+        config: of diffusers, which a folder needs.
+        unet_config: which kohya's names of a LoRA for SDXL need.
+
+    Raises:
+        ObjectiveError: the weights do not fit the configuration.
+        TrajectoryError: the form is ``lora``, and they are none.
+        StudyStoreError: the disk refuses.
+    """
+    text = recipe.as_text()
+    metadata = {"format": "pt", ENTRY: text}
+    if to.form == "diffusers":
+        check_fits(str(config), weights)
+    naming = recipe.lora or LoraNaming()
+    alphas = LoraAlphas(naming.alphas)
+    lora = functools.partial(save_lora, alphas=alphas, component=naming.component, unet_config=unet_config)
+    writers: dict[Form, Callable[[Path], None]] = {
+        "safetensors": lambda path: save_file(weights, path, metadata=metadata),
+        "pt": lambda path: torch.save({STATE_DICT: weights, ENTRY: text}, path),
+        "diffusers": lambda path: write_folder(path, weights, str(config), metadata, recipe=text),
+        "lora": lambda path: lora(weights, path, "diffusers", {ENTRY: text}),
+    }
+    with _replacing(to.path) as path:
+        writers[to.form](path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A name to write to, which takes the place of ``path`` when all of it is on the disk."""
+    pending, old = (path.with_name(f".{path.name}.{os.getpid()}.{part}") for part in ("partial", "old"))
+    try:
+        yield pending
+        _sync(pending)
+        if path.is_dir():
+            path.replace(old)  # a folder cannot be replaced at once
+        pending.replace(path)
+        sync_folder(path.absolute().parent)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
+        raise StudyStoreError(f"{path}: cannot be written: {error}") from error
+    finally:
+        _remove(pending)
+        if path.exists():
+            _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """To the disk, before the name changes: a power cut then leaves the old model or the new one."""
+    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())

@@ -1,0 +1,74 @@
+"""A model made again from its recipe and the checkpoints, bit for bit, on any machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.results.exports import Destination, write
+from lcsc_opt.results.model_folder import read_config
+from lcsc_opt.results.recipe import LoraNaming, Recipe
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.finding import find_checkpoints, is_packed
+from lcsc_opt.trajectory.packing import find_sources
+from lcsc_opt.trajectory.recombination import CheckpointFiles, PackedCheckpoints, recombine
+
+
+def rebuild(
+    recipe: Recipe,
+    patterns: Sequence[str | Path],
+    to: Destination,
+    *,
+    key: str | None = None,
+    steps: Sequence[int] | None = None,
+) -> Recipe:
+    """Combine the checkpoints of a recipe again, and write the model.
+
+    Args:
+        recipe: of an exported model.
+        patterns: checkpoint files, folders or globs, or one packed trajectory.
+        to: where; its dtype is the recipe's where it has none.
+        key: which state dict of each file; ``None`` takes the recipe's.
+        steps: the training step of each file, ``[N]``; ``None`` takes them from metadata and names.
+
+    Returns:
+        The recipe that is inside the new model.
+
+    Raises:
+        ObjectiveError: the recipe cannot be followed, or the weights do not fit the configuration.
+        TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
+        StudyStoreError: the disk refuses.
+    """
+    combination = recipe.combination()
+    config = None
+    if to.form == "diffusers":
+        if to.config is None:
+            raise ObjectiveError(f"{to.path}: pass --config FOLDER of the model, which a recipe does not hold")
+        config = read_config(to.config)
+    to = dataclasses.replace(to, dtype=to.dtype or recipe.dtype)
+    checkpoints = _open(patterns, recipe.key if key is None else key, steps)
+    recipe = recipe.model_copy(update={"dtype": to.dtype, "lora": _lora_naming(recipe, checkpoints, to)})
+    weights = recombine(checkpoints, combination, dtype=to.dtype)
+    write(weights, recipe, to, config=config)
+    return recipe
+
+
+def _open(
+    patterns: Sequence[str | Path], key: str | None, steps: Sequence[int] | None
+) -> CheckpointFiles | PackedCheckpoints:
+    if len(patterns) == 1 and is_packed(Path(patterns[0])):
+        return PackedCheckpoints(Trajectory.open(patterns[0]))
+    found = find_sources(find_checkpoints(patterns, key=key), steps)
+    return CheckpointFiles({source.step: source.path for source in found}, key=key)
+
+
+def _lora_naming(
+    recipe: Recipe, checkpoints: CheckpointFiles | PackedCheckpoints, to: Destination
+) -> LoraNaming | None:
+    """The recipe's; where it was exported under the checkpoints' own names, what stands beside them."""
+    if recipe.lora is not None or to.form != "lora":
+        return recipe.lora
+    alphas = checkpoints.lora_alphas()
+    return LoraNaming(alphas={name: dict(config) for name, config in alphas.configs.items()})

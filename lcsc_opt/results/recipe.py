@@ -1,0 +1,270 @@
+"""The recipe of a merged model: which checkpoints, with which coefficients, found by which trial.
+
+It travels inside every exported model, and is enough to merge the same bits again from the same checkpoints.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import numpy as np
+import pydantic
+
+import lcsc_opt
+from lcsc_opt.environment import environment
+from lcsc_opt.errors import CheckpointError, ObjectiveError, StudyMismatchError, StudyStoreError
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Coefficients
+from lcsc_opt.study_store import StoredStudy
+
+if TYPE_CHECKING:  # these import torch, which listing studies does not need
+    from lcsc_opt.trajectory import Trajectory
+    from lcsc_opt.trajectory.recombination import Combination
+
+ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and beside the state dict of a .pt file
+FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
+LARGEST_TEXT = 64 * 2**20  # bytes; a recipe of 10,000 checkpoints has 1 MB
+FORMAT = 1
+LINEAR = "linear"
+LORA_PRODUCTS = "lora-products"
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class LoraNaming(pydantic.BaseModel):
+    """What the names and the scale of a LoRA depend on, beside its tensors.
+
+    Attributes:
+        component: what modules belong to whose names do not tell, ``unet`` or ``transformer``.
+        alphas: component → PEFT's configuration, where the tensors do not hold alphas.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    component: str = "unet"
+    alphas: dict[str, dict[str, pydantic.JsonValue]] = {}
+
+
+class Recipe(pydantic.BaseModel):
+    """How a model was merged.
+
+    Attributes:
+        format: of the recipe itself.
+        method: ``linear``, the combination that :func:`recombine` makes again bit for bit; or ``lora-products``.
+        study: ``experiment/optimizer/seed``.
+        trial: its number.
+        coefficients: ``[K]``.
+        steps: ``[K]`` training steps of the checkpoints.
+        checkpoint_sha256: ``[K]``, of each checkpoint's tensors; empty in recipes of version 0.1.
+        trajectory_sha256: of all of them together.
+        constant: tensors that were copied, since they are the same in all checkpoints.
+        key: which state dict of each checkpoint file; ``None`` where the training loop wrote the trajectory.
+        dtype: that the model was exported in; ``None`` is each tensor's own.
+        lora: of one exported under other names than its checkpoints': the ``component`` and ``alphas`` that it needs.
+        loss: that the search found.
+        metrics: that the search measured.
+        held_out: what was measured on held-out noise, where it was.
+        lcsc_opt: the version.
+        versions: of what it was computed with.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
+
+    format: int = FORMAT
+    method: str = LINEAR
+    study: str
+    trial: int
+    coefficients: tuple[float, ...]
+    steps: tuple[int, ...]
+    checkpoint_sha256: tuple[Sha256, ...] = ()
+    trajectory_sha256: Sha256
+    constant: tuple[str, ...] = ()
+    key: str | None = None
+    dtype: Dtype | None = None
+    lora: LoraNaming | None = None
+    loss: float
+    metrics: dict[str, pydantic.JsonValue] = {}
+    held_out: dict[str, pydantic.JsonValue] | None = None
+    lcsc_opt: str
+    versions: dict[str, str | None] = {}
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.format != FORMAT:
+            raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
+        if len(self.coefficients) != len(self.steps):
+            raise ValueError(f"{len(self.coefficients)} coefficients for {len(self.steps)} steps")
+        if len(self.checkpoint_sha256) not in (0, len(self.steps)):
+            raise ValueError(f"{len(self.checkpoint_sha256)} hashes for {len(self.steps)} steps")
+        if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
+            raise ValueError("the steps do not increase")
+        return self
+
+    def as_text(self) -> str:
+        """One line of JSON; floats are written so that they are read again bit for bit."""
+        return json.dumps(self.model_dump())
+
+    def combination(self) -> Combination:
+        """What to combine.
+
+        Raises:
+            ObjectiveError: when the recipe is not one that can be followed elsewhere.
+            CoefficientsError: when its coefficients do not sum to one.
+        """
+        from lcsc_opt.trajectory.merging import check_coefficients
+        from lcsc_opt.trajectory.recombination import Combination
+
+        if self.method != LINEAR:
+            raise ObjectiveError(
+                f"{self.study}: merged by {self.method!r}, which other machines round differently: copy the exported "
+                "file itself"
+            )
+        if not self.checkpoint_sha256:
+            raise ObjectiveError(f"{self.study}: its recipe has no hashes, as in version 0.1; export the model again")
+        [coefficients] = check_coefficients(self.coefficients, len(self.steps), axes=1)
+        return Combination(
+            self.steps, coefficients, self.checkpoint_sha256, self.trajectory_sha256, frozenset(self.constant)
+        )
+
+
+def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
+    """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
+
+    Returns:
+        Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
+
+    Raises:
+        StudyStoreError: when there is no such complete trial.
+    """
+    complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
+    if not complete:
+        raise StudyStoreError(f"{study.name}: no complete trial yet; run it first")
+    if number is None:
+        held_out = study.attributes.get("held_out") or {}
+        best = min(complete.values(), key=lambda trial: (trial.value, trial.number)).number
+        number = int(held_out.get("trial", best))
+    if number not in complete:
+        raise StudyStoreError(f"{study.name}: trial {number} is not complete")
+    trial = complete[number]
+    coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
+    return number, coefficients, {**trial.user_attrs, "loss": trial.value}
+
+
+def recipe_of(
+    study: StoredStudy, objective: Objective, *, number: int | None = None, dtype: str | None = None
+) -> Recipe:
+    """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
+
+    Raises:
+        ObjectiveError: when the objective has no weights.
+        StudyMismatchError: when the checkpoints are not those that the study was made with.
+        StudyStoreError: when there is no such complete trial.
+    """
+    weights = getattr(objective, "trajectory", None)
+    if weights is None:
+        raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
+    trial, coefficients, attributes = chosen_trial(study, number)
+    trajectory = packed_trajectory(weights)
+    _check_same_checkpoints(study, weights)
+    now = environment()
+    return Recipe(
+        method=LINEAR if weights is trajectory else LORA_PRODUCTS,
+        study=study.name,
+        trial=trial,
+        coefficients=tuple(coefficients.tolist()),
+        steps=trajectory.steps,
+        checkpoint_sha256=trajectory.checkpoint_sha256,
+        trajectory_sha256=trajectory.sha256,
+        constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
+        key=trajectory.metadata.get("key"),
+        dtype=cast("Dtype | None", dtype),
+        loss=float(attributes["loss"]),
+        metrics=attributes.get("metrics", {}),
+        held_out=attributes.get("held_out"),
+        lcsc_opt=lcsc_opt.__version__,
+        versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
+    )
+
+
+def packed_trajectory(weights: Any) -> Trajectory:
+    """The trajectory itself, or the one that products of LoRA factors are made of.
+
+    Raises:
+        ObjectiveError: when there is none.
+    """
+    from lcsc_opt.trajectory import Trajectory
+
+    for candidate in (weights, getattr(weights, "trajectory", None)):
+        if isinstance(candidate, Trajectory):
+            return candidate
+    raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
+
+
+def _check_same_checkpoints(study: StoredStudy, weights: Any) -> None:
+    """Coefficients found on other checkpoints would make some other model, silently."""
+    attributes = study.attributes
+    described = (attributes.get("fingerprint") or {}).get("objective") or {}
+    known = described.get("trajectory")
+    other = isinstance(known, str) and known != weights.sha256
+    if other or tuple(attributes.get("steps", weights.steps)) != weights.steps:
+        raise StudyMismatchError(
+            f"{study.name}: {weights.path} holds other checkpoints than those it was searched on; "
+            "put them back, or start a new study"
+        )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe inside an exported model (a file, or a folder that diffusers loads), or in a JSON file.
+
+    Raises:
+        CheckpointError: when there is none, or it cannot be read.
+    """
+    text = _recipe_text(path)
+    if text is None:
+        raise CheckpointError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
+    try:
+        return Recipe.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
+        raise CheckpointError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
+
+
+def _recipe_text(path: Path) -> str | bytes | None:
+    if path.is_dir():
+        return _read_text(path / FILE) if (path / FILE).exists() else None
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: name an exported model, a recipe or a study.")
+    if path.suffix == ".json":
+        return _read_text(path)
+    if path.suffix == ".safetensors":
+        from lcsc_opt.trajectory.formats import read_metadata
+
+        return read_metadata(path).get(ENTRY)
+    return _text_beside_weights(path)
+
+
+def _read_text(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST_TEXT:
+            raise CheckpointError(f"{path} is too large for a recipe: name an exported model, or a recipe as JSON.")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _text_beside_weights(path: Path) -> str | None:
+    """Of a .pt file; nothing in it is executed."""
+    import torch
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a hostile pickle can raise anything
+        raise CheckpointError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
+    text = content.get(ENTRY) if isinstance(content, dict) else None
+    return text if isinstance(text, str) else None

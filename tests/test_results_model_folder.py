@@ -1,0 +1,224 @@
+"""Merged models as diffusers loads them: a model's folder, and a LoRA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lcsc_opt.database import open_storage
+from lcsc_opt.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.records import Candidate, Evaluation
+from lcsc_opt.results import read_recipe
+from lcsc_opt.results.exports import Destination, export
+from lcsc_opt.results.rebuild import rebuild
+from lcsc_opt.results.recipe import recipe_of
+from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.lora_products import LoraProducts
+from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
+
+STEPS = (1, 2, 3)
+COEFFICIENTS = np.array([-0.5, 0.25, 1.25])
+
+
+def unet() -> Any:
+    prepare_torchvision()
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    )
+
+
+def pack_random(path: Path, weights: dict[str, Tensor]) -> Trajectory:
+    """Checkpoints with the names, shapes and dtypes of ``weights``."""
+    generator = torch.Generator().manual_seed(0)
+    with TrajectoryWriter(path) as writer:
+        for step in STEPS:
+            drawn = {n: torch.randn(w.shape, generator=generator).to(w.dtype) for n, w in weights.items()}
+            writer.append(step, drawn)
+    return Trajectory.open(path)
+
+
+def objective_over(trajectory: Any, network: Any = None) -> Objective:
+    made: Any = CoefficientFunction(lambda c: float((c**2).sum()), trajectory.steps, name="tests")
+    made.trajectory, made.sampler = trajectory, SimpleNamespace(network=network)
+    return made
+
+
+@pytest.fixture
+def study(url: str) -> StoredStudy:
+    made = StoredStudy.open_or_create(open_storage(url, write=True), "small/LCSC/0", {"steps": STEPS})
+    made.finish(made.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {"fid": 2.5}), tell_index=0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def network() -> Any:
+    torch.manual_seed(0)
+    return unet()
+
+
+@pytest.fixture
+def objective(network: Any, tmp_path: Path) -> Objective:
+    return objective_over(pack_random(tmp_path / "run.trajectory", network.state_dict()), network)
+
+
+def test_which_trial_is_the_answer(study: StoredStudy, objective: Objective) -> None:
+    study.finish(study.add_candidate(Candidate(COEFFICIENTS[::-1])), Evaluation(1.5), tell_index=1)
+    study.add_candidate(Candidate(COEFFICIENTS))  # is being evaluated
+    assert recipe_of(study, objective).trial == 1  # the best so far
+    study.set_attribute("held_out", {"trial": 0, "loss": 2.0})
+    assert recipe_of(study, objective).trial == 0  # chosen on other noise
+    assert recipe_of(study, objective, number=1).coefficients == tuple(COEFFICIENTS[::-1])
+    with pytest.raises(StudyStoreError, match="trial 2 is not complete"):
+        recipe_of(study, objective, number=2)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_from_pretrained_loads_the_folder(
+    dtype: str | None, study: StoredStudy, objective: Objective, tmp_path: Path
+) -> None:
+    from diffusers import UNet2DModel
+
+    recipe = export(study, objective, Destination.of(tmp_path / "best", dtype=dtype))
+    kind = getattr(torch, dtype or "float32")
+    loaded, info = UNet2DModel.from_pretrained(
+        tmp_path / "best", torch_dtype=kind, output_loading_info=True, low_cpu_mem_usage=False
+    )
+    assert not any(info.values()), info
+    expected = recombine(PackedCheckpoints(objective.trajectory), recipe.combination(), dtype=dtype)  # type: ignore[attr-defined]
+    assert loaded.state_dict().keys() == expected.keys()
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.dtype == kind
+        assert torch.equal(tensor, expected[name])
+    assert loaded.config.block_out_channels == [8]
+    assert read_recipe(tmp_path / "best") == recipe
+    with safe_open(tmp_path / "best" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["lcsc_recipe"]) == recipe.model_dump(mode="json")
+
+
+def test_a_folder_is_replaced_whole_and_rebuilt_from_its_recipe(
+    study: StoredStudy, objective: Objective, network: Any, tmp_path: Path
+) -> None:
+    export(study, objective, Destination.of(tmp_path / "best"))
+    first = load_file(tmp_path / "best" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(StudySpecError, match="exists already"):
+        Destination.of(tmp_path / "best")
+    (tmp_path / "best" / "stale").write_text("of an earlier export")
+    network.save_pretrained(tmp_path / "original")
+    to = Destination.of(tmp_path / "best", config=tmp_path / "original", overwrite=True)
+    rebuild(read_recipe(tmp_path / "best"), [tmp_path / "run.trajectory"], to)
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "lcsc_recipe.json",
+    ]
+    again = load_file(tmp_path / "best" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(again[name], first[name]) for name in first)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    study: StoredStudy, network: Any, tmp_path: Path
+) -> None:
+    """diffusers itself would fill the gap with random numbers."""
+    weights = dict(network.state_dict())
+    del weights["conv_in.bias"]
+    objective = objective_over(pack_random(tmp_path / "other.trajectory", weights), network)
+    with pytest.raises(ObjectiveError, match=r"lack 'conv_in\.bias'.*--config FOLDER"):
+        export(study, objective, Destination.of(tmp_path / "best"))
+    assert not (tmp_path / "best").exists()
+
+
+@pytest.mark.parametrize("name", ["DDPMPipeline", "os", "__import__('os')", "NoSuchModel", "logging"])
+def test_a_configuration_of_something_else_is_refused(
+    name: str, study: StoredStudy, objective: Objective, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(ObjectiveError, match="no model of this version of diffusers"):
+        export(study, objective, Destination.of(tmp_path / "best", config=config))
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"_class_name": 3}'])
+def test_a_broken_configuration_is_refused(
+    content: str, study: StoredStudy, objective: Objective, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ObjectiveError, match="--config"):
+        export(study, objective, Destination.of(tmp_path / "best", config=tmp_path / "config.json"))
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Trajectory:
+    modules = ("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attentions.0.proj_in")
+    weights = {f"unet.{m}.lora_A.weight": torch.zeros(2, 8) for m in modules}
+    weights |= {f"unet.{m}.lora_B.weight": torch.zeros(8, 2) for m in modules}
+    return pack_random(tmp_path / "lora.trajectory", weights)
+
+
+def test_a_lora_is_read_by_diffusers(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
+    prepare_torchvision()
+    from diffusers import StableDiffusionPipeline
+
+    to = Destination.of(tmp_path / "best.safetensors", form="lora", dtype="float16")
+    recipe = export(study, objective_over(lora), to)
+    loaded, _ = StableDiffusionPipeline.lora_state_dict(tmp_path / "best.safetensors")
+    merged = lora.merge(COEFFICIENTS)
+    assert loaded.keys() == merged.keys()
+    for name, tensor in loaded.items():
+        assert tensor.dtype == torch.float16
+        torch.testing.assert_close(tensor.float(), merged[name], rtol=2**-10, atol=1e-6)
+    assert read_recipe(tmp_path / "best.safetensors") == recipe
+
+    rebuild(recipe, [tmp_path / "lora.trajectory"], Destination.of(tmp_path / "again.safetensors", form="lora"))
+    again, first = (load_file(tmp_path / f"{name}.safetensors") for name in ("again", "best"))
+    assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
+    study: StoredStudy, lora: Trajectory, tmp_path: Path
+) -> None:
+    """alpha / rank is multiplied into the up factors, which the names of diffusers have no other place for."""
+    configs = {"unet": {"lora_alpha": 6.0}}
+    described = {"objective": {"sampler": {"lora": {"combined": "factors", "alphas": {"configs": configs}}}}}
+    study.set_attribute("fingerprint", described)
+    recipe = export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors", form="lora"))
+    exported, merged = load_file(tmp_path / "best.safetensors"), lora.merge(COEFFICIENTS)
+    for name, tensor in exported.items():
+        torch.testing.assert_close(tensor, merged[name] * (3 if "lora_B" in name else 1))
+    rebuild(recipe, [lora.path], Destination.of(tmp_path / "again.safetensors", form="lora"))
+    again = load_file(tmp_path / "again.safetensors")
+    assert all(torch.equal(again[name], exported[name]) for name in exported)
+
+
+def test_products_of_a_lora_are_exported_but_not_rebuilt(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
+    products = LoraProducts(lora)
+    to = Destination.of(tmp_path / "best.safetensors", form="lora")
+    recipe = export(study, objective_over(products), to)
+    expected = products.merge(COEFFICIENTS)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(to.path).items())
+    assert recipe.method == "lora-products"
+    assert recipe.checkpoint_sha256 == lora.checkpoint_sha256
+    with pytest.raises(ObjectiveError, match="copy the exported file"):
+        rebuild(recipe, [lora.path], Destination.of(tmp_path / "again.safetensors", form="lora"))
