@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "this Python cannot make environments: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql,text-to-image]'
 	@touch $@
 
 demo: setup ## train a small model of digits, search with four optimizers, compare them (minutes)
