@@ -16,6 +16,7 @@
     │   ├── ReplayError            the optimizer did not ask the stored candidates again
     │   ├── StudyHeldError         another process is running the study
     │   └── LeaseLostError         another process has taken the study over
+    ├── FigureError                a figure or a report that cannot be drawn or written
     └── SearchFailedError          the search ran, and failed
 """
 
@@ -80,6 +81,10 @@ class LeaseLostError(StudyStoreError):
     """Another process has taken the study over; nothing more is written from here."""
 
     exit_status = 1
+
+
+class FigureError(LcscError):
+    """A figure or a report that cannot be drawn or written."""
 
 
 class SearchFailedError(LcscError):

@@ -105,14 +105,20 @@ class Holder:
 
 def holder(engine: sa.Engine, study_id: int) -> Holder | None:
     """Who holds the lease of a study, alive or dead; ``None`` when nobody does. Reads only."""
-    if not has_table(engine):
-        return None
+    return holders(engine).get(study_id) if has_table(engine) else None
+
+
+def holders(engine: sa.Engine) -> dict[int, Holder]:
+    """Who holds the lease of each study that somebody holds, alive or dead. Reads only; the table must be there."""
+    process = Process.current()
     with orm.Session(engine) as session:
-        row = session.get(_Row, study_id)
-        if row is None or row.holder is None:
-            return None
-        alive = _is_alive(row, Process.current())
-        return Holder(row.holder, row.process, row.acquired_at, row.heartbeat_at, alive)
+        rows = session.scalars(sa.select(_Row).where(_Row.holder.is_not(None)))
+        return {
+            row.study_id: Holder(
+                str(row.holder), row.process, row.acquired_at, row.heartbeat_at, _is_alive(row, process)
+            )
+            for row in rows
+        }
 
 
 class Lease:

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
 
+from lcsc_opt.analysis.history import Floats, StudyHistory
+from lcsc_opt.analysis.names import BASELINES, is_ours, label, split_name
+from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.coefficients import effective_count, sum_abs
 from lcsc_opt.errors import StudyStoreError
-from lcsc_opt.study_spec import near_miss
-from lcsc_opt.study_store import StoredStudy, study_names
+from lcsc_opt.study_store import StoredStudy
 
-BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
-"""What the best point of a grid is called in the paper's tables."""
-
-Floats = npt.NDArray[np.float64]
+__all__ = [
+    "BASELINES",
+    "Floats",
+    "OptimizerSummary",
+    "StudySummary",
+    "best_ema",
+    "describe_coefficients",
+    "is_ours",
+    "mean_curve",
+    "over_seeds",
+    "split_name",
+    "summaries",
+    "summaries_of",
+    "summarize",
+]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +54,8 @@ class StudySummary:
         best_coefficients: ``[K]`` of the chosen trial, else of the best one.
         best_trial: its number.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
-        curve: ``[n, 4]`` evaluations, images, seconds, best loss so far, a row for each complete trial.
+        curve: ``[n, 4]`` evaluations, images, seconds, best loss so far, a row for each complete trial, in the order
+            in which the optimizer was told of them.
     """
 
     study: str
@@ -66,7 +78,7 @@ class StudySummary:
     @property
     def label(self) -> str:
         """The optimizer as tables and legends call it."""
-        return BASELINES.get(self.optimizer, self.optimizer)
+        return label(self.optimizer)
 
     def as_row(self) -> dict[str, Any]:
         """What ``lcsc compare --format json`` prints of a study."""
@@ -88,77 +100,12 @@ def summarize(study: StoredStudy) -> StudySummary:
     """Read one study.
 
     Raises:
-        StudyStoreError: when its name is not ``experiment/optimizer/seed``.
+        StudyStoreError: when its name is not ``experiment/optimizer/seed``, or it is not there any more.
     """
-    attributes, trials = study.attributes, study.trials()
-    _, optimizer, seed = split_name(study.name)
-    finished = [trial for trial in trials if trial.state.is_finished()]
-    curve = _curve(finished)
-    held_out = attributes.get("held_out") or {}
-    best = _chosen(finished, held_out.get("trial"))
-    return StudySummary(
-        study=study.name,
-        optimizer=optimizer,
-        seed=seed,
-        state="finished" if attributes.get("search_ended") else "unfinished" if trials else "empty",
-        budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
-        searched=float(curve[-1, 3]) if len(curve) else None,
-        held_out=held_out.get("loss"),
-        evaluations=len(finished),
-        failures=sum(trial.state == TrialState.FAIL for trial in finished),
-        images=int(sum(_cost(trial, "images") for trial in finished)),
-        seconds=round(sum(_cost(trial, "seconds") for trial in finished), 3),
-        steps=tuple(attributes.get("steps", ())),
-        best_coefficients=None if best is None else np.array(best.user_attrs["coefficients"]),
-        best_trial=None if best is None else best.number,
-        metric="loss" if best is None else _metric(best),
-        curve=curve,
-    )
-
-
-def split_name(study: str) -> tuple[str, str, int]:
-    """``digits/LCSC/0`` → experiment, optimizer, seed.
-
-    Raises:
-        StudyStoreError: when it is not of that form.
-    """
-    parts = study.rsplit("/", 2)
-    if len(parts) != 3 or not parts[2].isdigit():
-        raise StudyStoreError(f"{study}: not a study of lcsc_opt; their names are experiment/optimizer/seed")
-    return parts[0], parts[1], int(parts[2])
-
-
-def is_ours(study: str) -> bool:
-    """Whether a study's name has our form."""
-    parts = study.rsplit("/", 2)
-    return len(parts) == 3 and parts[2].isdigit()
-
-
-def _cost(trial: FrozenTrial, name: str) -> float:
-    return float(trial.user_attrs.get("cost", {}).get(name, 0))
-
-
-def _metric(trial: FrozenTrial) -> str:
-    metrics = trial.user_attrs.get("metrics", {})
-    return next((name.upper() for name, value in metrics.items() if value == trial.value), "loss")
-
-
-def _curve(finished: Sequence[FrozenTrial]) -> Floats:
-    rows, images, seconds, best = [], 0.0, 0.0, float("inf")
-    for count, trial in enumerate(finished, start=1):
-        images, seconds = images + _cost(trial, "images"), seconds + _cost(trial, "seconds")
-        if trial.state == TrialState.COMPLETE and trial.value is not None:
-            best = min(best, trial.value)
-            rows.append((count, images, seconds, best))
-    return np.array(rows, dtype=np.float64).reshape(-1, 4)
-
-
-def _chosen(finished: Sequence[FrozenTrial], number: int | None) -> FrozenTrial | None:
-    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE and trial.value is not None]
-    for trial in complete:
-        if trial.number == number:
-            return trial
-    return min(complete, key=lambda trial: (trial.value, trial.number), default=None)
+    reader = HistoryReader(study.storage)
+    for history in reader.read_studies([study.name]):
+        return _summary(reader, history)
+    raise StudyStoreError(f"{study.name}: was deleted from the database while it was read")
 
 
 def summaries(storage: RDBStorage, experiment: str) -> list[StudySummary]:
@@ -167,15 +114,43 @@ def summaries(storage: RDBStorage, experiment: str) -> list[StudySummary]:
     Raises:
         StudyStoreError: when there is none, naming the experiments that there are.
     """
-    names = [name for name in study_names(storage) if is_ours(name)]
-    known = sorted({split_name(name)[0] for name in names})
-    if experiment not in known:
-        guess = near_miss(experiment, known)
-        raise StudyStoreError(
-            f"{experiment}: no such experiment{guess}; the database holds: {', '.join(known) or 'none'}"
-        )
-    chosen = [name for name in names if split_name(name)[0] == experiment]
-    return [summarize(StoredStudy.open(storage, name)) for name in chosen]
+    reader = HistoryReader(storage)
+    return summaries_of(reader, reader.read(experiment))
+
+
+def summaries_of(reader: HistoryReader, studies: Iterable[StudyHistory]) -> list[StudySummary]:
+    """What studies that were read found; their answers' coefficients are read with it."""
+    return [_summary(reader, study) for study in studies]
+
+
+def _summary(reader: HistoryReader, study: StudyHistory) -> StudySummary:
+    finished, curve, best = study.finished, _curve(study), study.chosen
+    return StudySummary(
+        study=study.study,
+        optimizer=study.optimizer,
+        seed=study.seed,
+        state=study.state,
+        budget=dict(study.budget),
+        searched=study.searched,
+        held_out=None if study.held_out is None else study.held_out.loss,
+        evaluations=len(finished),
+        failures=len(study.failed),
+        images=int(finished["images"].sum()),
+        seconds=round(float(finished["seconds"].sum()), 3),
+        steps=study.steps,
+        best_coefficients=None if best is None else reader.coefficients(study, [best])[0],
+        best_trial=best,
+        metric=study.metric,
+        curve=curve,
+    )
+
+
+def _curve(study: StudyHistory) -> Floats:
+    trials = study.finished
+    counts = np.arange(1, len(trials) + 1, dtype=np.float64)
+    best = np.fmin.accumulate(trials["loss"])  # which leaves NaN out
+    columns = (counts, np.cumsum(trials["images"]), np.cumsum(trials["seconds"]), best)
+    return np.asarray(np.column_stack(columns)[~np.isnan(trials["loss"])])
 
 
 def best_ema(studies: Sequence[StudySummary]) -> StudySummary | None:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from optuna.trial import FrozenTrial, TrialState
+import numpy as np
 
-from lcsc_opt.analysis.comparison import describe_coefficients, summarize
+from lcsc_opt.analysis.comparison import describe_coefficients, summaries_of
+from lcsc_opt.analysis.history import PARTS, StudyHistory
+from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.analysis.search import OTHER, seconds_outside
+from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.study_store import StoredStudy
-
-PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds")
 
 
 def overview(study: StoredStudy) -> dict[str, Any]:
-    """JSON-able: settings, state, best trial and its coefficients, failures by reason, seconds a trial by part."""
-    summary, attributes, trials = summarize(study), study.attributes, study.trials()
-    best = summary.best_coefficients
-    specification = attributes.get("specification", {})
+    """JSON-able: settings, state, best trial and its coefficients, failures by reason, seconds a trial by part.
+
+    Raises:
+        StudyStoreError: when its name is not ``experiment/optimizer/seed``, or it is not there any more.
+    """
+    reader, attributes = HistoryReader(study.storage), study.attributes
+    read = reader.read_studies([study.name])
+    if not read:
+        raise StudyStoreError(f"{study.name}: was deleted from the database while it was read")
+    (summary,) = summaries_of(reader, read)
+    best, specification = summary.best_coefficients, attributes.get("specification", {})
     return {
         **summary.as_row(),
         "budget": summary.budget,
@@ -32,35 +39,25 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "coefficients": None if best is None else best.tolist(),
         "held_out_report": attributes.get("held_out"),
         "failed": summary.failures,
-        "failure_reasons": failure_reasons(trials),
-        "seconds_per_trial": seconds_per_trial(trials),
+        "failure_reasons": failure_reasons(read[0]),
+        "seconds_per_trial": seconds_per_trial(read[0]),
     }
 
 
-def failure_reasons(trials: Sequence[FrozenTrial]) -> dict[str, int]:
-    """Reason → how many trials failed with it, the most frequent first."""
-    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
-    return dict(Counter(str(trial.user_attrs.get("reason", "unknown")) for trial in failed).most_common())
+def failure_reasons(study: StudyHistory) -> dict[str, int]:
+    """Reason → how many trials failed with it in the end, the most frequent first."""
+    return dict(Counter(study.reasons[number][-1] for number in study.failed["number"].tolist()).most_common())
 
 
-def seconds_per_trial(trials: Sequence[FrozenTrial]) -> dict[str, float]:
-    """Mean seconds of each part of a trial; ``other`` is what lies between one trial's start and the next one's.
+def seconds_per_trial(study: StudyHistory) -> dict[str, float]:
+    """Mean seconds of each part of a complete trial; ``other`` is the median of what was no evaluation.
 
-    ``other`` holds the optimizer, the database and the progress bar. It is only known while trials follow each
-    other directly: the median over pairs is taken, which an interruption does not move.
+    ``other`` holds the optimizer, the database and the progress bar; the median is not moved by an interruption.
     """
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete:
+    complete = study.trials[~np.isnan(study.trials["loss"])]
+    if not len(complete):
         return {}
-    costs = [trial.user_attrs.get("cost", {}) for trial in complete]
-    means = {part: sum(float(cost.get(part, 0)) for cost in costs) / len(costs) for part in PARTS}
-    gaps = sorted(_gap(one, following) for one, following in itertools.pairwise(complete))
-    named = {part.removesuffix("_seconds"): seconds for part, seconds in means.items() if seconds}
-    return {**named, **({"other": max(gaps[len(gaps) // 2], 0.0)} if gaps else {})}
-
-
-def _gap(one: FrozenTrial, following: FrozenTrial) -> float:
-    if one.datetime_start is None or following.datetime_start is None:
-        return 0.0
-    whole = (following.datetime_start - one.datetime_start).total_seconds()
-    return whole - float(one.user_attrs.get("cost", {}).get("seconds", 0))
+    means = {part.removesuffix("_seconds"): float(complete[part].mean()) for part in PARTS}
+    named = {part: seconds for part, seconds in means.items() if seconds}
+    outside = seconds_outside(study, complete)[:-1]  # nothing starts after the last one
+    return {**named, **({OTHER: float(np.median(outside))} if len(outside) else {})}

@@ -1,0 +1,75 @@
+"""The images that are stored beside trials, read without ever leaving their folder."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import uuid
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from lcsc_opt.analysis.history import StudyHistory
+from lcsc_opt.analysis.reader import HistoryReader
+
+MOST_BYTES = 32 * 2**20  # of one image
+SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+    """One image: its file's name, its type as its content says, and its content."""
+
+    filename: str
+    mimetype: str
+    content: bytes
+
+    @property
+    def data_url(self) -> str:
+        """For a page that is one file."""
+        return f"data:{self.mimetype};base64,{base64.b64encode(self.content).decode()}"
+
+
+def artifact_directory(url: str) -> Path:
+    """Where the artifacts of a study database lie: beside an SQLite file, else in the working directory."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        return Path(str(parsed.database)).with_suffix(".artifacts")
+    return Path("lcsc.artifacts")
+
+
+def stored_images(reader: HistoryReader, study: StudyHistory, folder: Path, *, prefix: str = "") -> list[StoredImage]:
+    """The images beside a study's answer whose file names begin so; what is missing, too large or no image is left out.
+
+    Args:
+        reader: of the study's database.
+        study: whose answer.
+        folder: of the artifacts.
+        prefix: of file names.
+    """
+    if study.chosen is None:
+        return []
+    named = [meta for meta in reader.artifacts(study, study.chosen) if str(meta.get("filename")).startswith(prefix)]
+    read = ((str(meta["filename"]), read_artifact(folder, str(meta.get("artifact_id")))) for meta in named)
+    found = ((name, content, mimetype(content)) for name, content in read if content is not None)
+    return [StoredImage(name, kind, content) for name, content, kind in found if kind is not None]
+
+
+def read_artifact(folder: Path, artifact_id: str) -> bytes | None:
+    """The content of an artifact; ``None`` where its id is none of ours, or it is missing, a link, or too large."""
+    try:
+        if str(uuid.UUID(artifact_id)) != artifact_id:
+            return None
+        path = folder / artifact_id
+        if path.is_symlink() or path.stat().st_size > MOST_BYTES:
+            return None
+        return path.read_bytes()
+    except (ValueError, OSError):
+        return None
+
+
+def mimetype(content: bytes) -> str | None:
+    """The type of an image as its first bytes tell it; what the database says is not believed."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for signature, kind in SIGNATURES.items() if content.startswith(signature)), None)

@@ -1,0 +1,219 @@
+"""Best so far against what it cost, over the seeds of each optimizer, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
+from lcsc_opt.analysis.names import label
+from lcsc_opt.errors import StudyStoreError
+
+AXES = {
+    "evaluations": "evaluations",
+    "images": "images sampled",
+    "model_calls": "model calls",
+    "seconds": "wall-clock time (s)",
+    "evaluation_seconds": "evaluation time, all workers together (s)",
+}
+"""What a search spends; ``seconds`` are those in which it ran, without the time between two runs of it."""
+
+MOST_POINTS = 1000  # of one curve; a screen is hardly wider
+LEAST_PAUSE = 30.0  # seconds without an evaluation that may be an interruption
+EMA = "EMAGrid"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steps:
+    """A step function that only falls: ``values [m]`` from ``positions [m]`` on; known up to ``end``."""
+
+    positions: Floats
+    values: Floats
+    end: float
+
+    def at(self, positions: Floats) -> Floats:
+        """``[n]`` values, NaN before the first step."""
+        known = np.concatenate([[np.nan], self.values])
+        return np.asarray(known[np.searchsorted(self.positions, positions, side="right")])
+
+    def first_below(self, target: float) -> float | None:
+        """Where the value is at most ``target`` for the first time."""
+        reached = np.flatnonzero(self.values <= target)
+        return float(self.positions[reached[0]]) if len(reached) else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curve:
+    """One line of a comparison: the finished seeds of an optimizer, or one seed that is still searching.
+
+    Attributes:
+        optimizer: its name.
+        seeds: that it is the mean of.
+        finished: whether these searches are over.
+        positions: ``[n]`` what was spent.
+        mean: ``[n]`` over the seeds, each as good as its best so far; one that has ended stays at its best.
+        lowest: ``[n]`` of the seeds.
+        highest: ``[n]`` of the seeds.
+        held_out: for each seed that has one, what was spent at its end and the held-out loss.
+    """
+
+    optimizer: str
+    seeds: tuple[int, ...]
+    finished: bool
+    positions: Floats
+    mean: Floats
+    lowest: Floats
+    highest: Floats
+    held_out: tuple[tuple[float, float], ...]
+
+    @property
+    def label(self) -> str:
+        """As legends call it."""
+        if not self.finished:
+            return f"{label(self.optimizer)}, seed {self.seeds[0]}, unfinished"
+        return label(self.optimizer) + (f" ({len(self.seeds)} seeds)" if len(self.seeds) > 1 else "")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """What one figure of an experiment shows: best so far of each optimizer against one of :data:`AXES`.
+
+    ``ema`` is the lowest loss that the EMA grid found on the search's noise, ``None`` without one.
+    """
+
+    experiment: str
+    axis: str
+    metric: str
+    curves: tuple[Curve, ...]
+    ema: float | None
+
+
+def comparison(studies: Sequence[StudyHistory], axis: str = "evaluations") -> Comparison:
+    """The curves of an experiment; optimizers in the order in which their studies were created.
+
+    Raises:
+        StudyStoreError: when there is no such axis.
+    """
+    ema = best_grid(studies)
+    known = [study for study in studies if study.best is not None]
+    grouped: dict[str, list[StudyHistory]] = {}
+    for study in known:
+        key = study.optimizer if study.ended else study.study  # names of studies have slashes, of optimizers none
+        grouped.setdefault(key, []).append(study)
+    return Comparison(
+        experiment=studies[0].experiment if studies else "",
+        axis=axis,
+        metric=next((study.metric for study in known if study.metric != "loss"), "loss"),
+        curves=tuple(curve(group, axis) for group in grouped.values()),
+        ema=None if ema is None else ema.searched,
+    )
+
+
+def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
+    """Best so far of one optimizer over its seeds, on a common axis.
+
+    Args:
+        studies: of one optimizer, each with a complete trial, all finished or only one.
+        axis: one of :data:`AXES`.
+    """
+    steps = [best_so_far(study, axis) for study in studies]
+    start = max(step.positions[0] for step in steps)
+    ends = [step.end for step in steps]
+    positions = np.unique(np.concatenate([*(step.positions for step in steps), ends]))
+    positions = thinned(positions[positions >= start])
+    values = np.stack([step.at(positions) for step in steps])
+    marks = [
+        (end, study.held_out.loss)
+        for end, study in zip(ends, studies, strict=True)
+        if study.held_out is not None and study.held_out.loss is not None
+    ]
+    return Curve(
+        optimizer=studies[0].optimizer,
+        seeds=tuple(study.seed for study in studies),
+        finished=all(study.ended for study in studies),
+        positions=positions,
+        mean=values.mean(axis=0),
+        lowest=values.min(axis=0),
+        highest=values.max(axis=0),
+        held_out=tuple(marks),
+    )
+
+
+def best_so_far(study: StudyHistory, axis: str) -> Steps:
+    """Where a study's best loss fell, by what was spent until then.
+
+    Raises:
+        StudyStoreError: when there is no such axis.
+    """
+    trials = study.finished
+    positions = spent(trials, axis)
+    if axis == "seconds":  # the only axis on which results of several workers are not in the order of tells
+        order = np.argsort(positions, kind="stable")
+        trials, positions = trials[order], positions[order]
+    improved = improvements(trials["loss"])
+    end = float(positions[-1]) if len(positions) else 0.0
+    return Steps(positions[improved], trials["loss"][improved], end)
+
+
+def improvements(losses: Floats) -> npt.NDArray[np.intp]:
+    """The indices at which a loss is lower than all before it; NaN is not."""
+    before = np.fmin.accumulate(np.concatenate([[np.inf], losses]))[:-1]
+    return np.flatnonzero(losses < before)
+
+
+def spent(trials: Trials, axis: str) -> Floats:
+    """``[n]`` what was spent until the end of each finished trial, in the order of the trials.
+
+    Raises:
+        StudyStoreError: when there is no such axis.
+    """
+    if axis == "evaluations":
+        return np.arange(1, len(trials) + 1, dtype=np.float64)
+    if axis == "seconds":
+        return wall_clock(trials)
+    names = {"images": "images", "model_calls": "model_calls", "evaluation_seconds": "seconds"}
+    if axis not in names:
+        raise StudyStoreError(f"{axis}: no such axis; expected one of {', '.join(AXES)}")
+    return np.cumsum(trials[names[axis]], dtype=np.float64)
+
+
+def wall_clock(trials: Trials) -> Floats:
+    """``[n]`` seconds in which the search had run when each trial ended.
+
+    A pause without any evaluation is time of the optimizer and the database, and counts, unless it is longer than
+    three evaluations and than ``LEAST_PAUSE``: then the search was interrupted, and it does not. A trial that was
+    interrupted and evaluated again counts with its last evaluation only.
+    """
+    if not len(trials):
+        return np.zeros(0)
+    ended = np.where(np.isnan(trials["ended"]), np.nanmax(trials["ended"], initial=0.0), trials["ended"])
+    began = np.fmax(trials["started"], ended - trials["seconds"])
+    order = np.argsort(began, kind="stable")
+    busy_until = np.maximum.accumulate(ended[order])
+    pause = max(LEAST_PAUSE, 3 * float(np.median(trials["seconds"])))
+    idle = began[order][1:] - busy_until[:-1]
+    left_out = np.concatenate([[0.0], np.cumsum(np.where(idle > pause, idle, 0.0))])
+    block = np.empty(len(trials), dtype=np.int64)
+    block[order] = np.arange(len(trials))
+    return np.asarray(ended - began[order[0]] - left_out[block])
+
+
+def thinned(positions: Floats, most: int = MOST_POINTS) -> Floats:
+    """At most so many of them, evenly chosen; the first and the last always."""
+    if len(positions) <= most:
+        return positions
+    return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])
+
+
+def best_grid(studies: Sequence[StudyHistory]) -> StudyHistory | None:
+    """EMA*: of the EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
+
+    def rank(study: StudyHistory) -> tuple[float, float]:
+        held_out = None if study.held_out is None else study.held_out.loss
+        return (np.inf if held_out is None else held_out, study.searched or 0.0)
+
+    grids = [study for study in studies if study.optimizer == EMA and study.searched is not None]
+    return min(grids, key=rank, default=None)

@@ -1,0 +1,159 @@
+"""What the database knows of a study, without coefficients, as plain arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.trial import TrialState
+
+from lcsc_opt.analysis.names import label
+from lcsc_opt.lease import Holder
+
+Floats = npt.NDArray[np.float64]
+Trials = npt.NDArray[np.void]
+
+PARTS = ("merge_seconds", "sample_seconds", "features_seconds", "metric_seconds")
+COSTS = ("images", "model_calls", "seconds", *PARTS)
+TRIAL = np.dtype(
+    [
+        ("trial_id", np.int64),
+        ("number", np.int64),
+        ("tell_index", np.int64),
+        ("state", np.int8),
+        ("inherited", np.bool_),
+        ("started", np.float64),
+        ("ended", np.float64),
+        ("loss", np.float64),
+        *((name, np.float64) for name in COSTS),
+    ]
+)
+"""One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
+where unknown; ``loss`` is NaN unless the trial is complete; what it cost is zero where it is not known.
+``tell_index`` is its place among the results that the optimizer was told, the number where nothing else is stored."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What a study's answer came to on noise that the search never saw.
+
+    Attributes:
+        trial: the number of the chosen trial.
+        loss: mean over the groups of noise.
+        images: of each group; ``None`` where it was not stored.
+        groups: the loss on each group of noise.
+        baselines: name → loss on the same noise.
+    """
+
+    trial: int | None
+    loss: float | None
+    images: int | None = None
+    groups: tuple[float, ...] = ()
+    baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, stored: Any) -> HeldOut | None:
+        """The study attribute ``held_out``; ``None`` before there is one."""
+        if not isinstance(stored, Mapping):
+            return None
+        groups = tuple(float(group["loss"]) for group in stored.get("groups") or ())
+        baselines = {name: float(known["loss"]) for name, known in (stored.get("baselines") or {}).items()}
+        return cls(stored.get("trial"), stored.get("loss"), stored.get("images"), groups, baselines)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StudyHistory:
+    """One study at one moment.
+
+    Attributes:
+        study_id: the database's key.
+        study: ``experiment/optimizer/seed``.
+        experiment: the first part of it.
+        optimizer: its name.
+        seed: of the study.
+        trials: ``[n]`` of :data:`TRIAL`, by number.
+        reasons: number → why each of its attempts failed; of trials that failed, or succeeded when tried again.
+        steps: ``[K]`` training steps of the checkpoints.
+        budget: ``{"evaluations": n}`` or ``{"images": n}``.
+        workers: how many evaluate at once.
+        ordered: whether results are told in the order of the asks.
+        ended: whether the search has spent its budget, or had nothing more to ask.
+        forked_from: the study whose trials it took over.
+        held_out: the answer on held-out noise.
+        metric: what the loss is called: ``FID`` where it is one, else ``loss``.
+        holder: who runs it, or ran it and did not end properly.
+        revision: grows with every change of anything above but ``holder``.
+        read_at: when it was read, in seconds since 1970.
+    """
+
+    study_id: int
+    study: str
+    experiment: str
+    optimizer: str
+    seed: int
+    trials: Trials
+    reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    steps: tuple[int, ...] = ()
+    budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    workers: int = 1
+    ordered: bool = True
+    ended: bool = False
+    forked_from: str | None = None
+    held_out: HeldOut | None = None
+    metric: str = "loss"
+    holder: Holder | None = None
+    revision: int = 0
+    read_at: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """The optimizer as tables and legends call it."""
+        return label(self.optimizer)
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``unfinished`` or ``empty``."""
+        return "finished" if self.ended else "unfinished" if len(self.trials) else "empty"
+
+    @property
+    def running(self) -> bool:
+        """Whether somebody runs it now."""
+        return self.holder is not None and self.holder.alive
+
+    @property
+    def finished(self) -> Trials:
+        """Trials that ended, failed ones included, in the order in which the optimizer was told of them."""
+        done = self.trials[is_finished(self.trials)]
+        return np.asarray(done[np.lexsort((done["number"], done["tell_index"], ~done["inherited"]))])
+
+    @property
+    def failed(self) -> Trials:
+        """Trials that failed, by number."""
+        return np.asarray(self.trials[self.trials["state"] == TrialState.FAIL.value])
+
+    @property
+    def best(self) -> int | None:
+        """The number of the trial with the lowest loss, the earlier one of equals."""
+        known = self.trials[~np.isnan(self.trials["loss"])]
+        return int(known["number"][known["loss"].argmin()]) if len(known) else None
+
+    @property
+    def searched(self) -> float | None:
+        """The lowest loss of the search."""
+        return None if self.best is None else float(np.nanmin(self.trials["loss"]))
+
+    @property
+    def chosen(self) -> int | None:
+        """The number of the trial that is the study's answer: chosen on other noise, else the best."""
+        wanted = None if self.held_out is None else self.held_out.trial
+        known = self.trials["number"][~np.isnan(self.trials["loss"])]
+        return wanted if wanted is not None and wanted in known else self.best
+
+
+def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
+    """``[n]``, whether each trial has ended."""
+    unfinished = [state.value for state in TrialState if not state.is_finished()]
+    return ~np.isin(trials["state"], unfinished)

@@ -1,0 +1,305 @@
+"""A landscape as plain data: the loss on the plane through three models, and the candidates of searches beside it.
+
+A candidate is shown where the plane comes nearest to it, in weights where the study stored what that takes, else in
+coefficients. Its own loss is not that of the plane there: it lies off the plane.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from optuna.storages import RDBStorage
+
+from lcsc_opt.analysis.curves import improvements
+from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
+from lcsc_opt.analysis.names import is_search, split_name
+from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.plane import (
+    DEFAULT_MARGIN,
+    DEFAULT_SIZE,
+    PLANE_ATTRIBUTE,
+    Plane,
+    check_corners,
+    corner_label,
+    default_corners,
+    grid_axis,
+    grid_positions,
+)
+from lcsc_opt.study_store import StoredStudy
+
+MOST_CANDIDATES = 150  # of one study
+ON_GRID = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A model on the plane, or the point of the plane that is nearest to it; its own loss, and its trial's number."""
+
+    x: float
+    y: float
+    loss: float | None = None
+    trial: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Candidates:
+    """What one search evaluated: its improvements, and others evenly chosen, in the order of their numbers.
+
+    Attributes:
+        study: ``experiment/optimizer/seed``.
+        optimizer: its name.
+        label: of legends.
+        seed: of the study.
+        positions: ``[m, 2]`` on the plane.
+        losses: ``[m]`` of the search.
+        numbers: ``[m]`` of the trials.
+        improved: ``[m]`` whether it was better than all before it.
+        answer: the study's, with its loss in the search; ``None`` before there is one.
+        images: of one evaluation.
+    """
+
+    study: str
+    optimizer: str
+    label: str
+    seed: int
+    positions: Floats
+    losses: Floats
+    numbers: Floats
+    improved: np.ndarray
+    answer: Point | None
+    images: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Landscape:
+    """The plane and what lies near it.
+
+    Attributes:
+        study: ``experiment/Landscape/seed``.
+        metric: what the loss is called.
+        corner_labels: of the three corners.
+        corners: at (0, 0), (1, 0) and (0, 1).
+        axis: ``[n]`` values of x, and of y, on the grid.
+        values: ``[n, n]`` losses, a row for each y; NaN where there is none, or none yet.
+        failed: ``[m, 2]`` points that could not be evaluated.
+        done: how many points were evaluated or failed.
+        total: how many there are, corners off the grid included.
+        running: whether somebody evaluates it now.
+        space: ``weights`` or ``coefficients``, in which candidates are projected.
+        images: of one evaluation; 0 where the objective samples none.
+        best: the lowest point of the plane.
+        candidates: of the experiment's searches.
+    """
+
+    study: str
+    metric: str
+    corner_labels: tuple[str, str, str]
+    corners: tuple[Point, ...]
+    axis: Floats
+    values: Floats
+    failed: Floats
+    done: int
+    total: int
+    running: bool
+    space: str
+    images: int
+    best: Point | None
+    candidates: tuple[Candidates, ...]
+
+    @property
+    def found(self) -> Candidates | None:
+        """The search whose answer has the lowest loss on the search's noise; EMA grids are none."""
+        answered = [known for known in self.candidates if known.answer is not None and known.label == known.optimizer]
+        return min(answered, key=lambda known: _loss(known.answer), default=None)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the plane was evaluated with as many images as the searches."""
+        return all(known.images == self.images for known in self.candidates)
+
+    def named_points(self) -> Iterator[tuple[str, Point]]:
+        """The corners, the lowest point of the plane, and the answers of the searches."""
+        yield from zip(self.corner_labels, self.corners, strict=True)
+        if self.best is not None:
+            yield "lowest on the plane", self.best
+        for known in self.candidates:
+            if known.answer is not None:
+                yield f"{known.label}/{known.seed}, trial {known.answer.trial}", known.answer
+
+    def as_row(self) -> dict[str, Any]:
+        """JSON-able: what ``lcsc landscape --format json`` prints."""
+        return {
+            **{"study": self.study, "metric": self.metric, "space": self.space},
+            **{"evaluated": self.done, "total": self.total, "images": self.images},
+            "points": [{"name": name, **dataclasses.asdict(point)} for name, point in self.named_points()],
+            "axis": self.axis.tolist(),
+            "values": [[None if math.isnan(value) else value for value in row] for row in self.values.tolist()],
+        }
+
+
+def _loss(point: Point | None) -> float:
+    return math.inf if point is None or point.loss is None else point.loss
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Geometry:
+    """What a landscape study was made from; it never changes."""
+
+    plane: Plane
+    labels: tuple[str, str, str]
+    size: int
+    margin: float
+    products: Floats | None
+
+
+class LandscapeReader:
+    """Reads landscapes again and again; coefficients of candidates only when their study has changed."""
+
+    def __init__(self, storage: RDBStorage, reader: HistoryReader | None = None) -> None:
+        self._storage = storage
+        self._reader = HistoryReader(storage) if reader is None else reader
+        self._geometries: dict[int, _Geometry] = {}
+        self._candidates: dict[tuple[int, int], tuple[int, Candidates]] = {}
+
+    def names(self, experiment: str | None = None) -> list[str]:
+        """The landscapes of the database, or of one experiment, in the order in which they were created."""
+        landscapes = [name for name in self._reader.names() if not is_search(name)]
+        return [name for name in landscapes if experiment in (None, split_name(name)[0])]
+
+    def read(self, name: str) -> Landscape:
+        """A landscape and the searches of its experiment as they are now.
+
+        Raises:
+            StudyStoreError: when there is no such landscape, or what it was made from cannot be read.
+        """
+        if name not in self.names():
+            raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
+        experiment = split_name(name)[0]
+        searches = [other for other in self._reader.names() if is_search(other) and split_name(other)[0] == experiment]
+        found = {study.study: study for study in self._reader.read_studies([name, *searches])}
+        if name not in found:
+            raise StudyStoreError(f"{name}: was deleted from the database while it was read")
+        own = found.pop(name)
+        if own.study_id not in self._geometries:
+            self._geometries[own.study_id] = _geometry(StoredStudy.open(self._storage, name).attributes, own)
+        geometry = self._geometries[own.study_id]
+        near = [study for study in found.values() if study.steps == own.steps and study.best is not None]
+        return _landscape(own, geometry, tuple(self._near(own, geometry, study) for study in near))
+
+    def _near(self, own: StudyHistory, geometry: _Geometry, study: StudyHistory) -> Candidates:
+        """The candidates of a search, from memory where it has not changed."""
+        key = own.study_id, study.study_id
+        revision, known = self._candidates.get(key, (-1, None))
+        if known is None or revision != study.revision:
+            known = _candidates(self._reader, geometry, study)
+            self._candidates[key] = study.revision, known
+        return known
+
+
+def _geometry(attributes: Mapping[str, Any], own: StudyHistory) -> _Geometry:
+    try:
+        options = attributes["specification"]["optimizer"]["options"]
+        corners = check_corners(options.get("corners") or default_corners(own.steps))
+        one, two, three = (corner_label(corner) for corner in corners)
+        size, margin = int(options.get("size", DEFAULT_SIZE)), float(options.get("margin", DEFAULT_MARGIN))
+        products = (attributes.get(PLANE_ATTRIBUTE) or {}).get("products")
+        return _Geometry(
+            plane=Plane.through(corners, own.steps),
+            labels=(one, two, three),
+            size=size,
+            margin=margin,
+            products=None if products is None else np.array(products, dtype=np.float64).reshape(2, len(own.steps)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a CoefficientsError is a ValueError
+        raise StudyStoreError(
+            f"{own.study}: not a landscape of lcsc_opt, or of another version ({error}); delete it, or compute another "
+            "one with --seed"
+        ) from error
+
+
+def _landscape(own: StudyHistory, geometry: _Geometry, candidates: tuple[Candidates, ...]) -> Landscape:
+    planned = grid_positions(geometry.size, geometry.margin)
+    trials = own.trials[~own.trials["inherited"]][: len(planned)]
+    positions = planned[: len(trials)]
+    axis = grid_axis(geometry.size, geometry.margin)
+    losses = trials["loss"]
+    points = [_point(*place, trial) for place, trial in zip(positions.tolist(), trials, strict=True)]
+    known = [point for point in points if point.loss is not None]
+    places = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    return Landscape(
+        study=own.study,
+        metric=own.metric,
+        corner_labels=geometry.labels,
+        corners=tuple(points[i] if i < len(points) else Point(x, y) for i, (x, y) in enumerate(places)),
+        axis=axis,
+        values=_on_grid(axis, positions, losses),
+        failed=positions[np.isin(trials["number"], own.failed["number"])],
+        done=int(np.isin(trials["number"], own.finished["number"]).sum()),
+        total=len(planned),
+        running=own.running,
+        space="coefficients" if geometry.products is None else "weights",
+        images=_images(trials),
+        best=min(known, key=_loss, default=None),
+        candidates=candidates,
+    )
+
+
+def _point(x: float, y: float, trial: np.void) -> Point:
+    loss = float(trial["loss"])
+    return Point(x, y, None if math.isnan(loss) else loss, int(trial["number"]))
+
+
+def _images(trials: Trials) -> int:
+    return int(trials["images"].max(initial=0))
+
+
+def _on_grid(axis: Floats, positions: Floats, losses: Floats) -> Floats:
+    """``[n, n]``, a row for each y; corners between the points of the grid are left out."""
+    values = np.full((len(axis), len(axis)), np.nan)
+    nearest = np.abs(positions[:, :, None] - axis).argmin(axis=2)
+    there = (np.abs(positions - axis[nearest]) <= ON_GRID).all(axis=1)
+    values[nearest[there, 1], nearest[there, 0]] = losses[there]
+    return values
+
+
+def _candidates(reader: HistoryReader, geometry: _Geometry, study: StudyHistory) -> Candidates:
+    complete = study.finished[~np.isnan(study.finished["loss"])]
+    improved = improvements(complete["loss"])
+    shown = _chosen(len(complete), improved, np.flatnonzero(complete["number"] == study.chosen))
+    trials = complete[shown]
+    coefficients = reader.coefficients(study, trials["number"].tolist())
+    positions = geometry.plane.project(coefficients, geometry.products)
+    answer = None
+    for (x, y), trial in zip(positions.tolist(), trials, strict=True):
+        if trial["number"] == study.chosen:
+            answer = _point(x, y, trial)
+    return Candidates(
+        study=study.study,
+        optimizer=study.optimizer,
+        label=study.label,
+        seed=study.seed,
+        positions=positions,
+        losses=trials["loss"].copy(),
+        numbers=trials["number"].copy(),
+        improved=np.isin(shown, improved),
+        answer=answer,
+        images=_images(complete),
+    )
+
+
+def _chosen(count: int, improved: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """Indices of at most about :data:`MOST_CANDIDATES` trials: the answer, improvements, and others evenly."""
+    kept = _evenly(improved, MOST_CANDIDATES // 2)
+    others = _evenly(np.setdiff1d(np.arange(count), improved), MOST_CANDIDATES - len(kept))
+    return np.unique(np.concatenate([kept, improved[-1:], answer, others]))
+
+
+def _evenly(indices: np.ndarray, most: int) -> np.ndarray:
+    if len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).round().astype(np.intp)]

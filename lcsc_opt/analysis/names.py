@@ -1,0 +1,37 @@
+"""What studies and optimizers are called."""
+
+from __future__ import annotations
+
+from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.plane import LANDSCAPE
+
+BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
+"""What the best point of a grid is called in the paper's tables."""
+
+
+def split_name(study: str) -> tuple[str, str, int]:
+    """``digits/LCSC/0`` → experiment, optimizer, seed.
+
+    Raises:
+        StudyStoreError: when it is not of that form.
+    """
+    if not is_ours(study):
+        raise StudyStoreError(f"{study}: not a study of lcsc_opt; their names are experiment/optimizer/seed")
+    experiment, optimizer, seed = study.rsplit("/", 2)
+    return experiment, optimizer, int(seed)
+
+
+def is_ours(study: str) -> bool:
+    """Whether a study's name has our form."""
+    parts = study.rsplit("/", 2)
+    return len(parts) == 3 and parts[2].isdecimal()
+
+
+def is_search(study: str) -> bool:
+    """Whether a study is one of ours that is compared with others; a landscape is a picture, and no search."""
+    return is_ours(study) and split_name(study)[1] != LANDSCAPE
+
+
+def label(optimizer: str) -> str:
+    """An optimizer as tables and legends call it."""
+    return BASELINES.get(optimizer, optimizer)

@@ -1,0 +1,251 @@
+"""Which optimizer is ahead, what that cost, and whether it is more than chance: plain data over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lcsc_opt.analysis.curves import AXES, best_grid, best_so_far
+from lcsc_opt.analysis.history import Floats, StudyHistory
+from lcsc_opt.analysis.names import label
+
+CONFIDENCE = 0.95
+RESAMPLES = 10_000
+RESAMPLING_SEED = 0  # the same data give the same interval on every page
+
+Spread = tuple[float, float | None]
+"""Mean and sample standard deviation; ``None`` for a single seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reach:
+    """What it cost to reach a value: the median over seeds, ``None`` where half of them or more did not."""
+
+    median: float | None
+    reached: int
+    seeds: int
+
+    @property
+    def text(self) -> str:
+        """For people; says how many seeds did not get there."""
+        missed = f"not reached {self.seeds - self.reached} of {self.seeds}"
+        if self.median is None:
+            return missed
+        return f"{self.median:,.0f}" + (f" ({missed})" if self.reached < self.seeds else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Held-out loss minus that of the best optimizer, with a bootstrap interval over seeds.
+
+    ``low`` and ``high`` are ``None`` where a single seed gives no interval. ``paired`` where both have the same seeds.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    paired: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+    """One optimizer over its seeds.
+
+    Attributes:
+        optimizer: its name.
+        seeds: how many studies it has.
+        finished: how many of them have ended.
+        searched: lowest loss of the search.
+        held_out: loss on held-out noise, of the seeds that have one.
+        below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it.
+        to_ema: axis → what it cost to be as good as EMA* on the search's noise.
+        to_value: axis → what it cost to reach the value that was asked for.
+        difference: from the best optimizer; ``None`` for that one, and without held-out losses.
+        verdict: in words.
+    """
+
+    optimizer: str
+    seeds: int
+    finished: int
+    searched: Spread | None
+    held_out: Spread | None
+    below_ema: float | None
+    to_ema: Mapping[str, Reach]
+    to_value: Mapping[str, Reach]
+    difference: Difference | None
+    verdict: str
+
+    @property
+    def label(self) -> str:
+        """The optimizer as tables and legends call it."""
+        return label(self.optimizer)
+
+    def as_row(self, axis: str = "images") -> dict[str, Any]:
+        """Numbers and texts only, for a table that sorts and for CSV; costs along one axis."""
+        ema, value = self.to_ema.get(axis), self.to_value.get(axis)
+        searched, held_out = (spread or (None, None) for spread in (self.searched, self.held_out))
+        return {
+            "optimizer": self.label,
+            "seeds": self.seeds,
+            "unfinished": self.seeds - self.finished,
+            "held_out": held_out[0],
+            "held_out_sd": held_out[1],
+            "searched": searched[0],
+            "searched_sd": searched[1],
+            "below_ema_percent": None if self.below_ema is None else 100 * self.below_ema,
+            "to_ema": None if ema is None else ema.median,
+            "to_ema_text": "" if ema is None else ema.text,
+            "to_value": None if value is None else value.median,
+            "to_value_text": "" if value is None else value.text,
+            "difference": None if self.difference is None else self.difference.mean,
+            "difference_low": None if self.difference is None else self.difference.low,
+            "difference_high": None if self.difference is None else self.difference.high,
+            "verdict": self.verdict,
+        }
+
+
+def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> list[Ranked]:
+    """The optimizers of an experiment, the best held-out loss first, then the best searched one.
+
+    Args:
+        studies: of one experiment.
+        value: the cost of reaching this loss, on the search's noise, is told too.
+    """
+    ema = best_grid(studies)
+    grouped: dict[str, list[StudyHistory]] = {}
+    for study in studies:
+        grouped.setdefault(study.optimizer, []).append(study)
+    ordered = sorted(grouped.values(), key=_rank)
+    best = next((group for group in ordered if held_out_losses(group)), None)
+    return [_ranked(group, best, ema, value) for group in ordered]
+
+
+def _rank(group: Sequence[StudyHistory]) -> tuple[float, float]:
+    values = (list(held_out_losses(group).values()), [s.searched for s in group if s.searched is not None])
+    held_out, searched = (statistics.fmean(known) if known else math.inf for known in values)
+    return held_out, searched
+
+
+def _ranked(
+    group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
+) -> Ranked:
+    losses = held_out_losses(group)
+    held_out = spread(list(losses.values()))
+    reference = None if ema is None or ema.held_out is None else ema.held_out.loss
+    compared = difference(losses, held_out_losses(best)) if best is not None and best is not group and losses else None
+    return Ranked(
+        optimizer=group[0].optimizer,
+        seeds=len(group),
+        finished=sum(study.ended for study in group),
+        searched=spread([study.searched for study in group if study.searched is not None]),
+        held_out=held_out,
+        below_ema=held_out[0] / reference - 1 if held_out is not None and reference else None,
+        to_ema={} if ema is None or ema.searched is None else cost_to_reach(group, ema.searched),
+        to_value={} if value is None else cost_to_reach(group, value),
+        difference=compared,
+        verdict="best" if group is best else verdict(compared),
+    )
+
+
+def held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
+    """Seed → held-out loss, of the studies that have one."""
+    known = ((study.seed, study.held_out) for study in studies if study.held_out is not None)
+    return {seed: held_out.loss for seed, held_out in known if held_out.loss is not None}
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation; ``None`` of nothing."""
+    if not values:
+        return None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, Reach]:
+    """Axis → what the search spent until its best loss was at most ``target``."""
+    return {axis: _reach([best_so_far(study, axis).first_below(target) for study in studies]) for axis in AXES}
+
+
+def _reach(costs: Sequence[float | None]) -> Reach:
+    known = [cost for cost in costs if cost is not None]
+    median = statistics.median([*known, *[math.inf] * (len(costs) - len(known))])
+    return Reach(None if math.isinf(median) else median, len(known), len(costs))
+
+
+def verdict(compared: Difference | None) -> str:
+    """What a difference from the best says."""
+    if compared is None:
+        return "no held-out value"
+    if compared.low is None or compared.high is None:
+        return "one seed: no interval"
+    return "worse" if compared.low > 0 else "better" if compared.high < 0 else "not distinguishable"
+
+
+def difference(losses: Mapping[int, float], best: Mapping[int, float]) -> Difference:
+    """How much higher these held-out losses, seed → loss, are than those of the best optimizer.
+
+    Where both have the same seeds, seed by seed: what two searches share, such as their noise, then cancels.
+    """
+    mean = statistics.fmean(losses.values()) - statistics.fmean(best.values())
+    paired = losses.keys() == best.keys()
+    if min(len(losses), len(best)) < 2:
+        return Difference(mean, paired=paired)
+    if paired:
+        samples = [np.array([losses[seed] - best[seed] for seed in sorted(losses)])]
+    else:
+        samples = [np.array(list(losses.values())), -np.array(list(best.values()))]
+    low, high = bootstrap_interval(samples)
+    return Difference(mean, low, high, paired)
+
+
+def bootstrap_interval(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """An interval for the sum of the means of independent samples, each of at least two values.
+
+    The quantiles of the resampled sum, as in the percentile bootstrap, moved away from the observed one by
+    :func:`widening`: over three or five seeds the percentile interval is far too short (Hesterberg 2015, What Teachers
+    Should Know About the Bootstrap, Section 4). For one sample of a normal variable it is then close to Student's.
+    """
+    low, high = percentile_interval(samples, confidence=confidence)
+    observed = sum(float(sample.mean()) for sample in samples)
+    factor = widening(samples, confidence=confidence)
+    return observed + factor * (low - observed), observed + factor * (high - observed)
+
+
+def percentile_interval(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The plain percentile bootstrap of the sum of means."""
+    rng = np.random.default_rng(RESAMPLING_SEED)
+    total = np.zeros(RESAMPLES)
+    for sample in samples:
+        total += sample[rng.integers(len(sample), size=(RESAMPLES, len(sample)))].mean(axis=1)
+    low, high = np.quantile(total, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def widening(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> float:
+    """How much longer than the bootstrap's an interval must be over so few values.
+
+    Resampling takes a sample's variance for that of its variable, which is larger by n / (n - 1), and the normal
+    distribution for Student's, with the degrees of freedom of Welch (1947) for several samples.
+    """
+    exact = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
+    resampled = np.array([sample.var() / len(sample) for sample in samples])
+    if not resampled.sum() > 0:
+        return 1.0
+    freedom = float(exact.sum() ** 2 / sum(v**2 / (len(s) - 1) for v, s in zip(exact, samples, strict=True)))
+    tail = (1 + confidence) / 2
+    normal = statistics.NormalDist().inv_cdf(tail)
+    return student_quantile(tail, freedom) / normal * math.sqrt(exact.sum() / resampled.sum())
+
+
+def student_quantile(probability: float, freedom: float) -> float:
+    """The quantile of Student's t distribution, by bisection on its integrated density; ``freedom`` at least 1."""
+    # t = sqrt(freedom) tan(angle) turns the density into cos(angle)^(freedom - 1) on a bounded interval
+    angles = np.linspace(0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (freedom - 1)
+    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    angle = float(np.interp(2 * probability - 1, mass / mass[-1], angles))
+    return math.sqrt(freedom) * math.tan(angle)

@@ -1,0 +1,395 @@
+"""Reads studies again and again, each time only what is new: for pages that refresh while a search runs.
+
+A refresh is a handful of SELECTs over all studies at once, through Optuna's own tables: new trials, trials that had not
+ended last time, attributes of studies that can change, and leases. Coefficients, which are nearly all of a database,
+are read only for the trials that are asked for. Nothing is ever written.
+
+The state of a trial is read before, or together with, what its end committed, so no snapshot is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+
+from lcsc_opt.analysis.history import COSTS, TRIAL, Floats, HeldOut, StudyHistory, Trials, is_finished
+from lcsc_opt.analysis.names import is_ours, is_search, split_name
+from lcsc_opt.database import in_database
+from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.lease import Holder, has_table, holders
+from lcsc_opt.study_spec import near_miss
+from lcsc_opt.study_store import ARTIFACT_PREFIX
+
+BATCH = 400  # conditions of one statement, which databases limit
+FIXED_ATTRIBUTES = ("steps", "specification", "forked_from")
+CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out")
+
+STUDIES, STUDY_ATTRIBUTES = models.StudyModel.__table__, models.StudyUserAttributeModel.__table__
+TRIALS, VALUES = models.TrialModel.__table__, models.TrialValueModel.__table__
+ATTRIBUTES, PARAMETERS = models.TrialUserAttributeModel.__table__, models.TrialParamModel.__table__
+SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
+
+Rows = list[tuple[Any, ...]]
+
+
+class HistoryReader:
+    """Histories of the studies of one database, as fresh as their last :meth:`read`. Safe to share between threads."""
+
+    def __init__(self, storage: RDBStorage) -> None:
+        self._storage, self._lock = storage, threading.Lock()
+        self._known: dict[str, StudyHistory] = {}
+        self._has_leases = False
+
+    def names(self) -> list[str]:
+        """The studies of ours, in the order in which they were created."""
+        return list(in_database(self._storage, self._study_ids))
+
+    def experiments(self) -> list[str]:
+        """The experiments that the database holds, the newest last."""
+        return list(dict.fromkeys(split_name(name)[0] for name in self.names() if is_search(name)))
+
+    def read(self, experiment: str) -> tuple[StudyHistory, ...]:
+        """The searches of an experiment as they are now, in the order in which they were created, without landscapes.
+
+        Raises:
+            StudyStoreError: when there is none, naming the experiments that there are.
+        """
+        names = [name for name in self.names() if is_search(name)]
+        known = sorted({split_name(name)[0] for name in names})
+        if experiment not in known:
+            guess = near_miss(experiment, known)
+            raise StudyStoreError(
+                f"{experiment}: no such experiment{guess}; the database holds: {', '.join(known) or 'none'}"
+            )
+        return self.read_studies([name for name in names if split_name(name)[0] == experiment])
+
+    def read_studies(self, names: Iterable[str]) -> tuple[StudyHistory, ...]:
+        """The studies of these names as they are now, in this order; those that are gone are left out.
+
+        Raises:
+            StudyStoreError: when a name is not of ours, or the database cannot be read.
+        """
+        wanted = list(names)
+        for name in wanted:
+            split_name(name)
+        with self._lock:
+            in_database(self._storage, lambda: self._refresh(wanted))
+            return tuple(self._known[name] for name in wanted if name in self._known)
+
+    def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
+        """``[m, K]``, a row for each number; NaN where a trial has none stored."""
+        ids = trial_ids(study, numbers)
+        found = {key: json.loads(text) for key, _, text in self._attributes(ids, ["coefficients"])}
+        count = len(study.steps) or max(map(len, found.values()), default=0)
+        missing = [np.nan] * count
+        return np.array([found.get(key, missing) for key in ids], dtype=np.float64).reshape(len(ids), count)
+
+    def parameters(self, study: StudyHistory, numbers: Sequence[int]) -> dict[str, Floats]:
+        """``sum_abs`` and ``effective`` of trials, ``[m]`` each, stored beside coefficients; NaN where they are not."""
+        ids = trial_ids(study, numbers)
+        place = {key: i for i, key in enumerate(ids)}
+        found = {name: np.full(len(ids), np.nan) for name in ("sum_abs", "effective")}
+
+        def chosen(batch: list[int]) -> sa.Select[Any]:
+            columns = (PARAMETERS.c.trial_id, PARAMETERS.c.param_name, PARAMETERS.c.param_value)
+            named = PARAMETERS.c.param_name.in_(list(found))
+            return sa.select(*columns).where(PARAMETERS.c.trial_id.in_(batch), named)
+
+        for key, name, value in self._in_batches(ids, chosen):
+            found[name][place[key]] = value
+        return found
+
+    def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
+        """What is stored beside a trial: ``artifact_id``, ``filename``, ``mimetype`` of each file, by filename."""
+
+        def chosen(batch: list[int]) -> sa.Select[Any]:
+            named = SYSTEM_ATTRIBUTES.c.key.startswith(ARTIFACT_PREFIX, autoescape=True)
+            return sa.select(SYSTEM_ATTRIBUTES.c.value_json).where(SYSTEM_ATTRIBUTES.c.trial_id.in_(batch), named)
+
+        texts = [row[0] for row in self._in_batches(trial_ids(study, [number]), chosen)]
+        described = [json.loads(json.loads(text)) for text in texts]  # Optuna stores a string of JSON
+        return sorted(described, key=lambda meta: str(meta.get("filename")))
+
+    def _attributes(self, ids: Sequence[int], keys: Sequence[str]) -> Rows:
+        def chosen(batch: list[int]) -> sa.Select[Any]:
+            columns = (ATTRIBUTES.c.trial_id, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
+            return sa.select(*columns).where(ATTRIBUTES.c.trial_id.in_(batch), ATTRIBUTES.c.key.in_(keys))
+
+        return self._in_batches(ids, chosen)
+
+    def _in_batches(self, ids: Sequence[int], chosen: Any) -> Rows:
+        statements = [chosen(batch) for batch in _batches(ids)]
+
+        def fetch() -> Rows:
+            with self._storage.engine.connect() as connection:
+                return _fetch(connection, statements)
+
+        return in_database(self._storage, fetch) if statements else []
+
+    def _study_ids(self) -> dict[str, int]:
+        with self._storage.engine.connect() as connection:
+            chosen = sa.select(STUDIES.c.study_name, STUDIES.c.study_id).order_by(STUDIES.c.study_id)
+            return {name: key for name, key in connection.execute(chosen) if is_ours(name)}
+
+    def _refresh(self, names: Sequence[str]) -> None:
+        """Bring the studies of these names up to date; what is known changes only when all was read."""
+        ids = self._study_ids()
+        known = {name: study for name, study in self._known.items() if ids.get(name) == study.study_id}
+        leases = self._leases()
+        with self._storage.engine.connect() as connection:
+            wanted = {name: ids[name] for name in names if name in ids}
+            before = {name: known[name] for name in wanted if name in known}
+            again = _unsettled(connection, before)
+            before = {name: study for name, study in before.items() if not _is_another(study, again)}
+            studies = [before.get(name) or _empty(name, key) for name, key in wanted.items()]
+            attributes = _study_attributes(connection, studies, {study.study_id for study in before.values()})
+            described = [_with_attributes(study, attributes[study.study_id]) for study in studies]
+            rows = _new_trials(connection, described, again)
+            extras = _extras(connection, described, rows)
+            updated = [_with_trials(study, rows.get(study.study_id, []), extras) for study in described]
+            updated = [_with_metric(connection, study) for study in updated]
+        now = time.time()
+        for old, new in zip(studies, updated, strict=True):
+            changed = _is_changed(old, new)
+            known[new.study] = dataclasses.replace(
+                new, holder=leases.get(new.study_id), revision=old.revision + changed, read_at=now
+            )
+        self._known = known
+
+    def _leases(self) -> dict[int, Holder]:
+        self._has_leases = self._has_leases or has_table(self._storage.engine)
+        return holders(self._storage.engine) if self._has_leases else {}
+
+
+def trial_ids(study: StudyHistory, numbers: Sequence[int]) -> list[int]:
+    """The database's keys of trials.
+
+    Raises:
+        StudyStoreError: when the study has no trial of that number.
+    """
+    known = dict(zip(study.trials["number"].tolist(), study.trials["trial_id"].tolist(), strict=True))
+    for number in numbers:
+        if number not in known:
+            raise StudyStoreError(f"{study.study}: has no trial {number}; its trials are 0 to {len(known) - 1}")
+    return [known[number] for number in numbers]
+
+
+def _batches(items: Sequence[Any]) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, BATCH)):
+        yield batch
+
+
+def _fetch(connection: sa.Connection, statements: Iterable[Any]) -> Rows:
+    return [tuple(row) for statement in statements for row in connection.execute(statement)]
+
+
+def _empty(name: str, study_id: int) -> StudyHistory:
+    experiment, optimizer, seed = split_name(name)
+    return StudyHistory(study_id, name, experiment, optimizer, seed, np.empty(0, dtype=TRIAL))
+
+
+def _select_trials(*conditions: Any) -> sa.Select[Any]:
+    """Study, trial, number, state, start, end, value, cost and attempts, all that a result's transaction commits."""
+    cost, attempts = ATTRIBUTES.alias("cost"), ATTRIBUTES.alias("attempts")
+    joined: Any = TRIALS.outerjoin(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
+    for attribute in (cost, attempts):
+        joined = joined.outerjoin(
+            attribute, (attribute.c.trial_id == TRIALS.c.trial_id) & (attribute.c.key == attribute.name)
+        )
+    own = [TRIALS.c[name] for name in ("study_id", "trial_id", "number", "state", "datetime_start")]
+    columns = (*own, TRIALS.c.datetime_complete, VALUES.c.value, cost.c.value_json, attempts.c.value_json)
+    return sa.select(*columns).select_from(joined).where(*conditions)
+
+
+def _unsettled(connection: sa.Connection, studies: Mapping[str, StudyHistory]) -> dict[int, tuple[Any, ...]]:
+    """Trials that had not ended, and each study's last one: trial → its row as it is now."""
+    ids = []
+    for study in studies.values():
+        open_ones = study.trials["trial_id"][~is_finished(study.trials)].tolist()
+        ids += sorted({*open_ones, *study.trials["trial_id"][-1:].tolist()})
+    statements = (_select_trials(TRIALS.c.trial_id.in_(batch)) for batch in _batches(ids))
+    return {row[1]: row for row in _fetch(connection, statements)}
+
+
+def _is_another(study: StudyHistory, rows: Mapping[int, tuple[Any, ...]]) -> bool:
+    """Whether a study was deleted and made again since it was read: its last trial is gone, or is not the same one."""
+    if not len(study.trials):
+        return False
+    last = study.trials[-1]
+    row = rows.get(int(last["trial_id"]))
+    if row is None:
+        return True
+    same = (study.study_id, int(last["number"])) == (row[0], row[2])
+    return not (same and np.array_equal(_seconds([row[4]]), [last["started"]], equal_nan=True))
+
+
+def _new_trials(
+    connection: sa.Connection, studies: Sequence[StudyHistory], again: Mapping[int, tuple[Any, ...]]
+) -> dict[int, Rows]:
+    """Study → rows of trials that are new, or that were read again."""
+    last = {study.study_id: int(study.trials["trial_id"].max(initial=-1)) for study in studies}
+    rows = [row for row in again.values() if row[1] <= last.get(row[0], -1)]
+    for batch in _batches(list(last.items())):
+        newer = [(TRIALS.c.study_id == study_id) & (TRIALS.c.trial_id > key) for study_id, key in batch]
+        rows += _fetch(connection, [_select_trials(sa.or_(*newer))])
+    grouped: dict[int, Rows] = {}
+    for row in rows:
+        grouped.setdefault(row[0], []).append(row)
+    return grouped
+
+
+def _extras(
+    connection: sa.Connection, studies: Sequence[StudyHistory], rows: Mapping[int, Rows]
+) -> dict[int, dict[str, Any]]:
+    """Trial → what only some have: another place among the tells, a study it is inherited from, a reason to fail."""
+    ids = [
+        row[1]
+        for study in studies
+        for row in rows.get(study.study_id, ())
+        if study.forked_from or not study.ordered or (row[3] == TrialState.FAIL and not row[-1])
+    ]
+    found: dict[int, dict[str, Any]] = {}
+    for batch in _batches(ids):
+        columns = (ATTRIBUTES.c.trial_id, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
+        named = ATTRIBUTES.c.key.in_(["inherited", "reason", "tell_index"])
+        for key, name, text in connection.execute(sa.select(*columns).where(ATTRIBUTES.c.trial_id.in_(batch), named)):
+            found.setdefault(key, {})[name] = _parse(text, None)
+    return found
+
+
+def _study_attributes(
+    connection: sa.Connection, studies: Sequence[StudyHistory], known: set[int]
+) -> dict[int, dict[str, Any]]:
+    """Study → name → value; those that never change only of studies that are not known yet."""
+    found: dict[int, dict[str, Any]] = {study.study_id: {} for study in studies}
+    columns = (STUDY_ATTRIBUTES.c.study_id, STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json)
+    for batch in _batches(list(found)):
+        unknown = [key for key in batch if key not in known]
+        wanted = STUDY_ATTRIBUTES.c.study_id.in_(batch) & STUDY_ATTRIBUTES.c.key.in_(CHANGING_ATTRIBUTES)
+        fixed = STUDY_ATTRIBUTES.c.study_id.in_(unknown) & STUDY_ATTRIBUTES.c.key.in_(FIXED_ATTRIBUTES)
+        chosen = sa.select(*columns).where(sa.or_(wanted, fixed))
+        for study_id, name, text in connection.execute(chosen):
+            found[study_id][name] = _parse(text, None)
+    return found
+
+
+def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
+    changes: dict[str, Any] = {}
+    if "steps" in attributes:
+        changes["steps"] = tuple(attributes["steps"])
+    if "forked_from" in attributes:
+        changes["forked_from"] = attributes["forked_from"]
+    if specification := attributes.get("specification"):
+        changes["workers"] = int(specification.get("workers", 1))
+        changes["ordered"] = specification.get("tells", "ordered") == "ordered"
+    return dataclasses.replace(
+        study,
+        budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
+        ended=bool(attributes.get("search_ended")),
+        held_out=HeldOut.parse(attributes.get("held_out")),
+        **changes,
+    )
+
+
+def _with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> StudyHistory:
+    if not rows:
+        return study
+    trials = _merge(study.trials, _trials(rows, extras))
+    return dataclasses.replace(study, trials=trials, reasons={**study.reasons, **_reasons(rows, extras)})
+
+
+def _merge(before: Trials, fresh: Trials) -> Trials:
+    """What was known and what is new, by number; rows that were read again take the place of the old ones."""
+    old = before[~np.isin(before["trial_id"], fresh["trial_id"])]
+    merged = np.concatenate([old, fresh])
+    merged = merged[np.argsort(merged["number"], kind="stable")]
+    merged.setflags(write=False)
+    return merged
+
+
+def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
+    found = np.zeros(len(rows), dtype=TRIAL)
+    _, ids, numbers, states, started, ended, values, costs, _ = zip(*rows, strict=True)
+    found["trial_id"], found["number"] = ids, numbers
+    found["tell_index"] = [
+        extras.get(key, {}).get("tell_index", number) for key, number in zip(ids, numbers, strict=True)
+    ]
+    found["inherited"] = ["inherited" in extras.get(key, {}) for key in ids]
+    found["state"] = [state.value for state in states]
+    found["started"], found["ended"] = _seconds(started), _seconds(ended)
+    loss = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    found["loss"] = np.where(found["state"] == TrialState.COMPLETE.value, loss, np.nan)
+    parsed = _parse_all(costs)
+    for name in COSTS:
+        found[name] = [cost.get(name, 0.0) for cost in parsed]
+    return found
+
+
+def _seconds(moments: Sequence[Any]) -> Floats:
+    """Datetimes of Optuna's tables, which are UTC without saying so → seconds since 1970."""
+    stamps = np.array(
+        [np.datetime64("NaT") if moment is None else moment for moment in moments], dtype="datetime64[us]"
+    )
+    return np.where(np.isnat(stamps), np.nan, stamps.astype(np.int64) / 1e6)
+
+
+def _parse_all(texts: Sequence[str | None]) -> list[dict[str, Any]]:
+    """JSON mappings, parsed at once; one by one where one of them cannot be read, which then is empty."""
+    try:
+        parsed = json.loads(f"[{','.join(text or '{}' for text in texts)}]")
+    except ValueError:
+        parsed = [_parse(text, {}) for text in texts]
+    return [value if isinstance(value, dict) else {} for value in parsed]
+
+
+def _parse(text: str | None, default: Any) -> Any:
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return default
+
+
+def _reasons(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[str, ...]]:
+    """Number → the reasons of its attempts, or the one that it was closed with."""
+    found = {}
+    for row in rows:
+        attempts = _parse(row[-1], None) or [] if row[-1] else []
+        if row[3] == TrialState.FAIL and not attempts:
+            attempts = [extras.get(row[1], {})]
+        if attempts:
+            found[row[2]] = tuple(str(attempt.get("reason", "unknown")) for attempt in attempts)
+    return found
+
+
+def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory:
+    """The name of the metric that is the loss, as told by the best trial."""
+    if study.metric != "loss" or study.best is None:
+        return study
+    chosen = sa.select(ATTRIBUTES.c.value_json).where(
+        ATTRIBUTES.c.trial_id == trial_ids(study, [study.best])[0], ATTRIBUTES.c.key == "metrics"
+    )
+    metrics = _parse(connection.scalar(chosen), {}) or {}
+    name = next((name.upper() for name, value in metrics.items() if value == study.searched), "loss")
+    return dataclasses.replace(study, metric=name)
+
+
+def _is_changed(before: StudyHistory, after: StudyHistory) -> bool:
+    same = all(getattr(before, name) == getattr(after, name) for name in ("budget", "ended", "held_out", "steps"))
+    return not (same and _bytes(before.trials) == _bytes(after.trials))
+
+
+def _bytes(trials: npt.NDArray[Any]) -> bytes:
+    return bytes(trials.tobytes())

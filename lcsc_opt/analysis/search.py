@@ -1,0 +1,177 @@
+"""One study while it runs and after it: progress, where its time went, what failed; as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import Counter
+
+import numpy as np
+
+from lcsc_opt.analysis.curves import LEAST_PAUSE, wall_clock
+from lcsc_opt.analysis.history import PARTS, Floats, StudyHistory, Trials
+
+RECENT = 50  # trials that the rate is told from
+MOST_BARS = 120  # of a figure of trials
+OTHER = "other"
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a study is.
+
+    Attributes:
+        state: ``running``, ``finished``, ``interrupted`` or ``empty``.
+        unit: of the budget, ``evaluations`` or ``images``.
+        done: of it, without what was inherited.
+        total: of it; ``None`` where no budget is stored.
+        per_hour: units at the rate of the last trials; ``None`` until there are two.
+        seconds_left: at that rate; ``None`` unless it is running.
+        failed: trials that failed.
+        retried: trials that succeeded after a failed attempt.
+    """
+
+    state: str
+    unit: str
+    done: int
+    total: int | None
+    per_hour: float | None
+    seconds_left: float | None
+    failed: int
+    retried: int
+
+    @property
+    def share(self) -> float | None:
+        """From 0 to 1."""
+        return min(self.done / self.total, 1.0) if self.total else None
+
+
+def progress_of(study: StudyHistory) -> Progress:
+    """How far a study is, how fast, and for how long it will still search."""
+    unit, total = next(iter(study.budget.items()), ("evaluations", None))
+    own = study.finished[~study.finished["inherited"]]
+    done = len(own) if unit == "evaluations" else int(own["images"].sum())
+    state = (
+        "finished" if study.ended else "running" if study.running else "interrupted" if len(study.trials) else "empty"
+    )
+    clock = np.sort(wall_clock(own))[-RECENT:]
+    elapsed = float(clock[-1] - clock[0]) if len(clock) > 1 else 0.0
+    rate = (len(clock) - 1) * (done / len(own)) / elapsed if elapsed > 0 else None
+    left = (total - done) / rate if state == "running" and total and rate else None
+    failed = len(study.failed)
+    return Progress(
+        state=state,
+        unit=unit,
+        done=done,
+        total=total,
+        per_hour=None if rate is None else 3600 * rate,
+        seconds_left=None if left is None else max(left, 0.0),
+        failed=failed,
+        retried=len(set(study.reasons) - set(study.failed["number"].tolist())),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """Who runs a study.
+
+    Attributes:
+        count: how many evaluations at once.
+        host: of the process that coordinates them; ``None`` when nobody runs the study.
+        process: its number.
+        alive: whether it was heard of lately.
+        heard: seconds since then.
+        evaluating: trial and seconds since it was asked, of each that has no result yet, the longest first.
+    """
+
+    count: int
+    host: str | None
+    process: int | None
+    alive: bool
+    heard: float | None
+    evaluating: tuple[tuple[int, float], ...]
+
+
+def workers_of(study: StudyHistory, *, now: float | None = None) -> Workers:
+    """Who runs a study, and which trials have no result yet; ``now`` is in seconds since 1970."""
+    moment, holder = time.time() if now is None else now, study.holder
+    waiting = np.setdiff1d(study.trials["number"], study.finished["number"])
+    rows = study.trials[np.isin(study.trials["number"], waiting)]
+    ages = [(int(row["number"]), max(moment - float(row["started"]), 0.0)) for row in rows]
+    return Workers(
+        count=study.workers,
+        host=None if holder is None else holder.host,
+        process=None if holder is None else holder.process,
+        alive=study.running,
+        heard=None if holder is None else max(moment - holder.heartbeat_at, 0.0),
+        evaluating=tuple(sorted(ages, key=lambda age: (-age[1], age[0]))),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FailureReason:
+    """One reason, how often it came up, and in which trials; ``lost`` trials have failed, others succeeded later."""
+
+    reason: str
+    attempts: int
+    trials: tuple[int, ...]
+    lost: int
+
+
+def failures_of(study: StudyHistory) -> list[FailureReason]:
+    """Why attempts failed, the most frequent reason first."""
+    lost = set(study.failed["number"].tolist())
+    attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
+    found = []
+    for reason, count in attempts.most_common():
+        numbers = tuple(sorted(number for number, reasons in study.reasons.items() if reason in reasons))
+        found.append(FailureReason(reason, count, numbers, len(lost.intersection(numbers))))
+    return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrialTimes:
+    """Seconds a trial by part, means over ``width`` trials that follow each other.
+
+    Attributes:
+        numbers: ``[n]`` the first trial of each group.
+        width: trials in a group.
+        seconds: part → ``[n]``; ``other`` is the optimizer, the database, waiting, and what has no name.
+    """
+
+    numbers: Floats
+    width: int
+    seconds: dict[str, Floats]
+
+
+def trial_times(study: StudyHistory, *, most: int = MOST_BARS) -> TrialTimes:
+    """Where the time of trials went, over the search. Parts that took none are left out."""
+    trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
+    columns = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
+    named = np.sum(list(columns.values()), axis=0) if len(trials) else np.zeros(0)
+    unnamed = np.maximum(trials["seconds"] - named, 0.0)
+    columns[OTHER] = unnamed + seconds_outside(study, trials)
+    width = max(math.ceil(len(trials) / most), 1)
+    starts = np.arange(0, len(trials), width)
+    sizes = np.diff(np.append(starts, len(trials)))
+    means = {
+        part: np.add.reduceat(values, starts) / sizes if len(starts) else values for part, values in columns.items()
+    }
+    return TrialTimes(
+        numbers=trials["number"][starts].astype(np.float64),
+        width=width,
+        seconds={part: values for part, values in means.items() if part == OTHER or values.any()},
+    )
+
+
+def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
+    """``[n]`` seconds of each trial that were not its evaluation; zero where the search was interrupted.
+
+    With one worker a trial lasts until the next one starts; with several, from its ask to its result.
+    """
+    following = np.append(trials["started"][1:], trials["ended"][-1:])
+    until = following if study.workers == 1 else trials["ended"]
+    outside = np.nan_to_num(until - trials["started"] - trials["seconds"])
+    pause = max(LEAST_PAUSE, 3 * float(np.median(trials["seconds"]))) if len(trials) else 0.0
+    return np.where((outside < 0) | (outside > pause), 0.0, outside)

@@ -1,0 +1,60 @@
+"""From a study database to the figures of a study, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+from optuna.storages import RDBStorage
+
+from lcsc_opt.analysis.comparison_plots import comparison_figure
+from lcsc_opt.analysis.curves import best_grid, comparison
+from lcsc_opt.analysis.history import StudyHistory
+from lcsc_opt.analysis.look import Theme
+from lcsc_opt.analysis.names import split_name
+from lcsc_opt.analysis.patterns import movement_of, profile_of, shape_of
+from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.analysis.search import failures_of, trial_times
+from lcsc_opt.analysis.study_plots import (
+    coefficients_figure,
+    failures_figure,
+    movement_figure,
+    shape_figure,
+    times_figure,
+)
+from lcsc_opt.errors import StudyStoreError
+
+
+def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:
+    """The figures of one study, to be saved into optuna-dashboard: name → figure; names are valid HTML ids.
+
+    Raises:
+        StudyStoreError: when there is no such study.
+    """
+    reader = HistoryReader(storage)
+    studies = reader.read(split_name(study)[0])
+    own = next(iter(reader.read_studies([study])), None)  # a landscape is not among them
+    if own is None:
+        known = ", ".join(history.study for history in studies)
+        raise StudyStoreError(f"{study}: no such study; the experiment has: {known}")
+    ema = best_grid(studies)
+    both = [own] if ema is None or ema.study == study else [own, ema]
+    compared = {"best_so_far": comparison_figure(comparison(both), theme=theme)}
+    return {**compared, **own_figures(reader, own, studies, theme=theme)}
+
+
+def own_figures(
+    reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], *, theme: Theme = "light"
+) -> dict[str, go.Figure]:
+    """What is drawn of one study alone; ``studies`` are those of its experiment, of which EMA* is one."""
+    own, ema = profile_of(reader, study), best_grid(studies)
+    against = None if ema is None else profile_of(reader, ema)
+    drawn = {
+        "coefficients": coefficients_figure([] if own is None else [own], against, theme=theme),
+        "movement": movement_figure(movement_of(reader, study), study=study.study, theme=theme),
+        "shape": shape_figure(shape_of(reader, study), study=study.study, theme=theme),
+        "times": times_figure(trial_times(study), study=study.study, theme=theme),
+    }
+    if failures := failures_of(study):
+        drawn["failures"] = failures_figure(failures, study=study.study, theme=theme)
+    return drawn

@@ -1,0 +1,100 @@
+"""Figures as files: pages that work offline, images for papers, and the JSON that plotly reads."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from collections.abc import Mapping
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from lcsc_opt.analysis.look import CONFIG
+from lcsc_opt.errors import FigureError
+
+IMAGES = (".png", ".svg", ".pdf")
+SUFFIXES = (*IMAGES, ".html", ".json")
+WIDTH = 900
+SCALE = 2  # pixels of an image for each of its figure's
+
+
+def write_figure(figure: go.Figure, path: Path) -> Path:
+    """Write one figure; the suffix says how. See :func:`write_figures`."""
+    return write_figures({path: figure})[0]
+
+
+def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
+    """Write figures to files that end in .html, .json, .png, .svg or .pdf; one browser draws all images.
+
+    Raises:
+        FigureError: when it is another suffix, no browser is found, or a file cannot be written.
+    """
+    for path in figures:
+        if path.suffix not in SUFFIXES:
+            raise FigureError(f"{path}: expected a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    images = {path: figure for path, figure in figures.items() if path.suffix in IMAGES}
+    contents = {path: _text(figure, path.suffix) for path, figure in figures.items() if path not in images}
+    contents.update(_draw(images) if images else {})
+    for path in figures:
+        write_file(path, contents[path])
+    return list(figures)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, and the folder that it is in.
+
+    Raises:
+        FigureError: when it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise FigureError(f"{path}: {error.strerror}; give another file") from error
+
+
+def _text(figure: go.Figure, suffix: str) -> bytes:
+    text = figure.to_json() if suffix == ".json" else figure.to_html(include_plotlyjs=True, config=CONFIG)
+    return str(text).encode()
+
+
+def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
+    """In a thread of its own, since the caller may run an event loop, as notebooks do."""
+    try:
+        import kaleido.errors as failures  # imports slowly
+    except ImportError as error:
+        raise FigureError(
+            f"{next(iter(figures))}: needs kaleido: pip install 'kaleido>=1'; .html needs nothing"
+        ) from error
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: asyncio.run(_drawn(figures))).result()
+    except failures.ChromeNotFoundError as error:
+        raise FigureError(
+            f"{next(iter(figures))}: drawing an image needs Chrome or Chromium: install one of them, or let "
+            "plotly_get_chrome do it; a file that ends in .html needs neither"
+        ) from error
+    except (
+        *(failures.KaleidoError, failures.BrowserFailedError, failures.BrowserClosedError),
+        *(TimeoutError, asyncio.TimeoutError),  # the same one from Python 3.11 on
+    ) as error:
+        cause = str(next(iter(error.args), "")).strip().partition("\n")[0] or type(error).__name__
+        raise FigureError(f"{next(iter(figures))}: the browser did not draw it: {cause}; try .html") from error
+
+
+async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
+    import kaleido
+
+    async with kaleido.Kaleido(n=1, mathjax=False) as browser:  # MathJax would be loaded from elsewhere
+        return {
+            path: await browser.calc_fig(
+                figure.to_dict(),
+                opts={
+                    "format": path.suffix.lstrip("."),
+                    "width": figure.layout.width or WIDTH,
+                    "height": figure.layout.height or WIDTH // 2,
+                    "scale": SCALE if path.suffix == ".png" else 1,
+                },
+            )
+            for path, figure in figures.items()
+        }

@@ -1,0 +1,48 @@
+"""Histories made by hand, without a database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lcsc_opt.analysis.history import TRIAL, HeldOut, StudyHistory
+
+RUNNING, COMPLETE, FAIL = 0, 1, 3
+
+
+def history(
+    losses: Sequence[float | None],
+    *,
+    optimizer: str = "LCSC",
+    seed: int = 0,
+    held_out: float | None = None,
+    images: float = 10.0,
+    seconds: float = 1.0,
+    gap: float = 0.5,
+    ended: bool = True,
+    running: int = 0,
+    **changes: Any,
+) -> StudyHistory:
+    """A trial for each loss, one after the other with a gap between them; ``None`` stands for one that failed."""
+    trials = np.zeros(len(losses) + running, dtype=TRIAL)
+    trials["number"] = trials["tell_index"] = trials["trial_id"] = np.arange(len(trials))
+    trials["loss"] = np.nan
+    trials["started"] = 1000 + np.arange(len(trials)) * (seconds + gap)
+    trials["ended"] = np.nan
+    done = slice(0, len(losses))
+    trials["loss"][done] = [np.nan if loss is None else loss for loss in losses]
+    trials["state"][done] = [FAIL if loss is None else COMPLETE for loss in losses]
+    trials["ended"][done] = trials["started"][done] + seconds
+    trials["seconds"][done], trials["images"][done], trials["model_calls"][done] = seconds, images, 2 * images
+    for name, value in changes.pop("columns", {}).items():
+        trials[name] = value
+    return StudyHistory(
+        **{
+            **{"study_id": seed, "study": f"digits/{optimizer}/{seed}", "experiment": "digits", "optimizer": optimizer},
+            **{"seed": seed, "trials": trials, "ended": ended, "metric": "FID", "steps": (100, 200, 300)},
+            **{"held_out": None if held_out is None else HeldOut(None, held_out)},
+            **{"budget": {"evaluations": len(losses)}, **changes},
+        }
+    )

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from PIL import Image
+
+from lcsc_opt.analysis.writing import WIDTH, write_figure, write_figures
+from lcsc_opt.errors import FigureError
+
+needs_browser = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")),
+    reason="draws with Chrome or Chromium",
+)
+
+
+@pytest.fixture
+def figure() -> go.Figure:
+    return go.Figure(go.Scatter(x=[1, 2], y=[3, 1]), layout={"height": 300})
+
+
+def test_json_is_what_plotly_reads(figure: go.Figure, tmp_path: Path) -> None:
+    path = write_figure(figure, tmp_path / "new folder" / "figure.json")
+    assert go.Figure(json.loads(path.read_text())) == figure
+
+
+def test_a_page_needs_nothing_else(figure: go.Figure, tmp_path: Path) -> None:
+    text = write_figure(figure, tmp_path / "figure.html").read_text()
+    assert len(text) > 1_000_000
+    assert 'src="http' not in text
+    assert '"showSendToCloud": false' in text
+    assert "href=" not in text.split("<script")[0]
+
+
+@needs_browser
+def test_images_are_drawn_in_their_format_and_size_even_beside_an_event_loop(figure: go.Figure, tmp_path: Path) -> None:
+    async def draw() -> list[Path]:  # as in a notebook
+        return write_figures({tmp_path / f"figure.{kind}": figure for kind in ("png", "svg", "pdf")})
+
+    png, svg, pdf = asyncio.run(draw())
+    assert Image.open(io.BytesIO(png.read_bytes())).size == (2 * WIDTH, 600)
+    assert svg.read_text().startswith("<svg")
+    assert pdf.read_bytes().startswith(b"%PDF")
+
+
+def test_without_a_browser_the_error_says_what_to_install(
+    figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "chrome"))
+    message = r"figure\.png: drawing an image needs Chrome or Chromium: install one of them"
+    with pytest.raises(FigureError, match=message):
+        write_figures({tmp_path / "figure.png": figure, tmp_path / "figure.json": figure})
+    assert list(tmp_path.iterdir()) == [], "nothing is written when one of them cannot be drawn"
+
+
+def test_a_browser_that_fails_is_one_line(figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BROWSER_PATH", str(shutil.which("false")))
+    with pytest.raises(FigureError, match=r"^.*figure\.png: the browser did not draw it: .+; try \.html$"):
+        write_figure(figure, tmp_path / "figure.png")
+
+
+def test_without_kaleido_the_error_says_what_to_install(
+    figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    with pytest.raises(FigureError, match="needs kaleido: pip install 'kaleido>=1'"):
+        write_figure(figure, tmp_path / "figure.png")
+
+
+def test_other_files_are_refused(figure: go.Figure, tmp_path: Path) -> None:
+    with pytest.raises(
+        FigureError, match=r"figure\.gif: expected a file that ends in \.png, \.svg, \.pdf, \.html or \.json"
+    ):
+        write_figure(figure, tmp_path / "figure.gif")
+    (tmp_path / "file").touch()
+    with pytest.raises(FigureError, match="give another file"):
+        write_figure(figure, tmp_path / "file" / "figure.json")
