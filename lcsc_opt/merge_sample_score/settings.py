@@ -6,7 +6,6 @@ from typing import Annotated
 
 from pydantic import Field, JsonValue, field_validator
 
-from lcsc_opt.errors import StudySpecError
 from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, Combinable, MergeSampleScore
 from lcsc_opt.metrics.scores import Scores, build_scores
 from lcsc_opt.objective import cache_directory, given_path
@@ -54,10 +53,10 @@ class ImageObjectiveSettings(FrozenModel):
     key: str | None = None
     select: SelectionSettings = SelectionSettings()
     loss: str | dict[str, float] = "fid"
-    metrics: list[str] = []
-    held_out_metrics: list[str] = []
+    metrics: list[str] = Field(default_factory=list)
+    held_out_metrics: list[str] = Field(default_factory=list)
     reference: str | dict[str, JsonValue] | None = None
-    weights: dict[str, str] = {}
+    weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
     batch_size: Positive = 500
     noise_seed: Annotated[int, Field(ge=0)] = 0

@@ -133,13 +133,7 @@ def _lora_naming(study: StoredStudy, objective: Objective, recipe: Recipe) -> Lo
     if recipe.method != LINEAR:
         return LoraNaming(component=component)
     known: Any = study.attributes.get("fingerprint")
-    for name in (
-        "objective",
-        "sampler",
-        "lora",
-        "alphas",
-        "configs",
-    ):  # as the text-to-image objective describes itself
+    for name in ("objective", "sampler", "lora", "alphas", "configs"):  # as a text-to-image objective describes itself
         known = known.get(name) if isinstance(known, dict) else None
     if known is None:
         known = trajectory_alphas(packed_trajectory(objective.trajectory)).configs  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.comparison import Floats, StudySummary, best_ema, summaries
 from lcsc_opt.analysis.figures import draw_coefficients, draw_comparison, draw_image_pairs, save
+from lcsc_opt.analysis.names import is_search
 from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import HELD_OUT
@@ -41,8 +42,10 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     Best-so-far curve and coefficients; where the objective samples images and EMA* is known, also image pairs.
 
     Returns:
-        The names of the artifacts.
+        The names of the artifacts; a landscape, which is no search, has none.
     """
+    if not is_search(study.name):
+        return []
     experiment = study.name.rsplit("/", 2)[0]
     known = summaries(storage, experiment)
     own = next(summary for summary in known if summary.study == study.name)

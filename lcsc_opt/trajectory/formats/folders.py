@@ -9,7 +9,16 @@ from typing import Any
 
 from lcsc_opt.trajectory.formats.contents import Refused, shown
 
-COMPONENTS = ("unet_ema", "transformer_ema", "prior_ema", "unet", "transformer", "prior")
+COMPONENTS = (
+    "unet_ema",
+    "transformer_ema",
+    "prior_ema",
+    "unet",
+    "transformer",
+    "prior",
+    "unet_lora",
+    "transformer_lora",
+)
 WEIGHTS_FILES = (
     "diffusion_pytorch_model.safetensors",
     "pytorch_lora_weights.safetensors",

@@ -87,6 +87,13 @@ def test_diffusers_folder(tmp_path, name):
     assert checkpoint_step(root) == 500
 
 
+def test_folder_of_the_lcm_lora_trainer(tmp_path):
+    saved(tmp_path / "checkpoint-2" / "unet_lora" / "pytorch_lora_weights.safetensors", WEIGHTS)
+    checkpoint = read_checkpoint(tmp_path / "checkpoint-2")
+    assert checkpoint.key == "unet_lora"
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+
+
 def test_lora_folder(tmp_path):
     saved(tmp_path / "checkpoint-2" / "pytorch_lora_weights.safetensors", WEIGHTS)
     checkpoint = read_checkpoint(tmp_path / "checkpoint-2")
