@@ -2,6 +2,42 @@
 
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.consistency import ConsistencyFunction, ConsistencySampler, noise_levels
+from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+from lcsc_opt.sampling.diffusers_sampler import DiffusersSampler
+from lcsc_opt.sampling.dotted import import_dotted
+from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOutput
+from lcsc_opt.sampling.function import FunctionSampler
+from lcsc_opt.sampling.labels import ClassLabels, Guidance, Labels, choose_labels
+from lcsc_opt.sampling.latents import LatentDecoder, load_autoencoder
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights, weights_sha256
 from lcsc_opt.sampling.noise import ImageNoise
+from lcsc_opt.sampling.schedulers import SCHEDULERS, SchedulerSettings, build_scheduler
 
-__all__ = ["ConsistencyFunction", "ConsistencySampler", "ImageNoise", "Sampler", "noise_levels"]
+__all__ = [
+    "SCHEDULERS",
+    "ClassLabels",
+    "ConsistencyFunction",
+    "ConsistencySampler",
+    "DiffusersFolder",
+    "DiffusersSampler",
+    "EdmDenoiser",
+    "FunctionSampler",
+    "Guidance",
+    "HeunSampler",
+    "HeunSchedule",
+    "ImageNoise",
+    "Labels",
+    "LatentDecoder",
+    "NetworkSettings",
+    "PreparedNetwork",
+    "RawOutput",
+    "Sampler",
+    "SchedulerSettings",
+    "build_scheduler",
+    "choose_labels",
+    "import_dotted",
+    "load_autoencoder",
+    "load_weights",
+    "noise_levels",
+    "weights_sha256",
+]

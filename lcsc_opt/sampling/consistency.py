@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import Noise
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.noise import ImageNoise
 
 
@@ -68,6 +69,7 @@ class ConsistencySampler:
         image_shape: ``[C, H, W]``.
         sigmas: noise levels, decreasing, one a step; NFE is their number.
         noise: where the noise comes from.
+        settings: how the network is run.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class ConsistencySampler:
         image_shape: Sequence[int],
         sigmas: Sequence[float],
         noise: ImageNoise,
+        settings: NetworkSettings | None = None,
     ) -> None:
         if not sigmas or any(b >= a for a, b in itertools.pairwise(sigmas)):
             raise ObjectiveError(f"sigmas: expected at least one noise level, decreasing, got {list(sigmas)}")
         if sigmas[-1] <= function.sigma_min:
             raise ObjectiveError(f"sigmas: expected levels above {function.sigma_min}, got {sigmas[-1]}")
-        self.function = function.eval()
+        self.function = function
+        self._network = PreparedNetwork(function, settings, trained=function.network)
         self.image_shape = tuple(image_shape)
         self.sigmas = tuple(float(sigma) for sigma in sigmas)
         self.noise = noise
@@ -92,24 +96,25 @@ class ConsistencySampler:
         """Model calls per image."""
         return len(self.sigmas)
 
+    @property
+    def network(self) -> nn.Module:
+        """What the checkpoints hold the weights of."""
+        return self._network.trained
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
-        try:
-            self.function.network.load_state_dict(weights)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ObjectiveError(f"the trajectory's weights do not fit the network: {reason}") from error
+        self._network.load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
-        device = next(self.function.parameters()).device
+        device = self._network.device
         images: Tensor | None = None
         for draw, sigma in enumerate(self.sigmas):
             z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw).to(device)
             level = torch.full((stop - start,), sigma, device=device)
             spread = sigma if images is None else (sigma**2 - self.function.sigma_min**2) ** 0.5
             noisy = spread * z if images is None else images + spread * z
-            images = self.function(noisy, level).clamp(-1, 1)
+            images = self._network(noisy, level).clamp(-1, 1)
         assert images is not None  # there is at least one level
         return images
 
@@ -122,4 +127,5 @@ class ConsistencySampler:
             "sigma_min": self.function.sigma_min,
             "image_shape": list(self.image_shape),
             "noise_seed": self.noise.seed,
+            "dtype": self._network.settings.dtype,
         }

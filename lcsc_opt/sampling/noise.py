@@ -7,7 +7,7 @@ counter starts at i: it depends neither on the batch size nor on how images are 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -41,24 +41,43 @@ class ImageNoise:
             draw: which of several independent draws for the same image, as multi-step sampling needs.
         """
         key = (noise, start, stop, tuple(shape), draw)
+        return self._kept(key, lambda: self._draw(noise, start, stop, shape, draw))
+
+    def integers(self, noise: Noise, start: int, stop: int, *, below: int) -> Tensor:
+        """One integer from 0 to ``below - 1`` for each of these images: ``[stop - start]``, not to be written to."""
+
+        def drawn() -> Tensor:
+            streams = self._streams(noise, start, stop, "labels", 0)
+            return torch.tensor([int(stream.integers(below)) for stream in streams])
+
+        return self._kept((noise, start, stop, below), drawn)
+
+    def generators(self, noise: Noise, start: int, stop: int) -> list[torch.Generator]:
+        """A fresh generator for each of the images, for schedulers that draw noise in every step.
+
+        They are the CPU's: diffusers draws there and moves the numbers, so that they do not depend on the device.
+        """
+        seeds = [derive_seed(self.seed, "steps", noise.group, noise.seed, image) for image in range(start, stop)]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def _draw(self, noise: Noise, start: int, stop: int, shape: Sequence[int], draw: int) -> Tensor:
+        drawn = np.empty((stop - start, *shape), dtype=np.float32)
+        for i, stream in enumerate(self._streams(noise, start, stop, "noise", draw)):
+            drawn[i] = stream.standard_normal(shape, dtype=np.float32)
+        return torch.from_numpy(drawn)
+
+    def _streams(self, noise: Noise, start: int, stop: int, name: str, draw: int) -> Iterator[np.random.Generator]:
+        key = derive_seed(self.seed, name, noise.group, noise.seed, draw, bits=128)
+        for image in range(start, stop):  # 2^192 blocks before the next image's begin
+            yield np.random.Generator(np.random.Philox(key=key, counter=image << 192))
+
+    def _kept(self, key: tuple[object, ...], draw: Callable[[], Tensor]) -> Tensor:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        drawn = self._draw(noise, start, stop, shape, draw)
-        self._keep(key, drawn)
-        return drawn
-
-    def _draw(self, noise: Noise, start: int, stop: int, shape: Sequence[int], draw: int) -> Tensor:
-        key = derive_seed(self.seed, "noise", noise.group, noise.seed, draw, bits=128)
-        drawn = np.empty((stop - start, *shape), dtype=np.float32)
-        for i, image in enumerate(range(start, stop)):
-            bits = np.random.Philox(key=key, counter=image << 192)  # 2^192 blocks before the next image's begin
-            drawn[i] = np.random.Generator(bits).standard_normal(shape, dtype=np.float32)
-        return torch.from_numpy(drawn)
-
-    def _keep(self, key: tuple[object, ...], drawn: Tensor) -> None:
-        self._cache[key] = drawn
+        drawn = self._cache[key] = draw()
         self._free_bytes -= drawn.nbytes
         while self._free_bytes < 0:
             _, dropped = self._cache.popitem(last=False)
             self._free_bytes += dropped.nbytes
+        return drawn

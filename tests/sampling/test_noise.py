@@ -152,3 +152,16 @@ def test_a_batch_that_is_too_large_to_keep_is_given_all_the_same() -> None:
     noise.batch(SEARCH, 0, 5, SHAPE)
     assert len(noise.batch(SEARCH, 0, 11, SHAPE)) == 11
     assert noise.kept_bytes == 0
+
+
+def step_noise(noise: Noise = SEARCH, start: int = 0, stop: int = 20, *, seed: int = 0) -> torch.Tensor:
+    return torch.stack([torch.randn(9, generator=g) for g in ImageNoise(seed).generators(noise, start, stop)])
+
+
+def test_generators_for_steps_belong_to_an_image_a_group_and_a_seed() -> None:
+    first = step_noise()
+    assert torch.equal(torch.cat([step_noise(stop=7), step_noise(start=7)]), first)
+    assert torch.equal(step_noise(), first)  # fresh ones each time
+    others = [step_noise(HELD_OUT), step_noise(Noise("search", 1)), step_noise(seed=1), step_noise(start=20, stop=40)]
+    numbers = torch.cat([first, *others]).flatten()
+    assert len(numbers.unique()) == len(numbers)

@@ -1,0 +1,202 @@
+"""Sampling through the schedulers of diffusers: DDPM, DDIM, DPM-Solver++, Heun, consistency models, …
+
+The loop is the one of diffusers' own unconditional pipelines, with noise that belongs to an image's index.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import Noise
+from lcsc_opt.sampling.labels import ClassLabels, Guidance
+from lcsc_opt.sampling.latents import LatentDecoder
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.noise import ImageNoise
+from lcsc_opt.sampling.schedulers import without_deprecations
+
+
+class DiffusersSampler:
+    """Images from a network called as ``network(x, timesteps [N], class_labels=…)`` and a scheduler of diffusers.
+
+    Args:
+        network: gets the merged weights; such as ``UNet2DModel`` or ``DiTTransformer2DModel``.
+        scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
+        steps: of the scheduler; or
+        timesteps: the steps themselves, where the scheduler takes them, as consistency models do.
+        image_shape: ``[C, H, W]``.
+        noise: where all noise comes from.
+        labels: the classes of a class-conditional network.
+        guidance: towards the labels.
+        decoder: of latents to images, where the network makes latents.
+        step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
+        settings: how the network is run.
+        trained: the part of the network that the checkpoints hold, where that is not all of it.
+        calls: how many model calls one call of the network stands for.
+
+    Raises:
+        ObjectiveError: the scheduler does not take these steps or options; guidance without labels; no such device.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        scheduler: Any,
+        *,
+        steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        image_shape: Sequence[int],
+        noise: ImageNoise,
+        labels: ClassLabels | None = None,
+        guidance: Guidance | None = None,
+        decoder: LatentDecoder | None = None,
+        step_options: Mapping[str, Any] | None = None,
+        settings: NetworkSettings | None = None,
+        trained: nn.Module | None = None,
+        calls: int = 1,
+    ) -> None:
+        if guidance is not None and labels is None:
+            raise ObjectiveError("guidance: the model has no classes to guide to")
+        self.scheduler = scheduler
+        self.image_shape = tuple(image_shape)
+        self.noise, self.labels, self.guidance, self.decoder = noise, labels, guidance, decoder
+        self._schedule = _schedule(scheduler, steps, timesteps)
+        self._step_options = _step_options(scheduler, step_options or {})
+        self._network = PreparedNetwork(network, settings, trained=trained)
+        if decoder is not None:
+            decoder.to(self._network.device)
+        learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
+        self._uses_variance = learned and type(scheduler).__name__ == "DDPMScheduler"
+        self._model_calls = len(self._timesteps()) * calls * (1 if guidance is None else 2)
+        self._draws = self._try_schedule()
+
+    @property
+    def nfe(self) -> int:
+        """Model calls per image; guidance takes two a step."""
+        return self._model_calls
+
+    @property
+    def network(self) -> nn.Module:
+        """What the checkpoints hold the weights of."""
+        return self._network.trained
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network."""
+        self._network.load(weights)
+
+    def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
+        """``[stop - start, C, H, W]`` images in [-1, 1]."""
+        z = self.noise.batch(noise, start, stop, self.image_shape).to(self._network.device)
+        images: Tensor = z * self.scheduler.init_noise_sigma
+        labels = None if self.labels is None else self.labels.batch(noise, start, stop).to(self._network.device)
+        options = dict(self._step_options)
+        if self._draws:
+            options["generator"] = self.noise.generators(noise, start, stop)
+        for timestep in self._timesteps():
+            scaled = self.scheduler.scale_model_input(images, timestep)
+            output = self._predict(scaled, timestep, labels)
+            images = self.scheduler.step(output, timestep, images, **options).prev_sample
+        decoded = images if self.decoder is None else self.decoder(images)
+        return decoded.clamp(-1, 1)
+
+    def describe(self) -> dict[str, object]:
+        """Settings that change the images."""
+        return {
+            "sampler": type(self.scheduler).__name__,
+            "scheduler": _plain(self.scheduler.config),
+            "steps": self._schedule,
+            "step_options": self._step_options,
+            "network": type(self._network.trained).__name__,
+            "architecture": _plain(getattr(self._network.module, "config", {})),
+            "decoder": None if self.decoder is None else self.decoder.describe(),
+            "image_shape": list(self.image_shape),
+            "labels": None if self.labels is None else self.labels.describe(),
+            "guidance": None if self.guidance is None else [self.guidance.scale, self.guidance.null_label],
+            "noise_seed": self.noise.seed,
+            "dtype": self._network.settings.dtype,
+        }
+
+    def _timesteps(self) -> Tensor:
+        """``[T]``, on the CPU, where the scheduler's numbers stay; this also puts the scheduler to its beginning."""
+        try:
+            with without_deprecations():
+                self.scheduler.set_timesteps(**self._schedule)
+        except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())
+            raise ObjectiveError(
+                f"sampler: {type(self.scheduler).__name__} refuses {self._schedule}: {reason}"
+            ) from error
+        timesteps: Tensor = self.scheduler.timesteps
+        return timesteps
+
+    def _try_schedule(self) -> bool:
+        """Whether the steps draw noise; what the scheduler cannot do is said here, before anything is searched."""
+        channels = self.image_shape[0]
+        images = torch.zeros(1, channels, 1, 1)
+        output = torch.zeros(1, channels * (2 if self._uses_variance else 1), 1, 1)
+        if "generator" not in inspect.signature(self.scheduler.step).parameters:
+            self._try_steps(images, output, {})
+            return False
+        generator = torch.Generator()
+        untouched = generator.get_state()
+        self._try_steps(images, output, {"generator": generator})
+        return not torch.equal(generator.get_state(), untouched)
+
+    def _try_steps(self, images: Tensor, output: Tensor, options: Mapping[str, torch.Generator]) -> None:
+        try:
+            for timestep in self._timesteps():
+                self.scheduler.scale_model_input(images, timestep)
+                self.scheduler.step(output, timestep, images, **self._step_options, **options)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise ObjectiveError(f"sampler: {type(self.scheduler).__name__} cannot step: {reason}") from error
+
+    def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
+        times = timestep.to(torch.float32 if timestep.is_floating_point() else timestep.dtype)
+        times = times.to(images.device).expand(len(images))
+        if labels is None:
+            return self._kept(self._network(images, times))
+        if self.guidance is None:
+            return self._kept(self._network(images, times, class_labels=labels))
+        null = torch.full_like(labels, self.guidance.null_label)
+        both = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=torch.cat([labels, null]))
+        return self._kept(self._guided(self.guidance, *both.chunk(2)))
+
+    def _guided(self, guidance: Guidance, conditional: Tensor, null: Tensor) -> Tensor:
+        channels = self.image_shape[0]  # those after them are a learned variance, which is not guided
+        guided = guidance.mix(conditional[:, :channels], null[:, :channels])
+        return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+    def _kept(self, output: Tensor) -> Tensor:
+        """The output without the learned variance, unless the scheduler uses that."""
+        return output if self._uses_variance else output[:, : self.image_shape[0]]
+
+
+def _schedule(scheduler: Any, steps: int | None, timesteps: Sequence[int] | None) -> dict[str, Any]:
+    """The arguments of ``set_timesteps``."""
+    if (steps is None) == (timesteps is None):
+        raise ObjectiveError("sampler: expected either steps or timesteps")
+    if steps is not None:
+        return {"num_inference_steps": steps}
+    if "timesteps" not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise ObjectiveError(f"sampler: {type(scheduler).__name__} takes a number of steps, and no timesteps")
+    return {"timesteps": list(timesteps or ())}
+
+
+def _step_options(scheduler: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    own = {"self", "model_output", "timestep", "sample", "generator", "return_dict", "variance_noise"}
+    known = set(inspect.signature(scheduler.step).parameters) - own
+    if unknown := sorted(set(options) - known):
+        has = f"has {', '.join(sorted(known))}" if known else "has none"
+        raise ObjectiveError(f"sampler: a step of {type(scheduler).__name__} has no option {unknown[0]!r}; it {has}")
+    return dict(options)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, object]:
+    """A configuration of diffusers without its notes to itself."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}

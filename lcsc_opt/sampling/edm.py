@@ -1,0 +1,226 @@
+"""EDM and EDM2 networks (Karras et al. 2022, 2024): denoisers D(x; sigma), Heun's method and DPM-Solver++ on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import Noise
+from lcsc_opt.sampling.consistency import noise_levels
+from lcsc_opt.sampling.labels import ClassLabels
+from lcsc_opt.sampling.latents import LatentDecoder
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.noise import ImageNoise
+
+
+class EdmDenoiser(nn.Module):
+    """D(x; sigma), as a network called ``network(x, sigma, class_labels)``, with labels in one-hot rows.
+
+    Args:
+        network: gets the merged weights.
+        label_dim: how many classes it has; 0 for an unconditional one.
+        guide: another network, which the result is led away from (Karras et al. 2024, autoguidance; a guide without
+            classes gives classifier-free guidance).
+        guidance: 1 is the network alone; D = D_guide + guidance (D_network − D_guide).
+        config: what the networks were made with, for the study's fingerprint.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        label_dim: int = 0,
+        guide: nn.Module | None = None,
+        guidance: float = 1.0,
+        config: Mapping[str, object] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.guide = network, guide
+        self.label_dim, self.guidance = label_dim, guidance
+        self.config = {"class": type(network).__name__, "guidance": guide and guidance, **(config or {})}
+
+    @property
+    def calls(self) -> int:
+        """Networks called for one D."""
+        return 1 if self.guide is None else 2
+
+    def rounded(self, sigma: float) -> float:
+        """The noise level nearest to ``sigma`` that the network knows; all of them, unless it says otherwise."""
+        nearest: Any = getattr(self.network, "round_sigma", None)
+        return sigma if nearest is None else float(nearest(torch.tensor(sigma, dtype=torch.float64)))
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Noisy images ``[N, C, H, W]`` at noise levels ``[N]``, of classes ``[N]`` → images ``[N, C, H, W]``."""
+        rows = None if class_labels is None else F.one_hot(class_labels, self.label_dim).float()
+        denoised: Tensor = self.network(x, sigma, rows)
+        if self.guide is None:
+            return denoised
+        guide: Tensor = self.guide(x, sigma, rows)
+        return guide + self.guidance * (denoised - guide)
+
+
+class RawOutput(nn.Module):
+    """What diffusers' EDM schedulers expect of a network: F with D = c_skip x + c_out F, of c_in x and c_noise.
+
+    The coefficients are those of Karras et al. 2022, Table 1, last column; a network that was made with other ones is
+    as good: the scheduler undoes them with the same numbers.
+    """
+
+    def __init__(self, denoiser: EdmDenoiser, *, sigma_data: float) -> None:
+        super().__init__()
+        self.denoiser, self.sigma_data, self.config = denoiser, sigma_data, denoiser.config
+
+    def forward(self, scaled: Tensor, c_noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """``[N, C, H, W]``, ``[N]``, ``[N]`` → ``[N, C, H, W]``."""
+        sigma = (4 * c_noise).exp()
+        s, data = sigma[:, None, None, None], self.sigma_data
+        norm = (s**2 + data**2).sqrt()
+        x = scaled * norm
+        skipped = data**2 / norm**2 * x
+        denoised: Tensor = self.denoiser(x, sigma, class_labels)
+        return (denoised - skipped) * norm / (s * data)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeunSchedule:
+    """Karras et al. 2022: the noise levels of Eq. 5, and the stochasticity of Algorithm 2 (none: Algorithm 1).
+
+    Attributes:
+        steps: N; a network is called 2 N − 1 times.
+        sigma_min: the last noise level before zero.
+        sigma_max: the first noise level.
+        rho: how much the levels crowd at the low end.
+        s_churn: how much noise is added in all, 0 for none.
+        s_min: the lowest noise level at which it is added.
+        s_max: the highest one.
+        s_noise: its standard deviation.
+    """
+
+    steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    s_churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max or self.rho <= 0:
+            raise ObjectiveError(
+                "sampler: expected steps from 1, rho above 0 and 0 < sigma_min < sigma_max, got "
+                f"{self.steps}, {self.rho}, {self.sigma_min} and {self.sigma_max}"
+            )
+
+    def levels(self) -> list[float]:
+        """``[steps + 1]`` noise levels, decreasing to zero."""
+        if self.steps == 1:
+            return [self.sigma_max, 0.0]
+        rising = noise_levels(self.steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+        return [*rising.flip(0).tolist(), 0.0]
+
+    def raised(self, sigma: float) -> float:
+        """The level that noise is added up to before a step from ``sigma`` (Algorithm 2, lines 3 to 5)."""
+        churned = self.s_min <= sigma <= self.s_max
+        gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1) if churned else 0.0
+        return sigma * (1 + gamma)
+
+
+class HeunSampler:
+    """Heun's second-order method on dx/dsigma = (x − D(x; sigma)) / sigma (Karras et al. 2022, Algorithms 1 and 2).
+
+    Args:
+        denoiser: its ``network`` gets the merged weights.
+        schedule: noise levels and stochasticity.
+        image_shape: ``[C, H, W]``.
+        noise: where all noise comes from.
+        labels: the classes of a class-conditional network.
+        decoder: of latents to images, where the network makes latents.
+        settings: how the network is run.
+    """
+
+    def __init__(
+        self,
+        denoiser: EdmDenoiser,
+        *,
+        schedule: HeunSchedule,
+        image_shape: Sequence[int],
+        noise: ImageNoise,
+        labels: ClassLabels | None = None,
+        decoder: LatentDecoder | None = None,
+        settings: NetworkSettings | None = None,
+    ) -> None:
+        self.schedule, self.image_shape = schedule, tuple(image_shape)
+        self.noise, self.labels, self.decoder = noise, labels, decoder
+        self._denoiser = denoiser
+        self._network = PreparedNetwork(denoiser, settings, trained=denoiser.network)
+        if decoder is not None:
+            decoder.to(self._network.device)
+        self._dtype = torch.float32 if self._network.device.type == "mps" else torch.float64
+
+    @property
+    def nfe(self) -> int:
+        """Network calls per image."""
+        return (2 * self.schedule.steps - 1) * self._denoiser.calls
+
+    @property
+    def network(self) -> nn.Module:
+        """What the checkpoints hold the weights of."""
+        return self._network.trained
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network."""
+        self._network.load(weights)
+
+    def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
+        """``[stop - start, C, H, W]`` images in [-1, 1]."""
+        levels = [self._denoiser.rounded(sigma) if sigma else 0.0 for sigma in self.schedule.levels()]
+        labels = None if self.labels is None else self.labels.batch(noise, start, stop).to(self._network.device)
+        x = levels[0] * self._draw(noise, start, stop, draw=0)
+        for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
+            raised = self._denoiser.rounded(self.schedule.raised(sigma))
+            if raised > sigma:
+                spread = self.schedule.s_noise * math.sqrt(raised**2 - sigma**2)
+                x = x + spread * self._draw(noise, start, stop, draw=1 + step)
+            x = self._step(x, raised, lower, labels)
+        images = x.float() if self.decoder is None else self.decoder(x.float())
+        return images.clamp(-1, 1)
+
+    def describe(self) -> dict[str, object]:
+        """Settings that change the images."""
+        return {
+            "sampler": "edm-heun",
+            "schedule": {name: str(value) for name, value in dataclasses.asdict(self.schedule).items()},
+            "image_shape": list(self.image_shape),
+            "labels": None if self.labels is None else self.labels.describe(),
+            "network": self._denoiser.config,
+            "decoder": None if self.decoder is None else self.decoder.describe(),
+            "noise_seed": self.noise.seed,
+            "dtype": self._network.settings.dtype,
+        }
+
+    def _step(self, x: Tensor, sigma: float, lower: float, labels: Tensor | None) -> Tensor:
+        """From one noise level to the next, ``[N, C, H, W]`` both; Euler's step where that is zero."""
+        slope = self._slope(x, sigma, labels)
+        euler = x + (lower - sigma) * slope
+        if lower == 0:
+            return euler
+        return x + (lower - sigma) * (slope + self._slope(euler, lower, labels)) / 2
+
+    def _slope(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
+        level = torch.full((len(x),), sigma, device=x.device)
+        arguments = () if labels is None else (labels,)
+        denoised = self._network(x.float(), level, *arguments).to(self._dtype)
+        return (x - denoised) / sigma
+
+    def _draw(self, noise: Noise, start: int, stop: int, *, draw: int) -> Tensor:
+        z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw)
+        return z.to(self._network.device).to(self._dtype)

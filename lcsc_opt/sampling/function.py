@@ -1,0 +1,124 @@
+"""Sampling by a function of the user's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import Noise
+from lcsc_opt.sampling.labels import ClassLabels
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.noise import ImageNoise
+
+
+class FunctionSampler:
+    """Images from ``function(model, noise, **options)``: any network, and any way to sample from it.
+
+    The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
+    on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. Where it has parameters of these
+    names, it also gets ``labels``, the classes ``[N]``, and ``draw``: ``draw(1)``, ``draw(2)``, … is further noise of
+    the shape of the first, for samplers that add some in every step. It must not draw random numbers elsewhere, or
+    images would not belong to their index any more.
+
+    Args:
+        model: gets the merged weights.
+        function: samples.
+        image_shape: of the noise of one image.
+        nfe: model calls per image, for the cost that is reported.
+        noise: where all noise comes from.
+        labels: the classes of a class-conditional model.
+        options: further arguments of the function.
+        settings: how the network is run.
+        name: what the study's fingerprint calls model and function.
+
+    Raises:
+        ObjectiveError: there are labels and the function has no parameter for them; an option that it does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        function: Callable[..., Tensor],
+        *,
+        image_shape: Sequence[int],
+        nfe: int,
+        noise: ImageNoise,
+        labels: ClassLabels | None = None,
+        options: Mapping[str, Any] | None = None,
+        settings: NetworkSettings | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.function, self.options = function, dict(options or {})
+        self.image_shape, self.noise, self.labels = tuple(image_shape), noise, labels
+        self.name = name or f"{type(model).__name__}, {function.__name__}"
+        self._parameters = _parameters(function)
+        self._nfe = nfe
+        self._network = PreparedNetwork(model, settings)
+        if labels is not None and not self._has("labels"):
+            raise ObjectiveError(f"labels: the sampler {self.name} has no parameter 'labels' to take them")
+        if unknown := [option for option in self.options if not self._has(option)]:
+            raise ObjectiveError(f"sampler_settings: the sampler {self.name} has no parameter {unknown[0]!r}")
+
+    @property
+    def nfe(self) -> int:
+        """Model calls per image."""
+        return self._nfe
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network."""
+        self._network.load(weights)
+
+    def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
+        """``[stop - start, C, H, W]`` images in [-1, 1].
+
+        Raises:
+            ObjectiveError: the function returned something else.
+        """
+
+        def draw(index: int) -> Tensor:
+            return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(self._network.device)
+
+        options = dict(self.options)
+        if self.labels is not None:
+            options["labels"] = self.labels.batch(noise, start, stop).to(self._network.device)
+        if self._parameters is not None and "draw" in self._parameters:
+            options["draw"] = draw
+        with self._network.arithmetic():
+            images = self.function(self._network.callable, draw(0).clone(), **options)
+        return self._checked(images, stop - start).float().clamp(-1, 1)
+
+    def describe(self) -> dict[str, object]:
+        """Settings that change the images; of the function and the model, only their names."""
+        return {
+            "sampler": self.name,
+            "options": self.options,
+            "image_shape": list(self.image_shape),
+            "labels": None if self.labels is None else self.labels.describe(),
+            "noise_seed": self.noise.seed,
+            "dtype": self._network.settings.dtype,
+        }
+
+    def _has(self, parameter: str) -> bool:
+        return self._parameters is None or parameter in self._parameters
+
+    def _checked(self, images: Any, count: int) -> Tensor:
+        if not isinstance(images, Tensor):
+            raise ObjectiveError(f"the sampler {self.name} returned a {type(images).__name__}; expected a tensor")
+        if images.ndim != 4 or len(images) != count or not images.is_floating_point():
+            raise ObjectiveError(
+                f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
+                f"expected floating point images [{count}, C, H, W] in [-1, 1]"
+            )
+        return images
+
+
+def _parameters(function: Callable[..., Any]) -> set[str] | None:
+    """Names that the function takes; ``None`` when it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}

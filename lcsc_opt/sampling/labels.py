@@ -1,0 +1,86 @@
+"""Which class each image is sampled from, and classifier-free guidance towards it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import Noise
+from lcsc_opt.sampling.noise import ImageNoise
+
+Labels = Literal["balanced", "random"] | int
+"""``balanced``: image i is of class i mod C; ``random``: drawn for each image; a number: all of that class."""
+
+
+class ClassLabels:
+    """The class of every image, decided by its index alone.
+
+    Args:
+        classes: C; labels are 0 to C − 1.
+        labels: how they are chosen.
+        noise: random labels come from its seed.
+
+    Raises:
+        ObjectiveError: a label that is none of the classes.
+    """
+
+    def __init__(self, classes: int, labels: Labels, *, noise: ImageNoise) -> None:
+        if isinstance(labels, int) and not 0 <= labels < classes:
+            raise ObjectiveError(f"labels: the model has the classes 0 to {classes - 1}, got {labels}")
+        self.classes, self.labels = classes, labels
+        self._noise = noise
+
+    def batch(self, noise: Noise, start: int, stop: int) -> Tensor:
+        """Classes of the images ``start`` to ``stop``: ``[stop - start]`` int64."""
+        if isinstance(self.labels, int):
+            return torch.full((stop - start,), self.labels)
+        if self.labels == "balanced":
+            return torch.arange(start, stop) % self.classes
+        return self._noise.integers(noise, start, stop, below=self.classes)
+
+    def describe(self) -> dict[str, object]:
+        """What decides the classes."""
+        return {"classes": self.classes, "labels": self.labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho and Salimans 2022): null + scale (conditional − null).
+
+    Attributes:
+        scale: 1 is the conditional model alone; every step calls the model twice per image.
+        null_label: the class that the model was trained on in place of a dropped label.
+    """
+
+    scale: float
+    null_label: int
+
+    def mix(self, conditional: Tensor, null: Tensor) -> Tensor:
+        """Both outputs ``[N, C, H, W]`` → the guided one."""
+        return null + self.scale * (conditional - null)
+
+
+def choose_labels(
+    labels: Labels | None, guidance: Guidance | None, *, classes: int | None, noise: ImageNoise
+) -> ClassLabels | None:
+    """Settings of a model with ``classes`` classes (``None`` for an unconditional one) → its labels.
+
+    A null label that guidance takes from the end of the model's classes is none of those that are sampled.
+
+    Raises:
+        ObjectiveError: labels for a model without classes, or none for a model with classes.
+    """
+    if classes is None:
+        if labels is not None or guidance is not None:
+            raise ObjectiveError(
+                f"{'guidance' if labels is None else 'labels'}: the model has no classes; leave it out"
+            )
+        return None
+    if labels is None:
+        raise ObjectiveError(f"labels: the model has {classes} classes; give balanced, random, or one of them")
+    null_is_last = guidance is not None and guidance.null_label == classes - 1
+    return ClassLabels(classes - 1 if null_is_last else classes, labels, noise=noise)

@@ -1,0 +1,210 @@
+"""Text-to-image sampling through the pipelines of diffusers: a merged U-Net, transformer or LoRA, prompts from a file.
+
+Images come from the pipeline's own ``__call__``, so they are those that the pipeline gives for the same latents,
+prompts and generators.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import HELD_OUT, Noise
+from lcsc_opt.sampling.lora_adapter import LoraAdapter, LoraConversion
+from lcsc_opt.sampling.network import load_weights
+from lcsc_opt.sampling.noise import ImageNoise
+from lcsc_opt.sampling.prompts import EMBEDDINGS, PromptEmbeddings, prompts_sha256
+from lcsc_opt.sampling.schedulers import without_deprecations
+
+Component = Literal["unet", "transformer", "lora"]
+
+
+class LatentDiffusionSampler:
+    """Images of a text-to-image pipeline.
+
+    Args:
+        pipeline: of diffusers, as :func:`lcsc_opt.sampling.pipelines.load_pipeline` gives it; it is this sampler's
+            alone.
+        component: what merged weights are: those of ``unet`` or ``transformer``, or a ``lora``.
+        prompts: image i is of prompt i mod n.
+        held_out_prompts: the same for the held-out noise; without them it takes ``prompts``, too.
+        noise: where all noise comes from.
+        steps: of the scheduler; or
+        timesteps: the steps themselves, where the pipeline takes them.
+        guidance_scale: as the pipeline takes it; 1 is no classifier-free guidance.
+        negative_prompt: what guidance leads away from; ``None`` leaves it to the pipeline.
+        height: of the images, in pixels; ``None`` is what the model was trained on.
+        width: the same.
+        options: further arguments of the pipeline, such as ``eta``.
+        conversion: of merged weights to what the pipeline loads, for the component ``lora``.
+
+    Raises:
+        ObjectiveError: a pipeline, a component, a size or an option that does not fit.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        component: Component,
+        prompts: Sequence[str],
+        held_out_prompts: Sequence[str] | None = None,
+        noise: ImageNoise,
+        steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        guidance_scale: float = 1.0,
+        negative_prompt: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        options: Mapping[str, Any] | None = None,
+        conversion: LoraConversion | None = None,
+    ) -> None:
+        self.pipeline, self.component, self.noise = pipeline, component, noise
+        self.prompts = tuple(prompts)
+        self.held_out_prompts = self.prompts if held_out_prompts is None else tuple(held_out_prompts)
+        self.denoiser = _denoiser(pipeline, component)
+        self.image_size = (self._length("height", height, 0), self._length("width", width, 1))
+        self._schedule = {"num_inference_steps": steps} if timesteps is None else {"timesteps": list(timesteps)}
+        self._guidance_scale = guidance_scale
+        self._options = _checked_options(pipeline, {**self._schedule, **(options or {})})
+        guided = guidance_scale > 1 and self._takes("negative_prompt_embeds") and not self._embeds_guidance
+        self._embeddings = PromptEmbeddings(pipeline, negative_prompt=negative_prompt, guided=guided)
+        self._model_calls = self._count_steps() * (2 if guided else 1)
+        self.conversion = conversion or LoraConversion()
+        self._lora = LoraAdapter(pipeline, self.conversion) if component == "lora" else None
+        self._weights_sha256: str | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Model calls per image; classifier-free guidance takes two a step."""
+        return self._model_calls
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the U-Net or transformer, or into the adapter that the first LoRA makes."""
+        if self._lora is None:
+            load_weights(self.denoiser, weights)
+        elif self._lora.load(weights):
+            self._embeddings.forget()
+
+    @torch.no_grad()
+    def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
+        """``[stop - start, 3, height, width]`` images in [-1, 1], float32."""
+        prompts = self.held_out_prompts if noise.group == HELD_OUT.group else self.prompts
+        embedded = self._embeddings.of([prompts[image % len(prompts)] for image in range(start, stop)])
+        latents = self.noise.batch(noise, start, stop, self._latent_shape())
+        with without_deprecations():
+            output = self.pipeline(
+                **embedded,
+                **self._options,
+                **self._fixed_options(),
+                guidance_scale=self._guidance_scale,
+                height=self.image_size[0],
+                width=self.image_size[1],
+                latents=latents.to(self.denoiser.device, self.denoiser.dtype),
+                generator=self.noise.generators(noise, start, stop),
+                output_type="pt",
+            )
+        images: Tensor = output.images.float() * 2 - 1
+        return images
+
+    def describe(self) -> dict[str, object]:
+        """Settings that change the images, and a hash of all weights that are not merged."""
+        scheduler = self.pipeline.scheduler
+        return {
+            "sampler": type(self.pipeline).__name__,
+            "component": self.component,
+            "lora": dict(self.conversion.description) if self.component == "lora" else None,
+            "weights": self._fixed_weights_sha256(),
+            "scheduler": type(scheduler).__name__,
+            "scheduler_config": {name: value for name, value in scheduler.config.items() if name[0] != "_"},
+            "options": self._options,
+            "guidance_scale": self._guidance_scale,
+            "negative_prompt": self._embeddings.negative_prompt,
+            "prompts": [prompts_sha256(self.prompts), len(self.prompts)],
+            "held_out_prompts": [prompts_sha256(self.held_out_prompts), len(self.held_out_prompts)],
+            "image_size": list(self.image_size),
+            "noise_seed": self.noise.seed,
+            "dtype": str(self.denoiser.dtype).removeprefix("torch."),
+        }
+
+    @property
+    def _embeds_guidance(self) -> bool:
+        """Whether the network is told the guidance scale, as latent consistency models are: one call is enough."""
+        return self.denoiser.config.get("time_cond_proj_dim") is not None
+
+    def _takes(self, argument: str) -> bool:
+        return argument in inspect.signature(self.pipeline.__call__).parameters
+
+    def _fixed_options(self) -> dict[str, Any]:
+        """What some pipelines would do to prompts or images that nobody asked for."""
+        return {name: False for name in ("use_resolution_binning",) if self._takes(name)}
+
+    def _length(self, name: str, pixels: int | None, axis: int) -> int:
+        """Height or width, as a multiple of what one latent covers."""
+        factor = self.pipeline.vae_scale_factor
+        size = self.denoiser.config.get("sample_size")
+        latents = size[axis] if isinstance(size, (list, tuple)) else size
+        if pixels is None and not isinstance(latents, int):
+            raise ObjectiveError(f"{name}: the pipeline does not say what size it was trained on; give it")
+        pixels = cast("int", latents) * factor if pixels is None else pixels
+        if pixels < 1 or pixels % max(factor, 8):
+            raise ObjectiveError(f"{name}: expected a multiple of {max(factor, 8)}, got {pixels}")
+        return pixels
+
+    def _latent_shape(self) -> tuple[int, int, int]:
+        factor = self.pipeline.vae_scale_factor
+        return self.denoiser.config.in_channels, self.image_size[0] // factor, self.image_size[1] // factor
+
+    def _count_steps(self) -> int:
+        scheduler = self.pipeline.scheduler
+        try:
+            with without_deprecations():
+                scheduler.set_timesteps(**self._schedule)
+        except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:
+            reason = " ".join(str(error).split())
+            raise ObjectiveError(f"sampler: {type(scheduler).__name__} refuses {self._schedule}: {reason}") from error
+        return len(scheduler.timesteps)
+
+    def _fixed_weights_sha256(self) -> str:
+        if self._weights_sha256 is None:
+            merged = None if self.component == "lora" else self.denoiser
+            modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
+            self._weights_sha256 = hash_weights({name: part for name, part in modules.items() if part is not merged})
+        return self._weights_sha256
+
+
+def _denoiser(pipeline: Any, component: Component) -> Any:
+    """The pipeline's U-Net or transformer."""
+    kind = type(pipeline).__name__
+    if kind not in EMBEDDINGS:
+        raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(EMBEDDINGS)}")
+    found = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    if component in ("unet", "transformer") and getattr(pipeline, component, None) is None:
+        raise ObjectiveError(f"component: {kind} has no {component}")
+    return found
+
+
+def _checked_options(pipeline: Any, options: dict[str, Any]) -> dict[str, Any]:
+    taken = inspect.signature(pipeline.__call__).parameters
+    if unknown := [name for name in options if name not in taken]:
+        raise ObjectiveError(f"sampler: {type(pipeline).__name__} does not take {unknown[0]!r}")
+    return options
+
+
+def hash_weights(modules: Mapping[str, nn.Module]) -> str:
+    """SHA-256 of the parameters and buffers of ``modules``, as they were before any LoRA was loaded."""
+    digest = hashlib.sha256()
+    for module, part in sorted(modules.items()):
+        for name, tensor in part.state_dict().items():
+            if ".lora_" in name:
+                continue
+            digest.update(f"{module}.{name.replace('.base_layer.', '.')} {tensor.dtype} {list(tensor.shape)}".encode())
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,182 @@
+"""How a network is run: where, in which arithmetic, compiled or not; and how merged weights get into it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings:
+    """How a network is run; only ``dtype`` changes what it computes, the others change no more than its rounding.
+
+    Attributes:
+        device: ``auto`` (the first GPU, else Apple's, else the CPU), or torch's name of one, such as ``cuda:1``.
+        dtype: of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
+        compile: through ``torch.compile``; the first images then take minutes.
+        channels_last: the memory format of images and of convolutions.
+    """
+
+    device: str = "auto"
+    dtype: Dtype = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+
+    def torch_device(self) -> torch.device:
+        """The device itself.
+
+        Raises:
+            ObjectiveError: torch has no such device, or this machine has not.
+        """
+        if self.device == "auto":
+            return torch.device(_best_device())
+        kind, _, index = self.device.partition(":")
+        if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
+            raise ObjectiveError(f"device: expected auto, cpu, cuda, cuda:1, … or mps, got {self.device!r}")
+        device, count = torch.device(self.device), _device_count(kind)
+        if (device.index or 0) >= count:
+            there = f"{count} of them" if count else "none"
+            raise ObjectiveError(f"device: {self.device} is not there (torch sees {there}); 'auto' takes what is")
+        return device
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _device_count(kind: str) -> int:
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return 1
+
+
+class PreparedNetwork:
+    """A network that gets one candidate's weights after another, called as the network itself is.
+
+    Weights are copied into the parameters that are there, so that a compiled graph stays valid.
+
+    Args:
+        module: the network; it is moved to the device and put into evaluation mode.
+        settings: how it is run.
+        trained: the part of it that the checkpoints hold, where that is not all of it.
+
+    Attributes:
+        module: the network.
+        callable: the same, compiled where the settings say so.
+        device: where both are.
+
+    Raises:
+        ObjectiveError: the device is not there.
+    """
+
+    def __init__(
+        self, module: nn.Module, settings: NetworkSettings | None = None, *, trained: nn.Module | None = None
+    ) -> None:
+        self.settings = settings or NetworkSettings()
+        self.device = self.settings.torch_device()
+        self.module = module.eval().to(self.device)
+        self.trained = trained or module
+        if self.settings.channels_last:
+            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.callable: Any = torch.compile(self.module) if self.settings.compile else self.module
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network; see :func:`load_weights`."""
+        load_weights(self.trained, weights)
+
+    def __call__(self, images: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        """The network's output for ``images`` ``[N, C, H, W]``, as float32.
+
+        Tensors among the arguments are expected on :attr:`device`. Where the network wraps its output, as those of
+        diffusers do, the tensor inside is returned.
+        """
+        if self.settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.arithmetic():
+            output = self.callable(images, *arguments, **keywords)
+        return _unwrapped(output).float()
+
+    @contextlib.contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """While this is open, :attr:`callable` computes in the dtype of the settings, on tensors of any dtype."""
+        dtype = DTYPES[self.settings.dtype]
+        with _compiling(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            yield
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """What ``torch.compile`` finds only when the network is first called, such as a compiler that is not there."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ObjectiveError(f"compile: torch.compile failed; set compile: false, or repair this: {reason}") from error
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy ``weights``, name → tensor, into the network's parameters and buffers, matched by name.
+
+    Raises:
+        ObjectiveError: a name or a shape does not fit; the first one is said.
+    """
+    difference = _difference(network.state_dict(), weights)
+    if difference is not None:
+        raise ObjectiveError(
+            f"the trajectory's weights do not fit the network: {difference}; "
+            "check the model's settings, and which state dict of the checkpoints was packed"
+        )
+    network.load_state_dict(weights)
+
+
+def weights_sha256(network: nn.Module) -> str:
+    """SHA-256 of all names, dtypes, shapes and values, for the fingerprint of a network that no trajectory holds."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
+    parts = []
+    if missing := [name for name in expected if name not in given]:
+        parts.append(f"they lack {_first(missing)}")
+    if unexpected := [name for name in given if name not in expected]:
+        parts.append(f"the network has no {_first(unexpected)}")
+    for name in expected:
+        if name in given and given[name].shape != expected[name].shape:
+            parts.append(f"{name} is {list(given[name].shape)} and not {list(expected[name].shape)}")
+            break
+    return ", ".join(parts) or None
+
+
+def _first(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
+
+
+def _unwrapped(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    inside = output[0] if isinstance(output, tuple) else getattr(output, "sample", None)
+    if not isinstance(inside, Tensor):
+        raise ObjectiveError(f"the network returned a {type(output).__name__}; expected a tensor")
+    return inside

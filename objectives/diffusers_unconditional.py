@@ -1,0 +1,89 @@
+"""Diffusion and consistency models of diffusers that make images from noise, or from a class.
+
+    objective:
+      file: diffusers_unconditional.py
+      settings:
+        checkpoints: ddpm-output            # its checkpoint-N/unet folders; a packed trajectory; files, globs
+        model: ddpm-output                  # the architecture, and the settings of the scheduler
+        sampler: {name: dpm-solver++, steps: 10}
+        reference: cifar10-train.npz
+
+``model`` is a folder that ``save_pretrained`` wrote, of a pipeline or of a model, or its ``config.json``; no weights
+are read from it. ``sampler.name`` is ddpm, ddim, dpm-solver++, sde-dpm-solver++, unipc, heun, euler, euler-ancestral or
+consistency; without a name the pipeline's own scheduler is used. What the scheduler was trained with (betas,
+prediction type, clipping) comes from the pipeline, and ``sampler.scheduler`` changes single settings of it:
+
+    sampler: {name: ddim, steps: 50, step: {eta: 1.0}, scheduler: {clip_sample: false}}
+    sampler: {name: consistency, timesteps: [22, 0]}      # two steps of a consistency model
+
+A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
+one class, such as 207; ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective import given_path
+from lcsc_opt.progress import notice
+from lcsc_opt.sampling import (
+    DiffusersFolder,
+    DiffusersSampler,
+    Guidance,
+    Labels,
+    SchedulerSettings,
+    build_scheduler,
+    choose_labels,
+)
+from lcsc_opt.study_spec import FrozenModel, parse_settings
+
+
+class GuidanceSettings(FrozenModel):
+    """``scale``: 1 is the conditional model alone; ``null_label``: the class that stands for none."""
+
+    scale: float
+    null_label: Annotated[int, Field(ge=0)]
+
+
+class Settings(ImageObjectiveSettings):
+    """Beside what all objectives over images have: the model, its sampler, and its classes."""
+
+    model: str
+    sampler: SchedulerSettings
+    image_shape: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
+    labels: Labels | None = None
+    guidance: GuidanceSettings | None = None
+
+
+def build(settings: dict[str, Any]) -> MergeSampleScore:
+    """Build the network from its configuration; every candidate's weights come from the checkpoints."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    folder = DiffusersFolder.read(given_path(checked.model))
+    sampler = _sampler(checked, folder)
+    return checked.objective(sampler, checked.trajectory())
+
+
+def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
+    chosen, noise = checked.sampler, checked.noise()
+    if folder.scheduler is None and not chosen.scheduler:
+        notice(
+            f"{folder.path} has no scheduler_config.json: the scheduler's defaults are taken for betas and prediction "
+            "type; sampler.scheduler says others"
+        )
+    guidance = None if checked.guidance is None else Guidance(checked.guidance.scale, checked.guidance.null_label)
+    return DiffusersSampler(
+        folder.network(),
+        build_scheduler(chosen.name, folder.scheduler, chosen.scheduler),
+        steps=chosen.steps,
+        timesteps=chosen.timesteps,
+        image_shape=checked.image_shape or folder.image_shape(),
+        noise=noise,
+        labels=choose_labels(checked.labels, guidance, classes=folder.classes, noise=noise),
+        guidance=guidance,
+        step_options=chosen.step,
+        settings=checked.network_settings(),
+    )

@@ -1,0 +1,244 @@
+"""EDM and EDM2 networks (Karras et al. 2022 and 2024), sampled by Heun's method or DPM-Solver++.
+
+    objective:
+      file: edm.py
+      settings:
+        checkpoints: training-runs/00012/network-snapshot-*.pkl
+        network: training.networks:EDMPrecond      # your copy of the class; EDM2: training.networks_edm2:Precond
+        sampler: {name: heun, steps: 18}
+        labels: balanced
+        reference: fid-refs/cifar10-32x32.npz
+
+Nothing in a snapshot is run, so the network's class comes from your copy of the code that trained it, which is looked
+for in the working directory and beside the study file. Its arguments are read from the first snapshot; packed
+checkpoints have none, so there ``arguments_from`` names a snapshot, or ``arguments`` says them all:
+
+    arguments: {img_resolution: 32, img_channels: 3, label_dim: 10, model_type: SongUNet}
+
+Samplers, with NVlabs' defaults for the noise levels:
+
+    sampler: {name: heun, steps: 18, sigma_min: 0.002, sigma_max: 80, rho: 7}
+    sampler: {name: heun, steps: 256, s_churn: 40, s_min: 0.05, s_max: 50, s_noise: 1.003}    # stochastic
+    sampler: {name: dpm-solver++, steps: 10, scheduler: {solver_order: 3}}
+
+A network with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image)
+or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` leads away from another network.
+Models of latents need ``decoder: {autoencoder: sd-vae-ft-mse}``, a folder of diffusers. ``dtype: fp16`` is the
+network's own ``use_fp16``, which acts on a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, JsonValue, model_validator
+from torch import nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective import given_path
+from lcsc_opt.progress import notice
+from lcsc_opt.sampling import (
+    ClassLabels,
+    DiffusersSampler,
+    EdmDenoiser,
+    HeunSampler,
+    HeunSchedule,
+    Labels,
+    LatentDecoder,
+    RawOutput,
+    Sampler,
+    build_scheduler,
+    choose_labels,
+    import_dotted,
+    load_autoencoder,
+    load_weights,
+    weights_sha256,
+)
+from lcsc_opt.study_spec import FrozenModel, parse_settings
+from lcsc_opt.trajectory import read_checkpoint
+from lcsc_opt.trajectory.finding import find_checkpoints, is_packed
+from lcsc_opt.trajectory.formats import read_init_arguments
+
+Arguments = dict[str, JsonValue]
+NonNegative = Annotated[float, Field(ge=0)]
+STOCHASTIC = ("s_churn", "s_min", "s_max", "s_noise")
+
+
+class SamplerSettings(FrozenModel):
+    """Noise levels of Karras et al. 2022, Eq. 5; ``s_*`` of Algorithm 2, Heun's alone; ``scheduler``, DPM-Solver's."""
+
+    name: Literal["heun", "dpm-solver++"] = "heun"
+    steps: Annotated[int, Field(ge=1)] = 18
+    sigma_min: NonNegative = 0.002
+    sigma_max: NonNegative = 80.0
+    rho: float = 7.0
+    s_churn: NonNegative = 0.0
+    s_min: NonNegative = 0.0
+    s_max: NonNegative | None = None
+    s_noise: NonNegative = 1.0
+    scheduler: dict[str, JsonValue] = Field(default={})
+
+    @model_validator(mode="after")
+    def _of_this_sampler(self) -> SamplerSettings:
+        others = STOCHASTIC if self.name == "dpm-solver++" else ("scheduler",)
+        if wrong := [name for name in others if name in self.model_fields_set]:
+            raise ValueError(f"{self.name} has no {wrong[0]}")
+        return self
+
+
+class GuideSettings(FrozenModel):
+    """The network that guidance leads away from; what is not said is as in the snapshot."""
+
+    checkpoint: str
+    scale: float
+    key: str | None = None
+    network: str | None = None
+    arguments: Arguments = Field(default={})
+
+
+class DecoderSettings(FrozenModel):
+    """How latents were scaled; the defaults are those of EDM2 with Stability's autoencoder ``sd-vae-ft-mse``."""
+
+    autoencoder: str
+    raw_mean: list[float] = Field(default=[5.81, 3.25, 0.12, -2.15])
+    raw_std: list[float] = Field(default=[4.17, 4.62, 3.71, 3.28])
+    final_std: float = 0.5
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+
+class Settings(ImageObjectiveSettings):
+    """Beside what all objectives over images have: the network's class, its sampler, its classes, and its guide."""
+
+    network: str
+    arguments: Arguments = Field(default={})
+    arguments_from: str | None = None
+    sampler: SamplerSettings = SamplerSettings()
+    labels: Labels | None = None
+    guide: GuideSettings | None = None
+    decoder: DecoderSettings | None = None
+
+
+def build(settings: dict[str, Any]) -> MergeSampleScore:
+    """Build the network from the user's class; every candidate's weights come from the checkpoints."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    denoiser = _denoiser(checked)
+    noise = checked.noise()
+    labels = choose_labels(checked.labels, None, classes=denoiser.label_dim or None, noise=noise)
+    return checked.objective(_sampler(checked, denoiser, labels), checked.trajectory())
+
+
+def _sampler(checked: Settings, denoiser: EdmDenoiser, labels: ClassLabels | None) -> Sampler:
+    chosen, network = checked.sampler, denoiser.network
+    parts: dict[str, Any] = {
+        "image_shape": _image_shape(network),
+        "noise": checked.noise(),
+        "labels": labels,
+        "decoder": _decoder(checked, network),
+        "settings": dataclasses.replace(checked.network_settings(), dtype="fp32"),  # the networks choose
+    }
+    levels: dict[str, float] = {"sigma_min": chosen.sigma_min, "sigma_max": chosen.sigma_max, "rho": chosen.rho}
+    levels["sigma_min"] = max(levels["sigma_min"], float(getattr(network, "sigma_min", 0)))
+    levels["sigma_max"] = min(levels["sigma_max"], float(getattr(network, "sigma_max", "inf")))
+    if chosen.name == "heun":
+        s_max = float("inf") if chosen.s_max is None else chosen.s_max
+        stochastic = {"s_churn": chosen.s_churn, "s_min": chosen.s_min, "s_max": s_max, "s_noise": chosen.s_noise}
+        return HeunSampler(denoiser, schedule=HeunSchedule(chosen.steps, **levels, **stochastic), **parts)
+    sigma_data = float(getattr(network, "sigma_data", 0.5))
+    options = {**levels, "sigma_data": sigma_data, **chosen.scheduler}
+    scheduler = build_scheduler(None, {"_class_name": "EDMDPMSolverMultistepScheduler"}, options)
+    raw = RawOutput(denoiser, sigma_data=sigma_data)
+    return DiffusersSampler(raw, scheduler, steps=chosen.steps, trained=network, calls=denoiser.calls, **parts)
+
+
+def _denoiser(checked: Settings) -> EdmDenoiser:
+    snapshot = _first_snapshot(checked)
+    arguments = {} if snapshot is None else read_init_arguments(snapshot, key=checked.key or "ema")
+    network = _network(checked.network, arguments, checked.arguments)
+    guide = None if checked.guide is None else _guide(checked.guide, checked.network)
+    for part in (network, guide):
+        if part is not None:
+            _use_fp16(part, checked.dtype)
+    label_dim = int(getattr(network, "label_dim", 0))
+    config: dict[str, object] = {"made_with": [arguments, checked.arguments], "dtype": checked.dtype}
+    if checked.guide is None or guide is None:
+        return EdmDenoiser(network, label_dim=label_dim, config=config)
+    config["guide"] = weights_sha256(guide)
+    return EdmDenoiser(network, label_dim=label_dim, guide=guide, guidance=checked.guide.scale, config=config)
+
+
+def _first_snapshot(checked: Settings) -> Path | None:
+    """The snapshot that says how the network was made; ``None`` where the checkpoints are packed, or others."""
+    if checked.arguments_from is not None:
+        return given_path(checked.arguments_from)
+    patterns = [checked.checkpoints] if isinstance(checked.checkpoints, str) else checked.checkpoints
+    paths = [given_path(pattern) for pattern in patterns]
+    if any(is_packed(path) for path in paths):
+        return None
+    first = find_checkpoints(paths, key=checked.key)[0]
+    return first if first.suffix == ".pkl" else None
+
+
+def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Module:
+    """A network of the user's class, made as the snapshot says, with the study file's changes."""
+    factory = import_dotted(name, setting="network")
+    class_name = stored.get("class_name", factory.__name__)
+    if class_name != factory.__name__:
+        notice(f"network: the snapshot holds a {class_name}, and {name} is taken for it")
+    try:
+        network = factory(*stored.get("init_args", ()), **{**stored.get("init_kwargs", {}), **changes})
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        raise ObjectiveError(
+            f"arguments: {name} cannot be made with these: {type(error).__name__}: {' '.join(str(error).split())}; "
+            "the checkpoints' own are read from snapshots, or from the one that arguments_from names"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ObjectiveError(f"network: {name} made a {type(network).__name__}; expected a torch.nn.Module")
+    return network
+
+
+def _guide(guide: GuideSettings, network: str) -> nn.Module:
+    path = given_path(guide.checkpoint)
+    stored = read_init_arguments(path, key=guide.key or "ema") if path.suffix == ".pkl" else {}
+    module = _network(guide.network or network, stored, guide.arguments)
+    load_weights(module, read_checkpoint(path, key=guide.key).tensors)
+    return module
+
+
+def _use_fp16(network: nn.Module, dtype: str) -> None:
+    """EDM's networks choose their arithmetic themselves, and check it."""
+    own = hasattr(network, "use_fp16")
+    if dtype == "bf16" or (dtype == "fp16" and not own):
+        raise ObjectiveError(f"dtype: EDM's networks have fp32, and fp16 where they have use_fp16; got {dtype}")
+    if own:
+        cast("Any", network).use_fp16 = dtype == "fp16"
+
+
+def _image_shape(network: nn.Module) -> tuple[int, int, int]:
+    channels, size = getattr(network, "img_channels", None), getattr(network, "img_resolution", None)
+    if not isinstance(channels, int) or not isinstance(size, int):
+        raise ObjectiveError(
+            f"network: {type(network).__name__} does not say img_channels and img_resolution, as EDM's networks do"
+        )
+    return channels, size, size
+
+
+def _decoder(checked: Settings, network: nn.Module) -> LatentDecoder | None:
+    """EDM2's latents are the autoencoder's, with mean 0 and spread ``final_std``; its images lie in [0, 1]."""
+    chosen = checked.decoder
+    if chosen is None:
+        return None
+    channels = _image_shape(network)[0]
+    if not len(chosen.raw_mean) == len(chosen.raw_std) == channels:
+        raise ObjectiveError(f"decoder: expected raw_mean and raw_std of {channels} channels")
+    return LatentDecoder(
+        load_autoencoder(given_path(chosen.autoencoder)),
+        mean=chosen.raw_mean,
+        scale=[std / chosen.final_std for std in chosen.raw_std],
+        low=0.0,
+        batch_size=chosen.batch_size,
+    )

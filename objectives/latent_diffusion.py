@@ -1,0 +1,146 @@
+"""Text-to-image pipelines of diffusers: the checkpoints of a U-Net, of a transformer, or of a LoRA such as LCM-LoRA.
+
+For a LoRA that was trained to sample in four steps::
+
+    settings:
+      pipeline: stable-diffusion-v1-5/stable-diffusion-v1-5
+      component: lora
+      checkpoints: lcm-lora/checkpoint-*/unet_lora
+      sampler: {name: lcm, steps: 4}
+      prompts: prompts.txt
+      reference: photographs/
+      dtype: fp16
+
+It needs ``pip install 'lcsc-opt[text-to-image]'``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.objective import Combinable
+from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective import given_path
+from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
+from lcsc_opt.sampling.lora_adapter import LoraConversion
+from lcsc_opt.sampling.pipelines import load_pipeline
+from lcsc_opt.sampling.prompts import read_prompts
+from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
+from lcsc_opt.study_spec import parse_settings
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.lora import LoraAlphas, to_diffusers, trajectory_alphas
+from lcsc_opt.trajectory.lora_products import LoraProducts
+
+Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
+
+
+class Settings(ImageObjectiveSettings):
+    """Beside what all image objectives take.
+
+    Attributes:
+        pipeline: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
+        component: what the checkpoints are: of the pipeline's ``unet`` or ``transformer``, or a ``lora``.
+        lora: what of LoRA checkpoints is combined: their ``factors``, as in the paper, or the ``products`` of them.
+        lora_rank: of the combined products, at most; without it they are exact, with rank min(K · r, in, out).
+        lora_alpha: of the checkpoints, where neither they nor a configuration beside them tell it.
+        sampler: scheduler and steps; without a name the pipeline's own scheduler.
+        guidance_scale: above 1 every step takes two calls (of a latent consistency model one).
+        negative_prompt: what guidance leads away from; without it what the pipeline takes.
+        prompts: a text file, one prompt a line; image i is of prompt i mod n.
+        held_out_prompts: the same, for the held-out images.
+        height: of the images; without it what the model was trained on.
+        width: the same.
+        dtype: of the pipeline's weights, too.
+    """
+
+    pipeline: str
+    component: Literal["unet", "transformer", "lora"] = "unet"
+    lora: Literal["factors", "products"] = "factors"
+    lora_rank: Annotated[int, Field(ge=1)] | None = None
+    lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    sampler: SchedulerSettings
+    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    negative_prompt: str | None = None
+    prompts: str
+    held_out_prompts: str | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+    @model_validator(mode="after")
+    def _lora_settings_belong_to_a_lora(self) -> Settings:
+        if self.component != "lora" and (self.lora == "products" or self.lora_rank or self.lora_alpha):
+            raise ValueError("lora, lora_rank and lora_alpha are for component: lora")
+        if self.lora == "factors" and self.lora_rank:
+            raise ValueError("lora_rank is for lora: products; combined factors keep the rank they have")
+        return self
+
+
+def build(settings: dict[str, Any]) -> MergeSampleScore:
+    """Load the pipeline, open the checkpoints, and put sampler and metrics together."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    prompts = read_prompts(given_path(checked.prompts))
+    held_out = None if checked.held_out_prompts is None else read_prompts(given_path(checked.held_out_prompts))
+    trajectory = checked.trajectory()
+    alphas = _alphas(checked, trajectory)
+    device = checked.network_settings().torch_device()
+    weights: Combinable = trajectory
+    if _multiplies(checked):
+        weights = LoraProducts(trajectory, rank=checked.lora_rank, alphas=alphas, device=device)
+    pipeline = _pipeline(checked)
+    sampler = LatentDiffusionSampler(
+        pipeline,
+        component=checked.component,
+        prompts=prompts,
+        held_out_prompts=held_out,
+        noise=checked.noise(),
+        steps=checked.sampler.steps,
+        timesteps=checked.sampler.timesteps,
+        guidance_scale=checked.guidance_scale,
+        negative_prompt=checked.negative_prompt,
+        height=checked.height,
+        width=checked.width,
+        options=checked.sampler.step,
+        conversion=_conversion(checked, pipeline, alphas),
+    )
+    return checked.objective(sampler, weights)
+
+
+def _multiplies(settings: Settings) -> bool:
+    return settings.component == "lora" and settings.lora == "products"
+
+
+def _pipeline(settings: Settings) -> Any:
+    path = given_path(settings.pipeline)
+    name = str(path) if path.exists() else settings.pipeline
+    pipeline = load_pipeline(name, settings.network_settings(), lora=settings.component == "lora")
+    chosen = settings.sampler
+    if chosen.name or chosen.scheduler:
+        own = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
+        pipeline.scheduler = build_scheduler(chosen.name, own, chosen.scheduler)
+    return pipeline
+
+
+def _alphas(settings: Settings, trajectory: Trajectory) -> LoraAlphas | None:
+    if settings.component != "lora":
+        return None
+    return trajectory_alphas(trajectory) if settings.lora_alpha is None else LoraAlphas.constant(settings.lora_alpha)
+
+
+def _conversion(settings: Settings, pipeline: Any, alphas: LoraAlphas | None) -> LoraConversion | None:
+    """Merged factors still have the alphas of the checkpoints; merged products have alpha = rank."""
+    if alphas is None:
+        return None
+    unet = getattr(pipeline, "unet", None)
+    convert = functools.partial(
+        to_diffusers,
+        alphas=None if _multiplies(settings) else alphas,
+        component="transformer" if unet is None else "unet",
+        unet_config=None if unet is None else unet.config,
+    )
+    return LoraConversion(convert, {"combined": settings.lora, "alphas": dataclasses.asdict(alphas)})

@@ -1,0 +1,55 @@
+"""Your own model: copy this file beside your study file, and change the two functions at its end.
+
+    objective:
+      file: my_model.py                   # the copy
+      settings:
+        checkpoints: runs/3/model*.pt     # a packed trajectory; or files, globs, a folder of checkpoints
+        reference: real_images            # a folder of images, an .npz with mu and sigma, ...
+        width: 8                          # a setting of your own
+
+``lcsc run`` merges the checkpoints as an optimizer asks, loads the merged weights into ``network``, calls ``sample``
+on noise that belongs to each image's index, and reports FID, or what ``loss`` names. All other settings (``key``,
+``images``, ``batch_size``, ``device``, ``dtype``, ``metrics``, ...) work as they do for every objective over images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.sampling import FunctionSampler
+from lcsc_opt.study_spec import parse_settings
+
+
+class Settings(ImageObjectiveSettings):
+    """Settings of your own, with their types and defaults; a study file that says anything else is refused."""
+
+    width: int = 8
+
+
+def build(settings: dict[str, Any]) -> MergeSampleScore:
+    """What ``lcsc`` calls: settings in, objective out."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    sampler = FunctionSampler(
+        network(checked.width),
+        sample,
+        image_shape=(1, 8, 8),  # of the noise of one image
+        nfe=1,  # model calls per image
+        noise=checked.noise(),
+        settings=checked.network_settings(),
+    )
+    return checked.objective(sampler, checked.trajectory())
+
+
+def network(width: int) -> nn.Module:
+    """Your network, with any weights; its state dict has the names and shapes of the checkpoints'."""
+    return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 1, 3, padding=1))
+
+
+def sample(model: nn.Module, noise: Tensor) -> Tensor:
+    """Standard normal noise ``[N, 1, 8, 8]`` → images ``[N, C, H, W]`` in [-1, 1]; here, of a one-step generator."""
+    return torch.tanh(model(noise))

@@ -1,0 +1,77 @@
+"""Any network of torch, and any way to sample from it.
+
+    objective:
+      file: torch_module.py
+      settings:
+        checkpoints: runs/3/ckpt_*.pt
+        model: my_package.models:build_unet         # called with model_settings; returns a torch.nn.Module
+        model_settings: {width: 128}
+        sampler: my_package.sampling:sample         # called as sample(model, noise, **sampler_settings)
+        sampler_settings: {steps: 4}
+        image_shape: [3, 32, 32]
+        nfe: 4
+        reference: cifar10-train.npz
+
+Both are looked for where Python looks, in the working directory, and beside the study file. ``sample`` gets standard
+normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. Where it has parameters of these
+names, it also gets ``labels``, the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``), and
+``draw``: ``draw(1)``, ``draw(2)``, … is further noise of the same shape, for samplers that add some in every step.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue
+from torch import nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.sampling import FunctionSampler, Labels, choose_labels, import_dotted
+from lcsc_opt.study_spec import parse_settings
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(ImageObjectiveSettings):
+    """Beside what all objectives over images have: the two functions, and what they are called with."""
+
+    model: str
+    model_settings: dict[str, JsonValue] = Field(default={})
+    sampler: str
+    sampler_settings: dict[str, JsonValue] = Field(default={})
+    image_shape: Annotated[list[Positive], Field(min_length=1)]
+    nfe: Positive = 1
+    classes: Positive | None = None
+    labels: Labels | None = None
+
+
+def build(settings: dict[str, Any]) -> MergeSampleScore:
+    """Import the functions and build the network; every candidate's weights come from the checkpoints."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    noise = checked.noise()
+    sampler = FunctionSampler(
+        _network(checked),
+        import_dotted(checked.sampler, setting="sampler"),
+        image_shape=checked.image_shape,
+        nfe=checked.nfe,
+        noise=noise,
+        labels=choose_labels(checked.labels, None, classes=checked.classes, noise=noise),
+        options=checked.sampler_settings,
+        settings=checked.network_settings(),
+        name=f"{checked.model} {checked.model_settings}, {checked.sampler}",
+    )
+    return checked.objective(sampler, checked.trajectory())
+
+
+def _network(checked: Settings) -> nn.Module:
+    factory = import_dotted(checked.model, setting="model")
+    try:
+        network = factory(**checked.model_settings)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ObjectiveError(f"model_settings: {checked.model} refuses {checked.model_settings}: {reason}") from error
+    if not isinstance(network, nn.Module):
+        raise ObjectiveError(f"model: {checked.model} returned a {type(network).__name__}; expected a torch.nn.Module")
+    return network

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from image_objectives import build, check
+from unet_examples import unet
+
+from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.errors import ObjectiveError, StudySpecError
+from lcsc_opt.records import SEARCH
+from lcsc_opt.sampling.schedulers import without_deprecations
+
+FILE = "diffusers_unconditional.py"
+STEPS = (100, 200, 300)
+
+
+def train(folder: Path, scheduler: Any = None, **options: Any) -> None:
+    """What diffusers' training scripts leave: ``checkpoint-N/unet`` and, at the end, the pipeline."""
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    for step in STEPS:
+        unet(step, **options).save_pretrained(folder / "out" / f"checkpoint-{step}" / "unet")
+    pipeline = DDPMPipeline(unet(STEPS[-1], **options), scheduler or DDPMScheduler(prediction_type="sample"))
+    pipeline.save_pretrained(folder / "out")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        {"name": "dpm-solver++", "steps": 7},
+        {"name": "ddim", "steps": 5, "step": {"eta": 1.0}, "scheduler": {"clip_sample": False}},
+        {"steps": 6},
+    ],
+)
+def test_a_run_of_diffusers_is_searched(folder: Path, sampler: Any) -> None:
+    train(folder)
+    objective = build(FILE, folder, checkpoints="out/checkpoint-*", model="out", sampler=sampler)
+    assert objective.steps == STEPS
+    assert objective.sampler.nfe == sampler["steps"]
+    check(objective)
+
+
+def test_images_are_the_pipelines_with_the_merged_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    train(folder, DDIMScheduler(prediction_type="v_prediction", clip_sample=False))
+    objective = build(FILE, folder, checkpoints="out", model="out", sampler={"steps": 9})
+    coefficients = ema_coefficients(STEPS, 0.99)
+    merged = unet(0)
+    merged.load_state_dict({
+        name: sum(float(a) * unet(step).state_dict()[name] for a, step in zip(coefficients, STEPS, strict=True))
+        for name in merged.state_dict()
+    })  # fmt: skip
+    scheduler = DDIMScheduler.from_pretrained(folder / "out" / "scheduler")
+    pipeline = DDIMPipeline(merged, scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    z = objective.sampler.noise.batch(SEARCH, 0, 12, (1, 8, 8))  # type: ignore[attr-defined]
+    monkeypatch.setattr("diffusers.pipelines.ddim.pipeline_ddim.randn_tensor", lambda *_, **__: z)
+    with without_deprecations():
+        made = pipeline(batch_size=12, num_inference_steps=9, output_type="np").images
+    expected = torch.from_numpy(made).permute(0, 3, 1, 2) * 2 - 1
+    assert (objective.images(coefficients, SEARCH, 12) - expected).abs().max() < 1e-5
+
+
+def test_a_consistency_model_with_classes_and_guidance(folder: Path) -> None:
+    from diffusers import CMStochasticIterativeScheduler
+
+    train(folder, CMStochasticIterativeScheduler(), num_class_embeds=4, channels=3)
+    objective = build(
+        FILE,
+        folder,
+        checkpoints="out",
+        model="out",
+        sampler={"timesteps": [22, 0]},
+        labels="random",
+        guidance={"scale": 1.5, "null_label": 3},
+    )
+    assert objective.sampler.nfe == 4
+    check(objective)
+
+
+def test_how_the_network_runs_changes_little(folder: Path) -> None:
+    train(folder)
+    common = {"checkpoints": "out", "model": "out", "sampler": {"name": "ddim", "steps": 4}}
+    coefficients = ema_coefficients(STEPS, 0.99)
+    exact = build(FILE, folder, **common).images(coefficients, SEARCH, 8)
+    for change, least, most in (({"dtype": "bf16"}, 1e-4, 0.1), ({"channels_last": True}, 0.0, 1e-4)):
+        images = build(FILE, folder, **common, **change).images(coefficients, SEARCH, 8)
+        assert least <= (images - exact).abs().max() < most
+
+
+def test_settings_of_the_steps_change_the_images(folder: Path) -> None:
+    train(folder)
+    images = [
+        build(FILE, folder, checkpoints="out", model="out", sampler={"name": "ddim", "steps": 4, **more}).images(
+            ema_coefficients(STEPS, 0.99), SEARCH, 4
+        )
+        for more in ({}, {"step": {"eta": 0.5}}, {"scheduler": {"timestep_spacing": "trailing"}})
+    ]
+    assert (images[0] - images[1]).abs().max() > 1e-2
+    assert (images[0] - images[2]).abs().max() > 1e-2
+
+
+def test_a_model_without_a_scheduler_says_what_it_takes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(folder)
+    model = "out/checkpoint-100"
+    build(FILE, folder, checkpoints="out", model=model, sampler={"name": "ddim", "steps": 3})
+    assert "has no scheduler_config.json" in capsys.readouterr().err
+    sampler = {"name": "ddim", "steps": 3, "scheduler": {"prediction_type": "sample"}}
+    build(FILE, folder, checkpoints="out", model=model, sampler=sampler)
+    assert "has no scheduler_config.json" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "nowhere"}, r"model: .*nowhere holds no config\.json"),
+        ({"labels": "balanced"}, "labels: the model has no classes"),
+        ({"sampler": {"name": "ddim", "steps": 3, "scheduler": {"clip": 1}}}, "DDIMScheduler has no option 'clip'"),
+        ({"device": "cuda:99"}, "device: cuda:99 is not there"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(folder: Path, changes: Any, message: str) -> None:
+    train(folder)
+    common = {"checkpoints": "out", "model": "out", "sampler": {"name": "ddim", "steps": 3}}
+    with pytest.raises(ObjectiveError, match=message) as caught:
+        build(FILE, folder, **{**common, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_sampler_names_the_near_one(folder: Path) -> None:
+    with pytest.raises(StudySpecError, match=r"sampler\.name: .*did you mean 'dpm-solver\+\+'"):
+        build(FILE, folder, checkpoints="out", model="out", sampler={"name": "dpmsolver++", "steps": 9})

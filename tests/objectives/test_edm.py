@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from edm_networks import TinyPrecond, tiny, write_snapshot
+from image_objectives import build, check
+
+from lcsc_opt.errors import ObjectiveError, StudySpecError
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.records import SEARCH
+from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
+from lcsc_opt.trajectory import pack
+
+KIMG = (100, 200, 300)
+MIX = np.array([0.5, -0.2, 0.7])
+
+
+def train(folder: Path, **options: Any) -> None:
+    for kimg in KIMG:
+        write_snapshot(folder / f"network-snapshot-{kimg:06d}.pkl", tiny(kimg, **options))
+
+
+def edm(folder: Path, **changes: Any) -> MergeSampleScore:
+    common = {"checkpoints": "network-snapshot-*.pkl", "network": "edm_networks:TinyPrecond"}
+    return build("edm.py", folder, **{**common, **changes})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "nfe"),
+    [
+        ({}, 35),
+        ({"name": "heun", "steps": 4, "s_churn": 4, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}, 7),
+        ({"name": "dpm-solver++", "steps": 6, "scheduler": {"solver_order": 3}}, 6),
+    ],
+)
+def test_snapshots_are_searched(folder: Path, sampler: dict[str, Any], nfe: int) -> None:
+    train(folder, width=5)
+    objective = edm(folder, sampler=sampler)
+    assert objective.steps == KIMG
+    assert objective.sampler.nfe == nfe
+    check(objective)
+
+
+def test_the_network_gets_the_merged_weights_and_the_snapshots_arguments(folder: Path) -> None:
+    train(folder, width=7)
+    images = edm(folder, sampler={"steps": 5}).images(MIX, SEARCH, 8)
+    merged = tiny(0, width=7)
+    merged.load_state_dict({
+        name: sum(float(a) * tiny(kimg, width=7).state_dict()[name] for a, kimg in zip(MIX, KIMG, strict=True))
+        for name in merged.state_dict()
+    })  # fmt: skip
+    alone = HeunSampler(
+        EdmDenoiser(merged),
+        schedule=HeunSchedule(steps=5),
+        image_shape=(1, 8, 8),
+        noise=ImageNoise(0),
+        settings=NetworkSettings("cpu"),
+    )
+    with torch.inference_mode():
+        assert (alone.sample(SEARCH, 0, 8) - images).abs().max() < 1e-4
+
+
+def test_classes_and_a_guide(folder: Path) -> None:
+    train(folder, label_dim=3)
+    write_snapshot(folder / "guide.pkl", tiny(7, label_dim=3, width=2))
+    plain = edm(folder, labels="balanced", sampler={"steps": 4})
+    check(plain)
+    for sampler in ({"steps": 4}, {"name": "dpm-solver++", "steps": 7}):
+        guided = edm(folder, labels="balanced", sampler=sampler, guide={"checkpoint": "guide.pkl", "scale": 1.7})
+        assert guided.sampler.nfe == 14
+        check(guided)
+    of_one_class = edm(folder, labels=1, sampler={"steps": 4})
+    changed = (of_one_class.images(MIX, SEARCH, 6) - plain.images(MIX, SEARCH, 6)).abs().amax((1, 2, 3))
+    assert (changed > 1e-3).tolist() == [True, False, True, True, False, True]
+    unguided = edm(folder, labels="balanced", sampler={"steps": 4}, guide={"checkpoint": "guide.pkl", "scale": 1.0})
+    assert torch.allclose(unguided.images(MIX, SEARCH, 6), plain.images(MIX, SEARCH, 6), atol=1e-5)
+
+
+def test_a_guide_has_the_weights_of_its_checkpoint(folder: Path) -> None:
+    """So that the network led away from its own copy is the network itself."""
+    train(folder)
+    guide = {"checkpoint": "network-snapshot-000200.pkl", "scale": 3.0}
+    images = [
+        edm(folder, sampler={"steps": 4}, **more).images(np.eye(3)[1], SEARCH, 6) for more in ({}, {"guide": guide})
+    ]
+    assert torch.allclose(images[0], images[1], atol=1e-4)
+
+
+def test_the_guides_weights_are_in_the_fingerprint(folder: Path) -> None:
+    train(folder)
+    described = []
+    for seed in (7, 8):
+        write_snapshot(folder / "guide.pkl", tiny(seed, width=2))
+        described.append(edm(folder, guide={"checkpoint": "guide.pkl", "scale": 1.7}).describe())
+    assert described[0] != described[1]
+
+
+def test_packed_checkpoints_need_arguments(folder: Path) -> None:
+    train(folder, width=7)
+    pack(sorted(folder.glob("*.pkl")), folder / "run.trajectory")
+    with pytest.raises(ObjectiveError, match=r"arguments: .*img_resolution.*arguments_from names"):
+        edm(folder, checkpoints="run.trajectory")
+    said = {"img_resolution": 8, "img_channels": 1, "width": 7}
+    first = edm(folder, checkpoints="run.trajectory", sampler={"steps": 3}, arguments=said)
+    second = edm(
+        folder, checkpoints="run.trajectory", sampler={"steps": 3}, arguments_from="network-snapshot-000100.pkl"
+    )
+    third = edm(folder, sampler={"steps": 3})
+    images = [objective.images(MIX, SEARCH, 4) for objective in (first, second, third)]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+
+
+def test_half_precision_is_the_networks_own(folder: Path) -> None:
+    train(folder)
+    for dtype, expected in (("fp32", False), ("fp16", True)):
+        sampler = edm(folder, dtype=dtype, sampler={"steps": 3}).sampler
+        network = sampler._denoiser.network  # type: ignore[attr-defined]
+        assert isinstance(network, TinyPrecond)
+        assert network.use_fp16 is expected
+    with pytest.raises(ObjectiveError, match="dtype: EDM's networks have fp32, and fp16"):
+        edm(folder, dtype="bf16")
+
+
+def test_noise_levels_stay_within_what_the_network_knows(folder: Path) -> None:
+    train(folder)
+    schedule = edm(folder, network="edm_networks:BoundedPrecond").sampler.schedule  # type: ignore[attr-defined]
+    assert (schedule.sigma_min, schedule.sigma_max) == (0.01, 50.0)
+    levels = {"sigma_min": 0.02, "sigma_max": 40}
+    schedule = edm(folder, network="edm_networks:BoundedPrecond", sampler=levels).sampler.schedule  # type: ignore[attr-defined]
+    assert (schedule.sigma_min, schedule.sigma_max) == (0.02, 40.0)
+
+
+def test_a_class_of_another_name_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Renamed(TinyPrecond):
+        pass
+
+    with torch.random.fork_rng(devices=[]):
+        for kimg in KIMG:
+            write_snapshot(folder / f"network-snapshot-{kimg:06d}.pkl", Renamed(8, 1))
+    edm(folder)
+    assert "the snapshot holds a Renamed, and edm_networks:TinyPrecond is taken for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "edm_networks:Missing"}, "network: 'edm_networks:Missing' cannot be imported"),
+        ({"network": "edm_networks:no_network"}, "network: edm_networks:no_network made a int"),
+        ({"network": "torch.nn:Conv2d"}, "arguments: torch.nn:Conv2d cannot be made with these"),
+        ({"labels": "balanced"}, "labels: the model has no classes"),
+        ({"decoder": {"autoencoder": "vae"}}, "decoder: expected raw_mean and raw_std of 1 channels"),
+        ({"sampler": {"steps": 4, "sigma_min": 90}}, "0 < sigma_min < sigma_max"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(folder: Path, changes: dict[str, Any], message: str) -> None:
+    train(folder)
+    with pytest.raises(ObjectiveError, match=message) as caught:
+        edm(folder, **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ({"name": "dpm-solver++", "s_churn": 3.0}, r"dpm-solver\+\+ has no s_churn"),
+        ({"name": "heun", "scheduler": {"solver_order": 3}}, "heun has no scheduler"),
+        ({"name": "euler"}, "sampler.name: expected 'heun' or 'dpm-solver"),
+    ],
+)
+def test_settings_of_another_sampler_are_refused(folder: Path, sampler: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudySpecError, match=message):
+        edm(folder, sampler=sampler)

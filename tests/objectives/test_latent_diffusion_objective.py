@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lcsc_opt.catalog import load_objective
+from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.errors import LcscError, StudySpecError, TrajectoryError
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.records import HELD_OUT, SEARCH, Candidate
+from lcsc_opt.study_spec import ObjectiveSpec
+from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.trajectory import read_checkpoint
+from lcsc_opt.trajectory.lora import save_lora, trajectory_alphas
+
+prepare_torchvision()
+pytest.importorskip("peft")
+pytest.importorskip("transformers")
+
+STEPS = (100, 200, 300)
+COEFFICIENTS = np.array([1.6, -0.9, 0.3])
+ALPHA = 6.0
+
+
+def trained(seed: int) -> Any:
+    """A U-Net with a LoRA of rank 2."""
+    from peft import LoraConfig
+
+    network = tiny_pipelines.unet()
+    network.add_adapter(LoraConfig(r=2, lora_alpha=ALPHA, target_modules=["to_q", "to_v", "to_out.0", "conv1"]))
+    tiny_pipelines.randomize(network, seed, only="lora_")
+    return network
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study's folder: a pipeline, checkpoints as the trainers of diffusers leave them, prompts and photographs."""
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    place = tmp_path_factory.mktemp("study")
+    pipeline = tiny_pipelines.stable_diffusion(place)
+    pipeline.save_pretrained(place / "pipeline")
+    for step in STEPS:
+        network = trained(step)
+        StableDiffusionPipeline.save_lora_weights(
+            place / "lora" / f"checkpoint-{step}",
+            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(network)),
+            unet_lora_adapter_metadata=network.peft_config["default"].to_dict(),
+        )
+        tiny_pipelines.randomize(pipeline.unet, step, only="attn")
+        pipeline.unet.save_pretrained(place / "whole" / f"checkpoint-{step}" / "unet")
+    (place / "prompts.txt").write_text("a cat\na dog\na red house\n")
+    (place / "other.txt").write_text("a boat\n")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
+    (place / "photographs").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(place / "photographs" / f"{i}.png")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+
+
+def objective(place: Path, **changes: Any) -> MergeSampleScore:
+    settings = {
+        "pipeline": "pipeline",
+        "component": "lora",
+        "checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors",
+        "sampler": {"name": "lcm", "steps": 3},
+        "prompts": "prompts.txt",
+        "loss": "fid@tiny_pipelines:Colours",
+        "reference": "photographs",
+        "images": 8,
+        "batch_size": 4,
+        "device": "cpu",
+        **changes,
+    }
+    kept = {name: value for name, value in settings.items() if value is not None}
+    built = load_objective(ObjectiveSpec(file="latent_diffusion", settings=kept), beside=place)
+    assert isinstance(built, MergeSampleScore)
+    return built
+
+
+def own_images(place: Path, objective: Any, lora: Any = None, **changes: Any) -> Tensor:
+    """The pipeline's own images, with a LoRA that it loads itself."""
+    from diffusers import DiffusionPipeline, LCMScheduler
+
+    pipeline = DiffusionPipeline.from_pretrained(place / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    if lora is not None:
+        pipeline.load_lora_weights(lora)
+    noise = objective.sampler.noise
+    called = pipeline(
+        prompt=["a cat", "a dog", "a red house", "a cat"],
+        latents=noise.batch(SEARCH, 0, 4, (4, 8, 8)),
+        generator=noise.generators(SEARCH, 0, 4),
+        num_inference_steps=3,
+        guidance_scale=1.0,
+        output_type="pt",
+    )
+    return called.images * 2 - 1
+
+
+def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
+    built = objective(place, held_out_prompts="other.txt", held_out_metrics=["kid@tiny_pipelines:Colours"])
+    assert built.steps == STEPS
+    evaluation = built.evaluate(Candidate(COEFFICIENTS))
+    assert evaluation.cost.images == 8
+    assert evaluation.cost.model_calls == 24
+    assert built(COEFFICIENTS) == evaluation.loss
+    assert built(ema_coefficients(STEPS, 0.99)) != evaluation.loss
+    held_out = built.evaluate(Candidate(COEFFICIENTS, noise=HELD_OUT))
+    assert held_out.loss != evaluation.loss
+    assert set(held_out.metrics) - set(evaluation.metrics)
+    assert objective(place, held_out_prompts="other.txt").describe()["sampler"] == built.describe()["sampler"]
+
+
+def test_one_checkpoint_alone_is_the_lora_that_was_saved(place: Path) -> None:
+    expected = {step: place / "lora" / f"checkpoint-{step}" for step in STEPS}
+    for lora in ("factors", "products"):
+        built = objective(place, lora=lora)
+        for i, step in enumerate(STEPS[:2]):
+            images = built.images(np.eye(3)[i], SEARCH, 4)
+            torch.testing.assert_close(images, own_images(place, built, expected[step]), rtol=0, atol=1e-5)
+
+
+def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path) -> None:
+    images = {}
+    for lora, rank in (("factors", None), ("products", None), ("products", 3)):
+        built = objective(place, lora=lora, lora_rank=rank)
+        alphas = trajectory_alphas(built.trajectory) if lora == "factors" else None  # type: ignore[arg-type]
+        save_lora(built.trajectory.merge(COEFFICIENTS), tmp_path / "merged.safetensors", alphas=alphas)
+        images[lora, rank] = built.images(COEFFICIENTS, SEARCH, 4)
+        expected = own_images(place, built, tmp_path / "merged.safetensors")
+        torch.testing.assert_close(images[lora, rank], expected, rtol=0, atol=1e-5)
+        assert (expected - own_images(place, built)).abs().max() > 0.01
+    assert len({float(each.sum()) for each in images.values()}) == 3
+
+
+def test_products_and_factors_are_different_objectives(place: Path) -> None:
+    described = [objective(place, lora=lora).describe() for lora in ("factors", "products")]
+    assert described[0] != described[1]
+    assert objective(place, lora_alpha=1.0).describe() != described[0]
+    assert objective(place, lora="products").gram().shape == (3, 3)
+
+
+def test_the_checkpoints_of_a_unet_are_searched(place: Path) -> None:
+    built = objective(place, component=None, checkpoints="whole", sampler={"steps": 2}, guidance_scale=3.0)
+    assert built.sampler.nfe == 4
+    first, second = built(COEFFICIENTS), built(np.array([0.0, 0.0, 1.0]))
+    assert first != second
+    weights = read_checkpoint(place / "whole" / "checkpoint-300" / "unet").tensors
+    assert all(torch.equal(value, weights[name]) for name, value in built.sampler.denoiser.state_dict().items())  # type: ignore[attr-defined]
+
+
+def test_schedulers_are_chosen_by_name(place: Path) -> None:
+    names = {}
+    for name in ("ddim", "dpm-solver++", "euler", None):
+        sampler = {"steps": 4, **({"name": name} if name else {})}
+        names[name] = objective(place, sampler=sampler).describe()["sampler"]["scheduler"]
+    assert list(names.values()) == [
+        "DDIMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "LCMScheduler",
+    ]
+    described = objective(place, sampler={"steps": 4, "scheduler": {"original_inference_steps": 20}}).describe()
+    assert described["sampler"]["scheduler_config"]["original_inference_steps"] == 20
+    timesteps = objective(place, sampler={"name": "lcm", "timesteps": [999, 499]})
+    assert timesteps.sampler.nfe == 2
+    assert np.isfinite(timesteps(COEFFICIENTS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"component": None, "lora": "products"}, StudySpecError, "for component: lora"),
+        ({"lora_rank": 4}, StudySpecError, "lora_rank is for lora: products"),
+        ({"height": 20}, StudySpecError, "height"),
+        ({"prompts": "nowhere.txt"}, LcscError, "nowhere.txt cannot be read"),
+        ({"checkpoints": "whole", "lora": "products"}, TrajectoryError, "no LoRA"),
+        ({"component": "transformer", "checkpoints": "whole"}, LcscError, "has no transformer"),
+        ({"component": "unet"}, LcscError, "do not fit the network"),
+    ],
+)
+def test_settings_that_do_not_fit_are_one_line(
+    place: Path, changes: dict[str, Any], kind: type[LcscError], said: str
+) -> None:
+    with pytest.raises(kind, match=said) as caught:
+        objective(place, **changes)(COEFFICIENTS)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_objectives import build, check
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import SEARCH
+
+MODULE = """
+import torch
+from torch import nn
+
+
+class Model(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.classes = nn.Embedding(4, 1)
+        self.layers = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.Tanh(), nn.Conv2d(width, 1, 1))
+
+    def forward(self, x, labels=None):
+        shift = 0 if labels is None else self.classes(labels)[:, :, None, None]
+        return self.layers(x) + shift
+
+
+def build(width=4):
+    return Model(width)
+
+
+def no_model():
+    return 3
+
+
+def sample(model, noise, strength=1.0):
+    return torch.tanh(strength * model(noise))
+
+
+def sample_twice(model, noise, labels, draw):
+    return torch.tanh(model(model(noise, labels) + draw(1), labels))
+"""
+
+
+@pytest.fixture
+def study(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (folder / "users_own_model.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(folder)
+    from users_own_model import build as make  # type: ignore[import-not-found]
+
+    for step in (10, 20, 30):
+        torch.manual_seed(step)
+        torch.save({"model": make(6).state_dict()}, folder / f"model{step:06d}.pt")
+    return folder
+
+
+COMMON = {
+    "checkpoints": "model*.pt",
+    "model": "users_own_model:build",
+    "model_settings": {"width": 6},
+    "image_shape": [1, 8, 8],
+}
+
+
+def test_any_network_and_any_sampler_are_searched(study: Path) -> None:
+    objective = build(
+        "torch_module.py", study, **COMMON, sampler="users_own_model:sample", sampler_settings={"strength": 0.5}
+    )
+    assert objective.steps == (10, 20, 30)
+    check(objective)
+
+
+def test_labels_and_further_noise(study: Path) -> None:
+    sampler = {"sampler": "users_own_model:sample_twice", "nfe": 2, "classes": 4}
+    objective = build("torch_module.py", study, **COMMON, **sampler, labels="balanced")
+    assert objective.sampler.nfe == 2
+    check(objective)
+    of_one_class = build("torch_module.py", study, **COMMON, **sampler, labels=2)
+    first, other = (made.images(np.array([0.5, 0.2, 0.3]), SEARCH, 8) for made in (objective, of_one_class))
+    assert torch.equal(first[2::4], other[2::4])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "users_own_model:missing"}, "model: 'users_own_model:missing' cannot be imported"),
+        ({"model": "users_own_model:no_model", "model_settings": {}}, "returned a int; expected a torch.nn.Module"),
+        ({"model_settings": {"widht": 3}}, r"model_settings: users_own_model:build .*widht"),
+        ({"sampler_settings": {"steps": 3}}, "has no parameter 'steps'"),
+        ({"labels": "balanced"}, "labels: the model has no classes"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ObjectiveError, match=message) as caught:
+        build("torch_module.py", study, **{**COMMON, "sampler": "users_own_model:sample", **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_model_are_named(study: Path) -> None:
+    objective = build(
+        "torch_module.py", study, **{**COMMON, "model_settings": {"width": 5}}, sampler="users_own_model:sample"
+    )
+    with pytest.raises(ObjectiveError, match=r"layers.0.weight is \[6, 1, 3, 3\] and not \[5, 1, 3, 3\]"):
+        objective([0.5, 0.2, 0.3])

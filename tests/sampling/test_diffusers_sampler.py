@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import importlib
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from unet_examples import unet
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import HELD_OUT, SEARCH, Noise
+from lcsc_opt.sampling import ClassLabels, DiffusersSampler, Guidance, ImageNoise, NetworkSettings
+from lcsc_opt.sampling.schedulers import SCHEDULERS, build_scheduler, without_deprecations
+
+IMAGES = 5
+SHAPES = {1: (1, 8, 8), 3: (3, 8, 8)}
+NOISE = ImageNoise(7)
+CPU = NetworkSettings(device="cpu")
+
+
+def make(network: nn.Module, scheduler: Any, *, channels: int = 1, **options: Any) -> DiffusersSampler:
+    if "timesteps" not in options:
+        options.setdefault("steps", 10)
+    shape = SHAPES[channels]
+    return DiffusersSampler(network, scheduler, image_shape=shape, noise=NOISE, **{"settings": CPU, **options})
+
+
+@torch.inference_mode()
+def images(sampler: DiffusersSampler, noise: Noise = SEARCH, start: int = 0, stop: int = IMAGES) -> Tensor:
+    return sampler.sample(noise, start, stop)
+
+
+def from_pipeline(monkeypatch: pytest.MonkeyPatch, pipeline: Any, *, channels: int = 1, **options: Any) -> Tensor:
+    """The pipeline's own images ``[N, C, H, W]`` in [-1, 1], from our noise."""
+    module = importlib.import_module(type(pipeline).__module__)
+    start = NOISE.batch(SEARCH, 0, IMAGES, SHAPES[channels])
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: start.clone())
+    pipeline.set_progress_bar_config(disable=True)
+    generators = NOISE.generators(SEARCH, 0, IMAGES)
+    with without_deprecations():
+        made = pipeline(batch_size=IMAGES, generator=generators, output_type="np", **options).images
+    return torch.from_numpy(np.asarray(made)).permute(0, 3, 1, 2) * 2 - 1
+
+
+def differ(first: Tensor, second: Tensor) -> float:
+    assert first.shape == second.shape
+    assert first.std() > 0.05  # there is something to compare
+    return float((first - second).abs().max())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_ddpm_gives_the_pipelines_images(monkeypatch: pytest.MonkeyPatch, prediction: str) -> None:
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    network, scheduler = unet(), DDPMScheduler(prediction_type=prediction)
+    expected = from_pipeline(monkeypatch, DDPMPipeline(network, scheduler), num_inference_steps=12)
+    assert differ(images(make(network, DDPMScheduler(prediction_type=prediction), steps=12)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 0.7}, {"eta": 1.0, "use_clipped_model_output": True}])
+def test_ddim_gives_the_pipelines_images(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    from diffusers import DDIMPipeline
+
+    network, scheduler = unet(), build_scheduler("ddim", {"prediction_type": "v_prediction"})
+    expected = from_pipeline(monkeypatch, DDIMPipeline(network, scheduler), num_inference_steps=10, **options)
+    sampler = make(network, build_scheduler("ddim", dict(scheduler.config)), step_options=options)
+    assert differ(images(sampler), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "schedule"),
+    [
+        ({"num_inference_steps": 1}, {"steps": 1}),
+        ({"num_inference_steps": 4}, {"steps": 4}),
+        ({"timesteps": [22, 0], "num_inference_steps": None}, {"timesteps": [22, 0]}),
+    ],
+)
+def test_consistency_models_give_the_pipelines_images(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], schedule: dict[str, Any]
+) -> None:
+    from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline
+
+    network = unet(channels=3, num_class_embeds=4)
+    config = {"num_train_timesteps": 40, "sigma_max": 80.0}
+    pipeline = ConsistencyModelPipeline(network, CMStochasticIterativeScheduler(**config))
+    expected = from_pipeline(monkeypatch, pipeline, channels=3, class_labels=[0, 1, 2, 3, 0], **options)
+    labels = ClassLabels(4, "balanced", noise=NOISE)
+    sampler = make(network, build_scheduler("consistency", config), channels=3, labels=labels, **schedule)
+    assert sampler.nfe == len(schedule.get("timesteps", range(schedule.get("steps", 0))))
+    assert differ(images(sampler), expected) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [7, 10, 15])
+@pytest.mark.parametrize(
+    ("name", "algorithm"), [("dpm-solver++", "dpmsolver++"), ("sde-dpm-solver++", "sde-dpmsolver++")]
+)
+def test_dpm_solver_gives_the_pipelines_images(
+    monkeypatch: pytest.MonkeyPatch, steps: int, name: Any, algorithm: str
+) -> None:
+    from diffusers import DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+
+    trained_with = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample").config
+    scheduler = DPMSolverMultistepScheduler.from_config(trained_with, algorithm_type=algorithm)
+    network = unet()
+    expected = from_pipeline(monkeypatch, DDPMPipeline(network, scheduler), num_inference_steps=steps)
+    sampler = make(network, build_scheduler(name, trained_with), steps=steps)
+    assert sampler.nfe == steps
+    assert differ(images(sampler), expected) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_guidance_and_learned_variance_give_the_pipelines_images(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
+    from diffusers import DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = DiTTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
+            norm_num_groups=4,
+        ).eval()  # fmt: skip
+        nn.init.normal_(network.proj_out_2.weight, std=0.5)
+    config = {"clip_sample": False}
+    shape = (4, 8, 8)
+    start = NOISE.batch(SEARCH, 0, IMAGES, shape)
+    monkeypatch.setattr("diffusers.pipelines.dit.pipeline_dit.randn_tensor", lambda shape, **_: start.clone())
+    pipeline = DiTPipeline(network, _NoDecoder(), DDIMScheduler(**config))
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline([3, 3, 3, 3, 3], guidance_scale=scale, num_inference_steps=6, output_type="np").images
+    expected = torch.from_numpy(made).permute(0, 3, 1, 2) * 2 - 1
+    sampler = DiffusersSampler(
+        network,
+        build_scheduler("ddim", config),
+        steps=6,
+        image_shape=shape,
+        noise=NOISE,
+        labels=ClassLabels(1000, 3, noise=NOISE),
+        guidance=Guidance(scale, null_label=1000) if scale > 1 else None,
+        settings=CPU,
+    )
+    assert sampler.nfe == (12 if scale > 1 else 6)
+    assert differ(images(sampler), expected) < 1e-5
+
+
+class _NoDecoder(nn.Module):
+    """In the place of a VAE: latents are images."""
+
+    config = SimpleNamespace(scaling_factor=1.0)
+    device = torch.device("cpu")
+
+    def decode(self, latents: Tensor) -> Any:
+        return SimpleNamespace(sample=latents)
+
+
+def test_ddpm_uses_the_learned_variance_and_others_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import DDPMPipeline, DDPMScheduler
+
+    config = {"variance_type": "learned_range", "prediction_type": "sample"}
+    network = unet(out_channels=2)
+    expected = from_pipeline(monkeypatch, DDPMPipeline(network, DDPMScheduler(**config)), num_inference_steps=8)
+    learned = images(make(network, build_scheduler("ddpm", config), steps=8))
+    assert differ(learned, expected) < 1e-5
+    fixed = images(make(network, build_scheduler("ddpm", {**config, "variance_type": "fixed_small"}), steps=8))
+    assert differ(learned, fixed) > 1e-3
+    for name in ("ddim", "dpm-solver++"):
+        assert images(make(network, build_scheduler(name, config))).shape == (IMAGES, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_an_image_depends_on_its_index_alone(name: Any) -> None:
+    network = unet(num_class_embeds=3)
+    labels = ClassLabels(3, "random", noise=NOISE)
+    options = {"labels": labels, "guidance": Guidance(2.0, null_label=0)}
+    config = {"prediction_type": "v_prediction", "num_train_timesteps": 200}
+    together = images(make(network, build_scheduler(name, config), **options), stop=6)
+    sampler = make(network, build_scheduler(name, config), **options)
+    apart = torch.cat([images(sampler, start=4, stop=6), images(sampler, stop=1), images(sampler, start=1, stop=4)])
+    assert differ(apart, together[[4, 5, 0, 1, 2, 3]]) < 1e-5
+    assert differ(images(sampler, stop=6), together) < 1e-5
+    assert differ(images(sampler, HELD_OUT, stop=6), together) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["heun", "euler", "unipc", "ddim"])
+def test_solvers_of_one_equation_agree_with_many_steps(name: Any) -> None:
+    """The denoiser is linear, so that the images stay inside the bounds and all solvers converge to one solution."""
+    config = {"prediction_type": "epsilon", "clip_sample": False, "beta_end": 0.01}
+    one, other = (
+        images(make(_Shrinking(), build_scheduler(solver, config), steps=200)) for solver in (name, "dpm-solver++")
+    )
+    assert differ(one, other) < 0.03
+
+
+class _Shrinking(nn.Module):
+    def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        return 0.97 * x
+
+
+def test_weights_of_the_next_candidate_replace_the_ones_before() -> None:
+    sampler = make(unet(0), build_scheduler("ddim", None))
+    first = images(sampler)
+    sampler.load(unet(1).state_dict())
+    second = images(sampler)
+    assert differ(second, images(make(unet(1), build_scheduler("ddim", None)))) == 0
+    sampler.load(unet(0).state_dict())
+    assert differ(images(sampler), first) == 0
+    assert differ(first, second) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 10, "timesteps": [3, 1]}, "either steps or timesteps"),
+        ({"steps": 5000}, "refuses"),
+        ({"step_options": {"etta": 1}}, "no option 'etta'; it has eta"),
+        ({"guidance": Guidance(2.0, 0)}, "no classes to guide to"),
+    ],
+)
+def test_what_the_scheduler_does_not_take_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ObjectiveError, match=message):
+        make(unet(), build_scheduler("ddim", None), **options)
+
+
+def test_a_scheduler_that_cannot_step_is_refused_before_it_samples() -> None:
+    with pytest.raises(ObjectiveError, match="EulerAncestralDiscreteScheduler cannot step: prediction_type"):
+        make(unet(), build_scheduler("euler-ancestral", {"prediction_type": "sample"}))
+
+
+def test_timesteps_are_refused_by_schedulers_that_take_none() -> None:
+    with pytest.raises(ObjectiveError, match="takes a number of steps, and no timesteps"):
+        make(unet(), build_scheduler("ddim", None), timesteps=[22, 0])
+
+
+def test_everything_that_changes_images_is_described() -> None:
+    def described(name: Any = "ddim", **options: Any) -> dict[str, object]:
+        return make(unet(num_class_embeds=3), build_scheduler(name, None), **options).describe()
+
+    labels = ClassLabels(3, "balanced", noise=NOISE)
+    variants = [
+        described(),
+        described("ddpm"),
+        described(steps=11),
+        described(step_options={"eta": 1.0}),
+        described(labels=labels),
+        described(labels=ClassLabels(3, 1, noise=NOISE)),
+        described(labels=labels, guidance=Guidance(2.0, 0)),
+        described(settings=NetworkSettings("cpu", dtype="bf16")),
+        make(unet(norm_eps=1e-3), build_scheduler("ddim", None)).describe(),
+    ]
+    texts = [json.dumps(variant, sort_keys=True) for variant in variants]
+    assert len(set(texts)) == len(texts)
+    assert described() == described()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        ("ddpm", {}, True),
+        ("ddim", {}, False),
+        ("ddim", {"step_options": {"eta": 0.1}}, True),
+        ("dpm-solver++", {}, False),
+        ("sde-dpm-solver++", {}, True),
+        ("euler", {}, False),
+        ("euler", {"step_options": {"s_churn": 1.0, "s_tmax": 0.5}}, True),
+        ("consistency", {"steps": 1}, False),
+        ("consistency", {"steps": 2}, True),
+        ("unipc", {}, False),
+    ],
+)
+def test_noise_is_prepared_only_for_steps_that_draw(
+    monkeypatch: pytest.MonkeyPatch, name: Any, options: dict[str, Any], expected: bool
+) -> None:
+    prepared: list[int] = []
+    noise = ImageNoise(0)
+    monkeypatch.setattr(noise, "generators", lambda *_: prepared.append(1) or NOISE.generators(SEARCH, 0, IMAGES))
+    sampler = make(unet(), build_scheduler(name, None), **options)
+    sampler.noise = noise
+    images(sampler)
+    assert bool(prepared) is expected

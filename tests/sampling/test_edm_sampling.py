@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import HELD_OUT, SEARCH, Noise
+from lcsc_opt.sampling import (
+    ClassLabels,
+    DiffusersSampler,
+    EdmDenoiser,
+    HeunSampler,
+    HeunSchedule,
+    ImageNoise,
+    NetworkSettings,
+)
+from lcsc_opt.sampling.edm import RawOutput
+from lcsc_opt.sampling.schedulers import without_deprecations
+
+SHAPE = (1, 4, 4)
+NOISE = ImageNoise(3)
+CPU = NetworkSettings("cpu")
+MEAN, SPREAD = 0.2, 0.15
+
+
+class Gaussian(nn.Module):
+    """The exact denoiser of data that is normal: D = mean + spread^2 / (spread^2 + sigma^2) (x − mean)."""
+
+    def __init__(self, mean: float = MEAN, spread: float = SPREAD) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean))
+        self.spread = nn.Parameter(torch.tensor(spread))
+
+    def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        s = sigma.reshape(-1, 1, 1, 1)
+        mean = self.mean if class_labels is None else self.mean * class_labels.argmax(1)[:, None, None, None]
+        return mean + self.spread**2 / (self.spread**2 + s**2) * (x - mean)
+
+
+def exact(start: Tensor, sigma_max: float) -> Tensor:
+    """Along dx/dsigma = (x − D) / sigma, (x − mean) / sqrt(spread^2 + sigma^2) does not change."""
+    return MEAN + (start - MEAN) * SPREAD / math.sqrt(SPREAD**2 + sigma_max**2)
+
+
+def heun(network: nn.Module | None = None, *, options: Any = None, **schedule: Any) -> HeunSampler:
+    denoiser = network if isinstance(network, EdmDenoiser) else EdmDenoiser(network or Gaussian())
+    return HeunSampler(
+        denoiser, schedule=HeunSchedule(**schedule), image_shape=SHAPE, noise=NOISE, settings=CPU, **(options or {})
+    )
+
+
+def dpm_solver(network: nn.Module | None = None, *, steps: int, **options: Any) -> DiffusersSampler:
+    from diffusers import EDMDPMSolverMultistepScheduler
+
+    denoiser = network if isinstance(network, EdmDenoiser) else EdmDenoiser(network or Gaussian())
+    scheduler = EDMDPMSolverMultistepScheduler(**options)
+    raw = RawOutput(denoiser, sigma_data=scheduler.config.sigma_data)
+    return DiffusersSampler(
+        raw, scheduler, steps=steps, image_shape=SHAPE, noise=NOISE, settings=CPU, trained=denoiser.network
+    )
+
+
+@torch.inference_mode()
+def images(sampler: Any, noise: Noise = SEARCH, start: int = 0, stop: int = 200) -> Tensor:
+    return sampler.sample(noise, start, stop)
+
+
+def error(sampler: Any, scale: float) -> float:
+    expected = exact(scale * NOISE.batch(SEARCH, 0, 200, SHAPE).double(), scale)
+    inside = expected.abs() < 0.9  # the sampler clips
+    return float((images(sampler) - expected).abs()[inside].mean())
+
+
+def test_heun_is_of_second_order() -> None:
+    errors = [error(heun(steps=steps, sigma_min=1e-4, sigma_max=5.0), 5.0) for steps in (8, 16, 32)]
+    assert errors[0] < 0.05
+    for coarse, fine in itertools.pairwise(errors):
+        assert 3 < coarse / fine < 5.5
+
+
+def test_dpm_solver_converges_to_the_exact_images() -> None:
+    scale = math.sqrt(5.0**2 + 1)  # where diffusers' scheduler begins
+    errors = [error(dpm_solver(steps=steps, sigma_min=1e-4, sigma_max=5.0), scale) for steps in (10, 20, 80)]
+    assert errors[0] < 0.03
+    assert errors[0] / errors[1] > 2.5
+    assert errors[2] < 0.003
+
+
+def test_heun_is_the_one_of_diffusers() -> None:
+    from diffusers import HeunDiscreteScheduler
+
+    with without_deprecations():
+        scheduler = HeunDiscreteScheduler(use_karras_sigmas=True, prediction_type="epsilon")
+        scheduler.set_timesteps(9)
+    levels = scheduler.sigmas.unique().flip(0).tolist()
+    sampler = heun(steps=9, sigma_max=levels[0], sigma_min=levels[-2])
+    assert sampler.schedule.levels() == pytest.approx(levels, rel=1e-5)
+    x = levels[0] * NOISE.batch(SEARCH, 0, 200, SHAPE)
+    network, calls = Gaussian(), 0
+    for timestep in scheduler.timesteps:
+        scheduler.scale_model_input(x, timestep)
+        sigma = scheduler.sigmas[scheduler.step_index]
+        slope = (x - network(x, sigma.expand(200))) / sigma
+        x = scheduler.step(slope, timestep, x).prev_sample.detach()
+        calls += 1
+    assert calls == sampler.nfe == 17
+    assert (images(sampler) - x.clamp(-1, 1)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("schedule", [{}, {"s_churn": 20.0}, {"s_churn": 20.0, "s_min": 0.05, "s_max": 2.0}])
+def test_images_have_the_moments_of_the_data(schedule: dict[str, float]) -> None:
+    made = images(heun(steps=60, sigma_max=20.0, **schedule), stop=2000)
+    assert float(made.mean()) == pytest.approx(MEAN, abs=0.01)
+    assert float(made.std()) == pytest.approx(SPREAD, rel=0.03)
+
+
+def test_churning_adds_noise_only_between_its_bounds() -> None:
+    plain = images(heun(steps=12))
+    assert torch.equal(images(heun(steps=12, s_churn=9.0, s_min=100.0)), plain)
+    churned = images(heun(steps=12, s_churn=9.0))
+    assert (churned - plain).abs().mean() > 0.01
+    assert (images(heun(steps=12, s_churn=9.0, s_noise=1.1)) - churned).abs().mean() > 1e-3
+    schedule = HeunSchedule(steps=10, s_churn=1e6, s_min=1.0, s_max=2.0)
+    assert [schedule.raised(sigma) for sigma in (0.9, 1.0, 2.0, 2.1)] == [0.9, math.sqrt(2), 2 * math.sqrt(2), 2.1]
+    assert HeunSchedule(steps=10, s_churn=1.0).raised(3.0) == pytest.approx(3.3)
+
+
+@pytest.mark.parametrize("make", [lambda: heun(steps=6, s_churn=6.0), lambda: dpm_solver(steps=6)])
+def test_an_image_depends_on_its_index_alone(make: Any) -> None:
+    together = images(make(), stop=6)
+    apart = torch.cat([images(make(), start=4, stop=6), images(make(), stop=4)])
+    assert torch.allclose(apart, together[[4, 5, 0, 1, 2, 3]], atol=1e-6)
+    assert (images(make(), HELD_OUT, stop=6) - together).abs().mean() > 0.01
+
+
+def test_a_network_that_knows_some_noise_levels_gets_only_these() -> None:
+    seen: list[float] = []
+
+    class Rounding(Gaussian):
+        def round_sigma(self, sigma: Tensor) -> Tensor:
+            return sigma.log2().round().exp2()
+
+        def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+            seen.extend(sigma.tolist())
+            return super().forward(x, sigma)
+
+    images(heun(Rounding(), steps=6, sigma_min=0.01, sigma_max=30.0, s_churn=6.0), stop=1)
+    assert len(seen) == 11
+    assert all(math.log2(sigma).is_integer() for sigma in seen)
+
+
+def test_labels_reach_the_network_in_one_hot_rows() -> None:
+    denoiser = EdmDenoiser(Gaussian(spread=1e-3), label_dim=3)
+    labels = ClassLabels(3, "balanced", noise=NOISE)
+    made = images(heun(denoiser, steps=30, options={"labels": labels}), stop=6)
+    assert made.mean((1, 2, 3)).tolist() == pytest.approx([0, MEAN, 2 * MEAN] * 2, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda denoiser: heun(denoiser, steps=30), lambda denoiser: dpm_solver(denoiser, steps=30)]
+)
+def test_guidance_leads_away_from_the_guide(make: Any) -> None:
+    """Of two normal distributions of the same spread, guided D is that of mean_guide + guidance (mean − mean_guide)."""
+    denoiser = EdmDenoiser(Gaussian(0.2, 0.05), guide=Gaussian(0.1, 0.05), guidance=3.0)
+    sampler = make(denoiser)
+    assert float(images(sampler).mean()) == pytest.approx(0.4, abs=0.01)
+    sampler.load(Gaussian(0.3, 0.05).state_dict())  # into the network, not into its guide
+    assert float(images(sampler).mean()) == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_guide_doubles_the_calls() -> None:
+    assert heun(EdmDenoiser(Gaussian(), guide=Gaussian()), steps=5).nfe == 18
+
+
+def test_one_step_is_the_denoiser_itself() -> None:
+    noise = NOISE.batch(SEARCH, 0, 4, SHAPE)
+    expected = Gaussian()(80 * noise, torch.full((4,), 80.0))
+    assert torch.allclose(images(heun(steps=1), stop=4), expected.clamp(-1, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"sigma_min": 0.0}, {"sigma_max": 0.001}, {"rho": -1.0}])
+def test_a_schedule_without_sense_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ObjectiveError, match="0 < sigma_min < sigma_max"):
+        HeunSchedule(**wrong)
+
+
+def test_everything_that_changes_images_is_described() -> None:
+    variants = [
+        heun(),
+        heun(steps=9),
+        heun(sigma_max=10.0),
+        heun(s_churn=3.0),
+        heun(EdmDenoiser(Gaussian(), guide=Gaussian())),
+    ]
+    assert len({str(variant.describe()) for variant in variants}) == len(variants)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import HELD_OUT, SEARCH
+from lcsc_opt.sampling import ClassLabels, FunctionSampler, ImageNoise, NetworkSettings, import_dotted
+
+NOISE = ImageNoise(0)
+SHAPE = (1, 4, 4)
+
+
+def make(function: Callable[..., Any], *, labels: Any = None, **changes: Any) -> FunctionSampler:
+    model = nn.Conv2d(1, 1, 1)
+    nn.init.constant_(model.weight, 0.5)
+    nn.init.zeros_(model.bias)  # type: ignore[arg-type]
+    settings = {"image_shape": SHAPE, "nfe": 2, "settings": NetworkSettings("cpu"), **changes}
+    return FunctionSampler(model, function, noise=NOISE, labels=labels, **settings)
+
+
+def test_images_are_what_the_function_makes_of_the_noise() -> None:
+    def sample(model: nn.Module, noise: Tensor, scale: float = 1.0) -> Tensor:
+        noise *= scale  # a function may write to its noise
+        return model(noise)
+
+    sampler = make(sample, options={"scale": 0.4})
+    expected = (0.2 * NOISE.batch(SEARCH, 3, 9, SHAPE)).clamp(-1, 1)
+    for _ in range(2):
+        assert torch.allclose(sampler.sample(SEARCH, 3, 9), expected)
+    sampler.load({"weight": torch.full((1, 1, 1, 1), -0.5), "bias": torch.zeros(1)})
+    assert torch.allclose(sampler.sample(SEARCH, 3, 9), -expected)
+    assert sampler.nfe == 2
+
+
+def test_images_are_clipped() -> None:
+    images = make(lambda model, noise: 9 * noise).sample(SEARCH, 0, 20)
+    assert (images.min(), images.max()) == (-1, 1)
+
+
+def test_further_noise_belongs_to_the_images() -> None:
+    def sample(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+        assert torch.equal(draw(0), noise)
+        return 0.1 * (draw(1) + draw(2))
+
+    sampler = make(sample)
+    together = sampler.sample(SEARCH, 0, 6)
+    assert torch.equal(torch.cat([sampler.sample(SEARCH, 0, 2), sampler.sample(SEARCH, 2, 6)]), together)
+    assert together.std() == pytest.approx(0.14, abs=0.03)
+    assert not torch.equal(sampler.sample(HELD_OUT, 0, 6), together)
+
+
+def test_labels_are_given_to_functions_that_take_them() -> None:
+    def sample(model: nn.Module, noise: Tensor, labels: Tensor) -> Tensor:
+        return labels[:, None, None, None] / 10 + 0 * noise
+
+    sampler = make(sample, labels=ClassLabels(3, "balanced", noise=NOISE))
+    assert sampler.sample(SEARCH, 1, 4)[:, 0, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.0])
+    with pytest.raises(ObjectiveError, match="has no parameter 'labels'"):
+        make(lambda model, noise: noise, labels=ClassLabels(3, "balanced", noise=NOISE))
+
+
+def test_half_precision_reaches_the_network_inside_the_function() -> None:
+    seen = []
+
+    def sample(model: nn.Module, noise: Tensor) -> Tensor:
+        images = model(noise)
+        seen.append(images.dtype)
+        return images
+
+    assert make(sample, settings=NetworkSettings("cpu", dtype="bf16")).sample(SEARCH, 0, 2).dtype == torch.float32
+    assert seen == [torch.bfloat16]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda model, noise: noise[:2], r"returned torch.float32 \[2, 1, 4, 4\]; expected .* \[5, C, H, W\]"),
+        (lambda model, noise: noise[0], r"returned torch.float32 \[1, 4, 4\]"),
+        (lambda model, noise: noise.to(torch.uint8), "returned torch.uint8"),
+        (lambda model, noise: [noise], "returned a list; expected a tensor"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_refused(function: Any, message: str) -> None:
+    with pytest.raises(ObjectiveError, match=message):
+        make(function).sample(SEARCH, 0, 5)
+
+
+def test_an_option_that_the_function_lacks_is_refused_before_it_samples() -> None:
+    with pytest.raises(ObjectiveError, match=r"sampler_settings: .* has no parameter 'steps'"):
+        make(lambda model, noise: noise, options={"steps": 3})
+    assert make(lambda model, noise, **options: options["steps"] * noise, options={"steps": 0}).nfe == 2
+
+
+def test_everything_that_changes_images_is_described() -> None:
+    def sample(model: nn.Module, noise: Tensor, scale: float = 1.0) -> Tensor:
+        return noise
+
+    variants = [
+        make(sample),
+        make(sample, options={"scale": 2.0}),
+        make(sample, name="other"),
+        make(sample, image_shape=(1, 4, 5)),
+        make(sample, settings=NetworkSettings("cpu", dtype="bf16")),
+    ]
+    assert len({str(variant.describe()) for variant in variants}) == len(variants)
+
+
+def test_dotted_names_are_imported() -> None:
+    assert import_dotted("collections:OrderedDict", setting="model")() == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("collections", "model: expected 'module:function', got 'collections'"),
+        (":x", "model: expected 'module:function'"),
+        ("no_such_module:x", "model: 'no_such_module:x' cannot be imported: No module"),
+        ("collections:no_such", "cannot be imported: .*no_such"),
+        ("collections:__name__", "is a str; expected a function or a class"),
+    ],
+)
+def test_names_that_cannot_be_imported_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ObjectiveError, match=message):
+        import_dotted(name, setting="model")

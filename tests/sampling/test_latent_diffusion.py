@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_pipelines
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import HELD_OUT, SEARCH, SELECTION
+from lcsc_opt.sampling import ImageNoise
+from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
+from lcsc_opt.sampling.lora_adapter import LoraConversion
+from lcsc_opt.sampling.network import NetworkSettings
+from lcsc_opt.sampling.pipelines import load_pipeline, require_text_to_image
+from lcsc_opt.sampling.prompts import PromptEmbeddings, read_prompts
+from lcsc_opt.sampling.schedulers import without_deprecations
+from lcsc_opt.torchvision_import import prepare_torchvision
+
+prepare_torchvision()
+pytest.importorskip("transformers")
+
+PROMPTS = ("a cat", "the dog sits", "a red house")
+SIZE = (16, 16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("pipeline")
+    tiny_pipelines.stable_diffusion(place).save_pretrained(place / "saved")
+    return place / "saved"
+
+
+@pytest.fixture
+def pipeline(folder: Path) -> Any:
+    return load_pipeline(str(folder), NetworkSettings(device="cpu"))
+
+
+def sampler(pipeline: Any, **changes: Any) -> LatentDiffusionSampler:
+    chosen = {"component": "unet", "prompts": PROMPTS, "noise": ImageNoise(3), "steps": 3, **changes}
+    return LatentDiffusionSampler(pipeline, **chosen)
+
+
+def own_images(pipeline: Any, start: int, stop: int, **changes: Any) -> Tensor:
+    """The pipeline's own images of the same latents, prompts as texts, and generators."""
+    noise = ImageNoise(3)
+    with without_deprecations():
+        called = pipeline(
+            prompt=[PROMPTS[i % 3] for i in range(start, stop)],
+            latents=noise.batch(SEARCH, start, stop, (4, 8, 8)),
+            generator=noise.generators(SEARCH, start, stop),
+            output_type="pt",
+            **{"num_inference_steps": 3, "guidance_scale": 1.0, **changes},
+        )
+    return called.images * 2 - 1
+
+
+def lora(seed: int, rank: int = 2, *, text: bool = False) -> dict[str, Tensor]:
+    """A LoRA with the names that diffusers writes."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    network = tiny_pipelines.unet()
+    network.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_out.0", "conv1"]))
+    tiny_pipelines.randomize(network, seed, only="lora_")
+    factors = {f"unet.{name}": value for name, value in get_peft_model_state_dict(network).items()}
+    if text:
+        generator = torch.Generator().manual_seed(seed)
+        stem = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer"
+        factors |= {
+            f"{stem}.{part}.weight": torch.randn(shape, generator=generator)
+            for part, shape in (("down", (rank, 16)), ("up", (16, rank)))
+        }
+    return factors
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["LCMScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler"]
+)
+def test_images_are_the_pipelines_own(pipeline: Any, scheduler: str) -> None:
+    import diffusers
+
+    pipeline.scheduler = getattr(diffusers, scheduler).from_config(pipeline.scheduler.config)
+    expected = own_images(pipeline, 2, 7)
+    images = sampler(pipeline).sample(SEARCH, 2, 7)
+    assert images.shape == (5, 3, *SIZE)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+    assert images.min() >= -1
+    assert images.max() <= 1
+    assert images.std() > 0.1
+
+
+def test_guidance_with_a_negative_prompt_is_the_pipelines_own(pipeline: Any) -> None:
+    guided = sampler(pipeline, guidance_scale=3.0, negative_prompt="blurry")
+    expected = own_images(pipeline, 0, 4, guidance_scale=3.0, negative_prompt=["blurry"] * 4)
+    torch.testing.assert_close(guided.sample(SEARCH, 0, 4), expected, rtol=0, atol=1e-5)
+    assert guided.nfe == 6
+    assert (guided.sample(SEARCH, 0, 4) - sampler(pipeline, guidance_scale=3.0).sample(SEARCH, 0, 4)).abs().max() > 1e-3
+
+
+def test_an_image_does_not_depend_on_those_beside_it(pipeline: Any) -> None:
+    each = sampler(pipeline)
+    together = each.sample(SEARCH, 0, 6)
+    alone = torch.cat([each.sample(SEARCH, i, i + 1) for i in range(6)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(sampler(pipeline).sample(SEARCH, 4, 6), together[4:], rtol=0, atol=1e-5)
+
+
+def test_groups_of_noise_differ_and_the_held_out_one_may_have_its_own_prompts(pipeline: Any) -> None:
+    each = sampler(pipeline, held_out_prompts=["a boat"])
+    assert (each.sample(SEARCH, 0, 2) - each.sample(SELECTION, 0, 2)).abs().max() > 0.01
+    of_boats = sampler(pipeline, prompts=["a boat"])
+    torch.testing.assert_close(each.sample(HELD_OUT, 0, 2), of_boats.sample(HELD_OUT, 0, 2), rtol=0, atol=1e-5)
+    assert (each.sample(SELECTION, 0, 2) - of_boats.sample(SELECTION, 0, 2)).abs().max() > 1e-3
+    same = sampler(pipeline)
+    assert (same.sample(HELD_OUT, 0, 2) - each.sample(HELD_OUT, 0, 2)).abs().max() > 1e-3
+
+
+def test_merged_weights_change_the_images(pipeline: Any, folder: Path) -> None:
+    each = sampler(pipeline)
+    before = each.sample(SEARCH, 0, 3)
+    weights = {name: 1.1 * value for name, value in pipeline.unet.state_dict().items()}
+    each.load(weights)
+    after = each.sample(SEARCH, 0, 3)
+    assert (after - before).abs().max() > 0.01
+    other = load_pipeline(str(folder), NetworkSettings(device="cpu"))
+    other.unet.load_state_dict(weights)
+    torch.testing.assert_close(after, own_images(other, 0, 3), rtol=0, atol=1e-5)
+    with pytest.raises(ObjectiveError, match="do not fit"):
+        each.load({"conv_in.weight": torch.ones(1)})
+
+
+def test_a_lora_changes_the_images_as_a_file_of_it_does(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    each = sampler(load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True), component="lora")
+    images = []
+    for seed in (1, 2):  # the second is copied into the adapter of the first
+        each.load(lora(seed))
+        images.append(each.sample(SEARCH, 0, 3))
+        save_file(lora(seed), tmp_path / "lora.safetensors")
+        other = load_pipeline(str(folder), NetworkSettings(device="cpu"))
+        other.load_lora_weights(tmp_path / "lora.safetensors")
+        torch.testing.assert_close(images[-1], own_images(other, 0, 3), rtol=0, atol=1e-5)
+    assert (images[0] - images[1]).abs().max() > 0.01
+
+
+def test_only_the_denoiser_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    load_pipeline(str(folder), NetworkSettings(device="cpu"))
+    load_pipeline(str(folder), NetworkSettings(device="cpu", compile=True))
+    assert compiled == ["UNet2DConditionModel"]
+
+
+def test_one_adapter_takes_all_loras(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("peft")
+    pipeline = load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True)
+    each = sampler(pipeline, component="lora")
+    each.load(lora(1))
+    parameters = {name: parameter.data_ptr() for name, parameter in pipeline.unet.named_parameters()}
+    each.load(lora(2))
+    assert parameters == {name: parameter.data_ptr() for name, parameter in pipeline.unet.named_parameters()}
+    assert list(pipeline.unet.peft_config) == ["merged"]
+    assert "open an issue" not in caplog.text
+
+
+def test_a_lora_of_the_text_encoder_changes_the_prompts_embeddings(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    each = sampler(load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True), component="lora")
+    for seed in (1, 2):
+        each.load(lora(seed, text=True))
+        images = each.sample(SEARCH, 0, 3)
+    other = load_pipeline(str(folder), NetworkSettings(device="cpu"))
+    other.load_lora_weights(lora(2, text=True))
+    torch.testing.assert_close(images, own_images(other, 0, 3), rtol=0, atol=1e-5)
+    plain = load_pipeline(str(folder), NetworkSettings(device="cpu"))
+    plain.load_lora_weights(lora(2))
+    assert (images - own_images(plain, 0, 3)).abs().max() > 1e-4
+
+
+def test_a_lora_that_does_not_fit_is_one_line(folder: Path) -> None:
+    pytest.importorskip("peft")
+    each = sampler(load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True), component="lora")
+    wrong = {"unet.nowhere.lora_A.weight": torch.ones(1, 3), "unet.nowhere.lora_B.weight": torch.ones(2, 1)}
+    with pytest.raises(ObjectiveError, match="LoRA") as caught:
+        each.load(wrong)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ObjectiveError, match="part that StableDiffusionPipeline lacks"):
+        each.load({"prior.x.lora_A.weight": torch.ones(1, 3)})
+    each.load(lora(1))
+    with pytest.raises(ObjectiveError, match="and in the pipeline it is"):
+        each.load(lora(1, rank=3))
+    with pytest.raises(ObjectiveError, match="where the first one had not"):
+        each.load(lora(1, text=True))
+
+
+def test_prompts_are_encoded_once(pipeline: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    own = pipeline.encode_prompt
+
+    def counted(
+        prompt: Any,
+        device: Any,
+        num_images_per_prompt: int,
+        do_classifier_free_guidance: bool,
+        negative_prompt: Any = None,
+    ) -> Any:
+        encoded.extend(prompt)
+        return own(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt)
+
+    monkeypatch.setattr(pipeline, "encode_prompt", counted)
+    embeddings = PromptEmbeddings(pipeline, negative_prompt="", guided=False)
+    first = embeddings.of(["a", "b", "a"])["prompt_embeds"]
+    assert torch.equal(embeddings.of(["b", "a"])["prompt_embeds"], first[[1, 0]])
+    assert encoded == ["a", "b"]
+    small = PromptEmbeddings(pipeline, negative_prompt="", guided=False, cache_bytes=0)
+    torch.testing.assert_close(small.of(["a", "b", "a"])["prompt_embeds"], first)
+    small.of(["a"])
+    assert encoded == ["a", "b", "a", "b", "a"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_latent_consistency_models_need_one_call_a_step(tmp_path: Path, whole: bool) -> None:
+    if whole:
+        latent = tiny_pipelines.latent_consistency(tmp_path)
+    else:  # such a U-Net in the pipeline of Stable Diffusion
+        latent = tiny_pipelines.stable_diffusion(tmp_path, time_cond_proj_dim=8)
+    each = sampler(latent, guidance_scale=8.5)
+    assert each.nfe == 3
+    torch.testing.assert_close(
+        each.sample(SEARCH, 0, 3), own_images(latent, 0, 3, guidance_scale=8.5), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("guidance", "negative"), [(1.0, None), (4.0, None), (4.0, "blurry"), (4.0, "")])
+def test_sdxl_is_the_pipelines_own(tmp_path: Path, guidance: float, negative: str | None) -> None:
+    large = tiny_pipelines.stable_diffusion_xl(tmp_path)
+    assert large.config.force_zeros_for_empty_prompt  # no negative prompt is another thing than an empty one
+    each = sampler(large, guidance_scale=guidance, negative_prompt=negative)
+    given = None if negative is None else [negative] * 4
+    own = own_images(large, 0, 4, guidance_scale=guidance, negative_prompt=given)
+    torch.testing.assert_close(each.sample(SEARCH, 0, 4), own, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "options"),
+    [
+        (tiny_pipelines.stable_diffusion_3, {}),
+        (tiny_pipelines.pixart, {"use_resolution_binning": False, "clean_caption": False}),
+    ],
+)
+def test_transformers_are_the_pipelines_own(tmp_path: Path, build: Any, options: dict[str, bool]) -> None:
+    pipeline = build(tmp_path)
+    for guidance in (1.0, 4.0):
+        each = sampler(pipeline, component="transformer", guidance_scale=guidance, negative_prompt="blurry")
+        own = own_images(pipeline, 0, 4, guidance_scale=guidance, negative_prompt=["blurry"] * 4, **options)
+        torch.testing.assert_close(each.sample(SEARCH, 0, 4), own, rtol=0, atol=1e-5)
+        assert each.nfe == (3 if guidance == 1.0 else 6)
+    before = each.sample(SEARCH, 0, 1)
+    each.load({name: 1.1 * value for name, value in pipeline.transformer.state_dict().items()})
+    assert (each.sample(SEARCH, 0, 1) - before).abs().max() > 1e-3
+
+
+def test_a_lora_of_a_transformer_changes_the_images_as_a_file_of_it_does(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    stem = "transformer.transformer_blocks.0.attn.to_q"
+    generator = torch.Generator().manual_seed(0)
+    factors = {
+        f"{stem}.lora_{part}.weight": torch.randn(shape, generator=generator)
+        for part, shape in (("A", (2, 16)), ("B", (16, 2)))
+    }
+    each = sampler(tiny_pipelines.stable_diffusion_3(tmp_path), component="lora")
+    each.load(factors)
+    other = tiny_pipelines.stable_diffusion_3(tmp_path)
+    other.load_lora_weights(factors)
+    torch.testing.assert_close(each.sample(SEARCH, 0, 2), own_images(other, 0, 2), rtol=0, atol=1e-5)
+    with pytest.raises(ObjectiveError, match="PixArtSigmaPipeline takes no LoRA"):
+        sampler(tiny_pipelines.pixart(tmp_path), component="lora")
+
+
+def test_what_decides_images_is_described(pipeline: Any, folder: Path) -> None:
+    described = sampler(pipeline).describe()
+    assert json.loads(json.dumps(described)) == described
+    again = load_pipeline(str(folder), NetworkSettings(device="cpu"))
+    assert sampler(again).describe() == described
+    changed = [
+        {"guidance_scale": 2.0},
+        {"negative_prompt": "x"},
+        {"prompts": ["a"]},
+        {"held_out_prompts": ["a"]},
+        {"steps": 4},
+        {"height": 32},
+        {"noise": ImageNoise(4)},
+        {"component": "lora", "conversion": LoraConversion(dict, {"rank": 2})},
+    ]
+    assert all(sampler(again, **change).describe() != described for change in changed)
+    with torch.no_grad():
+        again.vae.decoder.conv_out.bias.add_(1)
+    assert sampler(again).describe()["weights"] != described["weights"]
+
+
+def test_the_weights_that_are_merged_are_no_part_of_the_description(folder: Path) -> None:
+    pytest.importorskip("peft")
+    pipeline = load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True)
+    each = sampler(pipeline)
+    before = each.describe()
+    each.load({name: 2 * value for name, value in pipeline.unet.state_dict().items()})
+    assert sampler(pipeline).describe() == before
+    adapted = sampler(pipeline, component="lora")
+    before = sampler(pipeline, component="lora").describe()
+    adapted.load(lora(1))
+    assert adapted.describe() == before
+
+
+def test_half_precision_and_channels_last_are_settings(folder: Path, pipeline: Any) -> None:
+    expected = sampler(pipeline).sample(SEARCH, 0, 2)
+    half = sampler(load_pipeline(str(folder), NetworkSettings(device="cpu", dtype="bf16", channels_last=True)))
+    assert half.denoiser.dtype == torch.bfloat16
+    assert half.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    images = half.sample(SEARCH, 0, 2)
+    assert images.dtype == torch.float32
+    assert 0 < (images - expected).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"height": 20}, "height: expected a multiple of 8, got 20"),
+        ({"component": "transformer"}, "has no transformer"),
+        ({"options": {"eta2": 1}}, "does not take 'eta2'"),
+        ({"steps": 2000}, "refuses"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(pipeline: Any, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ObjectiveError, match=said):
+        sampler(pipeline, **changes)
+
+
+def test_a_pipeline_that_is_not_supported_is_refused(folder: Path) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    with pytest.raises(ObjectiveError, match="StableDiffusionImg2ImgPipeline is not supported; these are: StableDiff"):
+        sampler(StableDiffusionImg2ImgPipeline.from_pretrained(folder))
+
+
+def test_a_pipeline_that_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("nobody/has-this", str(tmp_path)):
+        with pytest.raises(ObjectiveError, match="cannot be loaded") as caught:
+            load_pipeline(name, NetworkSettings(device="cpu"))
+        assert "hf download" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_pipelines_folder_never_runs(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    for change in ({"vae": ["evil", "Evil"]}, {"_class_name": ["pipeline", "Evil"]}):
+        place = tmp_path / next(iter(change))
+        shutil.copytree(folder, place)
+        index = json.loads((place / "model_index.json").read_text())
+        (place / "model_index.json").write_text(json.dumps({**index, **change}))
+        for code in (place / "vae" / "evil.py", place / "pipeline.py"):
+            code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+        with pytest.raises(ObjectiveError, match="never run"):
+            load_pipeline(str(place), NetworkSettings(device="cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else own(name))
+    require_text_to_image(lora=False)
+    with pytest.raises(ObjectiveError, match=r"needs peft.*pip install 'lcsc-opt\[text-to-image\]'"):
+        require_text_to_image(lora=True)
+
+
+def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n\n  über \n", encoding="utf-8")
+    assert read_prompts(path) == ("a cat", "über")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ObjectiveError, match="not UTF-8"):
+        read_prompts(path)
+    path.write_text("\n \n")
+    with pytest.raises(ObjectiveError, match="holds no prompt"):
+        read_prompts(path)
+    with pytest.raises(ObjectiveError, match="No such file"):
+        read_prompts(tmp_path / "other.txt")

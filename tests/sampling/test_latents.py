@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import unet_examples  # noqa: F401  # prepares torchvision for diffusers
+from torch import Tensor, nn
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.records import SEARCH
+from lcsc_opt.sampling import (
+    DiffusersSampler,
+    EdmDenoiser,
+    HeunSampler,
+    HeunSchedule,
+    ImageNoise,
+    LatentDecoder,
+    NetworkSettings,
+    build_scheduler,
+    load_autoencoder,
+)
+
+SHAPE = (2, 4, 4)
+
+
+class Doubling(nn.Module):
+    """Latents are images of half the brightness and half the size."""
+
+    def decode(self, latents: Tensor) -> Any:
+        return SimpleNamespace(sample=2 * latents.repeat_interleave(2, 2).repeat_interleave(2, 3))
+
+
+class Pointed(nn.Module):
+    """A denoiser and a noise prediction that lead to latents of 0.25, whatever the noise."""
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return torch.full_like(x, 0.25)
+
+
+def test_latents_are_scaled_back_by_channel_and_images_to_their_range() -> None:
+    latents = torch.randn(5, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    decoder = LatentDecoder(Doubling(), mean=[0.1, 0.2], scale=[2.0, 3.0], low=0.0, batch_size=2)
+    raw = torch.stack([latents[:, 0] * 2.0 + 0.1, latents[:, 1] * 3.0 + 0.2], 1)
+    expected = 2 * Doubling().decode(raw).sample - 1  # [0, 1] → [-1, 1]
+    assert torch.allclose(decoder(latents), expected, atol=1e-5)
+    plain = LatentDecoder(Doubling(), mean=[0.0, 0.0], scale=[1.0, 1.0])
+    assert torch.allclose(plain(latents), Doubling().decode(latents).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["heun", "ddim"])
+def test_samplers_decode_before_they_clip(kind: str) -> None:
+    decoder = LatentDecoder(Doubling(), mean=[0.0, 0.0], scale=[8.0, -1.0])
+    parts: dict[str, Any] = {
+        "image_shape": SHAPE,
+        "noise": ImageNoise(0),
+        "decoder": decoder,
+        "settings": NetworkSettings("cpu"),
+    }
+    if kind == "heun":
+        sampler: Any = HeunSampler(EdmDenoiser(Pointed()), schedule=HeunSchedule(steps=4), **parts)
+    else:
+        scheduler = build_scheduler("ddim", {"prediction_type": "sample", "clip_sample": False})
+        sampler = DiffusersSampler(Pointed(), scheduler, steps=4, **parts)
+    images = sampler.sample(SEARCH, 0, 3)
+    assert images.shape == (3, 2, 8, 8)
+    assert torch.allclose(images[:, 0], torch.ones(3, 8, 8))  # 0.25 · 8 · 2, clipped
+    assert torch.allclose(images[:, 1], torch.full((3, 8, 8), -0.5), atol=0.02)
+    assert "autoencoder" in sampler.describe()["decoder"]
+
+
+def test_an_autoencoder_comes_from_a_folder_of_diffusers(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    made = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(4,), norm_num_groups=2,
+        down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",),
+    )  # fmt: skip
+    made.save_pretrained(tmp_path / "vae")
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    decoder = LatentDecoder(load_autoencoder(tmp_path / "vae"), mean=[0.0] * 4, scale=[1.0] * 4)
+    with torch.inference_mode():
+        assert torch.allclose(decoder(latents), made.eval().decode(latents).sample, atol=1e-6)
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
+    with pytest.raises(ObjectiveError, match=r"decoder: .* cannot be loaded"):
+        load_autoencoder(tmp_path / "vae")
+
+
+def test_a_folder_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ObjectiveError, match=r"decoder: .* holds no config\.json"):
+        load_autoencoder(tmp_path)

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from unet_examples import unet
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.sampling import NetworkSettings, PreparedNetwork
+
+IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+TIMES = torch.tensor([1, 50, 999])
+
+
+def prepare(seed: int = 0, **settings: Any) -> PreparedNetwork:
+    return PreparedNetwork(unet(seed), NetworkSettings(device="cpu", **settings))
+
+
+@torch.inference_mode()
+def run(network: PreparedNetwork) -> Tensor:
+    return network(IMAGES, TIMES)
+
+
+def relative(first: Tensor, second: Tensor) -> float:
+    return float((first - second).norm() / second.norm())
+
+
+def test_fp32_is_the_network_itself() -> None:
+    with torch.inference_mode():
+        assert torch.equal(run(prepare()), unet()(IMAGES, TIMES).sample)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.03), ("fp16", 0.004)])
+def test_half_precision_is_close_and_not_equal(dtype: str, tolerance: float) -> None:
+    exact, half = run(prepare()), run(prepare(dtype=dtype))
+    assert half.dtype == torch.float32
+    assert 1e-5 < relative(half, exact) < tolerance
+
+
+def test_half_precision_keeps_the_weights_in_float32() -> None:
+    network = prepare(dtype="bf16")
+    weights = unet(1).state_dict()
+    network.load(weights)
+    assert all(torch.equal(value, weights[name]) for name, value in network.module.state_dict().items())
+
+
+def test_channels_last_reaches_images_and_convolutions() -> None:
+    seen: list[bool] = []
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = PreparedNetwork(unet(channels=3), NetworkSettings(device="cpu", channels_last=True))
+    network.module.conv_in.register_forward_hook(  # type: ignore[operator, union-attr]
+        lambda module, inputs, output: seen.extend(
+            tensor.is_contiguous(memory_format=torch.channels_last) for tensor in (inputs[0], module.weight, output)
+        )
+    )
+    with torch.inference_mode():
+        made = network(images, TIMES)
+        assert relative(made, unet(channels=3)(images, TIMES).sample) < 1e-5
+    assert seen == [True, True, True]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_stays_compiled_for_the_next_candidate() -> None:
+    network = PreparedNetwork(_Small(0), NetworkSettings(device="cpu", compile=True))
+    x = torch.linspace(-1, 1, 12).reshape(3, 1, 2, 2)
+    with torch.inference_mode():
+        for seed in (0, 1, 2):
+            network.load(_Small(seed).state_dict())
+            assert torch.allclose(network(x), _Small(seed)(x), atol=1e-6)
+            with torch.compiler.set_stance("fail_on_recompile"):
+                network.load(_Small(seed + 10).state_dict())
+                assert torch.allclose(network(x), _Small(seed + 10)(x), atol=1e-6)
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(module: nn.Module) -> Any:
+        def call(*arguments: Any) -> Tensor:
+            raise torch._dynamo.exc.BackendCompilerFailed(call, RuntimeError("no\nworking C++ compiler"), None)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", failing)
+    network = PreparedNetwork(_Small(0), NetworkSettings(device="cpu", compile=True))
+    with pytest.raises(ObjectiveError, match=r"compile: .*compile: false") as caught:
+        network(torch.zeros(1, 1, 2, 2))
+    assert "\n" not in str(caught.value)
+
+
+class _Small(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 1)
+        nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x)) * x
+
+
+def test_auto_takes_the_best_device_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for there, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert NetworkSettings().torch_device() == torch.device(expected)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert NetworkSettings().torch_device() == torch.device("mps")
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda", 0, r"device: cuda is not there \(torch sees none\); 'auto' takes what is"),
+        ("cuda:2", 2, r"device: cuda:2 is not there \(torch sees 2 of them\)"),
+        ("gpu", 0, "device: expected auto, cpu, cuda, .*got 'gpu'"),
+        ("meta", 0, "device: expected auto, cpu, cuda, .*got 'meta'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, message: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ObjectiveError, match=message):
+        NetworkSettings(device=device).torch_device()
+
+
+def test_a_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert NetworkSettings(device="cuda:1").torch_device() == torch.device("cuda", 1)
+
+
+def test_only_the_trained_part_gets_weights() -> None:
+    whole = nn.ModuleDict({"trained": _Small(0), "fixed": _Small(1)})
+    network = PreparedNetwork(whole, NetworkSettings("cpu"), trained=whole["trained"])
+    network.load(_Small(5).state_dict())
+    assert torch.equal(whole["trained"].layer.weight, _Small(5).layer.weight)  # type: ignore[union-attr]
+    assert torch.equal(whole["fixed"].layer.weight, _Small(1).layer.weight)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("layer.bias"), "they lack layer.bias;"),
+        (lambda w: w.update(a=torch.ones(1), b=torch.ones(1)), r"the network has no a \(and 1 more\);"),
+        (lambda w: w.update({"layer.bias": torch.ones(2)}), r"layer.bias is \[2\] and not \[1\];"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change: Any, message: str) -> None:
+    network = PreparedNetwork(_Small(0), NetworkSettings("cpu"))
+    weights = _Small(1).state_dict()
+    change(weights)
+    with pytest.raises(ObjectiveError, match=f"do not fit the network: {message}"):
+        network.load(weights)
+    assert torch.equal(network.module.layer.weight, _Small(0).layer.weight)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, None), lambda x: SimpleNamespace(sample=x)])
+def test_outputs_are_unwrapped(wrap: Any) -> None:
+    module = _Small(0)
+    module.forward = lambda x: wrap(2 * x)  # type: ignore[method-assign]
+    network = PreparedNetwork(module, NetworkSettings("cpu"))
+    assert torch.equal(network(IMAGES), 2 * IMAGES)
+
+
+def test_an_output_without_images_is_refused() -> None:
+    module = _Small(0)
+    module.forward = lambda x: {"images": x}  # type: ignore[method-assign]
+    with pytest.raises(ObjectiveError, match="returned a dict; expected a tensor"):
+        PreparedNetwork(module, NetworkSettings("cpu"))(IMAGES)
