@@ -37,6 +37,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, JsonValue, model_validator
 from torch import nn
 
+from lcsc_opt.dotted import import_dotted
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
@@ -54,7 +55,6 @@ from lcsc_opt.sampling import (
     Sampler,
     build_scheduler,
     choose_labels,
-    import_dotted,
     load_autoencoder,
     load_weights,
     weights_sha256,

@@ -10,10 +10,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.dotted import import_dotted
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.study_spec import FrozenModel, parse_settings
 
@@ -28,11 +27,5 @@ class Settings(FrozenModel):
 def build(settings: dict[str, Any]) -> Objective:
     """Import the function and wrap it."""
     checked = parse_settings(Settings, settings, source="objective.settings")
-    module_name, _, function_name = checked.callable.partition(":")
-    if not module_name or not function_name:
-        raise ObjectiveError(f"callable: expected 'module:function', got {checked.callable!r}")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ObjectiveError(f"callable: {checked.callable!r} cannot be imported: {error}") from error
+    function = import_dotted(checked.callable, setting="callable")
     return CoefficientFunction(function, checked.steps, name=checked.callable)

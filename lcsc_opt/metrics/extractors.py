@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lcsc_opt.dotted import import_dotted
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics.clip import ClipExtractor
 from lcsc_opt.metrics.dinov2 import DinoV2Extractor
@@ -41,13 +41,7 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
 
 
 def _from_factory(name: str, device: torch.device | str) -> FeatureExtractor:
-    module_name, _, attribute = name.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise MetricError(f"extractor {name}: cannot be imported: {error}") from error
-    if not callable(factory):
-        raise MetricError(f"extractor {name}: is {type(factory).__name__}, expected a function that makes an extractor")
+    factory = import_dotted(name, setting="extractor", error=MetricError)
     made = factory(device=device) if _takes_device(factory) else factory()
     if not isinstance(made, FeatureExtractor):
         raise MetricError(

@@ -4,7 +4,6 @@ from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.consistency import ConsistencyFunction, ConsistencySampler, noise_levels
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.diffusers_sampler import DiffusersSampler
-from lcsc_opt.sampling.dotted import import_dotted
 from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOutput
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.sampling.labels import ClassLabels, Guidance, Labels, choose_labels
@@ -35,7 +34,6 @@ __all__ = [
     "SchedulerSettings",
     "build_scheduler",
     "choose_labels",
-    "import_dotted",
     "load_autoencoder",
     "load_weights",
     "noise_levels",

@@ -223,7 +223,7 @@ def test_own_extractors_are_made_by_their_dotted_name(own, tmp_path, real_featur
         ("own_extractors:missing", "cannot be imported"),
         ("no_such_module_at_all:f", "cannot be imported: No module named"),
         ("own_extractors:nothing", "made object, which lacks name"),
-        ("own_extractors:number", "is int, expected a function"),
+        ("own_extractors:number", "is a int; expected a function"),
     ],
 )
 def test_own_extractors_that_are_none_are_refused(own, tmp_path, name, message):

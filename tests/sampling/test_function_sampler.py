@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.dotted import import_dotted
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import HELD_OUT, SEARCH
-from lcsc_opt.sampling import ClassLabels, FunctionSampler, ImageNoise, NetworkSettings, import_dotted
+from lcsc_opt.sampling import ClassLabels, FunctionSampler, ImageNoise, NetworkSettings
 
 NOISE = ImageNoise(0)
 SHAPE = (1, 4, 4)

@@ -6,27 +6,28 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.errors import LcscError, ObjectiveError
 
 
-def import_dotted(name: str, *, setting: str) -> Callable[..., Any]:
+def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
     """Import ``"package.module:function"``, from wherever Python finds it, also beside the study file.
 
     Args:
         name: what to import.
         setting: where the study file says it, for errors.
+        error: what is raised.
 
     Raises:
-        ObjectiveError: it is not of that form, cannot be imported, or cannot be called.
+        LcscError: of the kind ``error``; it is not of that form, cannot be imported, or cannot be called.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
-        raise ObjectiveError(f"{setting}: expected 'module:function', got {name!r}")
+        raise error(f"{setting}: expected 'module:function', got {name!r}")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ObjectiveError(f"{setting}: {name!r} cannot be imported: {error}") from error
+    except (ImportError, AttributeError) as reason:
+        raise error(f"{setting}: {name!r} cannot be imported: {reason}") from reason
     if not callable(found):
-        raise ObjectiveError(f"{setting}: {name!r} is a {type(found).__name__}; expected a function or a class")
+        raise error(f"{setting}: {name!r} is a {type(found).__name__}; expected a function or a class")
     function: Callable[..., Any] = found
     return function
