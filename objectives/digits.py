@@ -7,20 +7,22 @@ about three minutes on two cores; afterwards they come from the cache.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import nn
 
 from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, extract
-from lcsc_opt.metrics.digits import DigitsExtractor, digits_images, train_digits_network
+from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics.classifier import reference_of
+from lcsc_opt.metrics.digits import digits_images, train_digits_network
 from lcsc_opt.objective import cache_directory
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.study_spec import FrozenModel, parse_settings
-from lcsc_opt.torchvision_import import prepare_torchvision
 from lcsc_opt.training.consistency import ConsistencyTraining, train_consistency
+from lcsc_opt.training.networks import small_unet
 
+IMAGE_SHAPE = (1, 8, 8)
 NETWORK = "UNet2DModel 16-32"
 
 
@@ -53,12 +55,11 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     )
     function = ConsistencyFunction(network(), sigma_data=training.sigma_data, sigma_min=training.sigma_min)
     sigmas = [training.sigma_max * 0.2**step for step in range(checked.nfe)]
-    sampler = ConsistencySampler(function, image_shape=(1, 8, 8), sigmas=sigmas, noise=ImageNoise(checked.noise_seed))
+    sampler = ConsistencySampler(function, image_shape=IMAGE_SHAPE, sigmas=sigmas, noise=ImageNoise(checked.noise_seed))
     return MergeSampleScore(
         trajectory,
         sampler,
-        extractor,
-        _reference(extractor),
+        Scores.fid(extractor, reference_of(extractor, digits_images())),
         images=checked.images,
         batch_size=checked.batch_size,
     )
@@ -66,23 +67,4 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
 
 def network() -> nn.Module:
     """A U-Net of 159,697 parameters on 8×8 grey images."""
-    prepare_torchvision()
-    from diffusers import UNet2DModel
-
-    model: nn.Module = cast("Any", UNet2DModel)(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        add_attention=False,
-    )
-    return model
-
-
-def _reference(extractor: DigitsExtractor) -> ReferenceStatistics:
-    statistics = FeatureStatistics.from_features(extract(extractor, digits_images(), batch_size=500))
-    return ReferenceStatistics.from_statistics(statistics, extractor.name)
+    return small_unet(IMAGE_SHAPE, (16, 32))

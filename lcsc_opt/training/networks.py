@@ -1,0 +1,57 @@
+"""The networks that the shipped recipes train: small U-Nets of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lcsc_opt.torchvision_import import prepare_torchvision
+
+
+def small_unet(image_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:
+    """A ``UNet2DModel`` without attention, one layer a block: ``(x [N, C, H, W], t [N]) -> .sample [N, C, H, W]``.
+
+    Args:
+        image_shape: ``[C, H, W]``, square, and divisible by two as often as there are widths after the first.
+        widths: channels at each resolution, multiples of four; every further one halves the resolution.
+    """
+    prepare_torchvision()
+    from diffusers import UNet2DModel
+
+    channels, size, _ = image_shape  # lists below, since a study's fingerprint is JSON
+    model: nn.Module = cast("Any", UNet2DModel)(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=list(widths),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=["DownBlock2D"] * len(widths),
+        up_block_types=["UpBlock2D"] * len(widths),
+        add_attention=False,
+    )
+    return model
+
+
+class PatchedUNet(nn.Module):
+    """A :func:`small_unet` whose pixels are patches of the image, which saves most of its work at full resolution.
+
+    Args:
+        image_shape: ``[C, H, W]``.
+        widths: of the U-Net, whose images are ``[C patch², H / patch, W / patch]``.
+        patch: side of a patch in pixels.
+    """
+
+    def __init__(self, image_shape: Sequence[int], widths: Sequence[int], *, patch: int) -> None:
+        super().__init__()
+        channels, height, width = image_shape
+        self.patch = patch
+        self.unet = small_unet((channels * patch**2, height // patch, width // patch), widths)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """``[N, C, H, W]`` at times ``[N]`` → ``[N, C, H, W]``."""
+        patches = self.unet(functional.pixel_unshuffle(x, self.patch), t).sample
+        return functional.pixel_shuffle(patches, self.patch)
