@@ -9,15 +9,22 @@ continues), prints the comparison, writes ``results/digits.csv`` and ``results/d
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 from common import RESULTS, machine, write_csv
+from optuna.storages import RDBStorage
 
+from lcsc_opt.analysis.artifacts import artifact_directory, stored_images
 from lcsc_opt.analysis.comparison import OptimizerSummary, over_seeds, summaries
+from lcsc_opt.analysis.comparison_plots import comparison_figure
+from lcsc_opt.analysis.curves import best_grid, comparison
+from lcsc_opt.analysis.patterns import profile_of
+from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.analysis.study_plots import coefficients_figure
+from lcsc_opt.analysis.writing import write_figures
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
+from lcsc_opt.report import write_report
 
 SEEDS = (0, 1, 2)
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
@@ -37,7 +44,7 @@ def main() -> None:
     lines = [machine(), "", HEADER, "|---" * 8 + "|", *(line(summary) for summary in over_seeds(studies))]
     (RESULTS / "digits.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    draw(url)
+    draw(open_storage(url, write=False))
 
 
 def line(summary: OptimizerSummary) -> str:
@@ -48,18 +55,24 @@ def line(summary: OptimizerSummary) -> str:
     return "| " + " | ".join(str(cell) for cell in [*cells, f"{summary.seconds:.0f}"]) + " |"
 
 
-def draw(url: str) -> None:
-    """The README's pictures."""
-    names = {
-        "best_so_far.png": "digits_best_so_far.png",
-        "coefficients-LCSC-0.png": "digits_coefficients.png",
-        "images-LCSC-0.png": "digits_images.png",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        lcsc(["compare", "digits", "--storage", url, "--figures", folder])
-        IMAGES.mkdir(parents=True, exist_ok=True)
-        for drawn, name in names.items():
-            shutil.copy(Path(folder) / drawn, IMAGES / name)
+def draw(storage: RDBStorage) -> None:
+    """The README's pictures, which take a Chrome or Chromium; and a page with everything."""
+    reader = HistoryReader(storage)
+    studies = reader.read("digits")
+    ema = best_grid(studies)
+    found = next(study for study in studies if study.study == "digits/LCSC/0")
+    profiles = [profile_of(reader, study) for study in (found, ema) if study is not None]
+    write_figures(
+        {
+            IMAGES / "digits_best_so_far.png": comparison_figure(comparison(studies)),
+            IMAGES / "digits_coefficients.png": coefficients_figure(profiles[:1], profiles[-1]),
+        }
+    )
+    for image, name in zip(
+        stored_images(reader, found, artifact_directory(storage.url)), ("ema", "found"), strict=True
+    ):
+        (IMAGES / f"digits_images_{name}.png").write_bytes(image.content)
+    write_report(storage, "digits", RESULTS / "digits.html")
 
 
 if __name__ == "__main__":

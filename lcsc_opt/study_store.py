@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
-from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
@@ -316,20 +316,6 @@ class StoredStudy:
         for old in replaced:
             with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
                 store.remove(old.removeprefix(ARTIFACT_PREFIX))
-
-    def artifact(self, number: int | None, store: FileSystemArtifactStore, filename: str) -> bytes | None:
-        """The content of a trial's artifact of that name; ``None`` where there is none."""
-        trial = next((trial for trial in self.trials() if trial.number == number), None)
-        if trial is None:
-            return None
-        for meta in in_database(self.storage, lambda: get_all_artifact_meta(trial, storage=self.storage)):
-            if meta.filename == filename:
-                with (
-                    contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound),
-                    store.open_reader(meta.artifact_id) as reader,
-                ):
-                    return bytes(reader.read())
-        return None
 
     def _write(self, change: Callable[[orm.Session], T]) -> T:
         """One transaction; ``change`` is called again where it was not committed, or not known to be."""

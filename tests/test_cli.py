@@ -87,8 +87,23 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "EMA*" in printed
     assert "±" in printed  # two seeds
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in Path("tiny.figures").iterdir())
-    assert len(list(Path("tiny.figures").iterdir())) == 5  # curves, and the coefficients of four searches
+    assert lcsc(["compare", "tiny", "--plot", "curves.json", "--axis", "seconds"]) == 0
+    drawn = json.loads(Path("curves.json").read_text())
+    assert "(s)" in drawn["layout"]["xaxis"]["title"]["text"]
+    assert {"LCSC", "CMA"} <= {trace.get("name", "").split(" ")[0] for trace in drawn["data"]}
+    assert lcsc(["compare", "tiny", "--plot", "curves.json", "--axis", "sheep"]) == 2
+    assert lcsc(["report", "tiny"]) == 0
+    assert "tiny/CMA/1" in Path("tiny.html").read_text()
+
+
+def test_optuna_dashboard_shows_the_main_figures_and_a_note(tiny: Path) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"])
+    lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
+    study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
+    known = str(study._storage.get_study_system_attrs(study._study_id))
+    assert "best_so_far" in known
+    assert "coefficients" in known
+    assert "EMA*, the best of the EMA rates" in known
 
 
 def test_a_finished_experiment_run_again_does_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,7 +318,7 @@ def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixtu
     assert study.best_trial.user_attrs["cost"]["sample_seconds"] > 0
     chosen = study.trials[study.user_attrs["held_out"]["trial"]]
     artifacts = optuna.artifacts.get_all_artifact_meta(chosen, storage=database())
-    assert sorted(meta.filename for meta in artifacts) == ["best_so_far.png", "coefficients.png", "images.png"]
+    assert sorted(meta.filename for meta in artifacts) == ["images_1_EMA.png", "images_2_LCSC.png"]
 
     assert lcsc(["export", "small/LCSC/0", "-o", "best.safetensors"]) == 0
     with safe_open("best.safetensors", "pt") as file:

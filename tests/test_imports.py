@@ -14,7 +14,7 @@ MODULES = sorted(
     if "_shipped" not in path.parts
 )
 LIGHT = ["lcsc_opt.cli", "lcsc_opt.catalog", "lcsc_opt.study_store", "lcsc_opt.analysis.comparison"]
-HEAVY = ["torch", "torchvision", "diffusers", "sklearn", "matplotlib.pyplot", "nevergrad"]
+HEAVY = ["torch", "torchvision", "diffusers", "sklearn", "plotly", "nevergrad"]
 
 IMPORT_ONE = """
 import importlib, json, sys

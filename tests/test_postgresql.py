@@ -147,7 +147,8 @@ def test_every_write_survives_a_lost_connection(
             study.attach(first, store, tmp_path / "curve.txt")
         study.set_attribute("budget", {"images": 1})
         study.copy_to("fork/LCSC/0", {"steps": [1]})
-        assert study.artifact(0, store, "curve.txt") == b"a curve"
+        (meta,) = optuna.artifacts.get_all_artifact_meta(study.trials()[0], storage=storage)
+        assert (tmp_path / meta.artifact_id).read_bytes() == b"a curve"
     assert disturbed.lost >= 15
     undisturbed = StoredStudy.open(open_storage(postgresql_url, write=False), "e/LCSC/0")
     trials = undisturbed.trials()

@@ -25,7 +25,6 @@ __all__ = [
     "best_ema",
     "describe_coefficients",
     "is_ours",
-    "mean_curve",
     "over_seeds",
     "split_name",
     "summaries",
@@ -215,25 +214,6 @@ def _mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | Non
     if not known:
         return None
     return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
-
-
-def mean_curve(studies: Sequence[StudySummary], axis: int) -> tuple[Floats, Floats, Floats, Floats]:
-    """Best so far of one optimizer over its seeds, on a common axis.
-
-    Args:
-        studies: of one optimizer, with at least one complete trial each.
-        axis: column of the curve: 0 evaluations, 1 images, 2 seconds.
-
-    Returns:
-        Positions, mean, lowest and highest, ``[n]`` each; from where every seed has a value to where every one has.
-    """
-    start = max(study.curve[0, axis] for study in studies)
-    end = min(study.curve[-1, axis] for study in studies)
-    positions = np.unique(np.concatenate([study.curve[:, axis] for study in studies]))
-    positions = positions[(positions >= start) & (positions <= max(start, end))]
-    at = [np.searchsorted(study.curve[:, axis], positions, side="right") - 1 for study in studies]
-    values = np.stack([study.curve[index, 3] for study, index in zip(studies, at, strict=True)])
-    return positions, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
 
 
 def describe_coefficients(coefficients: Floats, steps: Sequence[int]) -> dict[str, float]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.curves import improvements
 from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
@@ -89,11 +88,12 @@ class Landscape:
         failed: ``[m, 2]`` points that could not be evaluated.
         done: how many points were evaluated or failed.
         total: how many there are, corners off the grid included.
-        running: whether somebody evaluates it now.
+        running: whether somebody evaluates it, or runs a search beside it, now.
         space: ``weights`` or ``coefficients``, in which candidates are projected.
         images: of one evaluation; 0 where the objective samples none.
         best: the lowest point of the plane.
         candidates: of the experiment's searches.
+        signature: changes when anything above does.
     """
 
     study: str
@@ -110,6 +110,7 @@ class Landscape:
     images: int
     best: Point | None
     candidates: tuple[Candidates, ...]
+    signature: str
 
     @property
     def found(self) -> Candidates | None:
@@ -121,6 +122,12 @@ class Landscape:
     def comparable(self) -> bool:
         """Whether the plane was evaluated with as many images as the searches."""
         return all(known.images == self.images for known in self.candidates)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the lowest point is on the edge of the grid, beyond which a lower one may be."""
+        ends = (float(self.axis[0]), float(self.axis[-1]))
+        return self.best is not None and (self.best.x in ends or self.best.y in ends)
 
     def named_points(self) -> Iterator[tuple[str, Point]]:
         """The corners, the lowest point of the plane, and the answers of the searches."""
@@ -152,17 +159,16 @@ class _Geometry:
 
     plane: Plane
     labels: tuple[str, str, str]
-    size: int
-    margin: float
+    axis: Floats
+    positions: Floats
     products: Floats | None
 
 
 class LandscapeReader:
     """Reads landscapes again and again; coefficients of candidates only when their study has changed."""
 
-    def __init__(self, storage: RDBStorage, reader: HistoryReader | None = None) -> None:
-        self._storage = storage
-        self._reader = HistoryReader(storage) if reader is None else reader
+    def __init__(self, reader: HistoryReader) -> None:
+        self._reader = reader
         self._geometries: dict[int, _Geometry] = {}
         self._candidates: dict[tuple[int, int], tuple[int, Candidates]] = {}
 
@@ -180,16 +186,20 @@ class LandscapeReader:
         if name not in self.names():
             raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
         experiment = split_name(name)[0]
-        searches = [other for other in self._reader.names() if is_search(other) and split_name(other)[0] == experiment]
+        searches = [other for other in self._reader.searches() if split_name(other)[0] == experiment]
         found = {study.study: study for study in self._reader.read_studies([name, *searches])}
         if name not in found:
             raise StudyStoreError(f"{name}: was deleted from the database while it was read")
         own = found.pop(name)
         if own.study_id not in self._geometries:
-            self._geometries[own.study_id] = _geometry(StoredStudy.open(self._storage, name).attributes, own)
+            self._geometries[own.study_id] = _geometry(StoredStudy.open(self._reader.storage, name).attributes, own)
         geometry = self._geometries[own.study_id]
         near = [study for study in found.values() if study.steps == own.steps and study.best is not None]
-        return _landscape(own, geometry, tuple(self._near(own, geometry, study) for study in near))
+        return dataclasses.replace(
+            _landscape(own, geometry, tuple(self._near(own, geometry, study) for study in near)),
+            running=any(study.running for study in (own, *near)),
+            signature=repr([(study.study_id, study.revision) for study in (own, *near)]),
+        )
 
     def _near(self, own: StudyHistory, geometry: _Geometry, study: StudyHistory) -> Candidates:
         """The candidates of a search, from memory where it has not changed."""
@@ -211,8 +221,8 @@ def _geometry(attributes: Mapping[str, Any], own: StudyHistory) -> _Geometry:
         return _Geometry(
             plane=Plane.through(corners, own.steps),
             labels=(one, two, three),
-            size=size,
-            margin=margin,
+            axis=grid_axis(size, margin),
+            positions=grid_positions(size, margin),
             products=None if products is None else np.array(products, dtype=np.float64).reshape(2, len(own.steps)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:  # a CoefficientsError is a ValueError
@@ -223,10 +233,9 @@ def _geometry(attributes: Mapping[str, Any], own: StudyHistory) -> _Geometry:
 
 
 def _landscape(own: StudyHistory, geometry: _Geometry, candidates: tuple[Candidates, ...]) -> Landscape:
-    planned = grid_positions(geometry.size, geometry.margin)
+    planned, axis = geometry.positions, geometry.axis
     trials = own.trials[~own.trials["inherited"]][: len(planned)]
     positions = planned[: len(trials)]
-    axis = grid_axis(geometry.size, geometry.margin)
     losses = trials["loss"]
     points = [_point(*place, trial) for place, trial in zip(positions.tolist(), trials, strict=True)]
     known = [point for point in points if point.loss is not None]
@@ -241,11 +250,12 @@ def _landscape(own: StudyHistory, geometry: _Geometry, candidates: tuple[Candida
         failed=positions[np.isin(trials["number"], own.failed["number"])],
         done=int(np.isin(trials["number"], own.finished["number"]).sum()),
         total=len(planned),
-        running=own.running,
+        running=False,
         space="coefficients" if geometry.products is None else "weights",
         images=_images(trials),
         best=min(known, key=_loss, default=None),
         candidates=candidates,
+        signature="",
     )
 
 

@@ -29,7 +29,7 @@ def landscape_figure(data: Landscape | None, *, theme: Theme = "light") -> go.Fi
         return empty_figure(NO_LANDSCAPE, theme)
     if np.isnan(data.values).all():
         return empty_figure(f"{data.study}: no point of the plane is evaluated yet. Continue: lcsc resume", theme)
-    made = figure(theme, name=f"landscape/{data.study}", title=_title(data), height=680)
+    made = figure(theme, name=f"landscape/{data.study}", title=_title(data), height=720)
     _add_contours(made, data)
     _add_failed(made, data.failed)
     for known in data.candidates:
@@ -43,7 +43,7 @@ def landscape_figure(data: Landscape | None, *, theme: Theme = "light") -> go.Fi
     made.update_xaxes(title_text=f"x: from {first} (0) to {second} (1)", range=[low[0], high[0]], constrain="domain")
     made.update_yaxes(title_text=f"y: from {first} (0) to {third} (1)", range=[low[1], high[1]], constrain="domain")
     made.update_yaxes(scaleanchor="x")
-    return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest")
+    return made.update_layout(legend={"orientation": "h", "y": -0.12}, hovermode="closest", margin={"t": 125})
 
 
 def _title(data: Landscape) -> str:
@@ -55,10 +55,8 @@ def _title(data: Landscape) -> str:
         parts.append(f"Candidates are where the plane is nearest in {data.space}; their own loss is another one.")
     if not data.comparable:
         parts.append(f"The plane is of {data.images:,} images a point, the searches are not: losses differ by that.")
-    outside = _outside(data)
-    if outside:
-        parts.append(f"{outside} candidates lie outside of this view.")
-    return f"{inert(parts[0])}<br><sub>{inert(' '.join(parts[1:]))}</sub>" if parts[1:] else inert(parts[0])
+    parts.append(_outside(data))
+    return "<br>".join([inert(parts[0]), *(f"<sub>{inert(part)}</sub>" for part in parts[1:] if part)])
 
 
 def _add_contours(made: go.Figure, data: Landscape) -> None:
@@ -70,15 +68,15 @@ def _add_contours(made: go.Figure, data: Landscape) -> None:
         text=[["" if np.isnan(value) else f"{value:.4g}" for value in row] for row in data.values],
         zmin=0,
         zmax=max(ticks[-1], 1e-12),
-        autocolorscale=True,
+        colorscale=[[0.0, with_alpha(GREY, 0.0)], [1.0, with_alpha(GREY, 0.9)]],  # over a light or a dark page
         connectgaps=True,
         ncontours=20,
         contours={"coloring": "heatmap"},
-        line={"width": 0.5},
+        line={"width": 0.7, "color": with_alpha(GREY, 0.9)},
         name="plane",
         showlegend=False,
         colorbar={"title": {"text": inert(data.metric)}, "thickness": 12, "tickvals": ticks, "ticktext": texts},
-hovertemplate="(%{x:.3g}, %{y:.3g}): " + _braced(inert(data.metric)) + " %{text}<extra></extra>",
+        hovertemplate="(%{x:.3g}, %{y:.3g}): " + _braced(inert(data.metric)) + " %{text}<extra></extra>",
     )
 
 
@@ -142,7 +140,7 @@ def _add_corners(made: go.Figure, data: Landscape) -> None:
         mode="lines+markers+text",
         name="corners",
         text=[*(inert(_with_loss(label, point)) for label, point in zip(data.corner_labels, shown, strict=False)), ""],
-        textposition="bottom center",
+        textposition=["bottom left", "bottom right", "top left", "middle center"],
         line={"width": 1, "dash": "dot", "color": GREY},
         marker={"symbol": "square", "size": 10, "color": GREY, "line": OUTLINE},
         hovertemplate="%{text}<extra></extra>",
@@ -177,14 +175,26 @@ def _add_lowest(made: go.Figure, data: Landscape) -> None:
     found = data.found
     named = [("lowest on the plane", data.best)]
     named += [] if found is None else [(f"best found: {found.label}", found.answer)]
-    for (label, point), shift in zip(named, (-34, 34), strict=False):
-        if point is not None:
-            made.add_annotation(**_arrow(inert(_with_loss(label, point)), point, shift))
+    low, high = _view(data)
+    for (label, point), height in zip(named, (45, 150), strict=False):  # so that one does not cover the other
+        if point is not None and _is_within(np.array([[point.x, point.y]]), low, high)[0]:
+            made.add_annotation(**_arrow(inert(_with_loss(label, point)), point, (low + high) / 2, height))
 
 
-def _arrow(text: str, point: Point, shift: int) -> dict[str, Any]:
+def _arrow(text: str, point: Point, middle: Floats, height: int) -> dict[str, Any]:
+    """A label between a point and the middle of the view, where there is room for it."""
+    shift = {"ax": 70 if point.x < middle[0] else -70, "ay": -height if point.y < middle[1] else height}
     box = {"bgcolor": "rgba(255,255,255,0.85)", "font": {"color": "#000000", "size": 12}}
-    return {"text": text, "x": point.x, "y": point.y, "ax": 40, "ay": shift, "arrowhead": 2, "arrowwidth": 1, **box}
+    return {
+        "text": text,
+        "x": point.x,
+        "y": point.y,
+        **shift,
+        "arrowhead": 2,
+        "arrowwidth": 1.5,
+        "arrowcolor": GREY,
+        **box,
+    }
 
 
 def _view(data: Landscape) -> tuple[Floats, Floats]:
@@ -199,6 +209,21 @@ def _view(data: Landscape) -> tuple[Floats, Floats]:
     return low - pad, high + pad
 
 
-def _outside(data: Landscape) -> int:
+def _outside(data: Landscape) -> str:
+    """What a reader does not see: candidates, and by name the answers, that lie too far away."""
     low, high = _view(data)
-    return sum(int(((known.positions < low) | (known.positions > high)).any(axis=1).sum()) for known in data.candidates)
+    count = sum(int((~_is_within(known.positions, low, high)).sum()) for known in data.candidates)
+    if not count:
+        return ""
+    answers = [(known, known.answer) for known in data.candidates if known.answer is not None]
+    far = [
+        f"{known.label}/{known.seed} at ({answer.x:.3g}, {answer.y:.3g})"
+        for known, answer in answers
+        if not _is_within(np.array([[answer.x, answer.y]]), low, high)[0]
+    ]
+    named = f", among them the answer of {', of '.join(far)}" if far else ""
+    return f"{count} candidates lie outside of this view{named}."
+
+
+def _is_within(positions: Floats, low: Floats, high: Floats) -> np.ndarray:
+    return np.asarray(((positions >= low) & (positions <= high)).all(axis=1))

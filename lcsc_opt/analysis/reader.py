@@ -48,17 +48,21 @@ class HistoryReader:
     """Histories of the studies of one database, as fresh as their last :meth:`read`. Safe to share between threads."""
 
     def __init__(self, storage: RDBStorage) -> None:
-        self._storage, self._lock = storage, threading.Lock()
+        self.storage, self._lock = storage, threading.Lock()
         self._known: dict[str, StudyHistory] = {}
         self._has_leases = False
 
     def names(self) -> list[str]:
         """The studies of ours, in the order in which they were created."""
-        return list(in_database(self._storage, self._study_ids))
+        return list(in_database(self.storage, self._study_ids))
+
+    def searches(self) -> list[str]:
+        """The studies of ours that are searches: all but landscapes."""
+        return [name for name in self.names() if is_search(name)]
 
     def experiments(self) -> list[str]:
         """The experiments that the database holds, the newest last."""
-        return list(dict.fromkeys(split_name(name)[0] for name in self.names() if is_search(name)))
+        return list(dict.fromkeys(split_name(name)[0] for name in self.searches()))
 
     def read(self, experiment: str) -> tuple[StudyHistory, ...]:
         """The searches of an experiment as they are now, in the order in which they were created, without landscapes.
@@ -66,7 +70,7 @@ class HistoryReader:
         Raises:
             StudyStoreError: when there is none, naming the experiments that there are.
         """
-        names = [name for name in self.names() if is_search(name)]
+        names = self.searches()
         known = sorted({split_name(name)[0] for name in names})
         if experiment not in known:
             guess = near_miss(experiment, known)
@@ -85,7 +89,7 @@ class HistoryReader:
         for name in wanted:
             split_name(name)
         with self._lock:
-            in_database(self._storage, lambda: self._refresh(wanted))
+            in_database(self.storage, lambda: self._refresh(wanted))
             return tuple(self._known[name] for name in wanted if name in self._known)
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
@@ -133,13 +137,13 @@ class HistoryReader:
         statements = [chosen(batch) for batch in _batches(ids)]
 
         def fetch() -> Rows:
-            with self._storage.engine.connect() as connection:
+            with self.storage.engine.connect() as connection:
                 return _fetch(connection, statements)
 
-        return in_database(self._storage, fetch) if statements else []
+        return in_database(self.storage, fetch) if statements else []
 
     def _study_ids(self) -> dict[str, int]:
-        with self._storage.engine.connect() as connection:
+        with self.storage.engine.connect() as connection:
             chosen = sa.select(STUDIES.c.study_name, STUDIES.c.study_id).order_by(STUDIES.c.study_id)
             return {name: key for name, key in connection.execute(chosen) if is_ours(name)}
 
@@ -148,7 +152,7 @@ class HistoryReader:
         ids = self._study_ids()
         known = {name: study for name, study in self._known.items() if ids.get(name) == study.study_id}
         leases = self._leases()
-        with self._storage.engine.connect() as connection:
+        with self.storage.engine.connect() as connection:
             wanted = {name: ids[name] for name in names if name in ids}
             before = {name: known[name] for name in wanted if name in known}
             again = _unsettled(connection, before)
@@ -169,8 +173,8 @@ class HistoryReader:
         self._known = known
 
     def _leases(self) -> dict[int, Holder]:
-        self._has_leases = self._has_leases or has_table(self._storage.engine)
-        return holders(self._storage.engine) if self._has_leases else {}
+        self._has_leases = self._has_leases or has_table(self.storage.engine)
+        return holders(self.storage.engine) if self._has_leases else {}
 
 
 def trial_ids(study: StudyHistory, numbers: Sequence[int]) -> list[int]:

@@ -1,15 +1,20 @@
-"""``lcsc compare``, ``evaluate``, ``dashboard``."""
+"""``lcsc compare``, ``report``, ``evaluate``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from optuna.storages import RDBStorage
 
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
-from lcsc_opt.database import masked, open_storage
+from lcsc_opt.database import open_storage
 from lcsc_opt.study_store import StoredStudy
+
+if TYPE_CHECKING:  # drawing is imported where it is asked for
+    from lcsc_opt.analysis.comparison import OptimizerSummary
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
@@ -17,66 +22,70 @@ Output = Annotated[Format, typer.Option("--format", help="A table for people, or
 
 def add_commands(app: typer.Typer) -> None:
     """Put this module's commands into the app."""
-    for command in (compare, evaluate, dashboard):
+    for command in (compare, report, evaluate):
         app.command()(command)
 
 
 def compare(
     experiment: Annotated[str, typer.Argument(help="The name of a study file, such as digits.")],
-    figures: Annotated[
-        Path | None, typer.Option(help="Folder for the PNG figures; without it EXPERIMENT.figures/.")
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the curves: a file ending in .png, .svg, .pdf, .html or .json.")
     ] = None,
+    axis: Annotated[
+        str, typer.Option(help="What the curves are drawn against: evaluations, images, model_calls or seconds.")
+    ] = "evaluations",
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Compare the optimizers of an experiment: a table over seeds, and figures."""
+    """Compare the optimizers of an experiment: a table over seeds, and a figure where one is asked for."""
     from lcsc_opt.analysis.comparison import over_seeds, summaries
-    from lcsc_opt.results import copy_image_pairs
 
     opened = open_storage(storage_url(storage), write=False)
     studies = summaries(opened, experiment)
     if output is Format.json:
         print_json([study.as_row() for study in studies])
-        return
-    shown = table(
-        "optimizer",
-        "seeds",
-        "searched",
-        "held-out",
-        "against EMA*",
-        "evaluations",
-        "images",
-        "seconds",
-        title=experiment,
-    )
-    for row in over_seeds(studies):
+    else:
+        _print_comparison(experiment, over_seeds(studies))
+    unfinished = [study.study for study in studies if study.state != "finished"]
+    if unfinished:
+        say(f"unfinished: {', '.join(unfinished)}")
+    if plot is not None:
+        _draw(opened, experiment, axis, plot)
+
+
+def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary]) -> None:
+    columns = ("seeds", "searched", "held-out", "against EMA*", "evaluations", "images", "seconds")
+    shown = table("optimizer", *columns, title=experiment)
+    for row in rows:
         losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
         relative = "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
         costs = [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
         shown.add_row(row.label, str(row.seeds), *losses, relative, *costs)
     console().print(shown)
-    unfinished = [study.study for study in studies if study.state != "finished"]
-    if unfinished:
-        say(f"unfinished: {', '.join(unfinished)}")
-    folder = figures or Path(f"{experiment}.figures")
-    for path in [*_draw(studies, folder), *copy_image_pairs(opened, studies, folder)]:
-        say(f"drawn: {path}")
 
 
-def _draw(studies: Any, folder: Path) -> list[Path]:
-    from lcsc_opt.analysis.comparison import best_ema
-    from lcsc_opt.analysis.figures import draw_coefficients, draw_comparison, save
+def _draw(storage: RDBStorage, experiment: str, axis: str, path: Path) -> None:
+    from lcsc_opt.analysis.comparison_plots import comparison_figure
+    from lcsc_opt.analysis.curves import AXES, comparison
+    from lcsc_opt.analysis.reader import HistoryReader
+    from lcsc_opt.analysis.writing import write_figure
 
-    complete = [study for study in studies if study.best_coefficients is not None]
-    if not complete:
-        return []
-    ema = best_ema(complete)
-    paths = [save(draw_comparison(complete), folder / "best_so_far.png")]
-    searches = [study for study in complete if study.label == study.optimizer]
-    for study in searches:
-        name = f"coefficients-{study.optimizer}-{study.seed}.png"
-        paths.append(save(draw_coefficients(study, ema), folder / name))
-    return paths
+    if axis not in AXES:
+        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
+    write_figure(comparison_figure(comparison(HistoryReader(storage).read(experiment), axis)), path)
+    say(f"drawn: {path}")
+
+
+def report(
+    experiment: Annotated[str, typer.Argument(help="The name of a study file, such as digits.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; without it EXPERIMENT.html.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Write everything about an experiment into one page that needs no network: tables, figures, images."""
+    from lcsc_opt.report import write_report
+
+    path = write_report(open_storage(storage_url(storage), write=False), experiment, out or Path(f"{experiment}.html"))
+    say(f"written: {path}")
 
 
 def evaluate(
@@ -136,16 +145,3 @@ def _print_held_out(study: StoredStudy, report: dict[str, Any]) -> None:
         label = f"{name}: {result['study']}, trial {result['trial']}" if "study" in result else name
         shown.add_row(label, number(result["loss"], result.get("loss_std")), *cells)
     console().print(shown)
-
-
-def dashboard(
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
-    storage: Storage = None,
-) -> None:
-    """Open the study database in the browser, with optuna-dashboard, on this machine only."""
-    from lcsc_opt.dashboard_server import serve
-
-    url = storage_url(storage)
-    opened = open_storage(url, write=False)
-    say(f"http://127.0.0.1:{port}/ shows {masked(url)}; Ctrl-C ends it")
-    serve(opened, port=port)

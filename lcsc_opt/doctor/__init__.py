@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from optuna.storages import RDBStorage
 
+from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.analysis.comparison import is_ours
 from lcsc_opt.database import in_database, masked, open_storage
 from lcsc_opt.doctor.checks import check_study
@@ -31,7 +32,6 @@ from lcsc_opt.doctor.surroundings import (
 from lcsc_opt.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.lease import Holder, holder
 from lcsc_opt.plan import StudyPlan, stored_plan
-from lcsc_opt.results import artifact_directory
 from lcsc_opt.study_spec import near_miss
 from lcsc_opt.study_store import StoredStudy, TrialKey
 

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 
+from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.database import BUSY_SECONDS, masked
 from lcsc_opt.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
 from lcsc_opt.doctor.rows import StudyRows
@@ -24,7 +25,6 @@ from lcsc_opt.experiment import Experiment, experiments
 from lcsc_opt.lease import Holder, has_table
 from lcsc_opt.objective import Objective
 from lcsc_opt.plan import StudyPlan
-from lcsc_opt.results import artifact_directory
 from lcsc_opt.study_store import StoredStudy
 
 SQLITE_MAGIC = b"SQLite format 3\x00"

@@ -18,7 +18,6 @@ from lcsc_opt.analysis.comparison import (
     best_ema,
     describe_coefficients,
     is_ours,
-    mean_curve,
     over_seeds,
     split_name,
     summaries,
@@ -222,45 +221,6 @@ def test_losses_are_compared_with_the_best_ema() -> None:
     assert [row.optimizer for row in rows] == ["LCSC", "EMAGrid", "CMA"], "the best held-out first"
 
 
-# curves
-
-
-curves = st.lists(
-    st.tuples(st.integers(1, 5), st.integers(0, 40), st.floats(0.01, 9), st.floats(0.1, 100)), min_size=1, max_size=12
-).map(
-    lambda rows: np.column_stack(
-        [np.cumsum(np.array(rows)[:, :3], axis=0), np.minimum.accumulate(np.array(rows)[:, 3])]
-    )
-)
-
-
-def best_at(curve: np.ndarray, axis: int, position: float) -> float:
-    """The best of all that was known when this much was spent."""
-    return float(curve[curve[:, axis] <= position, 3].min())
-
-
-@given(st.lists(curves, min_size=1, max_size=4), st.integers(0, 2))
-def test_a_mean_curve_is_the_mean_of_what_each_seed_knew(seeds: list[np.ndarray], axis: int) -> None:
-    studies = [summary(curve=curve) for curve in seeds]
-    positions, mean, lowest, highest = mean_curve(studies, axis)
-    begin, end = max(curve[0, axis] for curve in seeds), min(curve[-1, axis] for curve in seeds)
-    assert (np.diff(positions) > 0).all()
-    assert len(positions) >= 1
-    assert positions[0] == begin
-    assert positions[-1] <= max(begin, end)
-    for i, position in enumerate(positions):
-        known = [best_at(curve, axis, position) for curve in seeds]
-        assert mean[i] == pytest.approx(np.mean(known))
-        assert (lowest[i], highest[i]) == (min(known), max(known))
-    assert (np.diff(mean) <= 1e-12).all()
-
-
-def test_the_curve_of_one_seed_is_its_own() -> None:
-    positions, mean, lowest, highest = mean_curve([summary()], 1)
-    assert positions.tolist() == [10, 20, 30]
-    assert mean.tolist() == lowest.tolist() == highest.tolist() == [3.0, 2.0, 1.0]
-
-
 # patterns
 
 
@@ -286,5 +246,5 @@ def test_equal_coefficients_all_matter(count: int) -> None:
 
 
 def test_analysis_imports_no_torch() -> None:
-    code = "import sys, lcsc_opt.analysis.comparison, lcsc_opt.analysis.figures; sys.exit('torch' in sys.modules)"
+    code = "import sys, lcsc_opt.analysis.comparison, lcsc_opt.analysis.views; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

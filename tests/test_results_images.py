@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lcsc_opt.results.images import GAP, contact_sheet
+
+
+def opened(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as sheet:
+        return np.asarray(sheet)
+
+
+def test_each_image_has_its_place_and_its_levels() -> None:
+    images = np.linspace(-1, 1, 5)[:, None, None, None] * np.ones((1, 3, 64, 50))
+    sheet = opened(contact_sheet(images, columns=3))
+    assert sheet.shape == (2 * 64 + GAP, 3 * 50 + 2 * GAP, 3)
+    tops, lefts = (0, 64 + GAP), (0, 50 + GAP, 2 * (50 + GAP))
+    for i, level in enumerate((0, 64, 128, 191, 255)):
+        place = sheet[tops[i // 3] : tops[i // 3] + 64, lefts[i % 3] : lefts[i % 3] + 50]
+        assert (place == level).all()
+    assert (sheet[64 : 64 + GAP] == 255).all()
+    assert (sheet[64 + GAP :, 2 * (50 + GAP) :] == 255).all()  # no sixth image
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_small_images_are_enlarged_pixel_by_pixel(channels: int) -> None:
+    image = np.random.default_rng(0).uniform(-1, 1, (1, channels, 8, 8))
+    sheet = opened(contact_sheet(image))
+    assert sheet.shape == (48, 48, 3)
+    squares = sheet.reshape(8, 6, 8, 6, 3)
+    assert (squares == squares[:, :1, :, :1]).all()
+    expected = np.rint((image[0].transpose(1, 2, 0) + 1) * 127.5)
+    assert (squares[:, 0, :, 0] == expected).all()
+
+
+def test_values_outside_of_the_range_are_clipped() -> None:
+    sheet = opened(contact_sheet(np.array([-7.0, 7.0]).reshape(2, 1, 1, 1) * np.ones((2, 1, 64, 64))))
+    assert (sheet[:, :64].min(), sheet[:, :64].max()) == (0, 0)
+    assert sheet[:, 64 + GAP :].min() == 255
