@@ -226,7 +226,7 @@ def describe_coefficients(coefficients: Floats, steps: Sequence[int]) -> dict[st
     largest = int(magnitude.argmax())
     return {
         "sum_abs": sum_abs(coefficients),
-        "negative": float(-coefficients[coefficients < 0].sum() / magnitude.sum()),
+        "negative": float(magnitude[coefficients < 0].sum() / magnitude.sum()),
         "effective": effective_count(coefficients),
         "largest": float(coefficients[largest]),
         "largest_step": int(steps[largest]),
