@@ -18,6 +18,7 @@ from lcsc_opt.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.objective import Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.plan import StudyPlan, build_space, total_evaluations
+from lcsc_opt.plane import LANDSCAPE
 from lcsc_opt.progress import progress
 from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
@@ -133,7 +134,7 @@ class Experiment:
 
     def _optimizer(self, plan: StudyPlan, budget: int) -> Optimizer:
         affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
-        spec = affine if plan.optimizer.name in BASELINES else plan.space
+        spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.space
         space = build_space(spec, self.objective, origin=plan.origin)
         return build_optimizer(plan.optimizer, space, budget=budget, workers=plan.workers, seed=plan.seed)
 

@@ -22,6 +22,8 @@ from lcsc_opt.analysis.comparison import summaries_of
 from lcsc_opt.analysis.comparison_plots import comparison_figure
 from lcsc_opt.analysis.curves import AXES, comparison
 from lcsc_opt.analysis.history import StudyHistory
+from lcsc_opt.analysis.landscape import LandscapeReader
+from lcsc_opt.analysis.landscape_plots import landscape_figure
 from lcsc_opt.analysis.look import CONFIG, template
 from lcsc_opt.analysis.patterns import distances_of
 from lcsc_opt.analysis.ranking import CONFIDENCE, Ranked, ranking
@@ -112,6 +114,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
         _heading(experiment, studies, ranked),
         *_comparison(studies, ranked),
         *_studies(reader, studies),
+        *_landscapes(LandscapeReader(reader), experiment),
         *_images(reader, _by_rank(studies, ranked), artifacts),
         *_each_study(reader, studies),
     ]
@@ -191,6 +194,14 @@ def _studies(reader: HistoryReader, studies: Sequence[StudyHistory]) -> Iterator
     if sum(study.chosen is not None for study in studies) > 1:
         yield "<h3>Distance between answers</h3>"
         yield _figure(distances_figure(distances_of(reader, studies)))
+
+
+def _landscapes(reader: LandscapeReader, experiment: str) -> Iterator[str]:
+    names = reader.names(experiment)
+    if names:
+        yield "<h2>Landscape</h2>"
+    for name in names:
+        yield f"<h3>{_text(name)}</h3>{_figure(landscape_figure(reader.read(name)))}"
 
 
 def _images(reader: HistoryReader, studies: Sequence[StudyHistory], folder: Path) -> Iterator[str]:

@@ -237,7 +237,7 @@ def _landscape(own: StudyHistory, geometry: _Geometry, candidates: tuple[Candida
     trials = own.trials[~own.trials["inherited"]][: len(planned)]
     positions = planned[: len(trials)]
     losses = trials["loss"]
-    points = [_point(*place, trial) for place, trial in zip(positions.tolist(), trials, strict=True)]
+    points = [_point(x, y, trial) for (x, y), trial in zip(positions.tolist(), trials, strict=True)]
     known = [point for point in points if point.loss is not None]
     places = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
     return Landscape(

@@ -140,7 +140,7 @@ def _add_corners(made: go.Figure, data: Landscape) -> None:
         mode="lines+markers+text",
         name="corners",
         text=[*(inert(_with_loss(label, point)) for label, point in zip(data.corner_labels, shown, strict=False)), ""],
-        textposition=["bottom left", "bottom right", "top left", "middle center"],
+        textposition=["bottom right", "bottom right", "top right", "middle center"],
         line={"width": 1, "dash": "dot", "color": GREY},
         marker={"symbol": "square", "size": 10, "color": GREY, "line": OUTLINE},
         hovertemplate="%{text}<extra></extra>",

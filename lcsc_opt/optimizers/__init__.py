@@ -3,6 +3,7 @@
 from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, CoefficientLayer, coefficient_array, space_of
+from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.registry import OURS, build_optimizer, configure, register
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "OURS",
     "CoefficientLayer",
     "EMAGrid",
+    "Landscape",
     "PowerEMAGrid",
     "build_optimizer",
     "coefficient_array",

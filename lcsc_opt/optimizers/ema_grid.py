@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Sequence
+from typing import Protocol, cast
 
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
@@ -15,10 +15,18 @@ from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers.parametrization import steps_of
 from lcsc_opt.records import Coefficients
 
-Profiles = Callable[[tuple[int, ...]], list[Coefficients]]
+
+class Profiled(Protocol):
+    """The settings of a grid."""
+
+    steps: Sequence[int] | None
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each point, in the order in which they are asked."""
+        ...
 
 
-class _Grid(Optimizer):  # type: ignore[misc]
+class ProfileGrid(Optimizer):  # type: ignore[misc]
     """Asks given coefficients in their order; afterwards it is :attr:`finished` and asks the best of them again."""
 
     def __init__(
@@ -26,7 +34,7 @@ class _Grid(Optimizer):  # type: ignore[misc]
         parametrization: ng.p.Parameter | int,
         budget: int | None = None,
         num_workers: int = 1,
-        config: EMAGrid | PowerEMAGrid | None = None,
+        config: Profiled | None = None,
     ) -> None:
         super().__init__(parametrization, budget=budget, num_workers=num_workers)
         config = EMAGrid() if config is None else config
@@ -52,7 +60,7 @@ class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     def __init__(self, *, rates: Sequence[float] | None = None, steps: Sequence[int] | None = None) -> None:
         check_numbers("rates", rates)
-        super().__init__(_Grid, locals(), as_config=True)
+        super().__init__(ProfileGrid, locals(), as_config=True)
         self.rates = rates
         self.steps = steps
 
@@ -71,7 +79,7 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     def __init__(self, *, sigma_rels: Sequence[float] = POWER_EMA_SIGMAS, steps: Sequence[int] | None = None) -> None:
         check_numbers("sigma_rels", sigma_rels)
-        super().__init__(_Grid, locals(), as_config=True)
+        super().__init__(ProfileGrid, locals(), as_config=True)
         self.sigma_rels = sigma_rels
         self.steps = steps
 

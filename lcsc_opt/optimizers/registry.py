@@ -14,6 +14,8 @@ from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid, is_number
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
+from lcsc_opt.optimizers.plane_grid import Landscape
+from lcsc_opt.plane import LANDSCAPE
 from lcsc_opt.seeds import derive_seed
 from lcsc_opt.study_spec import OptimizerSpec, near_miss
 
@@ -21,6 +23,7 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSC": LCSC,
     "EMAGrid": EMAGrid,
     "PowerEMAGrid": PowerEMAGrid,
+    LANDSCAPE: Landscape,
 }
 
 # Nevergrad registers some optimizers without their settings; these have them

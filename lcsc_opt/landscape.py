@@ -1,0 +1,228 @@
+"""Landscapes: the loss on the plane through three models, as an ordinary study that is logged and continued.
+
+The study is called ``experiment/Landscape/seed``. It has the objective, the noise and the failure policy of the study
+it was made from, so its losses can be compared with those of the experiment's searches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from optuna.storages import RDBStorage
+
+from lcsc_opt.analysis.comparison import best_ema, summaries
+from lcsc_opt.analysis.names import split_name
+from lcsc_opt.coefficients import window_ema_rates
+from lcsc_opt.environment import decisive, describe_difference, environment
+from lcsc_opt.errors import CoefficientsError, ObjectiveError, StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.experiment import Experiment
+from lcsc_opt.objective import Objective
+from lcsc_opt.optimizers import configure
+from lcsc_opt.plan import StudyPlan, stored_plan
+from lcsc_opt.plane import (
+    DEFAULT_MARGIN,
+    DEFAULT_SIZE,
+    LANDSCAPE,
+    PLANE_ATTRIBUTE,
+    Corner,
+    Plane,
+    check_corners,
+    ema_corner,
+    grid_positions,
+)
+from lcsc_opt.progress import notice
+from lcsc_opt.study_spec import BudgetSpec, ObjectiveSpec, OptimizerSpec
+from lcsc_opt.study_store import StoredStudy, study_names
+
+STOP_SHARE = 0.9  # of failed points: far from its corners a plane is expected to hold models that do not sample
+
+
+@dataclasses.dataclass(frozen=True)
+class LandscapeOptions:
+    """What was asked for; ``None`` is the stored landscape's, or the default of a new one.
+
+    Attributes:
+        corners: three training steps, or ``ema:RATE``.
+        size: points on each side of the grid.
+        margin: how far it reaches beyond the corners, in units of their distance.
+        images: sampled at each point.
+    """
+
+    corners: tuple[Corner, ...] | None = None
+    size: int | None = None
+    margin: float | None = None
+    images: int | None = None
+
+
+def run_landscape(
+    storage: RDBStorage,
+    source: StoredStudy,
+    options: LandscapeOptions | None = None,
+    *,
+    seed: int = 0,
+    take_over: bool = False,
+    accept_environment: bool = False,
+) -> tuple[str, str]:
+    """Evaluate what is not evaluated yet of a landscape of the models that ``source`` combines.
+
+    Args:
+        storage: of the studies.
+        source: any search of the experiment.
+        options: what to draw.
+        seed: tells several landscapes of one experiment apart.
+        take_over: from another process that holds the landscape and is dead, though it does not look so.
+        accept_environment: go on though packages or BLAS are not those that the study was begun with.
+
+    Returns:
+        The landscape's name, and one line for people: what it came to.
+
+    Raises:
+        StudyMismatchError: when the stored landscape has other options, or the objective or environment has changed.
+        StudyStoreError: when ``source`` is a landscape itself, or not one of ours.
+    """
+    plan = landscape_plan(storage, source, LandscapeOptions() if options is None else options, seed=seed)
+    experiment = Experiment(storage, plan)
+    if plan.name not in study_names(storage):
+        _create(experiment, plan, source, accept_environment=accept_environment)
+    return plan.name, experiment.run(plan, take_over=take_over, accept_environment=accept_environment)
+
+
+def landscape_plan(storage: RDBStorage, source: StoredStudy, options: LandscapeOptions, *, seed: int = 0) -> StudyPlan:
+    """The plan of the stored landscape of that seed, or of a new one. Writes nothing, and loads no objective.
+
+    Raises:
+        StudyMismatchError: when the stored landscape has other options.
+        StudyStoreError: when ``source`` is a landscape itself, or not one of ours.
+    """
+    experiment, optimizer, _ = split_name(source.name)
+    if optimizer == LANDSCAPE:
+        raise StudyStoreError(
+            f"{source.name}: is a landscape; give a search of {experiment}, or continue it: lcsc resume {source.name}"
+        )
+    of_source = stored_plan(source)
+    name = f"{experiment}/{LANDSCAPE}/{seed}"
+    if name in study_names(storage):
+        return _stored(StoredStudy.open(storage, name), of_source, options)
+    steps = tuple(source.attributes["steps"])
+    corners = options.corners or default_corners_of(storage, experiment, steps)
+    size = DEFAULT_SIZE if options.size is None else options.size
+    margin = DEFAULT_MARGIN if options.margin is None else options.margin
+    settings: dict[str, Any] = {"corners": list(check_corners(corners)), "size": size, "margin": float(margin)}
+    wanted = OptimizerSpec(name=LANDSCAPE, options=settings)
+    configure(wanted)
+    Plane.through(corners, steps)
+    return dataclasses.replace(
+        of_source,
+        objective=_with_images(of_source.objective, options.images),
+        optimizer=wanted,
+        seed=seed,
+        failures=of_source.failures.model_copy(update={"stop_share": STOP_SHARE}),
+        budget=BudgetSpec(evaluations=len(grid_positions(size, margin))),
+        held_out=None,
+        origin=None,
+    )
+
+
+def _with_images(objective: ObjectiveSpec, images: int | None) -> ObjectiveSpec:
+    if images is None:
+        return objective
+    return ObjectiveSpec(file=objective.file, settings={**objective.settings, "images": images})
+
+
+def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOptions) -> StudyPlan:
+    """The stored plan, when it is what was asked for."""
+    plan = stored_plan(landscape)
+    stored = {**plan.optimizer.options, "images": plan.objective.settings.get("images")}
+    asked = {
+        "corners": None if options.corners is None else list(options.corners),
+        **{"size": options.size, "margin": options.margin, "images": options.images},
+    }
+    changed = [
+        f"{name} is {stored.get(name)}, not {value}"
+        for name, value in asked.items()
+        if value is not None and stored.get(name) != value
+    ]
+    if _without_images(plan.objective) != _without_images(of_source.objective):
+        changed.append("its objective is not that of the given study")
+    if changed:
+        raise StudyMismatchError(
+            f"{landscape.name}: exists with other options: {'; '.join(changed)}. Leave them out to continue it, or "
+            "begin another one with --seed"
+        )
+    return plan
+
+
+def _without_images(objective: ObjectiveSpec) -> tuple[str, dict[str, Any]]:
+    return objective.file, {name: value for name, value in objective.settings.items() if name != "images"}
+
+
+def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, ...]) -> tuple[Corner, ...]:
+    """Three EMA rates of the experiment's EMA grid, else the first, the middle and the last checkpoint.
+
+    Of the grid's rates they are the best one and those next but one to it, so that the plane is that around EMA*.
+
+    Raises:
+        CoefficientsError: when there are fewer than three checkpoints.
+    """
+    grid = best_ema([study for study in summaries(storage, experiment) if study.steps == steps])
+    if grid is not None and grid.best_trial is not None:
+        listed: Any = stored_plan(StoredStudy.open(storage, grid.study)).optimizer.options.get("rates")
+        rates = tuple(float(rate) for rate in listed) if listed else window_ema_rates(steps)
+        if len(set(rates)) >= 3:
+            one, two, three = _around(sorted(set(rates)), rates[min(grid.best_trial, len(rates) - 1)])
+            return ema_corner(one), ema_corner(two), ema_corner(three)
+    if len(steps) < 3:
+        raise CoefficientsError(f"a plane needs three checkpoints, and there are {len(steps)}; give EMAs as --corners")
+    return steps[0], steps[len(steps) // 2], steps[-1]
+
+
+def _around(rates: Sequence[float], best: float) -> tuple[float, float, float]:
+    """Three of at least three rates: the best one between two others, unless it is at an end."""
+    place = rates.index(best)
+    low, high = max(place - 2, 0), min(place + 2, len(rates) - 1)
+    middle = place if low < place < high else (low + high) // 2
+    return rates[low], rates[middle], rates[high]
+
+
+def _create(experiment: Experiment, plan: StudyPlan, source: StoredStudy, *, accept_environment: bool) -> None:
+    """Store the new study with what its projections need, once it is known to show the objective of ``source``."""
+    stored = source.attributes["fingerprint"]
+    difference = describe_difference(*(decisive(known) for known in (stored["environment"], environment())))
+    if difference and not accept_environment:
+        raise StudyMismatchError(
+            f"{source.name}: was begun in another environment, so its losses may not be comparable: {difference}. Go "
+            "back to it, or draw the landscape in this one with --accept-environment"
+        )
+    objective = experiment.objective
+    described = objective.describe()
+    if _images_of(plan) != stored_plan(source).objective.settings.get("images"):
+        if objective.images_per_evaluation != _images_of(plan):
+            raise StudySpecError("--images: this objective does not sample as many images as it is told to")
+        described = {**described, "images": stored["objective"].get("images")}
+    source.require("fingerprint", described, part="objective")
+    attributes = {
+        **plan.attributes(objective),
+        PLANE_ATTRIBUTE: _projection(plan, objective),
+        "landscape_of": source.name,
+    }
+    StoredStudy.open_or_create(experiment.storage, plan.name, attributes)
+
+
+def _images_of(plan: StudyPlan) -> Any:
+    return plan.objective.settings.get("images")
+
+
+def _projection(plan: StudyPlan, objective: Objective) -> dict[str, Any]:
+    """``[2, K]`` inner products for projections in weight space, where the objective has weights."""
+    plane = Plane.through(check_corners(plan.optimizer.options["corners"]), objective.steps)
+    if type(objective).gram is Objective.gram:
+        return {"space": "coefficients", "products": None}
+    notice(f"{plan.name}: reading every checkpoint once, so that candidates can be projected on the plane")
+    try:
+        products = plane.products(np.asarray(objective.gram(), dtype=np.float64))
+    except ObjectiveError:  # it has no weights
+        return {"space": "coefficients", "products": None}
+    return {"space": "weights", "products": products.tolist()}

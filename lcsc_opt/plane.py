@@ -1,0 +1,181 @@
+"""The plane through three models: the coefficients of its points, and where on it other coefficients lie.
+
+A point (x, y) stands for θ₀ + x (θ₁ - θ₀) + y (θ₂ - θ₀), where θ₀, θ₁, θ₂ are the corners (Liu et al. 2024, Fig. 3, 6).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.coefficients import check_steps, close_sum, ema_coefficients, window_ema_rates
+from lcsc_opt.errors import CoefficientsError
+from lcsc_opt.records import Coefficients
+
+LANDSCAPE = "Landscape"
+"""What the optimizer that visits a plane, and with it every landscape study, is called."""
+
+PLANE_ATTRIBUTE = "plane"
+"""The attribute of a landscape study that says in which space candidates are projected, and holds what that takes."""
+
+DEFAULT_SIZE = 21
+DEFAULT_MARGIN = 0.75  # with 21 points on a side, the corners are points of the grid
+SMALLEST_SIZE, LARGEST_SIZE = 2, 501
+EMA_PREFIX = "ema:"
+FLAT = 1e-9  # the shorter over the longer extent of a triangle, below which it is a line
+
+Corner = int | str
+"""The training step of a checkpoint, or ``ema:RATE`` for the EMA with that rate per training step."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def parse_corners(text: str) -> tuple[Corner, ...]:
+    """``100,2000,4000`` or ``ema:0.9,ema:0.99,ema:0.999``, or a mixture.
+
+    Raises:
+        CoefficientsError: when it is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    return check_corners([int(part) if part.isdecimal() else part for part in parts])
+
+
+def check_corners(corners: Any) -> tuple[Corner, ...]:
+    """Three corners, each written in the one way that is stored.
+
+    Raises:
+        CoefficientsError: when they are none.
+    """
+    listed = isinstance(corners, Sequence) and not isinstance(corners, str)
+    if not listed or len(corners) != 3 or not all(_is_corner(corner) for corner in corners):
+        raise CoefficientsError(
+            f"corners: expected three training steps or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999, "
+            f"got {corners!r}"
+        )
+    return tuple(corner if isinstance(corner, int) else ema_corner(_rate(corner) or 0.0) for corner in corners)
+
+
+def _is_corner(corner: Any) -> TypeGuard[Corner]:
+    if isinstance(corner, int):
+        return not isinstance(corner, bool)
+    return isinstance(corner, str) and corner.startswith(EMA_PREFIX) and _rate(corner) is not None
+
+
+def _rate(corner: str) -> float | None:
+    try:
+        rate = float(corner.removeprefix(EMA_PREFIX))
+    except ValueError:
+        return None
+    return rate if 0 <= rate < 1 else None
+
+
+def ema_corner(rate: float) -> Corner:
+    """The EMA of this rate as a corner."""
+    return f"{EMA_PREFIX}{rate!r}"
+
+
+def default_corners(steps: Sequence[int]) -> tuple[Corner, ...]:
+    """The fastest, the middle and the slowest one of the window's EMA rates."""
+    rates = window_ema_rates(steps)
+    return ema_corner(rates[0]), ema_corner(rates[len(rates) // 2]), ema_corner(rates[-1])
+
+
+def corner_coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
+    """``[K]`` of one corner.
+
+    Raises:
+        CoefficientsError: when no checkpoint was saved at that step, naming the nearest one.
+    """
+    if isinstance(corner, str):
+        return ema_coefficients(steps, _rate(corner) or 0.0)
+    if corner not in steps:
+        nearest = min(steps, key=lambda step: abs(step - corner))
+        raise CoefficientsError(f"corners: no checkpoint was saved at step {corner}; the nearest one is {nearest}")
+    return np.asarray(np.eye(len(steps))[list(steps).index(corner)])
+
+
+def corner_label(corner: Corner) -> str:
+    """As figures call it; of a rate as many digits as tell it from one."""
+    if isinstance(corner, int):
+        return f"step {corner:,}"
+    rate = _rate(corner) or 0.0
+    digits = max(1, math.ceil(-math.log10(1 - rate)) + 1)
+    return f"EMA {rate:.{digits}f}".rstrip("0").removesuffix(".")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plane:
+    """The plane through three models; ``corners`` ``[3, K]``, the first one is the point (0, 0)."""
+
+    corners: Floats
+
+    @classmethod
+    def through(cls, corners: Sequence[Corner], steps: Sequence[int]) -> Plane:
+        """The plane through three corners of a trajectory with these steps.
+
+        Raises:
+            CoefficientsError: when a corner is not there, or the three lie on one line.
+        """
+        checked = check_corners(corners)
+        plane = cls(np.stack([corner_coefficients(corner, check_steps(steps)) for corner in checked]))
+        long, short = np.linalg.svd(plane.directions, compute_uv=False)
+        if short <= FLAT * long:
+            names = ", ".join(corner_label(corner) for corner in checked)
+            raise CoefficientsError(f"corners: {names} lie on one line; choose three that span a plane")
+        return plane
+
+    @property
+    def directions(self) -> Floats:
+        """``[2, K]`` from the first corner to the others; each sums to zero."""
+        return np.asarray(self.corners[1:] - self.corners[0])
+
+    def at(self, x: float, y: float) -> Coefficients:
+        """``[K]`` of a point."""
+        return close_sum(self.corners[0] + x * self.directions[0] + y * self.directions[1])
+
+    def project(self, coefficients: Floats, products: Floats | None = None) -> Floats:
+        """``[n, 2]`` the points of the plane that are nearest to models.
+
+        Args:
+            coefficients: ``[n, K]``, each sums to one.
+            products: ``[2, K]`` inner products of what each direction does to the weights with each checkpoint,
+                :meth:`products`; then nearest means in weights, and without them in coefficients.
+        """
+        inner = self.directions if products is None else products
+        moved = coefficients - self.corners[0]
+        found, *_ = np.linalg.lstsq(inner @ self.directions.T, inner @ moved.T, rcond=None)
+        return np.asarray(np.round(found.T, 12) + 0.0)  # no -0, and no 1e-15 beside a corner
+
+    def products(self, gram: Floats) -> Floats:
+        """``[2, K]`` what a projection in weight space needs of the ``[K, K]`` Gram matrix of centered checkpoints."""
+        return np.asarray(self.directions @ gram)
+
+
+def grid_axis(size: int, margin: float) -> Floats:
+    """``[size]`` the values of x, and of y, on a grid that reaches ``margin`` beyond the corners."""
+    return np.asarray(np.round(np.linspace(-margin, 1 + margin, size), 12))
+
+
+def grid_positions(size: int, margin: float) -> Floats:
+    """``[n, 2]`` the points that a landscape visits, in this order: the corners, then the grid from coarse to fine.
+
+    An interrupted landscape then shows the whole plane already, with less detail.
+    """
+    axis = grid_axis(size, margin)
+    order = sorted(
+        ((column, row) for row in range(size) for column in range(size)),
+        key=lambda index: (-_coarseness(math.gcd(*index)), index[1], index[0]),
+    )
+    corners = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
+    points = [(float(axis[column]), float(axis[row])) for column, row in order]
+    return np.array(corners + [point for point in points if point not in corners])
+
+
+def _coarseness(index: int) -> int:
+    """The largest power of two that divides an index; 0 is on the coarsest grid."""
+    return index & -index if index else 2**30

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.coefficients import ema_coefficients, window_ema_rates
+from lcsc_opt.errors import CoefficientsError
+from lcsc_opt.plane import (
+    DEFAULT_MARGIN,
+    DEFAULT_SIZE,
+    Plane,
+    check_corners,
+    corner_coefficients,
+    corner_label,
+    default_corners,
+    grid_axis,
+    grid_positions,
+    parse_corners,
+)
+
+STEPS = tuple(range(100, 2100, 100))
+PLANE = Plane.through((100, "ema:0.99", 2000), STEPS)
+
+
+def weights(seed: int, parameters: int = 50) -> np.ndarray:
+    """``[K, P]`` checkpoints that move on, as those of a training do."""
+    rng = np.random.default_rng(seed)
+    return np.cumsum(rng.normal(size=(len(STEPS), parameters)), axis=0)
+
+
+def test_the_text_of_an_option_names_steps_and_emas() -> None:
+    assert parse_corners("100, 2000,4000") == (100, 2000, 4000)
+    assert parse_corners("ema:0.9,ema:0.990,300") == ("ema:0.9", "ema:0.99", 300)
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "1,2,last", "ema:1,1,2", "ema:-0.1,1,2", "ema:x,1,2", "1,2,-3"])
+def test_another_text_is_refused(text: str) -> None:
+    with pytest.raises(CoefficientsError, match="corners: expected three training steps or EMAs, as in"):
+        parse_corners(text)
+
+
+@pytest.mark.parametrize("corners", [None, "abc", 3, [1, 2], [1, 2, True], [1, 2, 3.5], [1, 2, None]])
+def test_other_values_are_refused(corners: Any) -> None:
+    with pytest.raises(CoefficientsError, match="corners: expected three"):
+        check_corners(corners)
+
+
+def test_a_step_is_one_checkpoint_and_an_ema_its_profile() -> None:
+    assert corner_coefficients(300, STEPS).tolist() == [0, 0, 1, *[0] * 17]
+    np.testing.assert_array_equal(corner_coefficients("ema:0.99", STEPS), ema_coefficients(STEPS, 0.99))
+
+
+def test_a_step_that_was_not_saved_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(CoefficientsError, match="no checkpoint was saved at step 470; the nearest one is 500"):
+        Plane.through((100, 470, 2000), STEPS)
+
+
+@pytest.mark.parametrize("corners", [(100, 200, 100), ("ema:0", 2000, 100), ("ema:0.9", "ema:0.9", 100)])
+def test_corners_on_one_line_are_refused(corners: tuple[Any, ...]) -> None:
+    with pytest.raises(CoefficientsError, match="lie on one line; choose three that span a plane"):
+        Plane.through(corners, STEPS)
+
+
+def test_default_corners_are_three_rates_of_the_window() -> None:
+    rates = window_ema_rates(STEPS)
+    assert default_corners(STEPS) == tuple(f"ema:{rate!r}" for rate in (rates[0], rates[3], rates[6]))
+
+
+@pytest.mark.parametrize(
+    ("corner", "label"),
+    [
+        (2000, "step 2,000"),
+        ("ema:0.9", "EMA 0.9"),
+        ("ema:0.999943", "EMA 0.999943"),
+        ("ema:0.0", "EMA 0"),
+        ("ema:0.9970930232558139", "EMA 0.9971"),
+        ("ema:0.5", "EMA 0.5"),
+    ],
+)
+def test_labels_tell_rates_apart(corner: Any, label: str) -> None:
+    assert corner_label(corner) == label
+
+
+def test_the_corners_are_where_the_paper_puts_them() -> None:
+    for place, corner in zip([(0, 0), (1, 0), (0, 1)], PLANE.corners, strict=True):
+        np.testing.assert_allclose(PLANE.at(*place), corner, rtol=0, atol=1e-15)
+
+
+@given(x=st.floats(-5, 5), y=st.floats(-5, 5))
+def test_a_point_is_the_linear_combination_of_the_paper(x: float, y: float) -> None:
+    first, second, third = PLANE.corners
+    point = PLANE.at(x, y)
+    np.testing.assert_allclose(point, first + x * (second - first) + y * (third - first), rtol=0, atol=1e-14)
+    assert abs(math.fsum(point) - 1) <= 1e-12
+
+
+@given(x=st.floats(-5, 5), y=st.floats(-5, 5), seed=st.integers(0, 5))
+def test_a_point_of_the_plane_projects_to_itself_in_both_spaces(x: float, y: float, seed: int) -> None:
+    centered = weights(seed) - weights(seed).mean(axis=0)
+    products = PLANE.products(centered @ centered.T)
+    for known in (None, products):
+        np.testing.assert_allclose(PLANE.project(PLANE.at(x, y)[None], known), [[x, y]], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_projection_in_weight_space_is_the_least_squares_solution_over_all_parameters(seed: int) -> None:
+    theta = weights(seed)
+    centered = theta - theta.mean(axis=0)
+    found = np.random.default_rng(seed).normal(size=(4, len(STEPS)))
+    found /= found.sum(axis=1, keepdims=True)
+    origin, *others = PLANE.corners @ theta
+    directions = np.stack(others) - origin
+    expected = np.linalg.lstsq(directions.T, (found @ theta - origin).T, rcond=None)[0].T
+    np.testing.assert_allclose(PLANE.project(found, PLANE.products(centered @ centered.T)), expected, rtol=1e-8)
+    # elsewhere than in coefficients, for checkpoints that are no orthonormal set
+    assert not np.allclose(PLANE.project(found), expected, rtol=1e-2)
+
+
+def test_a_projection_in_coefficients_is_orthogonal() -> None:
+    found = np.random.default_rng(0).normal(size=(1, len(STEPS)))
+    (place,) = PLANE.project(found)
+    np.testing.assert_allclose(PLANE.directions @ (found[0] - PLANE.at(*place)), 0, atol=1e-10)
+
+
+def test_a_grid_reaches_its_margin_beyond_the_corners() -> None:
+    assert grid_axis(5, 0.5).tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert grid_axis(2, 0.0).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("size", "margin", "count"),
+    [(DEFAULT_SIZE, DEFAULT_MARGIN, 441), (5, 0.5, 25), (2, 0.0, 4), (4, 0.5, 19), (2, 0.25, 7)],
+)
+def test_every_point_of_the_grid_and_every_corner_is_visited_once(size: int, margin: float, count: int) -> None:
+    visited = grid_positions(size, margin)
+    axis = grid_axis(size, margin)
+    assert visited[:3].tolist() == [[0, 0], [1, 0], [0, 1]]
+    assert len(visited) == count == len({tuple(place) for place in visited.tolist()})
+    assert {(x, y) for x in axis.tolist() for y in axis.tolist()} <= {tuple(place) for place in visited.tolist()}
+
+
+def test_a_grid_is_visited_from_coarse_to_fine() -> None:
+    visited = [tuple(place) for place in grid_positions(9, 0.5).tolist()]
+    axis = grid_axis(9, 0.5).tolist()
+    for stride, before in ((8, 3 + 4), (4, 3 + 9), (2, 25)):
+        assert {(x, y) for x in axis[::stride] for y in axis[::stride]} <= set(visited[:before])
