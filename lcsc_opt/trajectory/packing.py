@@ -18,6 +18,7 @@ from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_series, checkpoin
 from lcsc_opt.trajectory.layout import plan
 from lcsc_opt.trajectory.locking import only_process
 from lcsc_opt.trajectory.manifest import MANIFEST, PENDING, WEIGHTS, load_manifest, sync_folder
+from lcsc_opt.trajectory.reading_ahead import ReadAhead
 from lcsc_opt.trajectory.selection import Selection, steps_in_words
 from lcsc_opt.trajectory.store import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
@@ -200,11 +201,14 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str) 
         _check_room(partial, plan(first.tensors).row_bytes * len(sources))
     with TrajectoryWriter(partial, metadata={PLAN: identity, "key": key}) as writer:
         done = len(writer.steps)
-        with progress("pack", len(sources), done=done) as advance:
-            for source in sources[done:]:
+        with progress("pack", len(sources), done=done) as advance, ReadAhead() as ahead:
+            for source, following in itertools.zip_longest(sources[done:], sources[done + 1 :]):
                 start = time.monotonic()
-                size = _append(writer, source, first or read_checkpoint(source.path, key=key))
+                checkpoint = first or read_checkpoint(source.path, key=key)
                 first = None  # its memory is for the next one
+                if following is not None:
+                    ahead.begin(following.path, like=source.path, used=_size(checkpoint))
+                size = _append(writer, source, checkpoint)
                 advance(note=f"step {source.step}, {size / max(time.monotonic() - start, 1e-6) / 1e6:.0f} MB/s")
 
 
@@ -216,6 +220,10 @@ def _append(writer: TrajectoryWriter, source: Source, checkpoint: Checkpoint) ->
         raise
     except TrajectoryError as error:
         raise TrajectoryError(f"{source.path}: {error}") from error
+    return _size(checkpoint)
+
+
+def _size(checkpoint: Checkpoint) -> int:
     return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
