@@ -1,4 +1,4 @@
-"""The start page: optuna-dashboard over the study database, with the artifacts of every trial."""
+"""optuna-dashboard over the study database, with the artifacts of every trial; at ``/``, not under ``/lcsc/``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 
-from lcsc_opt.results import artifact_directory
+from lcsc_opt.analysis.artifacts import artifact_directory
 
 
 def build(storage: RDBStorage) -> Callable[..., Any]:

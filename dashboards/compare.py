@@ -1,0 +1,224 @@
+"""Which optimizer is ahead, per evaluation, per image and per second, and whether the difference is real over seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import dash
+import dash_ag_grid
+from dash import Input, Output, State, ctx, dcc, html, no_update
+from optuna.storages import RDBStorage
+
+from lcsc_opt.analysis.comparison_plots import comparison_figure
+from lcsc_opt.analysis.curves import AXES, comparison
+from lcsc_opt.analysis.headline import headline
+from lcsc_opt.analysis.history import StudyHistory
+from lcsc_opt.analysis.look import empty_figure, style
+from lcsc_opt.analysis.ranking import CONFIDENCE, Ranked, ranking
+from lcsc_opt.analysis.search import progress_of
+from lcsc_opt.dashboard_server import parts, shared_reader
+
+NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
+CONTROLS = ("experiment", "axis", "scale", "target")
+SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
+COLUMN = {
+    **{"sortable": True, "resizable": True, "filter": True, "floatingFilter": True, "minWidth": 110, "flex": 1},
+    **{"wrapHeaderText": True, "autoHeaderHeight": True},
+}
+
+
+def build(storage: RDBStorage) -> dash.Dash:
+    """The page over ``storage``."""
+    reader = shared_reader(storage)
+    app = parts.new_page(__name__, "Compare")
+    app.layout = _layout
+    parts.remember(app, CONTROLS)
+
+    @app.callback(
+        *(Output(control, "value") for control in CONTROLS),
+        Output("experiment", "options"),
+        Input("url", "search"),
+    )
+    def choose(search: str | None) -> tuple[Any, ...]:
+        known = reader.experiments()
+        asked = parts.asked_for(search)
+        experiment = asked.get("experiment") or (known[-1] if known else None)
+        axis = asked["axis"] if asked.get("axis") in AXES else "evaluations"
+        scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
+        return experiment, axis, scale, _number(asked.get("target")), known
+
+    @app.callback(
+        Output("problem", "children"),
+        Output("headline", "children"),
+        parts.drawn(app, "curves"),
+        Output("ranking", "columnDefs"),
+        Output("ranking", "rowData"),
+        Output("studies", "children"),
+        Output("tick", "interval"),
+        Output("seen", "data"),
+        Input("tick", "n_intervals"),
+        Input("theme", "data"),
+        *(Input(control, "value") for control in CONTROLS),
+        State("seen", "data"),
+    )
+    def draw(
+        _: int, theme: Any, experiment: str | None, axis: str, scale: Sequence[str], target: float | None, seen: str
+    ) -> tuple[Any, ...]:
+        if not experiment:
+            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", parts.IDLE_MS, ""
+        studies = reader.read(experiment)
+        now = parts.signature(studies, theme, axis, scale, target)
+        if now == seen:
+            return (*[no_update] * 6, parts.rhythm(studies), no_update)
+        ranked = ranking(studies, value=target)
+        data = comparison(studies, axis)
+        figure = comparison_figure(data, log_x="x" in scale, log_y="y" in scale, theme=theme)
+        rows = [_row(row, axis) for row in ranked]
+        columns = _columns(data.metric, axis, target) if ctx.triggered_id != "tick" else no_update
+        shown = ("", headline(ranked, data.metric), figure, columns, rows, _studies(studies))
+        return (*shown, parts.rhythm(studies), now)
+
+    @app.callback(
+        Output("download", "data"),
+        Input("csv", "n_clicks"),
+        State("ranking", "virtualRowData"),
+        State("experiment", "value"),
+        prevent_initial_call=True,
+    )
+    def download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
+        name = experiment.replace("/", "-")
+        return {"content": as_csv(rows or []), "filename": f"{name}.csv", "type": "text/csv"}
+
+    return app
+
+
+def _layout() -> html.Main:
+    axes = [{"label": title, "value": axis} for axis, title in AXES.items()]
+    scales = [{"label": title, "value": name} for name, title in SCALES.items()]
+    return parts.page_layout(
+        html.H1("Compare optimizers"),
+        html.Div(id="headline", className="headline", role="status"),
+        html.Div(
+            [
+                parts.field("Experiment", dcc.Dropdown(id="experiment", clearable=False)),
+                parts.field("Best so far against", dcc.Dropdown(axes, id="axis", clearable=False)),
+                parts.field("Scale", dcc.Checklist(scales, id="scale", className="choices", inline=True), group=True),
+                parts.field(
+                    "Cost to reach a loss of",
+                    dcc.Input(id="target", type="number", debounce=True, placeholder="none", min=0, step="any"),
+                ),
+            ],
+            className="controls",
+        ),
+        parts.graph("curves", label="Best loss so far of each optimizer"),
+        html.Div([html.H2("Ranking"), html.Button("Download as CSV", id="csv", type="button")], className="row spread"),
+        dash_ag_grid.AgGrid(
+            id="ranking",
+            columnDefs=[],
+            rowData=[],
+            getRowId="params.data.optimizer",
+            defaultColDef=COLUMN,
+            dashGridOptions={"domLayout": "autoHeight", "animateRows": False, "suppressMovableColumns": True},
+            style={"height": None},
+        ),
+        dcc.Download(id="download"),
+        html.P(
+            "Mean ± standard deviation over seeds; lower is better. The difference is from the best held-out loss, "
+            f"with a {CONFIDENCE:.0%} bootstrap interval over seeds. "
+            "Costs are medians over seeds, on the search's noise.",
+            className="note",
+        ),
+        parts.section("Studies", html.Div(id="studies")),
+    )
+
+
+def _row(row: Ranked, axis: str) -> dict[str, Any]:
+    """What the table sorts by, and what it shows in its place."""
+    found = row.as_row(axis)
+    interval = (
+        ""
+        if row.difference is None or row.difference.low is None or row.difference.high is None
+        else (f" [{row.difference.low:+.3g}, {row.difference.high:+.3g}]")
+    )
+    return {
+        **found,
+        "colour": style(row.optimizer).colour,
+        "held_out_text": parts.number(found["held_out"], found["held_out_sd"]),
+        "searched_text": parts.number(found["searched"], found["searched_sd"]),
+        "below_ema_text": "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %",
+        "difference_text": "–" if row.difference is None else f"{row.difference.mean:+.3g}{interval}",
+    }
+
+
+def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any]]:
+    swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
+    costs = [_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*")]
+    if target is not None:
+        costs.append(_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"))
+    return [
+        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 140, "cellStyle": swatch},
+        _quantity("held_out", f"Held-out {metric}"),
+        {"field": "verdict", "headerName": "Verdict", "minWidth": 205},
+        _quantity("below_ema_percent", "Against EMA*", text="below_ema_text"),
+        {**_quantity("difference", "Difference from the best"), "minWidth": 190},
+        *costs,
+        _quantity("searched", f"Searched {metric}"),
+        {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 80},
+    ]
+
+
+def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, Any]:
+    """A column that sorts and filters by a number and shows a text."""
+    return {
+        "field": field,
+        "headerName": title,
+        "type": "rightAligned",
+        "filter": "agNumberColumnFilter",
+        "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
+    }
+
+
+def _studies(studies: Sequence[StudyHistory]) -> Any:
+    header = ("study", "state", "done", "failed", "held out", "searched", "images", "time evaluating", "")
+    return parts.table(header, [_study(study) for study in studies], text=2)
+
+
+def _study(study: StudyHistory) -> list[Any]:
+    state = progress_of(study)
+    finished = study.finished
+    done = f"{state.done:,}" + ("" if state.total is None else f" of {state.total:,}") + f" {state.unit}"
+    return [
+        parts.study_link(study),
+        state.state,
+        done,
+        state.failed,
+        parts.number(None if study.held_out is None else study.held_out.loss),
+        parts.number(study.searched),
+        f"{finished['images'].sum():,.0f}",
+        parts.duration(float(finished["seconds"].sum())),
+        parts.optuna_link(study),
+    ]
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as the table shows them now, numbers in full; a text that a spreadsheet would calculate stays a text."""
+    names = [name for name in (rows[0] if rows else {}) if name != "colour" and not name.endswith("_text")]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(names)
+    writer.writerows([[_harmless(row.get(name)) for name in names] for row in rows])
+    return text.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

@@ -1,0 +1,177 @@
+"""One study while it runs and after it: progress, workers, failures, where its time went, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dash
+from dash import Input, Output, State, dcc, html, no_update
+from optuna.storages import RDBStorage
+
+from lcsc_opt.analysis.comparison_plots import comparison_figure
+from lcsc_opt.analysis.curves import best_grid, comparison
+from lcsc_opt.analysis.history import StudyHistory
+from lcsc_opt.analysis.look import Theme, empty_figure
+from lcsc_opt.analysis.names import split_name
+from lcsc_opt.analysis.patterns import distances_of, improved_trials
+from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.analysis.search import Progress, failures_of, progress_of, workers_of
+from lcsc_opt.analysis.study_plots import distances_figure
+from lcsc_opt.analysis.views import own_figures
+from lcsc_opt.dashboard_server import parts, shared_reader
+
+NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
+FIGURES = {
+    "best_so_far": "Best so far",
+    "coefficients": "Coefficients over training steps",
+    "movement": "How the best coefficients moved",
+    "shape": "Shape of the best coefficients over the search",
+    "times": "Time per trial",
+    "distances": "Distance between answers",
+}
+MOST_REASONS = 10
+
+
+def build(storage: RDBStorage) -> dash.Dash:
+    """The page over ``storage``."""
+    reader = shared_reader(storage)
+    app = parts.new_page(__name__, "Study")
+    app.layout = _layout
+    parts.remember(app, ["study"])
+
+    @app.callback(Output("study", "value"), Output("study", "options"), Input("url", "search"))
+    def choose(search: str | None) -> tuple[Any, ...]:
+        return parts.chosen_study(reader, parts.asked_for(search)), reader.searches()
+
+    @app.callback(
+        *(Output(name, "children") for name in ("problem", "headline", "progress", "failures", "links")),
+        *(parts.drawn(app, name) for name in FIGURES),
+        Output("tick", "interval"),
+        Output("seen", "data"),
+        Input("tick", "n_intervals"),
+        Input("theme", "data"),
+        Input("study", "value"),
+        State("seen", "data"),
+    )
+    def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
+        if not name:
+            return "", NOTHING, "", "", "", *[empty_figure(NOTHING, theme)] * len(FIGURES), parts.IDLE_MS, None
+        studies = reader.read(split_name(name)[0])
+        study = next((study for study in studies if study.study == name), None)
+        if study is None:
+            gone = f"{name}: no such study; choose another one"
+            return gone, "", "", "", "", *[empty_figure(gone, theme)] * len(FIGURES), parts.IDLE_MS, None
+        state = progress_of(study)
+        now = _seen(study, studies, theme)
+        figures = _figures(reader, study, studies, theme, {key for key in now if now[key] != (seen or {}).get(key)})
+        texts = ("", headline(study, state), _progress(study, state), _failures(study), _links(study))
+        return *texts, *(figures.get(key, no_update) for key in FIGURES), parts.rhythm([study]), now
+
+    return app
+
+
+def _layout() -> html.Main:
+    figures = [parts.section(title, parts.graph(name, label=title)) for name, title in FIGURES.items()]
+    return parts.page_layout(
+        html.H1("Study"),
+        html.Div(id="headline", className="headline", role="status"),
+        html.Div(
+            [parts.field("Study", dcc.Dropdown(id="study", clearable=False)), html.Div(id="links", className="row")],
+            className="controls",
+        ),
+        html.Div(id="progress"),
+        html.Div(id="failures"),
+        html.Div(figures, className="figures"),
+    )
+
+
+def headline(study: StudyHistory, state: Progress) -> str:
+    """What is known of a study, in one line."""
+    best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
+    if study.held_out is not None and study.held_out.loss is not None:
+        best = f"{study.metric} {study.held_out.loss:.4g} held out, {study.searched or 0:.4g} searched"
+    left = "" if state.seconds_left is None else f", {parts.duration(state.seconds_left)} left"
+    return f"{study.study} is {state.state}{left}: {best}"
+
+
+def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:
+    """Figure → what it is drawn from; coefficients are read again only when a better trial was found."""
+    ema = best_grid(studies)
+    answers = [(other.study, other.chosen) for other in studies]
+    found = repr((study.study, study.study_id, study.chosen, improved_trials(study)[-1:], theme, study.held_out))
+    against = repr((None if ema is None else (ema.study, ema.chosen), found))
+    new = parts.signature([study], theme)
+    return {
+        "best_so_far": parts.signature([study, *([] if ema is None else [ema])], theme),
+        "coefficients": against,
+        "movement": found,
+        "shape": found,
+        "times": new,
+        "distances": repr((answers, theme)),
+    }
+
+
+def _figures(
+    reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme, wanted: set[str]
+) -> dict[str, Any]:
+    """Those of the wanted figures."""
+    found: dict[str, Any] = {}
+    if "best_so_far" in wanted:
+        ema = best_grid(studies)
+        both = [study] if ema is None or ema.study == study.study else [study, ema]
+        found["best_so_far"] = comparison_figure(comparison(both), theme=theme)
+    if "distances" in wanted:
+        found["distances"] = distances_figure(distances_of(reader, studies), theme=theme)
+    if wanted & {"coefficients", "movement", "shape", "times"}:
+        found.update(own_figures(reader, study, studies, theme=theme))
+    return {name: figure for name, figure in found.items() if name in wanted}
+
+
+def _progress(study: StudyHistory, state: Progress) -> list[Any]:
+    total = "" if state.total is None else f" of {state.total:,}"
+    rate = "–" if state.per_hour is None else f"{state.per_hour:,.0f} an hour"
+    tiles = {
+        "State": state.state,
+        state.unit.capitalize(): f"{state.done:,}{total}",
+        "Rate": rate,
+        "Time left": "–" if state.seconds_left is None else parts.duration(state.seconds_left),
+        "Workers": _workers(study),
+        "Failed trials": f"{state.failed:,}" + (f", {state.retried} tried again" if state.retried else ""),
+    }
+    shown = [html.Div([html.Dt(name), html.Dd(value)], className="tile") for name, value in tiles.items()]
+    bar = [] if state.share is None else [html.Progress(value=str(state.share), max="1", **parts.labelled("progress"))]
+    return [*bar, html.Dl(shown, className="tiles"), *_evaluating(study)]
+
+
+def _workers(study: StudyHistory) -> str:
+    workers = workers_of(study)
+    if workers.host is None:
+        return f"{workers.count}, not running"
+    heard = "" if workers.heard is None else f", heard of {parts.duration(workers.heard)} ago"
+    return f"{workers.count} on {workers.host}{heard}" + ("" if workers.alive else ", gone")
+
+
+def _evaluating(study: StudyHistory) -> list[Any]:
+    waiting = workers_of(study).evaluating
+    if not waiting:
+        return []
+    if not study.running:
+        listed = ", ".join(str(trial) for trial, _ in waiting[:8])
+        again = f"No result of trial {listed} yet; lcsc resume evaluates it again."
+        return [html.P(again, className="note")]
+    listed = ", ".join(f"trial {trial} for {parts.duration(seconds)}" for trial, seconds in waiting[:8])
+    return [html.P(f"Evaluating {listed}.", className="note")]
+
+
+def _failures(study: StudyHistory) -> Any:
+    found = failures_of(study)
+    if not found:
+        return ""
+    rows = [[failure.reason, failure.attempts, failure.lost] for failure in found[:MOST_REASONS]]
+    more = [html.P(f"and {len(found) - MOST_REASONS} more reasons", className="note")] * (len(found) > MOST_REASONS)
+    return parts.section("Failures", parts.table(("reason", "attempts", "trials lost"), rows), *more)
+
+
+def _links(study: StudyHistory) -> list[Any]:
+    return [parts.optuna_link(study, "This study in optuna-dashboard"), parts.study_link(study, "images", "Its images")]

@@ -1,0 +1,57 @@
+"""Makes the pictures of the dashboard in docs/images from a study database: first `make demo`, then
+
+    python docs/screenshots.py [--storage sqlite:///studies.db] [--experiment digits]
+
+Needs Chromium, and playwright of the development tools.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import shutil
+import threading
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+from lcsc_opt.dashboard_server import serve
+from lcsc_opt.database import open_storage
+
+IMAGES = Path(__file__).parent / "images"
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+SHOTS = (
+    ("compare", "light", "#curves .trace"),
+    ("compare", "dark", "#curves .trace"),
+    ("study", "light", "#distances .trace, #distances .hm"),
+    ("images", "light", ".pane img"),
+    ("landscape", "light", "#plane .plotly"),
+)
+
+
+def main() -> None:
+    """Serve the database, and take one picture after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", default="sqlite:///studies.db")
+    parser.add_argument("--experiment", default="digits")
+    arguments = parser.parse_args()
+    addresses: queue.Queue[str] = queue.Queue()
+    options = {"port": 0, "ready": addresses.put}
+    storage = open_storage(arguments.storage, write=False)
+    threading.Thread(target=serve, args=(storage,), kwargs=options, daemon=True).start()
+    home = addresses.get(timeout=60)
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        for name, scheme, drawn in SHOTS:
+            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+            page.goto(f"{home}{name}?experiment={arguments.experiment}")
+            page.wait_for_selector(drawn, state="attached", timeout=60_000)
+            page.wait_for_timeout(1000)  # fonts and the last layout
+            page.screenshot(path=IMAGES / f"dashboard_{name}_{scheme}.png", full_page=True)
+            page.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

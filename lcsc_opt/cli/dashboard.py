@@ -1,0 +1,36 @@
+"""``lcsc dashboard``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lcsc_opt.cli.output import STORAGE_HELP, say, storage_url
+from lcsc_opt.database import masked, open_storage
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put this module's command into the app."""
+    app.command()(dashboard)
+
+
+def dashboard(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. Others can reach anything but loopback: they need a token then."),
+    ] = "127.0.0.1",
+    storage: Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)] = None,
+) -> None:
+    """Compare optimizers in the browser, live, with optuna-dashboard beside it. Only reads the study database."""
+    from lcsc_opt.dashboard_server import is_loopback, new_token, serve
+
+    url = storage_url(storage)
+    opened = open_storage(url, write=False)
+    token = None if is_loopback(host) else new_token()
+
+    def tell(address: str) -> None:
+        say(f"{address} shows {masked(url)}; Ctrl-C ends it")
+
+    serve(opened, port=port, host=host, token=token, ready=tell)

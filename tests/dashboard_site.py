@@ -1,0 +1,111 @@
+"""The dashboard without a network: requests and callbacks as a browser sends them, and small studies to show."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import RDBStorage
+from werkzeug.test import Client, TestResponse
+
+from lcsc_opt.analysis.artifacts import artifact_directory
+from lcsc_opt.dashboard_server import application
+from lcsc_opt.database import open_storage
+from lcsc_opt.records import Candidate, Cost, Evaluation
+from lcsc_opt.study_store import StoredStudy, TrialKey
+
+STEPS = (100, 200, 300)
+HOST = "127.0.0.1:8080"
+
+
+@functools.lru_cache(maxsize=1)
+def written(url: str) -> RDBStorage:
+    """The database to write to, opened once for a test."""
+    return open_storage(url, write=True)
+
+
+def write_study(
+    url: str,
+    name: str,
+    losses: Sequence[float | None] = (3.0, 2.0),
+    *,
+    held_out: float | None = None,
+    ended: bool = True,
+) -> StoredStudy:
+    """A study with a trial for each loss, as the runner writes it; ``None`` stands for one that failed."""
+    attributes = {"steps": STEPS, "budget": {"evaluations": 9, "images": None}}
+    study = StoredStudy.open_or_create(written(url), name, attributes)
+    for loss in losses:
+        add_result(study, loss)
+    if ended:
+        study.set_attribute("search_ended", {"evaluations": len(losses), "exhausted": False})
+    if held_out is not None:
+        study.set_attribute("held_out", {"loss": held_out})
+    return study
+
+
+def add_result(study: StoredStudy, loss: float | None, *, reason: str = "broken") -> TrialKey:
+    """One more trial that has ended."""
+    number = len(study.trials())
+    coefficients = np.array([-0.25 * number, 0.25, 0.75 + 0.25 * number])
+    key = study.add_candidate(Candidate(coefficients))
+    if loss is None:
+        study.fail(key, [{"reason": reason, "seconds": 0.5}], tell_index=number)
+    else:
+        study.finish(key, Evaluation(loss, {"fid": loss}, Cost(images=10, seconds=0.5)), tell_index=number)
+    return key
+
+
+def attach(study: StoredStudy, number: int, path: Path) -> None:
+    """Store a file beside a trial, as the runner does."""
+    folder = artifact_directory(study.storage.url)
+    folder.mkdir(exist_ok=True)
+    trial = next(trial for trial in study.trials() if trial.number == number)
+    study.attach(TrialKey.of(trial), FileSystemArtifactStore(folder), path)
+
+
+class Site:
+    """The whole site over one database."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self.application = application(open_storage(url, write=False), **options)
+        self._client = Client(self.application)
+
+    def request(self, path: str, method: str = "GET", *, host: str = HOST, **options: Any) -> TestResponse:
+        """An answer, redirects not followed."""
+        headers = {"Host": host, "Accept-Encoding": "gzip", **options.pop("headers", {})}
+        return self._client.open(path, method=method, headers=headers, **options)
+
+    def get(self, path: str) -> str:
+        """The text of an answer that must be good."""
+        answer = self.request(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def call(self, page: str, output: str, triggered: str | None = None, **values: Any) -> dict[str, Any]:
+        """What a callback of a page changes: component → property → value; ``values`` by component.
+
+        The callback is the one with this output; of a value that is not given the browser knows nothing.
+        """
+        known = json.loads(self.get(f"/lcsc/{page}/_dash-dependencies"))
+        (wanted,) = [one for one in known if output in one["output"] and one["clientside_function"] is None]
+        names = [part.rsplit(".", 1) for part in wanted["output"].strip(".").split("...")]
+        outputs = [{"id": name, "property": value} for name, value in names]
+        body = {
+            "output": wanted["output"],
+            "outputs": outputs if wanted["output"].startswith("..") else outputs[0],
+            "inputs": [{**one, "value": values.get(one["id"])} for one in wanted["inputs"]],
+            "state": [{**one, "value": values.get(one["id"])} for one in wanted["state"]],
+            "changedPropIds": [f"{one['id']}.{one['property']}" for one in wanted["inputs"] if one["id"] == triggered],
+        }
+        answer = self.request(f"/lcsc/{page}/_dash-update-component", "POST", json=body)
+        if answer.status_code == 204:
+            return {}
+        assert answer.status_code == 200, answer.text
+        found = json.loads(answer.text)
+        return {**found.get("sideUpdate", {}), **found.get("response", {})}

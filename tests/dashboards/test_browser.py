@@ -1,0 +1,284 @@
+"""The pages in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Watched, chromium, served, watched
+from dashboard_site import add_result, attach, write_study
+from PIL import Image
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
+MARKUP = "<img src=x onerror=alert(1)>"
+PAGES = {"compare": "curves", "study": "coefficients", "landscape": "plane"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dashboard over finished studies of two optimizers and three seeds, with images."""
+    folder = tmp_path_factory.mktemp("browser")
+    url = f"sqlite:///{folder / 'studies.db'}"
+    Image.new("L", (80, 40), 128).save(folder / "images.png")
+    for seed in range(3):
+        write_study(url, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out=8.0 + seed / 10)
+        study = write_study(url, f"digits/LCSC/{seed}", [9.0, None, 4.0, 2.0 + seed / 10], held_out=3.0 + seed / 10)
+        attach(study, 3, folder / "images.png")
+        write_study(url, f"digits/CMA/{seed}", [7.0, 3.0 + seed / 10], held_out=2.9 + seed / 5)
+    return served(url)
+
+
+def headline(view: Watched) -> str:
+    return str(view.until("(text => text.length > 5 && text)(document.querySelector('#headline')?.innerText || '')"))
+
+
+def column(page: Any, name: str) -> list[str]:
+    """The cells of a column from top to bottom."""
+    cells = page.query_selector_all(f"#ranking .ag-row [col-id={name}]")
+    rows = sorted((int(cell.evaluate("c => c.closest('.ag-row').getAttribute('row-index')")), cell) for cell in cells)
+    return [cell.inner_text() for _, cell in rows]
+
+
+def zoom_in(view: Watched, figure: str) -> None:
+    """As a reader does, with the mouse."""
+    before = view.figure(figure)["range"]
+    box = view.page.locator(f"#{figure} .nsewdrag").first.bounding_box()
+    view.page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + 0.3 * box["height"])
+    view.page.mouse.down()
+    view.page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+    view.page.mouse.up()
+    while view.figure(figure)["range"] == before:
+        view.page.wait_for_timeout(50)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_opens_without_a_complaint(browser: Any, home: str, scheme: str, tmp_path: Path) -> None:
+    with watched(browser, home, color_scheme=scheme) as view:
+        for page, figure in PAGES.items():
+            view.page.goto(f"{home}/lcsc/{page}")
+            view.drawn(figure)
+            assert view.page.inner_text("nav [aria-current]") == page.capitalize()
+            view.page.screenshot(path=tmp_path / f"{page}.png", full_page=True)
+        view.page.goto(f"{home}/lcsc/images")
+        view.until("document.querySelector('.pane img')?.naturalWidth === 80")
+        view.page.click("nav >> text=optuna-dashboard")
+        view.page.wait_for_selector("text=digits/LCSC/0")
+        view.page.click("text=Compare optimizers")
+        assert headline(view).startswith("LCSC is ahead: held-out FID 3.1 ± 0.1, 61 % below EMA*; CMA not disting")
+        assert view.page.url.startswith(f"{home}/lcsc/compare")
+        assert view.problems == []
+
+
+def test_the_curve_grows_while_a_study_runs(browser: Any, workplace: Path) -> None:
+    (workplace / "slow.py").write_text(
+        textwrap.dedent("""
+        import time
+        def loss(coefficients):
+            time.sleep(0.1)
+            return float(((coefficients - 0.3) ** 2).sum()) + 1
+        """)
+    )
+    (workplace / "slow.yaml").write_text(
+        textwrap.dedent("""
+        name: slow
+        objective: {file: function.py, settings: {callable: "slow:loss", steps: [1, 2, 3, 4, 5, 6]}}
+        optimizers: [CMA: {}]
+        budget: {evaluations: 5000}
+        storage: sqlite:///studies.db
+        """)
+    )
+    search = subprocess.Popen(
+        [sys.executable, "-c", "from lcsc_opt.cli import main; main()", "run", "slow.yaml"], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (workplace / "studies.db").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(2)
+        home = served("sqlite:///studies.db")
+        with watched(browser, home) as view:
+            view.page.goto(f"{home}/lcsc/compare?experiment=slow")
+            view.drawn("curves")
+            last = "Math.max(...document.querySelector('#curves .js-plotly-plot')._fullData[0].x)"
+            first = view.page.evaluate(last)
+            view.page.evaluate("window.notReloaded = true")
+            zoom_in(view, "curves")
+            zoomed = view.figure("curves")["range"]
+            view.until(f"{last} > {first} + 20")
+            assert view.figure("curves")["range"] == zoomed  # what a reader zoomed into stays
+            assert view.page.evaluate("window.notReloaded")
+            view.page.click("text=slow/CMA/0")
+            view.page.wait_for_selector("text=an hour")
+            assert "is running" in headline(view)
+            assert view.problems == []
+    finally:
+        search.terminate()
+        search.wait(timeout=60)
+
+
+def test_the_ranking_sorts_filters_and_downloads(browser: Any, home: str, tmp_path: Path) -> None:
+    with watched(browser, home) as view:
+        page = view.page
+        page.goto(f"{home}/lcsc/compare")
+        page.wait_for_selector("#ranking .ag-row")
+        assert column(page, "optimizer") == ["LCSC", "CMA", "EMA*"]
+        heading = page.get_by_role("columnheader", name="Searched FID")
+        heading.click()
+        view.until("document.querySelector('#ranking [col-id=searched]').ariaSort === 'ascending'")
+        heading.click()
+        view.until("document.querySelector('#ranking [col-id=searched]').ariaSort === 'descending'")
+        assert column(page, "optimizer") == ["EMA*", "CMA", "LCSC"]
+        page.locator("#ranking input[aria-label*='Optimizer']").fill("C")
+        view.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 2")
+        page.wait_for_timeout(500)
+        with page.expect_download() as download:
+            page.click("text=Download as CSV")
+        download.value.save_as(tmp_path / "ranking.csv")
+        rows = list(csv.DictReader((tmp_path / "ranking.csv").read_text().splitlines()))
+        assert [row["optimizer"] for row in rows] == ["CMA", "LCSC"]
+        assert float(rows[0]["held_out"]) == pytest.approx(3.1)
+        assert view.problems == []
+
+
+def test_the_address_keeps_the_view(browser: Any, home: str) -> None:
+    with watched(browser, home) as view:
+        page = view.page
+        page.goto(f"{home}/lcsc/compare")
+        view.drawn("curves")
+        page.uncheck("text=logarithmic loss")
+        page.wait_for_url("**scale=")
+        page.check("text=logarithmic cost")
+        page.wait_for_url("**scale=x**")
+        page.click("#axis")
+        page.click("text=images sampled")
+        page.wait_for_url("**axis=images**")
+        page.reload()
+        view.drawn("curves")
+        view.until("document.querySelector('#curves .js-plotly-plot')?.layout?.xaxis?.title?.text == 'images sampled'")
+        assert view.figure("curves")["type"] == "log"
+        assert "experiment=digits" in page.get_attribute("nav >> text=Images", "href")
+        assert view.problems == []
+
+
+def test_light_and_dark_follow_the_system_until_the_switch_is_used(browser: Any, home: str) -> None:
+    dark, light = "#14171A", "#FFFFFF"
+    with watched(browser, home, color_scheme="dark") as view:
+        page = view.page
+        page.goto(f"{home}/lcsc/compare")
+        view.drawn("curves")
+        assert view.figure("curves")["paper"] == dark
+        page.emulate_media(color_scheme="light")
+        view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{light}'")
+        page.click("#theme-switch")
+        view.until(f"document.querySelector('#curves .js-plotly-plot')._fullLayout.paper_bgcolor == '{dark}'")
+        page.goto(f"{home}/lcsc/study")
+        view.drawn("coefficients")
+        assert view.figure("coefficients")["paper"] == dark
+        assert page.get_attribute("#theme-switch", "aria-pressed") == "true"
+        assert view.problems == []
+
+
+def test_everything_is_reached_with_the_keyboard(browser: Any, home: str) -> None:
+    with watched(browser, home) as view:
+        page = view.page
+        page.goto(f"{home}/lcsc/compare")
+        view.drawn("curves")
+        page.wait_for_selector("#ranking .ag-row")
+        reached = []
+        for _ in range(80):
+            page.keyboard.press("Tab")
+            reached.append(
+                page.evaluate(
+                    "() => { const e = document.activeElement, s = getComputedStyle(e); return {"
+                    "text: (e.innerText || e.getAttribute('aria-label') || e.id || '').split('\\n')[0],"
+                    "seen: s.outlineStyle !== 'none' || s.boxShadow !== 'none' || s.borderColor !== ''}; }"
+                )
+            )
+        texts = [one["text"] for one in reached]
+        for wanted in ("Skip to the content", "Compare", "Study", "optuna-dashboard", "Dark", "Download as CSV"):
+            assert wanted in texts, texts
+        assert any("digits/LCSC/0" in text for text in texts), texts
+        assert all(one["seen"] for one in reached)
+        unnamed = page.evaluate(
+            "[...document.querySelectorAll('main input, main button')].filter(e => "
+            "!(e.labels?.length || e.innerText || e.ariaLabel || e.getAttribute('aria-labelledby')))"
+            ".map(e => e.outerHTML)"
+        )
+        assert [html for html in unnamed if "ag-" not in html and "aria-hidden" not in html] == []
+
+
+def test_names_and_reasons_with_markup_run_nothing(browser: Any, url: str) -> None:
+    name = MARKUP.replace("/", "")
+    study = write_study(url, f"{name}/{name}/0", [3.0, 2.0], held_out=1.0, ended=False)
+    add_result(study, None, reason=MARKUP)
+    study.set_attribute("search_ended", {"evaluations": 3, "exhausted": False})
+    home = served(url)
+    with watched(browser, home) as view:
+        page = view.page
+        for address, figure in (("compare", "curves"), ("study", "coefficients")):
+            page.goto(f"{home}/lcsc/{address}")
+            view.drawn(figure)
+            assert name in headline(view)
+            assert page.query_selector("img[src=x]") is None
+        page.goto(f"{home}/lcsc/images")
+        page.wait_for_selector("text=No images are stored")
+        page.goto(f"{home}/lcsc/compare?experiment={MARKUP}&axis={MARKUP}")
+        view.drawn("curves")
+        page.goto(f"{home}/dashboard/")
+        page.get_by_text(name).first.wait_for()
+        assert page.query_selector("img[src=x]") is None
+        assert view.problems == []
+
+
+def test_images_zoom_and_scroll(browser: Any, home: str) -> None:
+    with watched(browser, home) as view:
+        page = view.page
+        page.goto(f"{home}/lcsc/images?study=digits/LCSC/1&zoom=200")
+        view.until("document.querySelector('.pane img')?.naturalWidth === 80")
+        view.until("(p => p.querySelector('img').width > 1.9 * p.clientWidth)(document.querySelector('.pane'))")
+        assert page.evaluate("(p => p.scrollWidth > p.clientWidth)(document.querySelector('.pane'))")
+        assert "LCSC/1" in headline(view)
+        page.focus("#zoom")
+        page.keyboard.press("Home")
+        view.until("(p => p.scrollWidth <= p.clientWidth)(document.querySelector('.pane'))")
+        page.wait_for_url("**zoom=100**")
+        assert view.problems == []
+
+
+def test_with_a_token_a_browser_gets_in_once_it_has_it(browser: Any, url: str) -> None:
+    write_study(url, "digits/LCSC/0", held_out=1.0)
+    home = served(url, token="correct-horse")
+    with watched(browser, home) as view:
+        assert view.page.goto(f"{home}/lcsc/compare").status == 403
+        view.page.wait_for_timeout(200)
+        view.problems.clear()
+        view.page.goto(f"{home}/lcsc/?token=correct-horse")
+        view.drawn("curves")
+        assert "token" not in view.page.url
+        assert view.page.evaluate("document.cookie") == ""
+        assert view.problems == []
+
+
+def test_a_page_of_another_site_cannot_ask(browser: Any, home: str, tmp_path: Path) -> None:
+    (tmp_path / "evil.html").write_text("evil")
+    with watched(browser, home) as view:
+        view.page.goto((tmp_path / "evil.html").as_uri())
+        asked = view.page.evaluate(
+            "home => Promise.all(['GET', 'POST'].map(method => fetch(`${home}/lcsc/compare/_dash-update-component`, "
+            "{method, mode: 'no-cors'}).then(r => r.type, e => 'refused')))",
+            home,
+        )
+        assert asked == ["refused", "refused"]  # answers that may not leave our own pages

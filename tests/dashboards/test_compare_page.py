@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dashboard_site import Site, add_result, write_study, written
+
+from lcsc_opt.catalog import find, load_file
+from lcsc_opt.dashboard_server import parts
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
+SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that is only read."""
+    file = tmp_path_factory.mktemp("compare") / "studies.db"
+    url = f"sqlite:///{file}"
+    for seed, (searched, held_out) in enumerate([(1.0, 1.2), (1.1, 1.3), (1.2, 1.1)]):
+        write_study(url, f"digits/LCSC/{seed}", [9.0, None, searched], held_out=held_out)
+    for seed, held_out in enumerate([8.0, 8.1, 8.2]):
+        write_study(url, f"digits/EMAGrid/{seed}", [7.0, 5.0], held_out=held_out)
+    return file
+
+
+@pytest.fixture
+def url(finished: Path, tmp_path: Path) -> str:
+    """A copy of it."""
+    return f"sqlite:///{shutil.copy(finished, tmp_path / 'studies.db')}"
+
+
+@pytest.fixture
+def site(url: str) -> Site:
+    return Site(url)
+
+
+def draw(site: Site, **values: Any) -> dict[str, Any]:
+    return site.call("compare", "curves-new.data", **{**SHOWN, **values})
+
+
+def test_the_address_decides_what_is_shown(site: Site) -> None:
+    chosen = site.call("compare", "experiment.value", url="?experiment=digits&axis=images&scale=x&target=2.5")
+    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target")] == [
+        "digits",
+        "images",
+        ["x"],
+        2.5,
+    ]
+    assert chosen["experiment"]["options"] == ["digits"]
+
+
+def test_without_an_address_the_newest_experiment_is_shown(site: Site, url: str) -> None:
+    write_study(url, "cifar/LCSC/0")
+    chosen = site.call("compare", "experiment.value", url="")
+    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target")] == [
+        "cifar",
+        "evaluations",
+        ["y"],
+        None,
+    ]
+
+
+def test_a_loss_is_logarithmic_until_it_is_switched_off(site: Site) -> None:
+    assert site.call("compare", "experiment.value", url="?experiment=digits")["scale"]["value"] == ["y"]
+    assert site.call("compare", "experiment.value", url="?experiment=digits&scale=")["scale"]["value"] == []
+
+
+def test_an_address_that_makes_no_sense_shows_what_there_is(site: Site) -> None:
+    chosen = site.call("compare", "experiment.value", url="?axis=__proto__&scale=z&target=cheap&experiment=")
+    assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target")] == [
+        "digits",
+        "evaluations",
+        [],
+        None,
+    ]
+
+
+def test_the_winner_is_said_first(site: Site) -> None:
+    line = draw(site)["headline"]["children"]
+    assert line == "LCSC is ahead: held-out FID 1.2 ± 0.1, 85 % below EMA*"
+
+
+def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
+    first, second = draw(site)["ranking"]["rowData"]
+    assert (first["optimizer"], first["verdict"], first["held_out_text"]) == ("LCSC", "best", "1.2 ± 0.1")
+    assert (second["optimizer"], second["verdict"]) == ("EMA*", "worse")
+    assert second["held_out"] == pytest.approx(8.1)
+    assert second["difference_text"].startswith("+6.9 [")
+    assert first["to_ema_text"] == "3"
+
+
+def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:
+    shown = draw(site, target=1.1, axis="images")["ranking"]
+    assert [row["to_value_text"] for row in shown["rowData"]] == ["20 (not reached 1 of 3)", "not reached 3 of 3"]
+    assert "Images sampled to 1.1" in [column["headerName"] for column in shown["columnDefs"]]
+    assert "to_value" not in [column["field"] for column in draw(site)["ranking"]["columnDefs"]]
+
+
+def test_a_figure_follows_axis_scale_and_theme(site: Site) -> None:
+    light = draw(site)["curves-new"]["data"]["layout"]
+    dark = draw(site, theme="dark", axis="images", scale=["x"])["curves-new"]["data"]["layout"]
+    assert light["yaxis"]["type"] == "log"
+    assert (dark["xaxis"]["type"], dark["yaxis"]["type"]) == ("log", "linear")
+    assert dark["xaxis"]["title"]["text"] == "images sampled"
+    assert light["template"]["layout"]["paper_bgcolor"] != dark["template"]["layout"]["paper_bgcolor"]
+
+
+def test_a_refresh_without_news_sends_nothing_but_the_rhythm(site: Site) -> None:
+    seen = draw(site)["seen"]["data"]
+    assert draw(site, triggered="tick", seen=seen) == {"tick": {"interval": parts.IDLE_MS}}
+
+
+def test_a_refresh_with_a_new_result_sends_the_figure_but_leaves_the_columns(site: Site, url: str) -> None:
+    study = write_study(url, "digits/CMA/0", [3.0], ended=False)
+    seen = draw(site)["seen"]["data"]
+    add_result(study, 0.5)
+    news = draw(site, triggered="tick", seen=seen)
+    assert news["ranking"].keys() == {"rowData"}
+    assert news["seen"]["data"] != seen
+    assert "0.5" in json.dumps(news["studies"])
+    assert "coefficients" not in json.dumps(news)
+
+
+def test_it_refreshes_every_two_seconds_only_while_a_study_runs(site: Site, url: str) -> None:
+    assert draw(site)["tick"]["interval"] == parts.IDLE_MS
+    with write_study(url, "digits/CMA/0", [3.0], ended=False).hold():
+        assert draw(site)["tick"]["interval"] == 2000
+
+
+def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    written(url)
+    site = Site(url)
+    chosen = site.call("compare", "experiment.value", url="")
+    assert chosen["experiment"] == {"value": None, "options": []}
+    shown = draw(site, experiment=None)
+    assert shown["headline"]["children"] == "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
+    assert shown["curves-new"]["data"]["layout"]["annotations"][0]["text"] == shown["headline"]["children"]
+
+
+def test_an_experiment_that_is_not_there_is_a_line_of_the_page(site: Site) -> None:
+    shown = draw(site, experiment="digit<b>s")
+    assert shown["problem"]["children"].startswith("digit<b>s: no such experiment (did you mean 'digits'?)")
+
+
+def test_names_with_markup_stay_texts(url: str) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    write_study(url, f"{name}/{name}/0", [2.0], held_out=1.0)
+    shown = draw(Site(url), experiment=name)
+    assert shown["ranking"]["rowData"][0]["optimizer"] == name  # which the grid shows as a text
+    figure = json.dumps(shown["curves-new"]["data"])
+    assert "<img" not in figure
+    assert "&lt;img" in figure
+    assert "dangerously" not in json.dumps(shown)
+
+
+def test_csv_has_the_rows_as_they_are_shown_now_with_full_numbers(site: Site) -> None:
+    rows = draw(site)["ranking"]["rowData"][::-1]
+    answer = site.call("compare", "download.data", triggered="csv", csv=1, ranking=rows, experiment="digits")
+    data = answer["download"]["data"]
+    assert data["filename"] == "digits.csv"
+    found = list(csv.DictReader(io.StringIO(data["content"])))
+    assert [row["optimizer"] for row in found] == ["EMA*", "LCSC"]
+    assert float(found[1]["held_out"]) == rows[1]["held_out"]
+    assert not any(name.endswith("_text") or name == "colour" for name in found[0])
+
+
+def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:
+    as_csv = load_file(find("dashboards", "compare")).as_csv
+    text = as_csv([{"optimizer": "=HYPERLINK(1)", "below_ema_percent": -3.0}])
+    assert list(csv.reader(io.StringIO(text)))[1] == ["'=HYPERLINK(1)", "-3.0"]
+    assert as_csv([]) == "\r\n"

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy as sa
+from dashboard_site import Site, attach, write_study
+
+from lcsc_opt.analysis.artifacts import artifact_directory
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
+STUDY = "digits/LCSC/0"
+
+
+def draw(site: Site, study: str = STUDY) -> dict[str, Any]:
+    return site.call("images", "images.children", study=study)
+
+
+def addresses(shown: dict[str, Any]) -> list[str]:
+    return sorted(set(re.findall(r'"src": "([^"]+)"', json.dumps(shown["images"]))))
+
+
+@pytest.fixture
+def site(url: str, tmp_path: Path) -> Site:
+    study = write_study(url, STUDY, [3.0, 2.0], held_out=2.5)
+    for name, content in (("images.png", PNG), ("images.html", b"<script>"), ("curve.png", PNG)):
+        (tmp_path / name).write_bytes(content)
+        attach(study, 1, tmp_path / name)
+    attach(study, 0, tmp_path / "images.png")
+    return Site(url)
+
+
+def test_the_images_of_the_answer_are_shown_and_served(site: Site) -> None:
+    shown = draw(site)
+    assert shown["headline"]["children"] == "digits/LCSC/0, trial 1: held-out FID 2.5"
+    (address,) = addresses(shown)
+    answer = site.request(address)
+    assert (answer.status_code, answer.data, answer.mimetype) == (200, PNG, "image/png")
+    assert "sandbox" in answer.headers["Content-Security-Policy"]
+
+
+def test_two_grids_stand_side_by_side(site: Site, url: str, tmp_path: Path) -> None:
+    study = write_study(url, "digits/CMA/0", [3.0], held_out=1.0)
+    for name in ("images-1.png", "images-2.png"):
+        (tmp_path / name).write_bytes(PNG)
+        attach(study, 0, tmp_path / name)
+    assert len(addresses(draw(site, "digits/CMA/0"))) == 2
+
+
+@pytest.mark.parametrize("artifact", ["../studies.db", "..%2fstudies.db", "/etc/passwd", "", str(uuid.uuid4())])
+def test_only_artifacts_that_the_database_names_are_served(site: Site, artifact: str) -> None:
+    assert site.request(f"/lcsc/images/file?study={STUDY}&artifact={artifact}").status_code == 404
+
+
+def test_a_file_of_the_folder_that_the_database_does_not_name_is_not_served(site: Site, url: str) -> None:
+    name = str(uuid.uuid4())
+    (artifact_directory(url) / name).write_bytes(PNG)
+    assert site.request(f"/lcsc/images/file?study={STUDY}&artifact={name}").status_code == 404
+
+
+def test_an_artifact_belongs_to_its_study(site: Site, url: str) -> None:
+    write_study(url, "digits/CMA/0")
+    (address,) = addresses(draw(site))
+    assert site.request(address.replace(quote(STUDY, safe=""), "digits%2FCMA%2F0")).status_code == 404
+    assert site.request(address.replace(quote(STUDY, safe=""), "nothing")).status_code == 404
+
+
+@pytest.mark.parametrize("wanted", ["../secret.png", "/{folder}/secret.png", "..%2Fsecret.png"])
+def test_a_path_in_the_database_is_not_followed(site: Site, url: str, tmp_path: Path, wanted: str) -> None:
+    secret = artifact_directory(url).parent / "secret.png"
+    secret.write_bytes(PNG)
+    wanted = wanted.format(folder=secret.parent)
+    with sa.create_engine(url).begin() as connection:
+        meta = json.dumps(json.dumps({"artifact_id": wanted, "filename": "images.png", "mimetype": "image/png"}))
+        connection.execute(
+            sa.text("update trial_system_attributes set value_json = :meta where value_json like '%images.png%'"),
+            {"meta": meta},
+        )
+    assert addresses(draw(site)) == []
+    assert site.request(f"/lcsc/images/file?study={STUDY}&artifact={quote(wanted)}").status_code == 404
+
+
+def test_a_link_in_the_folder_is_not_followed(site: Site, url: str, tmp_path: Path) -> None:
+    (address,) = addresses(draw(site))
+    file = artifact_directory(url) / address.rsplit("=", 1)[1]
+    file.unlink()
+    file.symlink_to(tmp_path / "images.png")
+    assert site.request(address).status_code == 404
+
+
+def test_without_images_it_says_what_makes_them(url: str) -> None:
+    write_study(url, "digits/EMAGrid/0")
+    write_study(url, STUDY)
+    write_study(url, "digits/CMA/0", [], ended=False)
+    site = Site(url)
+    assert "lcsc run STUDY_FILE" in json.dumps(draw(site)["images"])
+    assert "beside those of the searches" in json.dumps(draw(site, "digits/EMAGrid/0")["images"])
+    assert "No complete trial yet" in json.dumps(draw(site, "digits/CMA/0")["images"])
+    assert draw(site, "digits/CMA/9")["problem"]["children"] == "digits/CMA/9: no such study; choose another one"
+
+
+def test_the_zoom_of_the_address_stays_in_its_range(site: Site) -> None:
+    for asked, expected in (("250", 250), ("1", 100), ("99999", 600), ("-5", 100), ("wide", 100)):
+        chosen = site.call("images", "zoom.value", url=f"?study={STUDY}&zoom={asked}")
+        assert chosen["zoom"]["value"] == expected
+        assert chosen["study"]["value"] == STUDY

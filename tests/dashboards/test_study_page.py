@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from dashboard_site import Site, add_result, write_study, written
+
+from lcsc_opt.dashboard_server import parts
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
+FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "shape", "times", "distances")}
+
+
+def draw(site: Site, study: str, **values: Any) -> dict[str, Any]:
+    return site.call("study", "times-new.data", **{"study": study, "theme": "light", **values})
+
+
+def chosen(site: Site, search: str) -> Any:
+    return site.call("study", "study.value", url=search)["study"]["value"]
+
+
+def test_the_address_names_the_study_or_its_experiment(url: str) -> None:
+    write_study(url, "digits/EMAGrid/0", held_out=0.5)
+    write_study(url, "digits/LCSC/0", held_out=2.0)
+    write_study(url, "digits/CMA/0", held_out=1.0)
+    write_study(url, "cifar/LCSC/0")
+    site = Site(url)
+    assert chosen(site, "?study=digits/LCSC/0") == "digits/LCSC/0"
+    assert chosen(site, "?experiment=digits") == "digits/CMA/0"  # the best search, though EMA* is better
+    assert chosen(site, "?experiment=nothing") == "cifar/LCSC/0"
+    with write_study(url, "digits/LCSC/1", [9.0], ended=False).hold():
+        assert chosen(site, "?experiment=digits") == "digits/LCSC/1"
+
+
+def test_a_baseline_alone_is_shown(url: str) -> None:
+    write_study(url, "digits/EMAGrid/0")
+    assert chosen(Site(url), "") == "digits/EMAGrid/0"
+
+
+def test_progress_and_every_figure_are_shown(url: str) -> None:
+    write_study(url, "digits/EMAGrid/0", [7.0, 5.0], held_out=5.5)
+    write_study(url, "digits/LCSC/0", [4.0, None, 2.0], held_out=2.5)
+    shown = draw(Site(url), "digits/LCSC/0")
+    assert shown["headline"]["children"] == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched"
+    assert "3 of 9" in json.dumps(shown["progress"])
+    failures = json.dumps(shown["failures"])
+    assert "broken" in failures
+    for name in FIGURES:
+        assert shown[name]["data"]["data"], name
+    assert shown["tick"]["interval"] == parts.IDLE_MS
+
+
+def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> None:
+    import numpy as np
+
+    from lcsc_opt.records import Candidate
+
+    study = write_study(url, "digits/LCSC/0", [4.0, 3.0, 2.0], ended=False)
+    with study.hold():
+        study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0])))
+        shown = draw(Site(url), "digits/LCSC/0")
+    assert "is running" in shown["headline"]["children"]
+    assert "Evaluating trial 3" in json.dumps(shown["progress"])
+    assert shown["tick"]["interval"] == 2000
+
+
+def test_coefficients_are_sent_again_only_for_a_better_trial(url: str) -> None:
+    study = write_study(url, "digits/LCSC/0", [4.0, 2.0], ended=False)
+    site = Site(url)
+    seen = draw(site, "digits/LCSC/0")["seen"]["data"]
+    add_result(study, 3.0)
+    worse = draw(site, "digits/LCSC/0", triggered="tick", seen=seen)
+    assert FIGURES.intersection(worse) == {"best_so_far-new", "times-new"}
+    add_result(study, 1.0)
+    better = draw(site, "digits/LCSC/0", triggered="tick", seen=worse["seen"]["data"])
+    assert FIGURES.intersection(better) == FIGURES
+    again = draw(site, "digits/LCSC/0", triggered="tick", seen=better["seen"]["data"])
+    assert not FIGURES.intersection(again)
+
+
+def test_a_study_without_trials_says_what_to_run(url: str) -> None:
+    write_study(url, "digits/LCSC/0", [], ended=False)
+    shown = draw(Site(url), "digits/LCSC/0")
+    assert "no result yet" in shown["headline"]["children"]
+    assert "lcsc resume" in json.dumps(shown["coefficients-new"])
+
+
+@pytest.mark.parametrize("name", ["digits/LCSC/7", "digits/<script>alert(1)/0"])
+def test_a_study_that_is_not_there_is_a_line_of_the_page(url: str, name: str) -> None:
+    write_study(url, "digits/LCSC/0")
+    shown = draw(Site(url), name)
+    assert shown["problem"]["children"] == f"{name}: no such study; choose another one"
+    assert "<script>" not in json.dumps(shown["times-new"])
+
+
+@pytest.mark.parametrize("name", ["digits", "a/b/c", "../../etc/passwd", "digits/LCSC/0' or 1=1 --"])
+def test_a_name_that_is_none_is_a_line_of_the_page(url: str, name: str) -> None:
+    write_study(url, "digits/LCSC/0")
+    shown = draw(Site(url), name)
+    assert shown["problem"]["children"].startswith(f"{name}: not a study of lcsc_opt")
+
+
+def test_reasons_with_markup_stay_texts(url: str) -> None:
+    study = write_study(url, "digits/LCSC/0", ended=False)
+    add_result(study, None, reason="<script>alert(1)</script>")
+    shown = draw(Site(url), "digits/LCSC/0")
+    cells = json.dumps(shown["failures"])
+    assert '"children": "<script>alert(1)</script>"' in cells  # React shows it as a text
+    assert "<script>" not in json.dumps({name: shown[name] for name in FIGURES})
+
+
+def test_an_empty_database_says_what_to_run(url: str) -> None:
+    written(url)
+    assert "lcsc run STUDY_FILE" in draw(Site(url), "")["headline"]["children"]
