@@ -32,7 +32,7 @@ def build(storage: RDBStorage) -> dash.Dash:
 
     @app.callback(
         *(Output(name, "children") for name in ("problem", "headline", "points")),
-        Output("plane", "figure"),
+        parts.drawn(app, "plane"),
         Output("tick", "interval"),
         Output("seen", "data"),
         Input("tick", "n_intervals"),

@@ -33,7 +33,7 @@ def write_landscape(url: str, points: int = 25) -> StoredStudy:
 
 
 def draw(site: Site, name: str | None = NAME, **values: Any) -> dict[str, Any]:
-    return site.call("landscape", "plane.figure", landscape=name, **{"theme": "light", **values})
+    return site.call("landscape", "plane-new.data", landscape=name, **{"theme": "light", **values})
 
 
 def test_the_newest_landscape_is_shown_or_the_one_in_the_address(url: str) -> None:
@@ -52,7 +52,7 @@ def test_the_page_says_what_the_plane_shows(url: str) -> None:
     shown = draw(Site(url))
     line = shown["headline"]["children"]
     assert line == "digits/Landscape/0: lowest FID on the plane 1 at (0.5, 0.5), the best corner has 1.5; LCSC found 2"
-    assert [trace["type"] for trace in shown["plane"]["figure"]["data"]].count("contour") == 1
+    assert [trace["type"] for trace in shown["plane-new"]["data"]["data"]].count("contour") == 1
     assert "LCSC/0, trial 1" in str(shown["points"]["children"])
 
 
@@ -73,7 +73,7 @@ def test_an_empty_state_says_which_command_to_run(url: str) -> None:
     write_study(url, "digits/LCSC/0")
     shown = draw(Site(url), name=None)
     assert shown["headline"]["children"].endswith("Compute one: lcsc landscape digits/LCSC/0")
-    assert "lcsc landscape digits/LCSC/0" in str(shown["plane"]["figure"]["layout"]["annotations"])
+    assert "lcsc landscape digits/LCSC/0" in str(shown["plane-new"]["data"]["layout"]["annotations"])
 
 
 def test_a_landscape_that_is_not_there_is_a_line(url: str) -> None:
@@ -87,7 +87,7 @@ def test_a_refresh_sends_nothing_that_has_not_changed(url: str) -> None:
     study = write_study(url, "digits/LCSC/0")
     site = Site(url)
     seen = draw(site)["seen"]["data"]
-    assert "plane" not in draw(site, triggered="tick", seen=seen)
+    assert "plane-new" not in draw(site, triggered="tick", seen=seen)
     add_result(study, 1.75)
     changed = draw(site, triggered="tick", seen=seen)
     assert changed["headline"]["children"].endswith("LCSC found 1.75")
