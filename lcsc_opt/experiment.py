@@ -142,7 +142,7 @@ class Experiment:
         if plan.workers == 1:
             return InProcessEvaluator(self.objective)
         load = functools.partial(load_objective, plan.objective, beside=plan.directory)
-        return ProcessEvaluator(load, plan.workers)
+        return ProcessEvaluator(load, plan.workers, expected=self.objective.describe())
 
 
 def _run_with_progress(search: Search, name: str, evaluations: int) -> None:

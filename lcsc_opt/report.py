@@ -21,6 +21,7 @@ from lcsc_opt.analysis.artifacts import artifact_directory, stored_images
 from lcsc_opt.analysis.comparison import summaries_of
 from lcsc_opt.analysis.comparison_plots import comparison_figure
 from lcsc_opt.analysis.curves import AXES, comparison
+from lcsc_opt.analysis.headline import headline
 from lcsc_opt.analysis.history import StudyHistory
 from lcsc_opt.analysis.landscape import LandscapeReader
 from lcsc_opt.analysis.landscape_plots import landscape_figure
@@ -139,20 +140,9 @@ def _heading(experiment: str, studies: Sequence[StudyHistory], ranked: Sequence[
     unfinished = [study.study for study in studies if not study.ended]
     note = f" Unfinished: {_text(', '.join(unfinished))}." if unfinished else ""
     return (
-        f"<h1>{_text(experiment)}</h1><p>{_winner(ranked)}</p>"
+        f"<h1>{_text(experiment)}</h1><p><strong>{_text(headline(ranked, studies[0].metric))}</strong></p>"
         f'<p class="note">{len(studies)} studies, read {_text(now)}.{note}</p>'
     )
-
-
-def _winner(ranked: Sequence[Ranked]) -> str:
-    first = ranked[0]
-    if first.held_out is None:
-        return "No study has a held-out loss yet: <code>lcsc evaluate STUDY</code> measures it."
-    close = [row.label for row in ranked[1:] if row.verdict == "not distinguishable"]
-    against = "" if first.below_ema is None or not first.below_ema else f", {_percent(first.below_ema)} against EMA*"
-    alike = f" Not distinguishable from it: {_text(', '.join(close))}." if close else ""
-    name, loss = _text(first.label), _number(first.held_out[0])
-    return f"<strong>{name}</strong> is best: held-out loss {loss}{against}.{alike}"
 
 
 def _comparison(studies: Sequence[StudyHistory], ranked: Sequence[Ranked]) -> Iterator[str]:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from lcsc_opt.coefficients import ema_coefficients
 from lcsc_opt.errors import MetricError, ObjectiveError
 from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.settings import _located
 from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View, frechet_distance
+from lcsc_opt.objective import study_directory
 from lcsc_opt.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -162,3 +164,20 @@ def test_other_metrics_are_the_loss_or_beside_it_or_only_on_other_noise(trajecto
     for noise in (SELECTION, HELD_OUT):
         assert list(objective.evaluate(Candidate(EMA, noise=noise)).metrics) == ["kid", "fid", "recall"]
     assert objective.describe()["scores"]["loss"] == {"kid": 100.0}
+
+
+def test_names_of_datasets_are_no_paths(tmp_path: Path) -> None:
+    """Even where folders of these names lie beside the study file, as torchvision itself makes them."""
+    for name in ("train", "MNIST", "real"):
+        (tmp_path / name).mkdir()
+    with study_directory(tmp_path):
+        assert _located({"torchvision": "MNIST", "split": "train", "root": "real"}) == {
+            "torchvision": "MNIST",
+            "split": "train",
+            "root": str(tmp_path / "real"),
+        }
+        assert _located({"inception": "real", "clip": {"torchvision": "MNIST", "split": "train"}}) == {
+            "inception": str(tmp_path / "real"),
+            "clip": {"torchvision": "MNIST", "split": "train"},
+        }
+        assert _located("cifar10-train") == "cifar10-train"

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import ReplayError, SearchFailedError
+from lcsc_opt.errors import ReplayError, SearchFailedError, StudyMismatchError
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
@@ -420,3 +420,19 @@ def test_worker_processes_give_the_same_values_and_one_that_dies_fails_one_candi
     assert second.loss == float(np.square(good[1]).sum())
     assert not isinstance(died, Evaluation)
     assert "worker process died" in died.reason
+
+
+def another_objective() -> CoefficientFunction:
+    return CoefficientFunction(sum, STEPS, name="another")
+
+
+def test_a_worker_that_finds_other_files_than_the_search_began_with_evaluates_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    evaluator = ProcessEvaluator(another_objective, 1, expected=make_objective().describe())
+    try:
+        with pytest.raises(StudyMismatchError, match="other files"):
+            evaluator.submit(Candidate(np.full(20, 0.05))).result(timeout=60)
+    finally:
+        evaluator.close()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.history import Floats, StudyHistory
+from lcsc_opt.analysis.history import Floats, StudyHistory, ema_beside, relative
 from lcsc_opt.analysis.names import BASELINES, is_ours, label, split_name
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.coefficients import effective_count, sum_abs
@@ -24,6 +24,7 @@ __all__ = [
     "StudySummary",
     "best_ema",
     "describe_coefficients",
+    "different_samples",
     "is_ours",
     "over_seeds",
     "split_name",
@@ -73,6 +74,8 @@ class StudySummary:
     best_trial: int | None
     metric: str
     curve: Floats
+    sample: tuple[int | None, tuple[int, ...]] | None = None
+    ema_beside: float | None = None
 
     @property
     def label(self) -> str:
@@ -141,6 +144,8 @@ def _summary(reader: HistoryReader, study: StudyHistory) -> StudySummary:
         best_trial=best,
         metric=study.metric,
         curve=curve,
+        sample=None if study.held_out is None else study.held_out.sample,
+        ema_beside=ema_beside(study.held_out, None),
     )
 
 
@@ -186,7 +191,7 @@ def over_seeds(studies: Sequence[StudySummary]) -> list[OptimizerSummary]:
     grouped: dict[str, list[StudySummary]] = {}
     for study in studies:
         grouped.setdefault(study.optimizer, []).append(study)
-    rows = [_over_seeds(group, None if ema is None else ema.held_out) for group in grouped.values()]
+    rows = [_over_seeds(group, ema) for group in grouped.values()]
     return sorted(rows, key=lambda row: _rank(row.held_out) + _rank(row.searched))
 
 
@@ -194,7 +199,27 @@ def _rank(value: tuple[float, float | None] | None) -> tuple[float]:
     return (float("inf") if value is None else value[0],)
 
 
-def _over_seeds(group: Sequence[StudySummary], ema: float | None) -> OptimizerSummary:
+def different_samples(studies: Sequence[StudySummary]) -> str | None:
+    """A line where held-out losses are of different numbers of images or groups of noise, and so do not compare."""
+    samples = {study.sample for study in studies if study.sample is not None and study.held_out is not None}
+    if len(samples) < 2:
+        return None
+    return (
+        "held-out losses are of different numbers of images or groups of noise and do not compare: "
+        "lcsc evaluate each STUDY with the same --images and --groups"
+    )
+
+
+def _ema_beside(study: StudySummary, ema: StudySummary | None) -> float | None:
+    if study.ema_beside is not None:
+        return study.ema_beside
+    return ema.held_out if ema is not None and ema.sample == study.sample else None
+
+
+def _over_seeds(group: Sequence[StudySummary], ema: StudySummary | None) -> OptimizerSummary:
+    measured = [study for study in group if study.held_out is not None]
+    beside = [_ema_beside(study, ema) for study in measured]
+    ema_mean = None if None in beside else _mean_and_spread(beside)
     held_out = _mean_and_spread([study.held_out for study in group])
     return OptimizerSummary(
         optimizer=group[0].optimizer,
@@ -205,7 +230,7 @@ def _over_seeds(group: Sequence[StudySummary], ema: float | None) -> OptimizerSu
         evaluations=statistics.fmean(study.evaluations for study in group),
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
-        below_ema=None if held_out is None or not ema else held_out[0] / ema - 1,
+        below_ema=None if held_out is None or ema_mean is None else relative(held_out[0], ema_mean[0]),
     )
 
 

@@ -46,6 +46,7 @@ class HeldOut:
         images: of each group; ``None`` where it was not stored.
         groups: the loss on each group of noise.
         baselines: name → loss on the same noise.
+        seeds: of the groups of noise.
     """
 
     trial: int | None
@@ -53,6 +54,12 @@ class HeldOut:
     images: int | None = None
     groups: tuple[float, ...] = ()
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+
+    @property
+    def sample(self) -> tuple[int | None, tuple[int, ...]]:
+        """Images and groups of noise: losses compare only where these are the same, since FID depends on both."""
+        return self.images, self.seeds
 
     @classmethod
     def parse(cls, stored: Any) -> HeldOut | None:
@@ -61,7 +68,32 @@ class HeldOut:
             return None
         groups = tuple(float(group["loss"]) for group in stored.get("groups") or ())
         baselines = {name: float(known["loss"]) for name, known in (stored.get("baselines") or {}).items()}
-        return cls(stored.get("trial"), stored.get("loss"), stored.get("images"), groups, baselines)
+        seeds = tuple(int(group["seed"]) for group in stored.get("groups") or ()) or (0,)
+        return cls(stored.get("trial"), stored.get("loss"), stored.get("images"), groups, baselines, seeds)
+
+
+def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
+    """EMA*'s loss on the noise that ``held_out`` is of; ``None`` where it was not measured on that.
+
+    Args:
+        held_out: of a study.
+        ema: of the EMA grid, whose own report may be of fewer images.
+    """
+    if held_out is None:
+        return None
+    if "EMA*" in held_out.baselines:
+        return held_out.baselines["EMA*"]
+    return ema.loss if ema is not None and ema.sample == held_out.sample else None
+
+
+def relative(value: float | None, reference: float | None) -> float | None:
+    """How far ``value`` is above ``reference``, as a share of it: -0.6 is 60 % below.
+
+    ``None`` where one is not known, or the two have different signs: a share then means nothing.
+    """
+    if value is None or not reference or value * reference < 0:
+        return None
+    return (value - reference) / abs(reference)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.analysis.curves import AXES, best_grid, best_so_far
-from lcsc_opt.analysis.history import Floats, StudyHistory
+from lcsc_opt.analysis.history import Floats, StudyHistory, ema_beside, relative
 from lcsc_opt.analysis.names import label
 
 CONFIDENCE = 0.95
@@ -136,20 +136,36 @@ def _ranked(
 ) -> Ranked:
     losses = held_out_losses(group)
     held_out = spread(list(losses.values()))
-    reference = None if ema is None or ema.held_out is None else ema.held_out.loss
-    compared = difference(losses, held_out_losses(best)) if best is not None and best is not group and losses else None
+    compared = None
+    if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
+        compared = difference(losses, held_out_losses(best))
     return Ranked(
         optimizer=group[0].optimizer,
         seeds=len(group),
         finished=sum(study.ended for study in group),
         searched=spread([study.searched for study in group if study.searched is not None]),
         held_out=held_out,
-        below_ema=held_out[0] / reference - 1 if held_out is not None and reference else None,
+        below_ema=below_ema(group, ema),
         to_ema={} if ema is None or ema.searched is None else cost_to_reach(group, ema.searched),
         to_value={} if value is None else cost_to_reach(group, value),
         difference=compared,
-        verdict="best" if group is best else verdict(compared),
+        verdict="best" if group is best else verdict(compared, measured=bool(losses)),
     )
+
+
+def below_ema(group: Sequence[StudyHistory], ema: StudyHistory | None) -> float | None:
+    """Mean held-out loss relative to the mean of EMA*'s on the same noise; ``None`` where one of them is not known."""
+    known = [study.held_out for study in group if study.held_out is not None and study.held_out.loss is not None]
+    beside = [ema_beside(held_out, None if ema is None else ema.held_out) for held_out in known]
+    if not known or any(loss is None for loss in beside):
+        return None
+    losses = [held_out.loss for held_out in known if held_out.loss is not None]
+    return relative(statistics.fmean(losses), statistics.fmean(loss for loss in beside if loss is not None))
+
+
+def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int, ...]]]:
+    """The different numbers of images and groups of noise that held-out losses are of; they compare when it is one."""
+    return {study.held_out.sample for study in studies if study.held_out is not None}
 
 
 def held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
@@ -176,10 +192,10 @@ def _reach(costs: Sequence[float | None]) -> Reach:
     return Reach(None if math.isinf(median) else median, len(known), len(costs))
 
 
-def verdict(compared: Difference | None) -> str:
-    """What a difference from the best says."""
+def verdict(compared: Difference | None, *, measured: bool = False) -> str:
+    """What a difference from the best says; ``measured`` where there are held-out values, though of other noise."""
     if compared is None:
-        return "no held-out value"
+        return "held out on other noise" if measured else "no held-out value"
     if compared.low is None or compared.high is None:
         return "one seed: no interval"
     return "worse" if compared.low > 0 else "better" if compared.high < 0 else "not distinguishable"

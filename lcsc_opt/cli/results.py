@@ -38,7 +38,7 @@ def compare(
     output: Output = Format.table,
 ) -> None:
     """Compare the optimizers of an experiment: a table over seeds, and a figure where one is asked for."""
-    from lcsc_opt.analysis.comparison import over_seeds, summaries
+    from lcsc_opt.analysis.comparison import different_samples, over_seeds, summaries
 
     opened = open_storage(storage_url(storage), write=False)
     studies = summaries(opened, experiment)
@@ -49,6 +49,8 @@ def compare(
     unfinished = [study.study for study in studies if study.state != "finished"]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
+    if (warning := different_samples(studies)) is not None:
+        say(warning)
     if plot is not None:
         _draw(opened, experiment, axis, plot)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -11,13 +12,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from typing import Any
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.errors import ObjectiveError, StudyMismatchError
 from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import Candidate
 
 _objective: Objective | None = None  # of a worker process
+_is_another = False  # than the coordinator's
 
 
 class ProcessEvaluator:
@@ -26,11 +29,15 @@ class ProcessEvaluator:
     Args:
         load_objective: builds the objective inside each process; a picklable callable.
         workers: how many processes. The machine's cores are divided among them.
+        expected: what the objective of each process has to describe itself as: files may have changed since the
+            coordinator loaded its own. Where it does not, futures raise StudyMismatchError. ``None`` checks nothing.
     """
 
-    def __init__(self, load_objective: Callable[[], Objective], workers: int) -> None:
+    def __init__(
+        self, load_objective: Callable[[], Objective], workers: int, *, expected: dict[str, Any] | None = None
+    ) -> None:
         self.workers = workers
-        self._load_objective = load_objective
+        self._load_objective, self._expected = load_objective, expected
         self._threads = max((os.cpu_count() or 1) // workers, 1)
         self._closing = False
         self._pools: dict[int, ProcessPoolExecutor] = {}
@@ -82,16 +89,21 @@ class ProcessEvaluator:
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start,
-            initargs=(self._load_objective, self._threads),
+            initargs=(self._load_objective, self._threads, self._expected),
         )
 
 
-def _start(load_objective: Callable[[], Objective], threads: int) -> None:
-    global _objective
+def _start(load_objective: Callable[[], Objective], threads: int, expected: dict[str, Any] | None) -> None:
+    global _objective, _is_another
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then lets the workers go
     threading.Thread(target=_end_with_coordinator, daemon=True).start()
     _use_threads(threads)
     _objective = load_objective()
+    _is_another = expected is not None and _as_json(_objective.describe()) != _as_json(expected)
+
+
+def _as_json(description: dict[str, Any]) -> str:
+    return json.dumps(description, sort_keys=True)
 
 
 def _end_with_coordinator() -> None:
@@ -111,4 +123,9 @@ def _use_threads(threads: int) -> None:
 def _evaluate(candidate: Candidate) -> Outcome:
     if _objective is None:
         raise ObjectiveError("the worker process has no objective")
+    if _is_another:
+        raise StudyMismatchError(
+            "a worker process found other files than the search began with (checkpoints, reference or weights changed "
+            "meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
+        )
     return evaluate_safely(_objective, candidate)

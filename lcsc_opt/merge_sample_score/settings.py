@@ -121,4 +121,7 @@ def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue
     if isinstance(reference, str):
         path = given_path(reference)
         return str(path) if path.exists() else reference
+    if "torchvision" in reference:  # of whose texts only the root is a path
+        root = reference.get("root")
+        return {**reference, "root": str(given_path(root))} if isinstance(root, str) else reference
     return {name: _located(value) if isinstance(value, (str, dict)) else value for name, value in reference.items()}

@@ -17,6 +17,7 @@ from lcsc_opt.analysis.comparison import (
     StudySummary,
     best_ema,
     describe_coefficients,
+    different_samples,
     is_ours,
     over_seeds,
     split_name,
@@ -219,6 +220,17 @@ def test_losses_are_compared_with_the_best_ema() -> None:
         "CMA": None,
     }
     assert [row.optimizer for row in rows] == ["LCSC", "EMAGrid", "CMA"], "the best held-out first"
+
+
+def test_a_table_compares_losses_of_the_same_noise_only() -> None:
+    ema = summary(study="digits/EMAGrid/0", optimizer="EMAGrid", held_out=10.0, sample=(10_000, (0,)))
+    alike = summary(optimizer="CMA", held_out=3.0, sample=(10_000, (0,)))
+    other = summary(held_out=2.0, sample=(50_000, (0,)))
+    beside = summary(optimizer="DE", held_out=2.0, sample=(50_000, (0,)), ema_beside=8.0)
+    rows = {row.optimizer: row.below_ema for row in over_seeds([ema, alike, other, beside])}
+    assert rows == {"EMAGrid": 0, "CMA": pytest.approx(-0.7), "LCSC": None, "DE": pytest.approx(-0.75)}
+    assert "lcsc evaluate" in (different_samples([ema, other]) or "")
+    assert different_samples([ema, alike]) is None
 
 
 # patterns

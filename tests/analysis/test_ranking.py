@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -10,6 +11,7 @@ from history_examples import history
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcsc_opt.analysis.history import HeldOut, StudyHistory, relative
 from lcsc_opt.analysis.ranking import (
     Difference,
     Reach,
@@ -170,3 +172,42 @@ def test_the_order_of_studies_does_not_change_the_ranking(order: list[int]) -> N
         for i in range(4)
     ]
     assert ranking([studies[i] for i in order]) == ranking(studies)
+
+
+def measured(
+    optimizer: str, loss: float, images: int, *, seeds: tuple[int, ...] = (0,), ema: float | None = None
+) -> StudyHistory:
+    """A study whose answer was measured with so many images on these groups of noise, with EMA* beside it or not."""
+    baselines = {} if ema is None else {"EMA*": ema}
+    held_out = HeldOut(0, loss, images, (loss,) * len(seeds), baselines, seeds)
+    return dataclasses.replace(history([loss], optimizer=optimizer), held_out=held_out)
+
+
+def test_losses_of_other_noise_are_not_compared() -> None:
+    """FID falls with the number of images, so 50,000 against 10,000 would flatter."""
+    ema = measured("EMAGrid", 10.0, 10_000)
+    found = measured("LCSC", 2.0, 50_000)
+    other = measured("CMA", 3.0, 10_000)
+    rows = {row.optimizer: row for row in ranking([ema, found, other])}
+    assert rows["LCSC"].below_ema is None
+    assert rows["CMA"].below_ema == pytest.approx(-0.7)
+    assert rows["CMA"].difference is None
+    assert rows["CMA"].verdict == "held out on other noise"
+    groups = measured("CMA", 3.0, 50_000, seeds=(0, 1))
+    assert ranking([found, groups])[1].verdict == "held out on other noise"
+
+
+def test_ema_is_taken_from_beside_the_answer_where_it_was_measured_there() -> None:
+    ema = measured("EMAGrid", 10.0, 10_000)
+    found = measured("LCSC", 2.0, 50_000, ema=8.0)
+    assert {row.optimizer: row.below_ema for row in ranking([ema, found])} == {
+        "LCSC": pytest.approx(-0.75),
+        "EMAGrid": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "share"), [(2.0, 8.0, -0.75), (-9.0, -8.0, -0.125), (-7.0, -8.0, 0.125), (-1.0, 1.0, None)]
+)
+def test_losses_below_zero_are_better_when_they_are_lower(value: float, reference: float, share: float | None) -> None:
+    assert relative(value, reference) == (None if share is None else pytest.approx(share))
