@@ -145,4 +145,12 @@ def given_path(path: str) -> Path:
     if directory is None or given.is_absolute():
         return given
     beside = directory / given
-    return beside if beside.exists() or next(directory.glob(path), None) is not None else given
+    return beside if _is_there(directory, given) else given
+
+
+def _is_there(directory: Path, path: Path) -> bool:
+    """Whether a path or a glob finds anything; what can be neither finds nothing."""
+    try:
+        return (directory / path).exists() or next(directory.glob(str(path)), None) is not None
+    except (ValueError, NotImplementedError, OSError):
+        return False

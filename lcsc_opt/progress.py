@@ -67,7 +67,7 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(steps: int = 1, *, note: str | None = None) -> None:

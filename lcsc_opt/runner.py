@@ -224,7 +224,8 @@ class Search:
         if self.told >= FEW_TRIALS and self.failures > self._policy.stop_share * self.told:
             raise SearchFailedError(
                 f"{self._study.name}: {self.failures} of {self.told} trials failed, more than failures.stop_share "
-                f"{self._policy.stop_share:g}; the last one: {self._last_reason}"
+                f"{self._policy.stop_share:g}; the last one: {self._last_reason}. Mend the cause, then go on with a "
+                "larger failures.stop_share in the study file, or begin again under another name"
             )
 
 

@@ -38,6 +38,7 @@ from lcsc_opt.sampling import (
     SchedulerSettings,
     build_scheduler,
     choose_labels,
+    embedded_labels,
 )
 from lcsc_opt.study_spec import FrozenModel, parse_settings
 
@@ -74,15 +75,18 @@ def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
             f"{folder.path} has no scheduler_config.json: the scheduler's defaults are taken for betas and prediction "
             "type; sampler.scheduler says others"
         )
+    network = folder.network()
     guidance = None if checked.guidance is None else Guidance(checked.guidance.scale, checked.guidance.null_label)
     return DiffusersSampler(
-        folder.network(),
+        network,
         build_scheduler(chosen.name, folder.scheduler, chosen.scheduler),
         steps=chosen.steps,
         timesteps=chosen.timesteps,
         image_shape=checked.image_shape or folder.image_shape(),
         noise=noise,
-        labels=choose_labels(checked.labels, guidance, classes=folder.classes, noise=noise),
+        labels=choose_labels(
+            checked.labels, guidance, classes=folder.classes, noise=noise, embedded=embedded_labels(network)
+        ),
         guidance=guidance,
         step_options=chosen.step,
         settings=checked.network_settings(),

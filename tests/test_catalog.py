@@ -90,7 +90,8 @@ def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace:
     with study_directory(workplace / "study"):
         assert given_path("both.pt") == workplace / "study" / "both.pt"
         assert given_path("step_*.pt") == workplace / "study" / "step_*.pt"
-        assert given_path("elsewhere.pt") == Path("elsewhere.pt")
+        for nowhere in ("elsewhere.pt", "runs/**.pt", "n" * 5000, "a\0*"):
+            assert given_path(nowhere) == Path(nowhere)
         assert given_path(str(workplace / "both.pt")) == workplace / "both.pt"
     assert given_path("both.pt") == Path("both.pt")
 

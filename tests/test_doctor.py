@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from optuna.artifacts import FileSystemArtifactStore
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
@@ -21,7 +22,7 @@ from lcsc_opt.doctor import REPAIRS, Finding, diagnose
 from lcsc_opt.doctor.findings import REPAIRABLE
 from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.lease import Process, create_table, hold
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.study_store import StoredStudy, TrialKey
 from lcsc_opt.trajectory import TrajectoryWriter
 
 NAME, URL = "tiny/LCSC/0", "sqlite:///studies.db"
@@ -43,12 +44,16 @@ STUDY = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a study that has run."""
+    """A folder with a study that has run, and an artifact beside its answer."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "doctors_losses.py").write_text(MODULE)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
     with _chdir(folder):
         assert lcsc(["run", "tiny.yaml", "--storage", URL]) == 0
+        study = StoredStudy.open(open_storage(URL, write=True), NAME)
+        answer = next(trial for trial in study.trials() if trial.number == study.attributes["held_out"]["trial"])
+        Path("studies.artifacts").mkdir()
+        study.attach(TrialKey.of(answer), FileSystemArtifactStore("studies.artifacts"), Path("tiny.yaml"))
     return folder
 
 

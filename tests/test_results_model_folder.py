@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.errors import CheckpointError, ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.records import Candidate, Evaluation
 from lcsc_opt.results import read_recipe
 from lcsc_opt.results.exports import Destination, export
 from lcsc_opt.results.rebuild import rebuild
-from lcsc_opt.results.recipe import recipe_of
+from lcsc_opt.results.recipe import LoraNaming, recipe_of
 from lcsc_opt.study_store import StoredStudy
 from lcsc_opt.torchvision_import import prepare_torchvision
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -210,6 +210,60 @@ def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
     rebuild(recipe, [lora.path], Destination.of(tmp_path / "again.safetensors", form="lora"))
     again = load_file(tmp_path / "again.safetensors")
     assert all(torch.equal(again[name], exported[name]) for name in exported)
+
+
+def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, tmp_path: Path) -> None:
+    """The fourth block of input is the first layer of the second block where each has two layers."""
+    stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    weights = {f"{stem}.lora_down.weight": torch.zeros(2, 8), f"{stem}.lora_up.weight": torch.zeros(8, 2)}
+    trajectory = pack_random(tmp_path / "lora.trajectory", {**weights, f"{stem}.alpha": torch.zeros(())})
+    objective: Any = objective_over(trajectory)
+    pipeline = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(layers_per_block=2)), transformer=None)
+    objective.sampler = SimpleNamespace(network=None, pipeline=pipeline)
+    recipe = export(study, objective, Destination.of(tmp_path / "best.safetensors", form="lora"))
+    exported = load_file(tmp_path / "best.safetensors")
+    expected = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    assert set(exported) == {f"{expected}.lora_A.weight", f"{expected}.lora_B.weight"}
+
+    again = Destination.of(tmp_path / "again.safetensors", form="lora")
+    rebuild(read_recipe(tmp_path / "best.safetensors"), [trajectory.path], again)
+    rebuilt = load_file(again.path)
+    assert rebuilt.keys() == exported.keys()
+    assert all(torch.equal(rebuilt[name], exported[name]) for name in exported)
+
+    other = Destination.of(tmp_path / "other.safetensors", form="lora")
+    with pytest.raises(TrajectoryError, match="export the LoRA from its study"):
+        rebuild(recipe.model_copy(update={"lora": None}), [trajectory.path], other)
+    assert not other.path.exists()
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"alphas": {"unet": {}}},
+        {"alphas": {"unet": {"lora_alpha": "x"}}},
+        {"alphas": {"unet": {"lora_alpha": 10**400}}},
+        {"alphas": {"unet": {"lora_alpha": 1, "alpha_pattern": {"(": 1}}}},
+        {"alphas": {"unet": {"lora_alpha": 1, "alpha_pattern": {"x": None}}}},
+        {"alphas": {"unet": {"lora_alpha": 1, "alpha_pattern": {"x" * 501: 1}}}},
+        {"layers_per_block": 0},
+        {"layers_per_block": [2, 2]},
+    ],
+)
+def test_a_recipe_with_a_broken_naming_is_one_line(
+    study: StoredStudy, lora: dict[str, Any], objective: Objective, tmp_path: Path
+) -> None:
+    recipe = {**json.loads(recipe_of(study, objective).as_text()), "lora": lora}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    with pytest.raises(CheckpointError, match="broken recipe") as caught:
+        read_recipe(tmp_path / "recipe.json")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_recipe_names_no_folder_of_the_machine_that_trained() -> None:
+    config: dict[str, Any] = {"lora_alpha": 6.0, "use_rslora": True, "base_model_name_or_path": "/home/somebody/model"}
+    assert LoraNaming(alphas={"unet": config}).alphas == {"unet": {"lora_alpha": 6.0, "use_rslora": True}}
 
 
 def test_products_of_a_lora_are_exported_but_not_rebuilt(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:

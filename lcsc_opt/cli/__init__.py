@@ -56,7 +56,7 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
-        complain("interrupted; everything finished is in the database, run the same command to continue")
+        complain("interrupted; everything finished is kept, run the same command to continue")
     return status
 
 

@@ -25,7 +25,7 @@ class Format(str, enum.Enum):
 
 def console() -> Console:
     """Standard output; wide enough for a table where it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

@@ -54,6 +54,15 @@ class Combinable(Protocol):
         """The identity of what is combined, and how."""
         ...
 
+    @property
+    def touched(self) -> bool:
+        """Whether the weights were written again since the identity was computed."""
+        ...
+
+    def verify(self) -> None:
+        """Compare the weights with the hashes that the identity is made of; raises where they differ."""
+        ...
+
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
         """The combination for ``[K]`` coefficients that sum to one."""
         ...

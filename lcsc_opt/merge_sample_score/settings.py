@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field, JsonValue, field_validator
 
 from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, Combinable, MergeSampleScore
@@ -112,7 +113,14 @@ class ImageObjectiveSettings(FrozenModel):
         )
 
     def objective(self, sampler: Sampler, trajectory: Combinable) -> MergeSampleScore:
-        """Put the parts together."""
+        """Put the parts together; the last checkpoint is put into the model, so that a wrong one is said now.
+
+        Raises:
+            ObjectiveError: the checkpoints do not fit the model.
+        """
+        last = np.zeros(len(trajectory.steps))
+        last[-1] = 1.0
+        sampler.load(trajectory.merge(last))
         return MergeSampleScore(trajectory, sampler, self.scores(), images=self.images, batch_size=self.batch_size)
 
 

@@ -106,6 +106,17 @@ def checked_logits(extractor: FeatureExtractor, logits: Tensor) -> Tensor:
 
 
 def _features_of(extractor: FeatureExtractor, batch: Tensor) -> Array:
-    features = checked_features(extractor, extractor(batch), len(batch))
+    features = checked_features(extractor, _called(extractor, batch), len(batch))
     array: Array = features.to("cpu", torch.float64).numpy()
     return array
+
+
+def _called(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
+    """What the network answers; what it cannot take is said with its name, whoever wrote it."""
+    try:
+        return extractor(batch)
+    except (MetricError, torch.cuda.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise MetricError(f"extractor {extractor.name}: refuses images {list(batch.shape)}: {reason}") from error

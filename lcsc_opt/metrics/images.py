@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +22,18 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._archives import check_member, read_member
 from lcsc_opt.metrics._files import write_atomically
 from lcsc_opt.progress import progress
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 DEEP_MODES = ("I", "F")  # more than 8 bits a channel
 GREY_MODES = frozenset({"1", "L"})
-UNREADABLE = (OSError, SyntaxError, ValueError, zipfile.BadZipFile, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError, EOFError, SyntaxError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)  # fmt: skip
+MOST_BYTES = 2**28  # of one image in a zip file
 THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two steps of the progress bar
 
@@ -171,11 +178,19 @@ def _in_zip(path: Path) -> list[_Entry]:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
         raise MetricError(f"{path}: is no zip file ({error})") from error
-    infos = sorted(archive.infolist(), key=lambda info: info.filename)
-    return [
-        _Entry(info.filename, f"{info.file_size} {info.CRC}", lambda info=info: archive.read(info))  # type: ignore[misc]
-        for info in infos
+    infos = [
+        info
+        for info in sorted(archive.infolist(), key=lambda info: info.filename)
         if Path(info.filename).suffix.lower() in SUFFIXES and not Path(info.filename).name.startswith("._")
+    ]
+    try:
+        for info in infos:
+            check_member(archive, info, most=MOST_BYTES)
+    except MetricError as error:
+        raise MetricError(f"{path}: {error}") from error
+    return [
+        _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(read_member, archive, info))
+        for info in infos
     ]
 
 

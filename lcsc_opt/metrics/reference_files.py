@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._archives import array_members, read_array
 from lcsc_opt.metrics._pickles import read_pickle
 from lcsc_opt.metrics.images import ImageArray
 from lcsc_opt.metrics.names import INCEPTION
@@ -65,7 +66,8 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
             case ".npz":
                 return _from_npz(path, extractor, images=images)
             case ".npy":
-                return ReferenceFile(features=_features(np.load(path, allow_pickle=False)))
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # which finds what is not as long as it says
+                return ReferenceFile(features=_features(np.array(mapped)))
             case ".safetensors":
                 return _from_arrays(load_file(path))
             case _:
@@ -91,12 +93,12 @@ def _from_npz(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
 
 def _names_in(path: Path) -> set[str]:
     with zipfile.ZipFile(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
+        return set(array_members(archive))
 
 
 def _member(path: Path, name: str) -> npt.NDArray[Any]:
-    with np.load(path, allow_pickle=False) as archive:
-        return np.asarray(archive[name])
+    with zipfile.ZipFile(path) as archive:
+        return read_array(archive, array_members(archive)[name])
 
 
 def _from_arrays(arrays: Mapping[str, Any]) -> ReferenceFile:

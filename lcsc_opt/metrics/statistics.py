@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,10 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._archives import array_header, array_members, read_array
 from lcsc_opt.metrics._arrays import Array, as_covariance, as_features, as_mean
 from lcsc_opt.metrics._files import write_atomically
 
-MEMBERS = ("mu", "sigma", "count", "extractor")
+LABELS = {"count": "one integer", "extractor": "one string"}
+MEMBERS = ("mu", "sigma", *LABELS)
+MAX_FEATURES = 16_384  # D; a covariance of so many takes 2 GiB
+MAX_LABEL = 2**16  # bytes
 BROKEN_FILE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
@@ -140,13 +145,8 @@ class ReferenceStatistics:
         Pickled objects are refused. Raises MetricError, which names the file, for anything that cannot be
         used.
         """
-        arrays = _read_npz(path)
-        missing = [name for name in ("mu", "sigma") if name not in arrays]
-        if missing:
-            raise MetricError(
-                f"{path}: holds no {' and no '.join(missing)}; expected the .npz of pytorch-fid or of this library"
-            )
         try:
+            arrays = _read_npz(path)
             return cls(arrays["mu"], arrays["sigma"], _count(arrays), _extractor(arrays))
         except MetricError as error:
             raise MetricError(f"{path}: {error}") from error
@@ -169,23 +169,41 @@ def reference_warning(count: int | None, dimension: int, *, what: str = "referen
 
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays that are used, those that the file has."""
+    """The arrays that are used, those that the file has. Raises MetricError, which does not name the file."""
     try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if isinstance(file, np.ndarray):
-                raise MetricError(f"{path}: is a single array; expected an .npz with mu and sigma")
-            with file:  # a member that is no array comes as bytes
-                return {name: np.asarray(file[name]) for name in MEMBERS if name in file}
+        with zipfile.ZipFile(path) as archive:
+            members = {name: info for name, info in array_members(archive).items() if name in MEMBERS}
+            if missing := [name for name in ("mu", "sigma") if name not in members]:
+                raise MetricError(
+                    f"holds no {' and no '.join(missing)}; expected the .npz of pytorch-fid or of this library"
+                )
+            _check_headers({name: array_header(archive, info) for name, info in members.items()})
+            return {name: read_array(archive, info) for name, info in members.items()}
     except MetricError:
         raise
     except FileNotFoundError as error:
-        raise MetricError(f"{path}: does not exist; compute the reference statistics first") from error
+        raise MetricError("does not exist; compute the reference statistics first") from error
     except BROKEN_FILE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MetricError(
-            f"{path}: cannot be read as reference statistics ({reason}); expected an .npz with mu and sigma"
+            f"cannot be read as reference statistics ({reason}); expected an .npz with mu and sigma"
         ) from error
+
+
+def _check_headers(headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
+    """Refuse what would be refused anyway, or take too much memory, before it is read."""
+    for name, (shape, dtype) in headers.items():
+        if name in ("mu", "sigma") and dtype.kind not in "fiu":
+            raise MetricError(f"{name}: expected real numbers, got {dtype}")
+        if name in LABELS and math.prod(shape) * dtype.itemsize > MAX_LABEL:
+            raise MetricError(f"{name}: expected {LABELS[name]}")
+    mean, cov = headers["mu"][0], headers["sigma"][0]
+    if len(mean) != 1 or not 1 <= mean[0] <= MAX_FEATURES:
+        raise MetricError(f"mu: expected a vector [D] with D from 1 to {MAX_FEATURES:,}, got the shape {list(mean)}")
+    if cov != mean * 2:
+        raise MetricError(
+            f"sigma: expected the shape {list(mean * 2)} of a mean of {mean[0]} features, got {list(cov)}"
+        )
 
 
 def _count(arrays: dict[str, npt.NDArray[Any]]) -> int | None:
@@ -193,7 +211,7 @@ def _count(arrays: dict[str, npt.NDArray[Any]]) -> int | None:
         return None
     count = arrays["count"]
     if count.shape != () or count.dtype.kind not in "iu":
-        raise MetricError("count: expected one integer")
+        raise MetricError(f"count: expected {LABELS['count']}")
     return int(count)
 
 
@@ -202,5 +220,5 @@ def _extractor(arrays: dict[str, npt.NDArray[Any]]) -> str | None:
         return None
     extractor = arrays["extractor"]
     if extractor.shape != () or extractor.dtype.kind != "U":
-        raise MetricError("extractor: expected one string")
+        raise MetricError(f"extractor: expected {LABELS['extractor']}")
     return str(extractor)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -121,8 +122,7 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         weights = recombine(PackedCheckpoints(source), recipe.combination(), dtype=to.dtype)
     else:
         weights = cast(source.merge(recipe.coefficients), to.dtype)
-    unet = getattr(getattr(getattr(objective, "sampler", None), "pipeline", None), "unet", None)
-    write(weights, recipe, to, config=config, unet_config=getattr(unet, "config", None))
+    write(weights, recipe, to, config=config)
     return recipe
 
 
@@ -130,14 +130,16 @@ def _lora_naming(study: StoredStudy, objective: Objective, recipe: Recipe) -> Lo
     """Products come with alpha = rank; combined factors keep the alphas that the study was searched with."""
     pipeline = getattr(getattr(objective, "sampler", None), "pipeline", None)
     component = "unet" if getattr(pipeline, "transformer", None) is None else "transformer"
+    layers = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "layers_per_block", None)
+    naming = LoraNaming(component=component, layers_per_block=layers if isinstance(layers, int) else None)
     if recipe.method != LINEAR:
-        return LoraNaming(component=component)
+        return naming
     known: Any = study.attributes.get("fingerprint")
     for name in ("objective", "sampler", "lora", "alphas", "configs"):  # as a text-to-image objective describes itself
         known = known.get(name) if isinstance(known, dict) else None
     if known is None:
         known = trajectory_alphas(packed_trajectory(objective.trajectory)).configs  # type: ignore[attr-defined]
-    return LoraNaming(component=component, alphas={name: dict(config) for name, config in known.items()})
+    return LoraNaming(**{**naming.model_dump(), "alphas": {name: dict(config) for name, config in known.items()}})
 
 
 def _config(to: Destination, objective: Objective) -> str | None:
@@ -158,7 +160,6 @@ def write(
     to: Destination,
     *,
     config: str | None = None,
-    unet_config: Any = None,
 ) -> None:
     """Write weights and recipe; nobody ever sees half of it.
 
@@ -167,7 +168,6 @@ def write(
         recipe: how they were merged.
         to: where.
         config: of diffusers, which a folder needs.
-        unet_config: which kohya's names of a LoRA for SDXL need.
 
     Raises:
         ObjectiveError: the weights do not fit the configuration.
@@ -179,8 +179,13 @@ def write(
     if to.form == "diffusers":
         check_fits(str(config), weights)
     naming = recipe.lora or LoraNaming()
-    alphas = LoraAlphas(naming.alphas)
-    lora = functools.partial(save_lora, alphas=alphas, component=naming.component, unet_config=unet_config)
+    layers = naming.layers_per_block
+    lora = functools.partial(
+        save_lora,
+        alphas=LoraAlphas(naming.alphas),
+        component=naming.component,
+        unet_config=None if layers is None else types.SimpleNamespace(layers_per_block=layers),
+    )
     writers: dict[Form, Callable[[Path], None]] = {
         "safetensors": lambda path: save_file(weights, path, metadata=metadata),
         "pt": lambda path: torch.save({STATE_DICT: weights, ENTRY: text}, path),

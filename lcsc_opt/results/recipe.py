@@ -40,13 +40,28 @@ class LoraNaming(pydantic.BaseModel):
 
     Attributes:
         component: what modules belong to whose names do not tell, ``unet`` or ``transformer``.
-        alphas: component → PEFT's configuration, where the tensors do not hold alphas.
+        alphas: component → what of PEFT's configuration decides the scale, where the tensors do not hold alphas.
+        layers_per_block: of the U-Net, which kohya's names for SDXL need.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
 
     component: str = "unet"
     alphas: dict[str, dict[str, pydantic.JsonValue]] = {}
+    layers_per_block: Annotated[int, pydantic.Field(ge=1, le=100)] | None = None
+
+    @pydantic.field_validator("alphas", mode="after")
+    @classmethod
+    def _decide_the_scale(cls, alphas: dict[str, Any]) -> dict[str, Any]:
+        if not alphas:
+            return alphas
+        from lcsc_opt.trajectory.lora import scale_entries
+
+        checked = {name: scale_entries(config) for name, config in alphas.items()}
+        for name, config in checked.items():
+            if config is None:
+                raise ValueError(f"{name[:40]!r} needs a number lora_alpha, and regular expressions in alpha_pattern")
+        return checked
 
 
 class Recipe(pydantic.BaseModel):

@@ -6,7 +6,7 @@ from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.diffusers_sampler import DiffusersSampler
 from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOutput
 from lcsc_opt.sampling.function import FunctionSampler
-from lcsc_opt.sampling.labels import ClassLabels, Guidance, Labels, choose_labels
+from lcsc_opt.sampling.labels import ClassLabels, Guidance, Labels, choose_labels, embedded_labels
 from lcsc_opt.sampling.latents import LatentDecoder, load_autoencoder
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights, weights_sha256
 from lcsc_opt.sampling.noise import ImageNoise
@@ -34,6 +34,7 @@ __all__ = [
     "SchedulerSettings",
     "build_scheduler",
     "choose_labels",
+    "embedded_labels",
     "load_autoencoder",
     "load_weights",
     "noise_levels",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lcsc_opt.dotted import source_sha256
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import Noise
 from lcsc_opt.sampling.labels import ClassLabels
@@ -80,27 +81,32 @@ class FunctionSampler:
         """
 
         def draw(index: int) -> Tensor:
-            return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(self._network.device)
+            return self._own(self.noise.batch(noise, start, stop, self.image_shape, draw=index))
 
         options = dict(self.options)
         if self.labels is not None:
-            options["labels"] = self.labels.batch(noise, start, stop).to(self._network.device)
+            options["labels"] = self._own(self.labels.batch(noise, start, stop))
         if self._parameters is not None and "draw" in self._parameters:
             options["draw"] = draw
         with self._network.arithmetic():
-            images = self.function(self._network.callable, draw(0).clone(), **options)
+            images = self.function(self._network.callable, draw(0), **options)
         return self._checked(images, stop - start).float().clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
-        """Settings that change the images; of the function and the model, only their names."""
+        """Settings that change the images, and the code of the function and of the model's class."""
         return {
             "sampler": self.name,
+            "source": [source_sha256(defined) for defined in (self.function, type(self._network.module))],
             "options": self.options,
             "image_shape": list(self.image_shape),
             "labels": None if self.labels is None else self.labels.describe(),
             "noise_seed": self.noise.seed,
             "dtype": self._network.settings.dtype,
         }
+
+    def _own(self, kept: Tensor) -> Tensor:
+        """A copy on the device: the function may write to it, and what it is a copy of serves other candidates."""
+        return kept.to(self._network.device, copy=True)
 
     def _has(self, parameter: str) -> bool:
         return self._parameters is None or parameter in self._parameters

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import Noise
@@ -14,6 +14,7 @@ from lcsc_opt.sampling.noise import ImageNoise
 
 Labels = Literal["balanced", "random"] | int
 """``balanced``: image i is of class i mod C; ``random``: drawn for each image; a number: all of that class."""
+LABEL_TABLES = ("class_embedding", "class_embedder.embedding_table")  # names in diffusers' UNet2DModel, and in its DiT
 
 
 class ClassLabels:
@@ -64,15 +65,41 @@ class Guidance:
         return null + self.scale * (conditional - null)
 
 
+def embedded_labels(network: nn.Module) -> int | None:
+    """How many labels a diffusers network embeds, the null label among them; ``None`` where it has no such table.
+
+    ``UNet2DModel`` has as many as classes; ``DiTTransformer2DModel`` one more, where it was trained with dropout.
+    """
+    sizes = [
+        module.num_embeddings
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Embedding) and name.endswith(LABEL_TABLES)
+    ]
+    return min(sizes, default=None)
+
+
 def choose_labels(
-    labels: Labels | None, guidance: Guidance | None, *, classes: int | None, noise: ImageNoise
+    labels: Labels | None,
+    guidance: Guidance | None,
+    *,
+    classes: int | None,
+    noise: ImageNoise,
+    embedded: int | None = None,
 ) -> ClassLabels | None:
     """Settings of a model with ``classes`` classes (``None`` for an unconditional one) → its labels.
 
     A null label that guidance takes from the end of the model's classes is none of those that are sampled.
 
+    Args:
+        labels: how classes are chosen.
+        guidance: classifier-free guidance.
+        classes: C.
+        noise: random labels come from its seed.
+        embedded: how many labels the model can embed, the null label among them; ``None`` when that is not known.
+
     Raises:
-        ObjectiveError: labels for a model without classes, or none for a model with classes.
+        ObjectiveError: labels for a model without classes, none for a model with classes, or a null label that the
+            model does not embed.
     """
     if classes is None:
         if labels is not None or guidance is not None:
@@ -82,5 +109,10 @@ def choose_labels(
         return None
     if labels is None:
         raise ObjectiveError(f"labels: the model has {classes} classes; give balanced, random, or one of them")
+    if guidance is not None and embedded is not None and not 0 <= guidance.null_label < embedded:
+        raise ObjectiveError(
+            f"guidance.null_label: the model embeds the labels 0 to {embedded - 1}, got {guidance.null_label}; "
+            "give the one that stood for no class in training, or leave guidance out"
+        )
     null_is_last = guidance is not None and guidance.null_label == classes - 1
     return ClassLabels(classes - 1 if null_is_last else classes, labels, noise=noise)

@@ -74,7 +74,11 @@ class LoraAdapter:
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ObjectiveError(f"the LoRA does not fit {type(self._pipeline).__name__}: {reason}") from error
-        return {name: self._parameter(name) for name in factors}
+        parameters = {}
+        for name in factors:
+            layer, parameters[name] = self._place(name)
+            layer.scaling[ADAPTER] = 1.0  # alpha = rank; diffusers before 0.39 takes another where ranks differ
+        return parameters
 
     def _part(self, name: str) -> Any:
         part = getattr(self._pipeline, name.partition(".")[0], None)
@@ -82,7 +86,8 @@ class LoraAdapter:
             raise ObjectiveError(f"the LoRA's {name} belongs to a part that {type(self._pipeline).__name__} lacks")
         return part
 
-    def _parameter(self, name: str) -> nn.Parameter:
+    def _place(self, name: str) -> tuple[Any, nn.Parameter]:
+        """PEFT's layer of a factor, and the parameter in it."""
         suffix = next((suffix for suffix in FACTORS if name.endswith(suffix)), "")
         path = name.removesuffix(suffix).partition(".")[2]
         part = self._part(name)
@@ -92,7 +97,7 @@ class LoraAdapter:
                 parameter: nn.Parameter = getattr(layer, FACTORS[suffix])[ADAPTER].weight
             except (AttributeError, KeyError):
                 continue
-            return parameter
+            return layer, parameter
         raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(part).__name__}")
 
     def _check(self, factors: Mapping[str, Tensor]) -> None:

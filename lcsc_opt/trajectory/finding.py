@@ -39,8 +39,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
 
     Raises:
         CheckpointError: a path that does not exist.
-        TrajectoryError: nothing found, a packed trajectory, or checkpoints of several series in one folder or glob
-            (running averages of several rates, or averages beside raw weights).
+        TrajectoryError: nothing found, no glob, a packed trajectory, or checkpoints of several series in one folder or
+            glob (running averages of several rates, or averages beside raw weights).
     """
     patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
     paths = _without_states([Path(pattern).expanduser() for pattern in patterns])
@@ -66,9 +66,18 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
         return [pattern]
     if not re.search(r"[*?\[]", str(pattern)):
         raise CheckpointError(f"{pattern} does not exist: check the path.")
-    matches = list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    matches = _matches(pattern)
     folders = [path for path in matches if path.is_dir() and not is_packed(path) and _is_checkpoint(path, key)]
     return _of_one_series(str(pattern), [*folders, *_files(matches)])
+
+
+def _matches(pattern: Path) -> list[Path]:
+    try:
+        return list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except (ValueError, NotImplementedError) as error:  # Python 3.13 takes more patterns
+        raise TrajectoryError(
+            f"{pattern} is no glob ({error}): ** stands alone between slashes, as in 'runs/**/*.pt'."
+        ) from error
 
 
 def _without_states(paths: Sequence[Path]) -> list[Path]:

@@ -24,6 +24,8 @@ from lcsc_opt.errors import CheckpointError, TrajectoryError
 from lcsc_opt.progress import notice
 from lcsc_opt.torchvision_import import prepare_torchvision
 from lcsc_opt.trajectory.formats import read_metadata
+from lcsc_opt.trajectory.formats.contents import Refused
+from lcsc_opt.trajectory.formats.folders import find_weights
 from lcsc_opt.trajectory.lora_names import (
     COMPONENTS,
     PAIRS,
@@ -37,6 +39,10 @@ from lcsc_opt.trajectory.store import Trajectory
 
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, beside the weights
 ADAPTER_METADATA = "lora_adapter_metadata"  # the same, in the safetensors header of files that diffusers writes
+PACKED_ALPHAS = "lora_alphas"  # what both tell, in the metadata of a packed trajectory
+SCALE_ENTRIES = ("lora_alpha", "alpha_pattern", "use_rslora")  # of PEFT's configuration; others may hold paths
+LONGEST_PATTERN = 500  # characters; PEFT's own are names of modules
+SDXL_BLOCKS = ("input_blocks_", "middle_block_", "output_blocks_")  # kohya's names for the U-Net of SDXL
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,8 +74,8 @@ class LoraAlphas:
     """The alphas of a LoRA whose tensors do not hold them.
 
     Attributes:
-        configs: component → PEFT's configuration of it; the component is empty in PEFT's own files. A module without
-            a configuration has alpha = rank, as diffusers takes it.
+        configs: component → PEFT's configuration of it. That of the empty component, as in PEFT's own files, is for
+            all that have none. A module without a configuration has alpha = rank, as diffusers takes it.
     """
 
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -81,12 +87,12 @@ class LoraAlphas:
 
     def of(self, module: LoraModule, rank: int) -> float:
         """The alpha of ``module``, such that its product is multiplied by alpha / rank."""
-        config = self.configs.get(module.component)
+        config = self.configs.get(module.component, self.configs.get(""))
         if config is None:
             return float(rank)
         alpha = float(config["lora_alpha"])
         for pattern, other in (config.get("alpha_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module.path):  # as PEFT matches them
+            if re.match(_whole_pattern(pattern), module.path):
                 alpha = float(other)
                 break
         return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
@@ -105,29 +111,46 @@ def lora_factors(weights: Mapping[str, Tensor], module: LoraModule, alphas: Lora
     return LoraFactors(down, up, alpha)
 
 
-def read_alphas(path: str | Path) -> LoraAlphas | None:
-    """What the header of a LoRA file, or the ``adapter_config.json`` beside it, says of alphas; ``None`` if nothing.
+def _whole_pattern(pattern: str) -> str:
+    """A regular expression of PEFT's ``alpha_pattern``, as PEFT matches it with the path of a module."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def read_alphas(path: str | Path, *, key: str | None = None) -> LoraAlphas | None:
+    """What a LoRA file's header, or ``adapter_config.json`` beside it or one folder up, says of alphas; else ``None``.
 
     Args:
-        path: a file, or the folder that holds it.
+        path: a file, or a checkpoint's folder, whose weights may lie in a subfolder such as ``unet_lora``.
+        key: which weights of the folder, as in :func:`read_checkpoint`.
 
     Raises:
         CheckpointError: a configuration that is none.
     """
-    path = Path(path)
-    folder = path if path.is_dir() else path.parent
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
-        if text := read_metadata(file).get(ADAPTER_METADATA):
-            return LoraAlphas(_by_component(_parse(file, text)))
-    config = folder / ADAPTER_CONFIG
-    if not config.is_file():
-        return None
+    file = _weights_file(Path(path), key)
+    if text := read_metadata(file).get(ADAPTER_METADATA):
+        return LoraAlphas(_by_component(_parse(file, text)))
+    folder = file if file.is_dir() else file.parent
+    for config in (folder / ADAPTER_CONFIG, folder.absolute().parent / ADAPTER_CONFIG):
+        if config.is_file():
+            return LoraAlphas({"": _scale_entries(config, _parse(config, _read_text(config)))})
+    return None
+
+
+def _weights_file(path: Path, key: str | None) -> Path:
+    """The file of a folder that has the weights; the folder itself where they are not told apart."""
+    if not path.is_dir():
+        return path
     try:
-        text = config.read_text(encoding="utf-8")
+        return find_weights(path, key).file
+    except Refused:
+        return path
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{config} cannot be read: {error}.") from error
-    return LoraAlphas({"": _check_config(config, _parse(config, text))})
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -147,41 +170,81 @@ def _by_component(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         component, _, entry = name.partition(".")
         component, entry = (component, entry) if component in COMPONENTS else ("", name)
         found.setdefault(component, {})[entry] = value
-    return {component: config for component, config in found.items() if _has_alpha(config)}
+    checked = {component: scale_entries(config) for component, config in found.items()}
+    return {component: config for component, config in checked.items() if config is not None}
 
 
-def _check_config(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    if not _has_alpha(config):
+def _scale_entries(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    entries = scale_entries(config)
+    if entries is None:
         raise CheckpointError(f"{path} tells no number lora_alpha: it is not the configuration of a LoRA.")
-    return config
+    return entries
 
 
-def _has_alpha(config: Mapping[str, Any]) -> bool:
-    """Whether there is a number, and patterns that are regular expressions with numbers."""
+def scale_entries(config: object) -> dict[str, Any] | None:
+    """What of PEFT's configuration decides a LoRA's scale; ``None`` where that is not numbers and regular expressions.
+
+    Every other entry is left out: some name folders of the machine that trained it.
+    """
+    if not isinstance(config, Mapping):
+        return None
     patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, dict):
+    if not isinstance(patterns, Mapping) or not all(map(_is_pattern, patterns)):
+        return None
+    if not all(map(_is_finite, (config.get("lora_alpha"), *patterns.values()))):
+        return None
+    return {name: config[name] for name in SCALE_ENTRIES if config.get(name)} | {"lora_alpha": config["lora_alpha"]}
+
+
+def _is_pattern(text: object) -> bool:
+    if not isinstance(text, str) or len(text) > LONGEST_PATTERN:
         return False
     try:
-        for pattern in patterns:
-            re.compile(pattern)
-    except re.error:
+        re.compile(_whole_pattern(text))
+    except (re.error, OverflowError, RecursionError):
         return False
-    numbers = [config.get("lora_alpha"), *patterns.values()]
-    return all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+    return True
+
+
+def _is_finite(number: object) -> bool:
+    try:
+        return isinstance(number, (int, float)) and math.isfinite(number)
+    except OverflowError:  # a whole number beyond floating point
+        return False
+
+
+def alphas_metadata(names: Iterable[str], source: Path, key: str) -> dict[str, str]:
+    """The metadata entry that keeps the alphas of a LoRA in its packed trajectory; empty for other weights.
+
+    Args:
+        names: of the tensors.
+        source: a checkpoint, as :func:`read_alphas` takes it.
+        key: which weights of it.
+    """
+    if lora_flavour(names) is None:
+        return {}
+    try:
+        alphas = read_alphas(source, key=key)
+    except CheckpointError:
+        return {}  # whoever needs the alphas is told then
+    return {} if alphas is None else {PACKED_ALPHAS: json.dumps(alphas.configs)}
 
 
 def trajectory_alphas(trajectory: Trajectory) -> LoraAlphas:
-    """The alphas of a trajectory of LoRA checkpoints whose tensors do not hold them, read beside its last source.
+    """The alphas of a trajectory of LoRA checkpoints whose tensors do not hold them: packed, or beside its last source.
 
     Raises:
-        TrajectoryError: PEFT checkpoints that are no longer there, whose alpha nothing else tells.
+        TrajectoryError: PEFT checkpoints that are no longer there, whose alpha nothing else tells; broken metadata.
     """
     modules = lora_modules(trajectory.names)
     if all(module.alpha is not None for module in modules):
         return LoraAlphas()
+    if text := trajectory.metadata.get(PACKED_ALPHAS):
+        packed = _parse(trajectory.path, text)
+        return LoraAlphas({name: _scale_entries(trajectory.path, config) for name, config in packed.items()})
     source = trajectory.sources[-1]
     if source and Path(source).exists():
-        return read_alphas(source) or LoraAlphas()
+        return read_alphas(source, key=trajectory.metadata.get("key")) or LoraAlphas()
     if lora_flavour(trajectory.names) == "peft":
         where = source or "the checkpoint"
         raise TrajectoryError(
@@ -202,10 +265,10 @@ def diffusers_paths(
     Args:
         modules: of one LoRA.
         component: what modules belong to whose names do not tell.
-        unet_config: the U-Net's configuration, which the names that kohya uses for SDXL need.
+        unet_config: the U-Net's configuration, whose ``layers_per_block`` kohya's names for SDXL need.
 
     Raises:
-        TrajectoryError: names that diffusers does not know.
+        TrajectoryError: names that diffusers does not know, or that it would take for others without ``unet_config``.
     """
     modules = list(modules)
     if lora_flavour(module.down for module in modules) == "kohya":
@@ -214,6 +277,12 @@ def diffusers_paths(
 
 
 def _convert_kohya(modules: list[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:
+    own = [module.down for module in modules if module.component == "unet" and module.path.startswith(SDXL_BLOCKS)]
+    if own and unet_config is None:
+        raise TrajectoryError(
+            f"{own[0]!r} is a name of SDXL's first code, which the U-Net's layers_per_block translates: export the "
+            "LoRA from its study with --as lora, or give unet_config."
+        )
     prepare_torchvision()
     from diffusers import StableDiffusionPipeline
 
@@ -222,7 +291,9 @@ def _convert_kohya(modules: list[LoraModule], unet_config: Any) -> dict[str, tup
     try:
         renamed, _ = convert(marks, unet_config=unet_config)
         found = lora_modules(renamed)
-    except (ValueError, KeyError, IndexError, TrajectoryError) as error:
+        if len(found) < len(modules):
+            raise ValueError(f"{len(modules) - len(found)} modules are left out")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, TrajectoryError) as error:
         raise TrajectoryError(
             f"diffusers does not know the names of this LoRA, such as {modules[0].down!r}: it converts kohya's files "
             "of Stable Diffusion and SDXL; convert it with the trainer's own tools."

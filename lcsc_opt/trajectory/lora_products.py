@@ -92,6 +92,19 @@ class LoraProducts:
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
     @property
+    def touched(self) -> bool:
+        """Whether the trajectory's files are others than those that were written."""
+        return self.trajectory.touched
+
+    def verify(self) -> None:
+        """Compare the trajectory's bytes with their hashes.
+
+        Raises:
+            TrajectoryError: they are damaged.
+        """
+        self.trajectory.verify()
+
+    @property
     def truncation_error(self) -> float:
         """Of the last merge: ‖Σ a_i ΔW_i − what it returned‖ / ‖Σ a_i ΔW_i‖ over all modules; 0 where rank is exact."""
         return self._truncation_error

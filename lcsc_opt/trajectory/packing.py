@@ -17,6 +17,7 @@ from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed, s
 from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.trajectory.layout import plan
 from lcsc_opt.trajectory.locking import only_process
+from lcsc_opt.trajectory.lora import alphas_metadata
 from lcsc_opt.trajectory.manifest import MANIFEST, PENDING, WEIGHTS, load_manifest, sync_folder
 from lcsc_opt.trajectory.reading_ahead import ReadAhead
 from lcsc_opt.trajectory.selection import Selection, steps_in_words
@@ -142,7 +143,7 @@ def _selected(sources: list[Source], selection: Selection) -> list[Source]:
     steps = [source.step for source in sources]
     chosen = [sources[position] for position in selection.choose(steps)]
     if selection.given:
-        notice(f"selected {len(chosen)} of {len(sources)} checkpoints: {_described([one.step for one in chosen])}")
+        notice(f"of {len(sources)} checkpoints, selected {_described([one.step for one in chosen])}")
     return chosen
 
 
@@ -193,13 +194,15 @@ def _pack(sources: list[Source], out: Path, key: str | None, identity: str) -> T
 
 def _fill(partial: Path, sources: list[Source], key: str | None, identity: str) -> None:
     first: Checkpoint | None = None
+    metadata: dict[str, str] = {}
     if is_packed(partial):
         key = load_manifest(partial).metadata["key"]
     else:
         first = read_checkpoint(sources[0].path, key=key)
         key = first.key
         _check_room(partial, plan(first.tensors).row_bytes * len(sources))
-    with TrajectoryWriter(partial, metadata={PLAN: identity, "key": key}) as writer:
+        metadata = alphas_metadata(first.tensors, sources[-1].path, key)
+    with TrajectoryWriter(partial, metadata={PLAN: identity, "key": key, **metadata}) as writer:
         done = len(writer.steps)
         with progress("pack", len(sources), done=done) as advance, ReadAhead() as ahead:
             for source, following in itertools.zip_longest(sources[done:], sources[done + 1 :]):
@@ -215,7 +218,7 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str) 
 def _append(writer: TrajectoryWriter, source: Source, checkpoint: Checkpoint) -> int:
     """Append one checkpoint; gives its size in bytes."""
     try:
-        writer.append(source.step, checkpoint.tensors, source=str(source.path))
+        writer.append(source.step, checkpoint.tensors, source=str(source.path.absolute()))
     except CheckpointError:
         raise
     except TrajectoryError as error:

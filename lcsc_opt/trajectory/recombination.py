@@ -134,7 +134,7 @@ class CheckpointFiles:
 
     def lora_alphas(self) -> LoraAlphas:
         """Of a LoRA whose tensors do not hold them: what stands beside the last file."""
-        return read_alphas(self._paths[max(self._paths)]) or LoraAlphas()
+        return read_alphas(self._paths[max(self._paths)], key=self._key) or LoraAlphas()
 
 
 def recombine(

@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics.build_reference import build_reference, references_by_extractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.torchvision_import import prepare_torchvision
 
 D = 12
 
@@ -268,6 +269,7 @@ def test_a_folder_called_like_a_dataset_is_the_folder(tmp_path, monkeypatch):
 
 
 def test_a_dataset_by_name(tmp_path, monkeypatch):
+    prepare_torchvision()
     datasets = types.SimpleNamespace(CIFAR10=lambda root, *, download, train: types.SimpleNamespace(data=images()))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     monkeypatch.setattr("torchvision.datasets", datasets)

@@ -82,6 +82,20 @@ def test_a_consistency_model_with_classes_and_guidance(folder: Path) -> None:
     check(objective)
 
 
+def test_a_null_label_that_is_not_embedded_is_refused_before_sampling(folder: Path) -> None:
+    train(folder, num_class_embeds=4, channels=3)
+    with pytest.raises(ObjectiveError, match=r"guidance\.null_label: the model embeds the labels 0 to 3, got 4"):
+        build(
+            FILE,
+            folder,
+            checkpoints="out",
+            model="out",
+            sampler={"name": "ddim", "steps": 2},
+            labels="balanced",
+            guidance={"scale": 1.5, "null_label": 4},
+        )
+
+
 def test_how_the_network_runs_changes_little(folder: Path) -> None:
     train(folder)
     common = {"checkpoints": "out", "model": "out", "sampler": {"name": "ddim", "steps": 4}}

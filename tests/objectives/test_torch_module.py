@@ -100,8 +100,6 @@ def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], mes
 
 
 def test_weights_of_another_model_are_named(study: Path) -> None:
-    objective = build(
-        "torch_module.py", study, **{**COMMON, "model_settings": {"width": 5}}, sampler="users_own_model:sample"
-    )
+    settings = {**COMMON, "model_settings": {"width": 5}, "sampler": "users_own_model:sample"}
     with pytest.raises(ObjectiveError, match=r"layers.0.weight is \[6, 1, 3, 3\] and not \[5, 1, 3, 3\]"):
-        objective([0.5, 0.2, 0.3])
+        build("torch_module.py", study, **settings)

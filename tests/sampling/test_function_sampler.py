@@ -55,6 +55,18 @@ def test_further_noise_belongs_to_the_images() -> None:
     assert not torch.equal(sampler.sample(HELD_OUT, 0, 6), together)
 
 
+def test_a_function_may_write_to_all_that_it_gets() -> None:
+    def sample(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor], labels: Tensor) -> Tensor:
+        further = draw(1)
+        images = 0.1 * (noise + further + labels[:, None, None, None])
+        for given in (noise, further, labels):
+            given.zero_()
+        return images
+
+    sampler = make(sample, labels=ClassLabels(9, "random", noise=NOISE))
+    assert torch.equal(sampler.sample(SEARCH, 20, 25), sampler.sample(SEARCH, 20, 25))
+
+
 def test_labels_are_given_to_functions_that_take_them() -> None:
     def sample(model: nn.Module, noise: Tensor, labels: Tensor) -> Tensor:
         return labels[:, None, None, None] / 10 + 0 * noise

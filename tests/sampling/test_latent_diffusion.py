@@ -150,6 +150,35 @@ def test_a_lora_changes_the_images_as_a_file_of_it_does(folder: Path, tmp_path: 
     assert (images[0] - images[1]).abs().max() > 0.01
 
 
+def test_a_lora_of_several_ranks_has_the_scale_that_its_factors_hold(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diffusers 0.35 to 0.38 take the alpha of one rank for the modules of the others."""
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline
+    from peft.tuners.lora import LoraLayer
+
+    load = StableDiffusionPipeline.load_lora_weights
+
+    def load_with_another_scale(pipeline: Any, *arguments: Any, **options: Any) -> None:
+        load(pipeline, *arguments, **options)
+        for module in pipeline.unet.modules():
+            if isinstance(module, LoraLayer):
+                module.scaling["merged"] = 0.5
+
+    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", load_with_another_scale)
+    pipeline = load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True)
+    factors = {name: value for name, value in lora(1).items() if "to_q" in name}
+    factors |= {name: value for name, value in lora(1, rank=4).items() if "to_q" not in name}
+    sampler(pipeline, component="lora").load(factors)
+    layers: dict[str, Any] = {n: layer for n, layer in pipeline.unet.named_modules() if isinstance(layer, LoraLayer)}
+    assert {layer.r["merged"] for layer in layers.values()} == {2, 4}
+    for name, layer in layers.items():
+        up, down = factors[f"unet.{name}.lora_B.weight"], factors[f"unet.{name}.lora_A.weight"]
+        expected = (up.flatten(1) @ down.flatten(1)).view(len(up), *down.shape[1:])
+        torch.testing.assert_close(layer.get_delta_weight("merged"), expected)
+
+
 def test_only_the_denoiser_is_compiled(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def test_models_whose_names_sound_like_states(tmp_path, name):
     names = [name.format(step) for step in (1, 2)]
     touch(tmp_path, *names)
     assert found(tmp_path, tmp_path) == names
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there ** beside other characters is a star")
+def test_what_is_no_glob_is_one_line(tmp_path):
+    touch(tmp_path, "1.pt", "2.pt")
+    with pytest.raises(TrajectoryError, match=r"\*\*\.pt is no glob .*as in 'runs/\*\*/\*\.pt'"):
+        find_checkpoints(str(tmp_path / "**.pt"))
 
 
 def test_globs_that_no_shell_expanded(tmp_path, monkeypatch):

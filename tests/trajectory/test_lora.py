@@ -200,6 +200,15 @@ def test_kohyas_names_for_sdxl_need_the_unets_configuration() -> None:
     config = tiny_pipelines.unet(layers_per_block=2).config
     expected = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
     assert expected in to_diffusers(weights, unet_config=config)
+    with pytest.raises(TrajectoryError, match="--as lora, or give unet_config"):
+        to_diffusers(weights)  # diffusers would take it for one of down_blocks.4.1
+
+
+def test_kohyas_modules_are_converted_all_or_none() -> None:
+    stems = ("lora_unet_input_blocks_4_1_proj_in", "lora_unet_mid_block_attentions_0_proj_in")
+    weights = {f"{stem}.lora_{part}.weight": torch.ones(1, 1) for stem in stems for part in ("down", "up")}
+    with pytest.raises(TrajectoryError, match="does not know the names"):
+        to_diffusers(weights, unet_config=tiny_pipelines.unet(layers_per_block=2).config)
 
 
 def test_alphas_by_pattern_are_those_of_peft(tmp_path: Path) -> None:
@@ -391,6 +400,8 @@ def test_factors_that_do_not_fit_are_refused(tmp_path: Path, down: tuple[int, ..
         '{"lora_alpha": "x"}',
         '{"lora_alpha": 1, "alpha_pattern": 3}',
         '{"lora_alpha": 1, "alpha_pattern": {"(": 3}}',
+        '{"lora_alpha": 1, "alpha_pattern": {"(?i)x": 3}}',  # which PEFT cannot match either
+        '{"lora_alpha": 1' + "0" * 400 + "}",
     ],
 )
 def test_a_configuration_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
@@ -401,8 +412,71 @@ def test_a_configuration_that_is_none_is_one_line(tmp_path: Path, text: str) -> 
     assert "\n" not in str(caught.value)
 
 
+def without_packed_alphas(trajectory: Trajectory) -> Trajectory:
+    """As a training loop writes it, which says where the checkpoints are and nothing of alphas."""
+    path = trajectory.path.with_name("written.trajectory")
+    with TrajectoryWriter(path) as writer:
+        for i, step in enumerate(trajectory.steps):
+            writer.append(step, trajectory.checkpoint(i), source=trajectory.sources[i])
+    return Trajectory.open(path)
+
+
+@pytest.mark.parametrize("flavour", ["diffusers", "peft"])
+def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(tmp_path: Path, flavour: str) -> None:
+    trajectory, networks = saved_trajectory(tmp_path, flavour, seeds=(1, 2))
+    for folder in tmp_path.glob("checkpoint-*"):
+        folder.rename(tmp_path / f"moved-{folder.name}")
+    ours = dense(trajectory.checkpoint(1), trajectory_alphas(trajectory))
+    for name, delta in deltas(networks[1]).items():
+        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"": {}}', '{"": 3}', '{"": {"lora_alpha": "x"}}'])
+def test_packed_alphas_that_are_none_are_one_line(tmp_path: Path, text: str) -> None:
+    with TrajectoryWriter(tmp_path / "t", metadata={"lora_alphas": text}) as writer:
+        writer.append(1, {"unet.x.lora_A.weight": torch.ones(1, 3), "unet.x.lora_B.weight": torch.ones(2, 1)})
+    with pytest.raises(TrajectoryError, match="configuration of"):
+        trajectory_alphas(Trajectory.open(tmp_path / "t"))
+
+
+@pytest.mark.parametrize("place", [".", "unet_lora"])
+@pytest.mark.parametrize("key", [None, "unet_lora"])
+def test_alphas_of_weights_in_a_subfolder_are_found(tmp_path: Path, place: str, key: str | None) -> None:
+    """PEFT's configuration lies beside the weights, or beside their folder."""
+    folder = tmp_path / "checkpoint-300"
+    save_peft(adapted_unet(1), folder / "unet_lora")
+    if place == ".":
+        (folder / "unet_lora" / "adapter_config.json").rename(folder / "adapter_config.json")
+    alphas = read_alphas(folder, key=key)
+    assert alphas is not None
+    assert alphas.configs == {"": {"lora_alpha": ALPHA}}  # and nothing that names a folder of this machine
+
+
+def test_alphas_are_found_from_another_folder_than_it_was_packed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [save_peft(adapted_unet(seed), tmp_path / f"checkpoint-{seed}") for seed in (1, 2)]
+    monkeypatch.chdir(tmp_path)
+    trajectory = pack([file.relative_to(tmp_path) for file in files], tmp_path / "t", steps=[1, 2])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert trajectory.sources == tuple(map(str, files))
+    assert trajectory_alphas(without_packed_alphas(trajectory)).configs[""]["lora_alpha"] == ALPHA
+
+
+def test_pefts_configuration_counts_for_names_of_diffusers_too(tmp_path: Path) -> None:
+    network = adapted_unet(1, alpha_pattern={"to_k": 5.0})
+    save_peft(network, tmp_path)
+    save_file(
+        {n: t.clone() for n, t in load_file(save_diffusers(network, tmp_path)).items()}, tmp_path / "x.safetensors"
+    )
+    ours = dense(load_file(tmp_path / "x.safetensors"), read_alphas(tmp_path / "x.safetensors"))
+    for name, delta in deltas(network).items():
+        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
+
+
 def test_alphas_that_are_gone_are_asked_for(tmp_path: Path) -> None:
-    trajectory, _ = saved_trajectory(tmp_path, "peft", seeds=(1, 2))
+    trajectory = without_packed_alphas(saved_trajectory(tmp_path, "peft", seeds=(1, 2))[0])
     assert trajectory_alphas(trajectory).configs[""]["lora_alpha"] == ALPHA
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
@@ -411,7 +485,7 @@ def test_alphas_that_are_gone_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_alpha_that_is_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trajectory, _ = saved_trajectory(tmp_path, "diffusers", seeds=(1, 2))
+    trajectory = without_packed_alphas(saved_trajectory(tmp_path, "diffusers", seeds=(1, 2))[0])
     LoraProducts(trajectory)
     assert capsys.readouterr().err.count("alpha") == 0
     for folder in tmp_path.glob("checkpoint-*"):

@@ -172,7 +172,7 @@ def test_selection_is_made_before_any_weights_are_read(files, tmp_path, capsys):
     selection = Selection(first_step=200, interval=200, last=2)
     trajectory = pack(paths, tmp_path / "t", selection=selection, steps=[200, 300, 500, 100, 400])
     assert trajectory.steps == (300, 500)
-    assert "selected 2 of 5 checkpoints: steps 300, 500, 200 apart" in capsys.readouterr().err
+    assert "of 5 checkpoints, selected steps 300, 500, 200 apart" in capsys.readouterr().err
     with pytest.raises(TrajectoryError, match="leaves 1 of 5"):
         pack(files, tmp_path / "u", selection=Selection(first_step=500))
     with pytest.raises(TrajectoryError, match="window 3 leaves 1 of 5"):

@@ -57,20 +57,29 @@ def named_content(content: Any) -> Any:
     return dict(zip(DDIM_LIST, content, strict=False))
 
 
-def guess_key(content: Any, depth: int = 0) -> str | None:
+def guess_key(content: Any) -> str | None:
     """Where the state dict is: bare when all are tensors, else under the first usual key that has tensors."""
+    return _guessed(content, 0, {})
+
+
+def _guessed(content: Any, depth: int, seen: dict[int, int]) -> str | None:
+    """``seen``: the least depth at which each part was looked at, so that shared parts cost nothing again."""
     if is_module(content):
         return ""
     parts = _entries(content)
     if depth > DEEPEST or not parts:
         return None
+    seen[id(content)] = depth
     if all(map(is_tensor, parts.values())):
         return _averaged_prefix(parts)
     for key in GUESSED_KEYS:
         inner = parts.get(key)
+        if seen.get(id(inner), DEEPEST + 2) <= depth + 1:
+            continue
+        seen[id(inner)] = depth + 1
         if is_weights(inner):
             return _joined(key, _averaged_prefix(_entries(inner) or {}))
-        if not is_module(inner) and (deeper := guess_key(inner, depth + 1)) is not None:
+        if not is_module(inner) and (deeper := _guessed(inner, depth + 1, seen)) is not None:
             return _joined(key, deeper)
     if is_weights(content):
         return _averaged_prefix(parts)

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.errors import CheckpointError
 from lcsc_opt.trajectory import read_checkpoint
+from lcsc_opt.trajectory.formats.keys import GUESSED_KEYS
 
 SECONDS, MEGABYTES = 2.0, 500.0
 PROTOCOL = b"\x80\x04"
@@ -113,6 +114,25 @@ def laughing_dicts(path: Path) -> None:
         b"}(" + b"".join(text(key) + b"h" + bytes([level]) for key in keys) + b"u\x94" for level in range(60)
     )
     zipped(path, PROTOCOL + levels + b".")
+
+
+def dict_in_itself(path: Path) -> None:
+    """A dict that holds itself under every key that is guessed, on 13^5 paths, beside many numbers."""
+    inside = b"".join(text(key) + b"h\0" for key in GUESSED_KEYS)
+    path.write_bytes(PROTOCOL + b"}\x94(" + inside + many_numbers(9_000) + b"u.")
+
+
+def dicts_around_one(path: Path) -> None:
+    """Dicts in dicts, all of them different, with one that is large inside them 13^4 times."""
+
+    def around(depth: int) -> bytes:
+        return b"}(" + b"".join(text(k) + around(depth - 1) for k in GUESSED_KEYS) + b"u" if depth else b"h\0"
+
+    path.write_bytes(PROTOCOL + b"}\x94(" + many_numbers(9_900) + b"u0" + around(4) + b".")
+
+
+def many_numbers(count: int) -> bytes:
+    return b"".join(number(index) + b"N" for index in range(count))
 
 
 def many_opcodes(path: Path) -> None:
@@ -402,7 +422,7 @@ PICKLES: dict[str, tuple[str, Callable[[Path], None]]] = {
             ".pkl",
             (
                 plain_pickle, nested_attack, nested_often, nested_in_nested, endless_module, laughing_modules,
-                long_names_of_modules, many_names_left_out,
+                dict_in_itself, dicts_around_one, long_names_of_modules, many_names_left_out,
                 source_that_runs,
             ),
         ),

@@ -1,0 +1,88 @@
+"""Members of zip files that others made, ``.npz`` among them: read where what they claim can be, and no further.
+
+A few megabytes can be inflated to a thousand times as many. What a member claims is checked before anything is read.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.errors import MetricError
+
+FREE_BYTES = 2**26  # of one member, however well it is compressed
+MOST_INFLATED = 200  # times; pixels and floats are far below, zeros are at 1,030
+HEADER_BYTES = 2**16
+ENCRYPTED = 1  # among a member's flags
+READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+Shape = tuple[int, ...]
+
+
+def check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, most: int | None = None) -> None:
+    """Raise MetricError for a member that claims what it cannot be, or more than ``most`` bytes."""
+    if info.flag_bits & ENCRYPTED:
+        raise MetricError(f"{info.filename} is encrypted; write the archive without a password")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others cannot be read in parts
+        raise MetricError(f"{info.filename} is compressed in a rare way; write the archive with deflate or without")
+    if info.compress_size > Path(archive.filename or "").stat().st_size:
+        raise MetricError(f"{info.filename} is cut off; copy the file again")
+    if info.file_size > max(FREE_BYTES, MOST_INFLATED * info.compress_size):
+        raise MetricError(
+            f"{info.filename} would take {info.file_size:,} bytes out of {info.compress_size:,}; if that is meant, "
+            "write it without compression"
+        )
+    if most is not None and info.file_size > most:
+        raise MetricError(f"{info.filename} has {info.file_size:,} bytes, at most {most:,} are read; leave it out")
+
+
+def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """The content of a checked member, no more of it than the member claims."""
+    with archive.open(info) as stream:  # the length is given, since read() alone inflates everything at once
+        return stream.read(info.file_size)
+
+
+def array_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Name → member of an ``.npz``."""
+    return {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+
+
+def array_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[Shape, np.dtype[Any]]:
+    """Shape and type of an array in an ``.npz``; nothing else of it is read.
+
+    Raises:
+        MetricError: the member claims what it cannot be.
+        ValueError: it is no array, one of objects, or not as long as its shape.
+    """
+    check_member(archive, info)
+    with archive.open(info) as stream:
+        start = io.BytesIO(stream.read(HEADER_BYTES))
+    return _header(start, info.file_size)
+
+
+def read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    """An array in an ``.npz``. Raises as :func:`array_header`."""
+    array_header(archive, info)
+    with archive.open(info) as stream:
+        array: npt.NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def _header(start: IO[bytes], size: int) -> tuple[Shape, np.dtype[Any]]:
+    version = np.lib.format.read_magic(start)
+    if version not in READ_HEADER:
+        raise ValueError(f"an array of version {version} is no plain one")
+    try:
+        shape, _, dtype = READ_HEADER[version](start)
+    except (RecursionError, MemoryError) as error:  # of Python's parser
+        raise ValueError("an array with a header that is none") from error
+    if dtype.hasobject:
+        raise ValueError("an array of Python objects, which are not read")
+    if start.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise ValueError(f"an array {list(shape)} in {dtype} is not {size:,} bytes long")
+    return shape, dtype
