@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import CheckpointError, ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.objective import CoefficientFunction, Objective
@@ -194,6 +195,32 @@ def test_a_lora_is_read_by_diffusers(study: StoredStudy, lora: Trajectory, tmp_p
     rebuild(recipe, [tmp_path / "lora.trajectory"], Destination.of(tmp_path / "again.safetensors", form="lora"))
     again, first = (load_file(tmp_path / f"{name}.safetensors") for name in ("again", "best"))
     assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+def test_a_lora_under_its_own_names_is_said_to_be_one(
+    study: StoredStudy, lora: Trajectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors"))
+    assert "--as lora writes what load_lora_weights loads" in capsys.readouterr().err
+    export(study, objective_over(lora), Destination.of(tmp_path / "lora.safetensors", form="lora"))
+    assert capsys.readouterr().err.count("--as lora") == 0
+
+
+def test_apply_writes_the_form_that_was_exported(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
+    configs = {"unet": {"lora_alpha": 6.0}}
+    described = {"objective": {"sampler": {"lora": {"combined": "factors", "alphas": {"configs": configs}}}}}
+    study.set_attribute("fingerprint", described)
+    export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors", form="lora"))
+    arguments = ["apply", str(tmp_path / "best.safetensors"), str(lora.path), "-o", str(tmp_path / "same.safetensors")]
+    assert lcsc(arguments) == 0
+    same, best = (load_file(tmp_path / f"{name}.safetensors") for name in ("same", "best"))
+    assert same.keys() == best.keys()
+    assert all(torch.equal(same[name], best[name]) for name in best)
+
+
+@pytest.mark.parametrize("name", ["float16", "fp16"])
+def test_a_dtype_has_a_short_name(name: str, tmp_path: Path) -> None:
+    assert Destination.of(tmp_path / "best.pt", dtype=name).dtype == "float16"
 
 
 def test_a_lora_keeps_the_alphas_that_it_was_searched_with(

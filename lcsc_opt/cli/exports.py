@@ -152,9 +152,12 @@ def apply(
     from lcsc_opt.results.rebuild import rebuild
     from lcsc_opt.results.recipe import read_recipe
 
+    followed = read_recipe(recipe)
+    if form is None and followed.lora is not None and out.suffix == ".safetensors":
+        form = "lora"  # as it was exported
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     given = None if steps is None else [_step(part) for part in steps.split(",")]
-    made = rebuild(read_recipe(recipe), checkpoints, to, key=key, steps=given)
+    made = rebuild(followed, checkpoints, to, key=key, steps=given)
     say(f"{out}: trial {made.trial} of {made.study}, from {len(made.steps)} checkpoints")
 
 

@@ -232,13 +232,18 @@ def _look_at(path: Path, entries: Sequence[_Entry]) -> _Facts:
     return _Facts(len(entries), height, width, grey, digest.hexdigest())
 
 
+def _no_image(entry: _Entry, error: Exception) -> MetricError:
+    reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
+    return MetricError(f"{entry.name}: cannot be read as an image ({reason}); remove it or fetch it again")
+
+
 def _header(entry: _Entry) -> tuple[bytes, tuple[int, int], str]:
     try:
         content = entry.read()
         with Image.open(io.BytesIO(content)) as image:
             return hashlib.sha256(content).digest(), (image.height, image.width), image.mode
     except (*UNREADABLE, UnidentifiedImageError) as error:
-        raise MetricError(f"{entry.name}: cannot be read as an image ({error}); remove it or fetch it again") from error
+        raise _no_image(entry, error) from error
 
 
 def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
@@ -247,5 +252,5 @@ def _pixels(entry: _Entry, mode: str) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(entry.read())) as image:
             pixels = np.asarray(image.convert(mode), dtype=np.uint8)
     except (*UNREADABLE, UnidentifiedImageError) as error:
-        raise MetricError(f"{entry.name}: cannot be read as an image ({error}); remove it or fetch it again") from error
+        raise _no_image(entry, error) from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from lcsc_opt.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.objective import Objective
+from lcsc_opt.progress import notice
 from lcsc_opt.results.model_folder import check_fits, config_of, read_config, write_folder
 from lcsc_opt.results.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
 from lcsc_opt.study_store import StoredStudy
 from lcsc_opt.trajectory.lora import LoraAlphas, save_lora, trajectory_alphas
+from lcsc_opt.trajectory.lora_names import lora_flavour
 from lcsc_opt.trajectory.manifest import sync_folder
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, cast, recombine
 
@@ -37,6 +39,7 @@ SUFFIXES: dict[str, Form] = {
     "": "diffusers",
 }
 DTYPES = ("float32", "float16", "bfloat16")
+SHORT_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # as study files say it
 STATE_DICT = "state_dict"  # where the weights are in a .pt file
 
 
@@ -77,6 +80,7 @@ class Destination:
         chosen = (
             SUFFIXES[path.suffix] if form is None else _one_of("--as", form, ("safetensors", "pt", "diffusers", "lora"))
         )
+        dtype = SHORT_DTYPES.get(dtype or "", dtype)
         if dtype is not None:
             _one_of("--dtype", dtype, DTYPES)
         if config is not None and chosen != "diffusers":
@@ -123,6 +127,8 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     else:
         weights = cast(source.merge(recipe.coefficients), to.dtype)
     write(weights, recipe, to, config=config)
+    if to.form != "lora" and lora_flavour(weights) not in (None, "kohya"):
+        notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
     return recipe
 
 

@@ -47,7 +47,9 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
     found = [found for path in paths for found in _expand(path, key)]
     if not found:
         looked = ", ".join(map(str, patterns[:4])) or "an empty list"
-        raise TrajectoryError(f"No checkpoint in {looked}: expected {_EXPECTED}.")
+        raise TrajectoryError(
+            f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers and schedulers are none."
+        )
     return list(dict.fromkeys(found))
 
 
