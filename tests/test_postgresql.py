@@ -147,11 +147,11 @@ def test_every_write_survives_a_lost_connection(
             study.attach(first, store, tmp_path / "curve.txt")
         study.set_attribute("budget", {"images": 1})
         study.copy_to("fork/LCSC/0", {"steps": [1]})
-        (meta,) = optuna.artifacts.get_all_artifact_meta(study.trials()[0], storage=storage)
-        assert (tmp_path / meta.artifact_id).read_bytes() == b"a curve"
     assert disturbed.lost >= 15
     undisturbed = StoredStudy.open(open_storage(postgresql_url, write=False), "e/LCSC/0")
     trials = undisturbed.trials()
+    (meta,) = optuna.artifacts.get_all_artifact_meta(trials[0], storage=undisturbed.storage)
+    assert (tmp_path / meta.artifact_id).read_bytes() == b"a curve"
     assert [(trial.number, trial.state) for trial in trials] == [(0, TrialState.COMPLETE), (1, TrialState.FAIL)]
     assert trials[0].value == 0.25
     assert trials[0].user_attrs["held_out"] == {"loss": 1}

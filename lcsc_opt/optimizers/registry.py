@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,8 +34,16 @@ CONFIGURABLE: dict[str, Callable[..., ConfiguredOptimizer]] = {"CMA": ng.familie
 STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
 
 
+def _import_cma() -> None:
+    """Nevergrad imports pycma when it first needs it, and that warns where there is no matplotlib to plot with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        importlib.import_module("cma")
+
+
 def register() -> None:
     """Put ours, with their defaults, into Nevergrad's registry under their names."""
+    _import_cma()
     for name, configure in OURS.items():
         if name not in ng.optimizers.registry:
             configure().set_name(name, register=True)
