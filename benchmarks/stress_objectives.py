@@ -23,7 +23,7 @@ from lcsc_opt.experiment import Experiment
 from lcsc_opt.objective import CoefficientFunction
 from lcsc_opt.plan import plans
 from lcsc_opt.runner import Search, _one_blas_thread
-from lcsc_opt.study_spec import FailureSpec, parse_study
+from lcsc_opt.study_spec import BudgetSpec, FailureSpec, parse_study
 from lcsc_opt.study_store import StoredStudy, _create
 
 ANSWERS: dict[str, tuple[Any, str]] = {
@@ -103,7 +103,9 @@ def _some_fail(url: str, name: str, answer: Any, reason: str) -> list[str]:
     with opened(url, write=True) as storage:
         study = StoredStudy.open_or_create(storage, work.name, {})
         with study.hold():
-            running = Search(study, asked, evaluator, evaluations=30, failures=FailureSpec(stop_share=1))
+            running = Search(
+                study, asked, evaluator, budget=BudgetSpec(evaluations=30), failures=FailureSpec(stop_share=1)
+            )
             running.run()
         trials = study.trials()
         best = optuna.load_study(study_name=work.name, storage=storage).best_trial
@@ -303,7 +305,7 @@ def _replay(url: str, work: Work) -> tuple[float, float, int]:
     start = time.perf_counter()
     storage = open_storage(url, write=True)
     study = StoredStudy.open(storage, work.name)
-    running = Search(study, work.build_optimizer(), work.evaluator(), evaluations=work.evaluations)
+    running = Search(study, work.build_optimizer(), work.evaluator(), budget=BudgetSpec(evaluations=work.evaluations))
     opened_at = time.perf_counter()
     running.run()
     return opened_at - start, time.perf_counter() - opened_at, running.told

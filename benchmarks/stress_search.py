@@ -31,7 +31,7 @@ from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.records import Candidate
 from lcsc_opt.runner import Search
-from lcsc_opt.study_spec import FailureSpec, OptimizerSpec
+from lcsc_opt.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy
 
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")
@@ -151,7 +151,9 @@ def search(
             with study.hold(take_over=take_over):
                 asking = work.build_optimizer()
                 failures = FailureSpec(stop_share=1) if failures is None else failures
-                running = Search(study, asking, evaluator, evaluations=work.evaluations, failures=failures)
+                running = Search(
+                    study, asking, evaluator, budget=BudgetSpec(evaluations=work.evaluations), failures=failures
+                )
                 running.run()
                 study.set_attribute("search_ended", {"evaluations": running.told, "exhausted": False})
                 return running.told

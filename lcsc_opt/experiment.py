@@ -12,7 +12,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.analysis.comparison import BASELINES, summarize
 from lcsc_opt.catalog import load_objective
 from lcsc_opt.environment import decisive, describe_difference, environment
-from lcsc_opt.errors import StudyMismatchError
+from lcsc_opt.errors import OptimizerError, StudyMismatchError
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, ProcessEvaluator
 from lcsc_opt.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.objective import Objective
@@ -22,9 +22,7 @@ from lcsc_opt.plane import LANDSCAPE
 from lcsc_opt.progress import progress
 from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
-from lcsc_opt.study_spec import (
-    SpaceSpec,
-)
+from lcsc_opt.study_spec import BudgetSpec, SpaceSpec
 from lcsc_opt.study_store import StoredStudy, study_names
 
 
@@ -109,34 +107,52 @@ class Experiment:
 
     def _search(self, study: StoredStudy, plan: StudyPlan) -> None:
         attributes = study.attributes
-        evaluations = total_evaluations(plan.budget, self.objective)
+        total_evaluations(plan.budget, self.objective)  # complains where the unit is not the objective's
         if plan.budget.model_dump() != attributes["budget"]:
             study.set_attribute("search_ended", None)  # first, so that a crash in between leaves work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", plan.budget.model_dump())
         before = attributes["fingerprint"]["environment"]
-        optimizer = self._optimizer(plan, attributes["optimizer_budget"])
+        optimizer = self._optimizer(plan, BudgetSpec(**attributes["optimizer_budget"]))
         evaluator = self._evaluator(plan)
         try:
             search = Search(
                 study,
                 optimizer,
                 evaluator,
-                evaluations=evaluations,
+                budget=plan.budget,
+                images_per_evaluation=self.objective.images_per_evaluation,
                 tells=plan.tells,
                 failures=plan.failures,
                 describe_difference=lambda: describe_difference(before, environment()),
             )
-            _run_with_progress(search, study.name, evaluations)
+            _run_with_progress(search, study.name, plan.budget)
         finally:
             evaluator.close()
-        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": search.told < evaluations})
+        exhausted = search.spent < plan.budget.total
+        study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
-    def _optimizer(self, plan: StudyPlan, budget: int) -> Optimizer:
+    def _optimizer(self, plan: StudyPlan, budget: BudgetSpec) -> Optimizer:
+        """A fresh one. ``budget`` is the first that the study had: a schedule keeps to it when more is added later."""
         affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
         spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.space
         space = build_space(spec, self.objective, origin=plan.origin)
-        return build_optimizer(plan.optimizer, space, budget=budget, workers=plan.workers, seed=plan.seed)
+        evaluations = total_evaluations(budget, self.objective)
+        optimizer = build_optimizer(plan.optimizer, space, budget=evaluations, workers=plan.workers, seed=plan.seed)
+        self._check_gradient(plan, optimizer)
+        if (plan_budget := getattr(optimizer, "plan_budget", None)) is not None:
+            images = self.objective.images_per_evaluation
+            plan_budget(evaluations=budget.evaluations, images=budget.images, images_per_evaluation=images)
+        return optimizer
+
+    def _check_gradient(self, plan: StudyPlan, optimizer: Optimizer) -> None:
+        if not getattr(optimizer, "needs_gradient", False):
+            return
+        if (reason := self.objective.why_no_gradient()) is not None:
+            raise OptimizerError(
+                f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {plan.objective.file} gives "
+                f"none: {reason}; search it with CMA or LCSC"
+            )
 
     def _evaluator(self, plan: StudyPlan) -> Evaluator:
         if plan.workers == 1:
@@ -145,14 +161,16 @@ class Experiment:
         return ProcessEvaluator(load, plan.workers, expected=self.objective.describe())
 
 
-def _run_with_progress(search: Search, name: str, evaluations: int) -> None:
-    stored = search.stored
-    with progress(name, evaluations, done=stored) as advance:
+def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
+    done = search.stored_spent
+    with progress(name, budget.total, done=done) as advance:
 
         def on_tell(search: Search) -> None:
             best = "" if search.best is None else f"best {search.best[0]:.4g} in trial {search.best[1]}"
             failed = f", {search.failures} failed" if search.failures else ""
-            advance(int(search.told > stored), note=f"{best}{failed}")
+            nonlocal done
+            advance(max(search.spent - done, 0), note=f"{best}{failed}")
+            done = max(search.spent, done)
 
         search.run(on_tell)
 

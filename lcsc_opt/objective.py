@@ -45,8 +45,8 @@ class Objective(abc.ABC):
         """``[K]`` training steps of the checkpoints that coefficients combine, strictly increasing."""
 
     @abc.abstractmethod
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        """Evaluate one candidate.
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        """Evaluate one candidate, with the gradient of the loss in its coefficients where ``gradient`` asks for it.
 
         Raises:
             Exception: any; it fails this trial, with its reason, and the study goes on.
@@ -55,6 +55,18 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON-able: everything that changes results. A study resumes only where this is what it was."""
+
+    def why_no_gradient(self) -> str | None:
+        """What keeps this objective from giving gradients, as the end of a sentence; ``None`` where it gives them."""
+        return "it gives a loss without a gradient"
+
+    @property
+    def second_metric(self) -> str | None:
+        """The metric of held-out evaluations, lower is better, that a search cannot improve by cheating its loss.
+
+        FID in features that the loss does not look at, say. ``None`` where there is none.
+        """
+        return None
 
     @property
     def images_per_evaluation(self) -> int:
@@ -82,21 +94,47 @@ class CoefficientFunction(Objective):
         function: ``[K]`` float64 → float, lower is better.
         steps: ``[K]`` training steps.
         name: what the study's fingerprint calls it.
+        gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that want one.
     """
 
-    def __init__(self, function: Callable[[Coefficients], float], steps: Sequence[int], *, name: str) -> None:
+    def __init__(
+        self,
+        function: Callable[[Coefficients], float],
+        steps: Sequence[int],
+        *,
+        name: str,
+        gradient: Callable[[Coefficients], npt.ArrayLike] | None = None,
+    ) -> None:
         self._function, self._steps, self._name = function, check_steps(steps), name
+        self._gradient = gradient
 
     @property
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps."""
         return self._steps
 
-    def evaluate(self, candidate: Candidate) -> Evaluation:
-        """Call the function on a copy of the coefficients."""
+    def why_no_gradient(self) -> str | None:
+        """``None`` where the function's gradient was given."""
+        return f"no gradient of {self._name} was given" if self._gradient is None else None
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        """Call the function, and its gradient where it is asked for, on copies of the coefficients.
+
+        Raises:
+            ObjectiveError: the function's answer is no number, or the gradient's not one number for each coefficient.
+        """
         start = time.perf_counter()
-        value = self._function(candidate.coefficients.copy())
-        return Evaluation(check_loss(value), cost=Cost(seconds=time.perf_counter() - start))
+        loss = check_loss(self._function(candidate.coefficients.copy()))
+        slope = self._slope(candidate.coefficients) if gradient else None
+        return Evaluation(loss, cost=Cost(seconds=time.perf_counter() - start), gradient=slope)
+
+    def _slope(self, coefficients: Coefficients) -> Coefficients:
+        if self._gradient is None:
+            raise ObjectiveError(f"no gradient of {self._name} was given")
+        slope = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
+        if slope.shape != coefficients.shape:
+            raise ObjectiveError(f"the gradient has the shape {list(slope.shape)}, expected {list(coefficients.shape)}")
+        return slope
 
     def describe(self) -> dict[str, Any]:
         """The callable's name and the steps."""

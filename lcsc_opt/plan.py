@@ -85,7 +85,7 @@ class StudyPlan:
             "fingerprint": {"objective": objective.describe(), "environment": environment()},
             "budget": self.budget.model_dump(),
             "failures": self.failures.model_dump(),
-            "optimizer_budget": total_evaluations(self.budget, objective),
+            "optimizer_budget": self.budget.model_dump(),
             "held_out_plan": None if self.held_out is None else self.held_out.model_dump(),
             "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
@@ -179,7 +179,7 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
 
 
 def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
-    """The budget as a number of evaluations.
+    """The budget as a number of evaluations of the objective's own number of images.
 
     Raises:
         StudySpecError: for a budget in images, when the objective samples none.
@@ -244,22 +244,13 @@ def fork(
         "specification": plan.specification(),
         "budget": plan.budget.model_dump(),
         "origin": origin.tolist(),
-        "optimizer_budget": _scaled_budget(source, plan),
+        "optimizer_budget": plan.budget.model_dump(),
         "forked_from": source.name,
         "search_ended": None,
         "held_out": None,
     }
     source.copy_to(plan.name, attributes)
     return plan
-
-
-def _scaled_budget(source: StoredStudy, plan: StudyPlan) -> int:
-    """The new budget in evaluations, told by the old one without loading the objective."""
-    if plan.budget.evaluations is not None:
-        return plan.budget.evaluations
-    old = BudgetSpec(**source.attributes["budget"])
-    evaluations = int(source.attributes["optimizer_budget"])
-    return math.ceil(evaluations * (plan.budget.images or 0) / (old.images or 1))
 
 
 def _valid_name(experiment: str) -> str:

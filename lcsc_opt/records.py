@@ -76,8 +76,10 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
+        gradient: ``[K]`` float64, of the loss in the coefficients, where it was asked for.
     """
 
     loss: float
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cost: Cost = Cost()
+    gradient: Coefficients | None = dataclasses.field(default=None, compare=False)

@@ -28,9 +28,10 @@ from threadpoolctl import ThreadpoolController
 
 from lcsc_opt.errors import OptimizerError, ReplayError, SearchFailedError
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
-from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation
-from lcsc_opt.study_spec import FailureSpec, Tells
-from lcsc_opt.study_store import StoredStudy, TrialKey
+from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
+from lcsc_opt.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.study_spec import BudgetSpec, FailureSpec, Tells
+from lcsc_opt.study_store import StoredStudy, TrialKey, candidate_attributes
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
@@ -57,7 +58,8 @@ class Search:
         study: where everything is written.
         optimizer: freshly built, as it was when the study was new.
         evaluator: where candidates are evaluated.
-        evaluations: the total over the study's life, without trials that it inherited.
+        budget: the total over the study's life, without trials that it inherited.
+        images_per_evaluation: what a candidate costs where its optimizer does not say how many images it wants.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         describe_difference: says what changed in the environment, for the message when replay fails.
@@ -69,13 +71,14 @@ class Search:
         optimizer: Optimizer,
         evaluator: Evaluator,
         *,
-        evaluations: int,
+        budget: BudgetSpec,
+        images_per_evaluation: int = 0,
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
         describe_difference: Callable[[], str] = lambda: "",
     ) -> None:
         self._study, self._optimizer, self._evaluator = study, optimizer, evaluator
-        self._evaluations, self._tells = evaluations, tells
+        self._budget, self._images_per_evaluation, self._tells = budget, images_per_evaluation, tells
         self._policy = FailureSpec() if failures is None else failures
         self._describe_difference = describe_difference
         trials = study.trials()
@@ -89,12 +92,18 @@ class Search:
         self._last_reason = ""
         self.best: tuple[float, int] | None = None
         self.told = 0
+        self.spent = 0
         self.failures = 0
 
     @property
     def stored(self) -> int:
         """How many trials of its own were finished when this search began."""
         return sum(trial.state.is_finished() for trial in self._stored)
+
+    @property
+    def stored_spent(self) -> int:
+        """What these took of the budget, in its unit."""
+        return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
@@ -104,22 +113,34 @@ class Search:
             SearchFailedError: when every trial failed, or more of them than the study allows.
         """
         self._tell_inherited()
-        for number in range(self._evaluations):
+        number = asked = 0
+        while asked < self._budget.total:
             while self._must_tell_before(number):
                 self._tell_next(on_tell)
             if getattr(self._optimizer, "finished", False):
                 break
             self._in_flight.append(self._ask(number))
+            asked += self._price(request_of(self._in_flight[-1].parameter))
+            number += 1
         while self._in_flight:
             self._tell_next(on_tell)
         if self.told and self.failures == self.told:
             raise SearchFailedError(f"{self._study.name}: all {self.told} trials failed; {self._last_reason}")
 
+    def _price(self, request: Request) -> int:
+        """What a candidate takes of the budget."""
+        if self._budget.unit == "evaluations":
+            return 1
+        return self._images_per_evaluation if request.images is None else request.images
+
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it."""
         for trial in self._inherited:
             parameter = self._optimizer.parametrization.spawn_child(new_value=_coefficients(trial))
-            loss = self._loss_to_tell(stored_outcome(trial), trial.number)
+            attach_request(parameter, _request(trial))
+            outcome = stored_outcome(trial)
+            loss = self._loss_to_tell(outcome, trial.number, request_of(parameter))
+            attach_evaluation(parameter, outcome if isinstance(outcome, Evaluation) else None)
             try:
                 with self._one_thread():
                     self._optimizer.tell(parameter, loss)
@@ -136,13 +157,13 @@ class Search:
     def _ask(self, number: int) -> _Asked:
         with self._one_thread():
             parameter = self._optimizer.ask()
-        candidate = Candidate(np.asarray(parameter.value, dtype=np.float64))
+        candidate = candidate_of(parameter)
         if number >= len(self._stored):
             tells_before = self.told if self._tells == "as-completed" else None
             trial = self._study.add_candidate(candidate, tells_before=tells_before)
             return self._submit(_Asked(trial, candidate, parameter))
         stored = self._stored[number]
-        self._verify(stored, number, candidate.coefficients)
+        self._verify(stored, number, candidate)
         asked = _Asked(TrialKey.of(stored), candidate, parameter, list(stored.user_attrs.get("attempts", ())))
         if not stored.state.is_finished():
             return self._submit(asked)
@@ -152,12 +173,13 @@ class Search:
         return asked
 
     def _submit(self, asked: _Asked) -> _Asked:
-        asked.future = self._evaluator.submit(asked.candidate)
+        asked.future = self._evaluator.submit(asked.candidate, gradient=request_of(asked.parameter).gradient)
         return asked
 
-    def _verify(self, stored: FrozenTrial, number: int, asked: Coefficients) -> None:
+    def _verify(self, stored: FrozenTrial, number: int, asked: Candidate) -> None:
         in_place = stored.number == number + len(self._inherited)
-        if in_place and _coefficients(stored).tobytes() == asked.tobytes():
+        same_way = {key: stored.user_attrs.get(key) for key in ("images", "noise")} == _how(asked)
+        if in_place and same_way and _coefficients(stored).tobytes() == asked.coefficients.tobytes():
             return
         difference = self._describe_difference() or "the same versions, BLAS and cores as before"
         raise ReplayError(
@@ -171,10 +193,13 @@ class Search:
             self._commit_finished()
         self._in_flight.remove(asked)
         assert asked.outcome is not None
-        loss = self._loss_to_tell(asked.outcome, asked.trial.number)
+        request = request_of(asked.parameter)
+        loss = self._loss_to_tell(asked.outcome, asked.trial.number, request)
+        attach_evaluation(asked.parameter, asked.outcome if isinstance(asked.outcome, Evaluation) else None)
         with self._one_thread():
             self._optimizer.tell(asked.parameter, loss)
         self.told += 1
+        self.spent += self._price(request)
         on_tell(self)
         self._stop_when_too_many_failed()
 
@@ -208,12 +233,13 @@ class Search:
         asked.outcome, asked.tell_index = outcome, tell_index
         self._committed += 1
 
-    def _loss_to_tell(self, outcome: Outcome, number: int) -> float:
+    def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
         """The loss; for a failed trial the worst loss told before it, so that the optimizer turns away from there."""
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
-            if self.best is None or loss < self.best[0]:
+            compared = request.images is None and request.noise == SEARCH
+            if compared and (self.best is None or loss < self.best[0]):
                 self.best = (loss, number)
             return loss
         self.failures += 1
@@ -242,8 +268,25 @@ def stored_outcome(trial: FrozenTrial) -> Outcome:
     """What a finished trial of the database ended with."""
     cost: Mapping[str, Any] = trial.user_attrs.get("cost", {})
     if trial.state == TrialState.COMPLETE and trial.value is not None:
-        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost))
+        gradient = trial.user_attrs.get("gradient")
+        known = None if gradient is None else np.array(gradient, dtype=np.float64)
+        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known)
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
+
+
+def _request(trial: FrozenTrial) -> Request:
+    """How a stored trial was evaluated."""
+    noise = trial.user_attrs.get("noise")
+    return Request(
+        images=trial.user_attrs.get("images"),
+        noise=SEARCH if noise is None else Noise(**noise),
+        gradient="gradient" in trial.user_attrs,
+    )
+
+
+def _how(candidate: Candidate) -> dict[str, Any]:
+    attributes = candidate_attributes(candidate)
+    return {key: attributes.get(key) for key in ("images", "noise")}
 
 
 def _coefficients(trial: FrozenTrial) -> Coefficients:

@@ -6,9 +6,10 @@ is the index of its ask. Everything is reachable with plain Optuna:
 =====================  =======================================================================================
 trial                  value (the loss), state, ``datetime_start``, ``datetime_complete``; for Optuna's plots the
                        parameters ``sum_abs`` (Σ|a|) and ``effective`` (checkpoints that matter)
-user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``attempts`` that failed, and the
-                       ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other noise;
-                       ``inherited`` of trials that were taken over from another study
+user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``images`` and ``noise`` where other
+                       than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
+                       and the ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other
+                       noise; ``inherited`` of trials that were taken over from another study
 study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps`` [K], ``search_ended``, ``held_out``
 =====================  =======================================================================================
 
@@ -46,9 +47,9 @@ from lcsc_opt.coefficients import effective_count, sum_abs
 from lcsc_opt.database import created_once, in_database, masked
 from lcsc_opt.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.lease import Lease, create_table, hold
-from lcsc_opt.records import Candidate, Coefficients, Evaluation
+from lcsc_opt.records import SEARCH, Candidate, Coefficients, Evaluation
 
-INHERITED_ATTRIBUTES = ("coefficients", "metrics", "cost", "reason", "attempts")
+INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
 LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
 ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 
@@ -71,6 +72,16 @@ class TrialKey:
     def of(cls, trial: FrozenTrial) -> TrialKey:
         """The key of a trial that was read."""
         return cls(trial.number, trial._trial_id)
+
+
+def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
+    """What a trial says of its candidate; of images and noise only what is not the objective's and the search's."""
+    attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
+    if candidate.images is not None:
+        attributes["images"] = candidate.images
+    if candidate.noise != SEARCH:
+        attributes["noise"] = dataclasses.asdict(candidate.noise)
+    return attributes
 
 
 class StoredStudy:
@@ -171,7 +182,7 @@ class StoredStudy:
 
         ``tells_before``, where the order of tells is not that of the asks, is how many were told before this ask.
         """
-        attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
+        attributes = candidate_attributes(candidate)
         if tells_before is not None:
             attributes["tells_before"] = tells_before
         number: int | None = None  # of an attempt whose commit was not acknowledged
@@ -204,12 +215,14 @@ class StoredStudy:
         return int(same[0]) if same else None
 
     def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int) -> None:
-        """Commit a result: value, metrics, cost and the COMPLETE state, together."""
-        attributes = {
+        """Commit a result: value, metrics, cost, gradient and the COMPLETE state, together."""
+        attributes: dict[str, Any] = {
             "metrics": dict(evaluation.metrics),
             "cost": evaluation.cost.as_dict(),
             "tell_index": tell_index,
         }
+        if evaluation.gradient is not None:
+            attributes["gradient"] = evaluation.gradient.tolist()
         self._close(trial, TrialState.COMPLETE, attributes, value=evaluation.loss)
 
     def fail(self, trial: TrialKey, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:

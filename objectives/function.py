@@ -5,6 +5,7 @@
       settings: {callable: "my_module:my_function", steps: [100, 200, 300]}
 
 ``my_function(coefficients)`` gets a float64 array ``[K]`` that sums to one and returns a number, lower is better.
+With ``gradient: "my_module:my_gradient"``, which returns ``[K]`` numbers, gradients can be followed, too.
 ``my_module`` is looked for where Python looks, in the working directory, and beside the study file.
 """
 
@@ -18,14 +19,16 @@ from lcsc_opt.study_spec import FrozenModel, parse_settings
 
 
 class Settings(FrozenModel):
-    """``callable`` is ``module:function``; ``steps`` are the training steps of the checkpoints."""
+    """``callable``, ``gradient``: ``module:function``; ``steps`` are the training steps of the checkpoints."""
 
     callable: str
     steps: list[int]
+    gradient: str | None = None
 
 
 def build(settings: dict[str, Any]) -> Objective:
     """Import the function and wrap it."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     function = import_dotted(checked.callable, setting="callable")
-    return CoefficientFunction(function, checked.steps, name=checked.callable)
+    gradient = None if checked.gradient is None else import_dotted(checked.gradient, setting="gradient")
+    return CoefficientFunction(function, checked.steps, name=checked.callable, gradient=gradient)

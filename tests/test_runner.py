@@ -22,7 +22,7 @@ from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.records import Candidate, Evaluation
 from lcsc_opt.runner import FIRST_FAILURE_LOSS, Search, window
-from lcsc_opt.study_spec import FailureSpec, OptimizerSpec
+from lcsc_opt.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy
 
 STEPS = tuple(range(100, 2100, 100))
@@ -39,10 +39,10 @@ class ShuffledEvaluator:
     def __init__(self, objective: Objective, workers: int, seed: int) -> None:
         self.workers, self._objective, self._random = workers, objective, random.Random(seed)
 
-    def submit(self, candidate: Candidate) -> Future[Outcome]:
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         future: Future[Outcome] = Future()
         delay = self._random.random() * 0.02
-        outcome = evaluate_safely(self._objective, candidate)
+        outcome = evaluate_safely(self._objective, candidate, gradient=gradient)
         threading.Timer(delay, lambda: future.set_result(outcome)).start()
         return future
 
@@ -72,7 +72,7 @@ def run(
     failures: FailureSpec | None = None,
 ) -> Search:
     evaluator = InProcessEvaluator(objective)
-    search = Search(study, optimizer(name), evaluator, evaluations=evaluations, failures=failures)
+    search = Search(study, optimizer(name), evaluator, budget=BudgetSpec(evaluations=evaluations), failures=failures)
     search.run()
     return search
 
@@ -149,7 +149,7 @@ def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: 
     for other in (seed, seed + 100):
         study = open_study(f"sqlite:///{tmp_path / f'{other}.db'}")
         evaluator = ShuffledEvaluator(objective, 4, other)
-        Search(study, optimizer("CMA", workers=4), evaluator, evaluations=EVALUATIONS).run()
+        Search(study, optimizer("CMA", workers=4), evaluator, budget=BudgetSpec(evaluations=EVALUATIONS)).run()
         found.append(trials_of(study))
     assert found[0] == found[1]
 
@@ -161,7 +161,7 @@ def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, obje
                 raise Interrupted
 
         evaluator = ShuffledEvaluator(objective, 4, stop_after)
-        Search(study, optimizer(workers=4), evaluator, evaluations=EVALUATIONS).run(on_tell)
+        Search(study, optimizer(workers=4), evaluator, budget=BudgetSpec(evaluations=EVALUATIONS)).run(on_tell)
 
     clean = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
     search(clean, -1)
@@ -234,7 +234,7 @@ def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
     asked.tell = lambda parameter, loss: (told.append(loss), original(parameter, loss))
     objective = CoefficientFunction(lambda _: next(losses), STEPS, name="losses")
     once = FailureSpec(retries=0)
-    Search(open_study(url), asked, InProcessEvaluator(objective), evaluations=5, failures=once).run()
+    Search(open_study(url), asked, InProcessEvaluator(objective), budget=BudgetSpec(evaluations=5), failures=once).run()
     assert told == [FIRST_FAILURE_LOSS, 3.0, 7.0, 7.0, 5.0]
 
 
@@ -249,7 +249,11 @@ def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objecti
     run(study, objective, evaluations=10)
     other = optimizer(seed=1)
     search = Search(
-        study, other, InProcessEvaluator(objective), evaluations=12, describe_difference=lambda: "torch 1 → 2"
+        study,
+        other,
+        InProcessEvaluator(objective),
+        budget=BudgetSpec(evaluations=12),
+        describe_difference=lambda: "torch 1 → 2",
     )
     with pytest.raises(ReplayError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
         search.run()
@@ -331,7 +335,7 @@ def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, obje
         asked.ask = lambda: (told.append(("ask", 0.0)), original_ask())[1]
         asked.tell = lambda parameter, loss: (told.append(("tell", loss)), original_tell(parameter, loss))
         evaluator = ShuffledEvaluator(objective, 4, stop_after)
-        Search(study, asked, evaluator, evaluations=EVALUATIONS, tells="as-completed").run(on_tell)
+        Search(study, asked, evaluator, budget=BudgetSpec(evaluations=EVALUATIONS), tells="as-completed").run(on_tell)
 
     with pytest.raises(Interrupted):
         search(14)

@@ -10,6 +10,8 @@ import time
 from concurrent.futures import Future
 from typing import Protocol
 
+import numpy as np
+
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import Candidate, Evaluation
 
@@ -33,8 +35,11 @@ class Evaluator(Protocol):
         """How many candidates are evaluated at once."""
         ...
 
-    def submit(self, candidate: Candidate) -> Future[Outcome]:
-        """Start an evaluation. The future never raises what the objective raised: it gives a :class:`Failure`."""
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+        """Start an evaluation, with its gradient where that is asked for.
+
+        The future never raises what the objective raised: it gives a :class:`Failure`.
+        """
         ...
 
     def close(self) -> None:
@@ -50,12 +55,13 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
-    """Evaluate, and turn an exception or a loss that is not finite into a :class:`Failure` with its reason."""
+def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: bool = False) -> Outcome:
+    """Evaluate, and turn an exception or what is not finite into a :class:`Failure` with its reason."""
     start = time.perf_counter()
     reason = ""
     try:
-        evaluation = objective.evaluate(candidate)
+        # objectives without gradients need not know the keyword
+        evaluation = objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
     if reason:  # out here the exception is gone, and with it the frames that held the failed attempt's tensors
@@ -63,4 +69,8 @@ def evaluate_safely(objective: Objective, candidate: Candidate) -> Outcome:
         return Failure(reason, time.perf_counter() - start)
     if not math.isfinite(evaluation.loss):
         return Failure(f"the loss is {evaluation.loss}", time.perf_counter() - start)
+    if gradient and evaluation.gradient is None:
+        return Failure("the objective gave no gradient", time.perf_counter() - start)
+    if evaluation.gradient is not None and not np.isfinite(evaluation.gradient).all():
+        return Failure("the gradient is not finite", time.perf_counter() - start)
     return evaluation

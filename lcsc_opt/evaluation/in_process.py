@@ -17,10 +17,10 @@ class InProcessEvaluator:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
 
-    def submit(self, candidate: Candidate) -> Future[Outcome]:
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Evaluate now."""
         future: Future[Outcome] = Future()
-        future.set_result(evaluate_safely(self._objective, candidate))
+        future.set_result(evaluate_safely(self._objective, candidate, gradient=gradient))
         return future
 
     def close(self) -> None:

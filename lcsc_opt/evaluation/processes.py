@@ -41,15 +41,15 @@ class ProcessEvaluator:
         self._threads = max((os.cpu_count() or 1) // workers, 1)
         self._closing = False
         self._pools: dict[int, ProcessPoolExecutor] = {}
-        self._waiting: queue.SimpleQueue[tuple[Candidate, Future[Outcome]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Candidate, bool, Future[Outcome]] | None] = queue.SimpleQueue()
         self._feeders = [threading.Thread(target=self._feed, args=(i,), daemon=True) for i in range(workers)]
         for feeder in self._feeders:
             feeder.start()
 
-    def submit(self, candidate: Candidate) -> Future[Outcome]:
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Queue a candidate for the next process that is free."""
         future: Future[Outcome] = Future()
-        self._waiting.put((candidate, future))
+        self._waiting.put((candidate, gradient, future))
         return future
 
     def close(self) -> None:
@@ -69,10 +69,10 @@ class ProcessEvaluator:
         """Hand candidates to one process, one after the other."""
         pool = self._pools[worker] = self._start_process()
         while (job := self._waiting.get()) is not None:
-            candidate, future = job
+            candidate, gradient, future = job
             start = time.perf_counter()
             try:
-                future.set_result(pool.submit(_evaluate, candidate).result())
+                future.set_result(pool.submit(_evaluate, candidate, gradient).result())
             except BrokenExecutor:
                 if self._closing:
                     break
@@ -120,7 +120,7 @@ def _use_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _evaluate(candidate: Candidate) -> Outcome:
+def _evaluate(candidate: Candidate, gradient: bool) -> Outcome:
     if _objective is None:
         raise ObjectiveError("the worker process has no objective")
     if _is_another:
@@ -128,4 +128,4 @@ def _evaluate(candidate: Candidate) -> Outcome:
             "a worker process found other files than the search began with (checkpoints, reference or weights changed "
             "meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
         )
-    return evaluate_safely(_objective, candidate)
+    return evaluate_safely(_objective, candidate, gradient=gradient)

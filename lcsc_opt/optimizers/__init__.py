@@ -5,6 +5,14 @@ from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, CoefficientLayer, coefficient_array, space_of
 from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.registry import OURS, build_optimizer, configure, register
+from lcsc_opt.optimizers.requests import (
+    Request,
+    attach_evaluation,
+    attach_request,
+    candidate_of,
+    evaluation_of,
+    request_of,
+)
 
 __all__ = [
     "DEFAULT_STEP_SIZE",
@@ -14,10 +22,16 @@ __all__ = [
     "EMAGrid",
     "Landscape",
     "PowerEMAGrid",
+    "Request",
+    "attach_evaluation",
+    "attach_request",
     "build_optimizer",
+    "candidate_of",
     "coefficient_array",
     "configure",
+    "evaluation_of",
     "register",
+    "request_of",
     "space_of",
 ]
 

@@ -1,0 +1,59 @@
+"""What an optimizer asks beside coefficients, and what it is answered beside a loss.
+
+Nevergrad's ask and tell carry a candidate and a number. Whoever wants other noise, fewer images or a gradient says so
+on the candidate that it asks, and finds the whole evaluation there when it is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import nevergrad as ng
+import numpy as np
+
+from lcsc_opt.records import SEARCH, Candidate, Evaluation, Noise
+
+REQUEST, EVALUATION = "lcsc_request", "lcsc_evaluation"  # in Nevergrad's place for what belongs to an optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """How a candidate is to be evaluated.
+
+    Attributes:
+        images: how many; ``None`` leaves it to the objective's settings.
+        noise: which group of noise.
+        gradient: whether the gradient of the loss in the coefficients is wanted, too.
+    """
+
+    images: int | None = None
+    noise: Noise = SEARCH
+    gradient: bool = False
+
+
+def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
+    """Say how a candidate is to be evaluated, before it is asked."""
+    parameter._meta[REQUEST] = request
+
+
+def request_of(parameter: ng.p.Parameter) -> Request:
+    """How a candidate is to be evaluated; plainly where its optimizer said nothing."""
+    request: Request = parameter._meta.get(REQUEST, Request())
+    return request
+
+
+def candidate_of(parameter: ng.p.Parameter) -> Candidate:
+    """What an optimizer asked, as an objective takes it: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
+    request = request_of(parameter)
+    return Candidate(np.asarray(parameter.value, dtype=np.float64), images=request.images, noise=request.noise)
+
+
+def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:
+    """Hand the whole evaluation to the optimizer that is told its loss next; ``None`` where it failed."""
+    parameter._meta[EVALUATION] = evaluation
+
+
+def evaluation_of(parameter: ng.p.Parameter) -> Evaluation | None:
+    """What a candidate came to; ``None`` where it failed, or where plain Nevergrad told a loss only."""
+    evaluation: Evaluation | None = parameter._meta.get(EVALUATION)
+    return evaluation

@@ -1,0 +1,246 @@
+"""What an optimizer asks beside coefficients reaches the objective, the database and, told, the optimizer again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import pytest
+
+from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.database import open_storage
+from lcsc_opt.errors import ReplayError
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, evaluate_safely
+from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.optimizers import (
+    Request,
+    attach_evaluation,
+    attach_request,
+    candidate_of,
+    coefficient_array,
+    evaluation_of,
+    request_of,
+)
+from lcsc_opt.records import SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.runner import Search
+from lcsc_opt.study_spec import BudgetSpec, FailureSpec
+from lcsc_opt.study_store import StoredStudy
+
+STEPS = (10, 20, 30)
+FAILING = 3  # the ask whose evaluation fails
+
+
+class Descent(ng.optimizers.base.Optimizer):  # type: ignore[misc]
+    """Plain gradient steps, each on fresh noise of 20 images; every third ask is a plain check."""
+
+    needs_gradient = True
+
+    def __init__(self, parametrization: Any, shift: int = 0) -> None:
+        super().__init__(parametrization)
+        self._at = parametrization.value
+        self._asks, self._shift = 0, shift
+        self.heard: list[tuple[Request, Evaluation | None]] = []
+
+    def _internal_ask_candidate(self) -> Any:
+        parameter = self.parametrization.spawn_child(new_value=self._at)
+        if self._asks % 3 != 2:
+            noise = Noise("gradient", self._asks + self._shift)
+            attach_request(parameter, Request(images=20, noise=noise, gradient=True))
+        self._asks += 1
+        return parameter
+
+    def _internal_tell_candidate(self, candidate: Any, loss: float) -> None:
+        evaluation = evaluation_of(candidate)
+        self.heard.append((request_of(candidate), evaluation))
+        if evaluation is not None and evaluation.gradient is not None:
+            slope = evaluation.gradient - evaluation.gradient.mean()
+            self._at = self._at - 0.1 * slope
+
+
+class Bowl(Objective):
+    """(a - target)², and a little noise that depends on which noise was asked for."""
+
+    steps = STEPS
+    images_per_evaluation = 100
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int | None, Noise, bool]] = []
+
+    def why_no_gradient(self) -> str | None:
+        return None
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        self.seen.append((candidate.images, candidate.noise, gradient))
+        if candidate.noise == Noise("gradient", FAILING):
+            raise ValueError("no luck")
+        away = candidate.coefficients - [0.25, 0.25, 0.5] + candidate.noise.seed / 7e3
+        cost = Cost(images=candidate.images or self.images_per_evaluation)
+        return Evaluation(float(away @ away), cost=cost, gradient=2 * away if gradient else None)
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def descent(shift: int = 0) -> Descent:
+    return Descent(coefficient_array(AffineSpace(STEPS, default_origin(STEPS)), seed=0), shift)
+
+
+def search(study: StoredStudy, optimizer: Descent, budget: BudgetSpec, objective: Objective | None = None) -> Search:
+    evaluator = InProcessEvaluator(Bowl() if objective is None else objective)
+    failures = FailureSpec(retries=0)
+    running = Search(study, optimizer, evaluator, budget=budget, images_per_evaluation=100, failures=failures)
+    running.run()
+    return running
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StoredStudy:
+    storage = open_storage(f"sqlite:///{tmp_path / 'requests.db'}", write=True)
+    return StoredStudy.open_or_create(storage, "e/Descent/0", {})
+
+
+def test_a_request_travels_with_the_candidate() -> None:
+    parameter = descent().ask()
+    assert request_of(parameter) == Request(20, Noise("gradient", 0), gradient=True)
+    candidate = candidate_of(parameter)
+    assert (candidate.images, candidate.noise) == (20, Noise("gradient", 0))
+    assert candidate.coefficients.tolist() == parameter.value.tolist()
+
+
+def test_an_optimizer_that_says_nothing_asks_plainly() -> None:
+    parameter = coefficient_array(AffineSpace(STEPS, default_origin(STEPS)))
+    assert request_of(parameter) == Request(None, SEARCH, gradient=False)
+    assert evaluation_of(parameter) is None
+    attach_evaluation(parameter, Evaluation(2.0))
+    assert evaluation_of(parameter) == Evaluation(2.0)
+
+
+def test_the_objective_gets_what_was_asked_and_the_optimizer_the_whole_evaluation(study: StoredStudy) -> None:
+    objective, optimizer = Bowl(), descent()
+    search(study, optimizer, BudgetSpec(evaluations=6), objective)
+    assert objective.seen[:3] == [
+        (20, Noise("gradient", 0), True),
+        (20, Noise("gradient", 1), True),
+        (None, SEARCH, False),
+    ]
+    assert [evaluation is None for _, evaluation in optimizer.heard] == [number == FAILING for number in range(6)]
+    first = optimizer.heard[0][1]
+    assert first is not None
+    assert first.gradient is not None
+    assert first.cost.images == 20
+    losses = [evaluation.loss for _, evaluation in optimizer.heard if evaluation is not None]
+    assert losses[-1] < losses[0]
+
+
+def test_images_noise_and_gradient_are_stored_with_the_trial(study: StoredStudy) -> None:
+    optimizer = descent()
+    search(study, optimizer, BudgetSpec(evaluations=4))
+    first, _, check, failed = (trial.user_attrs for trial in study.trials())
+    assert first["images"] == 20
+    assert first["noise"] == {"group": "gradient", "seed": 0}
+    heard = optimizer.heard[0][1]
+    assert heard is not None
+    assert heard.gradient is not None
+    assert first["gradient"] == heard.gradient.tolist()
+    assert not {"images", "noise", "gradient"} & set(check)
+    assert failed["noise"]["seed"] == FAILING
+    assert "gradient" not in failed
+
+
+def test_a_continued_search_hears_the_same_gradients_again(study: StoredStudy) -> None:
+    once, again = descent(), descent()
+    search(study, once, BudgetSpec(evaluations=7))
+    objective = Bowl()
+    search(study, again, BudgetSpec(evaluations=9), objective)
+    assert len(objective.seen) == 2
+    for (request, evaluation), (same_request, same) in zip(once.heard, again.heard, strict=False):
+        assert request == same_request
+        assert (evaluation is None) == (same is None)
+        if evaluation is not None and same is not None:
+            assert (evaluation.loss, evaluation.cost) == (same.loss, same.cost)
+            assert (evaluation.gradient is None) == (same.gradient is None)
+            if evaluation.gradient is not None and same.gradient is not None:
+                assert evaluation.gradient.tobytes() == same.gradient.tobytes()
+
+
+def test_a_search_that_would_ask_with_other_noise_is_not_continued(study: StoredStudy) -> None:
+    search(study, descent(), BudgetSpec(evaluations=2))
+    with pytest.raises(ReplayError, match="trial 0"):
+        search(study, descent(shift=1), BudgetSpec(evaluations=4))
+
+
+@pytest.mark.parametrize(("images", "asks"), [(20, 1), (100, 3), (140, 3), (141, 4), (280, 6), (980, 21), (1000, 22)])
+def test_a_budget_in_images_counts_what_was_asked(study: StoredStudy, images: int, asks: int) -> None:
+    running = search(study, descent(), BudgetSpec(images=images))  # 20, 20, 100, 20, 20, 100, …
+    assert running.told == len(study.trials()) == asks
+    assert running.spent >= images > running.spent - 100
+
+
+def test_only_plain_evaluations_compete_for_the_best(study: StoredStudy) -> None:
+    running = search(study, descent(), BudgetSpec(evaluations=5))
+    assert running.best is not None
+    assert running.best[1] == 2
+
+
+def test_inherited_trials_bring_their_gradients(study: StoredStudy) -> None:
+    search(study, descent(), BudgetSpec(evaluations=4))
+    study.copy_to("f/Descent/0", {})
+    heir, fork = descent(), StoredStudy.open(study.storage, "f/Descent/0")
+    search(fork, heir, BudgetSpec(evaluations=1))
+    assert [request.images for request, _ in heir.heard] == [20, 20, None, 20, 20]
+    inherited = heir.heard[0][1]
+    assert inherited is not None
+    assert inherited.gradient is not None
+    assert inherited.gradient.tolist() == study.trials()[0].user_attrs["gradient"]
+    assert heir.heard[FAILING][1] is None
+
+
+@dataclasses.dataclass
+class Answering(Objective):
+    """Answers with what it is given."""
+
+    answer: Evaluation
+    steps: tuple[int, ...] = STEPS
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        return self.answer
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("gradient", "reason"),
+    [(None, "the objective gave no gradient"), (np.array([0.0, np.nan, 0.0]), "the gradient is not finite")],
+)
+def test_a_gradient_that_is_missing_or_not_finite_fails_the_trial(gradient: Any, reason: str) -> None:
+    outcome = evaluate_safely(Answering(Evaluation(1.0, gradient=gradient)), Candidate(np.ones(3) / 3), gradient=True)
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == reason
+
+
+def test_processes_give_gradients() -> None:
+    evaluator = ProcessEvaluator(Bowl, 1)
+    try:
+        outcome = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0])), gradient=True).result(timeout=60)
+        plain = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0]))).result(timeout=60)
+    finally:
+        evaluator.close()
+    assert isinstance(outcome, Evaluation)
+    assert isinstance(plain, Evaluation)
+    assert outcome.gradient is not None
+    assert outcome.gradient.tolist() == [-0.5, -0.5, 1.0]
+    assert plain.gradient is None
+
+
+def test_a_function_may_bring_its_gradient() -> None:
+    with_gradient = CoefficientFunction(lambda a: float(a @ a), STEPS, name="square", gradient=lambda a: 2 * a)
+    assert with_gradient.why_no_gradient() is None
+    evaluation = with_gradient.evaluate(Candidate(np.array([0.5, 0.25, 0.25])), gradient=True)
+    assert evaluation.gradient is not None
+    assert evaluation.gradient.tolist() == [1.0, 0.5, 0.5]
+    plain = CoefficientFunction(lambda a: 0.0, STEPS, name="square")
+    assert "no gradient of square" in str(plain.why_no_gradient())
