@@ -7,6 +7,7 @@ EMA would be so close to the digits themselves that a search has nothing left to
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from torch import nn
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.classifier import reference_of
-from lcsc_opt.metrics.digits import digits_images, train_digits_network
+from lcsc_opt.metrics.digits import digits_images, second_digits_view, train_digits_network
 from lcsc_opt.objective import cache_directory
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise
 from lcsc_opt.sampling.schedulers import build_scheduler
@@ -65,7 +66,8 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         image_shape=IMAGE_SHAPE,
         noise=ImageNoise(checked.noise_seed),
     )
-    scores = Scores.fid(extractor, reference_of(extractor, digits_images()))
+    second = functools.partial(second_digits_view, cache)
+    scores = Scores.fid(extractor, reference_of(extractor, digits_images()), second=second)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

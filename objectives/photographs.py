@@ -7,6 +7,7 @@ a few minutes on two cores; afterwards they come from the cache.
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from torch import nn
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.classifier import reference_of
-from lcsc_opt.metrics.photographs import photographs_crops, train_photographs_network
+from lcsc_opt.metrics.photographs import photographs_crops, second_photographs_view, train_photographs_network
 from lcsc_opt.objective import cache_directory
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.study_spec import FrozenModel, parse_settings
@@ -64,7 +65,8 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     function = ConsistencyFunction(network(), sigma_data=training.sigma_data, sigma_min=training.sigma_min)
     sigmas = [training.sigma_max * 0.1**step for step in range(checked.nfe)]
     sampler = ConsistencySampler(function, image_shape=IMAGE_SHAPE, sigmas=sigmas, noise=ImageNoise(checked.noise_seed))
-    scores = Scores.fid(extractor, reference_of(extractor, crops))
+    second = functools.partial(second_photographs_view, cache)
+    scores = Scores.fid(extractor, reference_of(extractor, crops), second=second)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, JsonValue, field_validator
 
 from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, Combinable, MergeSampleScore
 from lcsc_opt.metrics.scores import Scores, build_scores
+from lcsc_opt.metrics.second import published_second
 from lcsc_opt.objective import cache_directory, given_path
 from lcsc_opt.sampling import ImageNoise, Sampler
 from lcsc_opt.sampling.network import Dtype, NetworkSettings
@@ -38,11 +39,14 @@ class ImageObjectiveSettings(FrozenModel):
         select: which of them.
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported beside the loss, with every evaluation.
-        held_out_metrics: reported where noise other than the search's is evaluated.
+        held_out_metrics: reported where noise other than the search's is evaluated; without the setting FID in
+            features that the loss does not look at, where these can be had.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none.
         weights: extractor → file of its weights; without one they are downloaded.
         images: how many an evaluation of the search samples.
         batch_size: how many at once.
+        gradient_batch_size: how many at once in a backward pass, which takes as much memory as training does; without
+            it, as many as ``batch_size``.
         noise_seed: of all sampling noise.
         device: ``auto`` takes the first GPU, else the CPU.
         dtype: the network's arithmetic.
@@ -55,11 +59,12 @@ class ImageObjectiveSettings(FrozenModel):
     select: SelectionSettings = SelectionSettings()
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
-    held_out_metrics: list[str] = Field(default_factory=list)
+    held_out_metrics: list[str] | None = None
     reference: str | dict[str, JsonValue] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
     batch_size: Positive = 500
+    gradient_batch_size: Positive | None = None
     noise_seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     dtype: Dtype = "fp32"
@@ -101,15 +106,19 @@ class ImageObjectiveSettings(FrozenModel):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
+        shared: dict[str, Any] = {
+            "reference": None if self.reference is None else _located(self.reference),
+            "weights": {extractor: str(given_path(path)) for extractor, path in self.weights.items()},
+            "device": self.network_settings().torch_device(),
+            "batch_size": self.batch_size,
+            "cache": cache_directory(),
+        }
         return build_scores(
             loss=self.loss,
             metrics=self.metrics,
-            held_out_metrics=self.held_out_metrics,
-            reference=None if self.reference is None else _located(self.reference),
-            weights={extractor: str(given_path(path)) for extractor, path in self.weights.items()},
-            device=self.network_settings().torch_device(),
-            batch_size=self.batch_size,
-            cache=cache_directory(),
+            held_out_metrics=self.held_out_metrics or (),
+            second=published_second(self.loss, **shared) if self.held_out_metrics is None else None,
+            **shared,
         )
 
     def objective(self, sampler: Sampler, trajectory: Combinable) -> MergeSampleScore:
@@ -121,7 +130,14 @@ class ImageObjectiveSettings(FrozenModel):
         last = np.zeros(len(trajectory.steps))
         last[-1] = 1.0
         sampler.load(trajectory.merge(last))
-        return MergeSampleScore(trajectory, sampler, self.scores(), images=self.images, batch_size=self.batch_size)
+        return MergeSampleScore(
+            trajectory,
+            sampler,
+            self.scores(),
+            images=self.images,
+            batch_size=self.batch_size,
+            gradient_batch_size=self.gradient_batch_size,
+        )
 
 
 def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:

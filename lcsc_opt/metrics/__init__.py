@@ -3,6 +3,7 @@
 ::
 
     scores.py           settings → Scores: images in, loss and metrics out
+    accumulator.py      takes the images of one evaluation; the loss, and its gradient in the features
     names.py            fid, kid@clip, precision@module:factory, and weighted sums of them
     comparison.py       one set of samples beside the reference: FID, KID, Inception Score, precision, recall
 
@@ -17,6 +18,7 @@
     images.py           folders, zip files and arrays of images; datasets.py: torchvision's
 
     features.py         the contract of a feature extractor; images → features [N, D]
+    graphs.py           features with a graph, and gradients in features → gradients in images
     extractors.py       inception.py, clip.py, dinov2.py and module:factory by name
     classifier.py       extractors that are trained here in seconds, for small images (digits.py, photographs.py)
 

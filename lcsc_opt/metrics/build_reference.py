@@ -18,7 +18,7 @@ from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
 from lcsc_opt.metrics.features import FeatureExtractor, checked_features
 from lcsc_opt.metrics.images import ImageFiles, ImageSet
 from lcsc_opt.metrics.reference import NO_FEATURES, Reference
-from lcsc_opt.metrics.reference_files import SUFFIXES, read_reference_file
+from lcsc_opt.metrics.reference_files import SUFFIXES, has_images, read_reference_file
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from lcsc_opt.progress import progress
 from lcsc_opt.study_spec import near_miss
@@ -83,6 +83,17 @@ def build_reference(
     return _from_file(path, alias, extractor, features=features, batch_size=batch_size, cache=cache)
 
 
+def holds_images(setting: ReferenceSetting) -> bool:
+    """Whether a reference is images, which any extractor can look at, and not numbers that one has computed.
+
+    Raises MetricError for a file that cannot be read.
+    """
+    if dataset_settings(setting) is not None:
+        return True
+    path = Path(str(setting)).expanduser()
+    return path.is_dir() or path.suffix.lower() == ".zip" or (path.suffix.lower() == ".npz" and has_images(path))
+
+
 def _check_exists(path: Path) -> None:
     if not path.exists():
         known = ", ".join(f"{name.lower()}-train" for name in DATASETS)
@@ -141,7 +152,7 @@ def _from_images(
 
 def _extract(images: ImageSet, extractor: FeatureExtractor, *, keep: bool, batch_size: int) -> _Collected:
     collected = _Collected(extractor, keep=images.count if keep else 0)
-    with progress(f"features of the reference ({extractor.name})", images.count) as advance, torch.inference_mode():
+    with progress(f"features of the reference ({extractor.name})", images.count) as advance, torch.no_grad():
         for batch in images.batches(batch_size):
             answered = checked_features(extractor, extractor(batch), len(batch))
             collected.add(answered.float().cpu().numpy())

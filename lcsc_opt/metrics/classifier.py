@@ -25,6 +25,8 @@ from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics._files import write_atomically
 from lcsc_opt.metrics._network import weights_hash
 from lcsc_opt.metrics.features import FeatureExtractor, extract
+from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from lcsc_opt.progress import progress
 from lcsc_opt.seeds import derive_seed
@@ -33,6 +35,7 @@ FORMAT = 3  # of the cached file and of the recipe; raised whenever either chang
 HELD_OUT_FRACTION = 0.2
 BATCH = 128
 LEARNING_RATE = 1e-3
+SECOND_SEED, SECOND_DIMENSION = 1, 48  # of the network that held-out reports look through, too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +205,11 @@ def reference_of(extractor: FeatureExtractor, images: Tensor) -> ReferenceStatis
     """What samples are compared with: the statistics of the features of real ``images`` ``[n, C, H, W]``."""
     statistics = FeatureStatistics.from_features(extract(extractor, images, batch_size=500))
     return ReferenceStatistics.from_statistics(statistics, extractor.name)
+
+
+def view_of(extractor: FeatureExtractor, images: Tensor) -> View:
+    """An extractor beside real ``images`` ``[n, C, H, W]`` as it sees them."""
+    return View(extractor, Reference.from_statistics(reference_of(extractor, images)))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics._network import rgb_bytes, weights_hash
+from lcsc_opt.metrics._network import normalized, resized, rgb_levels, weights_hash
 from lcsc_opt.metrics._weights import (
     belongs_to_another_network,
     published_file,
@@ -18,12 +18,14 @@ from lcsc_opt.metrics._weights import (
 
 MODEL = "clip-vit-b-32"  # torch-fidelity's name
 WEIGHTS = "OpenAI's CLIP ViT-B/32"
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images
+STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipExtractor:
     """512 features of RGB or grey images of any size, equal to those of torch-fidelity.
 
-    Images are rounded to 256 levels first, as for Inception, so there is no gradient.
+    Images are rounded to 256 levels first, and a gradient goes straight through that, as for Inception.
 
     Args:
         weights: OpenAI's ``ViT-B-32.pt`` (of this archive only the tensors are read), or its state dict in a file of
@@ -39,7 +41,7 @@ class ClipExtractor:
         path = _hub_file(module) if weights is None else weights
         state_dict = _image_encoder(read_weights(path, what=WEIGHTS))
         self._network = _build(module, state_dict, path).to(device)
-        self._dimension = int(self._network.model.visual.output_dim)
+        self._dimension = int(self._network.output_dim)
         self._device = torch.device(device)
         self._name = f"{MODEL}-{self._dimension}-{weights_hash(state_dict)}"
 
@@ -53,9 +55,15 @@ class ClipExtractor:
         """The number of features, D."""
         return self._dimension
 
+    @property
+    def images_with_graph(self) -> int:
+        """At once: an image's graph takes 27 MB."""
+        return 128
+
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, 512]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
-        features: Tensor = self._network(rgb_bytes(images, self._device))[0]
+        pixels = resized(rgb_levels(images, self._device), self._network.input_resolution)
+        features: Tensor = self._network(normalized(pixels, MEAN, STD))
         return features
 
 
@@ -71,17 +79,8 @@ def _image_encoder(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _build(module: Any, state_dict: dict[str, Tensor], path: Path) -> Any:
-    class Loaded(module.FeatureExtractorCLIP):  # type: ignore[misc]
-        """torch-fidelity's extractor around a network; its own constructor would run the archive's program."""
-
-        def __init__(self, network: Any) -> None:
-            module.FeatureExtractorBase.__init__(self, MODEL, ["clip"])
-            self.feature_extractor_internal_dtype = torch.float32
-            self.model, self.resolution = network, network.visual.input_resolution
-            self.requires_grad_(False)
-
     try:
         with torch.random.fork_rng(devices=[]):  # its layers draw their first weights from the global generator
-            return Loaded(module.build_model(dict(state_dict), torch.float32)).eval()
+            return module.build_model(dict(state_dict), torch.float32).visual.eval().requires_grad_(False)
     except (KeyError, RuntimeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise belongs_to_another_network(path, WEIGHTS) from error

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics._weights import torch_fidelity_module
-from lcsc_opt.metrics.kernel import kernel_distance
+from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, coverage, radii
 from lcsc_opt.metrics.reference import Reference
 
-Features = npt.NDArray[np.float32]
+Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 # torch-fidelity's defaults, which published numbers are computed with.
 SCORE_SPLITS = 10
@@ -34,7 +35,7 @@ class Comparison:
     """The metrics of one set of samples, each computed when it is asked for.
 
     Args:
-        features: ``[N, D]`` float32.
+        features: ``[N, D]`` float32, or float64 where the extractor answers so.
         logits: ``[N, classes]`` float32, where the Inception Score is asked for.
         reference: the real images, where anything else is.
         device: where distances between features are computed.
@@ -49,21 +50,41 @@ class Comparison:
         device: torch.device | str = "cpu",
     ) -> None:
         self._features, self._logits, self._reference, self._device = features, logits, reference, device
+        self._differentiated: dict[Formula, tuple[float, Array]] = {}
 
     def compute(self, formula: Formula) -> float:
         """The value of one metric. Raises MetricError when the features do not allow it."""
+        if formula in self._differentiated:
+            return self._differentiated[formula][0]
         return METRICS[formula](self)
+
+    def gradient(self, formula: Formula) -> Array:
+        """``[N, D]`` float64: the derivative in the features of a metric that is in ``DIFFERENTIATED``.
+
+        What it shares with the value is computed once where the gradient is asked for first. Raises MetricError when
+        the features do not allow it.
+        """
+        if formula not in self._differentiated:
+            self._differentiated[formula] = DIFFERENTIATED[formula](self)
+        return self._differentiated[formula][1]
 
     def fid(self) -> float:
         """Squared Fréchet distance to the reference (Heusel et al. 2017)."""
         return self._required_reference.frechet.distance_from_features(self._required_features)
 
+    def fid_and_gradient(self) -> tuple[float, Array]:
+        """:meth:`fid`, and its derivative in the features."""
+        return self._required_reference.frechet.distance_and_gradient(self._required_features)
+
     def kid(self) -> float:
         """Mean over subsets of the squared MMD with a cubic kernel (Bińkowski et al. 2018); may be below zero."""
-        if len(self._required_features) < 2:
-            raise MetricError("KID needs at least 2 images")
-        samples = self._on_device(self._required_features)
-        return kernel_distance(samples, self._required_reference.features_on(self._device), seed=SUBSET_SEED)
+        return kernel_distance(*self._samples_and_real(2, needs="KID needs at least 2"), seed=SUBSET_SEED)
+
+    def kid_and_gradient(self) -> tuple[float, Array]:
+        """:meth:`kid`, and its derivative in the features."""
+        samples, real = self._samples_and_real(2, needs="KID needs at least 2")
+        value, gradient = kernel_distance_and_gradient(samples, real, seed=SUBSET_SEED)
+        return value, gradient.cpu().numpy()
 
     def inception_score(self) -> float:
         """Mean over ten parts of the exponential of the mutual information (Salimans et al. 2016)."""
@@ -83,15 +104,18 @@ class Comparison:
 
     @cached_property
     def _precision_and_recall(self) -> tuple[float, float]:
-        if len(self._required_features) <= NEIGHBOURHOOD:
-            raise MetricError(f"precision and recall need more than {NEIGHBOURHOOD} images")
-        samples = self._on_device(self._required_features)
-        real = self._required_reference.features_on(self._device)
+        samples, real = self._samples_and_real(
+            NEIGHBOURHOOD + 1, needs=f"precision and recall need more than {NEIGHBOURHOOD}"
+        )
         real_radii = self._required_reference.radii(self._device)
         return coverage(samples, real, radii(samples), real_radii)
 
-    def _on_device(self, features: Features) -> Tensor:
-        return torch.from_numpy(features).to(self._device)
+    def _samples_and_real(self, count: int, *, needs: str) -> tuple[Tensor, Tensor]:
+        """Both sets of features where distances are computed, in the type of the samples."""
+        if len(self._required_features) < count:
+            raise MetricError(f"{needs} images")
+        samples = torch.from_numpy(self._required_features).to(self._device)
+        return samples, self._required_reference.features_on(self._device).to(samples.dtype)
 
     @property
     def _required_features(self) -> Features:
@@ -112,4 +136,8 @@ METRICS: Mapping[Formula, Callable[[Comparison], float]] = {
     "is": Comparison.inception_score,
     "precision": Comparison.precision,
     "recall": Comparison.recall,
+}
+DIFFERENTIATED: Mapping[Formula, Callable[[Comparison], tuple[float, Array]]] = {
+    "fid": Comparison.fid_and_gradient,
+    "kid": Comparison.kid_and_gradient,
 }

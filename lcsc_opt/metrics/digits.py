@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics.classifier import ClassifierExtractor, ClassifierRecipe, train_classifier
+from lcsc_opt.metrics.classifier import (
+    SECOND_DIMENSION,
+    SECOND_SEED,
+    ClassifierExtractor,
+    ClassifierRecipe,
+    train_classifier,
+    view_of,
+)
+from lcsc_opt.metrics.scores import View
 
 CLASSES = 10
 
@@ -49,6 +57,14 @@ def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs:
         seed=seed,
     )
     return train_classifier(recipe, _load_digits, cache=cache)
+
+
+def second_digits_view(cache: Path) -> View:
+    """Another network of the same images, with other features, at which no search looks: for ``fid@second``.
+
+    Raises MetricError when its cached file is broken or cannot be written.
+    """
+    return view_of(train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), digits_images())
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:

@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcsc_opt.metrics._network import rgb_bytes, weights_hash
+from lcsc_opt.metrics._network import normalized, resized, rgb_levels, weights_hash
 from lcsc_opt.metrics._weights import (
     belongs_to_another_network,
     published_file,
     read_weights,
-    torch_fidelity_module,
 )
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
@@ -35,7 +34,7 @@ STD = (0.229, 0.224, 0.225)
 class DinoV2Extractor:
     """The class token of RGB or grey images of any size: 1,024 features for the published ViT-L/14.
 
-    Images are rounded to 256 levels first, as for Inception, so there is no gradient.
+    Images are rounded to 256 levels first, and a gradient goes straight through that, as for Inception.
 
     Args:
         weights: the authors' file; its size (S, B, L, g) is seen from its tensors. None takes ViT-L/14 from torch's
@@ -49,7 +48,6 @@ class DinoV2Extractor:
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         path = published_file(URL, URL.rpartition("/")[2], setting="dinov2") if weights is None else weights
         state_dict = read_weights(path, what=WEIGHTS)
-        self._resize = torch_fidelity_module("interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
         self._network = _build(state_dict, path).to(device)
         self._device = torch.device(device)
         self._name = f"dinov2-{self.dimension}-{weights_hash(state_dict)}"
@@ -64,12 +62,15 @@ class DinoV2Extractor:
         """The number of features, D."""
         return self._network.norm.normalized_shape[0]
 
+    @property
+    def images_with_graph(self) -> int:
+        """At once: an image's graph takes 255 MB in ViT-L/14."""
+        return 16
+
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
-        pixels = rgb_bytes(images, self._device).float()
-        resized = self._resize(pixels, size=(SIZE, SIZE), align_corners=False)
-        mean, std = (255 * torch.tensor(values, device=self._device)[:, None, None] for values in (MEAN, STD))
-        features: Tensor = self._network((resized - mean) / std)
+        pixels = resized(rgb_levels(images, self._device), SIZE)
+        features: Tensor = self._network(normalized(pixels, MEAN, STD))
         return features
 
 

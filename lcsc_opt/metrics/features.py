@@ -19,7 +19,8 @@ class FeatureExtractor(Protocol):
 
     A call keeps the graph where its network is differentiable, so it disables no gradients itself; whoever
     needs none calls :func:`extract`. It moves images to its own device, and answers there. Features of an
-    image do not depend on the other images of its batch.
+    image do not depend on the other images of its batch. Where the graph of an image is large, the attribute
+    ``images_with_graph`` (not required) says of how many images it is kept at once.
     """
 
     @property
@@ -68,7 +69,7 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
     """
     if batch_size < 1:
         raise MetricError(f"batch_size: expected at least 1, got {batch_size}")
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: what an extractor keeps from it would fit into no graph
         parts = [_features_of(extractor, batch) for batch in _batches(images, batch_size)]
     if not parts:
         raise MetricError("images: there are none to extract features from")
@@ -105,13 +106,18 @@ def checked_logits(extractor: FeatureExtractor, logits: Tensor) -> Tensor:
     return logits
 
 
+def full_precision(features: Tensor) -> Tensor:
+    """float64 as it is, anything else as float32."""
+    return features if features.dtype == torch.float64 else features.float()
+
+
 def _features_of(extractor: FeatureExtractor, batch: Tensor) -> Array:
-    features = checked_features(extractor, _called(extractor, batch), len(batch))
+    features = checked_features(extractor, answer(extractor, batch), len(batch))
     array: Array = features.to("cpu", torch.float64).numpy()
     return array
 
 
-def _called(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
+def answer(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
     """What the network answers; what it cannot take is said with its name, whoever wrote it."""
     try:
         return extractor(batch)

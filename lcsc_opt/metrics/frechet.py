@@ -4,11 +4,15 @@
 trace is the sum of the square roots of the eigenvalues of the symmetric ``Rᵀ Σ₂ R``, which has the
 eigenvalues of ``Σ₁ Σ₂``. With N features, ``Σ₂ = Xᵀ X / (N − 1)`` for the centred features X, and the nonzero
 eigenvalues are those of the N × N matrix ``X Σ₁ Xᵀ / (N − 1)``, which is smaller when N < D.
+
+The gradient follows from ``d tr M^½ = ½ tr (M^{−½} dM)``. A zero eigenvalue of M stays out of the root and of its
+inverse: in that direction the root has no derivative, and 0 is one of its subgradients.
 """
 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,22 +90,51 @@ class FrechetReference:
 
         Raises MetricError when the features are not finite, have another D, or are fewer than two.
         """
+        mean, deviations = self._mean_and_deviations(features)
+        if len(deviations) < self.dimension:
+            return self._distance_by_gram(mean, deviations)
+        return self._distance(mean, deviations.T @ deviations)
+
+    def distance_and_gradient(self, features: npt.ArrayLike) -> tuple[float, Array]:
+        """FID of ``features`` and its derivative in each of them, from one eigendecomposition.
+
+        Args:
+            features: ``[N, D]``, N at least 2.
+
+        Returns:
+            The distance of :meth:`distance_from_features`, up to rounding, and the gradient ``[N, D]`` float64.
+
+        Raises MetricError as :meth:`distance_from_features`.
+        """
+        mean, deviations = self._mean_and_deviations(features)
+        count = len(deviations)
+        if count < self.dimension:
+            half = deviations @ self._cov
+            root, inverse = _trace_of_root_and_inverse(half @ deviations.T)
+            of_root = inverse @ half  # d tr M^½ / d deviations, M = deviations Σ₁ deviationsᵀ
+        else:
+            half = deviations @ self._factor
+            root, inverse = _trace_of_root_and_inverse(half.T @ half)
+            of_root = half @ inverse @ self._factor.T  # the same, M = Rᵀ deviationsᵀ deviations R
+        # Both terms sum to zero over the images, so centring the features changes nothing.
+        of_covariance = 2.0 * (deviations - of_root) / np.sqrt(count - 1)
+        of_mean = 2.0 * (mean - self._mean) / count
+        return self._combine(mean, float(np.square(deviations).sum()), root), of_covariance + of_mean
+
+    def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
+        """``[D]`` and ``[N, D]``, the latter scaled so that deviationsᵀ deviations is the covariance."""
         checked = as_features(features)
         self._check_dimension(checked.shape[1], "features")
         if len(checked) < 2:
             raise MetricError("features: a covariance needs at least 2 images, got 1")
         mean = checked.mean(axis=0)
-        deviations = (checked - mean) / np.sqrt(len(checked) - 1)
-        if len(checked) < self.dimension:
-            return self._distance_by_gram(mean, deviations)
-        return self._distance(mean, deviations.T @ deviations)
+        return mean, (checked - mean) / np.sqrt(len(checked) - 1)
 
     def _distance(self, mean: Array, cov: Array) -> float:
         product = self._factor.T @ cov @ self._factor
         return self._combine(mean, float(np.trace(cov)), _trace_of_root(product))
 
     def _distance_by_gram(self, mean: Array, deviations: Array) -> float:
-        # deviations: [N, D], scaled so that deviationsᵀ deviations is the covariance
         gram = deviations @ self._cov @ deviations.T
         return self._combine(mean, float(np.square(deviations).sum()), _trace_of_root(gram))
 
@@ -134,5 +167,20 @@ def _trace_of_root(product: Array) -> float:
     if product.size == 0:
         return 0.0
     values = np.linalg.eigvalsh(product)
-    kept = values[values > ROUNDING * max(values[-1], 0.0)]
-    return float(np.sqrt(kept).sum())
+    return float(np.sqrt(values[_kept(values)]).sum())
+
+
+def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
+    """``tr M^½`` and the pseudo-inverse ``M^{−½}``, of the shape of M, with the same eigenvalues kept."""
+    if product.size == 0:
+        return 0.0, np.zeros_like(product)
+    values, vectors = np.linalg.eigh((product + product.T) / 2)
+    kept = _kept(values)
+    roots, basis = np.sqrt(values[kept]), vectors[:, kept]
+    return float(roots.sum()), (basis / roots) @ basis.T
+
+
+def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    """Which of the ascending eigenvalues are more than rounding."""
+    kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]), 0.0)
+    return kept

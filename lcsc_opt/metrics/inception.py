@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics._network import rgb_bytes, weights_hash
+from lcsc_opt.metrics._network import resized, rgb_levels, weights_hash
 from lcsc_opt.metrics._weights import (
     belongs_to_another_network,
     published_file,
@@ -20,13 +20,18 @@ from lcsc_opt.metrics._weights import (
 LAYER = "2048"  # torch-fidelity's name of the last pooling layer, and its number of features
 LOGITS = "logits_unbiased"  # what torch-fidelity computes the Inception Score from
 WEIGHTS = "torch-fidelity's Inception"
+LAYERS = (
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+)
 
 
 class InceptionExtractor:
     """2,048 features of RGB or grey images of any size, equal to those of torch-fidelity.
 
-    The network takes bytes, so images are rounded to 256 levels as if they had been written to a PNG. The
-    rounding has no gradient: this extractor cannot be differentiated.
+    The network was made for bytes, so images are rounded to 256 levels as if they had been written to a PNG; a gradient
+    goes straight through the rounding.
 
     Args:
         weights: a file with torch-fidelity's state dict, ``weights-inception-2015-12-05-6726825d.pth``;
@@ -55,6 +60,11 @@ class InceptionExtractor:
         """The number of features, D."""
         return int(LAYER)
 
+    @property
+    def images_with_graph(self) -> int:
+        """At once: an image's graph takes 121 MB."""
+        return 32
+
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, 2048]`` of ``[B, 1 or 3, H, W]`` in [−1, 1].
 
@@ -67,8 +77,15 @@ class InceptionExtractor:
 
         Raises MetricError for images of another shape than ``[B, 1 or 3, H, W]``.
         """
-        features, logits = self._network(rgb_bytes(images, self._device))
-        return features, logits
+        return self._of_levels(rgb_levels(images, self._device))
+
+    def _of_levels(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """What torch-fidelity computes from bytes, from the same levels as floating-point numbers."""
+        x = (resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128
+        for name in LAYERS:
+            x = getattr(self._network, name)(x)
+        features = x.flatten(1)
+        return features, features @ self._network.fc.weight.T
 
 
 def _hub_file(url: str) -> Path:

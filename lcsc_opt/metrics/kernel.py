@@ -6,6 +6,8 @@ the loss of a search.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,32 +26,69 @@ def kernel_distance(samples: Tensor, real: Tensor, *, seed: int) -> float:
 
     Args:
         samples: ``[N, D]`` float32.
-        real: ``[M, D]`` float32, on the same device.
+        real: ``[M, D]`` as ``samples``, on the same device.
         seed: of the subsets.
     """
+    distances = [
+        _squared_mmd(_base(x, x), _base(y, y), _base(x, y))
+        for x, y in ((samples[rows], real[real_rows]) for rows, real_rows in _subsets(samples, real, seed))
+    ]
+    return float(torch.stack(distances).mean())
+
+
+def kernel_distance_and_gradient(samples: Tensor, real: Tensor, *, seed: int) -> tuple[float, Tensor]:
+    """What :func:`kernel_distance` answers, and its derivative in the samples; one subset is held at a time.
+
+    Args:
+        samples: ``[N, D]`` float32.
+        real: ``[M, D]`` as ``samples``, on the same device.
+        seed: of the subsets.
+
+    Returns:
+        The distance, and the gradient ``[N, D]`` float64 on the device of ``samples``.
+    """
+    distances, gradient = [], torch.zeros_like(samples, dtype=torch.float64)
+    for rows, real_rows in _subsets(samples, real, seed):
+        x, y = samples[rows], real[real_rows]
+        inside, across = _base(x, x), _base(x, y)
+        distances.append(_squared_mmd(inside, _base(y, y), across))
+        gradient[rows] += _gradient(x, y, inside, across)  # the rows of a subset are different ones
+    return float(torch.stack(distances).mean()), gradient / len(distances)
+
+
+def _subsets(samples: Tensor, real: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of the samples and rows of the real images: the subsets that torch-fidelity draws."""
     size = subset_size(len(samples), len(real))
     # Subsets as large as both sets are the sets themselves: the same value every time.
     subsets = 1 if size == len(samples) == len(real) else SUBSETS
     generator = np.random.RandomState(seed)  # the one that torch-fidelity draws its subsets from
-    distances = []
     for _ in range(subsets):
         rows, real_rows = (
             torch.from_numpy(generator.choice(len(features), size, replace=False)).to(features.device)
             for features in (samples, real)
         )
-        distances.append(_squared_mmd(samples[rows], real[real_rows]))
-    return float(torch.stack(distances).mean())
+        yield rows, real_rows
 
 
-def _squared_mmd(x: Tensor, y: Tensor) -> Tensor:
-    """The unbiased estimate of two sets of one size m (Gretton et al. 2012, Eq. 3)."""
-    m = len(x)
-    inside = sum(_sum(kernel) - _sum(kernel.diagonal()) for kernel in (_kernel(x, x), _kernel(y, y)))
-    return inside / (m * (m - 1)) - 2 * _sum(_kernel(x, y)) / m**2
+def _base(x: Tensor, y: Tensor) -> Tensor:
+    """``[m, m]``: the kernel is its third power."""
+    return x @ y.T / x.shape[1] + 1
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def _squared_mmd(inside: Tensor, inside_real: Tensor, across: Tensor) -> Tensor:
+    """The unbiased estimate of two sets of one size m (Gretton et al. 2012, Eq. 3), from their kernels' bases."""
+    m = len(across)
+    kernels = (inside**3, inside_real**3)
+    within = sum(_sum(kernel) - _sum(kernel.diagonal()) for kernel in kernels)
+    return within / (m * (m - 1)) - 2 * _sum(across**3) / m**2
+
+
+def _gradient(x: Tensor, y: Tensor, inside: Tensor, across: Tensor) -> Tensor:
+    """``[m, D]``: the derivative of :func:`_squared_mmd` in ``x``, with ``∂ (xᵀy / D + 1)³ / ∂x = 3 (…)² y / D``."""
+    m, dimension = x.shape
+    slopes = inside**2
+    slopes.fill_diagonal_(0)  # no pair of a sample with itself is in the estimate
+    return (6 / dimension) * (slopes @ x / (m * (m - 1)) - across**2 @ y / m**2)
 
 
 def _sum(values: Tensor) -> Tensor:

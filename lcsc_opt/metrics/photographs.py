@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics.classifier import ClassifierExtractor, ClassifierRecipe, train_classifier
+from lcsc_opt.metrics.classifier import (
+    SECOND_DIMENSION,
+    SECOND_SEED,
+    ClassifierExtractor,
+    ClassifierRecipe,
+    train_classifier,
+    view_of,
+)
+from lcsc_opt.metrics.scores import View
 
 SIZE = 32
 STRIDE = 8  # pixels between neighbouring crops
@@ -53,6 +61,16 @@ def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, ep
         seed=seed,
     )
     return train_classifier(recipe, _load_crops, cache=cache)
+
+
+def second_photographs_view(cache: Path) -> View:
+    """Another network of the same images, with other features, at which no search looks: for ``fid@second``.
+
+    Raises MetricError when its cached file is broken or cannot be written.
+    """
+    return view_of(
+        train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), photographs_crops()
+    )
 
 
 def _load_crops() -> tuple[Tensor, Tensor]:

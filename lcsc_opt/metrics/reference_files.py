@@ -80,6 +80,14 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
         raise MetricError(f"{path}: cannot be read ({reason})") from error
 
 
+def has_images(path: Path) -> bool:
+    """Whether a ``.npz`` holds the images themselves, as ADM's do. Raises MetricError when it cannot be read."""
+    try:
+        return IMAGES in _names_in(path)
+    except BROKEN_FILE as error:
+        raise MetricError(f"{path}: cannot be read ({error})") from error
+
+
 def _from_npz(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
     names = _names_in(path)
     if IMAGES in names and (images or extractor != INCEPTION or "mu" not in names):

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._arrays import Array
+from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.build_reference import ReferenceSetting, build_reference, references_by_extractor
-from lcsc_opt.metrics.comparison import Comparison, Features
+from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features
 from lcsc_opt.metrics.extractors import build_extractor
-from lcsc_opt.metrics.features import ClassifyingExtractor, FeatureExtractor, checked_features, checked_logits
+from lcsc_opt.metrics.features import ClassifyingExtractor, FeatureExtractor
+from lcsc_opt.metrics.graphs import features_with_graph, image_gradient
 from lcsc_opt.metrics.kernel import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.names import (
+    DISTANCES,
     OF_REFERENCE_FEATURES,
-    Formula,
+    SECOND,
     MetricName,
     check_extractor_name,
     parse_loss,
@@ -38,6 +42,14 @@ class View:
     reference: Reference | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class SecondSpace:
+    """A metric in features that the loss does not look at, and what builds its view; None where it cannot."""
+
+    metric: MetricName
+    build: Callable[[], View | None]
+
+
 class Scores:
     """Images → loss and metrics.
 
@@ -50,6 +62,8 @@ class Scores:
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only where an accumulator is made with ``held_out``.
         device: where distances between features are computed.
+        second: reported beside the held-out metrics unless these have a distance in other features than the loss
+            already. It decides nothing, and is no part of the description.
 
     Raises MetricError for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
     that needs more than mean and covariance of the reference.
@@ -63,11 +77,12 @@ class Scores:
         metrics: Sequence[str] = (),
         held_out_metrics: Sequence[str] = (),
         device: torch.device | str = "cpu",
+        second: SecondSpace | None = None,
     ) -> None:
         self._loss = parse_loss(loss)
         self._metrics = tuple(dict.fromkeys((*self._loss, *parse_names(metrics))))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
-        self._device = device
+        self._device, self._second = device, second
         self._size_checked = False
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         missing = [name for name in names if name not in views]
@@ -78,9 +93,41 @@ class Scores:
             _check(metric, self._views[metric.extractor])
 
     @classmethod
-    def fid(cls, extractor: FeatureExtractor, reference: ReferenceStatistics) -> Scores:
-        """The simple case: the loss is FID. Raises MetricError when the two do not belong together."""
-        return cls({"inception": View(extractor, Reference.from_statistics(reference))})
+    def fid(
+        cls,
+        extractor: FeatureExtractor,
+        reference: ReferenceStatistics,
+        *,
+        second: Callable[[], View] | None = None,
+    ) -> Scores:
+        """The simple case: the loss is FID; ``second`` builds the view of ``fid@second``, when it is first needed.
+
+        Raises MetricError when extractor and reference do not belong together.
+        """
+        views = {"inception": View(extractor, Reference.from_statistics(reference))}
+        return cls(views, second=None if second is None else SecondSpace(MetricName("fid", SECOND), second))
+
+    @functools.cached_property
+    def second_metric(self) -> MetricName | None:
+        """The held-out metric that tells whether a gain shows in other features than the loss's; lower is better.
+
+        None where there is none.
+        """
+        searched = {metric.extractor for metric in self._loss}
+        named = [m for m in self._held_out_metrics if m.extractor not in searched and m.formula in DISTANCES]
+        if named:
+            return min(named, key=lambda metric: DISTANCES.index(metric.formula))
+        if self._second is None:
+            return None
+        metric = self._second.metric
+        view = self._views.get(metric.extractor)
+        if view is None or view.reference is None:
+            view = self._second.build()
+        if view is None:
+            return None
+        _check(metric, view)
+        self._views[metric.extractor] = view
+        return metric
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -94,8 +141,56 @@ class Scores:
 
     def accumulator(self, images: int, *, held_out: bool = False) -> Accumulator:
         """Takes the ``images`` of one evaluation, batch by batch."""
-        metrics = self._held_out_metrics if held_out else self._metrics
+        metrics = self._metrics
+        if held_out:
+            second = () if self.second_metric is None else (self.second_metric,)
+            metrics = tuple(dict.fromkeys((*self._held_out_metrics, *second)))
         return Accumulator(self, self._views, metrics, images)
+
+    def why_no_gradient(self) -> str | None:
+        """None where the loss has a gradient in the features; else one clause that says which metric has none."""
+        for metric in self._loss:
+            if metric.formula not in DIFFERENTIATED:
+                return f"{metric} in the loss has no gradient, only {' and '.join(DIFFERENTIATED)} have one"
+        return None
+
+    @property
+    def loss_extractors(self) -> tuple[str, ...]:
+        """The names of the extractors whose features the loss is made of."""
+        return tuple(dict.fromkeys(metric.extractor for metric in self._loss))
+
+    def differentiable_features(self, name: str, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of the extractor ``name``, with the graph that leads back to ``images`` [B, C, H, W].
+
+        They are the features that an accumulator takes; rounding to bytes lets the gradient straight through. Raises
+        MetricError when the images have no graph, or when the extractor cuts it.
+        """
+        return features_with_graph(self._views[name].extractor, images)
+
+    def image_gradient(self, images: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
+
+        Args:
+            images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
+            gradients: the rows ``[B, D]`` of these images out of :meth:`Accumulator.loss_gradients`.
+
+        Raises MetricError when an extractor cuts the graph.
+        """
+        parts = [image_gradient(self._views[name].extractor, images, rows) for name, rows in gradients.items()]
+        return torch.stack(parts).sum(dim=0)
+
+    def loss_gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
+        """Extractor's name → the derivative of the loss in the features ``[N, D]`` of its comparison, float64.
+
+        Raises MetricError when a metric of the loss has no gradient.
+        """
+        if reason := self.why_no_gradient():
+            raise MetricError(f"{reason}; take another loss, or search without gradients")
+        gradients: dict[str, Array] = {}
+        for metric, weight in self._loss.items():
+            part = weight * metric.sign * comparisons[metric.extractor].gradient(metric.formula)
+            gradients[metric.extractor] = gradients.get(metric.extractor, 0) + part
+        return gradients
 
     def loss(self, values: Mapping[MetricName, float]) -> float:
         """The weighted sum of metrics that the search minimizes."""
@@ -135,9 +230,11 @@ class Scores:
 
     def describe(self) -> dict[str, Any]:
         """The loss, all metrics, and each extractor's name and reference, for the study's fingerprint."""
+        extractors = {metric.extractor for metric in self._held_out_metrics}
         views = {
             name: {"name": view.extractor.name, "reference": view.reference and view.reference.identity}
             for name, view in sorted(self._views.items())
+            if name in extractors
         }
         return {
             "loss": {str(metric): weight for metric, weight in self._loss.items()},
@@ -145,73 +242,6 @@ class Scores:
             "held_out_metrics": sorted(str(metric) for metric in self._held_out_metrics),
             "extractors": views,
         }
-
-
-class Accumulator:
-    """Takes the images of one evaluation; every extractor sees each image once.
-
-    Args:
-        scores: make the loss.
-        views: extractors and references by name.
-        metrics: what to compute.
-        images: how many will be added.
-    """
-
-    def __init__(self, scores: Scores, views: Mapping[str, View], metrics: Sequence[MetricName], images: int) -> None:
-        self._scores, self._metrics, self._images = scores, metrics, images
-        self._added = 0
-        formulas: dict[str, set[Formula]] = {}
-        for metric in metrics:
-            formulas.setdefault(metric.extractor, set()).add(metric.formula)
-        self._buffers = {name: _Buffers(views[name].extractor, wanted, images) for name, wanted in formulas.items()}
-
-    def add(self, images: Tensor) -> None:
-        """Take the features of ``[B, C, H, W]`` in [−1, 1].
-
-        Raises MetricError when features are not finite, or when there are more images than were announced.
-        """
-        if self._added + len(images) > self._images:
-            raise MetricError(f"more than the {self._images} images that were announced")
-        self._scores.notice_size(images)
-        with torch.inference_mode():
-            for buffers in self._buffers.values():
-                buffers.add(images, self._added)
-        self._added += len(images)
-
-    def result(self) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name. Raises MetricError when images are missing."""
-        if self._added != self._images:
-            raise MetricError(f"{self._added} images were added and {self._images} announced")
-        comparisons = {
-            name: self._scores.comparison(name, buffers.features, buffers.logits)
-            for name, buffers in self._buffers.items()
-        }
-        values = {metric: comparisons[metric.extractor].compute(metric.formula) for metric in self._metrics}
-        return self._scores.loss(values), {str(metric): value for metric, value in values.items()}
-
-
-class _Buffers:
-    """What one extractor answers: features where a metric compares them, logits for the Inception Score."""
-
-    def __init__(self, extractor: FeatureExtractor, formulas: Set[Formula], images: int) -> None:
-        self._extractor, self._images = extractor, images
-        self._wants_logits = "is" in formulas
-        self.features: Features | None = None
-        if formulas - {"is"}:
-            self.features = np.empty((images, extractor.dimension), dtype=np.float32)
-        self.logits: Features | None = None
-
-    def add(self, images: Tensor, first: int) -> None:
-        rows = slice(first, first + len(images))
-        if self._wants_logits and isinstance(self._extractor, ClassifyingExtractor):
-            features, logits = self._extractor.features_and_logits(images)
-            if self.logits is None:
-                self.logits = np.empty((self._images, logits.shape[1]), dtype=np.float32)
-            self.logits[rows] = checked_logits(self._extractor, logits).float().cpu().numpy()
-        else:
-            features = self._extractor(images)
-        if self.features is not None:
-            self.features[rows] = checked_features(self._extractor, features, len(images)).float().cpu().numpy()
 
 
 def _check(metric: MetricName, view: View) -> None:
@@ -254,6 +284,7 @@ def build_scores(
     device: torch.device | str = "cpu",
     batch_size: int = 250,
     cache: Path,
+    second: SecondSpace | None = None,
 ) -> Scores:
     """Scores from the settings of a study file; loads the networks and looks at the reference images.
 
@@ -266,13 +297,15 @@ def build_scores(
         device: where networks run and distances are computed.
         batch_size: reference images through a network at once.
         cache: a folder for what is computed from the reference.
+        second: reported beside the held-out metrics; ``reference`` and ``weights`` may name its extractor, too.
 
     Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
     names = dict.fromkeys((*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics)))
     extractors = list(dict.fromkeys(name.extractor for name in names))
-    files = _weights_by_extractor(weights or {}, extractors)
-    references = references_by_extractor(reference, extractors)
+    known = list(dict.fromkeys([*extractors, *([] if second is None else [second.metric.extractor])]))
+    files = _weights_by_extractor(weights or {}, known)
+    references = references_by_extractor(reference, known)
     views = {}
     for alias in extractors:
         formulas = {name.formula for name in names if name.extractor == alias}
@@ -290,7 +323,7 @@ def build_scores(
                 cache=cache,
             )
         views[alias] = View(extractor, built)
-    return Scores(views, loss=loss, metrics=metrics, held_out_metrics=held_out_metrics, device=device)
+    return Scores(views, loss=loss, metrics=metrics, held_out_metrics=held_out_metrics, device=device, second=second)
 
 
 def _weights_by_extractor(weights: Mapping[str, str], extractors: Sequence[str]) -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from lcsc_opt.sampling.base import Sampler
 from lcsc_opt.sampling.consistency import ConsistencyFunction, ConsistencySampler, noise_levels
+from lcsc_opt.sampling.differentiation import DifferentiableSampler, DifferentiableWeights
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.diffusers_sampler import DiffusersSampler
 from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOutput
@@ -17,6 +18,8 @@ __all__ = [
     "ClassLabels",
     "ConsistencyFunction",
     "ConsistencySampler",
+    "DifferentiableSampler",
+    "DifferentiableWeights",
     "DiffusersFolder",
     "DiffusersSampler",
     "EdmDenoiser",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import Noise
+from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.noise import ImageNoise
 
@@ -101,20 +102,30 @@ class ConsistencySampler:
         """What the checkpoints hold the weights of."""
         return self._network.trained
 
+    @property
+    def weights(self) -> DifferentiableWeights:
+        """The network's, for gradients."""
+        return self._network.weights
+
+    @property
+    def recomputed(self) -> int:
+        """Model calls per image that a backward pass makes again: all but the last."""
+        return self.nfe - 1
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
         self._network.load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
-        device = self._network.device
+        device, dtype = self._network.device, self._network.dtype
         images: Tensor | None = None
         for draw, sigma in enumerate(self.sigmas):
-            z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw).to(device)
-            level = torch.full((stop - start,), sigma, device=device)
+            z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw).to(device, dtype)
+            level = torch.full((stop - start,), sigma, device=device, dtype=dtype)
             spread = sigma if images is None else (sigma**2 - self.function.sigma_min**2) ** 0.5
             noisy = spread * z if images is None else images + spread * z
-            images = self._network(noisy, level).clamp(-1, 1)
+            images = self._network(noisy, level, again=draw < len(self.sigmas) - 1).clamp(-1, 1)
         assert images is not None  # there is at least one level
         return images
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import Noise
+from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.labels import ClassLabels, Guidance
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
@@ -72,7 +73,8 @@ class DiffusersSampler:
             decoder.to(self._network.device)
         learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
         self._uses_variance = learned and type(scheduler).__name__ == "DDPMScheduler"
-        self._model_calls = len(self._timesteps()) * calls * (1 if guidance is None else 2)
+        self._calls_of_a_step = calls * (1 if guidance is None else 2)
+        self._model_calls = len(self._timesteps()) * self._calls_of_a_step
         self._draws = self._try_schedule()
 
     @property
@@ -85,22 +87,34 @@ class DiffusersSampler:
         """What the checkpoints hold the weights of."""
         return self._network.trained
 
+    @property
+    def weights(self) -> DifferentiableWeights:
+        """The network's, for gradients."""
+        return self._network.weights
+
+    @property
+    def recomputed(self) -> int:
+        """Model calls per image that a backward pass makes again: all but those of the last step."""
+        return self.nfe - self._calls_of_a_step
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
         self._network.load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
-        z = self.noise.batch(noise, start, stop, self.image_shape).to(self._network.device)
+        z = self.noise.batch(noise, start, stop, self.image_shape).to(self._network.device, self._network.dtype)
         images: Tensor = z * self.scheduler.init_noise_sigma
         labels = None if self.labels is None else self.labels.batch(noise, start, stop).to(self._network.device)
         options = dict(self._step_options)
         if self._draws:
             options["generator"] = self.noise.generators(noise, start, stop)
-        for timestep in self._timesteps():
+        timesteps = self._timesteps()
+        for step, timestep in enumerate(timesteps):
             scaled = self.scheduler.scale_model_input(images, timestep)
-            output = self._predict(scaled, timestep, labels)
+            output = self._predict(scaled, timestep, labels, again=step < len(timesteps) - 1)
             images = self.scheduler.step(output, timestep, images, **options).prev_sample
+        self._timesteps()  # multistep schedulers hold outputs, and with them the graph
         decoded = images if self.decoder is None else self.decoder(images)
         return decoded.clamp(-1, 1)
 
@@ -156,15 +170,16 @@ class DiffusersSampler:
             reason = " ".join(str(error).split())
             raise ObjectiveError(f"sampler: {type(self.scheduler).__name__} cannot step: {reason}") from error
 
-    def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-        times = timestep.to(torch.float32 if timestep.is_floating_point() else timestep.dtype)
+    def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, again: bool) -> Tensor:
+        times = timestep.to(self._network.dtype if timestep.is_floating_point() else timestep.dtype)
         times = times.to(images.device).expand(len(images))
         if labels is None:
-            return self._kept(self._network(images, times))
+            return self._kept(self._network(images, times, again=again))
         if self.guidance is None:
-            return self._kept(self._network(images, times, class_labels=labels))
+            return self._kept(self._network(images, times, class_labels=labels, again=again))
         null = torch.full_like(labels, self.guidance.null_label)
-        both = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=torch.cat([labels, null]))
+        classes = torch.cat([labels, null])
+        both = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=classes, again=again)
         return self._kept(self._guided(self.guidance, *both.chunk(2)))
 
     def _guided(self, guidance: Guidance, conditional: Tensor, null: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
+from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.labels import ClassLabels
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
@@ -59,7 +60,11 @@ class EdmDenoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Noisy images ``[N, C, H, W]`` at noise levels ``[N]``, of classes ``[N]`` → images ``[N, C, H, W]``."""
-        rows = None if class_labels is None else F.one_hot(class_labels, self.label_dim).float()
+        rows = (
+            None
+            if class_labels is None
+            else F.one_hot(class_labels, self.label_dim).to(torch.promote_types(x.dtype, torch.float32))
+        )
         denoised: Tensor = self.network(x, sigma, rows)
         if self.guide is None:
             return denoised
@@ -176,6 +181,16 @@ class HeunSampler:
         """What the checkpoints hold the weights of."""
         return self._network.trained
 
+    @property
+    def weights(self) -> DifferentiableWeights:
+        """The network's, for gradients."""
+        return self._network.weights
+
+    @property
+    def recomputed(self) -> int:
+        """Model calls per image that a backward pass makes again: all but the last."""
+        return self.nfe - self._denoiser.calls
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
         self._network.load(weights)
@@ -191,8 +206,9 @@ class HeunSampler:
                 spread = self.schedule.s_noise * math.sqrt(raised**2 - sigma**2)
                 x = x + spread * self._draw(noise, start, stop, draw=1 + step)
             x = self._step(x, raised, lower, labels)
-        images = x.float() if self.decoder is None else self.decoder(x.float())
-        return images.clamp(-1, 1)
+        images = x.to(self._network.dtype)
+        decoded = images if self.decoder is None else self.decoder(images)
+        return decoded.clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images."""
@@ -209,16 +225,18 @@ class HeunSampler:
 
     def _step(self, x: Tensor, sigma: float, lower: float, labels: Tensor | None) -> Tensor:
         """From one noise level to the next, ``[N, C, H, W]`` both; Euler's step where that is zero."""
-        slope = self._slope(x, sigma, labels)
+        last = lower == 0
+        slope = self._slope(x, sigma, labels, again=not last)
         euler = x + (lower - sigma) * slope
-        if lower == 0:
+        if last:
             return euler
-        return x + (lower - sigma) * (slope + self._slope(euler, lower, labels)) / 2
+        return x + (lower - sigma) * (slope + self._slope(euler, lower, labels, again=True)) / 2
 
-    def _slope(self, x: Tensor, sigma: float, labels: Tensor | None) -> Tensor:
-        level = torch.full((len(x),), sigma, device=x.device)
+    def _slope(self, x: Tensor, sigma: float, labels: Tensor | None, *, again: bool) -> Tensor:
+        dtype = self._network.dtype
+        level = torch.full((len(x),), sigma, device=x.device, dtype=dtype)
         arguments = () if labels is None else (labels,)
-        denoised = self._network(x.float(), level, *arguments).to(self._dtype)
+        denoised = self._network(x.to(dtype), level, *arguments, again=again).to(self._dtype)
         return (x - denoised) / sigma
 
     def _draw(self, noise: Noise, start: int, stop: int, *, draw: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from lcsc_opt.dotted import source_sha256
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import Noise
+from lcsc_opt.sampling.differentiation import DifferentiableWeights, recomputed_calls
 from lcsc_opt.sampling.labels import ClassLabels
-from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, raised
 from lcsc_opt.sampling.noise import ImageNoise
 
 
@@ -69,6 +71,16 @@ class FunctionSampler:
         """Model calls per image."""
         return self._nfe
 
+    @property
+    def weights(self) -> DifferentiableWeights:
+        """The network's, for gradients."""
+        return self._network.weights
+
+    @property
+    def recomputed(self) -> int:
+        """Model calls per image that a backward pass makes again: all, where there are several and no compiler."""
+        return 0 if self._nfe == 1 or self._network.settings.compile else self._nfe
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
         self._network.load(weights)
@@ -81,16 +93,17 @@ class FunctionSampler:
         """
 
         def draw(index: int) -> Tensor:
-            return self._own(self.noise.batch(noise, start, stop, self.image_shape, draw=index))
+            return self._own(self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(self._network.dtype))
 
         options = dict(self.options)
         if self.labels is not None:
             options["labels"] = self._own(self.labels.batch(noise, start, stop))
         if self._parameters is not None and "draw" in self._parameters:
             options["draw"] = draw
-        with self._network.arithmetic():
+        again = recomputed_calls(self._network.module) if self.recomputed else contextlib.nullcontext()
+        with self._network.arithmetic(), again:
             images = self.function(self._network.callable, draw(0), **options)
-        return self._checked(images, stop - start).float().clamp(-1, 1)
+        return raised(self._checked(images, stop - start)).clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images, and the code of the function and of the model's class."""

@@ -6,6 +6,7 @@ prompts and generators.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.records import HELD_OUT, Noise
+from lcsc_opt.sampling.differentiation import (
+    DifferentiableWeights,
+    ModuleWeights,
+    recomputed_calls,
+)
 from lcsc_opt.sampling.lora_adapter import LoraAdapter, LoraConversion
 from lcsc_opt.sampling.network import load_weights
 from lcsc_opt.sampling.noise import ImageNoise
@@ -92,14 +98,27 @@ class LatentDiffusionSampler:
         elif self._lora.load(weights):
             self._embeddings.forget()
 
-    @torch.no_grad()
+    @property
+    def weights(self) -> DifferentiableWeights:
+        """The U-Net's or transformer's, for gradients."""
+        parts = (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
+        reason = None if self._lora is None else "the gradient of a LoRA in a pipeline is not known"
+        return ModuleWeights(self.denoiser, *parts, reason=reason)
+
+    @property
+    def recomputed(self) -> int:
+        """Model calls per image that a backward pass makes again: all, where there are several and no compiler."""
+        compiled = getattr(self.denoiser, "_compiled_call_impl", None) is not None
+        return 0 if self.nfe == 1 or compiled else self.nfe
+
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, 3, height, width]`` images in [-1, 1], float32."""
         prompts = self.held_out_prompts if noise.group == HELD_OUT.group else self.prompts
         embedded = self._embeddings.of([prompts[image % len(prompts)] for image in range(start, stop)])
         latents = self.noise.batch(noise, start, stop, self._latent_shape())
-        with without_deprecations():
-            output = self.pipeline(
+        again = recomputed_calls(self.denoiser) if self.recomputed else contextlib.nullcontext()
+        with without_deprecations(), again:
+            output = self._call(
                 **embedded,
                 **self._options,
                 **self._fixed_options(),
@@ -110,6 +129,8 @@ class LatentDiffusionSampler:
                 generator=self.noise.generators(noise, start, stop),
                 output_type="pt",
             )
+        if torch.is_grad_enabled():
+            self._count_steps()  # this forgets what multistep schedulers hold, and with it the graph
         images: Tensor = output.images.float() * 2 - 1
         return images
 
@@ -132,6 +153,12 @@ class LatentDiffusionSampler:
             "noise_seed": self.noise.seed,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
         }
+
+    def _call(self, **arguments: Any) -> Any:
+        """The pipeline's ``__call__``, which itself is wrapped to disable gradients."""
+        if not torch.is_grad_enabled():
+            return self.pipeline(**arguments)
+        return inspect.unwrap(type(self.pipeline).__call__)(self.pipeline, **arguments)
 
     @property
     def _embeds_guidance(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.sampling.differentiation import recomputed
 from lcsc_opt.sampling.network import weights_sha256
 from lcsc_opt.torchvision_import import prepare_torchvision
 
@@ -46,9 +47,13 @@ class LatentDecoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         """``[N, C, H, W]`` latents → ``[N, 3, 8 H, 8 W]`` images, black at −1 and white at 1."""
         raw = latents * self.scale + self.mean
-        decode = cast("Any", self.autoencoder).decode
-        images = torch.cat([decode(batch).sample for batch in torch.split(raw, self.batch_size)])
+        parts = torch.split(raw, self.batch_size)
+        images = torch.cat([recomputed(self._decode, part) if len(parts) > 1 else self._decode(part) for part in parts])
         return (images - self.low) * (2 / (1 - self.low)) - 1
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        images: Tensor = cast("Any", self.autoencoder).decode(latents).sample
+        return images
 
     def describe(self) -> dict[str, object]:
         """What changes the images."""

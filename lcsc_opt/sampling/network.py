@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 
@@ -80,6 +81,8 @@ class PreparedNetwork:
         module: the network.
         callable: the same, compiled where the settings say so.
         device: where both are.
+        dtype: of images in and out: float64 where the network's weights are, else float32.
+        weights: those that are trained, for gradients.
 
     Raises:
         ObjectiveError: the device is not there.
@@ -92,6 +95,9 @@ class PreparedNetwork:
         self.device = self.settings.torch_device()
         self.module = module.eval().to(self.device)
         self.trained = trained or module
+        self.weights = ModuleWeights(self.trained, module)
+        doubles = any(parameter.dtype == torch.float64 for parameter in module.parameters())
+        self.dtype = torch.float64 if doubles else torch.float32
         if self.settings.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.callable: Any = torch.compile(self.module) if self.settings.compile else self.module
@@ -100,17 +106,27 @@ class PreparedNetwork:
         """Copy merged weights into the network; see :func:`load_weights`."""
         load_weights(self.trained, weights)
 
-    def __call__(self, images: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
-        """The network's output for ``images`` ``[N, C, H, W]``, as float32.
+    def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
+        """The network's output for ``images`` ``[N, C, H, W]``, as float32, or as float64 where that is the network's.
 
         Tensors among the arguments are expected on :attr:`device`. Where the network wraps its output, as those of
         diffusers do, the tensor inside is returned.
+
+        Args:
+            images: noisy ones.
+            arguments: of the network.
+            again: in a backward pass this call is made again, so that nothing inside it is kept until then. All calls
+                but the last of a batch are worth it.
+            keywords: of the network.
         """
         if self.settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with self.arithmetic():
-            output = self.callable(images, *arguments, **keywords)
-        return _unwrapped(output).float()
+            if again:
+                output = recomputed(self.callable, images, *arguments, **keywords)
+            else:
+                output = self.callable(images, *arguments, **keywords)
+        return raised(_unwrapped(output))
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
@@ -130,6 +146,11 @@ def _compiling() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:300]
         raise ObjectiveError(f"compile: torch.compile failed; set compile: false, or repair this: {reason}") from error
+
+
+def raised(images: Tensor) -> Tensor:
+    """Half types as float32; others as they are."""
+    return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -75,7 +75,8 @@ class ImageNoise:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        drawn = self._cache[key] = draw()
+        with torch.inference_mode(mode=False):  # what is kept may be asked for again where a graph is
+            drawn = self._cache[key] = draw()
         self._free_bytes -= drawn.nbytes
         while self._free_bytes < 0:
             _, dropped = self._cache.popitem(last=False)

@@ -73,10 +73,11 @@ def choose_runs(rows: npt.NDArray[np.float64], slots: Sequence[int]) -> list[tup
     checkpoint are never read.
     """
     used = [slot for slot, some in zip(slots, (rows != 0).sum(axis=0), strict=True) if some]
-    return _runs(used if 2 * len(used) <= len(slots) else slots)
+    return runs_of(used if 2 * len(used) <= len(slots) else slots)
 
 
-def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
+def runs_of(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Slots as runs ``[first, last)``."""
     numbered = itertools.groupby(enumerate(sorted(slots)), key=lambda item: item[1] - item[0])
     groups = [[slot for _, slot in group] for _, group in numbered]
     return [(group[0], group[-1] + 1) for group in groups]
@@ -104,9 +105,9 @@ def full_precision() -> Iterator[None]:
         matmul.fp32_precision = asked
 
 
-def blocks(columns: int, rows: int, itemsize: int) -> Iterator[tuple[int, int]]:
-    """Ranges ``[a, b)`` of columns such that a block of ``rows`` rows takes about ``BLOCK_BYTES``."""
-    width = max(BLOCK_BYTES // (max(rows, 1) * itemsize), FEWEST_COLUMNS)
+def blocks(columns: int, rows: int, itemsize: int, *, at_most: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
+    """Ranges ``[a, b)`` of columns such that a block of ``rows`` rows takes about ``at_most`` bytes."""
+    width = max(at_most // (max(rows, 1) * itemsize), FEWEST_COLUMNS)
     for start in range(0, columns, width):
         yield start, min(start + width, columns)
 

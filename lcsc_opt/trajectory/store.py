@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.progress import progress
-from lcsc_opt.trajectory import merging
+from lcsc_opt.trajectory import merging, projection
 from lcsc_opt.trajectory.layout import Segment, TensorSpec, empty, from_bytes, segments
 from lcsc_opt.trajectory.manifest import MANIFEST, WEIGHTS, Manifest, load_manifest, trajectory_sha256, unreadable
 
@@ -173,6 +173,34 @@ class Trajectory:
         Equal to B calls of :meth:`merge` up to the rounding of the accumulation, whose order depends on B.
         """
         return self._merge(merging.check_coefficients(coefficients, len(self), axes=2))
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+        """From the gradient of a function of the merged weights to its gradient in the coefficients, ``[K]`` float64.
+
+        That is ⟨theta_i, gradient⟩ for each checkpoint, in one read of the trajectory. Names without a gradient count
+        as zero, and so do those that a merge copies: tensors that are constant, integers and bools. Rounding to
+        narrower dtypes, which a merge does last, is taken to have the derivative one.
+
+        Args:
+            gradients: name → gradient, of the shape of the tensor, of any dtype, on any device.
+
+        Raises:
+            TrajectoryError: another name or shape, or a checkpoint was overwritten since opening.
+        """
+        projection.check_gradients(gradients, self.tensors)
+        self._check_unchanged()
+        total = torch.zeros(self._manifest.slots, dtype=torch.float64, device="cpu")
+        runs = merging.runs_of(self._slots)
+        with torch.autocast("cpu", enabled=False), merging.full_precision():
+            for segment in self._segments:
+                flat = projection.flatten(gradients, segment)
+                if flat is not None:
+                    region = merging.view_columns(self._rows, segment)
+                    total += projection.project_segment(region, flat, runs)
+        self._check_unchanged()
+        return total[self._slots].numpy()
 
     def gram(self) -> npt.NDArray[np.float64]:
         """Inner products of the checkpoints after their mean is subtracted: ``[K, K]`` float64.

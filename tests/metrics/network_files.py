@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lcsc_opt.metrics.graphs import image_gradient
 from lcsc_opt.torchvision_import import prepare_torchvision
 
 SMALL_CLIP = {"embed_dim": 12, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
@@ -121,3 +122,14 @@ def dinov2_weights(network):
     for ours, theirs in modules.items():
         weights |= {f"{ours}.{kind}": stored[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
     return weights
+
+
+def assert_gradient_leads(extractor, images):
+    """Moving a tenth of the pixels by a whole level changes a number made of features as its gradient says."""
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(extractor.dimension, generator=generator)
+    gradient = image_gradient(extractor, images, weights.expand(len(images), -1))
+    step = gradient.sign() * (torch.rand(images.shape, generator=generator) < 0.1) / 127.5
+    with torch.inference_mode():
+        ahead, behind = (float((extractor(images + sign * step) @ weights).double().sum()) for sign in (1, -1))
+    assert (ahead - behind) / 2 == pytest.approx(float((gradient * step).sum()), rel=0.1)

@@ -14,6 +14,7 @@ from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics._torchscript import read_torchscript
 from lcsc_opt.metrics._weights import read_weights
 from lcsc_opt.metrics.clip import ClipExtractor
+from lcsc_opt.metrics.graphs import features_with_graph
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,17 @@ def test_tensors_are_those_that_torch_reads_from_the_archive(archive):
     assert read.keys() == expected.keys()
     assert all(torch.equal(read[name], expected[name]) and read[name].dtype == expected[name].dtype for name in read)
     assert read["visual.conv1.weight"].dtype == torch.float16
+
+
+def test_features_with_a_graph_are_the_same_bit_for_bit(extractor):
+    images = levels() / 127.5 - 1
+    with torch.inference_mode():
+        expected = extractor(images)
+    assert torch.equal(features_with_graph(extractor, images.requires_grad_()).detach(), expected)
+
+
+def test_following_the_gradient_changes_features_of_rounded_images_as_it_says(extractor):
+    network_files.assert_gradient_leads(extractor, levels() / 127.5 - 1)
 
 
 def test_extractor_keeps_its_contract(extractor):

@@ -7,6 +7,7 @@ import torch
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics.dinov2 import DinoV2Extractor, GatedLayers, VisionTransformer
+from lcsc_opt.metrics.graphs import features_with_graph
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,17 @@ def test_features_are_those_of_torch_fidelity_around_another_librarys_network(ex
     features = extractor(levels() / 127.5 - 1)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
     assert features.std() > 0.1
+
+
+def test_features_with_a_graph_are_the_same_bit_for_bit(extractor):
+    images = levels() / 127.5 - 1
+    with torch.inference_mode():
+        expected = extractor(images)
+    assert torch.equal(features_with_graph(extractor, images.requires_grad_()).detach(), expected)
+
+
+def test_following_the_gradient_changes_features_of_rounded_images_as_it_says(extractor):
+    network_files.assert_gradient_leads(extractor, levels() / 127.5 - 1)
 
 
 def test_extractor_keeps_its_contract(extractor):

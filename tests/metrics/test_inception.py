@@ -1,5 +1,6 @@
 """The Inception extractor, with random weights in the real file's format, and the import that it needs."""
 
+import copy
 import sys
 import urllib.error
 
@@ -11,8 +12,9 @@ import torch
 from lcsc_opt import torchvision_import
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor, extract
-from lcsc_opt.metrics._network import to_bytes
+from lcsc_opt.metrics._network import to_bytes, to_levels
 from lcsc_opt.metrics.features import ClassifyingExtractor
+from lcsc_opt.metrics.graphs import features_with_graph
 from lcsc_opt.metrics.inception import InceptionExtractor
 from lcsc_opt.torchvision_import import prepare_torchvision
 
@@ -56,6 +58,31 @@ def test_one_pass_gives_features_and_the_logits_of_torch_fidelity(extractor, the
     assert torch.equal(features, expected[0])
     assert torch.equal(logits, expected[1])
     assert isinstance(extractor, ClassifyingExtractor)
+
+
+def test_features_with_a_graph_are_the_same_bit_for_bit(extractor):
+    images = images_of(3)
+    with torch.inference_mode():
+        expected = extractor(images)
+    features = features_with_graph(extractor, images.requires_grad_())
+    assert torch.equal(features.detach(), expected)
+
+
+def test_gradient_of_the_network_is_that_of_central_differences(extractor):
+    """In float64, around levels that nothing rounds."""
+    double = copy.copy(extractor)
+    double._network = copy.deepcopy(extractor._network).double()
+    levels = to_levels(images_of(3, 1)).double().requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    weights, step = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (2048, levels.shape))
+    (gradient,) = torch.autograd.grad(double._of_levels(levels)[0] @ weights, levels)
+    with torch.inference_mode():
+        ahead, behind = (double._of_levels(levels + sign * 1e-6 * step)[0] @ weights for sign in (1, -1))
+    assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5)
+
+
+def test_following_the_gradient_changes_features_of_rounded_images_as_it_says(extractor):
+    network_files.assert_gradient_leads(extractor, images_of(3))
 
 
 def test_extractor_keeps_its_contract(extractor):

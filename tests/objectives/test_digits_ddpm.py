@@ -11,7 +11,7 @@ from torch import Tensor
 from lcsc_opt.coefficients import ema_coefficients
 from lcsc_opt.errors import StudySpecError
 from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.metrics.digits import digits_images
+from lcsc_opt.metrics.digits import digits_images, second_digits_view
 from lcsc_opt.records import SEARCH
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise
 from lcsc_opt.sampling.schedulers import without_deprecations
@@ -40,6 +40,11 @@ def test_it_is_an_objective(objective: MergeSampleScore) -> None:
 
 def test_the_loss_is_fid_against_all_digits(objective: MergeSampleScore) -> None:
     trained_objectives.check_the_loss(objective, digits_images())
+
+
+@pytest.mark.parametrize("name", ["digits_ddpm", "digits"])
+def test_another_network_of_digits_sees_what_is_reported(name: str, cache: Path) -> None:
+    trained_objectives.check_the_second_space(trained_objectives.build(name), second_digits_view(cache))
 
 
 def test_images_are_those_of_diffusers_own_solver(objective: MergeSampleScore) -> None:

@@ -10,7 +10,8 @@ import trained_objectives
 from lcsc_opt.coefficients import ema_coefficients
 from lcsc_opt.errors import StudySpecError
 from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.metrics.photographs import photographs_crops
+from lcsc_opt.metrics import photographs as metrics_photographs
+from lcsc_opt.metrics.photographs import photographs_crops, second_photographs_view
 from lcsc_opt.records import SEARCH
 from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
 from lcsc_opt.training.networks import PatchedUNet
@@ -25,7 +26,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = trained_objectives.load("photographs")
     quick = functools.partial(module.train_photographs_network, epochs=1)
-    monkeypatch.setattr(module, "train_photographs_network", quick)
+    for place in (module, metrics_photographs):
+        monkeypatch.setattr(place, "train_photographs_network", quick)
     monkeypatch.setenv("LCSC_CACHE", str(cache))
 
 
@@ -42,6 +44,10 @@ def test_it_is_an_objective(objective: MergeSampleScore) -> None:
 
 def test_the_loss_is_fid_against_all_crops(objective: MergeSampleScore) -> None:
     trained_objectives.check_the_loss(objective, photographs_crops())
+
+
+def test_another_network_of_crops_sees_what_is_reported(objective: MergeSampleScore, cache: Path) -> None:
+    trained_objectives.check_the_second_space(objective, second_photographs_view(cache))
 
 
 def test_one_step_is_the_consistency_function_at_the_highest_noise(objective: MergeSampleScore) -> None:

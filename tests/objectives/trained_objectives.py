@@ -13,8 +13,8 @@ import pytest
 from lcsc_opt.catalog import load_file
 from lcsc_opt.coefficients import ema_coefficients
 from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.metrics import frechet_distance
-from lcsc_opt.records import HELD_OUT, Candidate
+from lcsc_opt.metrics import View, extract, frechet_distance
+from lcsc_opt.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.study_spec import read_study_file
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,27 @@ def check_the_loss(objective: MergeSampleScore, real: Any) -> None:
         sampled.mean(0), np.cov(sampled, rowvar=False), features.mean(0), np.cov(features, rowvar=False)
     )
     assert objective.evaluate(candidate).loss == pytest.approx(expected, rel=1e-4)
+
+
+def check_the_second_space(objective: MergeSampleScore, view: View) -> None:
+    """A network that no search looks at scores what is reported, and decides nothing."""
+    coefficients = ema_coefficients(objective.steps, 0.7)
+    described = objective.describe()
+    assert "second" not in json.dumps(described)
+    assert objective.second_metric == "fid@second"
+    reported = objective.evaluate(Candidate(coefficients, noise=HELD_OUT))
+    assert list(reported.metrics) == ["fid", "fid@second"]
+    assert reported.loss == reported.metrics["fid"]
+    for noise in (SEARCH, Noise("gradient", 3)):
+        assert list(objective.evaluate(Candidate(coefficients, noise=noise)).metrics) == ["fid"]
+    assert objective.describe() == described
+    assert view.extractor.name != objective.scores.extractor.name
+    assert view.extractor.dimension == 48
+    assert view.reference is not None
+    features = extract(view.extractor, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
+    real = view.reference.statistics
+    expected = frechet_distance(features.mean(0), np.cov(features, rowvar=False), real.mean, real.cov)
+    assert reported.metrics["fid@second"] == pytest.approx(expected, rel=1e-4)
 
 
 def check_the_study(name: str) -> None:

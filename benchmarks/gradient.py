@@ -1,0 +1,135 @@
+"""What a gradient costs: one evaluation with it against one plain evaluation of as many images, and its memory.
+
+    python benchmarks/gradient.py [--pairs 15]
+
+Seconds: digits with K = 200 checkpoints, sampled in one step, and ``digits_ddpm``, sampled in ten; plain evaluations
+and gradients take turns, and the ratio is the median over the pairs. In exact arithmetic a backward pass takes two
+forward passes, so one batch in one step costs 3; every further batch is sampled once more (4); and of several steps all
+but the last are computed once more.
+
+Memory: what the largest resident size of a fresh process grows by in the first evaluation, for growing numbers of
+images and of steps, at batches of 500 (as Linux tells it). That includes what malloc keeps between the few images that
+stay: with steps it grows by more than the peak of what is allocated, which torch's profiler finds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import machine, write_csv
+
+from lcsc_opt.catalog import load_objective
+from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Candidate
+from lcsc_opt.study_spec import ObjectiveSpec
+
+PARTS = ("merge", "sample", "features", "metric")
+CASES: Sequence[tuple[str, dict[str, Any]]] = (
+    ("digits.py", {"images": 200}),
+    ("digits.py", {"images": 500}),
+    ("digits.py", {"images": 1000}),
+    ("digits.py", {"images": 5000}),
+    ("digits_ddpm.py", {"images": 200}),
+    ("digits_ddpm.py", {"images": 1000}),
+)
+GROWING: Sequence[tuple[str, dict[str, Any]]] = (
+    *(("digits.py", {"images": images}) for images in (500, 1000, 2000, 8000)),
+    *(("digits_ddpm.py", {"images": images}) for images in (500, 1000, 2000)),
+    *(("digits_ddpm.py", {"images": 500, "nfe": steps}) for steps in (5, 20)),
+)
+LIMIT = 4.0  # of a gradient, on digits
+
+
+def main() -> None:
+    """Measure and print a line for each case."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=15)
+    arguments = parser.parse_args()
+    print(machine())
+    print(f"milliseconds, median of {arguments.pairs}; ratio: median over pairs, asked of digits: at most {LIMIT:g}")
+    rows: list[tuple[Any, ...]] = []
+    for file, settings in CASES:
+        objective, candidate = build(file, settings)
+        nfe = objective.evaluate(candidate).cost.model_calls // settings["images"]
+        plain, gradient, ratio, parts = compare(objective, candidate, arguments.pairs)
+        split = ", ".join(f"{part} {1e3 * seconds:.1f}" for part, seconds in parts.items())
+        print(
+            f"{name(file, settings, nfe)}: {1e3 * plain:8.1f} {1e3 * gradient:8.1f}  ratio {ratio:.2f}  ({split})",
+            flush=True,
+        )
+        rows.append(
+            (file, settings["images"], nfe, round(1e3 * plain, 1), round(1e3 * gradient, 1), round(ratio, 2), "", "")
+        )
+    print("MB that the largest resident size grows by: plain, gradient")
+    for file, settings in GROWING:
+        nfe = settings.get("nfe", 10 if "ddpm" in file else 1)
+        plain_mb, gradient_mb = (in_fresh_process(file, settings, gradient=wanted) / 1e6 for wanted in (False, True))
+        print(f"{name(file, settings, nfe)}: {plain_mb:8.0f} {gradient_mb:8.0f}", flush=True)
+        rows.append((file, settings["images"], nfe, "", "", "", round(plain_mb), round(gradient_mb)))
+    header = ("objective", "images", "nfe", "plain_ms", "gradient_ms", "ratio", "plain_mb", "gradient_mb")
+    print(write_csv("gradient", header, rows))
+
+
+def name(file: str, settings: dict[str, Any], nfe: int) -> str:
+    """The case, in columns."""
+    return f"{file:15s} {settings['images']:6d} images {nfe:3d} NFE"
+
+
+def build(file: str, settings: dict[str, Any]) -> tuple[Objective, Candidate]:
+    """The objective, and an EMA to evaluate."""
+    objective = load_objective(ObjectiveSpec(file=file, settings=settings))
+    return objective, Candidate(ema_coefficients(objective.steps, 0.99))
+
+
+def compare(objective: Objective, candidate: Candidate, pairs: int) -> tuple[float, float, float, dict[str, float]]:
+    """Median seconds of a plain evaluation and of a gradient, their ratio, and the parts of the gradient."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
+    for pair in range(pairs + 1):
+        for wanted in (False, True):
+            start = time.perf_counter()
+            cost = objective.evaluate(candidate, gradient=wanted).cost
+            seconds = time.perf_counter() - start
+            if pair == 0:  # the first of each warms up
+                continue
+            times[wanted].append(seconds)
+            if wanted:
+                for part in PARTS:
+                    parts[part].append(getattr(cost, f"{part}_seconds"))
+    ratio = statistics.median(g / p for p, g in zip(times[False], times[True], strict=True))
+    middle = {part: statistics.median(seconds) for part, seconds in parts.items()}
+    return statistics.median(times[False]), statistics.median(times[True]), ratio, middle
+
+
+def in_fresh_process(file: str, settings: dict[str, Any], *, gradient: bool) -> int:
+    """Bytes that :func:`growth` finds."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(growth, (file, settings, gradient))
+
+
+def growth(file: str, settings: dict[str, Any], gradient: bool) -> int:
+    """How many bytes the largest resident size grows by in one evaluation, after a small one."""
+    objective, candidate = build(file, settings)
+    objective.evaluate(Candidate(candidate.coefficients, images=70), gradient=gradient)
+    process = Path("/proc/self")
+    process.joinpath("clear_refs").write_text("5")  # the largest size so far becomes the present one
+    before = resident(process, "VmRSS")
+    objective.evaluate(candidate, gradient=gradient)
+    return resident(process, "VmHWM") - before
+
+
+def resident(process: Path, entry: str) -> int:
+    """An entry of a process's status, in bytes."""
+    lines = process.joinpath("status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry)) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""From the gradient in the images of one batch to the gradient in the merged weights, summed over batches."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import ObjectiveError
+
+HEADROOM = 4  # bits between the largest gradient in a pixel and one, for the sums that half types make of them
+
+
+class WeightGradient:
+    """The gradient in each leaf, summed over batches.
+
+    Nothing is written to the leaves' ``.grad``. The gradient in the images is scaled by a power of two first, so that
+    half types do not round its small numbers to zero; where there are none, that changes no bit.
+
+    Args:
+        leaves: name → weights that the images' graph leads to.
+    """
+
+    def __init__(self, leaves: Mapping[str, Tensor]) -> None:
+        self._leaves = dict(leaves)
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, images: Tensor, gradient: Tensor) -> None:
+        """Go back through the graph of ``images`` ``[B, C, H, W]``, once, from the gradient in them.
+
+        Raises:
+            ObjectiveError: the images have no graph.
+        """
+        if not self._leaves:
+            return
+        if not images.requires_grad:
+            raise ObjectiveError(
+                "the sampler's images have no graph back to the weights; let it sample without no_grad, "
+                "inference_mode, detach and numpy, or search without gradients"
+            )
+        exponent = math.frexp(float(gradient.abs().max()))[1] + HEADROOM
+        scaled = gradient.to(images.dtype) * 2.0**-exponent
+        found = torch.autograd.grad(images, tuple(self._leaves.values()), scaled, allow_unused=True)
+        for name, part in zip(self._leaves, cast("Sequence[Tensor | None]", found), strict=True):
+            if part is None:
+                continue
+            if name in self._sums:
+                self._sums[name].add_(part, alpha=2.0**exponent)
+            else:
+                wide = torch.promote_types(part.dtype, torch.float32)
+                self._sums[name] = part.to(wide) * 2.0**exponent
+
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        """Name → gradient, of the leaf's shape; a leaf that no image depends on is left out."""
+        return self._sums
+
+
+@contextlib.contextmanager
+def says_out_of_memory() -> Iterator[None]:
+    """While this is open: where a graph does not fit into the device's memory, the error says what helps.
+
+    Raises:
+        ObjectiveError: it does not.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ObjectiveError(
+            "a gradient takes more memory than the device has: set gradient_batch_size, and lower it until it fits"
+        ) from error

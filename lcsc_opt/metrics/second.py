@@ -1,0 +1,103 @@
+"""A second feature space for held-out reports: a published extractor that the loss does not look through.
+
+A search can lower FID by what one extractor alone sees. In other features such a gain does not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+from pathlib import Path
+
+import torch
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics.build_reference import ReferenceSetting, build_reference, holds_images
+from lcsc_opt.metrics.datasets import dataset_settings
+from lcsc_opt.metrics.extractors import build_extractor
+from lcsc_opt.metrics.names import EXTRACTORS, MetricName, parse_loss
+from lcsc_opt.metrics.scores import Scores, SecondSpace, View
+from lcsc_opt.progress import notice
+
+
+def published_second(
+    loss: str | Mapping[str, float],
+    *,
+    reference: ReferenceSetting | None,
+    weights: Mapping[str, str] | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int = 250,
+    cache: Path,
+) -> SecondSpace | None:
+    """FID in the features of CLIP where the loss looks through Inception, and else of Inception.
+
+    It is built when it is first needed: what only searches needs neither its memory nor its weights. Where these or
+    reference images cannot be had then, one line says so and how to get them, since nobody has asked for it. So it does
+    where the loss looks through extractors of one's own only: no published one need fit such images.
+
+    Args:
+        loss: a metric, or the weights of a sum of metrics.
+        reference: for all extractors or by extractor; images that others are given serve this one, too.
+        weights: extractor → file; without one, published weights are downloaded where they are not there yet.
+        device: where the network runs.
+        batch_size: reference images through the network at once.
+        cache: a folder for what is computed from the reference.
+
+    Returns:
+        None where the loss looks through all of them.
+
+    Raises MetricError for an unknown metric.
+    """
+    searched = {metric.extractor for metric in parse_loss(loss)}
+    free = [name for name in EXTRACTORS if name not in searched]
+    if not free:
+        return None
+    metric = MetricName("fid", free[0])
+    file = (weights or {}).get(metric.extractor)
+
+    def build() -> View | None:
+        try:
+            _check_published(searched)
+            images = _images(reference, metric.extractor)
+            path = None if file is None else Path(file).expanduser()
+            extractor = build_extractor(metric.extractor, weights=path, device=device)
+            seen = build_reference(
+                images, metric.extractor, extractor, features=False, batch_size=batch_size, cache=cache
+            )
+            view = View(extractor, seen)
+            Scores({metric.extractor: view}, loss=str(metric))  # which checks that the two fit
+        except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
+            notice(_left_out(metric, error))
+            return None
+        return view
+
+    return SecondSpace(metric, build)
+
+
+def _check_published(searched: Set[str]) -> None:
+    if not searched & set(EXTRACTORS):
+        raise MetricError(f"nothing says that it fits these images, which {min(searched)} is for")
+
+
+def _left_out(metric: MetricName, error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    return (
+        f"no second feature space: {metric} would tell whether a gain is more than what the loss's own features see, "
+        f"but {reason}. Name a metric in held_out_metrics of the study file, or none: []"
+    )
+
+
+def _images(reference: ReferenceSetting | None, extractor: str) -> ReferenceSetting:
+    """The reference that is given for an extractor; else the images that are given for all, or for another one.
+
+    Raises MetricError where there are none.
+    """
+    given: list[ReferenceSetting] = [] if reference is None else [reference]
+    if isinstance(reference, Mapping) and dataset_settings(reference) is None:
+        given = [*reference.values()]
+        if extractor in reference:
+            own: ReferenceSetting = reference[extractor]
+            return own  # numbers do, too
+    for setting in given:
+        if holds_images(setting):
+            return setting
+    raise MetricError(f"it needs reference images; give them under reference: {{{extractor}: a folder, a .zip, ...}}")

@@ -1,0 +1,138 @@
+"""Sampling with a graph: the weights that a gradient is taken in, and network calls that a backward pass makes again.
+
+Memory then grows with images and not with activations: of a call that is made again, only its arguments are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from lcsc_opt.sampling.base import Sampler
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class DifferentiableWeights(Protocol):
+    """The weights that merged ones are copied into."""
+
+    def why_no_gradient(self, names: Collection[str]) -> str | None:
+        """What keeps these weights from having a gradient, as the end of a sentence; ``None`` where they have one."""
+        ...
+
+    def differentiable(self, names: Collection[str]) -> contextlib.AbstractContextManager[Mapping[str, Tensor]]:
+        """While this is open, a graph leads to these weights, name → leaf, and to no other."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableSampler(Sampler, Protocol):
+    """A sampler whose images have a graph where grad mode is on."""
+
+    @property
+    def weights(self) -> DifferentiableWeights:
+        """What merged weights are copied into."""
+        ...
+
+    @property
+    def recomputed(self) -> int:
+        """How many of :attr:`nfe` model calls per image a backward pass makes again."""
+        ...
+
+
+def recomputed(
+    function: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs
+) -> Result:
+    """Call ``function``; where grad mode is on, a backward pass calls it again and nothing inside it is kept till then.
+
+    It must be deterministic: a network in evaluation mode is.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments, **keywords)
+    again: Any = checkpoint
+    result = again(function, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
+    return cast("Result", result)
+
+
+@contextlib.contextmanager
+def recomputed_calls(module: nn.Module) -> Iterator[None]:
+    """While this is open, every call of ``module`` is :func:`recomputed`, whoever makes it."""
+    forward, own = module.forward, "forward" in vars(module)
+
+    @functools.wraps(forward)
+    def again(*arguments: Any, **keywords: Any) -> Any:
+        return recomputed(forward, *arguments, **keywords)
+
+    module.forward = again
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            del module.forward
+
+
+class ModuleWeights:
+    """The weights of a module, by their names in its state dict.
+
+    Args:
+        trained: what merged weights are copied into.
+        whole: everything that samples; none of the rest gets a gradient.
+        reason: why there is no gradient, whatever the names are, as the end of a sentence.
+    """
+
+    def __init__(self, trained: nn.Module, *whole: nn.Module, reason: str | None = None) -> None:
+        self._trained, self._whole, self._reason = trained, (trained, *whole), reason
+
+    def why_no_gradient(self, names: Collection[str]) -> str | None:
+        """Statistics that torch does not differentiate, or entries of the state dict that are made when it is read."""
+        if self._reason is not None:
+            return self._reason
+        for path, module in self._trained.named_modules():
+            if isinstance(module, _NormBase):
+                running = [f"{path}.{name}".lstrip(".") for name in ("running_mean", "running_var")]
+                if varying := [name for name in running if name in names]:
+                    return f"torch has no gradient in a batch normalization's {varying[0]}, which is merged, too"
+        tensors = {id(tensor) for tensor in (*self._trained.parameters(), *self._trained.buffers())}
+        for name, tensor in self._state().items():
+            if name in names and id(tensor) not in tensors:
+                return f"the network makes {name} only when its state dict is read"
+        return None
+
+    @contextlib.contextmanager
+    def differentiable(self, names: Collection[str]) -> Iterator[Mapping[str, Tensor]]:
+        """Floating-point parameters and buffers of these names; of a tensor with two names, the last, as loading does.
+
+        Nothing is left behind: afterwards every tensor requires a gradient or does not, as before.
+        """
+        last = {id(tensor): name for name, tensor in self._state().items() if name in names}
+        leaves = {name: tensor for name, tensor in self._state().items() if last.get(id(tensor)) == name}
+        leaves = {name: tensor for name, tensor in leaves.items() if tensor.is_floating_point()}
+        chosen = {id(tensor) for tensor in leaves.values()}
+        asked = [
+            (tensor, tensor.requires_grad) for part in self._whole for tensor in (*part.parameters(), *part.buffers())
+        ]
+        try:
+            for tensor, before in asked:
+                if before != (id(tensor) in chosen):
+                    tensor.requires_grad_(not before)
+            yield leaves
+        finally:
+            for tensor, before in asked:
+                tensor.requires_grad_(before)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            name: tensor
+            for name, tensor in self._trained.state_dict(keep_vars=True).items()
+            if isinstance(tensor, Tensor)
+        }

@@ -1,0 +1,76 @@
+"""The gradient in the coefficients from the gradient in the merged weights, streamed like a merge.
+
+With theta = Σ a_i theta_i, dF/da_i = ⟨theta_i, dF/dtheta⟩.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.merging import accumulator, blocks
+
+BLOCK_BYTES = 4 * 2**20  # of all rows together; larger ones leave the cache between the two steps of a block
+
+
+def check_gradients(gradients: Mapping[str, Tensor], specs: Collection[TensorSpec]) -> None:
+    """Compare gradients with the tensors of a trajectory, by name.
+
+    Raises:
+        TrajectoryError: a name that the trajectory lacks, or another shape.
+    """
+    shapes = {spec.name: spec.shape for spec in specs}
+    for name, gradient in gradients.items():
+        if name not in shapes:
+            raise TrajectoryError(f"There is a gradient in {name!r}, which the trajectory lacks: use its own names.")
+        if tuple(gradient.shape) != shapes[name]:
+            raise TrajectoryError(
+                f"The gradient in {name!r} has shape {list(gradient.shape)}; the tensor has {list(shapes[name])}."
+            )
+
+
+def flatten(gradients: Mapping[str, Tensor], segment: Segment) -> Tensor | None:
+    """The gradients of a segment's tensors in the order of its columns, ``[n]`` on the CPU, zero where none is given.
+
+    ``None`` where none of its tensors has one.
+    """
+    if not any(spec.name in gradients for spec in segment.tensors):
+        return None
+    dtype = accumulator(segment.dtype)
+    parts = [
+        gradients[spec.name].detach().to("cpu", dtype).reshape(-1)
+        if spec.name in gradients
+        else torch.zeros(spec.numel, dtype=dtype, device="cpu")
+        for spec in segment.tensors
+    ]
+    return torch.cat(parts)
+
+
+def project_segment(region: Tensor, gradient: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+    """⟨row, gradient⟩ for the rows that ``runs`` name: ``[slots]`` float64, zero for other slots.
+
+    The differences of the rows from one of them are projected, and that one in float64: checkpoints are much closer to
+    each other than to zero, and what they have in common would cost the digits in which they differ.
+
+    Args:
+        region: ``[slots, n]``, mapped.
+        gradient: ``[n]``, of the accumulator's dtype.
+        runs: the rows that hold checkpoints.
+    """
+    dtype = gradient.dtype
+    reference = runs[0][0]
+    projected = torch.zeros(len(region), dtype=torch.float64, device="cpu")
+    common = torch.zeros((), dtype=torch.float64, device="cpu")
+    rows = sum(last - first for first, last in runs)
+    for start, stop in blocks(region.shape[1], rows, dtype.itemsize, at_most=BLOCK_BYTES):
+        part, origin = gradient[start:stop], region[reference, start:stop].to(dtype)
+        common += origin.double() @ part.double()
+        for first, last in runs:
+            projected[first:last] += (region[first:last, start:stop].to(dtype) - origin) @ part
+    for first, last in runs:
+        projected[first:last] += common
+    return projected

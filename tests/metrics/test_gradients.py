@@ -1,0 +1,364 @@
+"""The gradient of FID, KID and their weighted sums in the features, and in the images behind these."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics import FrechetReference, Reference, ReferenceStatistics, Scores, View, extract, kernel
+from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def features(count, dimension, seed, rank=None):
+    """Features with standard deviations from 1 to 0.2 in a random basis, away from the origin."""
+    generator = np.random.default_rng(seed)
+    turn = np.linalg.qr(generator.standard_normal((dimension, dimension)))[0]
+    spread = np.geomspace(1, 0.2, dimension)[:rank]
+    return generator.standard_normal((count, len(spread))) * spread @ turn[: len(spread)] + turn[0]
+
+
+def moments(values):
+    return values.mean(axis=0), np.atleast_2d(np.cov(values, rowvar=False))
+
+
+def differences(function, at, step=1e-5):
+    """The gradient of ``function`` by central differences, entry by entry."""
+    found = np.empty_like(at)
+    for index in np.ndindex(*at.shape):
+        moved = np.zeros_like(at)
+        moved[index] = step
+        found[index] = (function(at + moved) - function(at - moved)) / (2 * step)
+    return found
+
+
+def assert_equal(gradient, expected, relative=1e-5):
+    assert np.linalg.norm(gradient - expected) <= relative * np.linalg.norm(expected)
+
+
+SETS = [
+    (40, 6, 200, None),  # more images than features
+    (7, 6, 200, None),
+    (6, 6, 200, None),  # as many: the samples' covariance is singular
+    (5, 9, 200, None),  # fewer
+    (2, 4, 200, None),
+    (30, 8, 5, None),  # a singular reference, of four dimensions
+    (6, 8, 4, None),
+    (4, 9, 7, None),
+    (30, 8, 100, 3),  # features that are constant in the reference
+    (30, 1, 20, None),
+]
+
+
+@pytest.mark.parametrize(("count", "dimension", "real", "rank"), SETS)
+def test_gradient_of_fid_is_that_of_central_differences(count, dimension, real, rank):
+    reference = FrechetReference(*moments(features(real, dimension, 1, rank)))
+    samples = 0.7 * features(count, dimension, 2) + 0.3
+    distance, gradient = reference.distance_and_gradient(samples)
+    assert distance == pytest.approx(reference.distance_from_features(samples), rel=1e-10)
+    assert gradient.shape == samples.shape
+    assert gradient.dtype == np.float64
+    assert_equal(gradient, differences(reference.distance_from_features, samples))
+
+
+def nuclear_norm_distance(samples, real):
+    """FID through the singular values of the features, of which none is zero: no covariance, no pseudo-inverse.
+
+    The images' mean is taken out by a basis of what is orthogonal to it.
+    """
+    sum_zero = torch.linalg.qr(torch.eye(len(samples), dtype=torch.float64) - 1 / len(samples))[0][:, :-1]
+    x = sum_zero.T @ samples / (len(samples) - 1) ** 0.5
+    y = (real - real.mean(0)) / (len(real) - 1) ** 0.5
+    shift = (samples.mean(0) - real.mean(0)).square().sum()
+    return shift + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 40), st.integers(2, 20), seeds)
+def test_gradient_of_fid_is_that_of_autograd_through_another_formula(count, dimension, seed):
+    samples, real = features(count, dimension, seed) * 0.8, features(dimension + 10, dimension, seed + 1)
+    reference = FrechetReference(*moments(real))
+    leaf = torch.from_numpy(samples).requires_grad_()
+    # of the singular values only as many as there are dimensions are not zero, and autograd wants no others
+    (expected,) = torch.autograd.grad(_without_zeros(leaf, torch.from_numpy(real)), leaf)
+    assert_equal(reference.distance_and_gradient(samples)[1], expected.numpy(), 1e-7)
+
+
+def _without_zeros(samples, real):
+    if len(samples) <= samples.shape[1]:
+        return nuclear_norm_distance(samples, real)
+    y = (real - real.mean(0)) / (len(real) - 1) ** 0.5
+    triangle = torch.linalg.qr(y).R  # yᵀ y is the covariance
+    x = (samples - samples.mean(0)) / (len(samples) - 1) ** 0.5
+    shift = (samples.mean(0) - real.mean(0)).square().sum()
+    values = torch.linalg.eigvalsh(triangle @ x.T @ x @ triangle.T)
+    return shift + x.square().sum() + y.square().sum() - 2 * values.sqrt().sum()
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(2, 30), st.integers(2, 12), seeds)
+def test_gradient_of_fid_turns_with_the_features(count, dimension, seed):
+    samples, real = features(count, dimension, seed), features(50, dimension, seed + 1)
+    turn = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimension, dimension)))[0]
+    gradient = FrechetReference(*moments(real)).distance_and_gradient(samples)[1]
+    turned = FrechetReference(*moments(real @ turn)).distance_and_gradient(samples @ turn)[1]
+    np.testing.assert_allclose(turned, gradient @ turn, atol=1e-7 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_moving_all_images_by_the_same_moves_the_mean_only(count):
+    samples, real, shift = features(count, 8, 0), features(50, 8, 1), np.arange(8.0)
+    reference = FrechetReference(*moments(real))
+    gradient = reference.distance_and_gradient(samples)[1]
+    np.testing.assert_allclose(gradient.sum(axis=0), 2 * (samples.mean(axis=0) - real.mean(axis=0)), atol=1e-9)
+    np.testing.assert_allclose(
+        reference.distance_and_gradient(samples + shift)[1] - gradient,
+        np.tile(2 * shift / count, (count, 1)),
+        atol=1e-9,
+    )
+
+
+def test_gradient_of_fid_vanishes_at_the_reference_itself():
+    real = features(50, 8, 1)
+    distance, gradient = FrechetReference(*moments(real)).distance_and_gradient(real)
+    assert distance < 1e-12
+    assert np.abs(gradient).max() < 1e-12
+
+
+@pytest.mark.parametrize("count", [4, 20])
+def test_images_that_are_all_alike_have_the_gradient_of_their_mean(count):
+    mean, cov = moments(features(50, 8, 1))
+    samples = np.tile((mean + 1).astype(np.float32), (count, 1))
+    gradient = FrechetReference(mean, cov).distance_and_gradient(samples)[1]
+    np.testing.assert_allclose(gradient, np.full((count, 8), 2 / count), atol=1e-6)
+
+
+def test_rounding_to_float32_leaves_the_gradient_of_many_dead_features():
+    """Rectified features, most of them constant: eigenvalues that are zero up to rounding on both sides."""
+    samples, real = (
+        np.maximum(features(count, 200, seed), 0) * (np.arange(200) < 60) for count, seed in ((80, 1), (90, 2))
+    )
+    exact = FrechetReference(*moments(real)).distance_and_gradient(samples)[1]
+    rounded = [values.astype(np.float32) for values in (samples, real)]
+    gradient = FrechetReference(*moments(rounded[1].astype(np.float64))).distance_and_gradient(rounded[0])[1]
+    assert_equal(gradient, exact, 1e-3)
+    assert np.abs(gradient[:, 60:]).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((5, 4)), "4 features, but the reference has 3"),
+        (np.zeros((1, 3)), "at least 2 images"),
+        (np.full((5, 3), np.nan), "NaN or infinity"),
+    ],
+)
+def test_features_without_a_distance_have_no_gradient(values, message):
+    with pytest.raises(MetricError, match=message):
+        FrechetReference(np.zeros(3), np.eye(3)).distance_and_gradient(values)
+
+
+@pytest.fixture(params=["all", "subsets"])
+def subset_sizes(request, monkeypatch):
+    monkeypatch.setattr(kernel, "SUBSETS", 4)
+    if request.param == "subsets":
+        monkeypatch.setattr(kernel, "SUBSET_SIZE", 7)
+
+
+@pytest.mark.parametrize("real", [12, 15])
+def test_gradient_of_kid_is_that_of_central_differences(subset_sizes, real):
+    samples, others = features(12, 5, 0), torch.from_numpy(features(real, 5, 1))
+
+    def value(at):
+        return kernel_distance(torch.from_numpy(at), others, seed=3)
+
+    distance, gradient = kernel_distance_and_gradient(torch.from_numpy(samples), others, seed=3)
+    assert distance == value(samples)
+    assert_equal(gradient.numpy(), differences(value, samples))
+
+
+def test_gradient_of_kid_is_that_of_autograd_through_torch_metrics_formula():
+    samples, real = (torch.from_numpy(features(9, 5, seed)) for seed in (0, 1))
+    leaf = samples.clone().requires_grad_()
+    both = torch.cat([leaf, real])
+    kernels = (both @ both.T / 5 + 1) ** 3
+    pairs = ~torch.eye(9, dtype=torch.bool)
+    mmd = kernels[:9, :9][pairs].mean() + kernels[9:, 9:][pairs].mean() - 2 * kernels[:9, 9:].mean()
+    (expected,) = torch.autograd.grad(mmd, leaf)
+    distance, gradient = kernel_distance_and_gradient(samples, real, seed=0)
+    assert distance == pytest.approx(mmd.item(), rel=1e-12)
+    assert_equal(gradient.numpy(), expected.numpy(), 1e-12)
+
+
+def test_gradient_of_kid_in_float32_is_that_of_float64():
+    samples, real = features(300, 64, 0), features(200, 64, 1)
+    exact, rounded = (
+        kernel_distance_and_gradient(torch.from_numpy(samples).to(dtype), torch.from_numpy(real).to(dtype), seed=0)[1]
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert_equal(rounded.numpy(), exact.numpy(), 1e-4)
+
+
+class Smooth:
+    """A differentiable extractor of 1 × 3 × 3 images, without parameters that ask for a gradient."""
+
+    def __init__(self, dimension, seed, dtype=torch.float64):
+        generator = torch.Generator().manual_seed(seed)
+        self.name, self.dimension, self.seen = f"smooth-{dimension}", dimension, 0
+        self.weights = torch.randn(9, dimension, generator=generator, dtype=torch.float64).to(dtype)
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return torch.tanh(images.flatten(1).to(self.weights) @ self.weights)
+
+    def features_and_logits(self, images):
+        answered = self(images)
+        return answered, answered[:, :3] * 5
+
+
+def images(count, seed=0):
+    return torch.rand(count, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def view(extractor):
+    values = extractor(images(60, seed=9)).double().numpy()
+    return View(extractor, Reference(ReferenceStatistics(*moments(values)), "real", values.astype(np.float32), (3, 3)))
+
+
+def scores(loss, dtype=torch.float64, **settings):
+    views = {"inception": view(Smooth(5, 0, dtype)), "clip": view(Smooth(30, 1, dtype))}
+    return Scores(views, loss=loss, **settings)
+
+
+def loss_of(made, batch):
+    accumulator = made.accumulator(len(batch))
+    accumulator.add(batch)
+    return accumulator.result()[0]
+
+
+LOSSES = ["fid", "fid@clip", "kid", {"fid": 2, "kid@clip": 30}, {"fid": 0.3, "kid": 7, "fid@clip": 1, "kid@clip": 2}]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss):
+    made, batch = scores(loss), images(20)
+    accumulator = made.accumulator(20)
+    accumulator.add(batch)
+    gradient = made.image_gradient(batch, accumulator.loss_gradients())
+    for seed in range(3):
+        step = 1e-4 * images(20, seed=100 + seed)
+        slope = (loss_of(made, batch + step) - loss_of(made, batch - step)) / 2
+        assert float((gradient * step).sum()) == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_one_pass_with_a_graph_and_two_passes_in_batches_give_one_gradient(loss):
+    made, batch = scores(loss), images(20).requires_grad_()
+    whole, parts = made.accumulator(20), made.accumulator(20)
+    kept = whole.add_with_graph(batch)
+    gradients = whole.loss_gradients()
+    torch.autograd.backward([kept[name] for name in gradients], list(gradients.values()))
+    for part in batch.split(6):
+        parts.add(part)
+    gradients = parts.loss_gradients()
+    sampled_again = []
+    for first in range(0, 20, 6):
+        rows = slice(first, first + 6)
+        part = batch.detach()[rows]
+        sampled_again.append(made.image_gradient(part, {name: rows_of[rows] for name, rows_of in gradients.items()}))
+    torch.testing.assert_close(torch.cat(sampled_again), batch.grad, rtol=1e-9, atol=1e-12)
+    assert whole.result()[1] == pytest.approx(parts.result()[1], rel=1e-10)
+    assert whole.result()[0] == pytest.approx(loss_of(made, batch.detach()), rel=1e-10)
+
+
+def test_value_and_gradient_share_one_decomposition(monkeypatch):
+    made, calls = scores({"fid": 1, "fid@clip": 1}), []
+    loss_of(made, images(20))  # the factor of the reference is computed once, and not in every evaluation
+    for name in ("eigh", "eigvalsh", "cholesky"):
+        plain = getattr(np.linalg, name)
+        monkeypatch.setattr(
+            np.linalg, name, lambda matrix, plain=plain, name=name: calls.append((name, len(matrix))) or plain(matrix)
+        )
+    accumulator = made.accumulator(20)
+    accumulator.add(images(20))
+    accumulator.loss_gradients()
+    accumulator.loss_gradients()
+    accumulator.result()
+    assert calls == [("eigh", 5), ("eigh", 20)]  # of the smaller of features and images
+
+
+def test_metrics_beside_the_loss_need_no_gradient_and_no_pass_with_a_graph():
+    made = scores("fid", metrics=["precision", "is", "fid@clip"])
+    accumulator = made.accumulator(20)
+    kept = accumulator.add_with_graph(images(20).requires_grad_())
+    assert list(kept) == list(accumulator.loss_gradients()) == ["inception"]
+    assert kept["inception"].requires_grad
+    plain = made.accumulator(20)
+    plain.add(images(20))
+    assert accumulator.result()[1] == pytest.approx(plain.result()[1], rel=1e-10)
+    assert made.why_no_gradient() is None
+
+
+def test_an_extractor_of_the_loss_sees_an_image_once_in_one_pass():
+    made = scores("fid")
+    before = made.extractor.seen
+    made.accumulator(20).add_with_graph(images(20).requires_grad_())
+    assert made.extractor.seen - before == 20
+
+
+@pytest.mark.parametrize(
+    ("dtype", "full"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
+)
+def test_gradients_have_the_type_of_the_features_and_full_precision(dtype, full):
+    made = scores("fid@clip", dtype)
+    accumulator = made.accumulator(20)
+    kept = accumulator.add_with_graph(images(20).float().requires_grad_())
+    gradients = accumulator.loss_gradients()
+    assert kept["clip"].dtype == gradients["clip"].dtype == full
+    gradient = made.image_gradient(images(20).float(), gradients)
+    assert gradient.dtype == torch.float32
+    assert not gradient.requires_grad
+
+
+@pytest.mark.parametrize("formula", ["precision", "recall", "is"])
+def test_a_loss_without_a_gradient_names_its_metric(formula):
+    made = scores({"fid": 1, f"{formula}@clip": 1})
+    assert f"{formula}@clip in the loss has no gradient" in made.why_no_gradient()
+    accumulator = made.accumulator(20)
+    accumulator.add(images(20))
+    with pytest.raises(
+        MetricError, match=f"{formula}@clip in the loss has no gradient, only fid and kid have one; take"
+    ):
+        accumulator.loss_gradients()
+
+
+def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs():
+    class Keeps(Smooth):
+        kept = None
+
+        def __call__(self, images):
+            if self.kept is None:
+                self.kept = torch.ones(9, dtype=torch.float64) / 2
+            return super().__call__(images * self.kept.reshape(3, 3))
+
+    extractor = Keeps(5, 0)
+    seen = view(Smooth(5, 0)).reference
+    extract(extractor, images(3))
+    for first in (extractor, Keeps(5, 0)):
+        made = Scores({"inception": View(first, seen)})
+        accumulator = made.accumulator(20)
+        accumulator.add(images(20))
+        assert made.image_gradient(images(20), accumulator.loss_gradients()).abs().sum() > 0
+
+
+def test_missing_and_additional_images_are_named():
+    accumulator = scores("fid").accumulator(20)
+    accumulator.add_with_graph(images(15).requires_grad_())
+    with pytest.raises(MetricError, match="15 images were added and 20 announced"):
+        accumulator.loss_gradients()
+    with pytest.raises(MetricError, match="more than the 20 images"):
+        accumulator.add_with_graph(images(6).requires_grad_())

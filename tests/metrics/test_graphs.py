@@ -1,0 +1,182 @@
+"""Graphs from features back to images: own extractors that cut them, parts, and rounding that they lead through."""
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._network import rgb_levels, to_bytes, to_levels
+from lcsc_opt.metrics.digits import train_digits_network
+from lcsc_opt.metrics.graphs import features_with_graph, image_gradient
+
+
+class Network:
+    """An extractor of one's own, of 1 × 2 × 2 images; ``cut`` is what its author wrote."""
+
+    name, dimension = "own", 3
+
+    def __init__(self, cut=lambda images: images):
+        self.layer = nn.Linear(4, 3, dtype=torch.float64).requires_grad_(False)
+        self.cut = cut
+
+    def __call__(self, images):
+        return torch.tanh(self.layer(self.cut(images).flatten(1).to(self.layer.weight)))
+
+
+class InParts(Network):
+    images_with_graph = 4
+
+
+def images(count=10):
+    return torch.rand(count, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def rows(count=10):
+    return torch.randn(count, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", [Network, InParts])
+@pytest.mark.parametrize("leaf", [True, False])
+def test_features_are_those_without_a_graph_and_lead_back(kind, leaf):
+    extractor, given = kind(), images().requires_grad_()
+    batch = given if leaf else given * 1
+    features = features_with_graph(extractor, batch)
+    assert torch.equal(features, torch.cat([extractor(part) for part in batch.detach().split(4)]))
+    (gradient,) = torch.autograd.grad(features, given, rows())
+    weights = extractor.layer.weight
+    expected = ((1 - features.detach() ** 2) * rows()) @ weights
+    torch.testing.assert_close(gradient.flatten(1), expected)
+    torch.testing.assert_close(image_gradient(extractor, images(), rows()), gradient)
+
+
+def test_graphs_are_made_even_where_gradients_are_switched_off():
+    with torch.no_grad():
+        assert features_with_graph(Network(), images().requires_grad_()).requires_grad
+        assert image_gradient(InParts(), images(), rows()).shape == images().shape
+
+
+CUTS = {
+    "detach": lambda images: images.detach(),
+    "bytes": lambda images: to_bytes(images),
+    "numpy": lambda images: torch.from_numpy(images.detach().numpy()),
+    "rounding to integers": lambda images: (images * 127).long(),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("weights_ask", [False, True])
+@pytest.mark.parametrize("leaf", [True, False])
+def test_an_own_extractor_that_cuts_the_graph_is_named(cut, weights_ask, leaf):
+    extractor, batch = Network(cut), images().requires_grad_()
+    extractor.layer.requires_grad_(weights_ask)  # then its features require a gradient, and still have none
+    with pytest.raises(
+        MetricError, match=r"extractor own: its features have no graph back to the images.*without no_grad"
+    ):
+        features_with_graph(extractor, batch if leaf else batch * 1)
+
+
+def test_an_own_extractor_that_switches_gradients_off_is_named():
+    extractor = Network()
+    extractor.layer.forward = torch.no_grad()(extractor.layer.forward)
+    with pytest.raises(MetricError, match="have no graph back"):
+        image_gradient(extractor, images(), rows())
+
+
+def test_an_own_extractor_that_refuses_images_is_named():
+    with pytest.raises(MetricError, match=r"extractor own: refuses images \[2, 3, 2, 2\]"):
+        features_with_graph(Network(), torch.zeros(2, 3, 2, 2, requires_grad=True))
+
+
+def test_images_without_a_graph_are_refused():
+    with pytest.raises(MetricError, match="images: have no graph; sample them while gradients are enabled"):
+        features_with_graph(Network(), images())
+
+
+def test_an_own_network_whose_weights_ask_for_gradients_keeps_none():
+    extractor = Network()
+    extractor.layer.requires_grad_(True)
+    image_gradient(extractor, images(), rows())
+    assert extractor.layer.weight.grad is None
+
+
+class Wide(Network):
+    """Its graph is a hundred times larger than images and features."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Sequential(nn.Linear(4, 1000), nn.Tanh(), nn.Linear(1000, 3)).double().requires_grad_(False)
+        self.layer.weight = self.layer[0].weight
+
+
+class WideInParts(Wide):
+    images_with_graph = 4
+
+
+class Held:
+    """A tensor that a graph holds, for as long as it does."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+def most_held(function):
+    """The most bytes that graphs held at once while ``function`` ran, and after it."""
+    alive, most = weakref.WeakSet(), [0]
+
+    def pack(tensor):
+        held = Held(tensor)
+        alive.add(held)
+        most[0] = max(most[0], sum(one.tensor.nbytes for one in alive))
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+        kept = function()
+    del kept
+    return most[0]
+
+
+def test_parts_hold_no_graph_until_the_gradient_comes_back():
+    whole, parts = (
+        most_held(lambda kind=kind: features_with_graph(kind(), images(40).requires_grad_()))
+        for kind in (Wide, WideInParts)
+    )
+    assert whole > 40 * 1000 * 8
+    assert parts < whole / 50
+
+
+def test_the_gradient_in_images_holds_the_graph_of_one_part():
+    few, many, whole = (
+        most_held(lambda kind=kind, count=count: image_gradient(kind(), images(count), rows(count)))
+        for kind, count in ((WideInParts, 4), (WideInParts, 40), (Wide, 40))
+    )
+    assert few == many < whole / 4  # weights are held, too
+
+
+def test_levels_are_the_bytes_and_let_the_gradient_through():
+    values = torch.cat([torch.linspace(-1.5, 1.5, 4001), torch.tensor([-1.0, 1.0, -3.0, 3.0])]).requires_grad_()
+    levels = to_levels(values)
+    assert torch.equal(levels.detach(), to_bytes(values.detach()).float())
+    assert torch.equal(to_levels(values.detach()), levels.detach())
+    (gradient,) = torch.autograd.grad(levels.sum(), values)
+    inside = values.detach().abs() <= 1
+    assert torch.equal(gradient, 127.5 * inside)
+    assert inside[-4:].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_grey_images_of_every_type_become_rgb_levels_with_a_graph(dtype):
+    grey = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    levels = rgb_levels(grey, torch.device("cpu"))
+    assert torch.equal(levels.detach().to(torch.uint8), to_bytes(grey.detach().float()).repeat(1, 3, 1, 1))
+    (gradient,) = torch.autograd.grad(levels.sum(), grey)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, torch.full_like(grey, 3 * 127.5))
+
+
+def test_the_digits_network_has_a_gradient_in_float64(tmp_path):
+    extractor = train_digits_network(seed=0, cache=tmp_path, dimension=8, epochs=1)
+    extractor._network.double()
+    batch = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.autograd.gradcheck(lambda at: features_with_graph(extractor, at), batch.requires_grad_())

@@ -1,0 +1,407 @@
+"""Samplers with a graph, against central finite differences in float64, and what they keep until the backward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from unet_examples import unet
+
+from lcsc_opt.records import SEARCH
+from lcsc_opt.sampling import (
+    SCHEDULERS,
+    ClassLabels,
+    ConsistencyFunction,
+    ConsistencySampler,
+    DifferentiableSampler,
+    DiffusersSampler,
+    EdmDenoiser,
+    FunctionSampler,
+    Guidance,
+    HeunSampler,
+    HeunSchedule,
+    ImageNoise,
+    LatentDecoder,
+    NetworkSettings,
+    PreparedNetwork,
+    build_scheduler,
+)
+from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed_calls
+
+SHAPE = (1, 4, 4)
+CPU = NetworkSettings("cpu")
+IMAGES = 3
+
+
+class Smooth(nn.Module):
+    """A network whose images stay inside [-1, 1], called as every sampler calls one."""
+
+    def __init__(self, width: int = 4, *, seed: int = 0) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
+        self.classes = nn.Embedding(3, width)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(0, 0.3 / math.sqrt(width), generator=generator)
+
+    def forward(self, x: Tensor, times: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        scale = (1 + times.to(x.dtype).abs()).rsqrt()[:, None, None, None]
+        hidden = self.first(x * scale + scale)
+        if class_labels is not None:
+            rows = (
+                class_labels.to(x.dtype) @ self.classes.weight if class_labels.ndim == 2 else self.classes(class_labels)
+            )
+            hidden = hidden + rows[:, :, None, None]
+        return 0.7 * torch.tanh(self.last(torch.tanh(hidden)))
+
+
+def consistency(network: nn.Module, *sigmas: float, settings: NetworkSettings = CPU) -> ConsistencySampler:
+    function = ConsistencyFunction(network)
+    return ConsistencySampler(function, image_shape=SHAPE, sigmas=sigmas, noise=ImageNoise(0), settings=settings)
+
+
+def diffusers(network: nn.Module, name: Any, steps: int = 4, *, guided: bool = False, **options: Any) -> Any:
+    config = {"prediction_type": "v_prediction" if name == "euler-ancestral" else "sample"}
+    noise = ImageNoise(0)
+    labels = {"labels": ClassLabels(2, "balanced", noise=noise), "guidance": Guidance(1.5, 2)} if guided else {}
+    scheduler = build_scheduler(name, {} if name == "consistency" else config)
+    return DiffusersSampler(
+        network, scheduler, steps=steps, image_shape=SHAPE, noise=noise, **{"settings": CPU, **labels, **options}
+    )
+
+
+def heun(network: nn.Module, steps: int = 3, **options: Any) -> HeunSampler:
+    schedule = HeunSchedule(steps=steps, sigma_max=3.0, s_churn=0.5)
+    denoiser = EdmDenoiser(network, label_dim=3, **options)
+    labels = ClassLabels(3, "balanced", noise=ImageNoise(0))
+    return HeunSampler(denoiser, schedule=schedule, image_shape=SHAPE, noise=ImageNoise(0), labels=labels, settings=CPU)
+
+
+def two_steps(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+    """A user's own sampler."""
+    first = model(noise, torch.ones(len(noise)))
+    return model(first + 0.1 * draw(1), torch.zeros(len(noise)))
+
+
+def function(network: nn.Module, nfe: int = 2) -> FunctionSampler:
+    return FunctionSampler(network, two_steps, image_shape=SHAPE, nfe=nfe, noise=ImageNoise(0), settings=CPU)
+
+
+BUILD: dict[str, Callable[[nn.Module], Any]] = {
+    "consistency in one step": lambda network: consistency(network, 10.0),
+    "consistency in three steps": lambda network: consistency(network, 10.0, 2.0, 0.5),
+    "DDIM": lambda network: diffusers(network, "ddim"),
+    "DDIM with guidance": lambda network: diffusers(network, "ddim", guided=True),
+    "DDIM with noise": lambda network: diffusers(network, "ddim", step_options={"eta": 0.7}),
+    "DPM-Solver++": lambda network: diffusers(network, "dpm-solver++", 5),
+    "DPM-Solver++ with guidance": lambda network: diffusers(network, "dpm-solver++", 5, guided=True),
+    "Heun": heun,
+    "Heun with autoguidance": lambda network: heun(network, guide=Smooth(seed=9).double(), guidance=1.4),
+    "a function": function,
+}
+
+
+def objective(sampler: Any) -> Tensor:
+    """A smooth function of the images."""
+    images = sampler.sample(SEARCH, 0, IMAGES)
+    weights = torch.linspace(-1, 1, images.numel(), dtype=images.dtype).view_as(images)
+    return (weights * images + images.square()).sum()
+
+
+def gradient(sampler: DifferentiableSampler, names: Any) -> dict[str, Tensor]:
+    with sampler.weights.differentiable(names) as leaves:
+        found = torch.autograd.grad(objective(sampler), tuple(leaves.values()), allow_unused=True)
+    return {name: part for name, part in zip(leaves, found, strict=True) if part is not None}
+
+
+def along(sampler: Any, weights: Mapping[str, Tensor], direction: Mapping[str, Tensor], step: float) -> float:
+    sampler.load({name: tensor + step * direction[name] for name, tensor in weights.items()})
+    with torch.no_grad():
+        return float(objective(sampler))
+
+
+def check_directions(sampler: Any, network: nn.Module, *, step: float, tolerance: float) -> None:
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = gradient(sampler, set(weights))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        direction = {
+            n: torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t) for n, t in weights.items()
+        }
+        ahead, behind = (along(sampler, weights, direction, sign * step) for sign in (1, -1))
+        slope = sum(float((part * direction[name]).sum()) for name, part in found.items())
+        assert slope == pytest.approx((ahead - behind) / (2 * step), rel=tolerance)
+        assert abs(slope) > 1e-3  # there is something to compare
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers' DPM-Solver++ rounds to float32 in every step, which differences would see."""
+    from diffusers.schedulers import scheduling_dpmsolver_multistep as module
+
+    wide = SimpleNamespace(**{**vars(torch), "float32": torch.float64})
+    monkeypatch.setattr(module, "torch", wide)
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("name", BUILD)
+def test_the_gradient_is_the_finite_difference(name: str) -> None:
+    network = Smooth().double()
+    sampler = BUILD[name](network)
+    assert isinstance(sampler, DifferentiableSampler)
+    check_directions(sampler, network, step=1e-6, tolerance=2e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_keeps_the_graph(name: str) -> None:
+    network = Smooth()
+    check_directions(diffusers(network, name), network, step=3e-3, tolerance=0.02)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_images_are_the_same_with_a_graph(name: str) -> None:
+    sampler = BUILD[name](Smooth().double() if "auto" in name else Smooth())
+    with torch.no_grad():
+        expected = sampler.sample(SEARCH, 0, 5)
+    with sampler.weights.differentiable({"first.weight"}):
+        images = sampler.sample(SEARCH, 0, 5)
+    assert images.requires_grad
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_nothing_is_left_behind(name: str) -> None:
+    network = Smooth().double()
+    network.last.requires_grad_(requires_grad=False)
+    sampler = BUILD[name](network)
+    before = {n: p.requires_grad for n, p in network.named_parameters()}
+    state = {n: p.clone() for n, p in network.state_dict().items()}
+    first = gradient(sampler, set(state))
+    assert {"first.weight", "last.weight"} <= first.keys()
+    assert {n: p.requires_grad for n, p in network.named_parameters()} == before
+    assert all(p.grad is None for p in network.parameters())
+    assert "forward" not in vars(network)
+    assert all(torch.equal(p, state[n]) for n, p in network.state_dict().items())
+    assert not any(held.requires_grad for held in tensors_of(getattr(sampler, "scheduler", None)))
+    second = gradient(sampler, set(state))
+    assert all(torch.equal(part, second[n]) for n, part in first.items())
+
+
+def tensors_of(held: Any) -> list[Tensor]:
+    values = vars(held).values() if held is not None else []
+    flat = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    return [item for item in flat if isinstance(item, Tensor)]
+
+
+def saved_bytes(sampler: Any) -> int:
+    """What is kept until the backward pass, beside the weights; what a recomputed call saves comes to other hooks."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not tensor.is_leaf:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        sampler.weights.differentiable({"first.weight", "last.weight"}),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        total = sampler.sample(SEARCH, 0, IMAGES).sum()
+        del total
+    return sum(seen.values())
+
+
+WIDE = 256
+IMAGE_BYTES = IMAGES * 16 * 4
+MORE_STEPS: dict[str, tuple[Callable[[nn.Module], Any], Callable[[nn.Module], Any], int]] = {
+    "consistency": (lambda n: consistency(n, 9.0, 8.0), lambda n: consistency(n, *range(9, 1, -1)), 6),
+    "DDIM": (lambda n: diffusers(n, "ddim", 2), lambda n: diffusers(n, "ddim", 8), 6),
+    "DPM-Solver++": (lambda n: diffusers(n, "dpm-solver++", 2), lambda n: diffusers(n, "dpm-solver++", 8), 6),
+    "Heun": (lambda n: heun(n, 2), lambda n: heun(n, 8), 12),
+}
+
+
+@pytest.mark.parametrize("name", MORE_STEPS)
+def test_a_further_step_keeps_images_and_no_activations(name: str) -> None:
+    few, many, calls = MORE_STEPS[name]
+    grown = saved_bytes(many(Smooth(WIDE))) - saved_bytes(few(Smooth(WIDE)))
+    one_call = saved_bytes(consistency(Smooth(WIDE), 9.0))
+    assert one_call > WIDE * IMAGE_BYTES  # activations of every channel
+    assert grown < 12 * calls * IMAGE_BYTES
+
+
+def count_calls(network: nn.Module) -> list[int]:
+    calls = [0]
+    forward = network.forward
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        calls[0] += 1
+        return forward(*arguments, **keywords)
+
+    network.forward = counting  # type: ignore[method-assign]
+    return calls
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_calls_are_counted_as_they_are_made(name: str) -> None:
+    network = Smooth().double()
+    sampler = BUILD[name](network)
+    calls = count_calls(network)
+    with torch.no_grad():
+        sampler.sample(SEARCH, 0, 1)
+    plain = calls[0]
+    gradient(sampler, {"first.weight"})
+    of_a_call = sampler.nfe / plain  # guidance takes two in one
+    assert (calls[0] - 2 * plain) * of_a_call == sampler.recomputed
+
+
+def test_a_batch_in_one_call_is_not_computed_again() -> None:
+    assert consistency(Smooth(), 9.0).recomputed == 0
+    assert function(Smooth(), nfe=1).recomputed == 0
+
+
+def test_what_was_kept_in_inference_mode_serves_a_graph() -> None:
+    labels = ClassLabels(3, "random", noise=ImageNoise(0))
+    for sampler in (diffusers(Smooth(), "ddpm", labels=labels), consistency(Smooth(), 9.0, 2.0), function(Smooth())):
+        with torch.inference_mode():
+            sampler.sample(SEARCH, 0, IMAGES)
+        assert gradient(sampler, {"first.weight", "classes.weight"})["first.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [({"dtype": "bf16"}, 0.05), ({"dtype": "fp16"}, 0.01), ({"channels_last": True}, 1e-5)],
+)
+def test_other_arithmetic_has_the_same_gradient(settings: Any, tolerance: float) -> None:
+    exact, other = (
+        gradient(consistency(Smooth(16), 9.0, 2.0, settings=NetworkSettings("cpu", **chosen)), {"first.weight"})
+        for chosen in ({}, settings)
+    )
+    difference = other["first.weight"] - exact["first.weight"]
+    assert other["first.weight"].dtype == torch.float32
+    assert 0 <= float(difference.norm() / exact["first.weight"].norm()) < tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # and this one, too
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_has_the_same_gradient() -> None:
+    exact, compiled = (
+        gradient(consistency(Smooth(), 9.0, 2.0, settings=NetworkSettings("cpu", compile=chosen)), {"first.weight"})
+        for chosen in (False, True)
+    )
+    torch.testing.assert_close(compiled, exact, rtol=1e-4, atol=1e-6)
+
+
+def test_a_unet_of_diffusers_has_the_directional_derivative() -> None:
+    network = unet()
+    sampler = DiffusersSampler(
+        network,
+        build_scheduler("ddim", {"prediction_type": "sample"}),
+        steps=3,
+        image_shape=(1, 8, 8),
+        noise=ImageNoise(0),
+        settings=CPU,
+    )
+    found = gradient(sampler, network.state_dict().keys())
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert found.keys() == weights.keys()
+    norm = math.sqrt(sum(float(part.square().sum()) for part in found.values()))
+    direction = {name: part / norm for name, part in found.items()}
+    ahead, behind = (along(sampler, weights, direction, sign * 1e-3) for sign in (1, -1))
+    assert (ahead - behind) / 2e-3 == pytest.approx(norm, rel=2e-3)
+
+
+def test_a_float64_network_gets_and_gives_float64() -> None:
+    network = PreparedNetwork(Smooth().double(), CPU)
+    assert network.dtype == torch.float64
+    assert network(torch.zeros(2, *SHAPE, dtype=torch.float64), torch.ones(2)).dtype == torch.float64
+    assert PreparedNetwork(Smooth(), CPU).dtype == torch.float32
+
+
+class Autoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(1, 3, 2, stride=2)
+        nn.init.uniform_(self.up.weight, generator=torch.Generator().manual_seed(0))
+
+    def decode(self, latents: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=torch.tanh(self.up(latents)))
+
+
+def test_the_gradient_goes_through_a_decoder_that_has_none_itself() -> None:
+    network = Smooth().double()
+    decoder = LatentDecoder(Autoencoder(), mean=[0.1], scale=[1.5], batch_size=2).double()
+    sampler = diffusers(network, "ddim", decoder=decoder)
+    check_directions(sampler, network, step=1e-6, tolerance=2e-6)
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in decoder.parameters())
+
+
+class Entries(nn.Module):
+    """Two names of one tensor, a buffer, an integer, and something that is not in the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.same = self.weight
+        self.register_buffer("shift", torch.ones(2))
+        self.register_buffer("count", torch.tensor(1))
+        self.register_buffer("hidden", torch.ones(2), persistent=False)
+
+
+def test_leaves_are_the_named_floating_point_entries_each_once() -> None:
+    module, rest = Entries(), nn.Linear(1, 1)
+    with ModuleWeights(module, rest).differentiable({"weight", "same", "shift", "count"}) as leaves:
+        assert list(leaves) == ["same", "shift"]  # the last name of a tensor, as loading leaves that one's value in it
+        assert leaves["same"] is module.weight
+        assert all(leaf.requires_grad for leaf in leaves.values())
+        assert not any(parameter.requires_grad for parameter in rest.parameters())
+    assert not module.shift.requires_grad
+    assert all(parameter.requires_grad for parameter in rest.parameters())
+    with ModuleWeights(module).differentiable({"shift"}) as leaves:
+        assert list(leaves) == ["shift"]
+        assert not module.weight.requires_grad
+
+
+def test_flags_are_put_back_after_an_error() -> None:
+    module = Entries().requires_grad_(requires_grad=False)
+    opened = ModuleWeights(module).differentiable({"weight"})
+    with opened, contextlib.suppress(RuntimeError):
+        assert module.weight.requires_grad
+        raise RuntimeError("of the sampler")
+    assert not module.weight.requires_grad
+
+
+def test_merged_statistics_of_a_batch_normalization_have_no_gradient() -> None:
+    weights = ModuleWeights(nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)))
+    reason = weights.why_no_gradient({"0.weight", "1.running_var"})
+    assert reason == "torch has no gradient in a batch normalization's 1.running_var, which is merged, too"
+    assert weights.why_no_gradient({"0.weight", "1.weight", "1.num_batches_tracked"}) is None
+    assert ModuleWeights(nn.BatchNorm2d(1)).why_no_gradient({"running_mean"}) is not None
+
+
+def test_an_entry_that_only_the_state_dict_has_has_no_gradient() -> None:
+    module = nn.Linear(2, 2)
+    module.register_state_dict_post_hook(lambda own, state, prefix, _: state.update(doubled=2 * own.weight))
+    assert ModuleWeights(module).why_no_gradient({"weight"}) is None
+    reason = ModuleWeights(module).why_no_gradient({"weight", "doubled"})
+    assert reason == "the network makes doubled only when its state dict is read"
+
+
+def test_a_forward_of_ones_own_comes_back() -> None:
+    module = Smooth()
+    own = module.forward
+    module.forward = own  # type: ignore[method-assign]
+    with recomputed_calls(module):
+        assert module.forward is not own
+    assert vars(module)["forward"] is own
