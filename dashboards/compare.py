@@ -77,7 +77,8 @@ def build(storage: RDBStorage) -> dash.Dash:
         data = comparison(studies, axis)
         figure = comparison_figure(data, log_x="x" in scale, log_y="y" in scale, theme=theme)
         rows = [_row(row, axis) for row in ranked]
-        columns = _columns(data.metric, axis, target) if ctx.triggered_id != "tick" else no_update
+        second = next((row.second_metric for row in ranked if row.second_metric is not None), None)
+        columns = _columns(data.metric, axis, target, second) if ctx.triggered_id != "tick" else no_update
         shown = ("", headline(ranked, data.metric), figure, columns, rows, _studies(studies))
         return (*shown, parts.rhythm(studies), now)
 
@@ -147,13 +148,14 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
         **found,
         "colour": style(row.optimizer).colour,
         "held_out_text": parts.number(found["held_out"], found["held_out_sd"]),
+        "second_text": parts.number(found["second"], found["second_sd"]),
         "searched_text": parts.number(found["searched"], found["searched_sd"]),
         "below_ema_text": "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %",
         "difference_text": "–" if row.difference is None else f"{row.difference.mean:+.3g}{interval}",
     }
 
 
-def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any]]:
+def _columns(metric: str, axis: str, target: float | None, second: str | None) -> list[dict[str, Any]]:
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
     costs = [_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*")]
     if target is not None:
@@ -164,6 +166,7 @@ def _columns(metric: str, axis: str, target: float | None) -> list[dict[str, Any
         {"field": "verdict", "headerName": "Verdict", "minWidth": 205},
         _quantity("below_ema_percent", "Against EMA*", text="below_ema_text"),
         {**_quantity("difference", "Difference from the best"), "minWidth": 190},
+        *([] if second is None else [_quantity("second", f"Held-out {second}")]),
         *costs,
         _quantity("searched", f"Searched {metric}"),
         {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 80},

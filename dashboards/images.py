@@ -120,7 +120,7 @@ def _headline(study: StudyHistory) -> str:
         return f"{study.study} has no complete trial yet"
     if study.held_out is not None and study.held_out.loss is not None:
         return f"{study.study}, trial {study.chosen}: held-out {study.metric} {study.held_out.loss:.4g}"
-    return f"{study.study}, trial {study.chosen}: searched {study.metric} {study.searched or 0:.4g}"
+    return f"{study.study}, trial {study.chosen}: searched {study.metric} {parts.number(study.searched)}"
 
 
 def _links(study: StudyHistory) -> list[Any]:

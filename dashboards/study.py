@@ -90,7 +90,11 @@ def headline(study: StudyHistory, state: Progress) -> str:
     """What is known of a study, in one line."""
     best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
     if study.held_out is not None and study.held_out.loss is not None:
-        best = f"{study.metric} {study.held_out.loss:.4g} held out, {study.searched or 0:.4g} searched"
+        best = f"{study.metric} {study.held_out.loss:.4g} held out, {parts.number(study.searched)} searched"
+        if (second := study.held_out.second) is not None:
+            best += f"; {second.metric} {second.value:.4g}"
+        if study.held_out.warning is not None:
+            best += f". Warning: {study.held_out.warning}"
     left = "" if state.seconds_left is None else f", {parts.duration(state.seconds_left)} left"
     return f"{study.study} is {state.state}{left}: {best}"
 

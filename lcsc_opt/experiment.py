@@ -177,7 +177,7 @@ def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
 
 def _outcome(study: StoredStudy) -> str:
     summary = summarize(study)
-    searched = "no complete trial" if summary.searched is None else f"best {summary.searched:.4g}"
+    searched = "no result on the search's noise" if summary.searched is None else f"best {summary.searched:.4g}"
     held_out = "" if summary.held_out is None else f", held-out {summary.held_out:.4g}"
     return f"{searched}{held_out} after {summary.evaluations} evaluations"
 

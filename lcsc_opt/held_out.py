@@ -3,19 +3,25 @@
 A search on one group of noise overfits it a little, and the best of several values flatters itself. So the ``top``
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out*
 noise, which decided nothing: on one group of it, or on several, whose spread says how far the number can be trusted.
+
+Where the objective has a second feature space, EMA* (else the EMA that searches start from) is measured on the
+same noise, and a warning says where the loss gained over it and the second metric did not.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
+from lcsc_opt.analysis.compared import compared_trials
 from lcsc_opt.analysis.comparison import BASELINES, best_ema, is_ours, split_name, summarize
+from lcsc_opt.analysis.second import second_of, warning_of
 from lcsc_opt.coefficients import default_origin
 from lcsc_opt.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.evaluation import Failure, evaluate_safely
@@ -30,6 +36,7 @@ DEFAULT_TOP = 5
 EMA = "EMA*"
 LAST = "last checkpoint"
 DEFAULT_EMA = "default EMA"
+MEASURED = "baselines"  # the attribute of a study that keeps what was measured of them
 
 Report = dict[str, Any]
 
@@ -73,10 +80,9 @@ class HeldOutPlan:
 
 
 def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    """The ``top`` complete trials of lowest loss with different coefficients, the best first."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    """The ``top`` trials of lowest loss with different coefficients, the best first, of those whose losses compare."""
     distinct: dict[tuple[float, ...], FrozenTrial] = {}
-    for trial in sorted(complete, key=lambda trial: (trial.value, trial.number)):
+    for trial in sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number)):
         distinct.setdefault(tuple(trial.user_attrs["coefficients"]), trial)
     return list(distinct.values())[:top]
 
@@ -94,31 +100,47 @@ def score_held_out(study: StoredStudy, objective: Objective, plan: HeldOutPlan) 
     Returns:
         What the study's ``held_out`` attribute then is: ``trial``, ``loss``, ``metrics``, ``images``, ``groups`` (each
         with its ``seed``, ``loss`` and ``metrics``), ``chosen_from``; of several groups ``loss`` and ``metrics`` are
-        means, and ``loss_std`` and ``metrics_std`` their sample standard deviations. With baselines, ``baselines``:
-        name → ``loss``, ``metrics``, … and where it is from.
+        means, and ``loss_std`` and ``metrics_std`` their sample standard deviations. ``baselines``, where some were
+        measured: name → ``loss``, ``metrics``, … and where it is from. ``second``, where the objective has a second
+        metric: see :class:`lcsc_opt.analysis.second.Second`; ``warning`` where it did not gain with the loss.
 
     Raises:
-        StudyStoreError: when no trial is complete.
+        StudyStoreError: when no trial is complete, or none of them on the search's noise.
         SearchFailedError: when one of them cannot be evaluated.
     """
     trials = best_trials(study.trials(), plan.top)
     if not trials:
-        raise StudyStoreError(f"{study.name}: no complete trial to evaluate; run it first")
-    baselines = _baselines(study, objective) if plan.baselines else []
+        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; run it first")
+    second = objective.second_metric
+    baselines = _baselines(study, objective, plan, second)
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
         scored: list[tuple[float, FrozenTrial]] = []
         for trial in trials:
             scored.append((_selection_loss(study, objective, trial, plan.images), trial))
             advance()
         chosen = min(scored, key=lambda pair: (pair[0], pair[1].number))[1]
-        reported = _held_out(study, objective, chosen, plan, advance)
+        reported = _held_out(study, objective, chosen, plan, second, advance)
         report = {"trial": chosen.number, **reported, "chosen_from": [trial.number for trial in trials]}
-        study.set_attribute("held_out", report)
         if baselines:
-            measured = {baseline.name: _measure_baseline(objective, baseline, plan, advance) for baseline in baselines}
+            measure = functools.partial(_measure_baseline, study, objective, plan=plan, second=second, advance=advance)
+            measured = {baseline.name: measure(baseline) for baseline in baselines}
             report["baselines"] = {name: result for name, result in measured.items() if result is not None}
-            study.set_attribute("held_out", report)
+    if second is not None:
+        _add_second(study, report, second)
+    study.set_attribute("held_out", report)
     return report
+
+
+def _add_second(study: StoredStudy, report: Report, metric: str) -> None:
+    """What the second metric says of the answer, beside the baseline that was measured for it."""
+    against = next((name for name in (EMA, DEFAULT_EMA) if name in report.get("baselines", {})), None)
+    second = second_of(report, metric, against)
+    if second is None:
+        return
+    report["second"] = dataclasses.asdict(second)
+    if (warning := warning_of(report, second)) is not None:
+        report["warning"] = warning
+        notice(f"{study.name}: {warning}")
 
 
 def _selection_loss(study: StoredStudy, objective: Objective, trial: FrozenTrial, images: int) -> float:
@@ -133,10 +155,15 @@ def _selection_loss(study: StoredStudy, objective: Objective, trial: FrozenTrial
 
 
 def _held_out(
-    study: StoredStudy, objective: Objective, trial: FrozenTrial, plan: HeldOutPlan, advance: Callable[..., None]
+    study: StoredStudy,
+    objective: Objective,
+    trial: FrozenTrial,
+    plan: HeldOutPlan,
+    second: str | None,
+    advance: Callable[..., None],
 ) -> Report:
     """Every group of a trial; each is written as soon as it is known."""
-    groups = _known_groups(trial.user_attrs.get("held_out"), plan.images)
+    groups = _known_groups(trial.user_attrs.get("held_out"), plan.images, second)
     for noise in plan.noises:
         if noise.seed not in groups:
             where = f"{study.name}: trial {trial.number}"
@@ -146,12 +173,16 @@ def _held_out(
     return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
 
 
-def _known_groups(stored: Any, images: int) -> dict[int, Report]:
-    """Seed → what was measured already with so many images. Before there were groups, seed 0 was the only one."""
+def _known_groups(stored: Any, images: int, second: str | None) -> dict[int, Report]:
+    """Seed → what was measured already with so many images, the second metric, where there is one, among it.
+
+    Before there were groups, seed 0 was the only one.
+    """
     if not stored or stored["images"] != images:
         return {}
     listed = stored.get("groups") or [{"seed": HELD_OUT.seed, "loss": stored["loss"], "metrics": stored["metrics"]}]
-    return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in listed}
+    known = [group for group in listed if second is None or second in group["metrics"]]
+    return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
 
 
 def _evaluate(objective: Objective, coefficients: Coefficients, noise: Noise, images: int, where: str) -> Evaluation:
@@ -197,11 +228,28 @@ class _Baseline:
     stored: Any = None
 
 
-def _baselines(study: StoredStudy, objective: Objective) -> list[_Baseline]:
-    """EMA* of the same experiment; where there is no EMA grid, the last checkpoint and a default EMA."""
+def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, second: str | None) -> list[_Baseline]:
+    """EMA* of the same experiment; where there is no EMA grid, a default EMA, and the last checkpoint if asked for.
+
+    None where nobody asked for baselines and there is no second metric to set beside one.
+    """
     experiment, optimizer, _ = split_name(study.name)
-    if BASELINES.get(optimizer) == EMA:
+    if BASELINES.get(optimizer) == EMA or not (plan.baselines or second):
         return []
+    if (ema := _ema_star(study, experiment)) is not None:
+        return [ema]
+    default = _Baseline(DEFAULT_EMA, default_origin(objective.steps), {})
+    if not plan.baselines:
+        return [default]
+    notice(
+        f"{experiment} has no EMAGrid study of the same objective, so EMA* is not known: the last checkpoint and one "
+        "EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
+    )
+    return [_Baseline(LAST, np.eye(len(objective.steps))[-1], {}), default]
+
+
+def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
+    """The best of the EMA grids of an experiment that have this study's objective; what they measured with it."""
     fingerprint = (study.attributes.get("fingerprint") or {}).get("objective")
     names = [name for name in study_names(study.storage) if is_ours(name) and split_name(name)[0] == experiment]
     opened = {name: StoredStudy.open(study.storage, name) for name in names}
@@ -212,30 +260,48 @@ def _baselines(study: StoredStudy, objective: Objective) -> list[_Baseline]:
         and (other.attributes.get("fingerprint") or {}).get("objective") == fingerprint
     ]
     ema = best_ema(grids)
-    if ema is not None and ema.best_coefficients is not None:
-        [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.best_trial]
-        origin = {"study": ema.study, "trial": trial.number}
-        return [_Baseline(EMA, ema.best_coefficients, origin, trial.user_attrs.get("held_out"))]
-    notice(
-        f"{experiment} has no EMAGrid study of the same objective, so EMA* is not known: the last checkpoint and one "
-        "EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
-    )
-    last = np.eye(len(objective.steps))[-1]
-    return [_Baseline(LAST, last, {}), _Baseline(DEFAULT_EMA, default_origin(objective.steps), {})]
+    if ema is None or ema.best_coefficients is None:
+        return None
+    [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.best_trial]
+    origin = {"study": ema.study, "trial": trial.number}
+    return _Baseline(EMA, ema.best_coefficients, origin, trial.user_attrs.get("held_out"))
 
 
 def _measure_baseline(
-    objective: Objective, baseline: _Baseline, plan: HeldOutPlan, advance: Callable[..., None]
+    study: StoredStudy,
+    objective: Objective,
+    baseline: _Baseline,
+    *,
+    plan: HeldOutPlan,
+    second: str | None,
+    advance: Callable[..., None],
 ) -> Report | None:
-    """On the same noise as the answer; ``None``, and a line about it, where it cannot be evaluated."""
-    groups = _known_groups(baseline.stored, plan.images)
+    """On the same noise as the answer; ``None``, and a line about it, where it cannot be evaluated.
+
+    What this study has measured of it before is kept with the study, also where it was interrupted.
+    """
+    sources = (_kept(study, baseline), baseline.stored)
+    groups = {seed: group for known in sources for seed, group in _known_groups(known, plan.images, second).items()}
     try:
         for noise in plan.noises:
             if noise.seed not in groups:
                 evaluation = _evaluate(objective, baseline.coefficients, noise, plan.images, baseline.name)
                 groups[noise.seed] = _numbers(evaluation)
+                _keep(study, baseline, _summary(groups, plan.images))
             advance()
     except SearchFailedError as error:
         notice(f"{error}; it is left out")
         return None
     return {**baseline.origin, **_summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)}
+
+
+def _kept(study: StoredStudy, baseline: _Baseline) -> Report | None:
+    """What this study has measured of the baseline, if it was the same model then."""
+    stored: Report | None = (study.attributes.get(MEASURED) or {}).get(baseline.name)
+    same = stored is not None and stored["coefficients"] == baseline.coefficients.tolist()
+    return stored if same else None
+
+
+def _keep(study: StoredStudy, baseline: _Baseline, measured: Report) -> None:
+    known = {baseline.name: {**baseline.origin, **measured, "coefficients": baseline.coefficients.tolist()}}
+    study.set_attribute(MEASURED, {**(study.attributes.get(MEASURED) or {}), **known})

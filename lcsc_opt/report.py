@@ -162,12 +162,16 @@ def _comparison(studies: Sequence[StudyHistory], ranked: Sequence[Ranked]) -> It
 def _ranking_table(ranked: Sequence[Ranked]) -> str:
     header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
     costs = ("images to EMA*", "evaluations to EMA*")
+    second = [row.second_metric for row in ranked if row.second_metric is not None][:1]
     rows = []
     for row in ranked:
         reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in ("images", "evaluations")]
         cells = [row.label, row.seeds, _spread(row.held_out), _spread(row.searched), _percent(row.below_ema)]
-        rows.append([*cells, _difference(row), row.verdict, *reach])
-    return _table((*header, *costs), rows, best=0 if ranked and ranked[0].verdict == "best" else None)
+        beside = [_spread(row.second)] * len(second)
+        rows.append([*cells, *beside, _difference(row), row.verdict, *reach])
+    return _table(
+        (*header[:5], *second, *header[5:], *costs), rows, best=0 if ranked and ranked[0].verdict == "best" else None
+    )
 
 
 def _studies(reader: HistoryReader, studies: Sequence[StudyHistory]) -> Iterator[str]:
@@ -227,7 +231,18 @@ def _state(study: StudyHistory) -> str:
     done = f"{progress.done:,}" + ("" if progress.total is None else f" of {progress.total:,}")
     rate = "" if progress.per_hour is None else f", {progress.per_hour:,.0f} an hour"
     failed = f", {progress.failed} trials failed" if progress.failed else ""
-    return f"<p>{_text(progress.state)}: {done} {_text(progress.unit)}{rate}{failed}.</p>"
+    return f"<p>{_text(progress.state)}: {done} {_text(progress.unit)}{rate}{failed}.</p>{_second(study)}"
+
+
+def _second(study: StudyHistory) -> str:
+    """What the answer's second metric says, where it was measured."""
+    held_out = study.held_out
+    if held_out is None or held_out.second is None:
+        return ""
+    gains = held_out.second.text
+    line = f"Held-out {held_out.second.metric} {_number(held_out.second.value)}" + (f"; {gains}" if gains else "")
+    warning = "" if held_out.warning is None else f"<p><strong>Warning: {_text(held_out.warning)}.</strong></p>"
+    return f"<p>{_text(line)}.</p>{warning}"
 
 
 def _figure(figure: go.Figure) -> str:

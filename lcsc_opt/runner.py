@@ -238,7 +238,7 @@ class Search:
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
-            compared = request.images is None and request.noise == SEARCH
+            compared = request.images in (None, self._images_per_evaluation) and request.noise == SEARCH
             if compared and (self.best is None or loss < self.best[0]):
                 self.best = (loss, number)
             return loss

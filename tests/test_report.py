@@ -94,6 +94,18 @@ def test_a_report_shows_the_winner_every_study_and_their_figures(experiment: RDB
     assert templates["light"]["layout"]["paper_bgcolor"] != templates["dark"]["layout"]["paper_bgcolor"]
 
 
+def test_a_report_has_the_second_metric_and_its_warning(storage: RDBStorage, tmp_path: Path) -> None:
+    second = {"metric": HOSTILE, "value": 7.25, "against": "EMA*", "gain": 0.5, "second_gain": -0.1}
+    report = {"trial": 1, "loss": 2.5, "second": second, "warning": "the loss is 50.0% below EMA*'s"}
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
+    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
+    shown = " ".join(" ".join(page.texts).split())
+    assert f"Held-out {HOSTILE} 7.25; gain over EMA*: loss +50.0 %, {HOSTILE} -10.0 %." in shown
+    assert "Warning: the loss is 50.0% below EMA*'s." in shown
+    header = shown[shown.index("against EMA*") :]
+    assert header.startswith(f"against EMA* {HOSTILE} difference")
+
+
 def test_markup_in_names_is_inert(storage: RDBStorage, tmp_path: Path) -> None:
     name = f"digits/{HOSTILE.replace('/', '')}/0"
     study = write_study(storage, name, [4.0, None, 2.0])

@@ -13,6 +13,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.analysis.history import Floats, StudyHistory, ema_beside, relative
 from lcsc_opt.analysis.names import BASELINES, is_ours, label, split_name
 from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.analysis.second import Second
 from lcsc_opt.coefficients import effective_count, sum_abs
 from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.study_store import StoredStudy
@@ -27,6 +28,7 @@ __all__ = [
     "different_samples",
     "is_ours",
     "over_seeds",
+    "second_metric",
     "split_name",
     "summaries",
     "summaries_of",
@@ -54,8 +56,10 @@ class StudySummary:
         best_coefficients: ``[K]`` of the chosen trial, else of the best one.
         best_trial: its number.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
-        curve: ``[n, 4]`` evaluations, images, seconds, best loss so far, a row for each complete trial, in the order
-            in which the optimizer was told of them.
+        curve: ``[n, 4]`` evaluations, images, seconds, best loss so far, a row for each trial whose loss compares, in
+            the order in which the optimizer was told of them. All trials count among what was spent.
+        second: the answer in features that the loss does not look at, where it was measured.
+        warning: one line where the loss gained over its baseline and the second metric did not.
     """
 
     study: str
@@ -76,6 +80,8 @@ class StudySummary:
     curve: Floats
     sample: tuple[int | None, tuple[int, ...]] | None = None
     ema_beside: float | None = None
+    second: Second | None = None
+    warning: str | None = None
 
     @property
     def label(self) -> str:
@@ -95,7 +101,8 @@ class StudySummary:
             "images",
             "seconds",
         )
-        return {name: getattr(self, name) for name in names}
+        row = {name: getattr(self, name) for name in names}
+        return {**row, "second": None if self.second is None else dataclasses.asdict(self.second)}
 
 
 def summarize(study: StoredStudy) -> StudySummary:
@@ -146,11 +153,13 @@ def _summary(reader: HistoryReader, study: StudyHistory) -> StudySummary:
         curve=curve,
         sample=None if study.held_out is None else study.held_out.sample,
         ema_beside=ema_beside(study.held_out, None),
+        second=None if study.held_out is None else study.held_out.second,
+        warning=None if study.held_out is None else study.held_out.warning,
     )
 
 
 def _curve(study: StudyHistory) -> Floats:
-    trials = study.finished
+    trials = study.compared
     counts = np.arange(1, len(trials) + 1, dtype=np.float64)
     best = np.fmin.accumulate(trials["loss"])  # which leaves NaN out
     columns = (counts, np.cumsum(trials["images"]), np.cumsum(trials["seconds"]), best)
@@ -171,7 +180,8 @@ def _or_infinite(value: float | None) -> float:
 class OptimizerSummary:
     """One optimizer over its seeds; a spread is the sample standard deviation, ``None`` for a single seed.
 
-    ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it.
+    ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``second`` is the
+    metric in features that the loss does not look at.
     """
 
     optimizer: str
@@ -183,6 +193,7 @@ class OptimizerSummary:
     images: float
     seconds: float
     below_ema: float | None
+    second: tuple[float, float | None] | None = None
 
 
 def over_seeds(studies: Sequence[StudySummary]) -> list[OptimizerSummary]:
@@ -231,7 +242,14 @@ def _over_seeds(group: Sequence[StudySummary], ema: StudySummary | None) -> Opti
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
         below_ema=None if held_out is None or ema_mean is None else relative(held_out[0], ema_mean[0]),
+        second=_mean_and_spread([None if study.second is None else study.second.value for study in group]),
     )
+
+
+def second_metric(studies: Sequence[StudySummary]) -> str | None:
+    """What the second metric of an experiment is called; ``None`` where none was measured."""
+    names = {study.second.metric for study in studies if study.second is not None}
+    return min(names) if len(names) == 1 else "second metric" if names else None
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:

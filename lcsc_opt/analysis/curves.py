@@ -143,12 +143,12 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
 
 
 def best_so_far(study: StudyHistory, axis: str) -> Steps:
-    """Where a study's best loss fell, by what was spent until then.
+    """Where a study's best loss fell, by what was spent until then, on trials whose losses do not compare, too.
 
     Raises:
         StudyStoreError: when there is no such axis.
     """
-    trials = study.finished
+    trials = study.compared
     positions = spent(trials, axis)
     if axis == "seconds":  # the only axis on which results of several workers are not in the order of tells
         order = np.argsort(positions, kind="stable")

@@ -23,7 +23,7 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     assert first.held_out is not None
     mean, deviation = first.held_out
     spread = "" if deviation is None else f" ± {deviation:.2g}"
-    line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{_against_ema(first)}"
+    line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{_against_ema(first)}{_doubt(first)}"
     close = [row.label for row in known[1:] if row.verdict == ALIKE]
     if close:
         return f"{line}; {_listed(close)} not distinguishable over {first.seeds} seeds"
@@ -48,6 +48,14 @@ def _against_ema(row: Ranked) -> str:
     if not row.below_ema or row.label == "EMA*":
         return ""
     return f", {abs(100 * row.below_ema):.0f} % {'below' if row.below_ema < 0 else 'above'} EMA*"
+
+
+def _doubt(row: Ranked) -> str:
+    """That the gain may be in the loss's own features only."""
+    if not row.doubtful:
+        return ""
+    where = "" if row.seeds == 1 else f" in {row.doubtful} of {row.seeds} seeds"
+    return f" (but {row.second_metric or 'the second metric'} gained nothing{where}: compare the images)"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import TrialState
 
+from lcsc_opt.analysis.compared import compared
 from lcsc_opt.analysis.names import label
+from lcsc_opt.analysis.second import Second
 from lcsc_opt.lease import Holder
 
 Floats = npt.NDArray[np.float64]
@@ -25,6 +27,7 @@ TRIAL = np.dtype(
         ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
+        ("other_noise", np.bool_),
         ("started", np.float64),
         ("ended", np.float64),
         ("loss", np.float64),
@@ -32,7 +35,8 @@ TRIAL = np.dtype(
     ]
 )
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
-where unknown; ``loss`` is NaN unless the trial is complete; what it cost is zero where it is not known.
+where unknown; ``loss`` is NaN unless the trial is complete; ``other_noise`` is whether it was evaluated on other noise
+than the search's; what it cost is zero where it is not known.
 ``tell_index`` is its place among the results that the optimizer was told, the number where nothing else is stored."""
 
 
@@ -47,6 +51,8 @@ class HeldOut:
         groups: the loss on each group of noise.
         baselines: name → loss on the same noise.
         seeds: of the groups of noise.
+        second: the answer in features that the loss does not look at, where it was measured.
+        warning: one line where the loss is below its baseline and the second metric is not.
     """
 
     trial: int | None
@@ -55,6 +61,8 @@ class HeldOut:
     groups: tuple[float, ...] = ()
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
+    second: Second | None = None
+    warning: str | None = None
 
     @property
     def sample(self) -> tuple[int | None, tuple[int, ...]]:
@@ -69,7 +77,16 @@ class HeldOut:
         groups = tuple(float(group["loss"]) for group in stored.get("groups") or ())
         baselines = {name: float(known["loss"]) for name, known in (stored.get("baselines") or {}).items()}
         seeds = tuple(int(group["seed"]) for group in stored.get("groups") or ()) or (0,)
-        return cls(stored.get("trial"), stored.get("loss"), stored.get("images"), groups, baselines, seeds)
+        return cls(
+            trial=stored.get("trial"),
+            loss=stored.get("loss"),
+            images=stored.get("images"),
+            groups=groups,
+            baselines=baselines,
+            seeds=seeds,
+            second=Second.parse(stored.get("second")),
+            warning=stored.get("warning"),
+        )
 
 
 def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
@@ -162,20 +179,27 @@ class StudyHistory:
         return np.asarray(done[np.lexsort((done["number"], done["tell_index"], ~done["inherited"]))])
 
     @property
+    def compared(self) -> Trials:
+        """:attr:`finished`, in which the losses that do not compare with others are NaN (:func:`compared`)."""
+        return compared_only(self.finished)
+
+    @property
     def failed(self) -> Trials:
         """Trials that failed, by number."""
         return np.asarray(self.trials[self.trials["state"] == TrialState.FAIL.value])
 
     @property
     def best(self) -> int | None:
-        """The number of the trial with the lowest loss, the earlier one of equals."""
-        known = self.trials[~np.isnan(self.trials["loss"])]
+        """The number of the trial with the lowest loss of those that compare, the earlier one of equals."""
+        known = compared_only(self.trials)
+        known = known[~np.isnan(known["loss"])]
         return int(known["number"][known["loss"].argmin()]) if len(known) else None
 
     @property
     def searched(self) -> float | None:
-        """The lowest loss of the search."""
-        return None if self.best is None else float(np.nanmin(self.trials["loss"]))
+        """The lowest loss of the search, of those that compare."""
+        best = self.best
+        return None if best is None else float(self.trials["loss"][self.trials["number"] == best][0])
 
     @property
     def chosen(self) -> int | None:
@@ -183,6 +207,17 @@ class StudyHistory:
         wanted = None if self.held_out is None else self.held_out.trial
         known = self.trials["number"][~np.isnan(self.trials["loss"])]
         return wanted if wanted is not None and wanted in known else self.best
+
+
+def compared_only(trials: Trials) -> Trials:
+    """A copy in which the losses that do not compare with others are NaN.
+
+    Args:
+        trials: at least all finished ones of a study.
+    """
+    kept = trials.copy()
+    kept["loss"][~compared(trials["loss"], trials["images"], trials["other_noise"])] = np.nan
+    return kept
 
 
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:

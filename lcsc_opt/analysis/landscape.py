@@ -278,8 +278,9 @@ def _on_grid(axis: Floats, positions: Floats, losses: Floats) -> Floats:
 
 
 def _candidates(reader: HistoryReader, geometry: _Geometry, study: StudyHistory) -> Candidates:
-    complete = study.finished[~np.isnan(study.finished["loss"])]
-    improved = improvements(complete["loss"])
+    is_complete = ~np.isnan(study.finished["loss"])
+    complete = study.finished[is_complete]
+    improved = improvements(study.compared["loss"][is_complete])
     shown = _chosen(len(complete), improved, np.flatnonzero(complete["number"] == study.chosen))
     trials = complete[shown]
     coefficients = reader.coefficients(study, trials["number"].tolist())

@@ -38,6 +38,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "best_coefficients": None if best is None else describe_coefficients(best, summary.steps),
         "coefficients": None if best is None else best.tolist(),
         "held_out_report": attributes.get("held_out"),
+        "warning": summary.warning,
         "failed": summary.failures,
         "failure_reasons": failure_reasons(read[0]),
         "seconds_per_trial": seconds_per_trial(read[0]),

@@ -118,7 +118,7 @@ class Movement:
 
 def improved_trials(study: StudyHistory) -> list[int]:
     """The numbers of the trials that were better than all before them, in the order of tells."""
-    finished = study.finished
+    finished = study.compared
     return [int(number) for number in finished["number"][improvements(finished["loss"])]]
 
 
@@ -169,7 +169,7 @@ class Shape:
 
 def shape_of(reader: HistoryReader, study: StudyHistory) -> Shape:
     """From the two numbers that are stored beside coefficients; of inherited trials, which have none, from those."""
-    finished = study.finished
+    finished = study.compared
     place = improvements(finished["loss"])
     numbers = finished["number"][place].tolist()
     stored = reader.parameters(study, numbers)

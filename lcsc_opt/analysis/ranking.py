@@ -67,6 +67,9 @@ class Ranked:
         to_value: axis → what it cost to reach the value that was asked for.
         difference: from the best optimizer; ``None`` for that one, and without held-out losses.
         verdict: in words.
+        second: the held-out metric in features that the loss does not look at, of the seeds that have one.
+        second_metric: its name.
+        doubtful: seeds whose loss gained over the baseline while the second metric did not.
     """
 
     optimizer: str
@@ -79,6 +82,9 @@ class Ranked:
     to_value: Mapping[str, Reach]
     difference: Difference | None
     verdict: str
+    second: Spread | None = None
+    second_metric: str | None = None
+    doubtful: int = 0
 
     @property
     def label(self) -> str:
@@ -88,13 +94,18 @@ class Ranked:
     def as_row(self, axis: str = "images") -> dict[str, Any]:
         """Numbers and texts only, for a table that sorts and for CSV; costs along one axis."""
         ema, value = self.to_ema.get(axis), self.to_value.get(axis)
-        searched, held_out = (spread or (None, None) for spread in (self.searched, self.held_out))
+        shown = (self.searched, self.held_out, self.second)
+        searched, held_out, second = (spread or (None, None) for spread in shown)
         return {
             "optimizer": self.label,
             "seeds": self.seeds,
             "unfinished": self.seeds - self.finished,
             "held_out": held_out[0],
             "held_out_sd": held_out[1],
+            "second": second[0],
+            "second_sd": second[1],
+            "second_metric": self.second_metric,
+            "doubtful": self.doubtful,
             "searched": searched[0],
             "searched_sd": searched[1],
             "below_ema_percent": None if self.below_ema is None else 100 * self.below_ema,
@@ -136,6 +147,7 @@ def _ranked(
 ) -> Ranked:
     losses = held_out_losses(group)
     held_out = spread(list(losses.values()))
+    other = [s.held_out.second for s in group if s.held_out is not None and s.held_out.second is not None]
     compared = None
     if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
         compared = difference(losses, held_out_losses(best))
@@ -150,6 +162,9 @@ def _ranked(
         to_value={} if value is None else cost_to_reach(group, value),
         difference=compared,
         verdict="best" if group is best else verdict(compared, measured=bool(losses)),
+        second=spread([found.value for found in other]),
+        second_metric=other[0].metric if other else None,
+        doubtful=sum(study.held_out is not None and study.held_out.warning is not None for study in group),
     )
 
 

@@ -24,6 +24,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
+from lcsc_opt.analysis.compared import is_other_noise
 from lcsc_opt.analysis.history import COSTS, TRIAL, Floats, HeldOut, StudyHistory, Trials, is_finished
 from lcsc_opt.analysis.names import is_ours, is_search, split_name
 from lcsc_opt.database import in_database
@@ -206,15 +207,16 @@ def _empty(name: str, study_id: int) -> StudyHistory:
 
 
 def _select_trials(*conditions: Any) -> sa.Select[Any]:
-    """Study, trial, number, state, start, end, value, cost and attempts, all that a result's transaction commits."""
-    cost, attempts = ATTRIBUTES.alias("cost"), ATTRIBUTES.alias("attempts")
+    """Study, trial, number, state, start, end, value, the candidate's noise, cost and attempts, as far as committed."""
+    attributes = [ATTRIBUTES.alias(key) for key in ("noise", "cost", "attempts")]
     joined: Any = TRIALS.outerjoin(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
-    for attribute in (cost, attempts):
+    for attribute in attributes:
         joined = joined.outerjoin(
             attribute, (attribute.c.trial_id == TRIALS.c.trial_id) & (attribute.c.key == attribute.name)
         )
     own = [TRIALS.c[name] for name in ("study_id", "trial_id", "number", "state", "datetime_start")]
-    columns = (*own, TRIALS.c.datetime_complete, VALUES.c.value, cost.c.value_json, attempts.c.value_json)
+    found = [attribute.c.value_json for attribute in attributes]
+    columns = (*own, TRIALS.c.datetime_complete, VALUES.c.value, *found)
     return sa.select(*columns).select_from(joined).where(*conditions)
 
 
@@ -326,12 +328,13 @@ def _merge(before: Trials, fresh: Trials) -> Trials:
 
 def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
     found = np.zeros(len(rows), dtype=TRIAL)
-    _, ids, numbers, states, started, ended, values, costs, _ = zip(*rows, strict=True)
+    _, ids, numbers, states, started, ended, values, noises, costs, _ = zip(*rows, strict=True)
     found["trial_id"], found["number"] = ids, numbers
     found["tell_index"] = [
         extras.get(key, {}).get("tell_index", number) for key, number in zip(ids, numbers, strict=True)
     ]
     found["inherited"] = ["inherited" in extras.get(key, {}) for key in ids]
+    found["other_noise"] = [is_other_noise(_parse(text, None)) if text else False for text in noises]
     found["state"] = [state.value for state in states]
     found["started"], found["ended"] = _seconds(started), _seconds(ended)
     loss = np.array([np.nan if value is None else value for value in values], dtype=np.float64)

@@ -38,31 +38,37 @@ def compare(
     output: Output = Format.table,
 ) -> None:
     """Compare the optimizers of an experiment: a table over seeds, and a figure where one is asked for."""
-    from lcsc_opt.analysis.comparison import different_samples, over_seeds, summaries
+    from lcsc_opt.analysis.comparison import different_samples, over_seeds, second_metric, summaries
 
     opened = open_storage(storage_url(storage), write=False)
     studies = summaries(opened, experiment)
     if output is Format.json:
         print_json([study.as_row() for study in studies])
     else:
-        _print_comparison(experiment, over_seeds(studies))
+        _print_comparison(experiment, over_seeds(studies), second_metric(studies))
     unfinished = [study.study for study in studies if study.state != "finished"]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
     if (warning := different_samples(studies)) is not None:
         say(warning)
+    for study in studies:
+        if study.warning is not None:
+            say(f"{study.study}: {study.warning}")
     if plot is not None:
         _draw(opened, experiment, axis, plot)
 
 
-def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary]) -> None:
-    columns = ("seeds", "searched", "held-out", "against EMA*", "evaluations", "images", "seconds")
+def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], second: str | None) -> None:
+    """The second metric, held out too, has a column where it was measured."""
+    other = [] if second is None else [second]
+    columns = ("seeds", "searched", "held-out", "against EMA*", *other, "evaluations", "images", "seconds")
     shown = table("optimizer", *columns, title=experiment)
     for row in rows:
         losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
         relative = "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
+        beside = [number(*(row.second or (None, None)))] * len(other)
         costs = [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
-        shown.add_row(row.label, str(row.seeds), *losses, relative, *costs)
+        shown.add_row(row.label, str(row.seeds), *losses, relative, *beside, *costs)
     console().print(shown)
 
 
@@ -108,6 +114,7 @@ def evaluate(
     output: Output = Format.table,
 ) -> None:
     """Choose among the best trials on noise the search never saw; report that one, and EMA*, on yet other noise."""
+    from lcsc_opt.analysis.second import Second
     from lcsc_opt.experiment import Experiment
     from lcsc_opt.held_out import HeldOutPlan
     from lcsc_opt.plan import stored_plan
@@ -123,6 +130,8 @@ def evaluate(
         return
     _print_choice(stored, report)
     _print_held_out(stored, report)
+    if (second := Second.parse(report.get("second"))) is not None and second.text is not None:
+        console().print(second.text)
 
 
 def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pydantic
 
 import lcsc_opt
+from lcsc_opt.analysis.compared import compared_trials
 from lcsc_opt.environment import environment
 from lcsc_opt.errors import CheckpointError, ObjectiveError, StudyMismatchError, StudyStoreError
 from lcsc_opt.objective import Objective
@@ -156,12 +157,12 @@ def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Co
         StudyStoreError: when there is no such complete trial.
     """
     complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
-    if not complete:
-        raise StudyStoreError(f"{study.name}: no complete trial yet; run it first")
+    best = min(compared_trials(list(complete.values())), key=lambda trial: (trial.value, trial.number), default=None)
+    if best is None:
+        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise yet; run it first")
     if number is None:
         held_out = study.attributes.get("held_out") or {}
-        best = min(complete.values(), key=lambda trial: (trial.value, trial.number)).number
-        number = int(held_out.get("trial", best))
+        number = int(held_out.get("trial", best.number))
     if number not in complete:
         raise StudyStoreError(f"{study.name}: trial {number} is not complete")
     trial = complete[number]

@@ -95,6 +95,19 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     assert first["to_ema_text"] == "3"
 
 
+def test_the_second_metric_is_a_column_where_it_was_measured(site: Site, url: str) -> None:
+    assert "second" not in [column["field"] for column in draw(site)["ranking"]["columnDefs"]]
+    for seed, value in enumerate((2.0, 2.5, 3.0)):
+        second = {"metric": "fid@second", "value": value}
+        warning = {"warning": "the loss is below"} if seed else {}
+        found = {"loss": 1.0 + seed / 10, "second": second, **warning}
+        write_study(url, f"digits/LCSC/{seed}", []).set_attribute("held_out", found)
+    shown = draw(site)
+    assert "Held-out fid@second" in [column["headerName"] for column in shown["ranking"]["columnDefs"]]
+    assert [row["second_text"] for row in shown["ranking"]["rowData"]] == ["2.5 ± 0.5", "–"]
+    assert "(but fid@second gained nothing in 2 of 3 seeds: compare the images)" in shown["headline"]["children"]
+
+
 def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:
     shown = draw(site, target=1.1, axis="images")["ranking"]
     assert [row["to_value_text"] for row in shown["rowData"]] == ["20 (not reached 1 of 3)", "not reached 3 of 3"]

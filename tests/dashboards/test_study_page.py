@@ -51,6 +51,30 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
     assert shown["tick"]["interval"] == parts.IDLE_MS
 
 
+def test_the_second_feature_space_and_its_warning_are_said(url: str) -> None:
+    study = write_study(url, "digits/LCSC/0", [4.0, 2.0])
+    second = {"metric": "fid@second", "value": 7.25, "against": "EMA*", "gain": 0.5, "second_gain": -0.1}
+    study.set_attribute("held_out", {"loss": 2.5, "second": second})
+    said = draw(Site(url), "digits/LCSC/0")["headline"]["children"]
+    assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched; fid@second 7.25"
+    study.set_attribute("held_out", {"loss": 2.5, "second": second, "warning": "the loss <i>is</i> below"})
+    said = draw(Site(url), "digits/LCSC/0")["headline"]["children"]
+    assert said.endswith("; fid@second 7.25. Warning: the loss <i>is</i> below"), "a text, which a browser escapes"
+
+
+def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:
+    import numpy as np
+
+    from lcsc_opt.records import Candidate, Cost, Evaluation, Noise
+
+    study = write_study(url, "digits/LCSCGradient/0", [], ended=False)
+    key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0]), images=4, noise=Noise("gradient", 1)))
+    study.finish(key, Evaluation(0.5, {"fid": 0.5}, Cost(images=4)), tell_index=0)
+    shown = draw(Site(url), "digits/LCSCGradient/0")
+    assert shown["headline"]["children"] == "digits/LCSCGradient/0 is interrupted: no result yet"
+    assert "1 of 9" in json.dumps(shown["progress"])
+
+
 def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> None:
     import numpy as np
 
