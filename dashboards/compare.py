@@ -13,7 +13,7 @@ from dash import Input, Output, State, ctx, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.curves import AXES, comparison
+from lcsc_opt.analysis.curves import AXES, comparison, default_axis
 from lcsc_opt.analysis.headline import headline
 from lcsc_opt.analysis.history import StudyHistory
 from lcsc_opt.analysis.look import empty_figure, style
@@ -46,7 +46,8 @@ def build(storage: RDBStorage) -> dash.Dash:
         known = reader.experiments()
         asked = parts.asked_for(search)
         experiment = asked.get("experiment") or (known[-1] if known else None)
-        axis = asked["axis"] if asked.get("axis") in AXES else "evaluations"
+        studies = reader.read(experiment) if experiment in known else ()
+        axis = asked["axis"] if asked.get("axis") in AXES else default_axis(studies)
         scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
         return experiment, axis, scale, _number(asked.get("target")), known
 

@@ -20,7 +20,7 @@ import lcsc_opt
 from lcsc_opt.analysis.artifacts import artifact_directory, stored_images
 from lcsc_opt.analysis.comparison import summaries_of
 from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.curves import AXES, comparison
+from lcsc_opt.analysis.curves import AXES, comparison, default_axis
 from lcsc_opt.analysis.headline import headline
 from lcsc_opt.analysis.history import StudyHistory
 from lcsc_opt.analysis.landscape import LandscapeReader
@@ -153,10 +153,11 @@ def _comparison(studies: Sequence[StudyHistory], ranked: Sequence[Ranked]) -> It
         f"held-out loss, with a {CONFIDENCE:.0%} bootstrap interval over seeds. The cost is that of being as good as "
         "EMA* on the search's noise, the median over seeds.</p>"
     )
-    for i, axis in enumerate(AXES):
+    first = default_axis(studies)
+    for axis in sorted(AXES, key=lambda axis: axis != first):
         summary = f"Best so far against {_text(AXES[axis])}"
         drawn = _figure(comparison_figure(comparison(studies, axis)))
-        yield f"<details{' open' if i == 0 else ''}><summary>{summary}</summary>{drawn}</details>"
+        yield f"<details{' open' if axis == first else ''}><summary>{summary}</summary>{drawn}</details>"
 
 
 def _ranking_table(ranked: Sequence[Ranked]) -> str:

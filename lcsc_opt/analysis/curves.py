@@ -91,12 +91,20 @@ class Comparison:
     ema: float | None
 
 
-def comparison(studies: Sequence[StudyHistory], axis: str = "evaluations") -> Comparison:
+def default_axis(studies: Sequence[StudyHistory]) -> str:
+    """Images, where any were sampled: optimizers may ask for fewer of them, or for more, in one evaluation."""
+    return "images" if any(study.trials["images"].any() for study in studies) else "evaluations"
+
+
+def comparison(studies: Sequence[StudyHistory], axis: str | None = None) -> Comparison:
     """The curves of an experiment; optimizers in the order in which their studies were created.
+
+    Without an ``axis`` it is the :func:`default_axis`.
 
     Raises:
         StudyStoreError: when there is no such axis.
     """
+    axis = default_axis(studies) if axis is None else axis
     ema = best_grid(studies)
     known = [study for study in studies if study.best is not None]
     grouped: dict[str, list[StudyHistory]] = {}

@@ -32,8 +32,12 @@ def compare(
         Path | None, typer.Option(help="Also draw the curves: a file ending in .png, .svg, .pdf, .html or .json.")
     ] = None,
     axis: Annotated[
-        str, typer.Option(help="What the curves are drawn against: evaluations, images, model_calls or seconds.")
-    ] = "evaluations",
+        str | None,
+        typer.Option(
+            help="What the curves are drawn against: evaluations, images, model_calls or seconds; by default images, "
+            "where there are any."
+        ),
+    ] = None,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
@@ -72,13 +76,13 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], second:
     console().print(shown)
 
 
-def _draw(storage: RDBStorage, experiment: str, axis: str, path: Path) -> None:
+def _draw(storage: RDBStorage, experiment: str, axis: str | None, path: Path) -> None:
     from lcsc_opt.analysis.comparison_plots import comparison_figure
     from lcsc_opt.analysis.curves import AXES, comparison
     from lcsc_opt.analysis.reader import HistoryReader
     from lcsc_opt.analysis.writing import write_figure
 
-    if axis not in AXES:
+    if axis is not None and axis not in AXES:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
     write_figure(comparison_figure(comparison(HistoryReader(storage).read(experiment), axis)), path)
     say(f"drawn: {path}")

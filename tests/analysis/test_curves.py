@@ -122,6 +122,13 @@ def test_a_comparison_has_held_out_marks_and_ema() -> None:
     assert comparison([]).curves == ()
 
 
+def test_curves_are_drawn_against_images_where_there_are_any() -> None:
+    assert comparison([history([3.0]), history([])]).axis == "images"
+    without = history([3.0])
+    without.trials["images"] = 0
+    assert comparison([without]).axis == comparison([]).axis == "evaluations"
+
+
 def test_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
     one, two = (history([value], optimizer="EMAGrid", held_out=out) for value, out in ((1.0, 3.0), (2.0, 2.5)))
     three = history([0.5], optimizer="EMAGrid")

@@ -60,7 +60,7 @@ def test_without_an_address_the_newest_experiment_is_shown(site: Site, url: str)
     chosen = site.call("compare", "experiment.value", url="")
     assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target")] == [
         "cifar",
-        "evaluations",
+        "images",
         ["y"],
         None,
     ]
@@ -75,7 +75,7 @@ def test_an_address_that_makes_no_sense_shows_what_there_is(site: Site) -> None:
     chosen = site.call("compare", "experiment.value", url="?axis=__proto__&scale=z&target=cheap&experiment=")
     assert [chosen[name]["value"] for name in ("experiment", "axis", "scale", "target")] == [
         "digits",
-        "evaluations",
+        "images",
         [],
         None,
     ]
