@@ -205,6 +205,12 @@ class CoefficientSpace(Protocol):
         """``[K]`` → ``[d]``."""
         ...
 
+    def to_free_gradient(
+        self, free: npt.NDArray[np.float64], gradient: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """The chain rule at ``free``: a gradient in the coefficients ``[K]`` → the one in the free vector ``[d]``."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AffineSpace:
@@ -230,6 +236,14 @@ class AffineSpace:
     def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[K - 1]``."""
         return _reflect(np.asarray(coefficients, dtype=np.float64) - self.origin)[:-1]
+
+    def to_free_gradient(
+        self,
+        free: npt.NDArray[np.float64],  # noqa: ARG002 - the map is linear
+        gradient: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K - 1]``, the same everywhere: the basis transposed."""
+        return _reflect(gradient)[:-1]
 
 
 def _reflect(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -267,6 +281,21 @@ class ConvexSpace:
         """``[K]`` → ``[K]``; negative coefficients come back clipped."""
         return np.asarray(coefficients, dtype=np.float64) - self.origin
 
+    def to_free_gradient(
+        self, free: npt.NDArray[np.float64], gradient: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K]``; zero where clipping hides a change.
+
+        A coefficient that is exactly zero can only grow: its derivative is the one inwards, where that falls.
+        """
+        moved = self.origin + free
+        clipped = np.maximum(moved, 0.0)
+        total = math.fsum(clipped)
+        if total < NEAR_ZERO:  # the origin, whatever is changed
+            return np.zeros_like(clipped)
+        slope = (gradient - math.fsum(gradient * clipped) / total) / total
+        return np.where((moved > 0) | ((moved == 0) & (slope < 0)), slope, 0.0)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PrincipalSpace:
@@ -293,6 +322,15 @@ class PrincipalSpace:
         moved = np.asarray(coefficients, dtype=np.float64) - self.origin
         free: npt.NDArray[np.float64] = (self.basis * moved[:, None]).sum(axis=0)
         return free
+
+    def to_free_gradient(
+        self,
+        free: npt.NDArray[np.float64],  # noqa: ARG002 - the map is linear
+        gradient: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[r]``, the same everywhere: the basis transposed."""
+        moved: npt.NDArray[np.float64] = (self.basis * gradient[:, None]).sum(axis=0)
+        return moved
 
 
 def principal_basis(gram: npt.NDArray[np.float64], dimension: int) -> npt.NDArray[np.float64]:

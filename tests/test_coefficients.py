@@ -424,3 +424,35 @@ def test_dimensions(space_of: Callable[[Sequence[int]], CoefficientSpace], dimen
     space = space_of((1, 2, 4, 8, 16))
     assert space.dimension == dimension
     assert space.steps == (1, 2, 4, 8, 16)
+
+
+@pytest.mark.parametrize("space_of", SPACES)
+@given(st.integers(2, 25), seeds)
+def test_gradients_go_to_the_free_vector_by_the_chain_rule(
+    space_of: Callable[[Sequence[int]], Any], count: int, seed: int
+) -> None:
+    """Against central differences, a convex space's away from the kinks of clipping."""
+    space, generator = space_of(range(1, count + 1)), np.random.default_rng(seed)
+    free, gradient = 0.3 * generator.standard_normal(space.dimension), generator.standard_normal(count)
+    if space_of is convex:
+        free[np.abs(space.origin + free) < 1e-3] += 0.01
+        free[0] = 1.0  # clipping leaves something
+    step = 1e-6
+    differences = [
+        gradient @ (space.to_coefficients(free + step * one) - space.to_coefficients(free - step * one)) / (2 * step)
+        for one in np.eye(space.dimension)
+    ]
+    np.testing.assert_allclose(space.to_free_gradient(free, gradient), differences, atol=1e-8 * count)
+
+
+def test_a_clipped_coefficient_feels_only_a_fall_inwards() -> None:
+    space = convex((1, 2, 3, 4))
+    free = space.to_free(np.array([0.0, 0.0, 0.5, 0.5]))
+    falls, rises, *_ = space.to_free_gradient(free, np.array([-1.0, 1.0, 0.1, 0.1]))
+    assert (falls, rises) == (pytest.approx(-1.1), 0.0)
+    assert space.to_free_gradient(free - 1e-9, np.array([-1.0, 1.0, 0.1, 0.1]))[0] == 0.0
+
+
+def test_where_clipping_leaves_nothing_the_convex_space_has_no_slope() -> None:
+    space = convex((1, 2, 3))
+    np.testing.assert_array_equal(space.to_free_gradient(np.full(3, -5.0), np.array([1.0, 2.0, 3.0])), np.zeros(3))

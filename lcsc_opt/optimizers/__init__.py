@@ -2,8 +2,10 @@
 
 from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
 from lcsc_opt.optimizers.evolution import LCSC
+from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, CoefficientLayer, coefficient_array, space_of
 from lcsc_opt.optimizers.plane_grid import Landscape
+from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 from lcsc_opt.optimizers.registry import OURS, build_optimizer, configure, register
 from lcsc_opt.optimizers.requests import (
     Request,
@@ -20,6 +22,8 @@ __all__ = [
     "OURS",
     "CoefficientLayer",
     "EMAGrid",
+    "LCSCGradient",
+    "LCSCQuadratic",
     "Landscape",
     "PowerEMAGrid",
     "Request",

@@ -1,7 +1,8 @@
 """``LCSC``: the evolutionary search of Liu et al. 2024, Algorithm 1, as a Nevergrad optimizer.
 
 What the paper leaves open (M_CP, how two parents are mixed, the size of the mutation and of a generation) are
-settings; their defaults were chosen by ``benchmarks/evolution_settings.py`` and are ours, not the paper's.
+settings; their defaults were chosen by ``benchmarks/evolution_settings.py`` and, the mutation, for longer searches by
+``benchmarks/optimizers.py``. They are ours, not the paper's.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         self,
         *,
         max_parents: int = 3,
-        mutation: float = 0.014,
+        mutation: float = 0.007,
         crossover: float = 0.5,
         generation_size: int = 1,
         rates: Sequence[float] | None = None,

@@ -15,14 +15,18 @@ from lcsc_opt.coefficients import CoefficientSpace
 from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid, is_number
 from lcsc_opt.optimizers.evolution import LCSC
+from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
 from lcsc_opt.optimizers.plane_grid import Landscape
+from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 from lcsc_opt.plane import LANDSCAPE
 from lcsc_opt.seeds import derive_seed
 from lcsc_opt.study_spec import OptimizerSpec, near_miss
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSC": LCSC,
+    "LCSCGradient": LCSCGradient,
+    "LCSCQuadratic": LCSCQuadratic,
     "EMAGrid": EMAGrid,
     "PowerEMAGrid": PowerEMAGrid,
     LANDSCAPE: Landscape,

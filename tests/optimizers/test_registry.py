@@ -26,7 +26,17 @@ from lcsc_opt.coefficients import (
     window_ema_rates,
 )
 from lcsc_opt.errors import OptimizerError
-from lcsc_opt.optimizers import LCSC, OURS, build_optimizer, coefficient_array, configure, register
+from lcsc_opt.optimizers import (
+    LCSC,
+    OURS,
+    attach_evaluation,
+    build_optimizer,
+    coefficient_array,
+    configure,
+    register,
+    request_of,
+)
+from lcsc_opt.records import Evaluation
 from lcsc_opt.seeds import derive_seed
 from lcsc_opt.study_spec import OptimizerSpec
 
@@ -58,7 +68,9 @@ def run(optimizer: Any, count: int) -> list[np.ndarray]:
         for _ in range(count):
             candidate = optimizer.ask()
             asked.append(np.array(candidate.value))
-            optimizer.tell(candidate, distance(asked[-1]))
+            loss, slope = distance(asked[-1]), 2 * (asked[-1] - TARGET)
+            attach_evaluation(candidate, Evaluation(loss, gradient=slope if request_of(candidate).gradient else None))
+            optimizer.tell(candidate, loss)
     return asked
 
 
@@ -77,7 +89,8 @@ def test_every_optimizer_asks_coefficients_that_sum_to_one(name: str, space: str
 def test_the_same_seed_asks_the_same_and_another_seed_does_not(name: str) -> None:
     first = np.array(run(build(name, seed=1), 40))
     assert np.array(run(build(name, seed=1), 40)).tobytes() == first.tobytes()
-    is_random = name not in ("EMAGrid", "PowerEMAGrid", "Landscape")
+    noise_only = ("LCSCGradient", "LCSCQuadratic")  # their noise is all that is random
+    is_random = name not in ("EMAGrid", "PowerEMAGrid", "Landscape", *noise_only)
     assert (np.array(run(build(name, seed=2), 40)).tobytes() != first.tobytes()) == is_random
 
 
@@ -97,7 +110,7 @@ print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 80)).tobytes())
 
 @pytest.mark.parametrize("hash_seed", ["1", "4242"])
 def test_a_fresh_process_with_other_hashes_asks_the_same_bits(hash_seed: str) -> None:
-    names = ["LCSC", *NEVERGRAD]
+    names = ["LCSC", "LCSCGradient", "LCSCQuadratic", *NEVERGRAD]
     here = {name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in names}
     command = [sys.executable, "-c", ASK_IN_A_FRESH_PROCESS, os.path.dirname(__file__), *names]  # noqa: PTH120
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
@@ -105,7 +118,9 @@ def test_a_fresh_process_with_other_hashes_asks_the_same_bits(hash_seed: str) ->
     assert json.loads(printed) == here
 
 
-@pytest.mark.parametrize(("name", "options"), [("LCSC", {}), ("CMA", {"step_size": 0.05})])
+@pytest.mark.parametrize(
+    ("name", "options"), [("LCSC", {}), ("LCSCGradient", {}), ("LCSCQuadratic", {}), ("CMA", {"step_size": 0.05})]
+)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_search_finds_better_coefficients_than_the_best_ema(name: str, options: dict[str, Any], seed: int) -> None:
     best_ema = min(distance(ema_coefficients(STEPS, rate)) for rate in window_ema_rates(STEPS))
@@ -155,7 +170,7 @@ def test_budget_and_workers_reach_the_optimizer() -> None:
 
 
 def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
-    assert list(OURS) == ["LCSC", "EMAGrid", "PowerEMAGrid", "Landscape"]
+    assert list(OURS) == ["LCSC", "LCSCGradient", "LCSCQuadratic", "EMAGrid", "PowerEMAGrid", "Landscape"]
     for name in OURS:
         assert ng.optimizers.registry[name].name == name
     before = ng.optimizers.registry["LCSC"]
@@ -170,7 +185,7 @@ def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
         (
             "CMAA",
             {},
-            "optimizers.CMAA: no such optimizer (did you mean 'CMA'?); ours are LCSC, EMAGrid, PowerEMAGrid, …",
+            "optimizers.CMAA: no such optimizer (did you mean 'CMA'?); ours are LCSC, LCSCGradient, LCSCQuadratic, …",
         ),
         ("lcsc", {}, "optimizers.lcsc: no such optimizer (did you mean 'LCSC'?); …"),
         ("EMA-Grid", {}, "optimizers.EMA-Grid: no such optimizer (did you mean 'EMAGrid'?); …"),

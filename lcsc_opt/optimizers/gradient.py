@@ -1,0 +1,312 @@
+"""``LCSCGradient``: follows the exact gradient of the loss in the coefficients, on fresh noise at every step.
+
+Adam works coordinate by coordinate, so it matters which coordinates it is given. Here they are cosines along the
+trajectory: the checkpoints of a training run lie like a random walk, whose principal directions are cosines with
+variances that fall as 1/k² (Antognini and Sohl-Dickstein 2018). Steps that are equal in all of these reach minima that
+steps in single coefficients do not, and no Gram matrix is needed. Measured in ``docs/gradient.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import numpy.typing as npt
+from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+
+from lcsc_opt.coefficients import CoefficientSpace
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers.ema_grid import is_number
+from lcsc_opt.optimizers.parametrization import space_of, steps_of
+from lcsc_opt.optimizers.requests import EVALUATION, Request, attach_request, evaluation_of, request_of
+from lcsc_opt.records import Coefficients, Evaluation, Noise
+
+Free = npt.NDArray[np.float64]
+"""``[d]``: the free vector of a coefficient space, or the coefficients themselves where there is no space."""
+
+NOISE_GROUP = "gradient"
+NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
+MOMENTUM, MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a search has only some hundred steps
+DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
+AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
+FEWEST_CHECKS = 20  # before the search may end by itself
+
+
+class _LCSCGradient(Optimizer):  # type: ignore[misc]
+    """One running search; :class:`LCSCGradient` configures it.
+
+    Attributes:
+        needs_gradient: it has nothing to go by where an objective gives only losses.
+    """
+
+    needs_gradient = True
+
+    def __init__(
+        self,
+        parametrization: ng.p.Parameter | int,
+        budget: int | None = None,
+        num_workers: int = 1,
+        config: LCSCGradient | None = None,
+    ) -> None:
+        super().__init__(parametrization, budget=budget, num_workers=num_workers)
+        self._config = LCSCGradient() if config is None else config
+        self._view = _View(self.parametrization)
+        self._path = _Path(self._view, self._config.step_size)
+        self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
+        self._images_asked = 0  # by gradients
+        self._cost_since_check = 0
+        self._check_images = 0  # 0: every candidate costs the same
+        self._left: int | None = None  # of the planned budget
+        self._left_in_images = False
+        self._checks: list[float] = []
+        self._asked_at: dict[str, tuple[int, int]] = {}  # uid → number of the ask, steps before it; while not told
+        self._retreated_at = 0
+        self._best_inherited = np.inf
+
+    def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
+        """What a check costs, and when the last one has to come: one ends the planned budget, exactly one of the two.
+
+        The steps themselves do not depend on a budget, which may be raised later.
+        """
+        self._check_images = images_per_evaluation
+        self._left, self._left_in_images = (evaluations, False) if images is None else (images, True)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checks no longer fall; see :func:`still_falling`."""
+        return not still_falling(self._checks)
+
+    def _internal_ask_candidate(self) -> ng.p.Parameter:
+        check = self._path.steps > 0 and self._check_is_due()
+        free, request = (self._path.average, Request()) if check else (self._path.free, self._gradient_request())
+        candidate = self.parametrization.spawn_child(new_value=self._view.coefficients(free))
+        attach_request(candidate, request)
+        self._asked_at[candidate.uid] = (self.num_ask, self._path.steps)
+        self._account(request)
+        return candidate
+
+    def _account(self, request: Request) -> None:
+        images = self._check_images if request.images is None else request.images
+        if request.gradient:
+            self._images_asked += images
+            self._cost_since_check += images if self._check_images else 1
+        else:
+            self._cost_since_check = 0
+        if self._left is not None:
+            self._left -= images if self._left_in_images else 1
+
+    def _check_is_due(self) -> bool:
+        """Whether it would cost no more than its share since the last check, or is the last one of the budget."""
+        cost = self._check_images or 1
+        if self._left is not None and self._left > 0:
+            price = cost if self._left_in_images else 1
+            if self._left <= 2 * price:
+                return self._left <= price and self._cost_since_check > 0
+        return self._config.checks * (self._cost_since_check + cost) >= cost
+
+    def _gradient_request(self) -> Request:
+        """Images grow with the search, in whole multiples: late steps need less noise and less of FID's bias.
+
+        Not beyond those of a check, or what a step is good for could not be seen.
+        """
+        most = self._check_images or np.inf
+        first = int(min(self._config.images, most))
+        multiple = max(1, int(min(self._config.growth * self._images_asked, most) / first))
+        noise = Noise(NOISE_GROUP, self._noise_base + self.num_ask + self.num_tell_not_asked)
+        return Request(images=multiple * first, noise=noise, gradient=True)
+
+    def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
+        asked_at, steps_before = self._asked_at.pop(candidate.uid)
+        if not request_of(candidate).gradient:
+            if not _failed(candidate):
+                self._checks.append(loss)
+        elif _failed(candidate) or not np.isfinite(gradient := _gradient_of(evaluation_of(candidate))).all():
+            self._retreat(asked_at)
+        else:
+            self._path.step(candidate.value, gradient, delay=self._path.steps - steps_before)
+
+    def _retreat(self, asked_at: int) -> None:
+        """Back to the average, with half the step; once for all that were asked before."""
+        if asked_at >= self._retreated_at:
+            self._path.retreat()
+            self._retreated_at = self.num_ask
+
+    def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
+        """Go on from where another search got: from its last gradient, or from its best loss where it has none."""
+        if _failed(candidate):
+            return
+        evaluation = evaluation_of(candidate)
+        free = self._view.free(candidate.value)
+        if evaluation is not None and evaluation.gradient is not None:
+            self._path.free = free
+            self._path.step(candidate.value, evaluation.gradient, delay=0)
+        elif self._path.steps == 0 and loss < self._best_inherited:
+            self._best_inherited = loss
+            self._path.free = self._path.average = free
+
+    def _internal_provide_recommendation(self) -> Free:
+        """The average of the iterates, as Nevergrad wants it."""
+        child = self.parametrization.spawn_child(new_value=self._view.coefficients(self._path.average))
+        data: Free = child.get_standardized_data(reference=self.parametrization)
+        return data
+
+
+class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
+    """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, with an average of its iterates as the answer.
+
+    Its candidates want the gradient; an objective that gives none is refused. Every few steps the average is asked
+    plainly, on the noise and with the number of images that every other optimizer is compared on. It needs no budget
+    planned: images grow with the search instead of the step falling, and it is :attr:`~_LCSCGradient.finished` when
+    the checks no longer fall.
+
+    Args:
+        images: how many a step samples, at first.
+        growth: later, how many as a share of the images that all steps so far sampled, up to those of a check.
+        step_size: the length of the first step in coefficients: every cosine direction has an equal part in it.
+        checks: share of all images that is spent on checks of the average.
+    """
+
+    def __init__(self, *, images: int = 100, growth: float = 0.02, step_size: float = 0.1, checks: float = 0.2) -> None:
+        _check(_is_count(images), "images", "a whole number from 2", images)
+        _check(is_number(growth) and 0 <= growth < 1, "growth", "a number from 0 and below 1", growth)
+        _check(is_number(step_size) and step_size > 0, "step_size", "a number above 0", step_size)
+        _check(is_number(checks) and 0 < checks < 1, "checks", "a number above 0 and below 1", checks)
+        super().__init__(_LCSCGradient, locals(), as_config=True)
+        self.images = images
+        self.growth = growth
+        self.step_size = step_size
+        self.checks = checks
+
+
+class _View:
+    """The free vector of a parametrization: of its coefficient space, or of a plain array ``[K]``."""
+
+    def __init__(self, parametrization: ng.p.Parameter) -> None:
+        self._space: CoefficientSpace | None = space_of(parametrization)
+        self._count = len(steps_of(parametrization, None))
+        self.start = self.free(np.asarray(parametrization.value, dtype=np.float64))
+
+    def free(self, coefficients: Coefficients) -> Free:
+        """``[K]`` → ``[d]``."""
+        return np.array(coefficients, dtype=np.float64) if self._space is None else self._space.to_free(coefficients)
+
+    def coefficients(self, free: Free) -> Coefficients:
+        """``[d]`` → ``[K]``."""
+        if self._space is None:
+            return free.copy()
+        return self._space.to_coefficients(free)
+
+    def within(self, free: Free) -> Free:
+        """The nearest free vector whose coefficients the space does not change: convex ones are clipped."""
+        return self.free(self.coefficients(free))
+
+    def free_gradient(self, coefficients: Coefficients, gradient: Coefficients) -> Free:
+        """The chain rule: ``[K]`` → ``[d]``, at ``coefficients``."""
+        if gradient.shape != (self._count,):
+            raise OptimizerError(f"the gradient has the shape {list(gradient.shape)}, expected [{self._count}]")
+        return gradient if self._space is None else self._space.to_free_gradient(self.free(coefficients), gradient)
+
+    def directions(self) -> npt.NDArray[np.float64]:
+        """``[d, K - 1]``: what one unit of each cosine direction does to the free vector."""
+        cosines = cosine_directions(self._count)
+        if self._space is None:
+            return cosines
+        origin = self._space.to_coefficients(np.zeros(self._space.dimension))
+        zero = self._space.to_free(origin)
+        return np.stack([self._space.to_free(origin + column) - zero for column in cosines.T], axis=1)
+
+
+class _Path:
+    """The iterates of one search, as free vectors ``[d]``.
+
+    Args:
+        view: the space that it goes through, and where it begins.
+        step_size: the length of a step that goes as far as Adam lets it in every direction.
+
+    Attributes:
+        free: the next iterate.
+        average: of the iterates, late ones weigh more; the start before the first step.
+        steps: how many were made.
+    """
+
+    def __init__(self, view: _View, step_size: float) -> None:
+        self.free, self.average, self.steps = view.start, view.start, 0
+        self._view, self._directions = view, view.directions()
+        self._step_size = step_size / np.sqrt(self._directions.shape[1])  # in each direction
+        self._momentum = np.zeros(self._directions.shape[1])  # m
+        self._square = np.zeros(self._directions.shape[1])  # v
+        self._since_retreat = 0
+
+    def step(self, coefficients: Coefficients, gradient: Coefficients, *, delay: int) -> None:
+        """One step against the gradient ``[K]`` at ``coefficients``, which was asked ``delay`` steps ago.
+
+        Kingma and Ba 2015, Algorithm 1, without its epsilon, so that the loss's unit does not matter. Late gradients
+        make shorter steps, or the path swings; all workers' first ones, asked at one place, would walk far beyond it.
+        """
+        slope = self._view.free_gradient(coefficients, gradient)
+        slopes = (self._directions * slope[:, None]).sum(axis=0)  # no BLAS: its bits depend on its threads
+        self.steps += 1
+        self._since_retreat += 1
+        self._momentum += (1 - MOMENTUM) * (slopes - self._momentum)
+        self._square += (1 - MEMORY) * (np.square(slopes) - self._square)
+        mean = self._momentum / (1 - MOMENTUM**self._since_retreat)
+        spread = np.sqrt(self._square / (1 - MEMORY**self.steps))
+        ratio = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
+        size = self._step_size / (1 + DELAY * delay)
+        self.free = self._view.within(self.free - size * (self._directions * ratio).sum(axis=1))
+        # polynomial-decay averaging (Shamir and Zhang 2013): needs no number of steps beforehand
+        self.average = self.average + (AVERAGING + 1) / (self.steps + AVERAGING) * (self.free - self.average)
+
+    def retreat(self) -> None:
+        """Back to the average, without momentum, with half the step."""
+        self.free = self.average
+        self._step_size /= 2
+        self._momentum = np.zeros_like(self._momentum)
+        self._since_retreat = 0
+
+
+def cosine_directions(count: int) -> npt.NDArray[np.float64]:
+    """``[K, K - 1]`` orthonormal columns that sum to zero: the discrete cosine transform (type II) but its constant."""
+    waves, places = np.arange(1, count), np.arange(count)[:, None] + 0.5
+    directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * places * waves)
+    return directions
+
+
+def still_falling(checks: Sequence[float]) -> bool:
+    """Whether the later half of the losses, at least 20, still falls: more of their pairs fell than rose.
+
+    This is the sign of Kendall's rank correlation with time (Mann 1945). It needs no tolerance: losses without a trend
+    rise as often as they fall, whatever their noise, and a slow fall is seen as soon as it shows through the noise.
+    Half of all checks, so that a search that slows down is given the time that it takes.
+    """
+    if len(checks) < FEWEST_CHECKS:
+        return True
+    recent = np.asarray(checks[-max(FEWEST_CHECKS, len(checks) // 2) :])
+    differences = recent[None, :] - recent[:, None]  # [i, j]: what came between check i and check j
+    return bool(np.sign(np.triu(differences, 1)).sum() < 0)
+
+
+def _failed(candidate: ng.p.Parameter) -> bool:
+    """Whether its evaluation failed; plain Nevergrad, which attaches none, says nothing of failures."""
+    return EVALUATION in candidate._meta and evaluation_of(candidate) is None
+
+
+def _gradient_of(evaluation: Evaluation | None) -> Coefficients:
+    if evaluation is None or evaluation.gradient is None:
+        raise OptimizerError(
+            "LCSCGradient was told a loss without a gradient: evaluate its candidates with "
+            "objective.evaluate(candidate_of(candidate), gradient=True) and hand the answer over with "
+            "attach_evaluation(candidate, evaluation) before the tell, as `lcsc run` does"
+        )
+    return evaluation.gradient
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 2
+
+
+def _check(valid: bool, name: str, expected: str, value: Any) -> None:
+    if not valid:
+        raise OptimizerError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,295 @@
+"""``LCSCQuadratic``: follows a quadratic model of the loss that it learns from losses alone; it needs no gradient.
+
+Two things make it cheap. Along waves over the trajectory, in which the checkpoints of a training run lie like a random
+walk (Antognini and Sohl-Dickstein 2018), a loss is close to a quadratic whose curvatures differ by a factor of ten or
+so, where those of single coefficients differ by a factor of 100,000. And the model is first learned from evaluations of
+few images on one noise, whose differences are exact, then corrected with those that other optimizers are compared on.
+Measured in ``docs/quadratic.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
+
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers.ema_grid import is_number
+from lcsc_opt.optimizers.gradient import cosine_directions
+from lcsc_opt.optimizers.parametrization import steps_of
+from lcsc_opt.optimizers.quadratic_model import Quadratic, Vector, fitted, second_difference, step_within
+from lcsc_opt.optimizers.requests import EVALUATION, Request, attach_request, evaluation_of, request_of
+from lcsc_opt.records import Coefficients, Noise
+
+NOISE_GROUP = "quadratic"
+DEFAULT_DIRECTIONS = 80
+PAIRS = 8  # waves that are probed on both sides, for the size of a curvature
+FIRST_SHARE = 5  # the first stage takes a fifth of the budget at most, its checks not counted
+POINTS = 5  # losses that the model is learned from, for each wave
+CHECKS = 0.2  # largest share of the first stage's images that is spent on checks
+SHORTEST_STEP = 1e-3  # in probes; below it the model has nothing more to offer, and is asked to learn instead
+FIRST_RADIUS, SMALLEST_RADIUS, LARGEST_RADIUS = 2.0, 0.2, 6.0  # of the trust region, in probes
+
+
+@dataclasses.dataclass
+class _Stage:
+    """Evaluations that compare with each other: as many images, on the same noise."""
+
+    request: Request
+    start: Vector  # [r], where it begins
+    prior: Quadratic | None  # around the start; None while the size of a curvature is not known
+    points: list[Vector] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+    told: int = 0  # failed ones count
+
+    @property
+    def best(self) -> int:
+        return int(np.argmin(self.losses))
+
+    @property
+    def centre(self) -> Vector:
+        return self.points[self.best] if self.points else self.start
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What is between ask and tell: its stage, where it is, and for a step what the model promised."""
+
+    stage: _Stage | None  # None: a check
+    point: Vector
+    base: float = math.nan
+    promised: float = math.nan
+
+
+class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
+    """One running search; :class:`LCSCQuadratic` configures it."""
+
+    def __init__(
+        self,
+        parametrization: ng.p.Parameter | int,
+        budget: int | None = None,
+        num_workers: int = 1,
+        config: LCSCQuadratic | None = None,
+    ) -> None:
+        super().__init__(parametrization, budget=budget, num_workers=num_workers)
+        self._config = LCSCQuadratic() if config is None else config
+        self._count = len(steps_of(self.parametrization, None))
+        self._origin = np.asarray(self.parametrization.value, dtype=np.float64)  # [K]
+        self._best_inherited = math.inf
+        self._noise = Noise(NOISE_GROUP, int(self._rng.randint(2**31 - 1)))
+        self._pending: dict[str, _Asked] = {}  # by uid
+        self._radius, self._scale = FIRST_RADIUS, math.nan
+        self._images = 0  # of a plain evaluation; 0: there is only one kind
+        self._since_check = 0
+        self._checked: Vector | None = None
+        self._begin(self._config.directions)
+
+    def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
+        """Fewer waves where the budget is small, so that the first stage leaves most of it."""
+        few = math.ceil(self._config.share * images_per_evaluation) if images_per_evaluation else 0
+        self._images = images_per_evaluation if few < images_per_evaluation else 0
+        affordable = (evaluations or 0) if images is None else images // max(few, 1)
+        self._begin(
+            min(self._config.directions, max(affordable // (2 * FIRST_SHARE), 1)), few if self._images else None
+        )
+
+    def _begin(self, directions: int, images: int | None = None) -> None:
+        """The first stage: a probe along every wave, on both sides for some of them."""
+        self._basis = waves(self._count, directions, self._config.step_size)
+        count = self._basis.shape[1]
+        start = np.zeros(count)
+        request = Request() if images is None else Request(images=images, noise=self._noise)
+        self._stage, self._first = _Stage(request, start, None), 2 * count if images is not None else None
+        unit = np.eye(count)
+        both = np.unique(np.linspace(0, count - 1, min(PAIRS, count)).astype(int))
+        pairs = [sign * unit[i] for i in both for sign in (1, -1)]
+        self._queue = deque([start, *pairs, *(unit[i] for i in range(count) if i not in both)])
+
+    # ask
+
+    def _internal_ask_candidate(self) -> ng.p.Parameter:
+        if self._check_is_due():
+            self._since_check, self._checked = 0, self._stage.centre
+            return self._candidate(_Asked(None, self._stage.centre), Request())
+        self._since_check += 1
+        return self._candidate(self._next(), self._stage.request)
+
+    def _candidate(self, asked: _Asked, request: Request) -> ng.p.Parameter:
+        candidate = self.parametrization.spawn_child(new_value=self._coefficients(asked.point))
+        attach_request(candidate, request)
+        self._pending[candidate.uid] = asked
+        return candidate
+
+    def _coefficients(self, point: Vector) -> Coefficients:
+        """``[r]`` → ``[K]``; a space that does not hold them takes the nearest."""
+        value: Coefficients = self._origin + self._basis @ point
+        return value
+
+    def _check_is_due(self) -> bool:
+        """In the first stage: whether the best so far is a new one, and a check would not cost more than its share."""
+        images = self._stage.request.images
+        if images is None or not self._stage.points or self._checked is self._stage.centre:
+            return False
+        return (1 - CHECKS) * self._images <= CHECKS * self._since_check * images
+
+    def _next(self) -> _Asked:
+        stage = self._stage
+        if self._queue:
+            return _Asked(stage, self._queue.popleft())
+        if not self._know_scale():
+            return _Asked(stage, stage.centre + self._random(1.0))
+        model = self._model()
+        step = step_within(model, self._radius, floor=self._config.damping * self._scale)
+        if any(asked.stage is stage and not math.isnan(asked.promised) for asked in self._pending.values()):
+            return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # beside one that is under way
+        if np.linalg.norm(step) < SHORTEST_STEP:
+            return _Asked(stage, stage.centre + self._random(SMALLEST_RADIUS))  # nothing left to gain by the model
+        base = stage.losses[stage.best] if stage.points else math.nan
+        return _Asked(stage, stage.centre + step, base, -model.change(step))
+
+    def _random(self, length: float) -> Vector:
+        direction: Vector = self._rng.standard_normal(self._basis.shape[1])
+        return length / float(np.linalg.norm(direction)) * direction
+
+    def _know_scale(self) -> bool:
+        """The size of a curvature: from the waves that were probed on both sides, or where these failed any change."""
+        stage = self._stage
+        if stage.prior is None and (sizes := self._curvatures() or self._changes()):
+            typical = float(np.median(sizes))
+            self._scale = typical if typical > 0 else float(np.max(np.abs(sizes))) or 1.0
+            stage.prior = Quadratic.unknown(self._scale, len(stage.start))
+        return stage.prior is not None
+
+    def _curvatures(self) -> list[float]:
+        losses = {_key(point): loss for point, loss in zip(self._stage.points, self._stage.losses, strict=True)}
+        middle = losses.get(_key(self._stage.start))
+        if middle is None:
+            return []
+        sides = [(losses[_key(point)], losses.get(_key(-point))) for point in self._stage.points if point.any()]
+        return [second_difference(one, middle, other) for one, other in sides if other is not None]
+
+    def _changes(self) -> list[float]:
+        """Only when the first probes are over."""
+        losses = self._stage.losses
+        return [] if len(losses) <= PAIRS else [abs(loss - losses[self._stage.best]) for loss in losses]
+
+    def _model(self) -> Quadratic:
+        """Around the centre, from the losses next to it."""
+        stage, centre = self._stage, self._stage.centre
+        assert stage.prior is not None
+        prior = stage.prior.around(centre - stage.start)
+        if not stage.points:
+            return prior
+        offsets = np.array(stage.points) - centre
+        changes = np.array(stage.losses) - stage.losses[stage.best]
+        distances = np.sum(offsets**2, axis=1)
+        near = np.argsort(distances, kind="stable")[: POINTS * len(centre)]
+        near = near[distances[near] > 0]
+        return fitted(prior, offsets[near], changes[near], scale=self._scale, reach=self._radius)
+
+    # tell
+
+    def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
+        asked = self._pending.pop(candidate.uid)
+        stage = self._stage
+        if asked.stage is not stage:
+            return
+        stage.told += 1
+        failed = EVALUATION in candidate._meta and evaluation_of(candidate) is None
+        if not math.isnan(asked.promised):
+            self._judge(asked, math.inf if failed else loss)
+            if failed:  # without a loss the model learns nothing, and would ask the same again
+                self._radius = min(self._radius, float(np.linalg.norm(asked.point - stage.centre)) / 2)
+        if not failed:
+            stage.points.append(asked.point)
+            stage.losses.append(loss)
+        if self._first is not None and stage.told >= self._first and self._know_scale():
+            self._next_stage()
+
+    def _judge(self, asked: _Asked, loss: float) -> None:
+        """Trust the model further where it kept its promise, less far where it did not (Conn et al. 2000, 6.1)."""
+        gained = asked.base - loss
+        if math.isnan(gained):  # the stage had no loss yet to compare with
+            return
+        if gained > 0.7 * asked.promised and np.linalg.norm(asked.point - self._stage.centre) > 0.9 * self._radius:
+            self._radius = min(1.5 * self._radius, LARGEST_RADIUS)
+        elif gained < 0.25 * asked.promised:
+            self._radius = max(0.7 * self._radius, SMALLEST_RADIUS)
+
+    def _next_stage(self) -> None:
+        """On to plain evaluations, with the model as what is believed of them."""
+        centre = self._stage.centre
+        self._stage, self._first = _Stage(Request(), centre, self._model()), None
+        self._queue = deque([centre])
+
+    def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
+        """Begin at the best that another search evaluated plainly."""
+        failed = EVALUATION in candidate._meta and evaluation_of(candidate) is None
+        plain = request_of(candidate) == Request() and not failed
+        if not self.num_ask and plain and loss < self._best_inherited:
+            self._best_inherited, self._origin = loss, np.asarray(candidate.value, dtype=np.float64)
+
+    def _internal_provide_recommendation(self) -> Vector:
+        """The best of the stage, as Nevergrad wants it."""
+        child = self.parametrization.spawn_child(new_value=self._coefficients(self._stage.centre))
+        data: Vector = child.get_standardized_data(reference=self.parametrization)
+        return data
+
+
+class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
+    """A trust-region search with a quadratic model along the slow waves of the trajectory, in two stages.
+
+    The first stage has few images per evaluation, on a noise of its own, and now and then a plain check of the best so
+    far; it probes every wave once, then makes as many steps. The second stage's evaluations are all plain.
+
+    Args:
+        directions: waves that are searched, from the slowest; fewer where there are fewer checkpoints or the budget is
+            small.
+        share: images of an evaluation of the first stage, as a share of a plain one's; 1 leaves that stage out.
+        step_size: how much weight the first probe along the slowest wave moves between checkpoints, as Σ|change|. The
+            wave of number k is probed k times as far.
+        damping: smallest curvature that a step reckons with, in units of the typical one.
+    """
+
+    def __init__(
+        self, *, directions: int = DEFAULT_DIRECTIONS, share: float = 0.2, step_size: float = 0.07, damping: float = 0.5
+    ) -> None:
+        _check(_is_count(directions), "directions", "a whole number from 1", directions)
+        _check(is_number(share) and 0 < share <= 1, "share", "a number above 0 and at most 1", share)
+        _check(is_number(step_size) and step_size > 0, "step_size", "a number above 0", step_size)
+        _check(is_number(damping) and damping > 0, "damping", "a number above 0", damping)
+        super().__init__(_LCSCQuadratic, locals(), as_config=True)
+        self.directions = directions
+        self.share = share
+        self.step_size = step_size
+        self.damping = damping
+
+
+def waves(count: int, directions: int, step_size: float) -> Vector:
+    """``[K, r]`` columns that sum to zero: cosines along the trajectory, from the slowest, the k-th k times as large.
+
+    Along a random walk of checkpoints the k-th wave's variance falls as 1/k², so that all of these move the merged
+    weights about equally far. The first has Σ|change| = ``step_size``.
+    """
+    cosines = cosine_directions(count)[:, :directions]
+    numbers = np.arange(1, cosines.shape[1] + 1)
+    scaled: Vector = cosines * numbers * (step_size / float(np.abs(cosines[:, 0]).sum()))
+    return scaled
+
+
+def _key(point: Vector) -> bytes:
+    return (point + 0.0).tobytes()  # without negative zeros
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check(valid: bool, name: str, expected: str, value: Any) -> None:
+    if not valid:
+        raise OptimizerError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,499 @@
+"""``LCSCGradient`` follows gradients to the minimum, through any space, whatever is delayed, noisy or failing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import pytest
+from scipy.fft import dct
+from scipy.optimize import minimize
+
+from lcsc_opt.coefficients import (
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    default_origin,
+    principal_basis,
+)
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers import LCSCGradient, coefficient_array
+from lcsc_opt.optimizers.gradient import FEWEST_CHECKS, cosine_directions, still_falling
+from lcsc_opt.optimizers.requests import Request, attach_evaluation, attach_request, request_of
+from lcsc_opt.records import SEARCH, Coefficients, Evaluation
+
+STEPS = tuple(range(100, 2100, 100))
+COUNT = len(STEPS)
+AFFINE = AffineSpace(STEPS, default_origin(STEPS))
+WALK = np.random.default_rng(0).standard_normal((COUNT, 60)).cumsum(axis=0)  # checkpoints lie like a random walk
+MINIMUM = AFFINE.to_coefficients(0.1 * np.random.default_rng(1).standard_normal(COUNT - 1))  # some are negative
+TARGET = MINIMUM @ WALK
+
+
+class Quadratic:
+    """|merged weights - target|², times ``scale``; every noise shifts the target by about ``noise``."""
+
+    def __init__(self, *, noise: float = 0.0, scale: float = 1.0) -> None:
+        self.noise, self.scale = noise, scale
+
+    def __call__(self, coefficients: Coefficients, *, seed: int | None = None, gradient: bool = False) -> Evaluation:
+        shift = 0.0 if seed is None else self.noise * np.random.default_rng(seed).standard_normal(WALK.shape[1])
+        rest = coefficients @ WALK - TARGET - shift
+        slope = 2 * self.scale * WALK @ rest if gradient else None
+        return Evaluation(self.scale * float(rest @ rest), gradient=slope)
+
+    def answer(self, candidate: Any) -> Evaluation:
+        """What the objective answers to a candidate, as the runner would ask it."""
+        request = request_of(candidate)
+        seed = None if request.noise == SEARCH else request.noise.seed
+        return self(candidate.value, seed=seed, gradient=request.gradient)
+
+
+def gradient_search(space: CoefficientSpace = AFFINE, *, seed: int = 0, **options: Any) -> Any:
+    return LCSCGradient(**{"step_size": 0.03, **options})(coefficient_array(space, seed=seed))
+
+
+def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: float | None = None) -> None:
+    attach_evaluation(candidate, evaluation)
+    optimizer.tell(candidate, loss if evaluation is None else evaluation.loss)
+
+
+def run(optimizer: Any, objective: Quadratic, count: int, *, window: int = 1) -> list[Any]:
+    """Ask and tell ``count`` candidates, ``window`` of them at once; what was asked."""
+    waiting: deque[Any] = deque()
+    asked = []
+    for _ in range(count):
+        if len(waiting) == window:
+            candidate = waiting.popleft()
+            tell(optimizer, candidate, objective.answer(candidate))
+        waiting.append(optimizer.ask())
+        asked.append(waiting[-1])
+    while waiting:
+        candidate = waiting.popleft()
+        tell(optimizer, candidate, objective.answer(candidate))
+    return asked
+
+
+def loss_of(optimizer: Any, objective: Quadratic | None = None) -> float:
+    """The true loss of what it recommends."""
+    return (objective or Quadratic())(optimizer.recommend().value).loss
+
+
+START = Quadratic()(AFFINE.origin).loss
+
+
+@pytest.mark.parametrize(("window", "left"), [(1, 1e-6), (3, 1e-3), (12, 2e-2)])
+def test_it_finds_the_minimum_of_a_quadratic(window: int, left: float) -> None:
+    optimizer = gradient_search()
+    run(optimizer, Quadratic(), 400, window=window)
+    assert loss_of(optimizer) < left * START
+    np.testing.assert_allclose(optimizer.recommend().value, MINIMUM, atol=0.02)
+
+
+@pytest.mark.parametrize("window", [3, 12])
+def test_the_first_gradients_of_many_workers_do_not_walk_beyond_the_minimum(window: int) -> None:
+    """They are all asked at the start."""
+    optimizer = gradient_search(step_size=0.09)
+    losses = [START]
+    for _ in range(6):
+        run(optimizer, Quadratic(), window, window=window)
+        losses.append(loss_of(optimizer))
+    assert max(losses) == START
+    assert losses[-1] < 0.3 * START
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_the_average_filters_the_noise_of_the_gradients(noise: float) -> None:
+    optimizer = gradient_search()
+    asked = run(optimizer, Quadratic(noise=noise), 400)
+    iterates = [Quadratic()(candidate.value).loss for candidate in asked[-50:] if request_of(candidate).gradient]
+    assert loss_of(optimizer) < 0.05 * START
+    assert loss_of(optimizer) < 0.4 * float(np.mean(iterates))
+
+
+def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -> None:
+    asked = [request_of(candidate) for candidate in run(gradient_search(), Quadratic(), 100)]
+    gradients = [request for request in asked if request.gradient]
+    assert len({request.noise for request in gradients}) == len(gradients) == 80
+    assert {request.noise.group for request in gradients} == {"gradient"}
+    assert {request for request in asked if not request.gradient} == {Request()}
+
+
+def test_seeds_have_noise_of_their_own() -> None:
+    noises = [{request_of(one).noise for one in run(gradient_search(seed=seed), Quadratic(), 30)} for seed in (0, 1)]
+    assert noises[0] & noises[1] == {SEARCH}
+
+
+def test_a_check_is_of_the_average() -> None:
+    optimizer = gradient_search()
+    for _ in range(50):
+        candidate = optimizer.ask()
+        if not request_of(candidate).gradient:
+            np.testing.assert_allclose(candidate.value, optimizer.recommend().value, atol=1e-12)
+        tell(optimizer, candidate, Quadratic(noise=1.0).answer(candidate))
+
+
+@pytest.mark.parametrize("checks", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("per_evaluation", [0, 50, 1000])
+def test_checks_take_their_share_of_the_images(checks: float, per_evaluation: int) -> None:
+    optimizer = gradient_search(checks=checks, growth=0.0)
+    optimizer.plan_budget(evaluations=None, images=10**9, images_per_evaluation=per_evaluation)
+    gradients, plain = spent(run(optimizer, Quadratic(), 300), per_evaluation)
+    most = checks * (gradients + plain)
+    room = (per_evaluation or 1) + (100 * plain / per_evaluation if per_evaluation else 0)  # whole checks, whole steps
+    assert most - room <= plain <= most
+
+
+def spent(asked: Sequence[Any], per_evaluation: int) -> tuple[int, int]:
+    """Images of gradients and of checks; where there are no images, candidates."""
+    gradients = [request_of(one).images or 0 for one in asked if request_of(one).gradient]
+    checks = len(asked) - len(gradients)
+    return (sum(gradients), checks * per_evaluation) if per_evaluation else (len(gradients), checks)
+
+
+@pytest.mark.parametrize("budget", [1100, 1700, 3000, 6000, 20_000])
+def test_a_check_ends_the_planned_budget_in_images(budget: int) -> None:
+    optimizer = gradient_search()
+    optimizer.plan_budget(evaluations=None, images=budget, images_per_evaluation=1000)
+    left, kinds = budget, []
+    while left > 0:
+        [candidate] = run(optimizer, Quadratic(), 1)
+        kinds.append(request_of(candidate).gradient)
+        left -= request_of(candidate).images or 1000
+    assert kinds[-2:] == [True, False]
+    assert left > -400  # no more than the images of a step
+
+
+@pytest.mark.parametrize("budget", [2, 3, 7, 50])
+def test_a_check_ends_the_planned_budget_in_evaluations(budget: int) -> None:
+    optimizer = gradient_search()
+    optimizer.plan_budget(evaluations=budget, images=None, images_per_evaluation=1000)
+    asked = run(optimizer, Quadratic(), budget)
+    assert [request_of(candidate).gradient for candidate in asked[-2:]] == [True, False]
+
+
+def test_the_steps_do_not_depend_on_the_budget() -> None:
+    """A raised budget continues the same search."""
+    short, long = gradient_search(), gradient_search()
+    short.plan_budget(evaluations=None, images=3000, images_per_evaluation=1000)
+    long.plan_budget(evaluations=None, images=10**6, images_per_evaluation=1000)
+    paths = [
+        [one.value for one in run(optimizer, Quadratic(), 100) if request_of(one).gradient][:60]
+        for optimizer in (short, long)
+    ]
+    np.testing.assert_array_equal(*paths)
+
+
+def test_images_grow_with_the_search_in_whole_multiples() -> None:
+    asked = [request_of(one).images for one in run(gradient_search(images=50, growth=0.05), Quadratic(), 200)]
+    images = [number for number in asked if number is not None]
+    assert images[:40] == [50] * 40  # up to 2,000 images, of which 100 are a twentieth
+    assert images[40] == 100
+    assert all(number % 50 == 0 for number in images)
+    assert images[-1] == 50 * int(0.05 * sum(images[:-1]) / 50)
+
+
+def test_images_do_not_grow_beyond_those_of_a_check() -> None:
+    optimizer = gradient_search(growth=0.05)
+    optimizer.plan_budget(evaluations=None, images=10**9, images_per_evaluation=500)
+    assert max(request_of(one).images or 0 for one in run(optimizer, Quadratic(), 200)) == 500
+    smaller = gradient_search()
+    smaller.plan_budget(evaluations=None, images=10**9, images_per_evaluation=70)
+    assert request_of(smaller.ask()).images == 70
+
+
+def test_without_growth_images_stay() -> None:
+    asked = run(gradient_search(images=50, growth=0.0), Quadratic(), 200)
+    assert {request_of(one).images for one in asked} == {50, None}
+
+
+@pytest.mark.parametrize("step_size", [0.01, 0.1])
+def test_the_step_size_is_the_length_of_the_first_step_and_every_direction_has_its_part(step_size: float) -> None:
+    first, second = run(gradient_search(step_size=step_size), Quadratic(), 2)
+    moved = cosine_directions(COUNT).T @ (second.value - first.value)
+    assert np.linalg.norm(second.value - first.value) == pytest.approx(step_size)
+    np.testing.assert_allclose(np.abs(moved), np.abs(moved).mean(), rtol=1e-9)
+
+
+def test_the_same_tells_give_the_same_asks_bit_for_bit() -> None:
+    first, second = gradient_search(), gradient_search()
+    noisy = Quadratic(noise=2.0)
+    recorded = [(one, noisy.answer(one)) for one in run(first, noisy, 150)]
+    for asked, evaluation in recorded:
+        candidate = second.ask()
+        assert candidate.value.tobytes() == asked.value.tobytes()
+        assert request_of(candidate) == request_of(asked)
+        tell(second, candidate, evaluation)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_the_unit_of_the_loss_does_not_matter(scale: float) -> None:
+    plain, scaled = gradient_search(), gradient_search()
+    run(plain, Quadratic(), 60)
+    run(scaled, Quadratic(scale=scale), 60)
+    np.testing.assert_allclose(scaled.recommend().value, plain.recommend().value, rtol=1e-7, atol=1e-9)
+
+
+def test_a_loss_without_a_slope_moves_nothing() -> None:
+    optimizer = gradient_search()
+    candidate = optimizer.ask()
+    tell(optimizer, candidate, Evaluation(1.0, gradient=np.zeros(COUNT)))
+    np.testing.assert_array_equal(optimizer.ask().value, candidate.value)
+
+
+# --- spaces
+
+
+def test_a_principal_space_is_searched_to_its_own_minimum() -> None:
+    space = PrincipalSpace(STEPS, default_origin(STEPS), principal_basis(centered_gram(), 5))
+    optimizer = gradient_search(space)
+    run(optimizer, Quadratic(), 300)
+    best, *_ = np.linalg.lstsq((space.basis.T @ WALK).T, TARGET - space.origin @ WALK, rcond=None)
+    assert loss_of(optimizer) == pytest.approx(Quadratic()(space.to_coefficients(best)).loss, rel=1e-3)
+
+
+def centered_gram() -> np.ndarray:
+    centered = WALK - WALK.mean(axis=0)
+    return np.asarray(centered @ centered.T)
+
+
+def test_a_convex_space_is_searched_to_its_own_minimum() -> None:
+    optimizer = gradient_search(ConvexSpace(STEPS, default_origin(STEPS)))
+    asked = run(optimizer, Quadratic(), 300)
+    assert min(float(one.value.min()) for one in asked) >= 0.0
+    found = optimizer.recommend().value
+    best = minimize(  # scipy's sequential quadratic programming
+        lambda a: Quadratic()(a).loss,
+        default_origin(STEPS),
+        jac=lambda a: Quadratic()(a, gradient=True).gradient,
+        bounds=[(0, 1)] * COUNT,
+        constraints={"type": "eq", "fun": lambda a: a.sum() - 1},
+        method="SLSQP",
+        options={"maxiter": 500, "ftol": 1e-10},
+    )
+    assert (best.x < 1e-6).any()  # the bounds matter
+    assert loss_of(optimizer) == pytest.approx(best.fun, rel=0.05)
+    assert found.sum() == pytest.approx(1, abs=1e-12)
+
+
+def test_a_clipped_coefficient_comes_back_as_soon_as_its_gradient_turns() -> None:
+    optimizer = gradient_search(ConvexSpace(STEPS, default_origin(STEPS)), checks=0.01)
+    falls = Evaluation(1.0, gradient=np.eye(COUNT)[-1])
+    for _ in range(60):
+        tell(optimizer, optimizer.ask(), falls)
+    assert optimizer.ask().value[-1] == 0.0
+    tell(optimizer, optimizer.ask(), Evaluation(1.0, gradient=-np.eye(COUNT)[-1]))
+    assert optimizer.ask().value[-1] > 0.0
+
+
+def test_a_plain_array_of_coefficients_keeps_its_sum() -> None:
+    array = ng.p.Array(init=default_origin(STEPS))
+    optimizer = LCSCGradient(step_size=0.03)(array)
+    run(optimizer, Quadratic(), 300)
+    assert loss_of(optimizer) < 1e-3 * START
+    assert optimizer.recommend().value.sum() == pytest.approx(1, abs=1e-9)
+
+
+def test_cosine_directions_are_scipys() -> None:
+    expected = dct(np.eye(COUNT), type=2, norm="ortho", axis=0).T[:, 1:]
+    np.testing.assert_allclose(cosine_directions(COUNT), expected, atol=1e-14)
+
+
+# --- failures
+
+
+def test_after_a_failure_it_goes_on_from_the_average_with_half_the_step() -> None:
+    optimizer = gradient_search(step_size=0.02 * np.sqrt(COUNT - 1), checks=0.01)
+    always = Evaluation(1.0, gradient=cosine_directions(COUNT).sum(axis=1))  # every direction rises by one
+    for _ in range(4):
+        tell(optimizer, optimizer.ask(), always)
+    average = optimizer.recommend().value
+    assert np.abs(optimizer.ask().value - average).max() > 1e-3
+    tell(optimizer, optimizer.ask(), None, loss=1e6)
+    retreated = optimizer.ask()
+    np.testing.assert_allclose(retreated.value, average, atol=1e-12)
+    tell(optimizer, retreated, always)
+    moved = cosine_directions(COUNT).T @ (optimizer.ask().value - average)
+    np.testing.assert_allclose(moved, -0.01, rtol=1e-9)
+
+
+def test_candidates_that_were_asked_before_a_failure_was_told_fail_with_it() -> None:
+    one, three = gradient_search(checks=0.01), gradient_search(checks=0.01)
+    for optimizer, failures in ((one, 1), (three, 3)):
+        run(optimizer, Quadratic(), 4)
+        for candidate in [optimizer.ask() for _ in range(failures)]:
+            tell(optimizer, candidate, None, loss=1e6)
+    gradient = Quadratic()(AFFINE.origin, gradient=True)
+    steps = []
+    for optimizer in (one, three):
+        before = optimizer.ask()
+        tell(optimizer, before, gradient)
+        steps.append(np.linalg.norm(optimizer.ask().value - before.value))
+    assert steps[0] == pytest.approx(steps[1])
+
+
+def test_a_gradient_that_is_not_finite_is_a_failure() -> None:
+    optimizer = gradient_search()
+    run(optimizer, Quadratic(), 10)
+    average = optimizer.recommend().value
+    candidate = optimizer.ask()
+    tell(optimizer, candidate, Evaluation(3.0, gradient=np.full(COUNT, np.nan)))
+    np.testing.assert_allclose(optimizer.ask().value, average, atol=1e-12)
+
+
+def test_it_finds_the_minimum_although_candidates_fail_now_and_then() -> None:
+    optimizer = gradient_search(step_size=0.09)
+    for number in range(400):
+        candidate = optimizer.ask()
+        failed = number % 80 == 7
+        tell(optimizer, candidate, None if failed else Quadratic().answer(candidate), loss=1e6 if failed else None)
+    assert loss_of(optimizer) < 1e-3 * START
+
+
+def test_the_first_candidate_may_fail() -> None:
+    optimizer = gradient_search()
+    tell(optimizer, optimizer.ask(), None, loss=1e6)
+    np.testing.assert_allclose(optimizer.ask().value, AFFINE.origin, atol=1e-12)
+
+
+def test_plain_nevergrad_is_told_what_is_missing() -> None:
+    optimizer = gradient_search()
+    with pytest.raises(OptimizerError, match=r"told a loss without a gradient.*attach_evaluation"):
+        optimizer.tell(optimizer.ask(), 1.0)
+
+
+def test_an_objective_that_forgets_the_gradient_is_named_as_that() -> None:
+    optimizer = gradient_search()
+    with pytest.raises(OptimizerError, match="told a loss without a gradient"):
+        tell(optimizer, optimizer.ask(), Evaluation(1.0))
+
+
+def test_a_gradient_of_another_length_is_refused() -> None:
+    optimizer = gradient_search()
+    with pytest.raises(OptimizerError, match=r"the gradient has the shape \[3\], expected \[20\]"):
+        tell(optimizer, optimizer.ask(), Evaluation(1.0, gradient=np.zeros(3)))
+
+
+# --- taking over another search
+
+
+def inherit(optimizer: Any, coefficients: Coefficients, evaluation: Evaluation | None, *, gradient: bool) -> None:
+    """What the runner does with the trials of a study that this one was forked from."""
+    parameter = optimizer.parametrization.spawn_child(new_value=coefficients)
+    attach_request(parameter, Request(gradient=gradient))
+    tell(optimizer, parameter, evaluation, loss=1e6)
+
+
+def somewhere(seed: int) -> Coefficients:
+    return AFFINE.to_coefficients(0.1 * np.random.default_rng(seed).standard_normal(COUNT - 1))
+
+
+def test_without_gradients_it_starts_where_the_other_search_was_best() -> None:
+    optimizer = gradient_search()
+    for seed, loss in ((3, 5.0), (4, 2.0), (5, 7.0)):
+        inherit(optimizer, somewhere(seed), Evaluation(loss), gradient=False)
+    inherit(optimizer, somewhere(6), None, gradient=False)
+    np.testing.assert_allclose(optimizer.recommend().value, somewhere(4), atol=1e-12)
+    candidate = optimizer.ask()
+    np.testing.assert_allclose(candidate.value, somewhere(4), atol=1e-12)
+    tell(optimizer, candidate, None, loss=1e6)
+    np.testing.assert_allclose(optimizer.ask().value, somewhere(4), atol=1e-12)
+
+
+def test_with_gradients_it_goes_on_from_the_last_one() -> None:
+    optimizer = gradient_search(step_size=0.01 * np.sqrt(COUNT - 1))
+    for seed in (3, 4):
+        inherit(optimizer, somewhere(seed), Quadratic()(somewhere(seed), gradient=True), gradient=True)
+    inherit(optimizer, somewhere(5), Evaluation(-1e9), gradient=False)  # a check: no place to go on from
+    moved = cosine_directions(COUNT).T @ (optimizer.ask().value - somewhere(4))
+    assert 0 < np.abs(moved).max() < 0.011
+
+
+def test_inherited_trials_do_not_share_noise_with_its_own() -> None:
+    fresh, forked = gradient_search(), gradient_search()
+    inherit(forked, somewhere(3), Quadratic()(somewhere(3), gradient=True), gradient=True)
+    assert request_of(fresh.ask()).noise != request_of(forked.ask()).noise
+
+
+# --- the end
+
+
+def falling(count: int, *, to: float = 1.0, noise: float, seed: int = 0) -> list[float]:
+    """Checks that fall as searches do, quickly and then slowly, with noise."""
+    times = np.arange(1, count + 1)
+    losses = to + 1 / np.sqrt(times) + noise * np.random.default_rng(seed).standard_normal(count)
+    return [float(loss) for loss in losses]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_search_whose_checks_fall_goes_on(seed: int) -> None:
+    checks = falling(60, noise=0.01, seed=seed)
+    assert all(still_falling(checks[:count]) for count in range(1, 61))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_search_whose_checks_only_vary_ends_soon(seed: int, scale: float) -> None:
+    checks = [5 + scale * x for x in np.random.default_rng(seed).standard_normal(60)]
+    assert not all(still_falling(checks[:count]) for count in range(1, 61))
+
+
+def test_a_search_whose_checks_rise_ends_as_soon_as_there_are_enough() -> None:
+    checks = [float(number) for number in range(FEWEST_CHECKS)]
+    assert still_falling(checks[:-1])
+    assert not still_falling(checks)
+
+
+def test_checks_that_stay_the_same_end_a_search() -> None:
+    assert not still_falling([1.0] * FEWEST_CHECKS)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_search_in_noise_that_got_where_it_can_ends_by_itself(seed: int) -> None:
+    optimizer = gradient_search(seed=seed)
+    asked = 0
+    while not optimizer.finished and asked < 3000:
+        run(optimizer, Quadratic(noise=1.0), 1)
+        asked += 1
+    assert 100 <= asked < 3000
+    assert loss_of(optimizer) < 0.05 * START
+
+
+def test_failed_checks_are_no_losses() -> None:
+    optimizer = gradient_search()
+    while request_of(candidate := optimizer.ask()).gradient:
+        tell(optimizer, candidate, Quadratic().answer(candidate))
+    tell(optimizer, candidate, None, loss=1e6)
+    assert not optimizer._checks
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": 1}, "images: expected a whole number from 2, got 1"),
+        ({"images": 100.0}, "images: expected a whole number from 2, got 100.0"),
+        ({"growth": -0.1}, "growth: expected a number from 0 and below 1, got -0.1"),
+        ({"growth": 1}, "growth: expected a number from 0 and below 1, got 1"),
+        ({"step_size": 0}, "step_size: expected a number above 0, got 0"),
+        ({"step_size": float("inf")}, "step_size: expected a number above 0, got inf"),
+        ({"checks": 0}, "checks: expected a number above 0 and below 1, got 0"),
+        ({"checks": True}, "checks: expected a number above 0 and below 1, got True"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptimizerError) as raised:
+        LCSCGradient(**options)
+    assert str(raised.value) == message
+
+
+def test_it_is_one_of_nevergrads_optimizers_that_needs_gradients() -> None:
+    optimizer = ng.optimizers.registry["LCSCGradient"](coefficient_array(AFFINE, seed=0))
+    assert optimizer.needs_gradient
+    run(optimizer, Quadratic(), 10)

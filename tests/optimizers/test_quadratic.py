@@ -1,0 +1,283 @@
+"""``LCSCQuadratic`` finds minima from losses alone, in few evaluations, whatever is delayed, noisy or failing."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import pytest
+
+from lcsc_opt.coefficients import (
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    default_origin,
+    principal_basis,
+)
+from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers import LCSCQuadratic, build_optimizer, coefficient_array
+from lcsc_opt.optimizers.quadratic import NOISE_GROUP, waves
+from lcsc_opt.optimizers.requests import Request, attach_evaluation, attach_request, request_of
+from lcsc_opt.records import SEARCH, Coefficients, Cost, Evaluation
+from lcsc_opt.study_spec import OptimizerSpec
+
+STEPS = tuple(range(100, 4100, 100))
+COUNT = len(STEPS)
+AFFINE = AffineSpace(STEPS, default_origin(STEPS))
+PLAIN = 1000  # images
+WALK = np.random.default_rng(0).standard_normal((COUNT, 300)).cumsum(axis=0)  # checkpoints lie like a random walk
+CENTRED = WALK - WALK.mean(axis=0)
+STRETCH = np.random.default_rng(2).uniform(0.3, 1.7, size=300)  # the loss is no sphere in the weights, either
+MINIMUM = AFFINE.origin + waves(COUNT, 20, 0.1) @ np.random.default_rng(1).standard_normal(20)
+TARGET = MINIMUM @ WALK
+
+
+class Merged:
+    """Squared distance of merged weights from a target.
+
+    A noise shifts the target, the less the more images; and like FID the loss is too large by ``bias`` / images.
+    """
+
+    def __init__(self, *, noise: float = 0.0, bias: float = 0.0) -> None:
+        self.noise, self.bias = noise, bias
+
+    def true(self, coefficients: Coefficients) -> float:
+        return float(np.sum(STRETCH * (coefficients @ WALK - TARGET) ** 2))
+
+    def answer(self, candidate: Any) -> Evaluation:
+        request = request_of(candidate)
+        images = request.images or PLAIN
+        generator = np.random.default_rng([request.noise.seed, len(request.noise.group)])
+        shift = self.noise / np.sqrt(images) * generator.standard_normal(WALK.shape[1])
+        loss = float(np.sum(STRETCH * (candidate.value @ WALK - TARGET - shift) ** 2)) + self.bias / images
+        return Evaluation(loss, cost=Cost(images=images))
+
+
+def search(space: CoefficientSpace = AFFINE, *, seed: int = 0, images: int | None = 300_000, **options: Any) -> Any:
+    optimizer = LCSCQuadratic(**options)(coefficient_array(space, seed=seed), num_workers=12)
+    if images is not None:
+        optimizer.plan_budget(evaluations=None, images=images, images_per_evaluation=PLAIN)
+    return optimizer
+
+
+def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: float | None = None) -> None:
+    attach_evaluation(candidate, evaluation)
+    optimizer.tell(candidate, loss if evaluation is None else evaluation.loss)
+
+
+def run(optimizer: Any, objective: Merged, count: int, *, window: int = 1, failing: Any = lambda _: False) -> list[Any]:
+    """Ask and tell ``count`` candidates, ``window`` of them at once; what was asked."""
+    waiting: deque[Any] = deque()
+    asked: list[Any] = []
+
+    def tell_next() -> None:
+        candidate = waiting.popleft()
+        evaluation = None if failing(len(asked) - len(waiting)) else objective.answer(candidate)
+        tell(optimizer, candidate, evaluation, loss=1e6)
+
+    for _ in range(count):
+        if len(waiting) == window:
+            tell_next()
+        waiting.append(optimizer.ask())
+        asked.append(waiting[-1])
+    while waiting:
+        tell_next()
+    return asked
+
+
+def left(optimizer: Any, objective: Merged | None = None) -> float:
+    """The true loss of what it recommends, as a share of the loss it began with."""
+    objective = objective or Merged()
+    return objective.true(optimizer.recommend().value) / objective.true(AFFINE.origin)
+
+
+@pytest.mark.parametrize(("window", "most"), [(1, 1e-3), (3, 1e-3), (12, 1e-2)])
+def test_it_finds_the_minimum_of_an_ill_conditioned_quadratic(window: int, most: float) -> None:
+    optimizer = search()
+    run(optimizer, Merged(), 240, window=window)
+    assert left(optimizer) < most
+
+
+def test_it_needs_far_fewer_evaluations_than_cma_es() -> None:
+    optimizer, objective = search(images=None), Merged()
+    run(optimizer, objective, 120)
+    other = build_optimizer(OptimizerSpec(name="CMA"), AFFINE, budget=600, workers=1, seed=0)
+    for _ in range(600):
+        candidate = other.ask()
+        other.tell(candidate, objective.true(candidate.value))
+    assert left(optimizer) < 0.5 * left(other)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_noise_and_bias_of_few_images_do_not_lead_it_astray(seed: int) -> None:
+    objective = Merged(noise=15.0, bias=1000.0)
+    optimizer = search(seed=seed)
+    run(optimizer, objective, 200)
+    assert left(optimizer) < 0.12
+    assert optimizer._stage.request == Request()
+
+
+def test_the_first_stage_has_few_images_on_one_noise_of_its_own_then_all_are_plain() -> None:
+    asked = [request_of(candidate) for candidate in run(search(), Merged(), 200)]
+    cheap = [request for request in asked if request != Request()]
+    assert len(cheap) == 2 * (COUNT - 1)
+    assert {request.images for request in cheap} == {200}
+    assert len({request.noise for request in cheap}) == 1
+    assert cheap[0].noise.group == NOISE_GROUP
+    assert not any(request.gradient for request in asked)
+    assert set(asked[-50:]) == {Request()}
+
+
+def test_seeds_have_noise_of_their_own() -> None:
+    noises = [{request_of(one).noise for one in run(search(seed=seed), Merged(), 30)} for seed in (0, 1)]
+    assert noises[0] & noises[1] <= {SEARCH}
+
+
+def test_checks_take_their_share_of_the_first_stage_and_no_more() -> None:
+    asked = [request_of(candidate) for candidate in run(search(), Merged(), 2 * (COUNT - 1))]
+    plain = sum(PLAIN for request in asked if request == Request())
+    cheap = sum(request.images or 0 for request in asked)
+    assert 0.1 * (plain + cheap) < plain <= 0.2 * (plain + cheap)
+
+
+def test_a_check_is_of_the_best_so_far() -> None:
+    optimizer = search()
+    seen: dict[bytes, float] = {}
+    checks = 0
+    for _ in range(70):
+        candidate = optimizer.ask()
+        evaluation = Merged().answer(candidate)
+        if request_of(candidate) == Request():
+            checks += 1
+            assert candidate.value.tobytes() == min(seen, key=lambda value: seen[value])
+        else:
+            seen[candidate.value.tobytes()] = evaluation.loss
+        tell(optimizer, candidate, evaluation)
+    assert checks >= 2
+
+
+@pytest.mark.parametrize(("images", "evaluations", "probed"), [(12_000, None, 6), (None, 60, 6), (60_000, None, 30)])
+def test_a_small_budget_searches_fewer_waves(images: int | None, evaluations: int | None, probed: int) -> None:
+    optimizer = search(images=None)
+    optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=PLAIN)
+    candidates = [candidate.value - AFFINE.origin for candidate in run(optimizer, Merged(), 200)]
+    assert np.linalg.matrix_rank(np.array(candidates), tol=1e-9) == probed
+
+
+@pytest.mark.parametrize("images_per_evaluation", [0, PLAIN])
+def test_an_objective_without_images_or_a_share_of_all_of_them_has_plain_evaluations_only(
+    images_per_evaluation: int,
+) -> None:
+    optimizer = search(images=None, share=1.0)
+    optimizer.plan_budget(evaluations=300, images=None, images_per_evaluation=images_per_evaluation)
+    asked = run(optimizer, Merged(), 120)
+    assert {request_of(candidate) for candidate in asked} == {Request()}
+    assert left(optimizer) < 0.05
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_the_same_tells_give_the_same_asks_bit_for_bit(window: int) -> None:
+    objective = Merged(noise=15.0, bias=1000.0)
+    one, other = (run(search(), objective, 130, window=window, failing=lambda told: told % 7 == 3) for _ in range(2))
+    assert [candidate.value.tobytes() for candidate in one] == [candidate.value.tobytes() for candidate in other]
+    assert [request_of(candidate) for candidate in one] == [request_of(candidate) for candidate in other]
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_it_finds_the_minimum_although_candidates_fail(window: int) -> None:
+    optimizer = search()
+    run(optimizer, Merged(), 240, window=window, failing=lambda told: told % 5 == 0)
+    assert left(optimizer) < 1e-2
+
+
+@pytest.mark.parametrize("failures", [1, 10, 18, 60, 110])
+def test_the_first_candidates_may_all_fail(failures: int) -> None:
+    optimizer = search()
+    run(optimizer, Merged(), failures + 250, failing=lambda told: told <= failures)
+    assert left(optimizer) < 1e-1
+
+
+def test_a_step_that_failed_is_not_asked_again() -> None:
+    optimizer = search()
+    run(optimizer, Merged(), 120)  # the second stage has begun
+    asked = run(optimizer, Merged(), 30, failing=lambda _: True)
+    assert len({candidate.value.tobytes() for candidate in asked}) == 30
+
+
+def test_a_loss_that_never_changes_ends_nowhere_and_breaks_nothing() -> None:
+    optimizer = search()
+    for _ in range(150):
+        tell(optimizer, optimizer.ask(), Evaluation(1.0))
+    assert np.isfinite(optimizer.recommend().value).all()
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e9])
+def test_the_unit_of_the_loss_does_not_matter(scale: float) -> None:
+    optimizer, objective = search(), Merged()
+    for _ in range(160):
+        candidate = optimizer.ask()
+        tell(optimizer, candidate, Evaluation(scale * objective.answer(candidate).loss))
+    assert left(optimizer) < 0.02
+
+
+@pytest.mark.parametrize(
+    "space",
+    [PrincipalSpace(STEPS, AFFINE.origin, principal_basis(CENTRED @ CENTRED.T, 5)), ConvexSpace(STEPS, AFFINE.origin)],
+)
+def test_other_spaces_are_kept_to(space: CoefficientSpace) -> None:
+    optimizer = search(space)
+    for candidate in run(optimizer, Merged(), 160):
+        np.testing.assert_allclose(space.to_coefficients(space.to_free(candidate.value)), candidate.value, atol=1e-9)
+    assert left(optimizer) < 0.7
+
+
+def test_two_checkpoints_are_enough() -> None:
+    space = AffineSpace((1, 2), np.array([0.0, 1.0]))
+    optimizer = LCSCQuadratic()(coefficient_array(space, seed=0))
+    for _ in range(40):
+        candidate = optimizer.ask()
+        tell(optimizer, candidate, Evaluation(float((candidate.value[0] - 0.7) ** 2)))
+    np.testing.assert_allclose(optimizer.recommend().value, [0.7, 0.3], atol=1e-3)
+
+
+def test_it_begins_where_an_inherited_search_was_best() -> None:
+    optimizer = search()
+    for position, loss, images in ((0.3, 5.0, None), (0.5, 2.0, None), (0.6, 1.5, 200), (0.9, 1.0, None)):
+        value = AFFINE.origin + position * (MINIMUM - AFFINE.origin)
+        candidate = optimizer.parametrization.spawn_child(new_value=value)
+        attach_request(candidate, Request(images=images))
+        tell(optimizer, candidate, None if position == 0.9 else Evaluation(loss), loss=loss)
+    np.testing.assert_allclose(optimizer.ask().value, AFFINE.origin + 0.5 * (MINIMUM - AFFINE.origin), atol=1e-12)
+
+
+def test_plain_nevergrad_can_use_it() -> None:
+    optimizer = ng.optimizers.registry["LCSCQuadratic"](coefficient_array(AFFINE, seed=0), budget=120)
+    optimizer.minimize(Merged().true)
+    assert left(optimizer) < 0.05
+
+
+def test_waves_move_the_weights_of_a_random_walk_about_equally() -> None:
+    walk = np.random.default_rng(0).standard_normal((COUNT, 20_000)).cumsum(axis=0)
+    moved = np.linalg.norm(waves(COUNT, 20, 0.07).T @ walk, axis=1)
+    assert moved.max() < 1.3 * moved.min()
+    np.testing.assert_allclose(np.abs(waves(COUNT, 20, 0.07)[:, 0]).sum(), 0.07)
+    np.testing.assert_allclose(waves(COUNT, 20, 0.07).sum(axis=0), 0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"directions": 0}, "directions: expected a whole number from 1, got 0"),
+        ({"directions": 2.5}, "directions: expected a whole number from 1"),
+        ({"share": 0}, "share: expected a number above 0 and at most 1, got 0"),
+        ({"share": 1.5}, "share: expected"),
+        ({"step_size": -1}, "step_size: expected a number above 0, got -1"),
+        ({"damping": True}, "damping: expected a number above 0, got True"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptimizerError, match=message.replace("(", r"\(")):
+        LCSCQuadratic(**options)
