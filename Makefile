@@ -7,13 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/stress%,$(sort $(wildcard benchmarks/[a-z]*.py)))
+BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/optimizers.py benchmarks/stress%,$(sort $(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench stress clean
+.PHONY: help setup demo test check bench optimizers stress clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## install lcsc_opt, editable, and its tools into .venv (PYTHON=python3.12 chooses the Python)
 
@@ -48,6 +48,9 @@ stress: setup ## inject every fault of docs/reliability.md, write benchmarks/res
 bench: setup ## run every script in benchmarks/, one after the other (long)
 	@for script in $(BENCHMARKS); do echo "== python $$script"; $(BIN)/python $$script || exit 1; done
 	@echo "ran $(words $(BENCHMARKS)) benchmarks: $(BENCHMARKS)"
+
+optimizers: setup ## which optimizer to pick: docs/benchmarks.md measured again (hours; OPTIONS=--quick: minutes)
+	$(BIN)/python benchmarks/optimizers.py $(OPTIONS)
 
 clean: ## remove caches and built files; .venv, databases and trained models stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -1,0 +1,87 @@
+"""What a search would have answered, had it been stopped after so many images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lcsc_opt.analysis.history import StudyHistory
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The best trial within a number of images, and what had been spent by then, everything included.
+
+    Attributes:
+        limit: images after which the search is stopped.
+        trial: the number of the trial with the lowest loss of those that compare.
+        images: that had been sampled, at most ``limit``.
+        model_calls: that had been made.
+        seconds: the sum over all evaluations, on one core.
+        searched: the trial's loss on the search's noise.
+    """
+
+    limit: int
+    trial: int
+    images: int
+    model_calls: int
+    seconds: float
+    searched: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """An answer on noise that the search never saw: FID in the features it searched in, and in others."""
+
+    answer: Answer
+    held_out: float
+    second: float | None
+
+
+def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
+    """Of each limit, up to the first that holds the whole search; none where no trial compares yet.
+
+    Args:
+        study: its trials count in the order in which the optimizer was told of them; which losses compare with each
+            other is :mod:`lcsc_opt.analysis.compared`'s to say.
+        limits: increasing numbers of images.
+    """
+    trials = study.compared
+    images, calls, seconds = (np.cumsum(trials[name]) for name in ("images", "model_calls", "seconds"))
+    found: list[Answer] = []
+    for limit in limits:
+        within = int(np.searchsorted(images, limit, side="right"))
+        known = trials["loss"][:within]
+        if within and not np.isnan(known).all():
+            best, last = int(np.nanargmin(known)), within - 1
+            found.append(
+                Answer(
+                    limit=limit,
+                    trial=int(trials["number"][best]),
+                    images=int(images[last]),
+                    model_calls=int(calls[last]),
+                    seconds=float(seconds[last]),
+                    searched=float(known[best]),
+                )
+            )
+        if within == len(trials):
+            break
+    return found
+
+
+def measured(found: Sequence[Answer], known: Mapping[str, Mapping[str, Any]]) -> list[Measured] | None:
+    """Answers with what their trials came to on held-out noise; ``None`` while one of them is not measured.
+
+    Args:
+        found: of one study.
+        known: number of the trial → ``loss``, and ``second`` or ``None``.
+    """
+    if any(str(answer.trial) not in known for answer in found):
+        return None
+    results = [known[str(answer.trial)] for answer in found]
+    return [
+        Measured(answer, float(result["loss"]), result["second"]) for answer, result in zip(found, results, strict=True)
+    ]

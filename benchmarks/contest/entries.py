@@ -1,0 +1,147 @@
+"""What competes, on what, and with how many images: the tables to edit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from lcsc_opt.study_spec import StudySpec, parse_study
+
+PER_EVALUATION = 1000
+"""Images of one plain evaluation."""
+
+LIMITS = (
+    *(1_000, 2_000, 3_000, 5_000, 7_000, 10_000, 15_000, 20_000, 30_000, 50_000, 70_000),
+    *(100_000, 150_000, 200_000, 300_000, 450_000, 600_000),
+)
+"""Numbers of images after which a search is asked what it would answer."""
+
+SHARES = (100, 20, 10, 5, 2, 1)
+"""Such a part of the budget, too: one hundredth, one twentieth, …"""
+
+TRAINING_STEPS = {"digits": 4000, "digits_ddpm": 1000, "photographs": 3000}
+SETTINGS: dict[str, dict[str, Any]] = {"digits": {}, "digits_ddpm": {"nfe": 10}, "photographs": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One objective with K checkpoints, on which everything competes with the same number of images.
+
+    Attributes:
+        objective: the name of a file in ``objectives/``.
+        checkpoints: K.
+        images: the budget of a search.
+        held_out: images on which an answer is measured.
+        top: trials among which ``lcsc run`` chooses on other noise when a search is over; 0 leaves that out.
+        baselines: whether Nevergrad's general-purpose optimizers compete, too.
+    """
+
+    objective: str
+    checkpoints: int
+    images: int
+    held_out: int = 10_000
+    top: int = 0
+    baselines: bool = False
+
+    @property
+    def name(self) -> str:
+        """As studies are called."""
+        return f"{self.objective}-{self.checkpoints}"
+
+    @property
+    def title(self) -> str:
+        """As tables and figures are headed."""
+        return f"{self.objective}, K = {self.checkpoints}"
+
+    @property
+    def limits(self) -> tuple[int, ...]:
+        """The numbers of images after which answers are looked at, up to the whole budget."""
+        shares = {self.images // share for share in SHARES}
+        return tuple(sorted({limit for limit in LIMITS if limit <= self.images} | shares))
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One optimizer with its settings.
+
+    Attributes:
+        label: how tables call it; different from all others.
+        optimizer: its name in the registry.
+        options: of the optimizer.
+        space: which coefficients it searches.
+        share: of the budget; less than one for a search that ends by itself long before.
+        random: whether another seed gives another search.
+        baseline: competes only where a cell wants baselines.
+    """
+
+    label: str
+    optimizer: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    space: Any = "affine"
+    share: float = 1.0
+    random: bool = True
+    baseline: bool = False
+
+    def seeds(self, seeds: Sequence[int]) -> list[int]:
+        """Those that make a difference."""
+        return list(seeds) if self.random else list(seeds)[:1]
+
+
+EMA = "EMAGrid"
+PAPER = "LCSC"
+GRADIENT = "LCSCGradient"
+
+CELLS = (
+    Cell("digits", 200, 600_000, top=5, baselines=True),
+    Cell("digits", 50, 300_000),
+    Cell("digits", 500, 300_000),
+    Cell("photographs", 200, 100_000, held_out=5_000),
+    Cell("digits_ddpm", 200, 60_000, held_out=4_000),
+    Cell("photographs", 50, 100_000, held_out=5_000),
+    Cell("photographs", 500, 100_000, held_out=5_000),
+    Cell("digits_ddpm", 50, 60_000, held_out=4_000),
+    Cell("digits_ddpm", 500, 60_000, held_out=4_000),
+)
+"""What matters most comes first. Beside an image of a digit, a photograph costs three times as much, one that takes ten
+steps of a solver six times.
+"""
+
+QUICK_CELLS = (Cell("digits", 50, 60_000, held_out=5_000, top=5, baselines=True),)
+
+CONTENDERS = (
+    Contender(EMA, "EMAGrid", random=False),
+    Contender("PowerEMAGrid", "PowerEMAGrid", random=False),
+    Contender(PAPER, "LCSC"),
+    Contender(GRADIENT, "LCSCGradient", share=0.1),
+    Contender("LCSCQuadratic", "LCSCQuadratic"),
+    Contender("CMA", "CMA"),
+    Contender("LCSC, mutation 0.014", "LCSC", {"mutation": 0.014}, baseline=True),
+    Contender("DE", "DE", baseline=True),
+    Contender("OnePlusOne", "OnePlusOne", baseline=True),
+)
+
+
+def study_spec(cell: Cell, contender: Contender) -> StudySpec:
+    """The study file of one contender in one cell.
+
+    Contenders that differ in their settings only, not in their optimizer, are experiments of different names.
+    """
+    name = cell.name if contender.label == contender.optimizer else f"{cell.name}.{slug(contender.label)}"
+    steps = TRAINING_STEPS[cell.objective] // cell.checkpoints
+    settings = {"images": PER_EVALUATION, "checkpoint_every": steps, **SETTINGS[cell.objective]}
+    content: dict[str, Any] = {
+        "name": name,
+        "objective": {"file": f"{cell.objective}.py", "settings": settings},
+        "space": contender.space,
+        "optimizers": [{contender.optimizer: contender.options}],
+        "budget": {"images": max(round(cell.images * contender.share), PER_EVALUATION)},
+    }
+    if cell.top:
+        content["held_out"] = {"images": cell.held_out, "top": cell.top}
+    return parse_study(content, source="benchmark")
+
+
+def slug(label: str) -> str:
+    """A label as part of a study's name."""
+    return "".join(letter if letter.isalnum() else "-" for letter in label).strip("-")

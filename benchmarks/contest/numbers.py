@@ -1,0 +1,303 @@
+"""What the benchmark says, over seeds: images needed to reach a value, final values and gains, with intervals.
+
+Every interval holds with 95 % and comes from a bootstrap over seeds that is widened as in
+:func:`lcsc_opt.analysis.ranking.bootstrap_interval`, since a plain one is far too short over five of them. The images
+needed to reach a value are those at which the mean over seeds reaches it; a mean that never does takes more than the
+budget, and so does a resampled one, so no seed is ever dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from contest.answers import Measured
+from contest.entries import Cell, Contender
+from lcsc_opt.analysis.history import Floats
+from lcsc_opt.analysis.ranking import (
+    CONFIDENCE,
+    RESAMPLES,
+    RESAMPLING_SEED,
+    Difference,
+    Reach,
+    bootstrap_interval,
+    difference,
+    verdict,
+    widening,
+)
+
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curves:
+    """One contender in one cell. Axes: S seeds, M limits.
+
+    Attributes:
+        label: the contender's.
+        seeds: ``[S]``.
+        limits: ``[M]`` numbers of images.
+        held_out: ``[S, M]`` FID of the answer after so many images; NaN before there is one, and the last answer from
+            where a search has ended.
+        second: ``[S, M]`` FID of the same in other features; NaN where there are none.
+        searched: ``[S, M]`` FID of the same on the search's noise.
+        images: ``[S, M]`` that were sampled, at most the limit.
+        model_calls: ``[S, M]``.
+        seconds: ``[S, M]`` of evaluations.
+        chosen: ``[S]`` held-out FID of what ``lcsc run`` answers, which chooses among several; NaN where it did not.
+        random: whether other seeds would have given other searches.
+    """
+
+    label: str
+    seeds: tuple[int, ...]
+    limits: Floats
+    held_out: Floats
+    second: Floats
+    searched: Floats
+    images: Floats
+    model_calls: Floats
+    seconds: Floats
+    chosen: Floats
+    random: bool = True
+
+    @property
+    def final(self) -> Floats:
+        """``[S]`` held-out FID at the end of the search."""
+        return np.asarray(self.held_out[:, -1])
+
+    @property
+    def end(self) -> float:
+        """Images after which all searches had ended, as one of the limits."""
+        spent = float(self.images[:, -1].max())
+        return float(self.limits[np.searchsorted(self.limits, spent)])
+
+
+def curves_of(
+    contender: Contender,
+    studies: Mapping[int, Sequence[Measured]],
+    limits: Sequence[int],
+    chosen: Mapping[int, float | None],
+) -> Curves:
+    """The answers of several seeds on common limits.
+
+    Args:
+        contender: whose.
+        studies: seed → answers of a finished search, at least one.
+        limits: of the cell.
+        chosen: seed → held-out FID of what ``lcsc run`` answers.
+    """
+    seeds = tuple(sorted(studies))
+    columns = {
+        name: np.stack([_column(studies[seed], name, limits) for seed in seeds])
+        for name in ("held_out", "second", "searched", "images", "model_calls", "seconds")
+    }
+    final = [chosen.get(seed) for seed in seeds]
+    return Curves(
+        label=contender.label,
+        random=contender.random,
+        seeds=seeds,
+        limits=np.array(limits, dtype=np.float64),
+        chosen=np.array([np.nan if value is None else value for value in final]),
+        **columns,
+    )
+
+
+def _column(points: Sequence[Measured], name: str, limits: Sequence[int]) -> Floats:
+    known = {point.answer.limit: _value(point, name) for point in points}
+    values, last = [], math.nan
+    for limit in limits:
+        last = known.get(limit, last)
+        values.append(last)
+    return np.array(values, dtype=np.float64)
+
+
+def _value(point: Measured, name: str) -> float:
+    value = getattr(point, name) if name in ("held_out", "second") else getattr(point.answer, name)
+    return math.nan if value is None else float(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A number with its interval; ``low`` and ``high`` are ``None`` where a single seed gives none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Crossing:
+    """Images needed to reach a value; infinite where it is not reached within the budget.
+
+    Attributes:
+        mean: at which the mean over seeds reaches it. This is the number that is quoted.
+        seeds: median over seeds, each by itself.
+    """
+
+    mean: Interval
+    seeds: Reach
+
+
+def mean_interval(values: Floats) -> Interval:
+    """The mean over seeds."""
+    mean = float(values.mean())
+    return Interval(mean) if len(values) < 2 else Interval(mean, *bootstrap_interval([values]))
+
+
+def first_reached(limits: Floats, values: Floats, target: Floats | float) -> Floats:
+    """``[R]``, the first limit at which each row of ``values`` ``[R, M]`` is at most its target; else infinite."""
+    reached = values <= np.reshape(target, (-1, 1))
+    first = limits[np.argmax(reached, axis=1)]
+    return np.where(reached.any(axis=1), first, np.inf)
+
+
+def crossing(curves: Curves, target: Floats) -> Crossing:
+    """Images until the held-out FID is at most the mean of ``target`` ``[T]``, whose seeds are resampled, too."""
+    goal = float(target.mean())
+    single = first_reached(curves.limits, curves.held_out, goal)
+    found = np.isfinite(single)
+    median = statistics.median(single.tolist())
+    reach = Reach(None if math.isinf(median) else median, int(found.sum()), len(single))
+    [mean] = first_reached(curves.limits, curves.held_out.mean(axis=0)[None], goal)
+    if len(curves.seeds) < 2:
+        return Crossing(Interval(float(mean)), reach)
+    rng = np.random.default_rng(RESAMPLING_SEED)
+    resampled = first_reached(curves.limits, _resampled(curves.held_out, rng), _resampled(target[:, None], rng)[:, 0])
+    low, high = np.quantile(resampled, TAILS, method="inverted_cdf")
+    return Crossing(Interval(float(mean), float(low), float(high)), reach)
+
+
+def _resampled(values: Floats, rng: np.random.Generator) -> Floats:
+    """``[S, M]`` → ``[R, M]`` means over resampled seeds, as far from the observed mean as so few seeds demand."""
+    mean = values.mean(axis=0)
+    if len(values) < 2:
+        return np.broadcast_to(mean, (RESAMPLES, len(mean)))
+    drawn = values[_draws(len(values), rng)].mean(axis=1)
+    return np.asarray(mean + _stretch(len(values)) * (drawn - mean))
+
+
+def _draws(seeds: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """``[R, S]``, which seeds each resampling takes."""
+    return rng.integers(seeds, size=(RESAMPLES, seeds))
+
+
+def _stretch(seeds: int) -> float:
+    """How much a bootstrap interval over so many seeds must be widened, whatever their values."""
+    return widening([np.arange(seeds, dtype=np.float64)])
+
+
+def ratio(values: Floats, reference: Floats) -> Interval:
+    """Mean over seeds, as a share of the mean of ``reference``; both are resampled, and widened as logarithms."""
+    observed = math.log(values.mean() / reference.mean())
+    if min(len(values), len(reference)) < 2:
+        return Interval(math.exp(observed))
+    rng = np.random.default_rng(RESAMPLING_SEED)
+    above, below = (sample[_draws(len(sample), rng)].mean(axis=1) for sample in (values, reference))
+    low, high = np.quantile(np.log(above / below), TAILS)
+    factor = widening([np.log(values), np.log(reference)])
+    return Interval(*(math.exp(observed + factor * (end - observed)) for end in (observed, low, high)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One contender in one cell; everything is ``None`` that cannot be told.
+
+    Attributes:
+        label: the contender's.
+        seeds: how many.
+        images: sampled, mean over seeds.
+        model_calls: mean over seeds.
+        seconds: of evaluations, mean over seeds.
+        searched: FID of the answer on the search's noise.
+        held_out: FID of the answer.
+        chosen: FID of what ``lcsc run`` answers, which chooses among several trials on other noise.
+        second: FID of the answer in features that the search did not see.
+        to_ema: images to be as good as EMA*.
+        to_paper: images to be as good as Algorithm 1 at its end.
+        at_tenth: FID after a tenth of Algorithm 1's images, as a share of Algorithm 1's at its end.
+        gain: 1 - FID / EMA*'s FID, in the features of the search.
+        transfer: the same gain in the second features, as a share of that in the first.
+        difference: of the held-out FID from the best contender's.
+        verdict: in words.
+    """
+
+    label: str
+    seeds: int
+    images: float
+    model_calls: float
+    seconds: float
+    searched: float
+    held_out: Interval
+    chosen: Interval | None
+    second: Interval | None
+    to_ema: Crossing | None
+    to_paper: Crossing | None
+    at_tenth: Interval | None
+    gain: Interval | None
+    transfer: Interval | None
+    difference: Difference | None
+    verdict: str
+
+
+def results(cell: Cell, contenders: Sequence[Curves], *, ema: str, paper: str) -> list[Result]:
+    """Every contender of a cell, the lowest held-out FID at the end first.
+
+    Args:
+        cell: whose budget is Algorithm 1's.
+        contenders: that have at least one finished search.
+        ema: the label of the EMA grid.
+        paper: the label of Algorithm 1.
+    """
+    known = {curves.label: curves for curves in contenders}
+    ordered = sorted(contenders, key=lambda curves: float(curves.final.mean()))
+    return [_result(cell, curves, ordered[0], known.get(ema), known.get(paper)) for curves in ordered]
+
+
+def _result(cell: Cell, curves: Curves, best: Curves, ema: Curves | None, paper: Curves | None) -> Result:
+    tenth = curves.held_out[:, int(np.searchsorted(curves.limits, cell.images // 10))]
+    compared = None if curves is best else difference(_by_seed(curves, best), _by_seed(best, curves))
+    gain, transfer = (None, None) if ema is None or ema is curves else _gains(curves, ema)
+    return Result(
+        label=curves.label,
+        seeds=len(curves.seeds),
+        images=float(curves.images[:, -1].mean()),
+        model_calls=float(curves.model_calls[:, -1].mean()),
+        seconds=float(curves.seconds[:, -1].mean()),
+        searched=float(curves.searched[:, -1].mean()),
+        held_out=mean_interval(curves.final),
+        chosen=_known_interval(curves.chosen),
+        second=_known_interval(curves.second[:, -1]),
+        to_ema=None if ema is None else crossing(curves, ema.final),
+        to_paper=None if paper is None else crossing(curves, paper.final),
+        at_tenth=None if paper is None or np.isnan(tenth).any() else ratio(tenth, paper.final),
+        gain=None if gain is None else mean_interval(gain),
+        transfer=None if transfer is None else mean_interval(transfer),
+        difference=compared,
+        verdict="best" if curves is best else verdict(compared),
+    )
+
+
+def _by_seed(curves: Curves, other: Curves) -> dict[int, float]:
+    """Seed → FID at the end; a search without chance would end the same with each seed of the other."""
+    if not curves.random and other.random:
+        return dict.fromkeys(other.seeds, float(curves.final[0]))
+    return dict(zip(curves.seeds, curves.final.tolist(), strict=True))
+
+
+def _gains(curves: Curves, ema: Curves) -> tuple[Floats, Floats | None]:
+    """``[S]`` each: how far the answer is below EMA*, as a share of it; and the same of the second features, as a
+    share of that, where every seed has both.
+    """
+    gain = 1 - curves.final / ema.final.mean()
+    second = 1 - curves.second[:, -1] / ema.second[:, -1].mean()
+    known = (gain > 0).all() and not np.isnan(second).any()
+    return gain, second / gain if known else None
+
+
+def _known_interval(values: Floats) -> Interval | None:
+    return None if np.isnan(values).any() else mean_interval(values)

@@ -1,0 +1,193 @@
+"""Tables in Markdown, and their place in ``docs/benchmarks.md``; and the same as CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from contest.entries import GRADIENT, PAPER, Cell
+from contest.numbers import Crossing, Curves, Interval, Result
+from lcsc_opt.analysis.names import label
+
+POINT_HEADER = (
+    *("objective", "checkpoints", "optimizer", "seed", "limit", "images", "model_calls", "seconds"),
+    *("searched_fid", "held_out_fid", "second_fid"),
+)
+INTERVALS = ("held_out", "chosen", "second", "at_tenth", "gain", "transfer")
+CROSSINGS = ("to_ema", "to_paper")
+SUMMARY_HEADER = (
+    *("objective", "checkpoints", "budget", "optimizer", "seeds", "images", "model_calls", "seconds", "searched"),
+    *(f"{name}{end}" for name in INTERVALS for end in ("", "_low", "_high")),
+    *(f"{name}{end}" for name in CROSSINGS for end in ("", "_low", "_high", "_median_seed", "_seeds_reached")),
+    *("difference", "difference_low", "difference_high", "verdict"),
+)
+TABLE_HEADER = (
+    "| optimizer | seeds | images | model calls | FID | as `lcsc run` answers | second FID | images to EMA* "
+    "| images to LCSC's end | at a tenth | transfer | seconds | against the best |"
+)
+
+
+def point_rows(cell: Cell, contenders: Sequence[Curves]) -> list[tuple[Any, ...]]:
+    """A row for each contender, seed and limit at which it has an answer, until its search ended."""
+    rows = []
+    for curves in contenders:
+        for row, seed in enumerate(curves.seeds):
+            for column, limit in enumerate(curves.limits):
+                if math.isnan(curves.held_out[row, column]) or limit > curves.end:
+                    continue
+                head = (cell.objective, cell.checkpoints, curves.label, seed, int(limit))
+                spent = (int(curves.images[row, column]), int(curves.model_calls[row, column]))
+                losses = (curves.searched, curves.held_out, curves.second)
+                numbers = (_rounded(float(values[row, column])) for values in losses)
+                rows.append((*head, *spent, round(float(curves.seconds[row, column]), 2), *numbers))
+    return rows
+
+
+def summary_row(cell: Cell, result: Result) -> tuple[Any, ...]:
+    """One line of the summary; an empty field is not known, ``inf`` is not reached within the budget."""
+    head = (cell.objective, cell.checkpoints, cell.images, result.label, result.seeds)
+    spent = (round(result.images), round(result.model_calls), round(result.seconds, 1), _rounded(result.searched))
+    intervals = [number for name in INTERVALS for number in _ends(getattr(result, name))]
+    crossings = [number for name in CROSSINGS for number in _crossing_numbers(getattr(result, name))]
+    compared = result.difference
+    ends = ("", "", "") if compared is None else (compared.mean, compared.low, compared.high)
+    return (*head, *spent, *intervals, *crossings, *(_rounded(end) for end in ends), result.verdict)
+
+
+def _ends(interval: Interval | None) -> tuple[Any, ...]:
+    return ("", "", "") if interval is None else tuple(map(_rounded, (interval.value, interval.low, interval.high)))
+
+
+def _crossing_numbers(found: Crossing | None) -> tuple[Any, ...]:
+    if found is None:
+        return ("",) * 5
+    median = math.inf if found.seeds.median is None else found.seeds.median
+    return (*_ends(found.mean), median, found.seeds.reached)
+
+
+def _rounded(value: Any) -> Any:
+    """Five significant digits; nothing for what is not known."""
+    if not isinstance(value, (int, float)) or math.isnan(value):
+        return ""
+    return float(f"{value:.5g}")
+
+
+def cell_table(cell: Cell, results: Sequence[Result]) -> list[str]:
+    """The ranking of one cell."""
+    lines = [f"### {cell.title}", "", f"Budget {cell.images:,} images; FID of {cell.held_out:,} held-out images.", ""]
+    return [*lines, TABLE_HEADER, "|---" * (TABLE_HEADER.count("|") - 1) + "|", *map(_table_row, results), ""]
+
+
+def order_table(found: Mapping[Cell, Sequence[Result]]) -> list[str]:
+    """Who is where in every cell: place and held-out FID."""
+    places = {
+        (cell, result.label): f"{place}. {result.held_out.value:.3g}"
+        for cell, ranked in found.items()
+        for place, result in enumerate(ranked, start=1)
+    }
+    labels = dict.fromkeys(result.label for ranked in found.values() for result in ranked)
+    header = ["optimizer", *(cell.title for cell in found)]
+    rows = [[label(name), *(places.get((cell, name), "") for cell in found)] for name in labels]
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _table_row(result: Result) -> str:
+    cells = (
+        label(result.label),
+        result.seeds,
+        f"{result.images:,.0f}",
+        f"{result.model_calls:,.0f}",
+        shown(result.held_out),
+        shown(result.chosen),
+        shown(result.second),
+        shown_crossing(result.to_ema),
+        shown_crossing(result.to_paper),
+        "" if result.label == PAPER else shown(result.at_tenth),
+        shown(result.transfer),
+        f"{result.seconds:,.0f}",
+        result.verdict if result.difference is None else f"{result.difference.mean:+.3g}, {result.verdict}",
+    )
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def shown(interval: Interval | None) -> str:
+    """A number with its interval."""
+    if interval is None:
+        return ""
+    ends = "" if interval.low is None or interval.high is None else f" [{interval.low:.3g}, {interval.high:.3g}]"
+    return f"{interval.value:.3g}{ends}"
+
+
+def shown_crossing(found: Crossing | None) -> str:
+    """Images with their interval; and how many seeds did not get there by themselves."""
+    if found is None:
+        return ""
+    mean, missed = found.mean, found.seeds.seeds - found.seeds.reached
+    ends = "" if mean.low is None or mean.high is None else f" [{_images(mean.low)}, {_images(mean.high)}]"
+    some = 0 < missed < found.seeds.seeds
+    return f"{_images(mean.value)}{ends}" + (f", {missed} of {found.seeds.seeds} seeds not" if some else "")
+
+
+def _images(count: float) -> str:
+    return "never" if math.isinf(count) else f"{count:,.0f}"
+
+
+ASKED = (
+    ("to_paper", f"{GRADIENT}: images to reach LCSC's final FID, as a share of LCSC's", "1/20", "1/100"),
+    ("at_tenth", f"{GRADIENT}: FID after a tenth of LCSC's images, as a share of LCSC's final one", "0.75", "0.5"),
+    ("transfer", f"{GRADIENT}: gain over EMA* in the second features, as a share of that in the first", "0.5", "1"),
+)
+ASKED_FREE = ("images to reach LCSC's final FID, as a share of LCSC's", "1/2", "1/5")
+
+
+def figures_table(cell: Cell, results: Sequence[Result]) -> list[str]:
+    """What was asked of the optimizers in one cell, beside what was measured.
+
+    Gradient-free is whatever is not the optimizer that follows the gradient.
+    """
+    rows = []
+    for result in results:
+        if result.label == GRADIENT:
+            found = {"to_paper": _share(cell, result), "at_tenth": shown(result.at_tenth)}
+            found["transfer"] = shown(result.transfer)
+            rows = [(text, asked, hoped, found[name]) for name, text, asked, hoped in ASKED]
+    free = [result for result in results if result.label not in (GRADIENT, PAPER)]
+    fastest = min(free, key=_images_to_paper, default=None)
+    if fastest is not None:
+        text, asked, hoped = ASKED_FREE
+        name = f"{label(fastest.label)}, the fastest without a gradient"
+        rows.append((f"{name}: {text}", asked, hoped, _share(cell, fastest)))
+    lines = [f"| {cell.title} | asked | hoped for | measured |", "|---|---|---|---|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def _images_to_paper(result: Result) -> float:
+    return math.inf if result.to_paper is None else result.to_paper.mean.value
+
+
+def _share(cell: Cell, result: Result) -> str:
+    """Images as a share of the budget: ``1/60``, with the images and their interval."""
+    if result.to_paper is None:
+        return ""
+    images = result.to_paper.mean.value
+    share = "not reached" if math.isinf(images) else f"1/{cell.images / images:.3g}"
+    return f"{share}: {shown_crossing(result.to_paper)}"
+
+
+def insert(page: Path, blocks: Mapping[str, Sequence[str]]) -> None:
+    """Put lines between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``; everything else stays as it is.
+
+    Raises:
+        ValueError: when the page lacks one of these markers.
+    """
+    text = page.read_text()
+    for name, lines in blocks.items():
+        begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
+        head, found, rest = text.partition(begin)
+        _, closed, tail = rest.partition(end)
+        if not (found and closed):
+            raise ValueError(f"{page}: expected the lines {begin.strip()} and {end}")
+        text = "".join([head, begin, "\n".join(lines).strip(), "\n", end, tail])
+    page.write_text(text)

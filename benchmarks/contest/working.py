@@ -1,0 +1,139 @@
+"""Running and measuring studies, several at once, each in a process of its own with one thread."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import io
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from contest.answers import answers, measured
+from contest.entries import Cell, Contender, study_spec
+from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.database import open_storage
+from lcsc_opt.errors import SearchFailedError
+from lcsc_opt.evaluation import Failure, evaluate_safely
+from lcsc_opt.experiment import Experiment, is_finished
+from lcsc_opt.objective import Objective, cache_directory
+from lcsc_opt.plan import StudyPlan, plans
+from lcsc_opt.records import HELD_OUT, Candidate, Noise
+from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.trajectory.locking import only_process
+
+MEASURED = "held_out_answers"
+UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group 0
+"""The study's attribute: ``images``, and under ``trials`` number → ``loss`` and ``second`` on held-out noise."""
+
+
+FAILED = "FAILED"
+_EXPERIMENTS: dict[str, Experiment] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One study: a cell, a contender and a seed, in a database."""
+
+    url: str
+    cell: Cell
+    contender: Contender
+    seed: int
+
+    @property
+    def plan(self) -> StudyPlan:
+        """What is run."""
+        [plan] = plans(study_spec(self.cell, self.contender), None, seeds=[self.seed])
+        return plan
+
+
+def is_done(reader: HistoryReader, job: Job) -> bool:
+    """Whether a study was searched and measured, found out without loading its objective."""
+    plan = job.plan
+    history = next(iter(reader.read_studies([plan.name])), None)
+    if history is None:
+        return False
+    study = StoredStudy.open(reader.storage, plan.name)
+    found = answers(history, job.cell.limits)
+    return is_finished(study, plan) and measured(found, known_results(study, job.cell)) is not None
+
+
+def known_results(study: StoredStudy, cell: Cell) -> dict[str, Any]:
+    """Number of the trial → what was measured of it with as many images as the cell asks for."""
+    stored = study.attributes.get(MEASURED) or {}
+    return dict(stored["trials"]) if stored.get("images") == cell.held_out else {}
+
+
+def work(jobs: Sequence[Job], processes: int) -> Iterator[str]:
+    """Do jobs in their order, so many at once; gives a line for each as it ends, or fails."""
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
+        try:
+            for future in concurrent.futures.as_completed([pool.submit(_do, job) for job in jobs]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()  # a study goes on from whatever was committed
+            raise
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+
+
+def _do(job: Job) -> str:
+    start = time.perf_counter()
+    said = io.StringIO()  # progress of several processes does not go together on one terminal
+    try:
+        with contextlib.redirect_stderr(said):
+            outcome = search_and_measure(job)
+    except Exception as error:  # the other studies go on
+        return f"{FAILED} {job.plan.name}: {type(error).__name__}: {error}"
+    notices = [line for line in said.getvalue().splitlines() if line.startswith("lcsc: ")]
+    return "\n".join([f"{job.plan.name}: {outcome}, {time.perf_counter() - start:.0f} s", *notices])
+
+
+def _experiment(job: Job, plan: StudyPlan) -> Experiment:
+    """This process's experiment with the plan's objective, which is loaded once for all studies of a cell.
+
+    That may train a model, which only one process does; the others wait for it.
+    """
+    key = f"{job.url} {plan.objective.model_dump_json()}"
+    if key not in _EXPERIMENTS:
+        experiment = Experiment(open_storage(job.url, write=True), plan)
+        with only_process(cache_directory() / f"contest-{job.cell.name}", busy=lambda: None):
+            experiment.objective  # noqa: B018 - loads it
+        _EXPERIMENTS.clear()
+        _EXPERIMENTS[key] = experiment
+    return _EXPERIMENTS[key]
+
+
+def search_and_measure(job: Job) -> str:
+    """Whatever is not done yet of one study."""
+    plan = job.plan
+    experiment = _experiment(job, plan)
+    outcome = experiment.run(plan)
+    study = StoredStudy.open(experiment.storage, plan.name)
+    with study.hold():
+        measure(study, experiment.objective, job.cell)
+    return outcome
+
+
+def measure(study: StoredStudy, objective: Objective, cell: Cell) -> None:
+    """Evaluate each trial that is an answer once on held-out noise; each is written as soon as it is known."""
+    reader = HistoryReader(study.storage)
+    [history] = reader.read_studies([study.name])
+    known = known_results(study, cell)
+    numbers = dict.fromkeys(answer.trial for answer in answers(history, cell.limits))
+    missing = [number for number in numbers if str(number) not in known]
+    for number, coefficients in zip(missing, reader.coefficients(history, missing), strict=True):
+        outcome = evaluate_safely(objective, Candidate(coefficients, images=cell.held_out, noise=UNSEEN))
+        if isinstance(outcome, Failure):
+            raise SearchFailedError(f"{study.name}: trial {number} on held-out noise: {outcome.reason}")
+        second = None if objective.second_metric is None else outcome.metrics[objective.second_metric]
+        known[str(number)] = {"loss": outcome.loss, "second": second}
+        study.set_attribute(MEASURED, {"images": cell.held_out, "trials": known})

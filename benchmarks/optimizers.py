@@ -1,0 +1,211 @@
+"""Which optimizer to pick: FID on held-out noise against what a search cost, over seeds, objectives and K.
+
+    python benchmarks/optimizers.py [--quick] [--objective NAME …] [--checkpoints K …] [--optimizer LABEL …]
+                                    [--seeds 5] [--jobs 2] [--tables]
+
+What competes, on what, with how many images, is listed in ``contest/entries.py``. All of it is a set of studies in
+``results/optimizers.db``: interrupted, the same command continues, and what is there is tabulated by ``--tables``
+alone. ``--jobs`` studies run at once, each in a process with one thread.
+
+Of every search, the trial that it would have answered with after 1,000, 2,000, … images is measured once on held-out
+noise. Writes ``results/optimizers.csv`` (every such answer), ``results/optimizers_summary.csv``, the tables of
+``docs/benchmarks.md`` and the figures of ``docs/images/``. ``--quick`` takes minutes, with a small budget, in
+``results/optimizers_quick.*``, and leaves ``docs/`` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from common import RESULTS, machine, write_csv
+from contest.answers import answers, measured
+from contest.drawing import cost_curve, objective_figure
+from contest.entries import CELLS, CONTENDERS, EMA, PAPER, QUICK_CELLS, Cell, Contender
+from contest.numbers import Curves, Result, curves_of, results
+from contest.page import (
+    POINT_HEADER,
+    SUMMARY_HEADER,
+    cell_table,
+    figures_table,
+    insert,
+    order_table,
+    point_rows,
+    summary_row,
+)
+from contest.working import FAILED, Job, is_done, known_results, work
+
+from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.analysis.writing import write_figures
+from lcsc_opt.database import open_storage
+from lcsc_opt.errors import LcscError
+from lcsc_opt.study_store import StoredStudy
+
+DOCS = Path(__file__).parents[1] / "docs"
+SEEDS = 5
+FIRST_SEED = 10  # settings of optimizers were chosen with seeds below
+HEADLINE = CELLS[0]
+"""The cell of the README's first picture and of the figures that were asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """What of the contest is run and tabulated, and where it is kept."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    contenders: tuple[Contender, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def url(self) -> str:
+        """Of the database."""
+        return f"sqlite:///{RESULTS / self.name}.db"
+
+    def contenders_of(self, cell: Cell) -> list[Contender]:
+        """Those that compete in a cell."""
+        return [contender for contender in self.contenders if cell.baselines or not contender.baseline]
+
+    def jobs(self) -> list[Job]:
+        """Every study, what matters most first: cell by cell, and seed by seed, so that all contenders keep up.
+
+        Baselines come when all others of their cell are there.
+        """
+        return [
+            Job(self.url, cell, contender, seed)
+            for cell in self.cells
+            for baseline in (False, True)
+            for seed in self.seeds
+            for contender in self.contenders_of(cell)
+            if contender.baseline == baseline and seed in contender.seeds(self.seeds)
+        ]
+
+
+def main() -> None:
+    """Run what is missing of what was chosen; then tables and figures of all that is there."""
+    arguments = _arguments()
+    chosen = _selection(arguments)
+    RESULTS.mkdir(exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started; each study runs in one of them
+    print(machine())
+    try:
+        failed = 0 if arguments.tables else run(chosen, arguments.jobs)
+        tabulate(_everything(chosen, quick=arguments.quick), docs=not arguments.quick)
+    except LcscError as error:
+        sys.exit(f"optimizers.py: {error}")
+    if failed:
+        sys.exit(f"{failed} studies failed; mend the cause and run the same command again")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small budget and two seeds: minutes")
+    parser.add_argument("--objective", action="append", choices=sorted({cell.objective for cell in CELLS}))
+    parser.add_argument("--checkpoints", action="append", type=int, choices=sorted({c.checkpoints for c in CELLS}))
+    parser.add_argument("--optimizer", action="append", choices=[contender.label for contender in CONTENDERS])
+    parser.add_argument("--seeds", type=int, help="how many: 5, with --quick 2")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="studies at once: one for each core")
+    parser.add_argument("--tables", action="store_true", help="run nothing: tables and figures of what is there")
+    return parser.parse_args()
+
+
+def _selection(arguments: argparse.Namespace) -> Selection:
+    cells = [
+        cell
+        for cell in (QUICK_CELLS if arguments.quick else CELLS)
+        if cell.objective in (arguments.objective or [cell.objective])
+        and cell.checkpoints in (arguments.checkpoints or [cell.checkpoints])
+    ]
+    contenders = [entry for entry in CONTENDERS if entry.label in (arguments.optimizer or [entry.label])]
+    seeds = arguments.seeds or (2 if arguments.quick else SEEDS)
+    name = "optimizers_quick" if arguments.quick else "optimizers"
+    return Selection(name, tuple(cells), tuple(contenders), tuple(range(FIRST_SEED, FIRST_SEED + seeds)))
+
+
+def _everything(chosen: Selection, *, quick: bool) -> Selection:
+    """What was chosen, and whatever an earlier command may have run: a table never loses lines."""
+    seeds = tuple(range(FIRST_SEED, FIRST_SEED + max(SEEDS, len(chosen.seeds))))
+    return Selection(chosen.name, QUICK_CELLS if quick else CELLS, CONTENDERS, seeds)
+
+
+def run(chosen: Selection, processes: int) -> int:
+    """Do what is missing; returns how many studies failed."""
+    reader = HistoryReader(open_storage(chosen.url, write=True))
+    jobs = chosen.jobs()
+    missing = [job for job in jobs if not is_done(reader, job)]
+    print(f"{len(jobs)} studies, {len(jobs) - len(missing)} of them done", flush=True)
+    start, failed = time.perf_counter(), 0
+    try:
+        for count, line in enumerate(work(missing, processes) if missing else (), start=1):
+            failed += line.startswith(FAILED)
+            print(f"{count}/{len(missing)}, {time.perf_counter() - start:.0f} s: {line}", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted: nothing is lost; the same command continues, --tables shows what is there", file=sys.stderr)
+        sys.exit(130)
+    return failed
+
+
+def tabulate(chosen: Selection, *, docs: bool) -> None:
+    """Tables and figures of all studies that are done."""
+    field = {cell: curves for cell in chosen.cells if (curves := read(chosen, cell))}
+    found = {cell: results(cell, curves, ema=EMA, paper=PAPER) for cell, curves in field.items()}
+    tables = [line for cell, ranked in found.items() for line in cell_table(cell, ranked)]
+    print("\n".join(["", *tables]))
+    write_csv(chosen.name, POINT_HEADER, [row for cell, curves in field.items() for row in point_rows(cell, curves)])
+    rows = [summary_row(cell, result) for cell, ranked in found.items() for result in ranked]
+    print(write_csv(f"{chosen.name}_summary", SUMMARY_HEADER, rows))
+    draw(chosen, field, docs=docs)
+    if docs:
+        _write_page(found, tables)
+
+
+def read(chosen: Selection, cell: Cell) -> list[Curves]:
+    """The curves of every contender that has a study that is done."""
+    reader = HistoryReader(open_storage(chosen.url, write=False))
+    curves = []
+    for contender in chosen.contenders_of(cell):
+        studies, answered = {}, {}
+        for seed in contender.seeds(chosen.seeds):
+            job = Job(chosen.url, cell, contender, seed)
+            if not is_done(reader, job):
+                continue
+            [history] = reader.read_studies([job.plan.name])
+            known = known_results(StoredStudy.open(reader.storage, job.plan.name), cell)
+            studies[seed] = measured(answers(history, cell.limits), known) or []
+            answered[seed] = None if history.held_out is None else history.held_out.loss
+        if studies:
+            curves.append(curves_of(contender, studies, cell.limits, answered))
+    return curves
+
+
+def draw(chosen: Selection, field: dict[Cell, list[Curves]], *, docs: bool) -> None:
+    """A figure for each objective, and the README's first picture."""
+    folder, suffix = (DOCS / "images", ".png") if docs else (RESULTS, ".html")
+    figures = {}
+    for objective in dict.fromkeys(cell.objective for cell in field):
+        cells = {cell: field[cell] for cell in field if cell.objective == objective}
+        figures[folder / f"{chosen.name}_{objective}{suffix}"] = objective_figure(
+            dict(sorted(cells.items(), key=lambda item: item[0].checkpoints))
+        )
+    if HEADLINE in field:
+        figures[folder / f"cost_curve{suffix}"] = cost_curve(HEADLINE, field[HEADLINE])
+    for path in write_figures(figures):
+        print(path)
+
+
+def _write_page(found: dict[Cell, list[Result]], tables: Sequence[str]) -> None:
+    page = DOCS / "benchmarks.md"
+    figures = figures_table(HEADLINE, found[HEADLINE]) if HEADLINE in found else ["Not measured yet."]
+    pictures = [f"![{name}](images/optimizers_{name}.png)" for name in dict.fromkeys(cell.objective for cell in found)]
+    blocks = {"machine": [machine()], "figures": figures, "order": order_table(found)}
+    insert(page, {**blocks, "tables": tables, "pictures": pictures})
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
