@@ -96,12 +96,12 @@ CELLS = (
     Cell("digits", 200, 600_000, top=5, baselines=True),
     Cell("digits", 50, 300_000),
     Cell("digits", 500, 300_000),
-    Cell("photographs", 200, 100_000, held_out=5_000),
-    Cell("digits_ddpm", 200, 60_000, held_out=4_000),
-    Cell("photographs", 50, 100_000, held_out=5_000),
-    Cell("photographs", 500, 100_000, held_out=5_000),
-    Cell("digits_ddpm", 50, 60_000, held_out=4_000),
-    Cell("digits_ddpm", 500, 60_000, held_out=4_000),
+    Cell("photographs", 200, 100_000, held_out=2_000),
+    Cell("digits_ddpm", 200, 60_000, held_out=2_000),
+    Cell("photographs", 50, 100_000, held_out=2_000),
+    Cell("photographs", 500, 100_000, held_out=2_000),
+    Cell("digits_ddpm", 50, 60_000, held_out=2_000),
+    Cell("digits_ddpm", 500, 60_000, held_out=2_000),
 )
 """What matters most comes first. Beside an image of a digit, a photograph costs three times as much, one that takes ten
 steps of a solver six times.
