@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,18 @@ NO_SPARK = "·"  # a value that is no number
 KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
 
 
+DTYPE_HELP = "Keep every bit, or store differences from one checkpoint in few bits; their error is measured and said."
+
+
+class Stored(str, enum.Enum):
+    """How the rows of a trajectory are stored."""
+
+    exact = "exact"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
 @app.command()
 def pack(
     checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs, or folders of checkpoints.")],
@@ -31,6 +44,7 @@ def pack(
     window: Annotated[int | None, typer.Option(help="Take those at most this many steps before the last.")] = None,
     interval: Annotated[int | None, typer.Option(help="Take one every this many steps, back from the last.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
+    dtype: Annotated[Stored, typer.Option(help=DTYPE_HELP)] = Stored.exact,
 ) -> None:
     """Pack saved checkpoints of one training run into one memory-mapped trajectory."""
     from lcsc_opt.trajectory import Selection
@@ -38,8 +52,18 @@ def pack(
 
     given = None if steps is None else [_step(part) for part in steps.split(",")]
     selection = Selection(last=last, first_step=first_step, window=window, interval=interval)
-    trajectory = pack_checkpoints(checkpoints, out, steps=given, key=key, selection=selection, overwrite=overwrite)
-    say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters")
+    trajectory = pack_checkpoints(
+        checkpoints, out, steps=given, key=key, selection=selection, overwrite=overwrite, dtype=dtype.value
+    )
+    size = f"{trajectory.nbytes / 1e9:,.2f} GB"
+    say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
+    if trajectory.stored:
+        say(_error_in_words(trajectory.stored, trajectory.relative_error))
+
+
+def _error_in_words(stored: str, error: float | None) -> str:
+    measured = "not measured" if error is None else f"{error:.2g} of the merged weights"
+    return f"stored as {stored} differences; their error in combinations such as searches find: {measured}"
 
 
 def _step(text: str) -> int:

@@ -13,7 +13,7 @@ from lcsc_opt.progress import notice
 from lcsc_opt.trajectory.formats import TORCH_SUFFIXES, checkpoint_series
 from lcsc_opt.trajectory.formats.contents import Refused
 from lcsc_opt.trajectory.formats.folders import find_weights
-from lcsc_opt.trajectory.manifest import MANIFEST, WEIGHTS
+from lcsc_opt.trajectory.manifest import MANIFEST, REFERENCE, WEIGHTS
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # what lies beside weights: of openai's code bases, Accelerate, diffusers, transformers, DeepSpeed, NVlabs and Lightning
@@ -128,7 +128,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
         path
         for path in paths
         if path.suffix in SUFFIXES
-        and path.name != WEIGHTS  # of an unfinished trajectory
+        and path.name not in (WEIGHTS, REFERENCE)  # of an unfinished trajectory
         and not path.name.startswith(".")
         and path.is_file()
         and not NEVER.fullmatch(path.stem)

@@ -17,12 +17,12 @@ from lcsc_opt.progress import progress
 from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.trajectory.formats import checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.trajectory.formats.names import numbered_step
-from lcsc_opt.trajectory.layout import Layout, all_finite, plan
+from lcsc_opt.trajectory.layout import Layout, all_finite, plan, row_sha256
 from lcsc_opt.trajectory.manifest import trajectory_sha256
-from lcsc_opt.trajectory.recombination import row_sha256
 from lcsc_opt.trajectory.store import Trajectory
+from lcsc_opt.trajectory.writer import EXACT
 
-BLOCK = 2**20  # numbers at once, in float64
+BLOCK = 2**18  # numbers at once, in float64
 MOST_WARNINGS = 5  # of one kind
 
 
@@ -39,6 +39,9 @@ class Inspection:
         parameters: P, floating-point scalars of one checkpoint.
         tensors: how many tensors one checkpoint has.
         dtypes: that occur, each once.
+        stored: ``exact``, or the dtype of the differences that are stored instead of the weights.
+        relative_error: of merged weights, from storing differences, measured when they were packed; ``None`` where
+            rows are exact or it was not measured.
         bytes: what the tensors of all checkpoints take.
         first_step, last_step: ``None`` where names do not tell the steps.
         intervals: the distances between neighbouring steps that occur.
@@ -58,6 +61,8 @@ class Inspection:
     parameters: int
     tensors: int
     dtypes: list[str]
+    stored: str
+    relative_error: float | None
     bytes: int
     first_step: int | None
     last_step: int | None
@@ -106,6 +111,8 @@ def _inspect_packed(path: Path, *, verify: bool) -> Inspection:
         parameters=trajectory.parameters,
         tensors=len(trajectory.names),
         dtypes=list(trajectory.dtypes),
+        stored=trajectory.stored or EXACT,
+        relative_error=trajectory.relative_error,
         bytes=trajectory.nbytes,
         first_step=steps[0],
         last_step=steps[-1],
@@ -158,6 +165,8 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> Inspection
         parameters=sum(spec.numel for spec in layout.tensors if spec.merged),
         tensors=len(layout.tensors),
         dtypes=list(reading.dtypes),
+        stored=EXACT,
+        relative_error=None,
         bytes=reading.bytes,
         first_step=steps[0] if steps else None,
         last_step=steps[-1] if steps else None,

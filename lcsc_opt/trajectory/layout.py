@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,11 +127,11 @@ def arrange(described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
     end = 0
     ordered = sorted(described, key=lambda item: (_region(item[2]), item[0]))
     for _, region in itertools.groupby(ordered, key=lambda item: _region(item[2])):
-        end = _aligned(end)
+        end = aligned(end)
         for name, shape, dtype in region:
             specs.append(TensorSpec(name, shape, dtype, end))
             end = specs[-1].end
-    return Layout(tuple(specs), max(_aligned(end), ALIGNMENT))
+    return Layout(tuple(specs), max(aligned(end), ALIGNMENT))
 
 
 def segments(layout: Layout, varying: frozenset[str]) -> tuple[Segment, ...]:
@@ -153,6 +154,14 @@ def row_chunks(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[
         end = spec.end
     if layout.row_bytes > end:
         yield None, memoryview(bytes(layout.row_bytes - end))
+
+
+def row_sha256(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of a checkpoint as an exact row holds it."""
+    digest = hashlib.sha256()
+    for _, chunk in row_chunks(layout, tensors):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -225,5 +234,6 @@ def _region(dtype: str) -> int:
     return list(MERGED).index(dtype) if dtype in MERGED else len(MERGED)
 
 
-def _aligned(offset: int) -> int:
+def aligned(offset: int) -> int:
+    """The next multiple of :data:`ALIGNMENT`."""
     return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import pydantic
 
 from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.layout import (
     ALIGNMENT,
     DTYPES,
@@ -26,7 +27,10 @@ from lcsc_opt.trajectory.layout import (
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
+REFERENCE = "reference.bin"  # the exact row of one checkpoint, where the others are stored as differences from it
+RELATIVE_ERROR = "relative_error"  # the metadata entry that holds what storing differences did to merged weights
 PENDING = "manifest.json.tmp"
+FILES = (MANIFEST, PENDING, WEIGHTS, REFERENCE)
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
@@ -49,13 +53,18 @@ class Manifest(_Model):
     """The whole manifest, validated: offsets are the ones that :func:`arrange` gives, slots are distinct.
 
     Attributes:
+        row_bytes: of a checkpoint's exact row.
+        stored: the dtype of the differences that are stored; ``None`` where rows are exact.
+        reference_sha256: of ``reference.bin``; ``None`` where rows are exact.
         digests: tensor name → SHA-256 of its bytes in the first checkpoint that was ever written.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.
         checkpoints: in the order of their steps, which strictly increase.
     """
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
+    stored: Literal["float16", "bfloat16", "int8"] | None = None
+    reference_sha256: Sha256 | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
     digests: dict[str, Sha256]
@@ -72,8 +81,15 @@ class Manifest(_Model):
         """How many rows ``weights.bin`` has to have."""
         return 1 + max((saved.slot for saved in self.checkpoints), default=-1)
 
+    @property
+    def stored_layout(self) -> StoredLayout | None:
+        """Where the differences lie in a row; ``None`` where rows are exact."""
+        return None if self.stored is None else StoredLayout(self.layout, self.stored)
+
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
+        if not (self.format == 2) == (self.stored is not None) == (self.reference_sha256 is not None):
+            raise ValueError("format 2 stores differences from a reference, format 1 does not")
         _check_tensors(self.tensors)
         if arrange((spec.name, spec.shape, spec.dtype) for spec in self.tensors) != self.layout:
             raise ValueError("tensors are not where their shapes and dtypes put them")
@@ -149,7 +165,7 @@ def save_manifest(path: Path, manifest: Manifest) -> None:
         OSError: the disk refused; the old manifest is then still there, or the new one is complete.
     """
     with (path / PENDING).open("wb") as file:
-        file.write(manifest.model_dump_json(indent=1).encode())
+        file.write(manifest.model_dump_json(indent=1, exclude_none=True).encode())
         file.flush()
         os.fsync(file.fileno())
     (path / PENDING).replace(path / MANIFEST)
@@ -166,6 +182,13 @@ def sync_folder(path: Path) -> None:
             os.close(descriptor)
 
 
-def first_manifest(layout: Layout, digests: Mapping[str, str], metadata: Mapping[str, str]) -> Manifest:
-    """The manifest of a trajectory whose first checkpoint has just been hashed; it lists none yet."""
-    return Manifest(row_bytes=layout.row_bytes, tensors=layout.tensors, digests=dict(digests), metadata=dict(metadata))
+def first_manifest(layout: Layout, digests: Mapping[str, str], stored: Mapping[str, object]) -> Manifest:
+    """The manifest of a trajectory whose first checkpoint has just been hashed; it lists none yet.
+
+    Args:
+        layout: of the checkpoints.
+        digests: of the first one's tensors.
+        stored: the fields that say how rows are stored; none for exact ones.
+    """
+    exact = Manifest(row_bytes=layout.row_bytes, tensors=layout.tensors, digests=dict(digests))
+    return exact.model_copy(update=dict(stored))

@@ -11,18 +11,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from lcsc_opt.errors import CheckpointError, TrajectoryError
 from lcsc_opt.progress import notice, progress
+from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed, several_series
 from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
-from lcsc_opt.trajectory.layout import plan
+from lcsc_opt.trajectory.layout import Layout, plan
 from lcsc_opt.trajectory.locking import only_process
 from lcsc_opt.trajectory.lora import alphas_metadata
-from lcsc_opt.trajectory.manifest import MANIFEST, PENDING, WEIGHTS, load_manifest, sync_folder
+from lcsc_opt.trajectory.manifest import FILES, load_manifest, sync_folder
 from lcsc_opt.trajectory.reading_ahead import ReadAhead
 from lcsc_opt.trajectory.selection import Selection, steps_in_words
 from lcsc_opt.trajectory.store import Trajectory
-from lcsc_opt.trajectory.writer import TrajectoryWriter
+from lcsc_opt.trajectory.writer import EXACT, TrajectoryWriter
 
 PLAN = "pack_sha256"  # the metadata entry that tells whether a partial was made from the same sources
 EVERYTHING = Selection()
@@ -44,6 +47,7 @@ def pack(
     key: str | None = None,
     selection: Selection = EVERYTHING,
     overwrite: bool = False,
+    dtype: str = EXACT,
 ) -> Trajectory:
     """Pack checkpoints into the trajectory ``out``, in the order of their steps.
 
@@ -59,6 +63,8 @@ def pack(
         key: which state dict of each file; ``None`` finds it in the first one and takes the same from all.
         selection: which of them to take.
         overwrite: replace a trajectory that is at ``out``.
+        dtype: ``exact``, or that of the differences from the checkpoint in the middle which are stored instead:
+            ``float16``, ``bfloat16`` or ``int8``. What they do to merged weights is measured, and said.
 
     Raises:
         CheckpointError: a file that cannot be read as weights, or does not tell its step.
@@ -73,7 +79,7 @@ def pack(
         raise TrajectoryError(f"Another process packs to {out}: wait until it is done.")
 
     with only_process(out, busy=busy):
-        return _pack(sources, out, key, fingerprint(sources, key))
+        return _pack(sources, out, key, fingerprint(sources, key, dtype), dtype)
 
 
 def open_or_pack(
@@ -110,7 +116,7 @@ def open_or_pack(
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
             if not out.exists():  # nor made while this process waited
                 notice(f"packing {len(sources)} checkpoints once, to {out}")
-                _pack(sources, out, key, identity)
+                _pack(sources, out, key, identity, EXACT)
     return Trajectory.open(out)
 
 
@@ -153,10 +159,11 @@ def _described(steps: Sequence[int]) -> str:
     return f"{steps_in_words(steps)}, {least if least == most else f'{least} to {most}'} apart"
 
 
-def fingerprint(sources: Sequence[Source], key: str | None) -> str:
-    """Changes with the paths, sizes, times or steps of the checkpoints, or the key: SHA-256, in hex."""
+def fingerprint(sources: Sequence[Source], key: str | None, dtype: str = EXACT) -> str:
+    """Changes with the paths, sizes, times or steps of the checkpoints, the key, or the dtype: SHA-256, in hex."""
     described = [(source.step, *_identity(source.path)) for source in sources]
-    return hashlib.sha256(json.dumps([described, key]).encode()).hexdigest()
+    stored = [] if dtype == EXACT else [dtype]
+    return hashlib.sha256(json.dumps([described, key, *stored]).encode()).hexdigest()
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
@@ -184,15 +191,16 @@ def _open_packed(path: Path, key: str | None, selection: Selection, steps: Seque
     return trajectory
 
 
-def _pack(sources: list[Source], out: Path, key: str | None, identity: str) -> Trajectory:
+def _pack(sources: list[Source], out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
     partial = out.with_name(f"{out.name}.partial")
     _discard_other(partial, identity)
-    _fill(partial, sources, key, identity)
+    _fill(partial, sources, key, identity, dtype)
     _rename(partial, out)
     return Trajectory.open(out)
 
 
-def _fill(partial: Path, sources: list[Source], key: str | None, identity: str) -> None:
+def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, dtype: str) -> None:
+    reference: dict[str, Tensor] | None = None
     first: Checkpoint | None = None
     metadata: dict[str, str] = {}
     if is_packed(partial):
@@ -200,9 +208,12 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str) 
     else:
         first = read_checkpoint(sources[0].path, key=key)
         key = first.key
-        _check_room(partial, plan(first.tensors).row_bytes * len(sources))
+        if dtype != EXACT:
+            reference = read_checkpoint(sources[len(sources) // 2].path, key=key).tensors
+        _check_room(partial, _needed(plan(first.tensors), len(sources), dtype))
         metadata = alphas_metadata(first.tensors, sources[-1].path, key)
-    with TrajectoryWriter(partial, metadata={PLAN: identity, "key": key, **metadata}) as writer:
+    texts = {PLAN: identity, "key": key, **metadata}
+    with TrajectoryWriter(partial, metadata=texts, dtype=dtype, reference=reference) as writer:
         done = len(writer.steps)
         with progress("pack", len(sources), done=done) as advance, ReadAhead() as ahead:
             for source, following in itertools.zip_longest(sources[done:], sources[done + 1 :]):
@@ -213,12 +224,20 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str) 
                     ahead.begin(following.path, like=source.path, used=_size(checkpoint))
                 size = _append(writer, source, checkpoint)
                 advance(note=f"step {source.step}, {size / max(time.monotonic() - start, 1e-6) / 1e6:.0f} MB/s")
+        writer.measure()
+
+
+def _needed(layout: Layout, checkpoints: int, dtype: str) -> int:
+    """Bytes on the disk."""
+    if dtype == EXACT:
+        return layout.row_bytes * checkpoints
+    return StoredLayout(layout, dtype).row_bytes * checkpoints + layout.row_bytes
 
 
 def _append(writer: TrajectoryWriter, source: Source, checkpoint: Checkpoint) -> int:
     """Append one checkpoint; gives its size in bytes."""
     try:
-        writer.append(source.step, checkpoint.tensors, source=str(source.path.absolute()))
+        writer.append(source.step, checkpoint.tensors, source=str(source.path.absolute()), wait=False)
     except CheckpointError:
         raise
     except TrajectoryError as error:
@@ -251,8 +270,7 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
 
 
 def _is_trajectory(path: Path) -> bool:
-    ours = {MANIFEST, PENDING, WEIGHTS}
-    return path.is_dir() and {entry.name for entry in path.iterdir()} <= ours
+    return path.is_dir() and {entry.name for entry in path.iterdir()} <= set(FILES)
 
 
 def _discard_other(partial: Path, identity: str) -> None:

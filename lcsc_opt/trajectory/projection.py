@@ -5,14 +5,14 @@ With theta = Σ a_i theta_i, dF/da_i = ⟨theta_i, dF/dtheta⟩.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory.layout import Segment, TensorSpec
-from lcsc_opt.trajectory.merging import accumulator, blocks
+from lcsc_opt.trajectory.merging import Tile, accumulator
 
 BLOCK_BYTES = 4 * 2**20  # of all rows together; larger ones leave the cache between the two steps of a block
 
@@ -50,27 +50,28 @@ def flatten(gradients: Mapping[str, Tensor], segment: Segment) -> Tensor | None:
     return torch.cat(parts)
 
 
-def project_segment(region: Tensor, gradient: Tensor, runs: list[tuple[int, int]]) -> Tensor:
+def project_tiles(tiles: Iterable[Tile], gradient: Tensor, runs: list[tuple[int, int]]) -> Tensor:
     """⟨row, gradient⟩ for the rows that ``runs`` name: ``[slots]`` float64, zero for other slots.
 
     The differences of the rows from one of them are projected, and that one in float64: checkpoints are much closer to
     each other than to zero, and what they have in common would cost the digits in which they differ.
 
     Args:
-        region: ``[slots, n]``, mapped.
-        gradient: ``[n]``, of the accumulator's dtype.
+        tiles: of one segment, at most ``BLOCK_BYTES`` each.
+        gradient: ``[n]`` for its columns, of the accumulator's dtype.
         runs: the rows that hold checkpoints.
     """
     dtype = gradient.dtype
-    reference = runs[0][0]
-    projected = torch.zeros(len(region), dtype=torch.float64, device="cpu")
     common = torch.zeros((), dtype=torch.float64, device="cpu")
-    rows = sum(last - first for first, last in runs)
-    for start, stop in blocks(region.shape[1], rows, dtype.itemsize, at_most=BLOCK_BYTES):
-        part, origin = gradient[start:stop], region[reference, start:stop].to(dtype)
+    projected = torch.zeros(runs[-1][1], dtype=torch.float64, device="cpu")
+    for tile in tiles:
+        part = gradient[tile.start : tile.stop]
+        origin = tile.read(runs[0][0], runs[0][0] + 1, dtype)[0] if tile.origin is None else tile.origin.to(dtype)
         common += origin.double() @ part.double()
         for first, last in runs:
-            projected[first:last] += (region[first:last, start:stop].to(dtype) - origin) @ part
+            rows = tile.read(first, last, dtype)
+            products = ((rows if tile.origin is not None else rows - origin) @ part).double()
+            projected[first:last] += products if tile.scales is None else products * tile.scales[first:last]
     for first, last in runs:
         projected[first:last] += common
     return projected

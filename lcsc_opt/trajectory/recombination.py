@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +27,7 @@ from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.progress import progress
 from lcsc_opt.records import Coefficients
 from lcsc_opt.trajectory.formats import read_checkpoint
-from lcsc_opt.trajectory.layout import Layout, TensorSpec, check_same, empty, plan, row_chunks
+from lcsc_opt.trajectory.layout import Layout, TensorSpec, check_same, empty, plan, row_sha256
 from lcsc_opt.trajectory.lora import LoraAlphas, read_alphas, trajectory_alphas
 from lcsc_opt.trajectory.manifest import trajectory_sha256
 from lcsc_opt.trajectory.merging import check_coefficients
@@ -185,14 +184,6 @@ def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
     """
     layout = plan(tensors)
     return {spec.name: _as_dtype(spec, tensors[spec.name].detach(), dtype, ELEMENTS) for spec in layout.tensors}
-
-
-def row_sha256(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of a checkpoint as a packed trajectory would hold it."""
-    digest = hashlib.sha256()
-    for _, chunk in row_chunks(layout, tensors):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 class _Total:

@@ -6,9 +6,6 @@ the rows are. Tensors keep their own dtype, so a one-hot combination is that che
 
 from __future__ import annotations
 
-import hashlib
-import mmap
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,8 +18,18 @@ from torch import Tensor
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.progress import progress
 from lcsc_opt.trajectory import merging, projection
-from lcsc_opt.trajectory.layout import Segment, TensorSpec, empty, from_bytes, segments
-from lcsc_opt.trajectory.manifest import MANIFEST, WEIGHTS, Manifest, load_manifest, trajectory_sha256, unreadable
+from lcsc_opt.trajectory.layout import TensorSpec, empty, segments
+from lcsc_opt.trajectory.manifest import (
+    MANIFEST,
+    REFERENCE,
+    RELATIVE_ERROR,
+    WEIGHTS,
+    Manifest,
+    load_manifest,
+    trajectory_sha256,
+    unreadable,
+)
+from lcsc_opt.trajectory.rows import DifferenceRows, ExactRows, Rows, map_bytes
 
 StateDict = dict[str, Tensor]
 
@@ -39,8 +46,9 @@ class Trajectory:
         self._manifest = manifest
         self._stamp = stamp
         self._slots = [saved.slot for saved in manifest.checkpoints]
-        self._map = _map(path / WEIGHTS, manifest.slots * manifest.row_bytes)
-        self._rows = _as_tensor(self._map).view(manifest.slots, manifest.row_bytes)
+        self._rows = _rows(path, manifest)
+        stored = manifest.stored_layout
+        self._stored_bytes = manifest.row_bytes if stored is None else stored.row_bytes
         self._segments = segments(manifest.layout, frozenset(manifest.varying))
 
     @classmethod
@@ -104,8 +112,20 @@ class Trajectory:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the K checkpoints take on disk."""
-        return len(self) * self._manifest.row_bytes
+        """How many bytes the K checkpoints take on disk, with the reference checkpoint where there is one."""
+        reference = 0 if self.stored is None else self._manifest.row_bytes
+        return len(self) * self._stored_bytes + reference
+
+    @property
+    def stored(self) -> str | None:
+        """The dtype of the differences that are stored instead of the weights; ``None`` where these are stored."""
+        return self._manifest.stored
+
+    @property
+    def relative_error(self) -> float | None:
+        """What storing differences did to merged weights, as it was measured; see :meth:`TrajectoryWriter.measure`."""
+        text = self.metadata.get(RELATIVE_ERROR)
+        return None if text is None else float(text)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -147,7 +167,7 @@ class Trajectory:
         if spec is None:
             raise TrajectoryError(f"{self.path} holds no tensor {name!r}: {len(self.names)} others are there.")
         self._check_unchanged()
-        rows = torch.stack([from_bytes(self._rows[slot], spec) for slot in self._slots])
+        rows = torch.stack([self._rows.tensor(slot, spec) for slot in self._slots])
         self._check_unchanged()
         return rows
 
@@ -197,8 +217,8 @@ class Trajectory:
             for segment in self._segments:
                 flat = projection.flatten(gradients, segment)
                 if flat is not None:
-                    region = merging.view_columns(self._rows, segment)
-                    total += projection.project_segment(region, flat, runs)
+                    tiles = self._rows.tiles(segment, len(self), at_most=projection.BLOCK_BYTES)
+                    total += projection.project_tiles(tiles, flat, runs)
         self._check_unchanged()
         return total[self._slots].numpy()
 
@@ -239,11 +259,9 @@ class Trajectory:
         Raises:
             TrajectoryError: naming the first step whose bytes are not the ones that were written.
         """
-        size = self._manifest.row_bytes
-        with progress("verify", len(self)) as advance, memoryview(self._map) as content:
+        with progress("verify", len(self)) as advance:
             for saved in self._manifest.checkpoints:
-                row = content[saved.slot * size : (saved.slot + 1) * size]
-                if hashlib.sha256(row).hexdigest() != saved.sha256:
+                if self._rows.sha256(saved.slot) != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
@@ -273,8 +291,9 @@ class Trajectory:
         with torch.autocast("cpu", enabled=False), merging.full_precision():
             for segment in self._segments:
                 outputs = [[result[spec.name].view(-1) for spec in segment.tensors] for result in merged]
-                region = merging.view_columns(self._rows, segment)
-                merging.merge_segment(region, by_slot, runs, merging.scatter(segment, outputs))
+                tiles = self._rows.tiles(segment, sum(last - first for first, last in runs) + len(rows))
+                dtype = merging.accumulator(segment.dtype)
+                merging.merge_tiles(tiles, by_slot, runs, dtype, merging.scatter(segment, outputs))
         return merged
 
     def _prepare(self, row: npt.NDArray[np.float64]) -> StateDict:
@@ -285,21 +304,17 @@ class Trajectory:
         return {spec.name: copies[spec.name] if spec.name in copies else empty(spec) for spec in self.tensors}
 
     def _copy(self, index: int, specs: tuple[TensorSpec, ...]) -> StateDict:
-        row = self._rows[self._slots[index]]
-        return {spec.name: from_bytes(row, spec) for spec in specs}
+        return {spec.name: self._rows.tensor(self._slots[index], spec) for spec in specs}
 
     def _float64_blocks(self) -> Iterator[Tensor]:
-        """All varying columns, ``[K, n]`` float64 in the order of the steps, a block at a time."""
+        """All varying columns, ``[K, n]`` float64 in the order of the steps, a tile at a time, less what all share."""
         self._check_unchanged()
-        for segment in self._segments:
-            yield from self._segment_blocks(segment)
-        self._check_unchanged()
-
-    def _segment_blocks(self, segment: Segment) -> Iterator[Tensor]:
-        region = merging.view_columns(self._rows, segment)
         order = torch.tensor(self._slots, device="cpu")
-        for start, stop in merging.blocks(region.shape[1], len(self), torch.float64.itemsize):
-            yield region[:, start:stop].index_select(0, order).to(torch.float64)
+        for segment in self._segments:
+            for tile in self._rows.tiles(segment, 2 * len(self)):  # of float64
+                numbers = tile.numbers.flatten(0, 1).index_select(0, order).to(torch.float64)
+                yield numbers if tile.scales is None else numbers * tile.scales[order, None].to(torch.float64)
+        self._check_unchanged()
 
     def _check_unchanged(self) -> None:
         """A writer may have appended since opening; it must not have overwritten a row that is used here."""
@@ -313,6 +328,16 @@ class Trajectory:
         self._stamp = stamp
 
 
+def _rows(path: Path, manifest: Manifest) -> Rows:
+    stored = manifest.stored_layout
+    if stored is None:
+        content = map_bytes(path / WEIGHTS, manifest.slots * manifest.row_bytes)
+        return ExactRows(content.view(manifest.slots, manifest.row_bytes))
+    content = map_bytes(path / WEIGHTS, stored.file_bytes(manifest.slots))
+    reference = map_bytes(path / REFERENCE, manifest.row_bytes)
+    return DifferenceRows(content, manifest.layout, stored, reference)
+
+
 def _stamp(path: Path) -> tuple[int, int, int]:
     """Tells one version of the manifest from the next; every write makes a new file."""
     try:
@@ -320,21 +345,3 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     except OSError as error:
         raise unreadable(path, error) from None
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-def _map(path: Path, size: int) -> mmap.mmap:
-    """Map the first ``size`` bytes read-only; a private map is refused when larger than the memory."""
-    try:
-        with path.open("rb") as file:
-            there = file.seek(0, 2)
-            if there < size:
-                raise TrajectoryError(f"{path} is truncated: {there} bytes of {size}. Copy it or pack again.")
-            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, OverflowError) as error:
-        raise TrajectoryError(f"Cannot map {path}: {error}.") from error
-
-
-def _as_tensor(mapped: mmap.mmap) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
-        return torch.frombuffer(mapped, dtype=torch.uint8)

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import dataclasses
-import hashlib
 import operator
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor, nn
 
 from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.differences import STORED, ErrorSample
 from lcsc_opt.trajectory.formats import strip_wrappers
-from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, check_same, plan, row_chunks
+from lcsc_opt.trajectory.in_order import InOrder
+from lcsc_opt.trajectory.layout import Layout, check_same, plan
 from lcsc_opt.trajectory.manifest import (
+    FILES,
     MANIFEST,
-    PENDING,
+    RELATIVE_ERROR,
     WEIGHTS,
     Manifest,
     SavedCheckpoint,
@@ -32,12 +30,20 @@ from lcsc_opt.trajectory.manifest import (
     save_manifest,
     sync_folder,
 )
+from lcsc_opt.trajectory.row_writing import (
+    Coder,
+    ExactCoder,
+    RowHashes,
+    new_difference_coder,
+    open_coder,
+    row_sha256,
+    write_row,
+)
 
 if sys.platform != "win32":
     import fcntl
 
-WRITE_BYTES = 64 * 2**20  # at once; Linux takes less than 2 GiB
-WAITING_BYTES = 64 * 2**20  # that are written and not hashed yet
+EXACT = "exact"
 
 
 class TrajectoryWriter:
@@ -53,9 +59,15 @@ class TrajectoryWriter:
         every: save only at steps that are multiples of it.
         window: keep this many last checkpoints; ``None`` keeps all.
         metadata: texts to note in the manifest; they add to what is there.
+        dtype: ``exact`` keeps every bit of the weights. ``float16``, ``bfloat16`` and ``int8`` store differences from a
+            reference checkpoint in that dtype; :meth:`measure` tells what this does. ``None`` goes on as the
+            trajectory began, or is ``exact``.
+        reference: the checkpoint that differences are taken from, best one from the middle; ``None`` takes the first
+            one appended.
 
     Raises:
-        TrajectoryError: the folder holds something else, cannot be written, or another process writes to it.
+        TrajectoryError: the dtype is none of these, or the trajectory began with another; the folder holds something
+            else, cannot be written, or another process writes to it.
     """
 
     def __init__(
@@ -65,19 +77,27 @@ class TrajectoryWriter:
         every: int = 1,
         window: int | None = None,
         metadata: Mapping[str, str] | None = None,
+        dtype: str | None = None,
+        reference: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.path = Path(path)
         self._every = _at_least_one("every", every)
         self._window = None if window is None else _at_least_one("window", window)
         self._metadata = _checked_metadata(metadata or {})
+        self._dtype, self._reference = _checked_dtype(dtype), reference
+        self._coder: Coder | None = None
+        self._sample: ErrorSample | None = None
         with _as_trajectory_error(self.path):
             self._weights = _open_weights(self.path)
         self._close = weakref.finalize(self, os.close, self._weights)
+        self._commits = InOrder("lcsc-commit")
         try:
             self._manifest = _continued(self.path)
+            self._check_dtype()
         except TrajectoryError:
             self.close()
             raise
+        self._committed = self._manifest  # what the disk is known to have
         self._in_doubt = False
 
     def __enter__(self) -> TrajectoryWriter:
@@ -86,19 +106,59 @@ class TrajectoryWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+        else:  # the first error says more
+            with contextlib.suppress(TrajectoryError):
+                self.close()
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that are saved now, in order."""
+        """The steps that were appended and are kept, in order."""
         manifest = self._current()
         return () if manifest is None else tuple(saved.step for saved in manifest.checkpoints)
 
-    def close(self) -> None:
-        """Let another process write. Everything appended is on the disk already."""
-        self._close()
+    def measure(self) -> float | None:
+        """What storing differences does to merged weights, and note it in the manifest.
 
-    def append(self, step: int, weights: Mapping[str, Tensor] | nn.Module, *, source: str = "") -> bool:
+        The relative error, root mean square, of random combinations of the size that searches find (Σ|a| near 5) of the
+        checkpoints that this writer appended, on some thousands of their weights.
+
+        Returns:
+            It; ``None`` where rows are exact or fewer than two checkpoints were appended.
+        """
+        error = None if self._sample is None else self._sample.relative_error()
+        if error is None:
+            return None
+        with _as_trajectory_error(self.path):
+            self.flush()
+            manifest = self._current()
+            if manifest is not None:
+                metadata = {**manifest.metadata, RELATIVE_ERROR: f"{error:.3g}"}
+                self._manifest = manifest.model_copy(update={"metadata": metadata})
+                self._commit(self._manifest)
+        return error
+
+    def close(self) -> None:
+        """Wait as :meth:`flush` does, then let another process write."""
+        try:
+            self.flush()
+        finally:
+            self._commits.close()
+            self._close()
+
+    def flush(self) -> None:
+        """Wait until everything appended is on the disk.
+
+        Raises:
+            TrajectoryError: the disk refused a checkpoint that was appended without waiting; it is not saved.
+        """
+        with _as_trajectory_error(self.path):
+            self._commits.finish()
+
+    def append(
+        self, step: int, weights: Mapping[str, Tensor] | nn.Module, *, source: str = "", wait: bool = True
+    ) -> bool:
         """Save ``weights`` as the checkpoint of training iteration ``step``.
 
         Args:
@@ -107,6 +167,8 @@ class TrajectoryWriter:
             weights: a state dict or a module (prefixes that DataParallel or ``torch.compile`` put are left
                 out); on any device, contiguous or not, with or without gradients.
             source: where the checkpoint came from, as it is noted in the manifest.
+            wait: until it is on the disk. Without, the system has all its bytes when this returns, and the disk is
+                waited for while the next checkpoint is made; :meth:`flush` tells when it is there.
 
         Returns:
             Whether a checkpoint was written: False when ``step`` is not a multiple of ``every``, or is
@@ -114,8 +176,8 @@ class TrajectoryWriter:
 
         Raises:
             TrajectoryError: names, shapes or dtypes differ from the first checkpoint's; a weight is not
-                finite; the step is not larger than the last one; or the disk refuses. What was saved before
-                stays as it was.
+                finite; the step is not larger than the last one; or the disk refuses this checkpoint, or the one
+                before it, if that was not waited for. What was saved before stays as it was.
         """
         step = _whole(step)
         if step % self._every:
@@ -124,32 +186,56 @@ class TrajectoryWriter:
             raise TrajectoryError(f"The writer of {self.path} is closed: open a new one to append step {step}.")
         tensors = _named_tensors(weights)
         with _as_trajectory_error(self.path):
-            return self._append(step, tensors, source)
+            return self._append(step, tensors, source, wait=wait)
 
-    def _append(self, step: int, tensors: Mapping[str, Tensor], source: str) -> bool:
+    def _append(self, step: int, tensors: Mapping[str, Tensor], source: str, *, wait: bool) -> bool:
+        if wait or self._window is not None:
+            self.flush()  # in a window, the row that is free is so only when the manifest on the disk leaves it out
         manifest = self._current()
         layout = plan(tensors) if manifest is None else manifest.layout
         check_same(layout, tensors)
-        if manifest is not None and not _is_next(manifest, step, tensors):
+        coder = self._coder or self._begun(manifest, layout, tensors)
+        if manifest is not None and not _is_next(manifest, step, tensors, coder):
             return False
         slot = _free_slot(manifest)
-        row = self._write(slot, layout, tensors, step, manifest)
-        manifest = manifest or first_manifest(layout, row.digests, {})
-        self._in_doubt = True  # until the new manifest is known to be on the disk
-        self._manifest = self._extended(
-            manifest, SavedCheckpoint(step=step, slot=slot, source=source, sha256=row.sha256), row
-        )
-        save_manifest(self.path, self._manifest)
-        self._in_doubt = False
+        row = self._write(slot, coder, tensors, step, manifest, sync=wait)
+        saved = SavedCheckpoint(step=step, slot=slot, source=source, sha256=row.sha256)
+        self._manifest = self._extended(manifest or first_manifest(layout, row.digests, coder.fields), saved, row)
+        if wait:
+            self._commit(self._manifest)
+        else:
+            self._commits.submit(self._commit_newest)
         return True
 
+    def _commit_newest(self) -> None:
+        """Name all rows that are written by now, after one sync: where the disk is slow, it is asked less often."""
+        manifest = self._manifest
+        if manifest is None or manifest is self._committed or self._in_doubt:
+            return  # in doubt: what a failed sync left out, no later one makes up for
+        try:
+            os.fsync(self._weights)
+        except BaseException:
+            self._in_doubt = True
+            raise
+        self._commit(manifest)
+
+    def _commit(self, manifest: Manifest) -> None:
+        try:
+            save_manifest(self.path, manifest)
+        except BaseException:  # before or after the manifest was replaced
+            self._in_doubt = True
+            raise
+        self._committed = manifest
+
     def _current(self) -> Manifest | None:
-        if self._in_doubt:  # an earlier save failed, before or after its manifest was replaced
-            self._manifest = _continued(self.path)
+        if self._in_doubt:
+            self.flush()  # tells what failed, unless that was told already
+            self._manifest = self._committed = _continued(self.path)
+            self._coder = None
             self._in_doubt = False
         return self._manifest
 
-    def _extended(self, manifest: Manifest, saved: SavedCheckpoint, row: _Row) -> Manifest:
+    def _extended(self, manifest: Manifest, saved: SavedCheckpoint, row: RowHashes) -> Manifest:
         checkpoints = (*manifest.checkpoints, saved)
         varying = {
             *manifest.varying,
@@ -164,102 +250,41 @@ class TrajectoryWriter:
         )
 
     def _write(
-        self, slot: int, layout: Layout, tensors: Mapping[str, Tensor], step: int, manifest: Manifest | None
-    ) -> _Row:
-        row = _Row(step, frozenset() if manifest is None else frozenset(manifest.varying))
-        reference = {} if manifest is None else manifest.digests
-        os.lseek(self._weights, slot * layout.row_bytes, os.SEEK_SET)
-        with _Hasher() as hasher:
-            for spec, chunk in row_chunks(layout, tensors):
-                row.check_finite(spec, chunk)
-                hasher.submit(chunk, row.add, spec, chunk, reference)
-                _write_all(self._weights, chunk)
-            os.fsync(self._weights)
-            hasher.finish()
-        return row
+        self,
+        slot: int,
+        coder: Coder,
+        tensors: Mapping[str, Tensor],
+        step: int,
+        manifest: Manifest | None,
+        *,
+        sync: bool,
+    ) -> RowHashes:
+        hashes = RowHashes(f"step {step}", frozenset() if manifest is None else frozenset(manifest.varying))
+        digests = {} if manifest is None else manifest.digests
+        write_row(self._weights, coder, tensors, hashes, digests, slot=slot, sync=sync, sample=self._sample)
+        return hashes
+
+    def _begun(self, manifest: Manifest | None, layout: Layout, tensors: Mapping[str, Tensor]) -> Coder:
+        """How rows are made, decided by the trajectory, or by its first checkpoint."""
+        if manifest is not None:
+            self._coder = open_coder(self.path, manifest)
+        elif self._dtype in (None, EXACT):
+            self._coder = ExactCoder(layout)
+        else:
+            reference = tensors if self._reference is None else self._reference
+            check_same(layout, reference)
+            self._coder = new_difference_coder(self.path, layout, str(self._dtype), reference)
+        self._reference = None  # it is on the disk
+        self._sample = None if isinstance(self._coder, ExactCoder) else ErrorSample(layout)
+        return self._coder
+
+    def _check_dtype(self) -> None:
+        there = None if self._manifest is None else self._manifest.stored or EXACT
+        if there is not None and self._dtype not in (None, there):
+            raise TrajectoryError(f"{self.path} stores {there}, not {self._dtype}: leave the dtype out, or begin anew.")
 
 
-class _Hasher:
-    """Hashes in a thread of its own while the bytes are written and synced, which takes about as long.
-
-    Chunks that wait are kept in memory where they are copies, so no more than ``WAITING_BYTES`` may wait.
-    """
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lcsc-hash")
-        self._waiting: collections.deque[tuple[Future[None], int]] = collections.deque()
-        self._bytes = 0
-
-    def __enter__(self) -> _Hasher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def submit(self, chunk: memoryview, function: Callable[..., None], *arguments: object) -> None:
-        """Call ``function`` after the ones submitted before, soon."""
-        try:
-            future = self._pool.submit(function, *arguments)
-        except RuntimeError:  # the interpreter is ending, and starts no thread any more
-            function(*arguments)
-            return
-        self._waiting.append((future, chunk.nbytes))
-        self._bytes += chunk.nbytes
-        while len(self._waiting) > 1 and self._bytes > WAITING_BYTES:
-            self._finish_one()
-
-    def finish(self) -> None:
-        """Wait for all calls; raises what the first of them raised that failed."""
-        while self._waiting:
-            self._finish_one()
-
-    def _finish_one(self) -> None:
-        future, size = self._waiting.popleft()
-        self._bytes -= size
-        future.result()
-
-
-@dataclasses.dataclass
-class _Row:
-    """Hashes and checks one row while its bytes go by; tensors that vary already need no own digest."""
-
-    step: int
-    varying: frozenset[str] = frozenset()
-    digests: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self._hash = hashlib.sha256()
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def add(self, spec: TensorSpec | None, chunk: memoryview, reference: Mapping[str, str]) -> None:
-        """Take ``chunk`` into the hashes."""
-        self._hash.update(chunk)
-        if spec is not None and spec.name not in self.varying:
-            digest = self.digests[spec.name] = hashlib.sha256(chunk).hexdigest()
-            _check_mergeable(spec, digest, reference)
-
-    def check_finite(self, spec: TensorSpec | None, chunk: memoryview) -> None:
-        """Refuse NaN and infinity."""
-        if spec is None or not spec.merged or not spec.numel:
-            return
-        if not all_finite(torch.frombuffer(chunk, dtype=spec.torch_dtype)):
-            raise TrajectoryError(
-                f"Tensor {spec.name!r} at step {self.step} holds NaN or infinity: leave this checkpoint out."
-            )
-
-
-def _check_mergeable(spec: TensorSpec, digest: str, reference: Mapping[str, str]) -> None:
-    if spec.dtype in UNMERGEABLE and reference.get(spec.name, digest) != digest:
-        raise TrajectoryError(
-            f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, float32, "
-            "bfloat16 and float16 can be merged: save it as one of them."
-        )
-
-
-def _is_next(manifest: Manifest, step: int, tensors: Mapping[str, Tensor]) -> bool:
+def _is_next(manifest: Manifest, step: int, tensors: Mapping[str, Tensor], coder: Coder) -> bool:
     """Whether ``step`` comes after all saved ones; False when it is saved with the same bytes."""
     last = max((saved.step for saved in manifest.checkpoints), default=-1)
     if step > last:
@@ -267,10 +292,7 @@ def _is_next(manifest: Manifest, step: int, tensors: Mapping[str, Tensor]) -> bo
     same_step = [saved for saved in manifest.checkpoints if saved.step == step]
     if not same_step:
         raise TrajectoryError(f"Step {step} comes after step {last}; steps have to increase.")
-    row = hashlib.sha256()
-    for _, chunk in row_chunks(manifest.layout, tensors):
-        row.update(chunk)
-    if row.hexdigest() != same_step[0].sha256:
+    if row_sha256(coder, tensors) != same_step[0].sha256:
         raise TrajectoryError(
             f"Step {step} is saved already, with other weights: write the new run to another trajectory."
         )
@@ -297,7 +319,7 @@ def _continued(path: Path) -> Manifest | None:
 
 def _open_weights(path: Path) -> int:
     path.mkdir(parents=True, exist_ok=True)
-    foreign = {entry.name for entry in path.iterdir()} - {MANIFEST, PENDING, WEIGHTS}
+    foreign = {entry.name for entry in path.iterdir()} - set(FILES)
     if foreign and not (path / MANIFEST).exists():
         raise TrajectoryError(f"{path} is not a trajectory, it holds {min(foreign)!r}: name a new folder.")
     descriptor = os.open(path / WEIGHTS, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -324,11 +346,6 @@ def _lock(descriptor: int, path: Path) -> None:
         return
 
 
-def _write_all(descriptor: int, chunk: memoryview) -> None:
-    while chunk:
-        chunk = chunk[os.write(descriptor, chunk[:WRITE_BYTES]) :]
-
-
 @contextlib.contextmanager
 def _as_trajectory_error(path: Path) -> Iterator[None]:
     try:
@@ -351,6 +368,12 @@ def _at_least_one(name: str, value: int) -> int:
     if _whole(value) < 1:
         raise TrajectoryError(f"{name}: expected at least 1, got {value}.")
     return _whole(value)
+
+
+def _checked_dtype(dtype: str | None) -> str | None:
+    if dtype is not None and dtype not in (EXACT, *STORED):
+        raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(STORED)}, got {dtype!r}.")
+    return dtype
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

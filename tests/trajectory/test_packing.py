@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -125,6 +127,31 @@ def test_failed_overwrite_keeps_the_old_one(files, tmp_path):
     with pytest.raises(CheckpointError, match=files[3].name):
         pack(files, tmp_path / "t", overwrite=True)
     assert len(Trajectory.open(tmp_path / "t")) == 2
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_refused_disk_leaves_what_the_next_call_goes_on_with(files, tmp_path, monkeypatch, name):
+    """Whichever call it is that the disk refuses, and whenever it is noticed."""
+    plain, failed, count = getattr(os, name), True, 0
+    while failed:
+        count += 1
+        calls = []
+
+        def call(*arguments, calls=calls, count=count):
+            calls.append(arguments)
+            if len(calls) == count:
+                raise OSError(5, "Input/output error")
+            return plain(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, call)
+            with contextlib.suppress(TrajectoryError):
+                pack(files, tmp_path / f"t{count}")
+        failed = len(calls) >= count
+        trajectory = pack(files, tmp_path / f"t{count}", overwrite=True)
+        trajectory.verify()
+        assert trajectory.steps == STEPS
+    assert count > 2
 
 
 def test_non_finite_weights_name_file_tensor_and_step(files, tmp_path):

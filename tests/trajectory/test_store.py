@@ -147,12 +147,12 @@ def test_merge_does_not_depend_on_what_training_set_globally(trajectory):
 def test_float32_is_multiplied_in_float32_whatever_training_asked_for(trajectory, monkeypatch):
     seen = []
 
-    def merge_segment(*arguments):
+    def merge_tiles(*arguments):
         seen.append(torch.backends.mkldnn.matmul.fp32_precision)
         return plain(*arguments)
 
-    plain = merging.merge_segment
-    monkeypatch.setattr(merging, "merge_segment", merge_segment)
+    plain = merging.merge_tiles
+    monkeypatch.setattr(merging, "merge_tiles", merge_tiles)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:

@@ -6,6 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from torch import nn
 from trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, row_writing
 
 
 def append(path, *steps, **options):
@@ -217,8 +220,11 @@ class Stop(BaseException):
 CALLS = ("write", "fsync", "replace", "lseek")
 
 
-def interrupt(monkeypatch, name, count, error):
-    """Make the ``count``-th call of ``os.<name>`` fail; a write that fails has written half of its bytes."""
+def interrupt(monkeypatch, name, count, error, *, after=0.0):
+    """Make the ``count``-th call of ``os.<name>`` fail, after some seconds.
+
+    A write that fails has written half of its bytes.
+    """
     plain, calls = getattr(os, name), [0]
 
     def call(*arguments):
@@ -226,6 +232,7 @@ def interrupt(monkeypatch, name, count, error):
         if calls[0] == count:
             if name == "write":
                 plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            time.sleep(after)
             raise error
         return plain(*arguments)
 
@@ -241,9 +248,9 @@ def survivors(path):
     return ()
 
 
-@pytest.mark.parametrize("window", [None, 1, 2])
+@pytest.mark.parametrize(("window", "wait"), [(None, True), (1, True), (2, True), (None, False), (2, False)])
 @pytest.mark.parametrize("name", CALLS)
-def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, window):
+def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, window, wait):
     steps, count, failed = range(1, 5), 0, True
     while failed:
         count += 1
@@ -253,19 +260,19 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
             try:
                 with TrajectoryWriter(path, window=window) as writer:
                     for step in steps:
-                        writer.append(step, state_dict(step))
+                        writer.append(step, state_dict(step), wait=wait)
                         reached = step
             except Stop:
                 failed = True
         complete = survivors(path)
         last = complete[-1] if complete else 0
-        assert last in (reached, reached + 1)
+        assert last in (reached, reached + 1) or (not wait and last <= reached)
         first = 1 if window is None else max(1, last - window + 1)
         if last:
             assert_whole(path, range(first, last + 1))
         append(path, *range(last + 1, 7), window=window)
         assert_whole(path, range(1 if window is None else 7 - window, 7))
-    assert count > len(steps)
+    assert count > (len(steps) if wait else 1)
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -310,6 +317,117 @@ def test_weights_reach_the_disk_before_the_manifest_names_them(tmp_path, monkeyp
     assert calls.count("fsync") == 3  # weights, manifest, folder
 
 
+def names_on_disk(path):
+    """The steps that the manifest names now."""
+    return Trajectory.open(path).steps if (path / "manifest.json").exists() else ()
+
+
+def held_sync(monkeypatch):
+    """Hold the first sync until the event is set; gives what happened, in order."""
+    plain_sync, plain_write, release, calls = os.fsync, os.write, threading.Event(), []
+
+    def fsync(descriptor):
+        calls.append("fsync")
+        if len([call for call in calls if call == "fsync"]) == 1:
+            release.wait(30)
+        plain_sync(descriptor)
+
+    def write(descriptor, piece):
+        calls.append("write")
+        return plain_write(descriptor, piece)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "write", write)
+    return release, calls
+
+
+def test_checkpoints_not_waited_for_are_named_when_they_are_on_the_disk(tmp_path, monkeypatch):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        release, calls = held_sync(monkeypatch)
+        for step in (1, 2, 3, 4):
+            assert writer.append(step, state_dict(step), wait=False)
+            assert writer.steps == tuple(range(1, step + 1))
+        assert names_on_disk(tmp_path / "t") == ()
+        release.set()
+        writer.flush()
+        assert_whole(tmp_path / "t", [1, 2, 3, 4])
+        writer.append(5, state_dict(5), wait=False)
+    assert_whole(tmp_path / "t", [1, 2, 3, 4, 5])
+    synced = calls.count("fsync")
+    assert synced == 3 * 3  # one commit for the first, one for the three that came meanwhile, one for the last
+
+
+def test_row_of_a_window_is_written_over_when_no_manifest_on_the_disk_names_it(tmp_path, monkeypatch):
+    append(tmp_path / "t", 1, 2, window=2)
+    with TrajectoryWriter(tmp_path / "t", window=2) as writer:
+        release, calls = held_sync(monkeypatch)
+        writer.append(3, state_dict(3), wait=False)
+        written = calls.count("write")
+        with ThreadPoolExecutor() as pool:
+            later = pool.submit(writer.append, 4, state_dict(4), wait=False)
+            assert not wait([later], timeout=0.3).done
+            assert calls.count("write") == written
+            assert_whole(tmp_path / "t", [1, 2])
+            release.set()
+    assert_whole(tmp_path / "t", [3, 4])
+
+
+def append_many(writer, steps):
+    for step in steps:
+        writer.append(step, state_dict(step), wait=False)
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_refused_disk_is_told_later_and_no_later_sync_makes_up_for_it(tmp_path, monkeypatch, name):
+    """After a failed sync the next one may succeed although the bytes are lost."""
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, state_dict(1))
+        interrupt(monkeypatch, name, 1, OSError(5, "Input/output error"), after=0.2)
+        assert writer.append(2, state_dict(2), wait=False)
+        with pytest.raises(TrajectoryError, match="Input/output error"):
+            append_many(writer, range(3, 100))
+        assert names_on_disk(tmp_path / "t") == (1,)
+        assert writer.steps == (1,)
+        writer.append(4, state_dict(4), wait=False)
+    assert_whole(tmp_path / "t", [1, 4])
+
+
+def test_refused_disk_is_told_at_the_end(tmp_path, monkeypatch):
+    writer = TrajectoryWriter(tmp_path / "t")
+    writer.append(1, state_dict(1))
+    interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"), after=0.2)
+    writer.append(2, state_dict(2), wait=False)
+    with pytest.raises(TrajectoryError, match="Input/output error"):
+        writer.close()
+    assert append(tmp_path / "t", 2) == [True]  # the lock went, too
+    assert_whole(tmp_path / "t", [1, 2])
+
+
+def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_disk(tmp_path, monkeypatch):
+    def loop():
+        with TrajectoryWriter(tmp_path / "t") as writer:
+            interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"), after=0.2)
+            writer.append(1, state_dict(1), wait=False)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop()
+
+
+def test_large_tensors_are_checked_piece_by_piece(tmp_path):
+    weights = {"w": torch.zeros(3 * row_writing.PIECE_BYTES // 4 + 5)}
+    append_weights = TrajectoryWriter(tmp_path / "t")
+    append_weights.append(1, weights)
+    for position in (0, row_writing.PIECE_BYTES // 4, -1):
+        broken = {"w": weights["w"].clone()}
+        broken["w"][position] = float("nan")
+        with pytest.raises(TrajectoryError, match="'w' at step 2"):
+            append_weights.append(2, broken)
+    append_weights.close()
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), weights)
+
+
 KILLED = """
 import itertools, sys
 from pathlib import Path
@@ -318,16 +436,19 @@ from trajectory_examples import state_dict
 from lcsc_opt.trajectory import TrajectoryWriter
 writer = TrajectoryWriter(sys.argv[1], window=3)
 for step in itertools.count(1):
-    writer.append(step, state_dict(step))
-    print(step, flush=True)
+    writer.append(step, state_dict(step), wait=sys.argv[3] == "wait")
+    if sys.argv[3] == "wait" or step % 3 == 0:
+        writer.flush()
+        print(step, flush=True)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_killed_process_leaves_a_window_of_whole_checkpoints(tmp_path):
+@pytest.mark.parametrize("how", ["wait", "later"])
+def test_killed_process_leaves_a_window_of_whole_checkpoints(tmp_path, how):
     path = tmp_path / "t"
     for limit in (2, 9):
-        command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent), how]
         reported = 0
         append_from = survivors(path)[-1] if path.exists() else 0
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

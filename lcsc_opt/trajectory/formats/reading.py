@@ -224,7 +224,7 @@ def _read_folder(path: Path, key: str | None) -> Checkpoint:
 
 def _step_inside(path: Path) -> int | None:
     try:
-        return inner_step(named_content(read_content(path)))
+        return inner_step(named_content(read_content(path, locate=False)))
     except Exception as error:
         raise _error(path, error) from error
 

@@ -27,8 +27,13 @@ MAX_KEY = 100  # characters of a storage's name, which is a number
 ZIP_SIGNATURE = b"PK\x03\x04"
 
 
-def read_content(path: Path) -> Any:
+def read_content(path: Path, *, locate: bool = True) -> Any:
     """All of a file but the bytes of its tensors: plain data, :class:`TensorRef` and :class:`Record`.
+
+    Args:
+        path: the file.
+        locate: find out where the bytes of the tensors are, for which a look at each of them is needed; whoever wants
+            the plain data alone does without.
 
     Raises:
         Refused: truncated, not weights, or made to harm.
@@ -37,7 +42,7 @@ def read_content(path: Path) -> Any:
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         if bytes(data[:4]) == ZIP_SIGNATURE:
-            return _read_zip(data, _entries(data, file))
+            return _read_zip(data, _entries(data, file), locate=locate)
     return _read_stream(data)
 
 
@@ -55,25 +60,25 @@ class _SmallReads:
         return block
 
 
-def _entries(data: memoryview, file: BinaryIO) -> dict[str, Span]:
-    """Where the entries of a zip lie; torch stores them as they are, so anything compressed is refused."""
+def _entries(data: memoryview, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
+    """The entries of a zip by name; torch stores them as they are, so anything compressed is refused."""
     try:
         with zipfile.ZipFile(_SmallReads(file)) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
         raise Refused(MALFORMED) from error
-    spans: dict[str, Span] = {}
+    entries: dict[str, zipfile.ZipInfo] = {}
     total = 0
     for info in infos:
         total += info.file_size
         stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
-        if not stored or total > len(data) or info.filename in spans:
+        if not stored or total > len(data) or info.filename in entries:
             raise Refused("is no file of torch.save: its entries are compressed, or claim more than the file holds.")
-        spans[info.filename] = _entry(data, info)
-    return spans
+        entries[info.filename] = info
+    return entries
 
 
-def _entry(data: memoryview, info: zipfile.ZipInfo) -> Span:
+def _span(data: memoryview, info: zipfile.ZipInfo) -> Span:
     """The bytes of one entry: they follow its own header, whose length only that header tells."""
     header = info.header_offset
     if header < 0 or bytes(data[header : header + 4]) != ZIP_SIGNATURE or header + 30 > len(data):
@@ -85,24 +90,28 @@ def _entry(data: memoryview, info: zipfile.ZipInfo) -> Span:
     return Span(start, start + info.file_size)
 
 
-def _read_zip(data: memoryview, entries: dict[str, Span]) -> Any:
+def _bytes(data: memoryview, span: Span) -> bytes:
+    return bytes(data[span.start : span.stop])
+
+
+def _read_zip(data: memoryview, entries: dict[str, zipfile.ZipInfo], *, locate: bool) -> Any:
     pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1:
         raise Refused("is a zip, but not one of torch.save: save model.state_dict().")
     folder = pickles[0].removesuffix("data.pkl")
     order = entries.get(f"{folder}byteorder")
-    if order and bytes(data[order.start : order.stop]) != b"little":
+    if order and _bytes(data, _span(data, order)) != b"little":
         raise Refused("was saved on a big-endian machine: save it again on this one.")
 
     def storage(identity: tuple[Any, ...]) -> StorageRef:
         dtype, key, count = _storage_identity(identity)
-        span = entries.get(f"{folder}data/{key}")
+        entry = entries.get(f"{folder}data/{key}")
         size = count * dtype.itemsize
-        if span is None or size > span.stop - span.start:
+        if entry is None or size > entry.file_size:
             raise Refused(MALFORMED)
-        return StorageRef(dtype, size, span.start)
+        return StorageRef(dtype, size, _span(data, entry).start) if locate else StorageRef(dtype, size)
 
-    span = entries[pickles[0]]
+    span = _span(data, entries[pickles[0]])
     return InertUnpickler(data[: span.stop], span.start, Budget(), storage=storage).load()
 
 

@@ -1,0 +1,213 @@
+"""How fast checkpoints are merged, beside a plain read of the same bytes and beside what a user would write.
+
+    python benchmarks/merge.py [--checkpoints 50] [--megabytes 64] [--rounds 5] [--quick]
+
+Makes one trajectory and stores it in each dtype. In each round everything is measured in turns, so that other work on
+the machine meets all alike; the best of the rounds is shown. ``read`` sums the file's bytes as 64-bit integers, in
+torch's threads. ``loop`` adds up K state dicts in memory, one after the other; ``stack`` stacks each tensor's K
+versions and sums them with their weights, as mergekit's linear merge does. Then a combination is found for the digits
+demo by following the gradient of FID, and its FID on noise that it was not found on is compared between what is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, write_csv
+from pack import state_dict
+
+from lcsc_opt.catalog import load_objective
+from lcsc_opt.objective import Candidate
+from lcsc_opt.records import HELD_OUT, Noise
+from lcsc_opt.study_spec import ObjectiveSpec
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.rows import map_bytes
+
+DTYPES = ("exact", "float16", "bfloat16", "int8")
+TOGETHER = 16
+SPREAD = 0.01  # of a weight between checkpoints
+STEPS, STEP_SIZE, STEP_IMAGES = 60, 0.01, 200
+LEAST_SHARE, LEAST_TOGETHER, LEAST_LOOP = 0.7, 2.0, 3.0  # asked of ourselves
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = _arguments()
+    print(machine())
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        stored = make(Path(folder), arguments.checkpoints, arguments.megabytes)
+        rows = measure(stored, arguments.rounds)
+    found = [] if arguments.quick else digits()
+    if not arguments.quick:
+        header = ("dtype", "bytes", "read_gb_s", "merge_gb_s", "share_of_read", "merge_ms", "together_times", "error")
+        print(write_csv("merge", header, rows))
+        print(write_csv("merge_digits", ("dtype", "bytes", "error", "fid", "fid_change"), found))
+    _judge(rows)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=int, default=50)
+    parser.add_argument("--megabytes", type=int, default=64, help="the size of one checkpoint")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="16 MB each, 2 rounds, no digits, nothing written")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.megabytes, arguments.rounds = 16, 2
+    return arguments
+
+
+def make(folder: Path, checkpoints: int, megabytes: int) -> dict[str, Trajectory]:
+    """One trajectory in every dtype: a start, and steps from it that add up, as training makes them."""
+    for dtype in DTYPES:
+        weights = state_dict(0, megabytes)
+        generator = torch.Generator().manual_seed(1)
+        with TrajectoryWriter(folder / f"{dtype}.trajectory", dtype=dtype) as writer:
+            for step in range(checkpoints):
+                for tensor in weights.values():
+                    tensor += SPREAD / checkpoints**0.5 * torch.randn(tensor.shape, generator=generator)
+                writer.append(step, weights, wait=False)
+            writer.measure()
+    return {dtype: Trajectory.open(folder / f"{dtype}.trajectory") for dtype in DTYPES}
+
+
+def measure(stored: Mapping[str, Trajectory], rounds: int) -> list[list[Any]]:
+    """One row of the results for each way to store, and one for each way to do without."""
+    exact = stored["exact"]
+    checkpoints = len(exact)
+    coefficients = np.random.default_rng(0).normal(size=(TOGETHER, checkpoints))
+    coefficients -= (coefficients.sum(axis=1, keepdims=True) - 1) / checkpoints
+    dicts = [exact.checkpoint(index) for index in range(checkpoints)]
+    tasks: dict[tuple[str, str], Callable[[], object]] = {
+        ("loop", "merge"): lambda: loop(dicts, coefficients[0]),
+        ("stack", "merge"): lambda: stack(dicts, coefficients[0]),
+    }
+    for dtype, trajectory in stored.items():
+        content = whole(trajectory)
+        tasks[dtype, "read"] = content.sum
+        tasks[dtype, "merge"] = lambda one=trajectory: one.merge(coefficients[0])
+        tasks[dtype, "together"] = lambda one=trajectory: one.merge_many(coefficients)
+    seconds = dict.fromkeys(tasks, float("inf"))
+    for _ in range(rounds + 1):  # the first reads from the disk
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return [_row(dtype, trajectory, seconds) for dtype, trajectory in stored.items()] + [
+        _other(way, exact.nbytes, seconds) for way in ("loop", "stack")
+    ]
+
+
+def _row(dtype: str, trajectory: Trajectory, seconds: Mapping[tuple[str, str], float]) -> list[Any]:
+    read, merge = seconds[dtype, "read"], seconds[dtype, "merge"]
+    together = merge / (seconds[dtype, "together"] / TOGETHER)
+    size, error = trajectory.nbytes, trajectory.relative_error or 0.0
+    print(
+        f"{dtype:9s} {size / 1e9:5.2f} GB  read {size / read / 1e9:5.1f} GB/s  merge {size / merge / 1e9:5.1f} GB/s "
+        f"({read / merge:.2f} of it, {merge * 1e3:.0f} ms)  {TOGETHER} at once {together:.1f} times faster each  "
+        f"relative error {error:.1e}",
+        flush=True,
+    )
+    speeds = (round(size / some / 1e9, 2) for some in (read, merge))
+    return [dtype, size, *speeds, round(read / merge, 3), round(merge * 1e3, 2), round(together, 2), f"{error:.2e}"]
+
+
+def _other(way: str, size: int, seconds: Mapping[tuple[str, str], float]) -> list[Any]:
+    merge = seconds[way, "merge"]
+    alone, together = merge / seconds["exact", "merge"], merge / (seconds["exact", "together"] / TOGETHER)
+    print(
+        f"{way:9s} {size / 1e9:5.2f} GB  merge {size / merge / 1e9:5.1f} GB/s: {alone:.1f} times slower than exact, "
+        f"{together:.1f} times slower than each of {TOGETHER} at once"
+    )
+    return [way, size, "", round(size / merge / 1e9, 2), "", round(merge * 1e3, 2), "", ""]
+
+
+def whole(trajectory: Trajectory) -> torch.Tensor:
+    """The bytes of the file as 64-bit integers, mapped."""
+    path = trajectory.path / "weights.bin"
+    return map_bytes(path, path.stat().st_size // 8 * 8).view(torch.int64)
+
+
+def loop(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
+    """Add up state dicts, as one would write it."""
+    merged = {name: torch.zeros_like(tensor) for name, tensor in dicts[0].items()}
+    for coefficient, tensors in zip(coefficients.tolist(), dicts, strict=True):
+        for name, tensor in tensors.items():
+            merged[name] += coefficient * tensor
+    return merged
+
+
+def stack(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
+    """Stack each tensor's versions, weigh them, and sum."""
+    weights = torch.from_numpy(coefficients).float()
+    merged = {}
+    for name, tensor in dicts[0].items():
+        versions = torch.stack([tensors[name] for tensors in dicts])
+        merged[name] = (weights.view(-1, *[1] * tensor.dim()) * versions).sum(dim=0)
+    return merged
+
+
+def digits() -> list[list[Any]]:
+    """What storing differences does to the FID of a combination that was found."""
+    objective: Any = load_objective(ObjectiveSpec(file="digits.py", settings={"images": 10_000}))
+    exact = objective.trajectory
+    coefficients = follow_gradient(objective)
+    print(f"digits: K = {len(exact)}, sum of |a| {np.abs(coefficients).sum():.2f}")
+    rows: list[list[Any]] = []
+    reference: np.ndarray | None = None
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        for dtype in DTYPES:
+            objective.trajectory = again(exact, Path(folder) / f"{dtype}.trajectory", dtype)
+            candidates = [Candidate(coefficients, noise=Noise(HELD_OUT.group, seed)) for seed in range(3)]
+            fid = np.array([objective.evaluate(candidate).loss for candidate in candidates])
+            reference = fid if reference is None else reference  # of the exact ones, on the same noise
+            change = float((fid / reference - 1).mean())
+            size = objective.trajectory.nbytes / exact.nbytes
+            error = objective.trajectory.relative_error or 0.0
+            print(f"{dtype:9s} {size:.3f} of the bytes  FID {fid.mean():.4f}  {change:+.4%}", flush=True)
+            rows.append([dtype, round(size, 4), f"{error:.2e}", round(float(fid.mean()), 5), f"{change:.2e}"])
+    return rows
+
+
+def follow_gradient(objective: Any) -> np.ndarray:
+    """``[K]``: Adam on the gradient of FID in the coefficients, on fresh noise each step, from their mean."""
+    steps = len(objective.steps)
+    coefficients, first, second = np.full(steps, 1 / steps), np.zeros(steps), np.zeros(steps)
+    for step in range(STEPS):
+        candidate = Candidate(coefficients, images=STEP_IMAGES, noise=Noise("search", step + 1))
+        gradient = objective.evaluate(candidate, gradient=True).gradient
+        gradient = gradient - gradient.mean()
+        first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+        move = first / (1 - 0.9 ** (step + 1)) / (np.sqrt(second / (1 - 0.99 ** (step + 1))) + 1e-12)
+        coefficients = coefficients - STEP_SIZE * (1 - step / STEPS) * (move - move.mean())
+    return coefficients
+
+
+def again(exact: Trajectory, path: Path, dtype: str) -> Trajectory:
+    """The same checkpoints, stored in another dtype, from the one in the middle as ``lcsc trajectory pack`` does."""
+    shutil.rmtree(path, ignore_errors=True)
+    with TrajectoryWriter(path, dtype=dtype, reference=exact.checkpoint(len(exact) // 2)) as writer:
+        for index, step in enumerate(exact.steps):
+            writer.append(step, exact.checkpoint(index), wait=False)
+        writer.measure()
+    return Trajectory.open(path)
+
+
+def _judge(rows: list[list[Any]]) -> None:
+    by_name = {row[0]: row for row in rows}
+    exact, slower = by_name["exact"], by_name["loop"][5] / by_name["exact"][5]
+    if exact[4] < LEAST_SHARE or exact[6] < LEAST_TOGETHER or slower < LEAST_LOOP:
+        sys.exit(f"missed: {LEAST_SHARE:.0%} of a read, {TOGETHER} at once {LEAST_TOGETHER} times, {LEAST_LOOP} a loop")
+
+
+if __name__ == "__main__":
+    main()

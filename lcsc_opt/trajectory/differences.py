@@ -1,0 +1,255 @@
+"""Checkpoints stored as differences from one of them, in few bits.
+
+Coefficients sum to one, so Σ a_i θ_i = θ_ref + Σ a_i (θ_i − θ_ref). Differences are much smaller than the weights, so
+few bits of them are many bits of the weights. They are stored in blocks of neighbouring numbers of one tensor, each
+with a float32 scale: difference = scale · number. What a checkpoint is from then on is what is read back: reference +
+scale · number, two operations on each element that round alike on every machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.layout import Layout, TensorSpec, aligned
+from lcsc_opt.trajectory.merging import accumulator
+
+BLOCK = 2**14  # numbers that share a scale
+AT_ONCE = 2**5  # blocks that are worked on while they are in a cache
+PANEL = 2**5  # rows that lie together
+SCALE = torch.float32
+STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+LARGEST = {"float16": 1.0, "bfloat16": 1.0, "int8": 127.0}  # number of a block
+FOUND_SIZE = 5.0  # Σ|a| of combinations that searches find
+
+
+class Span(NamedTuple):
+    """Bytes ``[start, stop)`` of a stored row that stay together in the file."""
+
+    start: int
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where one tensor is in a stored row: its first byte, and the index of its first scale."""
+
+    spec: TensorSpec
+    offset: int
+    first_block: int
+
+    @property
+    def blocks(self) -> int:
+        """How many scales it has."""
+        return -(-self.spec.numel // BLOCK)
+
+
+class StoredLayout:
+    """A stored row: the numbers of the merged tensors, their scales, and the other tensors as they are.
+
+    In the file, ``PANEL`` rows lie together, block by block: the same block of one row after the other, then the next
+    block. A merge reads them from the first byte to the last.
+
+    Args:
+        layout: of the checkpoints.
+        dtype: of the numbers: ``float16``, ``bfloat16`` or ``int8``.
+    """
+
+    def __init__(self, layout: Layout, dtype: str) -> None:
+        self.dtype = STORED[dtype]
+        self.largest = LARGEST[dtype]
+        self.places: dict[str, Place] = {}
+        end = blocks = 0
+        for spec in layout.tensors:
+            if spec.merged:
+                place = self.places[spec.name] = Place(spec, end, blocks)
+                end, blocks = end + spec.numel * self.dtype.itemsize, blocks + place.blocks
+        self._scales = Span(aligned(end), aligned(end) + blocks * SCALE.itemsize)
+        end = aligned(self._scales.stop)
+        for spec in layout.tensors:
+            if not spec.merged:
+                self.places[spec.name] = Place(spec, end, 0)
+                end = aligned(end + spec.nbytes)
+        self.row_bytes = aligned(max(end, 1))
+
+    def file_bytes(self, slots: int) -> int:
+        """The length of a file with so many rows."""
+        return -(-slots // PANEL) * PANEL * self.row_bytes
+
+    def spans(self) -> Iterator[Span]:
+        """All parts of a row, in order."""
+        for place in self.places.values():
+            if place.spec.merged:
+                yield from (self._block(place, block) for block in range(place.blocks))
+        yield self._scales
+        for place in self.places.values():
+            if not place.spec.merged:
+                yield Span(place.offset, place.offset + place.spec.nbytes)
+
+    def position(self, slot: int, span: Span) -> int:
+        """Where a part of a row begins in the file."""
+        panel, row = divmod(slot, PANEL)
+        return PANEL * (panel * self.row_bytes + span.start) + row * span.size
+
+    def rows(self, content: Tensor, span: Span) -> Tensor:
+        """A part of all rows of a file, ``[panels, PANEL, bytes]``, without a copy."""
+        panels = content.view(-1, PANEL * self.row_bytes)[:, PANEL * span.start : PANEL * span.stop]
+        return panels.view(len(panels), PANEL, span.size)
+
+    def numbers(self, content: Tensor, name: str, block: int) -> Tensor:
+        """A block of the numbers of all rows, ``[panels, PANEL, n]``, without a copy."""
+        return self.rows(content, self._block(self.places[name], block)).view(self.dtype)
+
+    def scales(self, content: Tensor, name: str) -> Tensor:
+        """The scales of one tensor in all rows, ``[panels · PANEL, blocks]`` float32."""
+        place = self.places[name]
+        scales = self.rows(content, self._scales).view(SCALE)[..., place.first_block :][..., : place.blocks]
+        return scales.flatten(0, 1)
+
+    def put(self, row: Tensor, spec: TensorSpec, content: Tensor, reference: Tensor) -> Tensor:
+        """Store one tensor in a row, and read it back.
+
+        Args:
+            row: ``[row_bytes]`` uint8, written to.
+            spec: of the tensor.
+            content: its bytes, ``[nbytes]`` uint8.
+            reference: its bytes in the reference checkpoint.
+
+        Returns:
+            Its bytes from now on: a new tensor; ``content`` itself where it is stored as it is.
+
+        Raises:
+            TrajectoryError: a difference is too large for float32.
+        """
+        if not spec.merged:
+            offset = self.places[spec.name].offset
+            row[offset : offset + spec.nbytes] = content
+            return content
+        numbers, scales = self._parts_of(row, self.places[spec.name])
+        values, origin = content.view(spec.torch_dtype), reference.view(spec.torch_dtype)
+        for part, blocks in _parts(spec.numel):
+            coded, own = encode(values[part], origin[part], self.dtype, self.largest)
+            if not bool(torch.isfinite(own).all()):
+                raise TrajectoryError(
+                    f"Tensor {spec.name!r} differs too much from the reference checkpoint: pack with --dtype exact."
+                )
+            numbers[part], scales[blocks] = coded, own
+        return decode(numbers, scales, origin).view(torch.uint8)
+
+    def read(self, content: Tensor, slot: int, spec: TensorSpec, reference: Tensor) -> Tensor:
+        """The tensor that was put there, ``[n]`` of its own dtype: new.
+
+        Args:
+            content: of the file, ``[bytes]`` uint8.
+            slot: of the row.
+            spec: of the tensor.
+            reference: ``[nbytes]`` uint8, its bytes in the reference checkpoint.
+        """
+        place, (panel, row) = self.places[spec.name], divmod(slot, PANEL)
+        if not spec.merged:
+            span = Span(place.offset, place.offset + spec.nbytes)
+            return self.rows(content, span)[panel, row].clone().view(spec.torch_dtype)
+        blocks = [self.numbers(content, spec.name, block)[panel, row] for block in range(place.blocks)]
+        numbers = torch.cat(blocks) if blocks else torch.empty(0, dtype=self.dtype)
+        return decode(numbers, self.scales(content, spec.name)[slot], reference.view(spec.torch_dtype))
+
+    def _block(self, place: Place, block: int) -> Span:
+        size = self.dtype.itemsize
+        stop = min((block + 1) * BLOCK, place.spec.numel)
+        return Span(place.offset + block * BLOCK * size, place.offset + stop * size)
+
+    def _parts_of(self, row: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+        numbers = row[place.offset : place.offset + place.spec.numel * self.dtype.itemsize].view(self.dtype)
+        scales = row[self._scales.start : self._scales.stop].view(SCALE)[
+            place.first_block : place.first_block + place.blocks
+        ]
+        return numbers, scales
+
+
+def encode(values: Tensor, origin: Tensor, dtype: torch.dtype, largest: float) -> tuple[Tensor, Tensor]:
+    """Numbers ``[n]`` of ``dtype`` and scales ``[blocks]`` float32 such that origin + scale · number is near values."""
+    wide = accumulator(values.dtype)
+    difference = values.to(wide) - origin.to(wide)
+    blocks = -(-len(difference) // BLOCK)
+    padded = torch.nn.functional.pad(difference, (0, blocks * BLOCK - len(difference))).view(blocks, BLOCK)
+    scales = (padded.abs().amax(dim=1) / largest).to(SCALE)
+    divided = padded / torch.where(scales > 0, scales, 1.0).to(wide)[:, None]
+    if not dtype.is_floating_point:
+        divided = divided.round()
+    return divided.clamp(-largest, largest).to(dtype).view(-1)[: len(values)], scales
+
+
+def decode(numbers: Tensor, scales: Tensor, origin: Tensor) -> Tensor:
+    """Origin + scale · number, ``[n]``, new, rounded after each operation; where nothing is added, −0 stays −0."""
+    result = torch.empty_like(origin)
+    wide = accumulator(origin.dtype)
+    for part, blocks in _parts(len(numbers)):
+        coded = numbers[part].to(wide)
+        product = coded * scales[blocks].to(wide).repeat_interleave(BLOCK)[: len(coded)]
+        base = origin[part].to(wide)
+        result[part] = torch.where(product == 0, base, base + product)
+    return result
+
+
+def _parts(numbers: int) -> Iterator[tuple[slice, slice]]:
+    """Some numbers, and their blocks, at a time."""
+    for first in range(0, -(-numbers // BLOCK), AT_ONCE):
+        yield slice(first * BLOCK, (first + AT_ONCE) * BLOCK), slice(first, first + AT_ONCE)
+
+
+class ErrorSample:
+    """What the rounding does to combinations of the size that searches find, measured on some of the columns.
+
+    The errors of the checkpoints add up with the coefficients, so single weights would not tell.
+
+    Args:
+        layout: of the checkpoints.
+        columns: about how many numbers of each checkpoint are kept.
+    """
+
+    def __init__(self, layout: Layout, *, columns: int = 4096) -> None:
+        self._every = max(sum(spec.numel for spec in layout.tensors if spec.merged) // columns, 1)
+        self._row: list[Tensor] = []  # [tensors], original and read, each [2, n] float64
+        self._rows: list[Tensor] = []  # [K]
+
+    def add(self, spec: TensorSpec, original: memoryview, read: memoryview) -> None:
+        """A tensor of the next checkpoint: its bytes as given and as read back."""
+        if spec.merged and spec.numel:
+            pair = [torch.frombuffer(content, dtype=spec.torch_dtype)[:: self._every] for content in (original, read)]
+            self._row.append(torch.stack(pair).double())
+
+    def end_checkpoint(self) -> None:
+        """All its tensors were added."""
+        if self._row:
+            self._rows.append(torch.cat(self._row, dim=1))
+        self._row = []
+
+    def relative_error(self, combinations: int = 32) -> float | None:
+        """Of the merged weights, root mean square over random combinations; ``None`` for fewer than two checkpoints."""
+        if len(self._rows) < 2:
+            return None
+        stacked = torch.stack(self._rows).numpy()  # [K, 2, n]
+        merged = np.einsum("bk,kin->bin", random_combinations(combinations, len(self._rows)), stacked)
+        wrong = np.square(merged[:, 1] - merged[:, 0]).sum()
+        there = np.square(merged[:, 0]).sum()
+        return float(np.sqrt(wrong / there)) if there else 0.0
+
+
+def random_combinations(count: int, checkpoints: int) -> npt.NDArray[np.float64]:
+    """``[count, K]`` coefficients that sum to one, with Σ|a| near 5."""
+    free = np.random.default_rng(0).normal(size=(count, checkpoints))
+    free -= free.mean(axis=1, keepdims=True)
+    free *= FOUND_SIZE / np.abs(free).sum(axis=1, keepdims=True)
+    return free + 1.0 / checkpoints

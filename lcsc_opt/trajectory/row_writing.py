@@ -1,0 +1,242 @@
+"""One checkpoint → one row of ``weights.bin``: coded, checked, hashed and written in one pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.differences import ErrorSample, StoredLayout
+from lcsc_opt.trajectory.in_order import InOrder
+from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks
+from lcsc_opt.trajectory.manifest import REFERENCE, Manifest
+from lcsc_opt.trajectory.rows import map_bytes
+
+PIECE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
+WAITING_BYTES = 64 * 2**20  # that are written and not hashed yet; copies, where tensors are strided or elsewhere
+NOTHING = memoryview(b"")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A part of a checkpoint on its way into its row.
+
+    Attributes:
+        spec: whose bytes they are; ``None`` for what belongs to no tensor.
+        original: as it was given.
+        read: as it will be read back.
+        stored: what is written.
+        position: where, in the file.
+    """
+
+    spec: TensorSpec | None
+    original: memoryview
+    read: memoryview
+    stored: memoryview
+    position: int
+
+
+class Coder(Protocol):
+    """How checkpoints become rows."""
+
+    @property
+    def fields(self) -> Mapping[str, object]:
+        """What the manifest says about it."""
+        ...
+
+    def file_bytes(self, slot: int) -> int:
+        """The least length of a file with a row in this slot."""
+        ...
+
+    def chunks(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[Chunk]:
+        """A checkpoint in the order of its exact row, and what is written for a slot."""
+        ...
+
+
+class ExactCoder:
+    """Rows that are the checkpoints' own bytes."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self.fields: Mapping[str, object] = {}
+
+    def file_bytes(self, slot: int) -> int:
+        """See :class:`Coder`."""
+        return (slot + 1) * self._layout.row_bytes
+
+    def chunks(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[Chunk]:
+        """See :class:`Coder`."""
+        position = slot * self._layout.row_bytes
+        for spec, chunk in row_chunks(self._layout, tensors):
+            yield Chunk(spec, chunk, chunk, chunk, position)
+            position += chunk.nbytes
+
+
+class DifferenceCoder:
+    """Rows of differences from a reference checkpoint, which lies beside them.
+
+    Args:
+        layout: of the checkpoints.
+        dtype: of the differences.
+        reference: ``[row_bytes]`` uint8, mapped: its exact row.
+        sha256: of that row.
+    """
+
+    def __init__(self, layout: Layout, dtype: str, reference: Tensor, sha256: str) -> None:
+        self._layout, self._reference = layout, reference
+        self._stored = StoredLayout(layout, dtype)
+        self.fields: Mapping[str, object] = {"format": 2, "stored": dtype, "reference_sha256": sha256}
+
+    def chunks(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[Chunk]:
+        """See :class:`Coder`; the row, which is smaller than the checkpoint, is written at the end."""
+        row = torch.zeros(self._stored.row_bytes, dtype=torch.uint8, device="cpu")
+        for spec, chunk in row_chunks(self._layout, tensors):
+            read = chunk if spec is None or not spec.numel else self._put(row, spec, chunk)
+            yield Chunk(spec, chunk, read, NOTHING, 0)
+        content = memoryview(row.numpy().data)
+        for span in self._stored.spans():
+            stored = content[span.start : span.stop]
+            yield Chunk(None, NOTHING, NOTHING, stored, self._stored.position(slot, span))
+
+    def file_bytes(self, slot: int) -> int:
+        """See :class:`Coder`: whole panels."""
+        return self._stored.file_bytes(slot + 1)
+
+    def _put(self, row: Tensor, spec: TensorSpec, chunk: memoryview) -> memoryview:
+        content = torch.frombuffer(chunk, dtype=torch.uint8)
+        read = self._stored.put(row, spec, content, self._reference[spec.offset : spec.end])
+        return chunk if read is content else memoryview(as_bytes(read).numpy().data)
+
+
+def open_coder(path: Path, manifest: Manifest) -> Coder:
+    """The one that the rows of a trajectory were written with."""
+    if manifest.stored is None or manifest.reference_sha256 is None:
+        return ExactCoder(manifest.layout)
+    reference = map_bytes(path / REFERENCE, manifest.row_bytes)
+    return DifferenceCoder(manifest.layout, manifest.stored, reference, manifest.reference_sha256)
+
+
+def new_difference_coder(path: Path, layout: Layout, dtype: str, reference: Mapping[str, Tensor]) -> DifferenceCoder:
+    """Write the reference checkpoint, and take differences from it.
+
+    Raises:
+        OSError: the disk refused.
+        TrajectoryError: it holds NaN or infinity.
+    """
+    hashes = RowHashes("the reference checkpoint")
+    with (path / REFERENCE).open("wb") as file:
+        write_row(file.fileno(), ExactCoder(layout), reference, hashes, {}, sync=True)
+    return DifferenceCoder(layout, dtype, map_bytes(path / REFERENCE, layout.row_bytes), hashes.sha256)
+
+
+@dataclasses.dataclass
+class RowHashes:
+    """Hashes and checks one row while its bytes go by; tensors that vary already need no own digest."""
+
+    name: str
+    varying: frozenset[str] = frozenset()
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._hash = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of the exact row, as it will be read back."""
+        return self._hash.hexdigest()
+
+    def add(self, chunk: Chunk, reference: Mapping[str, str]) -> None:
+        """Take a chunk into the hashes."""
+        self._hash.update(chunk.read)
+        spec = chunk.spec
+        if spec is not None and spec.name not in self.varying:
+            digest = self.digests[spec.name] = hashlib.sha256(chunk.original).hexdigest()
+            _check_mergeable(spec, digest, reference)
+
+    def check_finite(self, spec: TensorSpec | None, piece: memoryview) -> None:
+        """Refuse NaN and infinity."""
+        if spec is None or not spec.merged or not piece:
+            return
+        if not all_finite(torch.frombuffer(piece, dtype=spec.torch_dtype)):
+            raise TrajectoryError(
+                f"Tensor {spec.name!r} at {self.name} holds NaN or infinity: leave this checkpoint out."
+            )
+
+
+def write_row(
+    descriptor: int,
+    coder: Coder,
+    tensors: Mapping[str, Tensor],
+    hashes: RowHashes,
+    digests: Mapping[str, str],
+    *,
+    slot: int = 0,
+    sync: bool,
+    sample: ErrorSample | None = None,
+) -> None:
+    """Write a row, and hash it meanwhile: that takes about as long.
+
+    Args:
+        descriptor: of the file.
+        coder: makes the row.
+        tensors: of the checkpoint.
+        hashes: filled in.
+        digests: of the tensors of the first checkpoint.
+        slot: of the row.
+        sync: wait until it is on the disk.
+        sample: is given what was stored.
+
+    Raises:
+        OSError: the disk refused.
+        TrajectoryError: a weight is not finite, or a tensor changes that cannot be merged.
+    """
+    with InOrder("lcsc-hash", most_bytes=WAITING_BYTES) as hashing:
+        position = -1  # where the file stands; not known yet
+        for chunk in coder.chunks(tensors, slot):
+            if chunk.spec is not None or chunk.read:
+                hashing.submit(hashes.add, chunk, digests, nbytes=chunk.original.nbytes)
+            if chunk.stored and chunk.position != position:
+                os.lseek(descriptor, chunk.position, os.SEEK_SET)
+                position = chunk.position
+            for start in range(0, max(chunk.original.nbytes, chunk.stored.nbytes), PIECE_BYTES):
+                piece = slice(start, start + PIECE_BYTES)
+                hashes.check_finite(chunk.spec, chunk.original[piece])
+                _write_all(descriptor, chunk.stored[piece])
+            position += chunk.stored.nbytes
+            if sample is not None and chunk.spec is not None:
+                sample.add(chunk.spec, chunk.original, chunk.read)
+        if os.fstat(descriptor).st_size < coder.file_bytes(slot):
+            os.ftruncate(descriptor, coder.file_bytes(slot))
+        if sync:
+            os.fsync(descriptor)
+        hashing.finish()
+    if sample is not None:
+        sample.end_checkpoint()
+
+
+def row_sha256(coder: Coder, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the exact row that would be read back."""
+    digest = hashlib.sha256()
+    for chunk in coder.chunks(tensors):
+        digest.update(chunk.read)
+    return digest.hexdigest()
+
+
+def _check_mergeable(spec: TensorSpec, digest: str, reference: Mapping[str, str]) -> None:
+    if spec.dtype in UNMERGEABLE and reference.get(spec.name, digest) != digest:
+        raise TrajectoryError(
+            f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, float32, "
+            "bfloat16 and float16 can be merged: save it as one of them."
+        )
+
+
+def _write_all(descriptor: int, piece: memoryview) -> None:
+    while piece:
+        piece = piece[os.write(descriptor, piece) :]
