@@ -162,7 +162,7 @@ def _columns(metric: str, axis: str, target: float | None, second: str | None) -
     if target is not None:
         costs.append(_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"))
     return [
-        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 140, "cellStyle": swatch},
+        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 175, "cellStyle": swatch},
         _quantity("held_out", f"Held-out {metric}"),
         {"field": "verdict", "headerName": "Verdict", "minWidth": 205},
         _quantity("below_ema_percent", "Against EMA*", text="below_ema_text"),

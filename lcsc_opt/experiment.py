@@ -16,8 +16,8 @@ from lcsc_opt.errors import OptimizerError, StudyMismatchError
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, ProcessEvaluator
 from lcsc_opt.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.objective import Objective
-from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.plan import StudyPlan, build_space, total_evaluations
+from lcsc_opt.optimizers import build_optimizer, needs_gradient
+from lcsc_opt.plan import StudyPlan, build_space, first_budget, total_evaluations
 from lcsc_opt.plane import LANDSCAPE
 from lcsc_opt.progress import progress
 from lcsc_opt.results import attach_figures
@@ -60,6 +60,7 @@ class Experiment:
                 return f"finished already; {_outcome(study)}"
             with study.hold(take_over=take_over):
                 return self._finish(study, plan, accept_environment=accept_environment)
+        self.check(plan)
         study = StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
         with study.hold(take_over=take_over):
             return self._finish(study, plan, accept_environment=accept_environment)
@@ -113,7 +114,7 @@ class Experiment:
             study.set_attribute("held_out", None)
             study.set_attribute("budget", plan.budget.model_dump())
         before = attributes["fingerprint"]["environment"]
-        optimizer = self._optimizer(plan, BudgetSpec(**attributes["optimizer_budget"]))
+        optimizer = self._optimizer(plan, first_budget(study))
         evaluator = self._evaluator(plan)
         try:
             search = Search(
@@ -139,14 +140,18 @@ class Experiment:
         space = build_space(spec, self.objective, origin=plan.origin)
         evaluations = total_evaluations(budget, self.objective)
         optimizer = build_optimizer(plan.optimizer, space, budget=evaluations, workers=plan.workers, seed=plan.seed)
-        self._check_gradient(plan, optimizer)
         if (plan_budget := getattr(optimizer, "plan_budget", None)) is not None:
             images = self.objective.images_per_evaluation
             plan_budget(evaluations=budget.evaluations, images=budget.images, images_per_evaluation=images)
         return optimizer
 
-    def _check_gradient(self, plan: StudyPlan, optimizer: Optimizer) -> None:
-        if not getattr(optimizer, "needs_gradient", False):
+    def check(self, plan: StudyPlan) -> None:
+        """Refuse what could never be searched, before anything is searched or stored.
+
+        Raises:
+            OptimizerError: naming an optimizer that follows gradients, and why the objective gives none.
+        """
+        if not needs_gradient(plan.optimizer):
             return
         if (reason := self.objective.why_no_gradient()) is not None:
             raise OptimizerError(
@@ -166,10 +171,10 @@ def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
     with progress(name, budget.total, done=done) as advance:
 
         def on_tell(search: Search) -> None:
-            best = "" if search.best is None else f"best {search.best[0]:.4g} in trial {search.best[1]}"
-            failed = f", {search.failures} failed" if search.failures else ""
+            best = [] if search.best is None else [f"best {search.best[0]:.4g} in trial {search.best[1]}"]
+            failed = [f"{search.failures} failed"] if search.failures else []
             nonlocal done
-            advance(max(search.spent - done, 0), note=f"{best}{failed}")
+            advance(max(search.spent - done, 0), note=", ".join(best + failed))
             done = max(search.spent, done)
 
         search.run(on_tell)

@@ -110,7 +110,10 @@ def score_held_out(study: StoredStudy, objective: Objective, plan: HeldOutPlan) 
     """
     trials = best_trials(study.trials(), plan.top)
     if not trials:
-        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise to evaluate; run it first")
+        raise StudyStoreError(
+            f"{study.name}: no complete trial on the search's noise to evaluate; let it search on, with a larger "
+            "budget where this one is spent"
+        )
     second = objective.second_metric
     baselines = _baselines(study, objective, plan, second)
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
@@ -242,8 +245,8 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, seco
     if not plan.baselines:
         return [default]
     notice(
-        f"{experiment} has no EMAGrid study of the same objective, so EMA* is not known: the last checkpoint and one "
-        "EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
+        f"{experiment} has no finished EMAGrid study of the same objective, so EMA* is not known: the last checkpoint "
+        "and one EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
     )
     return [_Baseline(LAST, np.eye(len(objective.steps))[-1], {}), default]
 

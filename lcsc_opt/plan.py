@@ -178,6 +178,12 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
         raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
 
 
+def first_budget(study: StoredStudy) -> BudgetSpec:
+    """The budget that a study began with, which its optimizer plans by; early versions stored it in evaluations."""
+    stored = study.attributes["optimizer_budget"]
+    return BudgetSpec(evaluations=stored) if isinstance(stored, int) else BudgetSpec(**stored)
+
+
 def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
     """The budget as a number of evaluations of the objective's own number of images.
 
@@ -220,7 +226,8 @@ def fork(
     """Create a study that takes over every finished trial of another one, without evaluating any again.
 
     The new study is called ``experiment/optimizer/seed``. Its optimizer is told the inherited trials in their order
-    before it asks for its first candidate, and it starts from the best of them; its budget counts new evaluations.
+    before it asks for its first candidate (those whose losses compare, unless it follows gradients), and it starts from
+    the best of them; its budget counts new evaluations.
 
     Returns:
         The plan to run.

@@ -133,13 +133,24 @@ class Search:
             return 1
         return self._images_per_evaluation if request.images is None else request.images
 
+    def _compares(self, request: Request) -> bool:
+        """Whether what it was evaluated with is what losses are compared on."""
+        return request.images in (None, self._images_per_evaluation) and request.noise == SEARCH
+
     def _tell_inherited(self) -> None:
-        """Tell what another study evaluated, in its order; the optimizer did not ask for it."""
+        """Tell what another study evaluated, in its order; the optimizer did not ask for it.
+
+        Losses that do not compare are told only to who follows gradients: beside plain ones a lucky noise would win.
+        """
+        follows_gradients = getattr(self._optimizer, "needs_gradient", False)
         for trial in self._inherited:
+            request = _request(trial)
+            if not (follows_gradients or self._compares(request)):
+                continue
             parameter = self._optimizer.parametrization.spawn_child(new_value=_coefficients(trial))
-            attach_request(parameter, _request(trial))
+            attach_request(parameter, request)
             outcome = stored_outcome(trial)
-            loss = self._loss_to_tell(outcome, trial.number, request_of(parameter))
+            loss = self._loss_to_tell(outcome, trial.number, request)
             attach_evaluation(parameter, outcome if isinstance(outcome, Evaluation) else None)
             try:
                 with self._one_thread():
@@ -223,7 +234,7 @@ class Search:
         tell_index = asked.trial.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
             asked.attempts.append({"reason": outcome.reason, "seconds": round(outcome.seconds, 3)})
-            if len(asked.attempts) <= self._policy.retries:
+            if outcome.retry and len(asked.attempts) <= self._policy.retries:
                 self._study.annotate(asked.trial, {"attempts": asked.attempts})
                 self._submit(asked)
                 return
@@ -238,8 +249,7 @@ class Search:
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
-            compared = request.images in (None, self._images_per_evaluation) and request.noise == SEARCH
-            if compared and (self.best is None or loss < self.best[0]):
+            if self._compares(request) and (self.best is None or loss < self.best[0]):
                 self.best = (loss, number)
             return loss
         self.failures += 1

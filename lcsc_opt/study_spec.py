@@ -104,8 +104,8 @@ class HeldOutSpec(FrozenModel):
 class FailureSpec(FrozenModel):
     """What happens to evaluations that fail.
 
-    A candidate is tried ``retries`` times more; then its trial fails. The study stops when, of ten trials or more, a
-    share above ``stop_share`` failed.
+    A candidate is tried ``retries`` times more, unless the library itself refused it; then its trial fails. The study
+    stops when, of ten trials or more, a share above ``stop_share`` failed.
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2

@@ -100,7 +100,7 @@ def test_a_report_has_the_second_metric_and_its_warning(storage: RDBStorage, tmp
     write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     shown = " ".join(" ".join(page.texts).split())
-    assert f"Held-out {HOSTILE} 7.25; gain over EMA*: loss +50.0 %, {HOSTILE} -10.0 %." in shown
+    assert f"Held-out {HOSTILE} 7.25; against EMA*: loss -50.0 %, {HOSTILE} +10.0 %." in shown
     assert "Warning: the loss is 50.0% below EMA*'s." in shown
     header = shown[shown.index("against EMA*") :]
     assert header.startswith(f"against EMA* {HOSTILE} difference")

@@ -9,10 +9,12 @@ from typing import Any
 import nevergrad as ng
 import numpy as np
 import pytest
+import yaml
 
+from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import ReplayError
+from lcsc_opt.errors import ObjectiveError, ReplayError, SearchFailedError, StudyStoreError
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import (
@@ -22,12 +24,14 @@ from lcsc_opt.optimizers import (
     candidate_of,
     coefficient_array,
     evaluation_of,
+    needs_gradient,
     request_of,
 )
 from lcsc_opt.records import SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.results import chosen_trial
 from lcsc_opt.runner import Search
-from lcsc_opt.study_spec import BudgetSpec, FailureSpec
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
+from lcsc_opt.study_store import StoredStudy, study_names
 
 STEPS = (10, 20, 30)
 FAILING = 3  # the ask whose evaluation fails
@@ -198,6 +202,44 @@ def test_inherited_trials_bring_their_gradients(study: StoredStudy) -> None:
     assert heir.heard[FAILING][1] is None
 
 
+class Listening(Descent):
+    """Asks plainly, and hears what it is told of trials that it did not ask for."""
+
+    needs_gradient = False
+
+    def _internal_ask_candidate(self) -> Any:
+        return self.parametrization.spawn_child(new_value=self._at)
+
+    def _internal_tell_not_asked(self, candidate: Any, loss: float) -> None:
+        self._internal_tell_candidate(candidate, loss)
+
+
+def test_who_follows_no_gradient_inherits_only_losses_that_compare(study: StoredStudy) -> None:
+    """A lucky noise, or few images, would otherwise be its best for ever."""
+    search(study, descent(), BudgetSpec(evaluations=6))
+    plain = [trial.number for trial in study.trials() if "noise" not in trial.user_attrs]
+    assert plain == [2, 5]
+    study.copy_to("f/Listening/0", {})
+    heir = Listening(coefficient_array(AffineSpace(STEPS, default_origin(STEPS)), seed=0))
+    running = search(StoredStudy.open(study.storage, "f/Listening/0"), heir, BudgetSpec(evaluations=1))
+    inherited, [own] = heir.heard[:-1], heir.heard[-1:]
+    assert [evaluation and evaluation.loss for _, evaluation in inherited] == [
+        study.trials()[number].value for number in plain
+    ]
+    assert own[0] == Request()
+    assert running.best is not None
+    assert running.best[1] in (*plain, 6)
+
+
+def test_a_trial_that_is_named_is_chosen_before_any_loss_compares(study: StoredStudy) -> None:
+    search(study, descent(), BudgetSpec(evaluations=2))
+    number, coefficients, attributes = chosen_trial(study, 1)
+    assert number == 1
+    assert coefficients.tolist() == attributes["coefficients"]
+    with pytest.raises(StudyStoreError, match="no complete trial on the search's noise yet"):
+        chosen_trial(study)
+
+
 @dataclasses.dataclass
 class Answering(Objective):
     """Answers with what it is given."""
@@ -220,6 +262,44 @@ def test_a_gradient_that_is_missing_or_not_finite_fails_the_trial(gradient: Any,
     outcome = evaluate_safely(Answering(Evaluation(1.0, gradient=gradient)), Candidate(np.ones(3) / 3), gradient=True)
     assert isinstance(outcome, Failure)
     assert outcome.reason == reason
+
+
+def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None:
+    class Refusing(Bowl):
+        def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+            self.seen.append((candidate.images, candidate.noise, gradient))
+            raise ObjectiveError("no graph") if candidate.noise.seed == 0 else OSError("a disk that was away")
+
+    objective = Refusing()
+    running = Search(study, descent(), InProcessEvaluator(objective), budget=BudgetSpec(evaluations=2))
+    with pytest.raises(SearchFailedError):
+        running.run()
+    assert [noise.seed for _, noise, _ in objective.seen] == [0, 1, 1, 1]
+    assert [len(trial.user_attrs["attempts"]) for trial in study.trials()] == [1, 3]
+
+
+@pytest.mark.parametrize(("name", "needs"), [("LCSCGradient", True), ("LCSC", False), ("CMA", False), ("DE", False)])
+def test_who_needs_gradients_is_known_without_a_search(name: str, needs: bool) -> None:
+    assert needs_gradient(OptimizerSpec(name=name)) is needs
+
+
+def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "without.py").write_text("def loss(coefficients):\n    return float(coefficients @ coefficients)\n")
+    content = {
+        "name": "e",
+        "objective": {"file": "function.py", "settings": {"callable": "without:loss", "steps": [1, 2, 3]}},
+        "optimizers": ["CMA", "LCSCGradient"],
+        "budget": {"evaluations": 5},
+        "storage": f"sqlite:///{tmp_path / 'e.db'}",
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    assert lcsc(["run", "e.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert "optimizers.LCSCGradient: follows the gradient of the loss, and function.py gives none" in said
+    assert study_names(open_storage(content["storage"], write=False)) == []
 
 
 def test_processes_give_gradients() -> None:

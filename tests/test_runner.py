@@ -201,6 +201,7 @@ def test_a_grid_ends_before_the_budget(url: str, objective: Objective) -> None:
         (None, "ObjectiveError: the objective returned None, expected a number"),
         ("low", "ObjectiveError: the objective returned 'low', expected a number"),
         (ValueError("no image"), "ValueError: no image"),
+        (ValueError("no image,\n  today"), "ValueError: no image, today"),
     ],
 )
 def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(answer: Any, reason: str, url: str) -> None:

@@ -169,8 +169,8 @@ def test_a_gain_that_the_second_space_does_not_show_is_a_warning(
     assert gain > 0 > second
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "compare the images" in line]
     assert line == f"lcsc: {STUDY}: {report['warning']}"
-    assert f"{gain:.1%} below default EMA's" in line
-    assert f"but {SECOND} {-second:.1%} above" in line
+    assert f"{100 * gain:.1f} % below default EMA's" in line
+    assert f"but {SECOND} {-100 * second:.1f} % above" in line
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_gains_of_losses_below_zero_have_no_share_and_warn_all_the_same() -> Non
     found = second_of(report, SECOND, "EMA*")
     assert found == Second(SECOND, 4.5, "EMA*", None, pytest.approx(-0.125))
     assert found.text is None
-    assert "the loss is below EMA*'s, but fid@second 12.5% above" in (warning_of(report, found) or "")
+    assert "the loss is below EMA*'s, but fid@second 12.5 % above" in (warning_of(report, found) or "")
 
 
 def test_without_a_baseline_there_is_a_value_and_no_warning() -> None:
@@ -265,7 +265,7 @@ def test_run_compare_show_and_evaluate_say_it(workplace: Path, capsys: pytest.Ca
     assert lcsc(["show", STUDY]) == 0
     assert "this may please the loss's own features" in " ".join(capsys.readouterr().out.split())
     assert lcsc(["evaluate", STUDY]) == 0
-    assert f"gain over EMA*: loss +{100 * found['gain']:.1f} %, fid@second -" in capsys.readouterr().out
+    assert f"against EMA*: loss -{100 * found['gain']:.1f} %, fid@second +" in capsys.readouterr().out
 
 
 def test_an_experiment_without_one_has_no_column(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

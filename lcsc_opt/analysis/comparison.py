@@ -168,7 +168,8 @@ def _curve(study: StudyHistory) -> Floats:
 
 def best_ema(studies: Sequence[StudySummary]) -> StudySummary | None:
     """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
-    grids = [study for study in studies if study.optimizer == "EMAGrid" and study.searched is not None]
+    complete = [study for study in studies if study.optimizer == "EMAGrid" and study.state == "finished"]
+    grids = [study for study in complete if study.searched is not None]
     return min(grids, key=lambda study: (_or_infinite(study.held_out), study.searched), default=None)
 
 

@@ -217,11 +217,11 @@ def thinned(positions: Floats, most: int = MOST_POINTS) -> Floats:
 
 
 def best_grid(studies: Sequence[StudyHistory]) -> StudyHistory | None:
-    """EMA*: of the EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
+    """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
 
     def rank(study: StudyHistory) -> tuple[float, float]:
         held_out = None if study.held_out is None else study.held_out.loss
         return (np.inf if held_out is None else held_out, study.searched or 0.0)
 
-    grids = [study for study in studies if study.optimizer == EMA and study.searched is not None]
+    grids = [study for study in studies if study.optimizer == EMA and study.ended and study.searched is not None]
     return min(grids, key=rank, default=None)

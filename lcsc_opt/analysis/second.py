@@ -37,10 +37,13 @@ class Second:
 
     @property
     def text(self) -> str | None:
-        """Both gains in one line, for people; ``None`` where one of them is not known."""
+        """Both beside the baseline's, in one line and with the signs of tables: a gain is negative.
+
+        ``None`` where one of them is not known.
+        """
         if self.gain is None or self.second_gain is None:
             return None
-        return f"gain over {self.against}: loss {_percent(self.gain)}, {self.metric} {_percent(self.second_gain)}"
+        return f"against {self.against}: loss {_percent(-self.gain)}, {self.metric} {_percent(-self.second_gain)}"
 
 
 def second_of(report: Mapping[str, Any], metric: str, against: str | None) -> Second | None:
@@ -84,8 +87,8 @@ def _gain(value: float, baseline: float) -> float | None:
 
 def _beside(value: float, baseline: float, gain: float | None) -> str:
     where = "below" if value < baseline else "above" if value > baseline else "equal to"
-    return where if gain is None or value == baseline else f"{abs(gain):.1%} {where}"
+    return where if gain is None or value == baseline else f"{100 * abs(gain):.1f} % {where}"
 
 
-def _percent(gain: float) -> str:
-    return f"{100 * gain:+.1f} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:+.1f} %"

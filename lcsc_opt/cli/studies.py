@@ -61,7 +61,11 @@ def _run_plans(chosen: Any, url: str, **how: bool) -> None:
     from lcsc_opt.experiment import experiments
 
     opened = open_storage(url, write=True)
-    for experiment, plan in experiments(chosen, opened):
+    to_run = list(experiments(chosen, opened))
+    for experiment, plan in to_run:
+        if plan.name not in study_names(opened):
+            experiment.check(plan)
+    for experiment, plan in to_run:
         say(f"{plan.name}: {experiment.run(plan, **how)}")
     say(f"database: {masked(url)}")
 
@@ -180,6 +184,8 @@ def show(
     shown = table(study, "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
+        if name == "held_out_report" and value is not None:  # two of its parts have lines of their own
+            value = {key: part for key, part in value.items() if key not in ("second", "warning")}
         if name != "coefficients":
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)

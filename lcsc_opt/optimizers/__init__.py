@@ -6,7 +6,7 @@ from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, CoefficientLayer, coefficient_array, space_of
 from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
-from lcsc_opt.optimizers.registry import OURS, build_optimizer, configure, register
+from lcsc_opt.optimizers.registry import OURS, build_optimizer, configure, needs_gradient, register
 from lcsc_opt.optimizers.requests import (
     Request,
     attach_evaluation,
@@ -34,6 +34,7 @@ __all__ = [
     "coefficient_array",
     "configure",
     "evaluation_of",
+    "needs_gradient",
     "register",
     "request_of",
     "space_of",

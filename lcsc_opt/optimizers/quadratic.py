@@ -30,6 +30,8 @@ NOISE_GROUP = "quadratic"
 DEFAULT_DIRECTIONS = 80
 PAIRS = 8  # waves that are probed on both sides, for the size of a curvature
 FIRST_SHARE = 5  # the first stage takes a fifth of the budget at most, its checks not counted
+FEWEST_IMAGES = 2  # that have a covariance
+FEWEST_PROBES = 3  # of a first stage with one wave; with more workers, others are asked before these are told
 POINTS = 5  # losses that the model is learned from, for each wave
 CHECKS = 0.2  # largest share of the first stage's images that is spent on checks
 SHORTEST_STEP = 1e-3  # in probes; below it the model has nothing more to offer, and is asked to learn instead
@@ -90,12 +92,13 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._begin(self._config.directions)
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
-        """Fewer waves where the budget is small, so that the first stage leaves most of it."""
-        few = math.ceil(self._config.share * images_per_evaluation) if images_per_evaluation else 0
-        self._images = images_per_evaluation if few < images_per_evaluation else 0
+        """Fewer waves where the budget is small, so that the first stage leaves most of it; or else no first stage."""
+        few = max(math.ceil(self._config.share * images_per_evaluation), FEWEST_IMAGES) if images_per_evaluation else 0
         affordable = (evaluations or 0) if images is None else images // max(few, 1)
+        in_two_stages = few < images_per_evaluation and affordable > FEWEST_PROBES + 2 * self.num_workers
+        self._images = images_per_evaluation if in_two_stages else 0
         self._begin(
-            min(self._config.directions, max(affordable // (2 * FIRST_SHARE), 1)), few if self._images else None
+            min(self._config.directions, max(affordable // (2 * FIRST_SHARE), 1)), few if in_two_stages else None
         )
 
     def _begin(self, directions: int, images: int | None = None) -> None:
@@ -245,7 +248,8 @@ class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
     """A trust-region search with a quadratic model along the slow waves of the trajectory, in two stages.
 
     The first stage has few images per evaluation, on a noise of its own, and now and then a plain check of the best so
-    far; it probes every wave once, then makes as many steps. The second stage's evaluations are all plain.
+    far; it probes every wave, then makes steps until there were two evaluations a wave. The second stage's evaluations
+    are all plain.
 
     Args:
         directions: waves that are searched, from the slowest; fewer where there are fewer checkpoints or the budget is

@@ -89,6 +89,16 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     return _from_nevergrad(spec.name, options), step_size
 
 
+def needs_gradient(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer can search only objectives that give gradients.
+
+    Raises:
+        OptimizerError: naming an unknown optimizer or option.
+    """
+    configured, _ = configure(spec)
+    return bool(getattr(getattr(configured, "_OptimizerClass", configured), "needs_gradient", False))
+
+
 def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
     known = ng.optimizers.registry
     if name not in known:

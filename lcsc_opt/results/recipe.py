@@ -157,10 +157,11 @@ def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Co
         StudyStoreError: when there is no such complete trial.
     """
     complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
-    best = min(compared_trials(list(complete.values())), key=lambda trial: (trial.value, trial.number), default=None)
-    if best is None:
-        raise StudyStoreError(f"{study.name}: no complete trial on the search's noise yet; run it first")
     if number is None:
+        compared = compared_trials(list(complete.values()))
+        best = min(compared, key=lambda trial: (trial.value, trial.number), default=None)
+        if best is None:
+            raise StudyStoreError(f"{study.name}: no complete trial on the search's noise yet; let it run on")
         held_out = study.attributes.get("held_out") or {}
         number = int(held_out.get("trial", best.number))
     if number not in complete:

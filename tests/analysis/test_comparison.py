@@ -180,6 +180,9 @@ def test_the_best_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
     assert best_ema([one, summary(optimizer="EMAGrid", searched=0.7)]) is one
     assert best_ema([three, summary(optimizer="EMAGrid", searched=0.7)]) is three
     assert best_ema([power, empty]) is None
+    stopped = summary(optimizer="EMAGrid", searched=0.2, held_out=0.1, state="unfinished")  # its best may be to come
+    assert best_ema([stopped, one]) is one
+    assert best_ema([stopped]) is None
 
 
 def test_over_seeds_are_means_and_sample_standard_deviations() -> None:

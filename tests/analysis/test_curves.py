@@ -135,6 +135,9 @@ def test_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
     assert best_grid([history([0.1]), one, two, three]) is two
     assert best_grid([one, three]) is one
     assert best_grid([history([0.1])]) is None
+    stopped = history([0.2], optimizer="EMAGrid", held_out=0.1, ended=False)  # its best may be to come
+    assert best_grid([stopped, one]) is one
+    assert best_grid([stopped]) is None
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:

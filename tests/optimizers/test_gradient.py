@@ -24,7 +24,7 @@ from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers import LCSCGradient, coefficient_array
 from lcsc_opt.optimizers.gradient import FEWEST_CHECKS, cosine_directions, still_falling
 from lcsc_opt.optimizers.requests import Request, attach_evaluation, attach_request, request_of
-from lcsc_opt.records import SEARCH, Coefficients, Evaluation
+from lcsc_opt.records import SEARCH, Coefficients, Evaluation, Noise
 
 STEPS = tuple(range(100, 2100, 100))
 COUNT = len(STEPS)
@@ -176,6 +176,18 @@ def test_a_check_ends_the_planned_budget_in_evaluations(budget: int) -> None:
     assert [request_of(candidate).gradient for candidate in asked[-2:]] == [True, False]
 
 
+@pytest.mark.parametrize(("images", "evaluations"), [(None, 12), (1100, None)])
+def test_a_check_ends_a_budget_that_is_asked_before_the_first_step(images: int | None, evaluations: int | None) -> None:
+    """With many workers; without it the study would end without a number."""
+    optimizer = gradient_search()
+    optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=1000)
+    asked, left = [], evaluations or images or 0
+    while left > 0:
+        asked.append(request_of(optimizer.ask()))
+        left -= 1 if images is None else asked[-1].images or 1000
+    assert [request.gradient for request in asked[-2:]] == [True, False]
+
+
 def test_the_steps_do_not_depend_on_the_budget() -> None:
     """A raised budget continues the same search."""
     short, long = gradient_search(), gradient_search()
@@ -204,6 +216,14 @@ def test_images_do_not_grow_beyond_those_of_a_check() -> None:
     smaller = gradient_search()
     smaller.plan_budget(evaluations=None, images=10**9, images_per_evaluation=70)
     assert request_of(smaller.ask()).images == 70
+
+
+def test_an_objective_without_images_is_not_asked_for_any() -> None:
+    optimizer = gradient_search()
+    optimizer.plan_budget(evaluations=400, images=None, images_per_evaluation=0)
+    asked = run(optimizer, Quadratic(), 400)
+    assert {request_of(candidate).images for candidate in asked} == {None}
+    assert loss_of(optimizer) < 1e-6 * START
 
 
 def test_without_growth_images_stay() -> None:
@@ -411,6 +431,28 @@ def test_with_gradients_it_goes_on_from_the_last_one() -> None:
     inherit(optimizer, somewhere(5), Evaluation(-1e9), gradient=False)  # a check: no place to go on from
     moved = cosine_directions(COUNT).T @ (optimizer.ask().value - somewhere(4))
     assert 0 < np.abs(moved).max() < 0.011
+
+
+def test_only_plain_losses_say_where_the_other_search_was_best() -> None:
+    optimizer = gradient_search()
+    inherit(optimizer, somewhere(3), Evaluation(5.0), gradient=False)
+    few = optimizer.parametrization.spawn_child(new_value=somewhere(4))
+    attach_request(few, Request(images=20, noise=Noise("quadratic", 1)))
+    tell(optimizer, few, Evaluation(2.0))
+    np.testing.assert_allclose(optimizer.recommend().value, somewhere(3), atol=1e-12)
+
+
+def test_images_go_on_growing_where_the_other_search_was() -> None:
+    first, forked = gradient_search(growth=0.1), gradient_search(growth=0.1)
+    asked = run(first, Quadratic(), 60)
+    for candidate in asked:
+        parameter = forked.parametrization.spawn_child(new_value=candidate.value)
+        attach_request(parameter, request_of(candidate))
+        tell(forked, parameter, Quadratic().answer(candidate))
+    following = request_of(first.ask())
+    assert following.images is not None
+    assert following.images > 500
+    assert request_of(forked.ask()).images == following.images
 
 
 def test_inherited_trials_do_not_share_noise_with_its_own() -> None:

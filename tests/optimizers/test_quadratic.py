@@ -167,6 +167,29 @@ def test_a_small_budget_searches_fewer_waves(images: int | None, evaluations: in
     assert np.linalg.matrix_rank(np.array(candidates), tol=1e-9) == probed
 
 
+@pytest.mark.parametrize(("per_evaluation", "few"), [(2, None), (3, 2), (5, 2), (11, 3)])
+def test_few_images_are_enough_for_a_covariance(per_evaluation: int, few: int | None) -> None:
+    optimizer = search(images=None)
+    optimizer.plan_budget(evaluations=300, images=None, images_per_evaluation=per_evaluation)
+    assert request_of(optimizer.ask()).images == few
+
+
+@pytest.mark.parametrize("window", [1, 12])
+@pytest.mark.parametrize(("images", "evaluations"), [(400, None), (1000, None), (3000, None), (None, 1), (None, 12)])
+def test_even_the_smallest_budget_has_a_plain_evaluation(
+    images: int | None, evaluations: int | None, window: int
+) -> None:
+    optimizer = LCSCQuadratic()(coefficient_array(AFFINE, seed=0), num_workers=window)
+    optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=PLAIN)
+    asked, left = [], evaluations or images or 0
+    while left > 0:
+        asked.append(optimizer.ask())
+        left -= 1 if images is None else request_of(asked[-1]).images or PLAIN
+        if len(asked) >= window:
+            tell(optimizer, asked[-window], Merged().answer(asked[-window]))
+    assert Request() in [request_of(candidate) for candidate in asked]
+
+
 @pytest.mark.parametrize("images_per_evaluation", [0, PLAIN])
 def test_an_objective_without_images_or_a_share_of_all_of_them_has_plain_evaluations_only(
     images_per_evaluation: int,

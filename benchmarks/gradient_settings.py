@@ -1,0 +1,300 @@
+"""``LCSCGradient`` on digits: its options around their defaults, and other ways to follow a gradient.
+
+    python benchmarks/gradient_settings.py [--seeds 3]
+
+A search has 20,000 images or 60,000, those of checks included. What it recommends after 2,000, 6,000 and so on is
+measured on 10,000 held-out images, of a group that no setting was chosen on. Options are varied one at a time. Whatever
+an option cannot say is a search of its own below: other coordinates, another answer, another loss, another gradient of
+the same loss. Seeds are noise: every search of one seed begins with the same. What matters most has most of them.
+Every result is in ``results/gradient_settings.csv`` at once: interrupted, the same command continues. Rows with 1,024
+features are searched, and measured, in those of another network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from common import RESULTS, machine, write_csv
+from nevergrad.optimization.base import Optimizer
+
+from lcsc_opt.catalog import load_objective
+from lcsc_opt.coefficients import AffineSpace, default_origin, principal_basis
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics.classifier import reference_of
+from lcsc_opt.metrics.comparison import Comparison, Features
+from lcsc_opt.metrics.digits import digits_images, train_digits_network
+from lcsc_opt.metrics.features import extract
+from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.scores import View
+from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.objective import cache_directory
+from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient
+from lcsc_opt.optimizers.parametrization import coefficient_array
+from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
+from lcsc_opt.records import Candidate, Coefficients, Noise
+from lcsc_opt.study_spec import ObjectiveSpec
+
+FIRST_SEED = 10  # settings were chosen with seeds below
+HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # and on group 0
+LIMITS = (2_000, 6_000, 20_000, 60_000)
+PER_CHECK = 1_000
+HEADER = ("row", "seed", *(f"fid_{limit}" for limit in LIMITS), "second_fid", "seconds")
+Array = npt.NDArray[np.float64]
+Result = tuple[float, ...]
+"""Held-out FID at each limit, FID in a second feature space at the end, seconds; NaN where there is none."""
+
+
+class Altered(Scores):
+    """FID as a loss, but with another gradient in the features: that of ``alter``, ``[N, D]`` → ``[N, D]``."""
+
+    def __init__(self, view: View, alter: Callable[[Reference, Features], Array]) -> None:
+        super().__init__({"inception": view})
+        self._reference, self._alter = view.reference, alter
+
+    def comparison(self, name: str, features: Features | None, logits: Features | None) -> Comparison:
+        """As ever, and remember the features."""
+        self._features = features
+        return super().comparison(name, features, logits)
+
+    def loss_gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
+        """Of the one extractor."""
+        return {name: self._alter(self._reference, self._features) for name in comparisons}
+
+
+def jackknifed(reference: Reference, features: Features) -> Array:
+    """The gradient of 2 F(N) - F(N/2), of which a bias in 1/N is gone; F(N/2) is the mean of both halves."""
+    halves = np.array_split(features, 2)
+    of_halves = np.concatenate([reference.frechet.distance_and_gradient(half)[1] for half in halves])
+    whole: Array = reference.frechet.distance_and_gradient(features)[1]
+    return 2 * whole - of_halves / 2
+
+
+class Accumulated:
+    """FID of this step's features and those of the steps before it, which weigh ``forgetting`` less with each step.
+
+    All count by their number of images. The gradient goes through the features of this step only.
+    """
+
+    def __init__(self, forgetting: float) -> None:
+        self._forgetting = forgetting
+        self._past: FeatureStatistics | None = None
+
+    def __call__(self, reference: Reference, features: Features) -> Array:
+        """``dF/dx = 2 (mean - mean_1) / n + 2 (I - R (Rᵀ Σ R)^(-½) Rᵀ) (x - mean) / (n - 1)``, ``Σ_1 = R Rᵀ``."""
+        fresh = FeatureStatistics.from_features(features)
+        whole = fresh if self._past is None else self._past.merge(fresh)
+        factor = np.linalg.cholesky(reference.statistics.cov)
+        values, vectors = np.linalg.eigh(factor.T @ whole.covariance @ factor)
+        half = factor @ (vectors / np.sqrt(values) ** 0.5)
+        spread = (features - whole.mean) @ (np.eye(len(factor)) - half @ half.T) / (whole.count - 1)
+        shift = (whole.mean - reference.statistics.mean) / whole.count
+        kept = self._forgetting
+        self._past = dataclasses.replace(whole, count=kept * whole.count, scatter=kept * whole.scatter)
+        return np.asarray(2 * (shift + spread), dtype=np.float64)
+
+
+class Last(_LCSCGradient):
+    """Answers with its last iterate."""
+
+    def _internal_provide_recommendation(self) -> Array:
+        self._path.average = self._path.free
+        return np.asarray(super()._internal_provide_recommendation())
+
+
+class Along(_LCSCGradient):
+    """Adam along other directions than cosines: columns ``[K - 1, K - 1]``, of the affine space's free vector."""
+
+    def __init__(self, *arguments: Any, directions: Array, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._path._directions = directions
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to search; what is not said is as ``LCSCGradient`` has it.
+
+    Attributes:
+        name: stands for all the rest.
+        options: of the optimizer.
+        search: makes the running optimizer, of a plain objective.
+        scores: makes what gradients come from, of a plain objective and the network that it is searched in.
+        features: of that network.
+        window: candidates that are asked before the first of them is told, 1.5 for each worker.
+        images: that a search has.
+        seeds: at most.
+    """
+
+    name: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    search: Callable[[MergeSampleScore], Callable[..., Optimizer]] = lambda _: _LCSCGradient
+    scores: Callable[[MergeSampleScore, View], Scores] = lambda _, view: Scores({"inception": view})
+    features: int = 64
+    window: int = 1
+    images: int = LIMITS[2]
+    seeds: int = 3
+
+
+def along_principal(objective: MergeSampleScore) -> Callable[..., Optimizer]:
+    """Adam along all of the trajectory's own principal directions."""
+    space = AffineSpace(objective.steps, default_origin(objective.steps))
+    basis = principal_basis(objective.gram(), space.dimension)
+    return functools.partial(Along, directions=np.stack([space.to_free(space.origin + b) for b in basis.T], axis=1))
+
+
+def with_kid(objective: MergeSampleScore, view: View) -> Scores:
+    """FID + w KID; w makes their gradients equally long where the search starts, at 1,000 images."""
+    start = Candidate(default_origin(objective.steps), images=PER_CHECK, noise=Noise("weights"))
+    parts = [rescored(objective, Scores({"inception": view}, loss=name)) for name in ("fid", "kid")]
+    fid, kid = (np.linalg.norm(part.evaluate(start, gradient=True).gradient) for part in parts)
+    return Scores({"inception": view}, loss={"fid": 1.0, "kid": float(fid / kid)})
+
+
+def rescored(objective: MergeSampleScore, scores: Scores) -> MergeSampleScore:
+    """The same model and sampler."""
+    return MergeSampleScore(objective.trajectory, objective.sampler, scores, images=PER_CHECK)
+
+
+def accumulated(forgetting: float) -> Callable[[MergeSampleScore, View], Scores]:
+    """With a memory that is empty at first."""
+    return lambda _, view: Altered(view, Accumulated(forgetting))
+
+
+ROWS = (
+    Row("default"),
+    *(Row(f"images {value}", {"images": value}) for value in (50, 200, 400)),
+    Row("FID + w KID", scores=with_kid, seeds=2),
+    Row("KID alone", scores=lambda _, view: Scores({"inception": view}, loss="kid"), seeds=2),
+    Row("images 200, jackknifed", {"images": 200}, scores=lambda _, view: Altered(view, jackknifed), seeds=2),
+    *(Row(f"accumulated {value}", scores=accumulated(value), seeds=2) for value in (0.5, 0.9)),
+    Row("single coefficients", search=lambda plain: functools.partial(Along, directions=np.eye(len(plain.steps) - 1))),
+    Row("principal directions", search=along_principal),
+    Row("last iterate", search=lambda _: Last, seeds=2),
+    *(Row(f"growth {value}", {"growth": value}) for value in (0.0, 0.05)),
+    *(Row(f"step_size {value}", {"step_size": value}) for value in (0.05, 0.2, 0.5)),
+    *(Row(f"checks {value}", {"checks": value}) for value in (0.1, 0.4)),
+    *(Row(f"{workers} workers", window=3 * workers // 2, seeds=2) for workers in (2, 8)),
+    *(Row(f"1,024 features, images {n}", {"images": n}, features=1024, seeds=1) for n in (50, 100, 200, 400)),
+    *(Row(f"to the end, growth {value}", {"growth": value}, images=LIMITS[3], seeds=2) for value in (0.02, 0.0, 0.05)),
+    Row("to the end, accumulated 0.5, growth 0", {"growth": 0.0}, scores=accumulated(0.5), images=LIMITS[3], seeds=2),
+)
+NAMES = [row.name for row in ROWS]
+
+
+def main() -> None:
+    """Run what is missing, print every search, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    plain = load_objective(ObjectiveSpec(file="digits.py", settings={"images": PER_CHECK}))
+    assert isinstance(plain, MergeSampleScore)
+    known = read()
+    print(machine())
+    print(f"start: {measure(plain, default_origin(plain.steps))}")
+    for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
+        for row in ROWS:
+            if (row.name, seed) not in known and seed < FIRST_SEED + row.seeds:
+                known[row.name, seed] = run(plain, row, seed)
+                write(known)
+                print(f"seed {seed}  {row.name:28s}", *(f"{value:8.3f}" for value in known[row.name, seed]), flush=True)
+    print_table(known)
+    print(write(known))
+
+
+def read() -> dict[tuple[str, int], Result]:
+    """What is there already; a row that was renamed is measured again."""
+    path = RESULTS / "gradient_settings.csv"
+    if not path.exists():
+        return {}
+    with path.open() as file:
+        rows = list(csv.reader(line for line in file if not line.startswith("#")))[1:]
+    return {
+        (name, int(seed)): tuple(float(value or "nan") for value in values)
+        for name, seed, *values in rows
+        if name in NAMES
+    }
+
+
+def write(known: Mapping[tuple[str, int], Result]) -> Path:
+    """All of it, in the order of the rows."""
+    keys = sorted(known, key=lambda key: (NAMES.index(key[0]), key[1]))
+    rows = [(*key, *("" if value != value else value for value in known[key])) for key in keys]
+    return write_csv("gradient_settings", HEADER, rows)
+
+
+def run(plain: MergeSampleScore, row: Row, seed: int) -> Result:
+    """One search, and what it is worth at each limit."""
+    start = time.perf_counter()
+    view = view_of_digits(row.features)
+    measured = plain if row.features == Row.features else rescored(plain, Scores({"inception": view}))
+    array = coefficient_array(AffineSpace(plain.steps, default_origin(plain.steps)), seed=seed)
+    optimizer = row.search(plain)(array, config=LCSCGradient(**row.options))
+    optimizer.plan_budget(evaluations=None, images=row.images, images_per_evaluation=PER_CHECK)
+    limits = [limit for limit in LIMITS if limit <= row.images]
+    found = list(answers(optimizer, rescored(plain, row.scores(plain, view)), limits, row.window))
+    fids, seconds = zip(*(measure(measured, coefficients) for coefficients in found), strict=True)
+    missing = [math.nan] * (len(LIMITS) - len(limits))
+    return (*(round(fid, 4) for fid in fids), *missing, round(seconds[-1], 4), round(time.perf_counter() - start, 1))
+
+
+def answers(optimizer: Optimizer, objective: MergeSampleScore, limits: Sequence[int], window: int) -> Iterator[Array]:
+    """What it recommends after each limit: before the candidate that would go beyond."""
+    left, waiting, spent = deque(limits), deque[Any](), 0
+    while True:
+        while len(waiting) < window:
+            waiting.append(optimizer.ask())
+        candidate = waiting.popleft()
+        spent += candidate_of(candidate).images or PER_CHECK
+        while spent > left[0]:
+            yield optimizer.recommend().value
+            left.popleft()
+            if not left:
+                return
+        evaluation = objective.evaluate(candidate_of(candidate), gradient=request_of(candidate).gradient)
+        attach_evaluation(candidate, evaluation)
+        optimizer.tell(candidate, evaluation.loss)
+
+
+@functools.cache
+def view_of_digits(dimension: int) -> View:
+    """The network that digits are searched in (64 features), or another; with the features of the real images."""
+    extractor = train_digits_network(seed=0, dimension=dimension, cache=cache_directory())
+    features = extract(extractor, digits_images()).astype(np.float32)
+    reference = Reference.from_statistics(reference_of(extractor, digits_images()))
+    return View(extractor, dataclasses.replace(reference, all_features=features))
+
+
+def measure(objective: MergeSampleScore, coefficients: Coefficients) -> tuple[float, float]:
+    """Held-out FID, and FID in the second feature space where the objective has one."""
+    evaluation = objective.evaluate(Candidate(coefficients, images=HELD_OUT_IMAGES, noise=HELD_OUT))
+    return evaluation.metrics["fid"], evaluation.metrics.get("fid@second", math.nan)
+
+
+def print_table(known: Mapping[tuple[str, int], Result]) -> None:
+    """Mean over seeds and, beside the last FID, the sample standard deviation; as docs/gradient.md has it."""
+    print("\n| | seeds |", " | ".join(f"{limit:,} images" for limit in LIMITS), "| second feature space |")
+    print("|---|---|" + "---|" * (len(LIMITS) + 1))
+    for name in NAMES:
+        found = [result[:-1] for key, result in known.items() if key[0] == name]
+        cells = [f"{statistics.fmean(values):.2f}" for values in zip(*found, strict=True)]
+        if len(found) > 1:
+            last = max(place for place in range(len(LIMITS)) if found[0][place] == found[0][place])
+            cells[last] += f" ± {statistics.stdev(result[last] for result in found):.2f}"
+        if found:
+            print(f"| {name} | {len(found)} |", " | ".join(cells).replace("nan", ""), "|")
+
+
+if __name__ == "__main__":
+    main()
