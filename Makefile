@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql,text-to-image]'
 	@touch $@
 
-demo: setup ## train a small model of digits, search with four optimizers, compare them in digits.html (minutes)
+demo: setup ## train a small model of digits, search with five optimizers, compare them in digits.html (minutes)
 	$(BIN)/lcsc run studies/digits.yaml
 	$(BIN)/lcsc compare digits
 	$(BIN)/lcsc report digits

@@ -193,7 +193,9 @@ def draw(chosen: Selection, field: dict[Cell, list[Curves]], *, docs: bool) -> N
             dict(sorted(cells.items(), key=lambda item: item[0].checkpoints))
         )
     if HEADLINE in field:
-        figures[folder / f"cost_curve{suffix}"] = cost_curve(HEADLINE, field[HEADLINE])
+        main = {contender.label for contender in CONTENDERS if not contender.baseline}
+        shown = [curves for curves in field[HEADLINE] if curves.label in main]
+        figures[folder / f"cost_curve{suffix}"] = cost_curve(HEADLINE, shown)
     for path in write_figures(figures):
         print(path)
 
