@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +12,7 @@ from plotly.subplots import make_subplots
 
 from contest.entries import EMA, Cell
 from contest.numbers import Curves
-from lcsc_opt.analysis.look import GREY, figure, inert, style, template, with_alpha
+from lcsc_opt.analysis.look import GREY, Style, figure, inert, style, template, with_alpha
 from lcsc_opt.analysis.names import label
 
 AXES = {"images": "images sampled by the search", "seconds": "seconds of evaluations, on one core"}
@@ -51,6 +52,12 @@ def objective_figure(field: Field) -> go.Figure:
     return made
 
 
+def _style(contender: str) -> Style:
+    """The optimizer's own; of one with other settings, ``LCSC, mutation 0.014``, the same with dots."""
+    optimizer, _, settings = contender.partition(", ")
+    return dataclasses.replace(style(optimizer), dash="dot") if settings else style(optimizer)
+
+
 def _log_axis(tickformat: str = "~g") -> dict[str, str]:
     return {"type": "log", "tickformat": tickformat, "dtick": "D2"}  # ticks at 1, 2, 5, 10, …
 
@@ -88,14 +95,14 @@ def _add_band(made: go.Figure, curves: Curves, x: np.ndarray, kept: np.ndarray, 
     }
     values = curves.held_out[:, kept]
     made.add_scatter(y=values.min(axis=0), **shared, **place)
-    fill = with_alpha(style(curves.label).colour, 0.18)
+    fill = with_alpha(_style(curves.label).colour, 0.18)
     made.add_scatter(y=values.max(axis=0), fill="tonexty", fillcolor=fill, **shared, **place)
 
 
 def _add_line(
     made: go.Figure, curves: Curves, x: np.ndarray, kept: np.ndarray, place: Mapping[str, int], *, legend: bool
 ) -> None:
-    drawn = style(curves.label)
+    drawn = _style(curves.label)
     seeds = f" ({len(curves.seeds)} seeds)" if curves.random else ""
     made.add_scatter(
         x=x,
