@@ -113,10 +113,10 @@ class ShuffledEvaluator:
     def __init__(self, objective: Objective, workers: int) -> None:
         self.workers, self._objective, self._random = workers, objective, random.Random(os.getpid())
 
-    def submit(self, candidate: Candidate) -> Future[Outcome]:
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Finish after a random delay, in another thread."""
         future: Future[Outcome] = Future()
-        outcome = evaluate_safely(self._objective, candidate)
+        outcome = evaluate_safely(self._objective, candidate, gradient=gradient)
         threading.Timer(self._random.random() * 0.02, lambda: future.set_result(outcome)).start()
         return future
 
