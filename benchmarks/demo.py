@@ -60,7 +60,7 @@ def draw(storage: RDBStorage) -> None:
     reader = HistoryReader(storage)
     studies = reader.read("digits")
     ema = best_grid(studies)
-    found = next(study for study in studies if study.study == "digits/LCSC/0")
+    found = next(study for study in studies if study.study == "digits/LCSCGradient/0")
     profiles = [profile_of(reader, study) for study in (found, ema) if study is not None]
     write_figures(
         {
