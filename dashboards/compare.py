@@ -28,6 +28,7 @@ COLUMN = {
     **{"sortable": True, "resizable": True, "filter": True, "floatingFilter": True, "minWidth": 110, "flex": 1},
     **{"wrapHeaderText": True, "autoHeaderHeight": True},
 }
+LOSS = {"minWidth": 130}  # a mean and its spread
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -163,13 +164,13 @@ def _columns(metric: str, axis: str, target: float | None, second: str | None) -
         costs.append(_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"))
     return [
         {"field": "optimizer", "headerName": "Optimizer", "minWidth": 175, "cellStyle": swatch},
-        _quantity("held_out", f"Held-out {metric}"),
-        {"field": "verdict", "headerName": "Verdict", "minWidth": 205},
+        {**_quantity("held_out", f"Held-out {metric}"), **LOSS},
+        {"field": "verdict", "headerName": "Verdict", "minWidth": 170},
         _quantity("below_ema_percent", "Against EMA*", text="below_ema_text"),
-        {**_quantity("difference", "Difference from the best"), "minWidth": 190},
-        *([] if second is None else [_quantity("second", f"Held-out {second}")]),
+        {**_quantity("difference", "Difference from the best"), "minWidth": 200},
+        *([] if second is None else [{**_quantity("second", f"Held-out {second}"), **LOSS}]),
         *costs,
-        _quantity("searched", f"Searched {metric}"),
+        {**_quantity("searched", f"Searched {metric}"), **LOSS},
         {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 80},
     ]
 
