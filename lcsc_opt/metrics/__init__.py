@@ -5,6 +5,8 @@
     scores.py           settings → Scores: images in, loss and metrics out
     accumulator.py      takes the images of one evaluation; the loss, and its gradient in the features
     names.py            fid, kid@clip, precision@module:factory, and weighted sums of them
+    reduction.py        features, batch by batch, to count, mean and scatter on their device
+    parts.py            an evaluation whose images are spread over processes or devices, put together
     comparison.py       one set of samples beside the reference: FID, KID, Inception Score, precision, recall
 
     frechet.py          two means and covariances → FID, with everything about the reference computed once

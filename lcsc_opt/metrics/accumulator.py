@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics.comparison import Comparison, Features
+from lcsc_opt.metrics.comparison import Features
 from lcsc_opt.metrics.features import (
     ClassifyingExtractor,
     FeatureExtractor,
@@ -19,40 +19,74 @@ from lcsc_opt.metrics.features import (
     checked_logits,
     full_precision,
 )
-from lcsc_opt.metrics.names import Formula, MetricName
+from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula, MetricName
+from lcsc_opt.metrics.parts import FeaturePart, SeenPart, Whole
+from lcsc_opt.metrics.reduction import Reduction
 
 if TYPE_CHECKING:
     from lcsc_opt.metrics.scores import Scores, View
 
 
 class Accumulator:
-    """Takes the images of one evaluation; every extractor sees each image once.
+    """Takes the images of one evaluation, or of a part of it; every extractor sees each image once.
 
-    The gradient of the loss needs two passes where all images do not fit into one batch::
+    Where FID is all that is wanted of an extractor, and there are at least as many images as features, features are
+    reduced to count, mean and scatter on the extractor's device, batch by batch. Else they are kept: metrics of single
+    features need them, so does the gradient, and fewer than D of them are smaller than a scatter.
 
-        for images in batches:  accumulator.add(images)                              # without a graph
-        gradients = accumulator.loss_gradients()                                     # d loss / d features
-        for images in batches:  images.backward(scores.image_gradient(images, ...))  # sampled again, with a graph
+    Several processes or devices take a part of the images each, and what they found is put together::
 
-    and one where they do::
+        parts = [accumulator.part() for each]  # each accumulator made with total=, the images of all
+        loss, metrics = scores.result(parts)
 
-        features = accumulator.add_with_graph(images)
-        torch.autograd.backward([...features], [...accumulator.loss_gradients()])
+    The gradient of the loss needs two passes: the features of all images give the gradient of the loss in them, and
+    images sampled again, with a graph, lead it back. The graph of the last batch is kept between the two::
+
+        accumulator = scores.accumulator(count, gradient=True)
+        for images in batches[:-1]:
+            accumulator.add(images)
+        features = accumulator.add_with_graph(batches[-1])
+        gradients = accumulator.loss_gradients()  # d loss / d features, [N, D]
+        torch.autograd.backward([*features.values()], [rows of the last batch in gradients[name] for name in features])
+        for images in batches[:-1], sampled again:
+            images.backward(scores.image_gradient(images, {name: their rows in gradients[name] for name in features}))
+        loss, metrics = accumulator.result()
 
     Args:
         scores: make the loss.
         views: extractors and references by name.
         metrics: what to compute.
-        images: how many will be added.
+        images: how many will be added here.
+        total: how many the whole evaluation has; ``None`` where these are all.
+        gradient: keep the features of the loss, which its gradient needs.
+
+    Raises MetricError when the numbers make no sense.
     """
 
-    def __init__(self, scores: Scores, views: Mapping[str, View], metrics: Sequence[MetricName], images: int) -> None:
-        self._scores, self._metrics, self._images = scores, metrics, images
+    def __init__(
+        self,
+        scores: Scores,
+        views: Mapping[str, View],
+        metrics: Sequence[MetricName],
+        images: int,
+        *,
+        total: int | None = None,
+        gradient: bool = False,
+    ) -> None:
+        self._scores, self._metrics, self._images = scores, tuple(metrics), images
+        self._total = images if total is None else total
+        if images < 1 or images > self._total:
+            most = "" if total is None else f", and at most the {total} of the evaluation"
+            raise MetricError(f"images: expected at least 1{most}, got {images}")
         self._added = 0
         formulas: dict[str, set[Formula]] = {}
         for metric in metrics:
             formulas.setdefault(metric.extractor, set()).add(metric.formula)
-        self._buffers = {name: _Buffers(views[name].extractor, wanted, images) for name, wanted in formulas.items()}
+        differentiated = scores.loss_extractors if gradient else ()
+        self._seen = {
+            name: _Seen(views[name].extractor, wanted, images, self._total, gradient=name in differentiated)
+            for name, wanted in formulas.items()
+        }
 
     def add(self, images: Tensor) -> None:
         """Take the features of ``[B, C, H, W]`` in [−1, 1].
@@ -61,8 +95,8 @@ class Accumulator:
         """
         rows = self._next_rows(images)
         with torch.no_grad():  # inference mode would save nothing, and what extractors keep from it fits into no graph
-            for buffers in self._buffers.values():
-                buffers.add(images, rows)
+            for seen in self._seen.values():
+                seen.add(images, rows)
         self._added += len(images)
 
     def add_with_graph(self, images: Tensor) -> dict[str, Tensor]:
@@ -76,25 +110,30 @@ class Accumulator:
         rows = self._next_rows(images)
         features = {name: self._scores.differentiable_features(name, images) for name in self._scores.loss_extractors}
         with torch.no_grad():
-            for name, buffers in self._buffers.items():
-                buffers.add(images, rows, known=features.get(name))
+            for name, seen in self._seen.items():
+                seen.add(images, rows, known=features.get(name))
         self._added += len(images)
         return features
 
+    def part(self) -> FeaturePart:
+        """What the images add to their evaluation. Raises MetricError when images are missing."""
+        if self._added != self._images:
+            raise MetricError(f"{self._added} images were added and {self._images} announced")
+        seen = {name: one.part() for name, one in self._seen.items()}
+        return FeaturePart(self._images, self._total, self._metrics, seen)
+
     def result(self) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by its name. Raises MetricError when images are missing."""
-        comparisons = self._comparisons
-        values = {metric: comparisons[metric.extractor].compute(metric.formula) for metric in self._metrics}
-        return self._scores.loss(values), {str(metric): value for metric, value in values.items()}
+        return self._whole.result()
 
     def loss_gradients(self) -> dict[str, Tensor]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]``, in their type and on their device.
 
         Where it is asked for before :meth:`result`, both share one decomposition. Raises MetricError when images are
-        missing, or when a metric of the loss has no gradient.
+        missing, when a metric of the loss has no gradient, or when its features were not kept.
         """
-        gradients = self._scores.loss_gradients(self._comparisons)
-        return {name: self._buffers[name].as_features(gradient) for name, gradient in gradients.items()}
+        gradients = self._whole.loss_gradients()
+        return {name: self._seen[name].as_features(gradient) for name, gradient in gradients.items()}
 
     def _next_rows(self, images: Tensor) -> slice:
         last = self._added + len(images)
@@ -103,29 +142,32 @@ class Accumulator:
         self._scores.notice_size(images)
         return slice(self._added, last)
 
-    @property
-    def _comparisons(self) -> Mapping[str, Comparison]:
-        if self._added != self._images:
-            raise MetricError(f"{self._added} images were added and {self._images} announced")
-        return self._complete_comparisons
-
     @cached_property
-    def _complete_comparisons(self) -> dict[str, Comparison]:
-        return {
-            name: self._scores.comparison(name, buffers.features, buffers.logits)
-            for name, buffers in self._buffers.items()
-        }
+    def _whole(self) -> Whole:
+        return Whole(self._scores, [self.part()])
 
 
-class _Buffers:
-    """What one extractor answers: features where a metric compares them, logits for the Inception Score."""
+class _Seen:
+    """What one extractor answers: features or their statistics where metrics want them, logits for the Inception Score.
 
-    def __init__(self, extractor: FeatureExtractor, formulas: Set[Formula], images: int) -> None:
+    Args:
+        extractor: the network.
+        formulas: of the metrics that look through it.
+        images: how many will be added.
+        total: how many the whole evaluation has.
+        gradient: keep the features in any case.
+    """
+
+    def __init__(
+        self, extractor: FeatureExtractor, formulas: Set[Formula], images: int, total: int, *, gradient: bool
+    ) -> None:
         self._extractor, self._images = extractor, images
         self._wants_features, self._wants_logits = bool(formulas - {"is"}), "is" in formulas
+        keeps = gradient or bool(formulas & OF_REFERENCE_FEATURES) or total < extractor.dimension
+        self._reduction = Reduction() if self._wants_features and not keeps else None
         self._like = torch.empty(0)
-        self.features: Features | None = None
-        self.logits: Features | None = None
+        self._features: Features | None = None
+        self._logits: Features | None = None
 
     def add(self, images: Tensor, rows: slice, *, known: Tensor | None = None) -> None:
         """Ask the extractor about ``images``, unless their features are ``known`` and nothing else is wanted."""
@@ -133,16 +175,27 @@ class _Buffers:
         if self._wants_logits and isinstance(self._extractor, ClassifyingExtractor):
             answered, logits = self._extractor.features_and_logits(images)
             features = answered if features is None else features
-            self.logits = self._filled(self.logits, checked_logits(self._extractor, logits), rows)
+            self._logits = self._filled(self._logits, checked_logits(self._extractor, logits), rows)
         elif features is None:
             features = self._extractor(images)
         if self._wants_features and features is not None:
-            self._like = full_precision(features.new_empty(0))
-            self.features = self._filled(self.features, checked_features(self._extractor, features, len(images)), rows)
+            self._add_features(checked_features(self._extractor, features.detach(), len(images)), rows)
+
+    def part(self) -> SeenPart:
+        """What was seen of all images."""
+        samples = self._features if self._reduction is None else self._reduction.statistics()
+        return SeenPart(self._extractor.name, samples, self._logits)
 
     def as_features(self, gradient: Features) -> Tensor:
         """``gradient`` in the type and on the device of the features."""
         return torch.from_numpy(gradient).to(self._like)
+
+    def _add_features(self, features: Tensor, rows: slice) -> None:
+        if self._reduction is not None:
+            self._reduction.add(full_precision(features))
+            return
+        self._like = full_precision(features.new_empty(0))
+        self._features = self._filled(self._features, features, rows)
 
     def _filled(self, buffer: Features | None, part: Tensor, rows: slice) -> Features:
         """``buffer``, made when it is first needed, with ``part`` in its ``rows``."""

@@ -23,8 +23,10 @@ from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradien
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, coverage, radii
 from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.statistics import FeatureStatistics
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Samples = Features | FeatureStatistics
 
 # torch-fidelity's defaults, which published numbers are computed with.
 SCORE_SPLITS = 10
@@ -35,7 +37,8 @@ class Comparison:
     """The metrics of one set of samples, each computed when it is asked for.
 
     Args:
-        features: ``[N, D]`` float32, or float64 where the extractor answers so.
+        samples: features ``[N, D]`` float32, or float64 where the extractor answers so; or their statistics, of which
+            FID can be computed, and no gradient.
         logits: ``[N, classes]`` float32, where the Inception Score is asked for.
         reference: the real images, where anything else is.
         device: where distances between features are computed.
@@ -43,13 +46,13 @@ class Comparison:
 
     def __init__(
         self,
-        features: Features | None,
+        samples: Samples | None,
         logits: Features | None,
         reference: Reference | None,
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._features, self._logits, self._reference, self._device = features, logits, reference, device
+        self._samples, self._logits, self._reference, self._device = samples, logits, reference, device
         self._differentiated: dict[Formula, tuple[float, Array]] = {}
 
     def compute(self, formula: Formula) -> float:
@@ -70,7 +73,10 @@ class Comparison:
 
     def fid(self) -> float:
         """Squared Fréchet distance to the reference (Heusel et al. 2017)."""
-        return self._required_reference.frechet.distance_from_features(self._required_features)
+        frechet = self._required_reference.frechet
+        if isinstance(self._samples, FeatureStatistics):
+            return frechet.distance_from_statistics(self._samples)
+        return frechet.distance_from_features(self._required_features)
 
     def fid_and_gradient(self) -> tuple[float, Array]:
         """:meth:`fid`, and its derivative in the features."""
@@ -119,9 +125,11 @@ class Comparison:
 
     @property
     def _required_features(self) -> Features:
-        if self._features is None:
+        if self._samples is None:
             raise MetricError("this comparison was made without features")
-        return self._features
+        if isinstance(self._samples, FeatureStatistics):
+            raise MetricError("only the statistics of the features were kept; take them in with gradient=True")
+        return self._samples
 
     @property
     def _required_reference(self) -> Reference:

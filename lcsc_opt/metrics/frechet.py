@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics._arrays import Array, as_covariance, as_features, as_mean
+from lcsc_opt.metrics._factor import Factor
+from lcsc_opt.metrics.statistics import FeatureStatistics
 
 # A zero eigenvalue comes out as up to about 1.5 machine epsilons of the largest one, and its root would add
 # 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
@@ -95,6 +97,16 @@ class FrechetReference:
             return self._distance_by_gram(mean, deviations)
         return self._distance(mean, deviations.T @ deviations)
 
+    def distance_from_statistics(self, statistics: FeatureStatistics) -> float:
+        """FID of the features that ``statistics`` are of, with the covariance of :meth:`distance_from_features`.
+
+        Raises MetricError when they are of another D, or of fewer than two features.
+        """
+        self._check_dimension(len(statistics.mean), "statistics")
+        if statistics.count < 2:
+            raise MetricError(f"statistics: a covariance needs at least 2 images, got {statistics.count}")
+        return self._distance(statistics.mean, statistics.scatter, divisor=statistics.count - 1)
+
     def distance_and_gradient(self, features: npt.ArrayLike) -> tuple[float, Array]:
         """FID of ``features`` and its derivative in each of them, from one eigendecomposition.
 
@@ -113,9 +125,9 @@ class FrechetReference:
             root, inverse = _trace_of_root_and_inverse(half @ deviations.T)
             of_root = inverse @ half  # d tr M^½ / d deviations, M = deviations Σ₁ deviationsᵀ
         else:
-            half = deviations @ self._factor
+            half = self._factor.after(deviations)
             root, inverse = _trace_of_root_and_inverse(half.T @ half)
-            of_root = half @ inverse @ self._factor.T  # the same, M = Rᵀ deviationsᵀ deviations R
+            of_root = half @ inverse @ self._factor.matrix.T  # the same, M = Rᵀ deviationsᵀ deviations R
         # Both terms sum to zero over the images, so centring the features changes nothing.
         of_covariance = 2.0 * (deviations - of_root) / np.sqrt(count - 1)
         of_mean = 2.0 * (mean - self._mean) / count
@@ -130,13 +142,14 @@ class FrechetReference:
         mean = checked.mean(axis=0)
         return mean, (checked - mean) / np.sqrt(len(checked) - 1)
 
-    def _distance(self, mean: Array, cov: Array) -> float:
-        product = self._factor.T @ cov @ self._factor
-        return self._combine(mean, float(np.trace(cov)), _trace_of_root(product))
+    def _distance(self, mean: Array, scatter: Array, *, divisor: int = 1) -> float:
+        """To the covariance ``scatter / divisor``, which is never written down: it is as large as both others."""
+        root = _trace_of_root(self._factor.between(scatter)) / np.sqrt(divisor)
+        return self._combine(mean, float(np.trace(scatter)) / divisor, root)
 
     def _distance_by_gram(self, mean: Array, deviations: Array) -> float:
-        gram = deviations @ self._cov @ deviations.T
-        return self._combine(mean, float(np.square(deviations).sum()), _trace_of_root(gram))
+        half = self._factor.after(deviations)
+        return self._combine(mean, float(np.square(deviations).sum()), _trace_of_root(half @ half.T))
 
     def _combine(self, mean: Array, trace: float, trace_of_root: float) -> float:
         shift = float(np.square(mean - self._mean).sum())
@@ -144,15 +157,8 @@ class FrechetReference:
         return max(0.0, shift + (self._trace + trace - 2.0 * trace_of_root))
 
     @cached_property
-    def _factor(self) -> Array:
-        """``R`` [D, r] with ``R Rᵀ`` the covariance: by Cholesky, or by eigenvectors if it is singular."""
-        try:
-            return np.linalg.cholesky(self._cov).astype(np.float64, copy=False)
-        except np.linalg.LinAlgError:
-            values, vectors = np.linalg.eigh(self._cov)
-            kept = values > ROUNDING * values[-1]
-            factor: Array = vectors[:, kept] * np.sqrt(values[kept])
-            return factor
+    def _factor(self) -> Factor:
+        return Factor.of(self._cov, rounding=ROUNDING)
 
     def _check_dimension(self, dimension: int, name: str) -> None:
         if dimension != self.dimension:
@@ -163,7 +169,10 @@ class FrechetReference:
 
 
 def _trace_of_root(product: Array) -> float:
-    """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero."""
+    """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero.
+
+    Of M nothing above the diagonal is looked at.
+    """
     if product.size == 0:
         return 0.0
     values = np.linalg.eigvalsh(product)

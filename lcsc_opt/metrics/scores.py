@@ -15,7 +15,7 @@ from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.build_reference import ReferenceSetting, build_reference, references_by_extractor
-from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features
+from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
 from lcsc_opt.metrics.extractors import build_extractor
 from lcsc_opt.metrics.features import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.metrics.graphs import features_with_graph, image_gradient
@@ -29,6 +29,7 @@ from lcsc_opt.metrics.names import (
     parse_loss,
     parse_names,
 )
+from lcsc_opt.metrics.parts import FeaturePart, Whole
 from lcsc_opt.metrics.reference import Reference
 from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 from lcsc_opt.progress import notice
@@ -139,13 +140,52 @@ class Scores:
         """The largest number of features that a metric of a search works with."""
         return max(self._views[metric.extractor].extractor.dimension for metric in self._metrics)
 
-    def accumulator(self, images: int, *, held_out: bool = False) -> Accumulator:
-        """Takes the ``images`` of one evaluation, batch by batch."""
-        metrics = self._metrics
-        if held_out:
-            second = () if self.second_metric is None else (self.second_metric,)
-            metrics = tuple(dict.fromkeys((*self._held_out_metrics, *second)))
-        return Accumulator(self, self._views, metrics, images)
+    def accumulator(
+        self, images: int, *, held_out: bool = False, gradient: bool = False, total: int | None = None
+    ) -> Accumulator:
+        """Takes the images of one evaluation, or of a part of it, batch by batch.
+
+        Args:
+            images: how many it takes.
+            held_out: whether held-out metrics are computed, too.
+            gradient: whether the loss's gradient will be asked for.
+            total: how many the whole evaluation has; ``None`` where these are all.
+
+        Raises MetricError when the numbers make no sense.
+        """
+        return Accumulator(self, self._views, self._computed(held_out=held_out), images, total=total, gradient=gradient)
+
+    def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> Whole:
+        """An evaluation from all its parts, in the order of their images: its result, and the loss's gradient.
+
+        Raises MetricError when they are not the parts of one evaluation with these metrics and extractors.
+        """
+        computed = self._computed(held_out=held_out)  # which may need to build the second space's view
+        whole = Whole(self, parts)
+        if whole.metrics != computed:
+            raise MetricError(
+                f"parts: are for {', '.join(map(str, whole.metrics))} and not for {', '.join(map(str, computed))}; "
+                "make them with the same metrics and the same held_out"
+            )
+        return whole
+
+    def result(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> tuple[float, dict[str, float]]:
+        """The loss, and every metric by its name, of an evaluation from all its parts; raises as :meth:`whole`."""
+        return self.whole(parts, held_out=held_out).result()
+
+    def loss_gradients_of(self, parts: Sequence[FeaturePart]) -> dict[str, Array]:
+        """Extractor's name → the derivative of the loss in the features ``[N, D]`` of all parts, float64.
+
+        Where the value is wanted, too, :meth:`whole` gives both from one decomposition. Raises MetricError as it, and
+        when a metric of the loss has no gradient, or when parts were made without ``gradient``.
+        """
+        return Whole(self, parts).loss_gradients()
+
+    def _computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
+        if not held_out:
+            return self._metrics
+        second = () if self.second_metric is None else (self.second_metric,)
+        return tuple(dict.fromkeys((*self._held_out_metrics, *second)))
 
     def why_no_gradient(self) -> str | None:
         """None where the loss has a gradient in the features; else one clause that says which metric has none."""
@@ -158,6 +198,11 @@ class Scores:
     def loss_extractors(self) -> tuple[str, ...]:
         """The names of the extractors whose features the loss is made of."""
         return tuple(dict.fromkeys(metric.extractor for metric in self._loss))
+
+    @property
+    def extractor_names(self) -> dict[str, str]:
+        """An extractor's name in the metrics → its own, which identifies its weights, of those that are built."""
+        return {name: view.extractor.name for name, view in self._views.items()}
 
     def differentiable_features(self, name: str, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of the extractor ``name``, with the graph that leads back to ``images`` [B, C, H, W].
@@ -196,9 +241,9 @@ class Scores:
         """The weighted sum of metrics that the search minimizes."""
         return sum(weight * metric.sign * values[metric] for metric, weight in self._loss.items())
 
-    def comparison(self, name: str, features: Features | None, logits: Features | None) -> Comparison:
+    def comparison(self, name: str, samples: Samples | None, logits: Features | None) -> Comparison:
         """Samples, as the extractor ``name`` sees them, beside its reference."""
-        return Comparison(features, logits, self._views[name].reference, device=self._device)
+        return Comparison(samples, logits, self._views[name].reference, device=self._device)
 
     def warnings(self, images: int) -> list[str]:
         """A line for each thing to know about metrics of ``images`` samples against these references."""

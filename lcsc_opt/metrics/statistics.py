@@ -9,6 +9,7 @@ import json
 import math
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,31 @@ class FeatureStatistics:
 
         Raises MetricError when the two have different D.
         """
-        if self.mean.shape != other.mean.shape:
-            raise MetricError(
-                f"statistics of {len(self.mean)} and of {len(other.mean)} features cannot be merged; "
-                "compute both with the same extractor"
-            )
-        count = self.count + other.count
-        difference = other.mean - self.mean
-        mean = self.mean + difference * (other.count / count)
-        between = np.outer(difference, difference) * (self.count * other.count / count)
-        return FeatureStatistics(count, mean, self.scatter + other.scatter + between)
+        return FeatureStatistics.merged([self, other])
+
+    @classmethod
+    def merged(cls, parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
+        """Statistics of all ``parts`` together, of which there is at least one.
+
+        Raises MetricError when they have different D.
+        """
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        for part in parts:
+            if part.mean.shape != first.mean.shape:
+                raise MetricError(
+                    f"statistics of {len(first.mean)} and of {len(part.mean)} features cannot be merged; "
+                    "compute both with the same extractor"
+                )
+        counts = np.array([part.count for part in parts], dtype=np.float64)
+        offsets = np.stack([part.mean - first.mean for part in parts])  # [parts, D]
+        shift = counts @ offsets / counts.sum()
+        weighed = (offsets - shift) * np.sqrt(counts)[:, None]
+        scatter = weighed.T @ weighed
+        for part in parts:
+            scatter += part.scatter
+        return cls(sum(part.count for part in parts), first.mean + shift, scatter)
 
     @property
     def covariance(self) -> Array:

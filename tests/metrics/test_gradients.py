@@ -245,7 +245,7 @@ LOSSES = ["fid", "fid@clip", "kid", {"fid": 2, "kid@clip": 30}, {"fid": 0.3, "ki
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss):
     made, batch = scores(loss), images(20)
-    accumulator = made.accumulator(20)
+    accumulator = made.accumulator(20, gradient=True)
     accumulator.add(batch)
     gradient = made.image_gradient(batch, accumulator.loss_gradients())
     for seed in range(3):
@@ -257,7 +257,7 @@ def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss)
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_one_pass_with_a_graph_and_two_passes_in_batches_give_one_gradient(loss):
     made, batch = scores(loss), images(20).requires_grad_()
-    whole, parts = made.accumulator(20), made.accumulator(20)
+    whole, parts = (made.accumulator(20, gradient=True) for _ in range(2))
     kept = whole.add_with_graph(batch)
     gradients = whole.loss_gradients()
     torch.autograd.backward([kept[name] for name in gradients], list(gradients.values()))
@@ -282,7 +282,7 @@ def test_value_and_gradient_share_one_decomposition(monkeypatch):
         monkeypatch.setattr(
             np.linalg, name, lambda matrix, plain=plain, name=name: calls.append((name, len(matrix))) or plain(matrix)
         )
-    accumulator = made.accumulator(20)
+    accumulator = made.accumulator(20, gradient=True)
     accumulator.add(images(20))
     accumulator.loss_gradients()
     accumulator.loss_gradients()
@@ -292,7 +292,7 @@ def test_value_and_gradient_share_one_decomposition(monkeypatch):
 
 def test_metrics_beside_the_loss_need_no_gradient_and_no_pass_with_a_graph():
     made = scores("fid", metrics=["precision", "is", "fid@clip"])
-    accumulator = made.accumulator(20)
+    accumulator = made.accumulator(20, gradient=True)
     kept = accumulator.add_with_graph(images(20).requires_grad_())
     assert list(kept) == list(accumulator.loss_gradients()) == ["inception"]
     assert kept["inception"].requires_grad
@@ -305,7 +305,7 @@ def test_metrics_beside_the_loss_need_no_gradient_and_no_pass_with_a_graph():
 def test_an_extractor_of_the_loss_sees_an_image_once_in_one_pass():
     made = scores("fid")
     before = made.extractor.seen
-    made.accumulator(20).add_with_graph(images(20).requires_grad_())
+    made.accumulator(20, gradient=True).add_with_graph(images(20).requires_grad_())
     assert made.extractor.seen - before == 20
 
 
@@ -315,7 +315,7 @@ def test_an_extractor_of_the_loss_sees_an_image_once_in_one_pass():
 )
 def test_gradients_have_the_type_of_the_features_and_full_precision(dtype, full):
     made = scores("fid@clip", dtype)
-    accumulator = made.accumulator(20)
+    accumulator = made.accumulator(20, gradient=True)
     kept = accumulator.add_with_graph(images(20).float().requires_grad_())
     gradients = accumulator.loss_gradients()
     assert kept["clip"].dtype == gradients["clip"].dtype == full
@@ -350,15 +350,22 @@ def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs()
     extract(extractor, images(3))
     for first in (extractor, Keeps(5, 0)):
         made = Scores({"inception": View(first, seen)})
-        accumulator = made.accumulator(20)
+        accumulator = made.accumulator(20, gradient=True)
         accumulator.add(images(20))
         assert made.image_gradient(images(20), accumulator.loss_gradients()).abs().sum() > 0
 
 
 def test_missing_and_additional_images_are_named():
-    accumulator = scores("fid").accumulator(20)
+    accumulator = scores("fid").accumulator(20, gradient=True)
     accumulator.add_with_graph(images(15).requires_grad_())
     with pytest.raises(MetricError, match="15 images were added and 20 announced"):
         accumulator.loss_gradients()
     with pytest.raises(MetricError, match="more than the 20 images"):
         accumulator.add_with_graph(images(6).requires_grad_())
+
+
+def test_features_that_were_not_kept_have_no_gradient():
+    accumulator = scores("fid").accumulator(20)
+    accumulator.add(images(20))
+    with pytest.raises(MetricError, match="take them in with gradient=True"):
+        accumulator.loss_gradients()

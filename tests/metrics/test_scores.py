@@ -100,6 +100,8 @@ def test_every_extractor_sees_an_image_once_and_only_when_a_metric_wants_it():
 def test_metrics_do_not_depend_on_the_batch_size():
     scores = both(loss={"fid": 1, "kid": 1, "is": 1, "precision": 1, "recall": 1})
     assert score(scores, size=1) == score(scores, size=IMAGES)
+    reduced = both(loss="fid")
+    assert score(reduced, size=1)[0] == pytest.approx(score(reduced, size=IMAGES)[0], rel=1e-12)
 
 
 def test_another_number_of_images_than_announced_is_refused():
@@ -109,6 +111,12 @@ def test_another_number_of_images_than_announced_is_refused():
         accumulator.result()
     with pytest.raises(MetricError, match="more than the 40 images that were announced"):
         accumulator.add(images(2))
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, None), (0, 40), (41, 40), (-1, None)])
+def test_a_number_of_images_that_makes_no_sense_is_refused(count, total):
+    with pytest.raises(MetricError, match="images: expected at least 1"):
+        both().accumulator(count, total=total)
 
 
 def test_features_and_logits_that_are_not_finite_are_refused():

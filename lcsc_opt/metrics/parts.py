@@ -1,0 +1,145 @@
+"""One evaluation whose images are spread over processes or devices: what each found, and what they make together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lcsc_opt.errors import MetricError
+from lcsc_opt.metrics._arrays import Array
+from lcsc_opt.metrics.comparison import Comparison, Features, Samples
+from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.statistics import FeatureStatistics
+
+if TYPE_CHECKING:
+    from lcsc_opt.metrics.scores import Scores
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SeenPart:
+    """What one extractor makes of the images of a part.
+
+    Attributes:
+        extractor: its name, which identifies its weights.
+        samples: features ``[n, D]`` in the order of the images, or their statistics where these do.
+        logits: ``[n, classes]``, where the Inception Score is wanted.
+    """
+
+    extractor: str
+    samples: Samples | None
+    logits: Features | None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeaturePart:
+    """What some of the images of one evaluation add to it; it travels between processes, and holds numpy arrays only.
+
+    Attributes:
+        count: images in this part.
+        total: images of the whole evaluation.
+        metrics: what is computed of the whole.
+        seen: by the extractor's name in the metrics.
+    """
+
+    count: int
+    total: int
+    metrics: tuple[MetricName, ...]
+    seen: Mapping[str, SeenPart]
+
+
+class Whole:
+    """All parts of an evaluation, compared with the references; value and gradient share what both need.
+
+    Args:
+        scores: make the loss.
+        parts: in the order of their images.
+
+    Raises MetricError when they are not all parts of one evaluation.
+    """
+
+    def __init__(self, scores: Scores, parts: Sequence[FeaturePart]) -> None:
+        check_parts(parts, scores.extractor_names)
+        self._scores, self._parts = scores, parts
+        self._comparisons: dict[str, Comparison] = {}
+
+    @property
+    def metrics(self) -> tuple[MetricName, ...]:
+        """What is computed."""
+        return self._parts[0].metrics
+
+    def result(self) -> tuple[float, dict[str, float]]:
+        """The loss, and every metric by its name. Raises MetricError when the features do not allow it."""
+        values = {m: self._comparison(m.extractor).compute(m.formula) for m in self.metrics}
+        return self._scores.loss(values), {str(metric): value for metric, value in values.items()}
+
+    def loss_gradients(self) -> dict[str, Array]:
+        """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
+
+        Where it is asked for before :meth:`result`, both share one decomposition. Raises MetricError when a metric of
+        the loss has no gradient, or when its features were not kept.
+        """
+        return self._scores.loss_gradients({name: self._comparison(name) for name in self._scores.loss_extractors})
+
+    def _comparison(self, name: str) -> Comparison:
+        if name not in self._comparisons:
+            self._comparisons[name] = self._scores.comparison(name, *_joined([part.seen[name] for part in self._parts]))
+        return self._comparisons[name]
+
+
+def check_parts(parts: Sequence[FeaturePart], extractors: Mapping[str, str]) -> None:
+    """Raise MetricError unless these are all parts of one evaluation.
+
+    Args:
+        parts: some.
+        extractors: name in the metrics → the extractor's own name, of those that are known here.
+    """
+    if not parts:
+        raise MetricError("parts: there are none; give all parts of one evaluation")
+    first = parts[0]
+    for part in parts:
+        if part.metrics != first.metrics:
+            raise MetricError(
+                f"parts: one is for {_listed(part)} and one for {_listed(first)}; make all with the same metrics and "
+                "the same held_out"
+            )
+        if part.total != first.total:
+            raise MetricError(
+                f"parts: of evaluations of {first.total} and of {part.total} images; give the parts of one evaluation"
+            )
+        for name, seen in part.seen.items():
+            known = extractors.get(name, first.seen[name].extractor)
+            if seen.extractor != known:
+                raise MetricError(
+                    f"parts: {name} is {seen.extractor} for one and {known} for others; give all the same weights"
+                )
+    count = sum(part.count for part in parts)
+    if count != first.total:
+        raise MetricError(f"parts: hold {count} images of {first.total}; give all parts of the evaluation, each once")
+
+
+def _listed(part: FeaturePart) -> str:
+    return ", ".join(str(metric) for metric in part.metrics)
+
+
+def _joined(seen: Sequence[SeenPart]) -> tuple[Samples | None, Features | None]:
+    """Samples and logits of all."""
+    samples = [one.samples for one in seen if one.samples is not None]
+    logits = [one.logits for one in seen if one.logits is not None]
+    return _joined_samples(samples), _concatenated(logits)
+
+
+def _joined_samples(samples: Sequence[Samples]) -> Samples | None:
+    statistics = [one for one in samples if isinstance(one, FeatureStatistics)]
+    features = [one for one in samples if not isinstance(one, FeatureStatistics)]
+    if statistics and features:
+        raise MetricError("parts: some keep features for a gradient and some do not; make all with the same gradient")
+    return FeatureStatistics.merged(statistics) if statistics else _concatenated(features)
+
+
+def _concatenated(arrays: Sequence[Features]) -> Features | None:
+    if len(arrays) < 2:
+        return arrays[0] if arrays else None
+    return np.concatenate(arrays, dtype=np.result_type(*arrays))
