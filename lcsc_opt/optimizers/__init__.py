@@ -6,7 +6,14 @@ from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, CoefficientLayer, coefficient_array, space_of
 from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
-from lcsc_opt.optimizers.registry import OURS, build_optimizer, configure, needs_gradient, register
+from lcsc_opt.optimizers.registry import (
+    OURS,
+    asks_one_at_a_time,
+    build_optimizer,
+    configure,
+    needs_gradient,
+    register,
+)
 from lcsc_opt.optimizers.requests import (
     Request,
     attach_evaluation,
@@ -27,6 +34,7 @@ __all__ = [
     "Landscape",
     "PowerEMAGrid",
     "Request",
+    "asks_one_at_a_time",
     "attach_evaluation",
     "attach_request",
     "build_optimizer",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.coefficients import POWER_EMA_SIGMAS, ema_coefficients, power_ema_coefficients, window_ema_rates
-from lcsc_opt.errors import OptimizerError
+from lcsc_opt.optimizers.options import check_numbers
 from lcsc_opt.optimizers.parametrization import steps_of
 from lcsc_opt.records import Coefficients
 
@@ -86,21 +85,3 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each width."""
         return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.sigma_rels]
-
-
-def check_numbers(name: str, values: object) -> None:
-    """A list of numbers, or ``None`` for the default.
-
-    Raises:
-        OptimizerError: when it is anything else, or empty.
-    """
-    if values is None:
-        return
-    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
-    if not listed or not all(is_number(value) for value in cast("Sequence[object]", values)):
-        raise OptimizerError(f"{name}: expected a list of numbers, got {values!r}")
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number; ``True`` is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

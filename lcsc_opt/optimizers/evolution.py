@@ -10,15 +10,13 @@ from __future__ import annotations
 import bisect
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import nevergrad as ng
 import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.coefficients import ema_coefficients, normalize, window_ema_rates
-from lcsc_opt.errors import OptimizerError
-from lcsc_opt.optimizers.ema_grid import check_numbers, is_number
+from lcsc_opt.optimizers.options import check, check_count, check_numbers, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import steps_of
 from lcsc_opt.records import Coefficients
 
@@ -103,7 +101,11 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         rates: Sequence[float] | None = None,
         steps: Sequence[int] | None = None,
     ) -> None:
-        _check_settings(max_parents, mutation, crossover, generation_size, rates)
+        check_count("max_parents", max_parents)
+        check_positive("mutation", mutation)
+        check(is_number(crossover) and 0 <= crossover <= 1, "crossover", "a number from 0 to 1", crossover)
+        check_count("generation_size", generation_size)
+        check_numbers("rates", rates)
         super().__init__(_LCSC, locals(), as_config=True)
         self.max_parents = max_parents
         self.mutation = mutation
@@ -111,20 +113,3 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         self.generation_size = generation_size
         self.rates = rates
         self.steps = steps
-
-
-def _check_settings(max_parents: Any, mutation: Any, crossover: Any, generation_size: Any, rates: Any) -> None:
-    _check(_is_count(max_parents), "max_parents", "a whole number from 1", max_parents)
-    _check(is_number(mutation) and mutation > 0, "mutation", "a number above 0", mutation)
-    _check(is_number(crossover) and 0 <= crossover <= 1, "crossover", "a number from 0 to 1", crossover)
-    _check(_is_count(generation_size), "generation_size", "a whole number from 1", generation_size)
-    check_numbers("rates", rates)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check(valid: bool, name: str, expected: str, value: Any) -> None:
-    if not valid:
-        raise OptimizerError(f"{name}: expected {expected}, got {value!r}")

@@ -9,7 +9,6 @@ directions, a little better than single coefficients, and need no Gram matrix. M
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import nevergrad as ng
 import numpy as np
@@ -18,9 +17,9 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.coefficients import CoefficientSpace
 from lcsc_opt.errors import OptimizerError
-from lcsc_opt.optimizers.ema_grid import is_number
+from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import space_of, steps_of
-from lcsc_opt.optimizers.requests import EVALUATION, Request, attach_request, evaluation_of, request_of
+from lcsc_opt.optimizers.requests import Request, attach_request, evaluation_of, failed, request_of
 from lcsc_opt.records import Coefficients, Evaluation, Noise
 
 Free = npt.NDArray[np.float64]
@@ -39,9 +38,11 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     Attributes:
         needs_gradient: it has nothing to go by where an objective gives only losses.
+        asks_one_at_a_time: what is asked beside a gradient that is under way begins at the same place.
     """
 
     needs_gradient = True
+    asks_one_at_a_time = True
 
     def __init__(
         self,
@@ -126,9 +127,9 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         asked_at, steps_before = self._asked_at.pop(candidate.uid)
         if not request_of(candidate).gradient:
-            if not _failed(candidate):
+            if not failed(candidate):
                 self._checks.append(loss)
-        elif _failed(candidate) or not np.isfinite(gradient := _gradient_of(evaluation_of(candidate))).all():
+        elif failed(candidate) or not np.isfinite(gradient := _gradient_of(evaluation_of(candidate))).all():
             self._retreat(asked_at)
         else:
             self._path.step(candidate.value, gradient, delay=self._path.steps - steps_before)
@@ -141,7 +142,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Go on from where another search got: from its last gradient, or from its best loss where it has none."""
-        if _failed(candidate):
+        if failed(candidate):
             return
         evaluation, request = evaluation_of(candidate), request_of(candidate)
         free = self._view.free(candidate.value)
@@ -149,7 +150,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._images_asked += self._check_images if request.images is None else request.images
             self._path.free = free
             self._path.step(candidate.value, evaluation.gradient, delay=0)
-        elif self._path.steps == 0 and loss < self._best_inherited and request == Request():
+        elif self._path.steps == 0 and loss < self._best_inherited and request.compares():
             self._best_inherited = loss
             self._path.free = self._path.average = free
 
@@ -176,10 +177,10 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """
 
     def __init__(self, *, images: int = 100, growth: float = 0.02, step_size: float = 0.1, checks: float = 0.2) -> None:
-        _check(_is_count(images), "images", "a whole number from 2", images)
-        _check(is_number(growth) and 0 <= growth < 1, "growth", "a number from 0 and below 1", growth)
-        _check(is_number(step_size) and step_size > 0, "step_size", "a number above 0", step_size)
-        _check(is_number(checks) and 0 < checks < 1, "checks", "a number above 0 and below 1", checks)
+        check_count("images", images, least=2)
+        check(is_number(growth) and 0 <= growth < 1, "growth", "a number from 0 and below 1", growth)
+        check_positive("step_size", step_size)
+        check(is_number(checks) and 0 < checks < 1, "checks", "a number above 0 and below 1", checks)
         super().__init__(_LCSCGradient, locals(), as_config=True)
         self.images = images
         self.growth = growth
@@ -295,11 +296,6 @@ def still_falling(checks: Sequence[float]) -> bool:
     return bool(np.sign(np.triu(differences, 1)).sum() < 0)
 
 
-def _failed(candidate: ng.p.Parameter) -> bool:
-    """Whether its evaluation failed; plain Nevergrad, which attaches none, says nothing of failures."""
-    return EVALUATION in candidate._meta and evaluation_of(candidate) is None
-
-
 def _gradient_of(evaluation: Evaluation | None) -> Coefficients:
     if evaluation is None or evaluation.gradient is None:
         raise OptimizerError(
@@ -308,12 +304,3 @@ def _gradient_of(evaluation: Evaluation | None) -> Coefficients:
             "attach_evaluation(candidate, evaluation) before the tell, as `lcsc run` does"
         )
     return evaluation.gradient
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 2
-
-
-def _check(valid: bool, name: str, expected: str, value: Any) -> None:
-    if not valid:
-        raise OptimizerError(f"{name}: expected {expected}, got {value!r}")

@@ -7,8 +7,8 @@ from typing import Any
 
 from nevergrad.optimization.base import ConfiguredOptimizer
 
-from lcsc_opt.errors import OptimizerError
-from lcsc_opt.optimizers.ema_grid import ProfileGrid, is_number
+from lcsc_opt.optimizers.ema_grid import ProfileGrid
+from lcsc_opt.optimizers.options import check, is_number, is_whole
 from lcsc_opt.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,
@@ -58,7 +58,6 @@ class Landscape(ConfiguredOptimizer):  # type: ignore[misc]
 def _check_settings(corners: Any, size: Any, margin: Any) -> None:
     if corners is not None:
         check_corners(corners)
-    if not isinstance(size, int) or isinstance(size, bool) or not SMALLEST_SIZE <= size <= LARGEST_SIZE:
-        raise OptimizerError(f"size: expected a whole number from {SMALLEST_SIZE} to {LARGEST_SIZE}, got {size!r}")
-    if not is_number(margin) or margin < 0:
-        raise OptimizerError(f"margin: expected a number from 0, got {margin!r}")
+    sizes = f"a whole number from {SMALLEST_SIZE} to {LARGEST_SIZE}"
+    check(is_whole(size) and SMALLEST_SIZE <= size <= LARGEST_SIZE, "size", sizes, size)
+    check(is_number(margin) and margin >= 0, "margin", "a number from 0", margin)

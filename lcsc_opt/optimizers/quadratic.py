@@ -12,18 +12,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from typing import Any
 
 import nevergrad as ng
 import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
-from lcsc_opt.errors import OptimizerError
-from lcsc_opt.optimizers.ema_grid import is_number
 from lcsc_opt.optimizers.gradient import cosine_directions
+from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import steps_of
 from lcsc_opt.optimizers.quadratic_model import Quadratic, Vector, fitted, second_difference, step_within
-from lcsc_opt.optimizers.requests import EVALUATION, Request, attach_request, evaluation_of, request_of
+from lcsc_opt.optimizers.requests import Request, attach_request, failed, request_of
 from lcsc_opt.records import Coefficients, Noise
 
 NOISE_GROUP = "quadratic"
@@ -129,7 +127,11 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         return candidate
 
     def _coefficients(self, point: Vector) -> Coefficients:
-        """``[r]`` → ``[K]``; a space that does not hold them takes the nearest."""
+        """``[r]`` → ``[K]``; a space that does not hold them takes the nearest.
+
+        The model is of the loss after that, over the points that were asked. Learned from the points that they became,
+        a search in the convex hull stays at its first wall: there every step leads back to where it began.
+        """
         value: Coefficients = self._origin + self._basis @ point
         return value
 
@@ -203,12 +205,12 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if asked.stage is not stage:
             return
         stage.told += 1
-        failed = EVALUATION in candidate._meta and evaluation_of(candidate) is None
+        is_lost = failed(candidate)
         if not math.isnan(asked.promised):
-            self._judge(asked, math.inf if failed else loss)
-            if failed:  # without a loss the model learns nothing, and would ask the same again
+            self._judge(asked, math.inf if is_lost else loss)
+            if is_lost:  # without a loss the model learns nothing, and would ask the same again
                 self._radius = min(self._radius, float(np.linalg.norm(asked.point - stage.centre)) / 2)
-        if not failed:
+        if not is_lost:
             stage.points.append(asked.point)
             stage.losses.append(loss)
         if self._first is not None and stage.told >= self._first and self._know_scale():
@@ -232,8 +234,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Begin at the best that another search evaluated plainly."""
-        failed = EVALUATION in candidate._meta and evaluation_of(candidate) is None
-        plain = request_of(candidate) == Request() and not failed
+        plain = request_of(candidate).compares() and not failed(candidate)
         if not self.num_ask and plain and loss < self._best_inherited:
             self._best_inherited, self._origin = loss, np.asarray(candidate.value, dtype=np.float64)
 
@@ -263,10 +264,10 @@ class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
     def __init__(
         self, *, directions: int = DEFAULT_DIRECTIONS, share: float = 0.2, step_size: float = 0.07, damping: float = 0.5
     ) -> None:
-        _check(_is_count(directions), "directions", "a whole number from 1", directions)
-        _check(is_number(share) and 0 < share <= 1, "share", "a number above 0 and at most 1", share)
-        _check(is_number(step_size) and step_size > 0, "step_size", "a number above 0", step_size)
-        _check(is_number(damping) and damping > 0, "damping", "a number above 0", damping)
+        check_count("directions", directions)
+        check(is_number(share) and 0 < share <= 1, "share", "a number above 0 and at most 1", share)
+        check_positive("step_size", step_size)
+        check_positive("damping", damping)
         super().__init__(_LCSCQuadratic, locals(), as_config=True)
         self.directions = directions
         self.share = share
@@ -288,12 +289,3 @@ def waves(count: int, directions: int, step_size: float) -> Vector:
 
 def _key(point: Vector) -> bytes:
     return (point + 0.0).tobytes()  # without negative zeros
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check(valid: bool, name: str, expected: str, value: Any) -> None:
-    if not valid:
-        raise OptimizerError(f"{name}: expected {expected}, got {value!r}")

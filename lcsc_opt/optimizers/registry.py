@@ -13,9 +13,10 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.coefficients import CoefficientSpace
 from lcsc_opt.errors import OptimizerError
-from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid, is_number
+from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
+from lcsc_opt.optimizers.options import check_positive
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
 from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
@@ -66,8 +67,13 @@ def build_optimizer(
         seed: the study's; the optimizer's own random numbers descend from it.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option.
+        OptimizerError: naming an unknown optimizer or option, or one of Nevergrad's that searches with one worker only.
     """
+    if workers > 1 and _says(spec, "no_parallelization"):
+        raise OptimizerError(
+            f"{spec.name}: asks one candidate at a time, got {workers} workers; give it workers: 1, or, where the "
+            "objective makes images, spread: images"
+        )
     configured, step_size = configure(spec)
     array = coefficient_array(space, step_size=step_size, seed=derive_seed(seed, "optimizer", spec.name, bits=32))
     try:
@@ -95,8 +101,29 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
     Raises:
         OptimizerError: naming an unknown optimizer or option.
     """
-    configured, _ = configure(spec)
-    return bool(getattr(getattr(configured, "_OptimizerClass", configured), "needs_gradient", False))
+    return _says(spec, "needs_gradient")
+
+
+def asks_one_at_a_time(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer's next candidate is worth little before the last one's loss was told.
+
+    More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
+    say so themselves (``no_parallelization``), and cannot be built for several workers.
+
+    Raises:
+        OptimizerError: naming an unknown optimizer or option.
+    """
+    return _says(spec, "no_parallelization") or _says(spec, "asks_one_at_a_time")
+
+
+def _says(spec: OptimizerSpec, attribute: str) -> bool:
+    """Whether an optimizer, or whatever it configures, has this attribute set."""
+    layer, _ = configure(spec)
+    while not getattr(layer, attribute, False):
+        if (inner := getattr(layer, "_OptimizerClass", None)) is None:
+            return False
+        layer = inner
+    return True
 
 
 def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
@@ -143,6 +170,5 @@ def _no_such_option(name: str, option: str, known: Sequence[str]) -> OptimizerEr
 
 
 def _number(name: str, value: Any) -> float:
-    if not is_number(value) or value <= 0:
-        raise OptimizerError(f"optimizers.{name}.{STEP_SIZE}: expected a number above 0, got {value!r}")
+    check_positive(f"optimizers.{name}.{STEP_SIZE}", value)
     return float(value)

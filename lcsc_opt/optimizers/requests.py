@@ -30,6 +30,14 @@ class Request:
     noise: Noise = SEARCH
     gradient: bool = False
 
+    def compares(self, images: int | None = None) -> bool:
+        """Whether its loss compares with others: on the search's noise, with as many images as plain evaluations have.
+
+        Args:
+            images: of a plain evaluation, where that is known; asking for as many by number is the same.
+        """
+        return self.images in (None, images) and self.noise == SEARCH
+
 
 def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
     """Say how a candidate is to be evaluated, before it is asked."""
@@ -57,3 +65,8 @@ def evaluation_of(parameter: ng.p.Parameter) -> Evaluation | None:
     """What a candidate came to; ``None`` where it failed, or where plain Nevergrad told a loss only."""
     evaluation: Evaluation | None = parameter._meta.get(EVALUATION)
     return evaluation
+
+
+def failed(parameter: ng.p.Parameter) -> bool:
+    """Whether its evaluation failed; plain Nevergrad, which attaches none, says nothing of failures."""
+    return EVALUATION in parameter._meta and evaluation_of(parameter) is None

@@ -29,6 +29,7 @@ from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers import (
     LCSC,
     OURS,
+    asks_one_at_a_time,
     attach_evaluation,
     build_optimizer,
     coefficient_array,
@@ -167,6 +168,37 @@ def test_options_of_an_entry_keep_its_other_settings() -> None:
 def test_budget_and_workers_reach_the_optimizer() -> None:
     optimizer = build_optimizer(OptimizerSpec(name="LCSC"), AFFINE, budget=77, workers=3, seed=0)
     assert (optimizer.budget, optimizer.num_workers) == (77, 3)
+
+
+@pytest.mark.parametrize("name", ["Powell", "SQP", "Cobyla", "NLOPT_LN_SBPLX", "RBFGS"])
+def test_sequential_optimizers_of_nevergrad_have_one_worker(name: str) -> None:
+    spec = OptimizerSpec(name=name)
+    assert asks_one_at_a_time(spec)
+    with pytest.raises(
+        OptimizerError, match=f"^{name}: asks one candidate at a time, got 2 workers; give it workers: 1"
+    ):
+        build_optimizer(spec, AFFINE, budget=100, workers=2, seed=0)
+    assert build_optimizer(spec, AFFINE, budget=100, workers=1, seed=0).num_workers == 1
+
+
+@pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid", "Landscape"])
+def test_others_have_many(name: str) -> None:
+    spec = OptimizerSpec(name=name)
+    assert not asks_one_at_a_time(spec)
+    assert build_optimizer(spec, AFFINE, budget=100, workers=8, seed=0).num_workers == 8
+
+
+@pytest.mark.parametrize(("name", "one"), [("LCSCGradient", True), ("LCSCQuadratic", False)])
+def test_ours_ask_one_at_a_time_but_are_built_for_any_number_of_workers(name: str, one: bool) -> None:
+    spec = OptimizerSpec(name=name)
+    assert asks_one_at_a_time(spec) is one
+    assert build_optimizer(spec, AFFINE, budget=100, workers=8, seed=0).num_workers == 8
+
+
+def test_options_do_not_change_who_asks_one_at_a_time() -> None:
+    assert asks_one_at_a_time(OptimizerSpec(name="LCSCGradient", options={"images": 50}))
+    with pytest.raises(OptimizerError, match=r"optimizers\.Powel: no such optimizer"):
+        asks_one_at_a_time(OptimizerSpec(name="Powel"))
 
 
 def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
