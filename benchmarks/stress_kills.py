@@ -31,7 +31,7 @@ from stress_search import (
 )
 
 from lcsc_opt import study_store
-from lcsc_opt.evaluation import ProcessEvaluator
+from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.study_store import StoredStudy
 
@@ -201,7 +201,8 @@ def _append(log: str, line: str) -> None:
 def with_workers(url: str, work: Work, log: Path, *, deadly: str = "", failures: Any = None) -> int:
     """Search with real worker processes."""
     load = functools.partial(logging_objective, str(log), work.pause, deadly)
-    return search(url, work, evaluator=ProcessEvaluator(load, work.workers), failures=failures)
+    with contextlib.closing(WorkerPool(load, work.workers)) as pool:
+        return search(url, work, evaluator=ProcessEvaluator(pool), failures=failures)
 
 
 def _evaluating(log: Path) -> dict[int, str]:

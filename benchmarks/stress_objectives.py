@@ -17,13 +17,14 @@ from optuna.trial import TrialState, create_trial
 from stress_kills import with_workers
 from stress_search import Child, Clean, Row, Work, digest, opened, rows, search, sqlite_url, verdict
 
+from lcsc_opt.blas import blas_threads
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.objective import CoefficientFunction
 from lcsc_opt.plan import plans
-from lcsc_opt.runner import Search, _one_blas_thread
+from lcsc_opt.runner import Search, window
 from lcsc_opt.study_spec import BudgetSpec, FailureSpec, parse_study
 from lcsc_opt.study_store import StoredStudy, _create
 
@@ -291,9 +292,9 @@ def replay(folder: Path, *, trials: int) -> Row:
 def _build(url: str, work: Work) -> float:
     """Store a study as a search would have left it, in one transaction."""
     start = time.perf_counter()
-    asking, one_thread, trials = work.build_optimizer(), _one_blas_thread(), []
+    asking, trials = work.build_optimizer(), []
     for number in range(work.evaluations):
-        with one_thread():
+        with blas_threads(1):
             parameter = asking.ask()
             value = work.loss(parameter.value)
             asking.tell(parameter, value)
@@ -309,7 +310,8 @@ def _replay(url: str, work: Work) -> tuple[float, float, int]:
     start = time.perf_counter()
     storage = open_storage(url, write=True)
     study = StoredStudy.open(storage, work.name)
-    running = Search(study, work.build_optimizer(), work.evaluator(), budget=BudgetSpec(evaluations=work.evaluations))
+    budget, width = BudgetSpec(evaluations=work.evaluations), window(work.workers)
+    running = Search(study, work.build_optimizer(), work.evaluator(), budget=budget, window=width)
     opened_at = time.perf_counter()
     running.run()
     return opened_at - start, time.perf_counter() - opened_at, running.told

@@ -30,7 +30,7 @@ from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Outcome, evaluate
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.records import Candidate
-from lcsc_opt.runner import Search
+from lcsc_opt.runner import Search, window
 from lcsc_opt.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy
 
@@ -151,9 +151,8 @@ def search(
             with study.hold(take_over=take_over):
                 asking = work.build_optimizer()
                 failures = FailureSpec(stop_share=1) if failures is None else failures
-                running = Search(
-                    study, asking, evaluator, budget=BudgetSpec(evaluations=work.evaluations), failures=failures
-                )
+                budget, width = BudgetSpec(evaluations=work.evaluations), window(work.workers)
+                running = Search(study, asking, evaluator, budget=budget, window=width, failures=failures)
                 running.run()
                 study.set_attribute("search_ended", {"evaluations": running.told, "exhausted": False})
                 return running.told

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from nevergrad.optimization.base import Optimizer
@@ -12,14 +14,34 @@ from optuna.storages import RDBStorage
 from lcsc_opt.analysis.comparison import BASELINES, summarize
 from lcsc_opt.catalog import load_objective
 from lcsc_opt.environment import decisive, describe_difference, environment
-from lcsc_opt.errors import OptimizerError, StudyMismatchError
-from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, ProcessEvaluator
+from lcsc_opt.errors import OptimizerError, StudyMismatchError, StudySpecError
+from lcsc_opt.evaluation import (
+    Evaluator,
+    InProcessEvaluator,
+    Outcome,
+    Pipeline,
+    ProcessEvaluator,
+    SpreadEvaluator,
+    WorkerPool,
+    environments,
+    evaluate_safely,
+)
 from lcsc_opt.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective import Objective, StagedObjective
 from lcsc_opt.optimizers import build_optimizer, needs_gradient
-from lcsc_opt.plan import StudyPlan, build_space, first_budget, total_evaluations
+from lcsc_opt.plan import (
+    Parallelism,
+    StudyPlan,
+    build_space,
+    first_budget,
+    parallelism,
+    parallelism_of,
+    stored_plan,
+    total_evaluations,
+)
 from lcsc_opt.plane import LANDSCAPE
 from lcsc_opt.progress import progress
+from lcsc_opt.records import Candidate
 from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
 from lcsc_opt.study_spec import BudgetSpec, SpaceSpec
@@ -55,6 +77,7 @@ class Experiment:
         """
         if plan.name in study_names(self.storage):
             study = StoredStudy.open(self.storage, plan.name)
+            plan = _with_stored_workers(plan, study)
             study.require("specification", plan.specification())
             if is_finished(study, plan):
                 return f"finished already; {_outcome(study)}"
@@ -62,6 +85,7 @@ class Experiment:
                 return self._finish(study, plan, accept_environment=accept_environment)
         self.check(plan)
         study = StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
+        plan = _with_stored_workers(plan, study)
         with study.hold(take_over=take_over):
             return self._finish(study, plan, accept_environment=accept_environment)
 
@@ -72,10 +96,11 @@ class Experiment:
         trajectory = getattr(self.objective, "trajectory", None)
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash is the manifest's; the weights may be others
-        if not search_ended(study, plan):
-            self._search(study, plan)
-        if plan.held_out is not None and study.attributes.get("held_out") is None:
-            self.report(study, HeldOutPlan(plan.held_out.images, plan.held_out.top))
+        with self._workers(plan) as pool:
+            if not search_ended(study, plan):
+                self._search(study, plan, pool)
+            if plan.held_out is not None and study.attributes.get("held_out") is None:
+                self._report(study, HeldOutPlan(plan.held_out.images, plan.held_out.top), pool)
         return _outcome(study)
 
     def _check_environment(self, study: StoredStudy, *, accept: bool) -> None:
@@ -98,48 +123,49 @@ class Experiment:
             StudyMismatchError: when it is not: its numbers would stand beside those of another one.
         """
         study.require("fingerprint", self.objective.describe(), part="objective")
-        return self.report(study, plan)
+        with self._workers(stored_plan(study)) as pool:
+            return self._report(study, plan, pool)
 
-    def report(self, study: StoredStudy, plan: HeldOutPlan) -> dict[str, Any]:
+    def _report(self, study: StoredStudy, plan: HeldOutPlan, pool: WorkerPool | None) -> dict[str, Any]:
         """Choose among the best trials on other noise, report on yet other noise, and store the figures."""
-        report = score_held_out(study, self.objective, plan)
+        with self._one_by_one(pool) as evaluate:
+            report = score_held_out(study, self.objective, plan, evaluate)
         attach_figures(self.storage, study, self.objective)
         return report
 
-    def _search(self, study: StoredStudy, plan: StudyPlan) -> None:
+    def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None) -> None:
         attributes = study.attributes
-        total_evaluations(plan.budget, self.objective)  # complains where the unit is not the objective's
+        parallel = parallelism_of(study, plan, self.objective)
         if plan.budget.model_dump() != attributes["budget"]:
             study.set_attribute("search_ended", None)  # first, so that a crash in between leaves work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", plan.budget.model_dump())
         before = attributes["fingerprint"]["environment"]
-        optimizer = self._optimizer(plan, first_budget(study))
-        evaluator = self._evaluator(plan)
-        try:
+        optimizer = self._optimizer(plan, first_budget(study), parallel)
+        with contextlib.closing(self._evaluator(parallel, pool)) as evaluator:
             search = Search(
                 study,
                 optimizer,
                 evaluator,
                 budget=plan.budget,
                 images_per_evaluation=self.objective.images_per_evaluation,
+                window=parallel.window,
                 tells=plan.tells,
                 failures=plan.failures,
                 describe_difference=lambda: describe_difference(before, environment()),
             )
             _run_with_progress(search, study.name, plan.budget)
-        finally:
-            evaluator.close()
         exhausted = search.spent < plan.budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
-    def _optimizer(self, plan: StudyPlan, budget: BudgetSpec) -> Optimizer:
+    def _optimizer(self, plan: StudyPlan, budget: BudgetSpec, parallel: Parallelism) -> Optimizer:
         """A fresh one. ``budget`` is the first that the study had: a schedule keeps to it when more is added later."""
         affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
         spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.space
         space = build_space(spec, self.objective, origin=plan.origin)
         evaluations = total_evaluations(budget, self.objective)
-        optimizer = build_optimizer(plan.optimizer, space, budget=evaluations, workers=plan.workers, seed=plan.seed)
+        workers = 1 if parallel.spread_images else plan.workers
+        optimizer = build_optimizer(plan.optimizer, space, budget=evaluations, workers=workers, seed=plan.seed)
         if (plan_budget := getattr(optimizer, "plan_budget", None)) is not None:
             images = self.objective.images_per_evaluation
             plan_budget(evaluations=budget.evaluations, images=budget.images, images_per_evaluation=images)
@@ -150,7 +176,11 @@ class Experiment:
 
         Raises:
             OptimizerError: naming an optimizer that follows gradients, and why the objective gives none.
+            StudySpecError: a budget or settings of workers that this objective or this machine does not have.
         """
+        total_evaluations(plan.budget, self.objective)
+        parallelism(plan, self.objective)
+        _environments(plan)
         if not needs_gradient(plan.optimizer):
             return
         if (reason := self.objective.why_no_gradient()) is not None:
@@ -159,23 +189,65 @@ class Experiment:
                 f"none: {reason}; search it with CMA or LCSC"
             )
 
-    def _evaluator(self, plan: StudyPlan) -> Evaluator:
+    @contextlib.contextmanager
+    def _workers(self, plan: StudyPlan) -> Iterator[WorkerPool | None]:
+        """The plan's processes, which start when they are first used; ``None`` where this process is the only one."""
         if plan.workers == 1:
-            return InProcessEvaluator(self.objective)
+            yield None
+            return
         load = functools.partial(load_objective, plan.objective, beside=plan.directory)
-        return ProcessEvaluator(load, plan.workers, expected=self.objective.describe())
+        expected = self.objective.describe()
+        pool = WorkerPool(load, plan.workers, expected=expected, environments=_environments(plan))
+        with contextlib.closing(pool):
+            yield pool
+
+    def _evaluator(self, parallel: Parallelism, pool: WorkerPool | None) -> Evaluator:
+        if pool is None:
+            pipelined = parallel.window > 1 and isinstance(self.objective, StagedObjective)
+            return Pipeline(self.objective) if pipelined else InProcessEvaluator(self.objective)
+        if parallel.spread_images:
+            return SpreadEvaluator(self.objective, pool)
+        # where stages overlap, a worker has two candidates; else the window is less than two for each
+        return ProcessEvaluator(pool, depth=2 if parallel.window >= 2 * len(pool) else 1)
+
+    @contextlib.contextmanager
+    def _one_by_one(self, pool: WorkerPool | None) -> Iterator[Callable[[Candidate], Outcome]]:
+        """Evaluates one candidate after the other, all workers together at each where the objective allows that."""
+        if pool is None or not isinstance(self.objective, StagedObjective):
+            yield lambda candidate: evaluate_safely(self.objective, candidate)
+            return
+        with contextlib.closing(SpreadEvaluator(self.objective, pool)) as evaluator:
+            yield lambda candidate: evaluator.submit(candidate).result()
+
+
+def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
+    """Of the workers; one that the objective's settings put on a device is left there."""
+    device = plan.objective.settings.get("device", "auto")
+    if device in ("auto", "cuda"):
+        return environments(plan.workers, plan.devices) if plan.workers > 1 else []
+    if plan.devices:
+        raise StudySpecError(
+            f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"
+        )
+    return []
+
+
+def _with_stored_workers(plan: StudyPlan, study: StoredStudy) -> StudyPlan:
+    """As many as the study began with, where the study file leaves their number open."""
+    stored = (study.attributes.get("specification") or {}).get("workers")
+    return dataclasses.replace(plan, workers=stored) if plan.any_workers and stored else plan
 
 
 def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
-    done = search.stored_spent
-    with progress(name, budget.total, done=done) as advance:
+    shown = search.stored_spent
+    with progress(name, budget.total, done=shown) as advance:
 
         def on_tell(search: Search) -> None:
+            nonlocal shown
             best = [] if search.best is None else [f"best {search.best[0]:.4g} in trial {search.best[1]}"]
             failed = [f"{search.failures} failed"] if search.failures else []
-            nonlocal done
-            advance(max(search.spent - done, 0), note=", ".join(best + failed))
-            done = max(search.spent, done)
+            advance(max(search.spent - shown, 0), note=", ".join(best + failed))
+            shown = max(search.spent, shown)
 
         search.run(on_tell)
 

@@ -24,7 +24,7 @@ from lcsc_opt.analysis.comparison import BASELINES, best_ema, is_ours, split_nam
 from lcsc_opt.analysis.second import second_of, warning_of
 from lcsc_opt.coefficients import default_origin
 from lcsc_opt.errors import SearchFailedError, StudyStoreError
-from lcsc_opt.evaluation import Failure, evaluate_safely
+from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective import Objective
 from lcsc_opt.progress import notice, progress
 from lcsc_opt.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
@@ -39,6 +39,7 @@ DEFAULT_EMA = "default EMA"
 MEASURED = "baselines"  # the attribute of a study that keeps what was measured of them
 
 Report = dict[str, Any]
+Evaluate = Callable[[Candidate], Outcome]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +88,18 @@ def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
     return list(distinct.values())[:top]
 
 
-def score_held_out(study: StoredStudy, objective: Objective, plan: HeldOutPlan) -> Report:
+def score_held_out(
+    study: StoredStudy, objective: Objective, plan: HeldOutPlan, evaluate: Evaluate | None = None
+) -> Report:
     """Choose among the best trials and report the chosen one; write both into the database.
 
     What an earlier call has measured with as many images, an interrupted one too, is not measured again.
 
     Args:
         study: its trials get ``selection``, the chosen one and the study get ``held_out``.
-        objective: evaluates.
+        objective: the study's.
         plan: with how many images, on which noise.
+        evaluate: one candidate; ``None`` has the objective do it here.
 
     Returns:
         What the study's ``held_out`` attribute then is: ``trial``, ``loss``, ``metrics``, ``images``, ``groups`` (each
@@ -116,16 +120,17 @@ def score_held_out(study: StoredStudy, objective: Objective, plan: HeldOutPlan) 
         )
     second = objective.second_metric
     baselines = _baselines(study, objective, plan, second)
+    evaluate = evaluate or functools.partial(evaluate_safely, objective)
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
         scored: list[tuple[float, FrozenTrial]] = []
         for trial in trials:
-            scored.append((_selection_loss(study, objective, trial, plan.images), trial))
+            scored.append((_selection_loss(study, evaluate, trial, plan.images), trial))
             advance()
         chosen = min(scored, key=lambda pair: (pair[0], pair[1].number))[1]
-        reported = _held_out(study, objective, chosen, plan, second, advance)
+        reported = _held_out(study, evaluate, chosen, plan, second, advance)
         report = {"trial": chosen.number, **reported, "chosen_from": [trial.number for trial in trials]}
         if baselines:
-            measure = functools.partial(_measure_baseline, study, objective, plan=plan, second=second, advance=advance)
+            measure = functools.partial(_measure_baseline, study, evaluate, plan=plan, second=second, advance=advance)
             measured = {baseline.name: measure(baseline) for baseline in baselines}
             report["baselines"] = {name: result for name, result in measured.items() if result is not None}
     if second is not None:
@@ -146,12 +151,11 @@ def _add_second(study: StoredStudy, report: Report, metric: str) -> None:
         notice(f"{study.name}: {warning}")
 
 
-def _selection_loss(study: StoredStudy, objective: Objective, trial: FrozenTrial, images: int) -> float:
+def _selection_loss(study: StoredStudy, evaluate: Evaluate, trial: FrozenTrial, images: int) -> float:
     known = trial.user_attrs.get(SELECTION.group)
     if known is None or known["images"] != images:
-        evaluation = _evaluate(
-            objective, _coefficients(trial), SELECTION, images, f"{study.name}: trial {trial.number}"
-        )
+        where = f"{study.name}: trial {trial.number}"
+        evaluation = _evaluated(evaluate, _coefficients(trial), SELECTION, images, where)
         known = {**_numbers(evaluation), "images": images}
         study.annotate(TrialKey.of(trial), {SELECTION.group: known})
     return float(known["loss"])
@@ -159,7 +163,7 @@ def _selection_loss(study: StoredStudy, objective: Objective, trial: FrozenTrial
 
 def _held_out(
     study: StoredStudy,
-    objective: Objective,
+    evaluate: Evaluate,
     trial: FrozenTrial,
     plan: HeldOutPlan,
     second: str | None,
@@ -170,7 +174,7 @@ def _held_out(
     for noise in plan.noises:
         if noise.seed not in groups:
             where = f"{study.name}: trial {trial.number}"
-            groups[noise.seed] = _numbers(_evaluate(objective, _coefficients(trial), noise, plan.images, where))
+            groups[noise.seed] = _numbers(_evaluated(evaluate, _coefficients(trial), noise, plan.images, where))
             study.annotate(TrialKey.of(trial), {"held_out": _summary(groups, plan.images)})
         advance(note=f"{groups[noise.seed]['loss']:.4g}")
     return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
@@ -188,8 +192,8 @@ def _known_groups(stored: Any, images: int, second: str | None) -> dict[int, Rep
     return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
 
 
-def _evaluate(objective: Objective, coefficients: Coefficients, noise: Noise, images: int, where: str) -> Evaluation:
-    outcome = evaluate_safely(objective, Candidate(coefficients, images=images, noise=noise))
+def _evaluated(evaluate: Evaluate, coefficients: Coefficients, noise: Noise, images: int, where: str) -> Evaluation:
+    outcome = evaluate(Candidate(coefficients, images=images, noise=noise))
     if isinstance(outcome, Failure):
         raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
     return outcome
@@ -272,7 +276,7 @@ def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
 
 def _measure_baseline(
     study: StoredStudy,
-    objective: Objective,
+    evaluate: Evaluate,
     baseline: _Baseline,
     *,
     plan: HeldOutPlan,
@@ -288,7 +292,7 @@ def _measure_baseline(
     try:
         for noise in plan.noises:
             if noise.seed not in groups:
-                evaluation = _evaluate(objective, baseline.coefficients, noise, plan.images, baseline.name)
+                evaluation = _evaluated(evaluate, baseline.coefficients, noise, plan.images, baseline.name)
                 groups[noise.seed] = _numbers(evaluation)
                 _keep(study, baseline, _summary(groups, plan.images))
             advance()

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ __all__ = [
     "Evaluation",
     "Noise",
     "Objective",
+    "StagedObjective",
     "cache_directory",
     "given_path",
     "study_directory",
@@ -85,6 +86,48 @@ class Objective(abc.ABC):
         """The loss of ``[K]`` coefficients that sum to one."""
         checked = check_coefficients(coefficients, len(self.steps))
         return self.evaluate(Candidate(checked, noise=SEARCH)).loss
+
+
+@runtime_checkable
+class StagedObjective(Protocol):
+    """An objective whose evaluations go through stages, which overlap those of others, and divide into parts by images.
+
+    ``evaluate`` is the same as one stage after the other, on all images. The stages of one candidate follow each
+    other; those of different candidates run at the same time in different threads, one at a time of each kind.
+    """
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the stages use different parts of the machine, so that it is worth to overlap them."""
+        ...
+
+    def images_of(self, candidate: Candidate) -> int:
+        """How many images a candidate is evaluated on."""
+        ...
+
+    def prepare(self, candidate: Candidate) -> Any:
+        """Merge; the answer stays in the process."""
+        ...
+
+    def sample(self, candidate: Candidate, prepared: Any, first: int, last: int, *, gradient: bool = False) -> Any:
+        """Sample the images ``[first, last)`` and reduce them to what is small, and travels between processes."""
+        ...
+
+    def score(self, candidate: Candidate, parts: Sequence[Any], *, gradient: bool = False) -> Any:
+        """The evaluation, of all parts in the order of their images; with ``gradient`` also what each goes back from.
+
+        Returns:
+            The :class:`Evaluation`, its gradient still missing, and one object for each part, which travels, too;
+            without ``gradient`` these are ``None``.
+        """
+        ...
+
+    def slope(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
+        """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
+
+        Called where this part was sampled with ``gradient`` last.
+        """
+        ...
 
 
 class CoefficientFunction(Objective):

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,11 +21,13 @@ from lcsc_opt.coefficients import (
 )
 from lcsc_opt.database import open_storage
 from lcsc_opt.environment import environment
-from lcsc_opt.errors import StudySpecError, StudyStoreError
-from lcsc_opt.objective import Objective
-from lcsc_opt.optimizers import configure
+from lcsc_opt.errors import StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.evaluation import workers_for_this_machine
+from lcsc_opt.objective import Objective, StagedObjective
+from lcsc_opt.optimizers import asks_one_at_a_time, configure
 from lcsc_opt.records import Coefficients
 from lcsc_opt.results import chosen_trial
+from lcsc_opt.runner import window
 from lcsc_opt.study_spec import (
     BudgetSpec,
     FailureSpec,
@@ -34,6 +36,7 @@ from lcsc_opt.study_spec import (
     ObjectiveSpec,
     OptimizerSpec,
     SpaceSpec,
+    Spread,
     StudySpec,
     Tells,
     parse_settings,
@@ -46,7 +49,8 @@ class StudyPlan:
     """Everything that makes one study: one optimizer and one seed of a study file.
 
     ``directory`` is the study file's, where the objective is looked for first. ``origin`` is where a forked study
-    starts, the best coefficients that it inherited.
+    starts, the best coefficients that it inherited. ``workers`` of a stored study are as many as it began with, since
+    their number decides the sequence of candidates; ``devices`` are of this machine.
     """
 
     experiment: str
@@ -61,6 +65,10 @@ class StudyPlan:
     held_out: HeldOutSpec | None
     directory: Path | None
     origin: tuple[float, ...] | None = None
+    devices: tuple[str, ...] = ()
+    any_workers: bool = False  # a study that is there already keeps its own number
+    spread: Spread = "auto"
+    pipeline: Literal["auto"] | bool = "auto"
 
     @property
     def name(self) -> str:
@@ -83,6 +91,7 @@ class StudyPlan:
         return {
             "specification": self.specification(),
             "fingerprint": {"objective": objective.describe(), "environment": environment()},
+            **dataclasses.asdict(parallelism(self, objective)),
             "budget": self.budget.model_dump(),
             "failures": self.failures.model_dump(),
             "optimizer_budget": self.budget.model_dump(),
@@ -91,6 +100,67 @@ class StudyPlan:
             "steps": list(objective.steps),
             "directory": None if self.directory is None else str(self.directory),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallelism:
+    """How a study's candidates are evaluated at the same time; stored when the study begins, and kept.
+
+    Attributes:
+        window: how many trials may be between ask and tell.
+        spread_images: whether the images of one candidate are spread over the workers, in place of candidates.
+    """
+
+    window: int
+    spread_images: bool = False
+
+
+def parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
+    """What the settings mean for this optimizer and this objective.
+
+    Raises:
+        StudySpecError: images or stages are asked for that the objective does not have.
+    """
+    staged = isinstance(objective, StagedObjective)
+    if not staged and (plan.spread == "images" or plan.pipeline is True):
+        key = "spread: images" if plan.spread == "images" else "pipeline: true"
+        raise StudySpecError(f"{key}: {plan.objective.file} evaluates a candidate as a whole; leave the key out")
+    one_at_a_time = asks_one_at_a_time(plan.optimizer)
+    by_images = plan.spread == "images" or (plan.spread == "auto" and one_at_a_time)
+    spread_images = staged and by_images and plan.workers > 1
+    overlaps = isinstance(objective, StagedObjective) and objective.overlaps
+    pipelined = (overlaps if plan.pipeline == "auto" else plan.pipeline) and not one_at_a_time
+    return Parallelism(window(1 if spread_images else plan.workers, pipelined=pipelined), spread_images)
+
+
+def parallelism_of(study: StoredStudy, plan: StudyPlan, objective: Objective) -> Parallelism:
+    """What a stored study began with, or begins with now, as a fork does; it is stored then.
+
+    Raises:
+        StudyMismatchError: the study file now asks for something else.
+        StudySpecError: images or stages are asked for that the objective does not have.
+    """
+    known = study.attributes
+    wanted = parallelism(plan, objective)
+    if known.get("window") is None:
+        begun = any("inherited" not in trial.user_attrs for trial in study.trials())
+        if begun:  # by an early version, which had no other way than whole candidates
+            return Parallelism(window(plan.workers))
+        for name, value in dataclasses.asdict(wanted).items():
+            study.set_attribute(name, value)
+        return wanted
+    stored = Parallelism(known["window"], known["spread_images"])
+    if stored != wanted and (plan.spread, plan.pipeline) != ("auto", "auto"):
+        raise StudyMismatchError(
+            f"{study.name}: was begun with {_in_words(stored)}, and spread and pipeline now mean {_in_words(wanted)}; "
+            "leave the keys out, or give the study another name"
+        )
+    return stored
+
+
+def _in_words(parallel: Parallelism) -> str:
+    divided = " and images spread over the workers" if parallel.spread_images else ""
+    return f"{parallel.window} candidates at once{divided}"
 
 
 def plans(
@@ -103,6 +173,9 @@ def plans(
     Raises:
         OptimizerError: naming an unknown optimizer or option, before anything is run.
     """
+    devices = spec.workers if isinstance(spec.workers, tuple) else ()
+    any_workers = spec.workers == "auto"
+    workers = spec.workers if isinstance(spec.workers, int) else len(devices) or workers_for_this_machine()
     chosen = [_listed_or_default(spec, name) for name in optimizers] or list(spec.optimizers)
     for optimizer in chosen:
         configure(optimizer)
@@ -113,7 +186,11 @@ def plans(
             space=spec.space,
             optimizer=optimizer,
             seed=seed,
-            workers=spec.workers,
+            workers=workers,
+            devices=devices,
+            any_workers=any_workers,
+            spread=spec.spread,
+            pipeline=spec.pipeline,
             tells=spec.tells,
             failures=spec.failures,
             budget=spec.budget,
@@ -255,6 +332,8 @@ def fork(
         "forked_from": source.name,
         "search_ended": None,
         "held_out": None,
+        "window": None,
+        "spread_images": None,
     }
     source.copy_to(plan.name, attributes)
     return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,17 @@ class Cost:
     sample_seconds: float = 0.0
     features_seconds: float = 0.0
     metric_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        """What one took after the other."""
+        return Cost(**{name: value + getattr(other, name) for name, value in self.as_dict().items()})
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Cost]) -> Cost:
+        """What parts took that ran at the same time: all their images, and the seconds of the slowest."""
+        summed = ("images", "model_calls")
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: (sum if name in summed else max)(getattr(part, name) for part in parts) for name in names})
 
     def as_dict(self) -> dict[str, float]:
         """Name → number, as it is stored with a trial."""

@@ -5,27 +5,26 @@ case: the loop always starts at ask 0, and where a trial is stored already, the 
 coefficients again, bit for bit, and is told the stored result. A trial that was asked and not finished is
 evaluated again under its own number.
 
-With W workers, *ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - window
-were told, with a window of 1.5 W. The sequence of candidates then does not depend on which evaluation finishes
-first. Tells *as completed* happen in the order in which results were committed; the order is stored, so that the
-search still continues exactly, but another run of it would find another order.
+*Ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - window were told. The
+sequence of candidates then does not depend on which evaluation finishes first, nor on how many workers there are. Tells
+*as completed* happen in the order in which results were committed; the order is stored, so that the search still
+continues exactly, but another run of it would find another order.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial, TrialState
-from threadpoolctl import ThreadpoolController
 
+from lcsc_opt.blas import blas_threads
 from lcsc_opt.errors import OptimizerError, ReplayError, SearchFailedError
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
@@ -60,6 +59,7 @@ class Search:
         evaluator: where candidates are evaluated.
         budget: the total over the study's life, without trials that it inherited.
         images_per_evaluation: what a candidate costs where its optimizer does not say how many images it wants.
+        window: how many trials may be between ask and tell; see :func:`window`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         describe_difference: says what changed in the environment, for the message when replay fails.
@@ -73,6 +73,7 @@ class Search:
         *,
         budget: BudgetSpec,
         images_per_evaluation: int = 0,
+        window: int = 1,
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
         describe_difference: Callable[[], str] = lambda: "",
@@ -84,10 +85,9 @@ class Search:
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
-        self._window = window(evaluator.workers, tells)
+        self._window = window
         self._in_flight: list[_Asked] = []
         self._committed = 0
-        self._one_thread = _one_blas_thread()
         self._worst: float | None = None
         self._last_reason = ""
         self.best: tuple[float, int] | None = None
@@ -96,13 +96,8 @@ class Search:
         self.failures = 0
 
     @property
-    def stored(self) -> int:
-        """How many trials of its own were finished when this search began."""
-        return sum(trial.state.is_finished() for trial in self._stored)
-
-    @property
     def stored_spent(self) -> int:
-        """What these took of the budget, in its unit."""
+        """What the finished trials that were there when it began took of the budget, in its unit."""
         return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
@@ -153,7 +148,7 @@ class Search:
             loss = self._loss_to_tell(outcome, trial.number, request)
             attach_evaluation(parameter, outcome if isinstance(outcome, Evaluation) else None)
             try:
-                with self._one_thread():
+                with blas_threads(1):
                     self._optimizer.tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
                 raise OptimizerError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
@@ -166,7 +161,7 @@ class Search:
         return len(self._in_flight) >= self._window
 
     def _ask(self, number: int) -> _Asked:
-        with self._one_thread():
+        with blas_threads(1):
             parameter = self._optimizer.ask()
         candidate = candidate_of(parameter)
         if number >= len(self._stored):
@@ -207,7 +202,7 @@ class Search:
         request = request_of(asked.parameter)
         loss = self._loss_to_tell(asked.outcome, asked.trial.number, request)
         attach_evaluation(asked.parameter, asked.outcome if isinstance(asked.outcome, Evaluation) else None)
-        with self._one_thread():
+        with blas_threads(1):
             self._optimizer.tell(asked.parameter, loss)
         self.told += 1
         self.spent += self._price(request)
@@ -265,13 +260,15 @@ class Search:
             )
 
 
-def window(workers: int, tells: Tells = "ordered") -> int:
+def window(workers: int, *, pipelined: bool = False) -> int:
     """How many trials may be between ask and tell.
 
-    As completed, as many as there are workers; ordered, 1.5 per worker, which keeps workers busy while tells wait
-    their turn.
+    1.5 per worker, which keeps workers busy while tells wait their turn and candidates are written; one where there is
+    one worker; two per worker where the stages of its evaluations overlap.
     """
-    return workers if workers == 1 or tells == "as-completed" else math.ceil(1.5 * workers)
+    if pipelined:
+        return 2 * workers
+    return 1 if workers == 1 else math.ceil(1.5 * workers)
 
 
 def stored_outcome(trial: FrozenTrial) -> Outcome:
@@ -302,15 +299,3 @@ def _how(candidate: Candidate) -> dict[str, Any]:
 def _coefficients(trial: FrozenTrial) -> Coefficients:
     stored: Sequence[float] = trial.user_attrs.get("coefficients", ())
     return np.array(stored, dtype=np.float64)
-
-
-def _one_blas_thread() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """A context in which numpy's BLAS has one thread: more change CMA-ES's sequence and make it ten times slower."""
-    controller = ThreadpoolController()
-
-    @contextlib.contextmanager
-    def limited() -> Iterator[None]:
-        with controller.limit(limits=1, user_api="blas"):
-            yield
-
-    return limited

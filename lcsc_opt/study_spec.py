@@ -7,6 +7,7 @@ where a key or a value looks misspelt. Nothing deeper in the library looks into 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,6 +21,9 @@ DEFAULT_STORAGE = "sqlite:///studies.db"
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 Tells = Literal["ordered", "as-completed"]
+Spread = Literal["auto", "candidates", "images"]
+Workers = int | Literal["auto"] | tuple[str, ...]
+DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
@@ -113,7 +117,13 @@ class FailureSpec(FrozenModel):
 
 
 class StudySpec(FrozenModel):
-    """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``."""
+    """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
+
+    ``workers`` is a number of processes, ``auto`` for one on each GPU, or the device of each. ``spread`` says what is
+    spread over them: ``candidates``, or the ``images`` of one candidate; ``auto`` spreads images where the optimizer
+    waits for each result. ``pipeline`` overlaps the merging of the next candidate and the metric of the last one with
+    sampling; ``auto`` does so where these use different parts of the machine.
+    """
 
     name: Name
     objective: ObjectiveSpec
@@ -121,7 +131,9 @@ class StudySpec(FrozenModel):
     optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, pydantic.Field(ge=0)], ...], pydantic.Field(min_length=1)] = (0,)
     budget: BudgetSpec
-    workers: Annotated[int, pydantic.Field(ge=1)] = 1
+    workers: Workers = 1
+    spread: Spread = "auto"
+    pipeline: Literal["auto"] | bool = "auto"
     tells: Tells = "ordered"
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
@@ -138,6 +150,25 @@ class StudySpec(FrozenModel):
         if not isinstance(value, (list, tuple)):
             return value
         return tuple(_expand_optimizer(entry) for entry in value)
+
+    @pydantic.field_validator("workers", mode="plain")
+    @classmethod
+    def _read_workers(cls, value: Any) -> Workers:
+        if value == "auto":
+            return "auto"
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        listed = value if isinstance(value, (list, tuple)) else []
+        if listed and all(isinstance(device, str) and DEVICE.fullmatch(device) for device in listed):
+            return tuple(listed)
+        raise ValueError(f"expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got {_shown(value)}")
+
+    @pydantic.field_validator("pipeline", mode="plain")
+    @classmethod
+    def _read_pipeline(cls, value: Any) -> Any:
+        if value == "auto" or isinstance(value, bool):
+            return value
+        raise ValueError(f"expected auto, true or false, got {_shown(value)}")
 
     @pydantic.field_validator("seeds", mode="before")
     @classmethod

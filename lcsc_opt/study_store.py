@@ -10,7 +10,9 @@ user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
                        and the ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other
                        noise; ``inherited`` of trials that were taken over from another study
-study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps`` [K], ``search_ended``, ``held_out``
+study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps`` [K], ``window`` (how many trials may be
+                       between ask and tell, as it was when the study was made), ``search_ended``, ``held_out``,
+                       ``baselines`` (what was measured of EMA* and the like on held-out noise); ``plane`` of landscapes
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
@@ -24,7 +26,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import mimetypes
 import time
@@ -36,22 +37,17 @@ from typing import Any, TypeVar
 import optuna
 import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore
-from optuna.distributions import FloatDistribution, distribution_to_json
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy import orm
 
 import lcsc_opt
-from lcsc_opt.coefficients import effective_count, sum_abs
+from lcsc_opt import study_rows
 from lcsc_opt.database import created_once, in_database, masked
 from lcsc_opt.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.lease import Lease, create_table, hold
-from lcsc_opt.records import SEARCH, Candidate, Coefficients, Evaluation
+from lcsc_opt.records import SEARCH, Candidate, Evaluation
 
 INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
-LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
-ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
 
 T = TypeVar("T")
 
@@ -187,32 +183,16 @@ class StoredStudy:
             attributes["tells_before"] = tells_before
         number: int | None = None  # of an attempt whose commit was not acknowledged
 
-        def add(session: orm.Session) -> TrialKey:
+        def add(connection: sa.Connection) -> TrialKey:
             nonlocal number
-            if number is not None and (trial_id := self._running(session, number, attributes)) is not None:
-                return TrialKey(number, trial_id)
-            model = models.TrialModel
-            counted = sa.select(sa.func.count()).select_from(model).where(model.study_id == self._study_id)
-            number = session.execute(counted).scalar_one()
-            row = model(study_id=self._study_id, number=number, state=TrialState.RUNNING)
-            row.datetime_start = datetime.datetime.now()
-            session.add(row)
-            session.flush()
-            key = TrialKey(number, int(row.trial_id))
-            _add_attributes(session, key.trial_id, attributes)
-            _add_summary(session, key.trial_id, candidate.coefficients)
-            return key
+            if number is not None:
+                trial_id = study_rows.find_running(connection, self._study_id, number, attributes)
+                if trial_id is not None:
+                    return TrialKey(number, trial_id)
+            number, trial_id = study_rows.insert_running(connection, self._study_id, attributes, candidate.coefficients)
+            return TrialKey(number, trial_id)
 
         return self._write(add)
-
-    def _running(self, session: orm.Session, number: int, attributes: Mapping[str, Any]) -> int | None:
-        """The database's key of the RUNNING trial with this number and these attributes, if there is one."""
-        model = models.TrialModel
-        chosen = sa.select(model.trial_id).where(
-            model.study_id == self._study_id, model.number == number, model.state == TrialState.RUNNING
-        )
-        same = [key for key in session.scalars(chosen) if _has_attributes(session, key, attributes)]
-        return int(same[0]) if same else None
 
     def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int) -> None:
         """Commit a result: value, metrics, cost, gradient and the COMPLETE state, together."""
@@ -238,23 +218,15 @@ class StoredStudy:
     def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
         """One transaction, through Optuna's own tables; its interface would need one for each attribute."""
 
-        def close(session: orm.Session) -> None:
-            row = session.get(models.TrialModel, trial.trial_id, with_for_update=True)
-            if row is not None and _is_closed(session, row, state, attributes, value):
-                return  # by an attempt whose commit was not acknowledged
-            if row is None or row.state != TrialState.RUNNING:
+        def close(connection: sa.Connection) -> None:
+            if not study_rows.end_trial(connection, trial.trial_id, state, attributes, value=value):
                 raise LeaseLostError(f"{self.name}: trial {trial.number} was finished by another process")
-            row.state = state
-            row.datetime_complete = datetime.datetime.now()
-            _replace_attributes(session, trial.trial_id, attributes)
-            if value is not None:
-                session.add(_value(trial.trial_id, value))
 
         self._write(close)
 
     def annotate(self, trial: TrialKey, attributes: Mapping[str, Any]) -> None:
         """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
-        self._write(lambda session: _replace_attributes(session, trial.trial_id, attributes))
+        self._write(lambda connection: study_rows.replace_attributes(connection, trial.trial_id, attributes))
 
     def copy_to(self, name: str, attributes: Mapping[str, Any]) -> None:
         """Create another study that holds every finished trial of this one, marked as inherited, in one transaction.
@@ -310,32 +282,21 @@ class StoredStudy:
         mimetype, encoding = mimetypes.guess_type(path)
         names = {"artifact_id": artifact_id, "filename": path.name}
         described = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
-        row = {
-            "trial_id": trial.trial_id,
-            "key": f"{ARTIFACT_PREFIX}{artifact_id}",
-            "value_json": json.dumps(json.dumps(described)),
-        }
         replaced: set[str] = set()  # over all attempts: the first may have been committed
-
-        def name_it(session: orm.Session) -> None:
-            known = {str(artifact.key): artifact for artifact in _artifacts_named(session, trial.trial_id, path.name)}
-            if known.pop(str(row["key"]), None) is None:
-                session.add(models.TrialSystemAttributeModel(**row))
-            for artifact in known.values():
-                session.delete(artifact)
-            replaced.update(known)
-
-        self._write(name_it)
+        self._write(lambda connection: replaced.update(study_rows.name_artifact(connection, trial.trial_id, described)))
         for old in replaced:
             with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
-                store.remove(old.removeprefix(ARTIFACT_PREFIX))
+                store.remove(old)
 
-    def _write(self, change: Callable[[orm.Session], T]) -> T:
-        """One transaction; ``change`` is called again where it was not committed, or not known to be."""
+    def _write(self, change: Callable[[sa.Connection], T]) -> T:
+        """One transaction; ``change`` is called again where it was not committed, or not known to be.
+
+        It is a session's, since every session of the storage checks the lease before it commits.
+        """
 
         def attempt() -> T:
             with self.storage.scoped_session.session_factory.begin() as session:
-                return change(session)
+                return change(session.connection())
 
         return in_database(self.storage, attempt)
 
@@ -343,84 +304,8 @@ class StoredStudy:
 def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
     """One transaction: a study never exists without the specification that it was made from."""
     created = {**attributes, "created_by": f"lcsc_opt {lcsc_opt.__version__}"}
-    direction = models.StudyDirectionModel(objective=0, direction=optuna.study.StudyDirection.MINIMIZE)
-    with orm.Session(storage.engine) as session, session.begin():
-        study = models.StudyModel(study_name=name, directions=[direction])
-        session.add(study)
-        session.flush()
-        for key, value in created.items():
-            row = {"study_id": study.study_id, "key": key, "value_json": json.dumps(value)}
-            session.add(models.StudyUserAttributeModel(**row))
-        for number, trial in enumerate(trials):
-            _add_finished(session, int(study.study_id), number, trial)
-
-
-def _add_finished(session: orm.Session, study_id: int, number: int, trial: FrozenTrial) -> None:
-    row = models.TrialModel(study_id=study_id, number=number, state=trial.state)
-    row.datetime_start, row.datetime_complete = trial.datetime_start, trial.datetime_complete
-    session.add(row)
-    session.flush()
-    trial_id = int(row.trial_id)
-    _replace_attributes(session, trial_id, trial.user_attrs)
-    if trial.value is not None:
-        session.add(_value(trial_id, trial.value))
-
-
-def _add_summary(session: orm.Session, trial_id: int, coefficients: Coefficients) -> None:
-    """Σ|a| and the effective number of checkpoints as Optuna parameters, which Optuna's own plots are drawn over."""
-    rows = []
-    ranges = {"sum_abs": (1.0, LARGEST_SUM_ABS), "effective": (1.0, float(len(coefficients)))}
-    measured = {"sum_abs": sum_abs(coefficients), "effective": effective_count(coefficients)}
-    for name, (low, high) in ranges.items():
-        distribution = FloatDistribution(low, high, log=name == "sum_abs")
-        value = min(max(measured[name], low), high)
-        row = {"param_name": name, "param_value": value, "distribution_json": distribution_to_json(distribution)}
-        rows.append({"trial_id": trial_id, **row})
-    session.execute(sa.insert(models.TrialParamModel), rows)
-
-
-def _value(trial_id: int, value: float) -> models.TrialValueModel:
-    stored, kind = models.TrialValueModel.value_to_stored_repr(value)
-    return models.TrialValueModel(trial_id=trial_id, objective=0, value=stored, value_type=kind)
-
-
-def _replace_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    model = models.TrialUserAttributeModel
-    session.execute(sa.delete(model).where(model.trial_id == trial_id, model.key.in_(list(attributes))))
-    _add_attributes(session, trial_id, attributes)
-
-
-def _add_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> None:
-    rows = [{"trial_id": trial_id, "key": key, "value_json": json.dumps(value)} for key, value in attributes.items()]
-    session.execute(sa.insert(models.TrialUserAttributeModel), rows)
-
-
-def _has_attributes(session: orm.Session, trial_id: int, attributes: Mapping[str, Any]) -> bool:
-    """Whether a trial has exactly these attributes, among others."""
-    model = models.TrialUserAttributeModel
-    stored = session.execute(sa.select(model.key, model.value_json).where(model.trial_id == trial_id))
-    known = {str(key): str(value_json) for key, value_json in stored}
-    return all(known.get(key) == json.dumps(value) for key, value in attributes.items())
-
-
-def _is_closed(
-    session: orm.Session, row: models.TrialModel, state: TrialState, attributes: Mapping[str, Any], value: float | None
-) -> bool:
-    """Whether a trial has ended already with exactly this result."""
-    model = models.TrialValueModel
-    stored = session.scalars(sa.select(model.value).where(model.trial_id == row.trial_id)).one_or_none()
-    return bool(row.state == state and stored == value and _has_attributes(session, int(row.trial_id), attributes))
-
-
-def _artifacts_named(session: orm.Session, trial_id: int, filename: str) -> list[Any]:
-    model = models.TrialSystemAttributeModel
-    chosen = sa.select(model).where(model.trial_id == trial_id, model.key.startswith(ARTIFACT_PREFIX))
-    return [row for row in session.scalars(chosen) if _filename(str(row.value_json)) == filename]
-
-
-def _filename(value_json: str) -> str:
-    described = json.loads(json.loads(value_json))  # Optuna stores the description as a string of JSON
-    return str(described["filename"])
+    with storage.engine.begin() as connection:
+        study_rows.create_study(connection, name, created, trials)
 
 
 def _differences(stored: Any, expected: Any, path: str) -> Iterable[str]:

@@ -23,8 +23,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.objective import Combinable
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.merge_sample_score.combinable import Combinable
+from lcsc_opt.merge_sample_score.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.objective import given_path
 from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
 from lcsc_opt.sampling.lora_adapter import LoraConversion
@@ -70,7 +70,7 @@ class Settings(ImageObjectiveSettings):
     held_out_prompts: str | None = None
     height: Pixels | None = None
     width: Pixels | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: BatchSize = 8
 
     @model_validator(mode="after")
     def _lora_settings_belong_to_a_lora(self) -> Settings:

@@ -15,7 +15,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import ObjectiveError, ReplayError, SearchFailedError, StudyStoreError
-from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, evaluate_safely
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import (
     Request,
@@ -303,12 +303,13 @@ def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
 
 
 def test_processes_give_gradients() -> None:
-    evaluator = ProcessEvaluator(Bowl, 1)
+    pool = WorkerPool(Bowl, 1)
+    evaluator = ProcessEvaluator(pool)
     try:
         outcome = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0])), gradient=True).result(timeout=60)
         plain = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0]))).result(timeout=60)
     finally:
-        evaluator.close()
+        pool.close()
     assert isinstance(outcome, Evaluation)
     assert isinstance(plain, Evaluation)
     assert outcome.gradient is not None

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import ReplayError, SearchFailedError, StudyMismatchError
-from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, evaluate_safely
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.records import Candidate, Evaluation
@@ -149,7 +149,8 @@ def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: 
     for other in (seed, seed + 100):
         study = open_study(f"sqlite:///{tmp_path / f'{other}.db'}")
         evaluator = ShuffledEvaluator(objective, 4, other)
-        Search(study, optimizer("CMA", workers=4), evaluator, budget=BudgetSpec(evaluations=EVALUATIONS)).run()
+        budget = BudgetSpec(evaluations=EVALUATIONS)
+        Search(study, optimizer("CMA", workers=4), evaluator, budget=budget, window=window(4)).run()
         found.append(trials_of(study))
     assert found[0] == found[1]
 
@@ -161,7 +162,8 @@ def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, obje
                 raise Interrupted
 
         evaluator = ShuffledEvaluator(objective, 4, stop_after)
-        Search(study, optimizer(workers=4), evaluator, budget=BudgetSpec(evaluations=EVALUATIONS)).run(on_tell)
+        budget = BudgetSpec(evaluations=EVALUATIONS)
+        Search(study, optimizer(workers=4), evaluator, budget=budget, window=window(4)).run(on_tell)
 
     clean = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
     search(clean, -1)
@@ -175,6 +177,7 @@ def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, obje
 
 def test_the_window_keeps_tells_in_ask_order() -> None:
     assert [window(workers) for workers in (1, 2, 4, 8)] == [1, 3, 6, 12]
+    assert [window(workers, pipelined=True) for workers in (1, 2, 8)] == [2, 4, 16]
 
 
 def test_a_higher_budget_goes_on_and_a_reached_one_does_nothing(url: str, objective: Objective) -> None:
@@ -336,7 +339,9 @@ def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, obje
         asked.ask = lambda: (told.append(("ask", 0.0)), original_ask())[1]
         asked.tell = lambda parameter, loss: (told.append(("tell", loss)), original_tell(parameter, loss))
         evaluator = ShuffledEvaluator(objective, 4, stop_after)
-        Search(study, asked, evaluator, budget=BudgetSpec(evaluations=EVALUATIONS), tells="as-completed").run(on_tell)
+        budget = BudgetSpec(evaluations=EVALUATIONS)
+        width = window(4)
+        Search(study, asked, evaluator, budget=budget, window=width, tells="as-completed").run(on_tell)
 
     with pytest.raises(Interrupted):
         search(14)
@@ -397,27 +402,28 @@ def _sleep(_: np.ndarray) -> float:
 
 def test_closing_does_not_wait_for_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    evaluator = ProcessEvaluator(slow_objective, 1)
-    future = evaluator.submit(Candidate(np.full(20, 0.05)))
+    pool = WorkerPool(slow_objective, 1)
+    future = ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05)))
     time.sleep(5)  # the process is up and sleeps
     start = time.monotonic()
-    evaluator.close()
+    pool.close()
     assert time.monotonic() - start < 10
-    assert not future.done()
+    assert future.cancelled()
 
 
 def test_worker_processes_give_the_same_values_and_one_that_dies_fails_one_candidate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    evaluator = ProcessEvaluator(make_objective, 2)
+    pool = WorkerPool(make_objective, 2)
+    evaluator = ProcessEvaluator(pool)
     try:
         good = [np.full(20, 0.05), np.linspace(-1, 1.1, 20) / np.linspace(-1, 1.1, 20).sum()]
         deadly = np.array([1.0] + [0.0] * 19)
         outcomes = [evaluator.submit(Candidate(c)) for c in (good[0], deadly, good[1], good[0])]
         first, died, second, third = (future.result(timeout=60) for future in outcomes)
     finally:
-        evaluator.close()
+        pool.close()
     assert isinstance(first, Evaluation)
     assert isinstance(second, Evaluation)
     assert isinstance(third, Evaluation)
@@ -435,9 +441,9 @@ def test_a_worker_that_finds_other_files_than_the_search_began_with_evaluates_no
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    evaluator = ProcessEvaluator(another_objective, 1, expected=make_objective().describe())
+    pool = WorkerPool(another_objective, 1, expected=make_objective().describe())
     try:
         with pytest.raises(StudyMismatchError, match="other files"):
-            evaluator.submit(Candidate(np.full(20, 0.05))).result(timeout=60)
+            ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05))).result(timeout=60)
     finally:
-        evaluator.close()
+        pool.close()

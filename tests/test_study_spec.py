@@ -220,7 +220,10 @@ def test_an_optimizer_is_found_by_its_name() -> None:
         ({"seeds": 3}, "seeds: expected a list, got 3"),
         ({"seeds": [0, "one"]}, "seeds[1]: expected a valid integer, got 'one'"),
         ({"seeds": ["one"]}, "seeds[0]: expected a valid integer, got 'one'"),
-        ({"workers": "two"}, "workers: expected a valid integer, got 'two'"),
+        (
+            {"workers": "two"},
+            "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got 'two'",
+        ),
         ({"storage": 3}, "storage: expected a valid string, got 3"),
         ({"name": 3}, "name: expected a valid string, got 3"),
         ({"space": ["affine"]}, "space: expected a mapping of keys to values, got ['affine']"),
@@ -259,7 +262,18 @@ def test_an_optimizer_is_found_by_its_name() -> None:
         ({"name": "a/b"}, "name: expected text that matches '^[A-Za-z0-9][A-Za-z0-9._-]*$', got 'a/b'"),
         ({"name": ""}, "name: expected text that matches …"),
         ({"optimizers": ["LC/SC"]}, "optimizers[0].name: expected text that matches …"),
-        ({"workers": 0}, "workers: expected greater than or equal to 1, got 0"),
+        ({"workers": 0}, "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got 0"),
+        (
+            {"workers": ["gpu"]},
+            "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got ['gpu']",
+        ),
+        ({"workers": []}, "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got []"),
+        ({"workers": True}, "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got True"),
+        ({"pipeline": 1}, "pipeline: expected auto, true or false, got 1"),
+        (
+            {"spread": "image"},
+            "spread: expected 'auto', 'candidates' or 'images', got 'image' (did you mean 'images'?)",
+        ),
         ({"held_out": {"top": 0}}, "held_out.top: expected greater than or equal to 1, got 0"),
         (
             {"tells": "orderd"},
@@ -279,7 +293,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     said = complaint({"objective": {"file": 3}, "workers": 0, "budgt": 3}).split("; ")
     assert said[:3] == [
         "objective.file: expected a valid string, got 3",
-        "workers: expected greater than or equal to 1, got 0",
+        "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got 0",
         "budgt: unknown key (did you mean 'budget'?)",
     ]
 

@@ -138,7 +138,7 @@ def _check_tells(study: StudyRows, plan: StudyPlan) -> Iterator[Finding]:
 
 def _check_running(study: StudyRows, plan: StudyPlan, *, live: bool) -> Iterator[Finding]:
     running = [trial for trial in study.trials if trial.state == "RUNNING"]
-    allowed = window(plan.workers, plan.tells)
+    allowed = study.attributes.get("window") or window(plan.workers)
     if len(running) > allowed:
         text = f"{len(running)} trials are running, and its {plan.workers} workers have at most {allowed} at once"
         yield _problem(study, "running", text)

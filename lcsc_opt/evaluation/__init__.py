@@ -1,7 +1,22 @@
-"""Where candidates are evaluated: in this process, or in one process per worker."""
+"""Where candidates are evaluated: in this process, or in worker processes, whole or divided by images."""
 
 from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome, evaluate_safely
+from lcsc_opt.evaluation.devices import environments, workers_for_this_machine
 from lcsc_opt.evaluation.in_process import InProcessEvaluator
-from lcsc_opt.evaluation.processes import ProcessEvaluator
+from lcsc_opt.evaluation.pipeline import Pipeline
+from lcsc_opt.evaluation.processes import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.spread import SpreadEvaluator
 
-__all__ = ["Evaluator", "Failure", "InProcessEvaluator", "Outcome", "ProcessEvaluator", "evaluate_safely"]
+__all__ = [
+    "Evaluator",
+    "Failure",
+    "InProcessEvaluator",
+    "Outcome",
+    "Pipeline",
+    "ProcessEvaluator",
+    "SpreadEvaluator",
+    "WorkerPool",
+    "environments",
+    "evaluate_safely",
+    "workers_for_this_machine",
+]

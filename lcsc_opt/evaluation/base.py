@@ -7,14 +7,17 @@ import gc
 import math
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from lcsc_opt.errors import LcscError
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import Candidate, Evaluation
+
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +37,6 @@ Outcome = Evaluation | Failure
 
 class Evaluator(Protocol):
     """Evaluates candidates, as many at once as it has workers."""
-
-    @property
-    def workers(self) -> int:
-        """How many candidates are evaluated at once."""
-        ...
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Start an evaluation, with its gradient where that is asked for.
@@ -60,23 +58,38 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: bool = False) -> Outcome:
-    """Evaluate, and turn an exception or what is not finite into a :class:`Failure` with its reason."""
+def attempt(function: Callable[[], Value]) -> Value | Failure:
+    """Call, and turn an exception into a :class:`Failure` with its reason."""
     start = time.perf_counter()
-    reason, retry = "", True
     try:
-        # objectives without gradients need not know the keyword
-        evaluation = objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
+        return function()
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line wherever it is shown
         retry = not isinstance(error, LcscError)
-    if reason:  # out here the exception is gone, and with it the frames that held the failed attempt's tensors
-        _free_memory()
-        return Failure(reason, time.perf_counter() - start, retry)
-    if not math.isfinite(evaluation.loss):
-        return Failure(f"the loss is {evaluation.loss}", time.perf_counter() - start)
-    if gradient and evaluation.gradient is None:
-        return Failure("the objective gave no gradient", time.perf_counter() - start, retry=False)
-    if evaluation.gradient is not None and not np.isfinite(evaluation.gradient).all():
-        return Failure("the gradient is not finite", time.perf_counter() - start)
-    return evaluation
+    # out here the exception is gone, and with it the frames that held the failed attempt's tensors
+    _free_memory()
+    return Failure(reason, time.perf_counter() - start, retry)
+
+
+def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
+    """An evaluation whose numbers are finite, and which has a gradient if that was asked for; else a failure."""
+    if isinstance(outcome, Failure):
+        return outcome
+    seconds = outcome.cost.seconds
+    if not math.isfinite(outcome.loss):
+        return Failure(f"the loss is {outcome.loss}", seconds)
+    if gradient and outcome.gradient is None:
+        return Failure("the objective gave no gradient", seconds, retry=False)
+    if outcome.gradient is not None and not np.isfinite(outcome.gradient).all():
+        return Failure("the gradient is not finite", seconds)
+    return outcome
+
+
+def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: bool = False) -> Outcome:
+    """Evaluate, and turn an exception or what is not finite into a :class:`Failure` with its reason."""
+
+    def evaluate() -> Evaluation:
+        # objectives without gradients need not know the keyword
+        return objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
+
+    return checked(attempt(evaluate), gradient=gradient)

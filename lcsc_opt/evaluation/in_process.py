@@ -12,8 +12,6 @@ from lcsc_opt.records import Candidate
 class InProcessEvaluator:
     """Evaluates where it is called; the future it gives is already done."""
 
-    workers = 1
-
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
 

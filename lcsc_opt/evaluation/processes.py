@@ -1,131 +1,206 @@
-"""One process per worker, each with an objective of its own, on this machine."""
+"""Worker processes on this machine, each with an objective of its own on a device of its own."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
+import itertools
 import multiprocessing
-import multiprocessing.connection
-import os
-import queue
-import signal
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-from lcsc_opt.errors import ObjectiveError, StudyMismatchError
-from lcsc_opt.evaluation.base import Failure, Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.devices import cores
+from lcsc_opt.evaluation.worker import Answer, Job, Kind, WorkerSettings, serve
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import Candidate
 
-_objective: Objective | None = None  # of a worker process
-_is_another = False  # than the coordinator's
+DIED = "the worker process died (killed, or out of memory)"
 
 
-class ProcessEvaluator:
-    """``workers`` processes; one that dies fails only the candidate that it was evaluating, and is started anew.
+@dataclasses.dataclass
+class _Waiting:
+    """A job that somebody waits for."""
+
+    job: Job
+    worker: int | None  # which has to do it; None for any
+    depth: int  # how many jobs a worker may have with this one
+    future: Future[Any] = dataclasses.field(default_factory=Future)
+    started: float = 0.0
+
+
+class WorkerPool:
+    """Worker processes, started with the first job; one that dies fails only the jobs that it had, and is replaced.
 
     Args:
         load_objective: builds the objective inside each process; a picklable callable.
-        workers: how many processes. The machine's cores are divided among them.
+        workers: how many processes. The cores that this process may use are divided among them.
         expected: what the objective of each process has to describe itself as: files may have changed since the
             coordinator loaded its own. Where it does not, futures raise StudyMismatchError. ``None`` checks nothing.
+        environments: what each worker sets in its environment.
     """
 
     def __init__(
-        self, load_objective: Callable[[], Objective], workers: int, *, expected: dict[str, Any] | None = None
+        self,
+        load_objective: Callable[[], Objective],
+        workers: int,
+        *,
+        expected: dict[str, Any] | None = None,
+        environments: Sequence[Mapping[str, str]] = (),
     ) -> None:
-        self.workers = workers
-        self._load_objective, self._expected = load_objective, expected
-        self._threads = max((os.cpu_count() or 1) // workers, 1)
         self._closing = False
-        self._pools: dict[int, ProcessPoolExecutor] = {}
-        self._waiting: queue.SimpleQueue[tuple[Candidate, bool, Future[Outcome]] | None] = queue.SimpleQueue()
-        self._feeders = [threading.Thread(target=self._feed, args=(i,), daemon=True) for i in range(workers)]
-        for feeder in self._feeders:
-            feeder.start()
+        self._numbers = itertools.count()
+        self._queue: list[_Waiting] = []
+        self._lock = threading.RLock()
+        threads = max(cores() // workers, 1)
+        own = environments or [{}] * workers
+        self._settings = [WorkerSettings(load_objective, expected, threads, environment) for environment in own]
+        self._processes: list[_Process] = []
+
+    def __len__(self) -> int:
+        return len(self._settings)
+
+    def submit(
+        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
+    ) -> Future[Any]:
+        """Queue a job.
+
+        Args:
+            kind: what to do.
+            arguments: of it.
+            worker: which one has to do it; ``None`` for the next one that is free.
+            depth: a worker is free for this job while it has fewer than so many.
+            options: of what to do, too.
+
+        Returns:
+            What the job gives, or a :class:`Failure` where the process died.
+        """
+        with self._lock:
+            if not self._processes and not self._closing:
+                self._processes = [_Process(self._free, one) for one in self._settings]
+            waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth)
+            self._queue.append(waiting)
+            self._hand_out()
+        return waiting.future
+
+    def close(self) -> None:
+        """Stop the processes, also in the middle of a job; the futures of these are cancelled."""
+        with self._lock:
+            self._closing = True
+            left, self._queue = self._queue, []
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            left += process.join()
+        for waiting in left:
+            waiting.future.cancel()
+
+    def _free(self) -> None:
+        with self._lock:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give what waits, in its order, to those who have the least to do."""
+        if self._closing:
+            return
+        for waiting in tuple(self._queue):
+            allowed = self._processes if waiting.worker is None else [self._processes[waiting.worker]]
+            process = min(allowed, key=lambda process: process.load)
+            if process.load < waiting.depth:
+                self._queue.remove(waiting)
+                process.send(waiting)
+
+
+class _Process:
+    """One worker process, and the thread that takes its answers."""
+
+    def __init__(self, free: Callable[[], None], settings: WorkerSettings) -> None:
+        self._free, self._settings = free, settings
+        self._lock = threading.Lock()
+        self._jobs: dict[int, _Waiting] = {}
+        self._closing = False
+        self._start()
+        self._reader = threading.Thread(target=self._read, daemon=True, name="lcsc-answers")
+        self._reader.start()
+
+    @property
+    def load(self) -> int:
+        """How many jobs it has."""
+        return len(self._jobs)
+
+    def send(self, waiting: _Waiting) -> None:
+        waiting.started = time.perf_counter()
+        with self._lock:
+            self._jobs[waiting.job.number] = waiting
+            with contextlib.suppress(OSError):  # it died: the reader sees that, too
+                self._connection.send(waiting.job)
+
+    def terminate(self) -> None:
+        with self._lock:
+            self._closing = True
+            self._process.terminate()
+
+    def join(self) -> list[_Waiting]:
+        """Wait until it is gone; gives what it has not done."""
+        self._process.join()
+        self._reader.join()
+        return list(self._jobs.values())
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, other = context.Pipe()
+        self._process = context.Process(target=serve, args=(other, self._settings))
+        self._process.start()
+        other.close()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                answer: Answer = self._connection.recv()
+            except (EOFError, OSError):
+                if not self._restarted():
+                    return
+                self._free()
+                continue
+            with self._lock:
+                waiting = self._jobs.pop(answer.number)
+            if answer.error is None:
+                waiting.future.set_result(answer.value)
+            else:
+                waiting.future.set_exception(answer.error)
+            self._free()
+
+    def _restarted(self) -> bool:
+        """Whether a new process is there in place of the one that died, whose jobs have failed."""
+        with self._lock:
+            if self._closing:
+                return False
+            self._process.join()
+            self._connection.close()
+            lost, self._jobs = self._jobs, {}
+            self._start()
+        for waiting in lost.values():
+            waiting.future.set_result(Failure(DIED, time.perf_counter() - waiting.started))
+        return True
+
+
+class ProcessEvaluator:
+    """Candidates spread over worker processes.
+
+    Args:
+        pool: the processes, which are somebody else's to close.
+        depth: how many candidates one process has at once: two where the stages of its evaluations overlap.
+    """
+
+    def __init__(self, pool: WorkerPool, *, depth: int = 1) -> None:
+        self._pool, self._depth = pool, depth
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Queue a candidate for the next process that is free."""
-        future: Future[Outcome] = Future()
-        self._waiting.put((candidate, gradient, future))
-        return future
+        return self._pool.submit("submit", candidate, gradient=gradient, depth=self._depth)
 
     def close(self) -> None:
-        """Stop the processes, also in the middle of an evaluation; it is done again when the study is continued."""
-        self._closing = True
-        while not self._waiting.empty():
-            self._waiting.get_nowait()
-        for pool in list(self._pools.values()):
-            for process in list(pool._processes.values()):
-                process.terminate()
-        for _ in self._feeders:
-            self._waiting.put(None)
-        for feeder in self._feeders:
-            feeder.join()
-
-    def _feed(self, worker: int) -> None:
-        """Hand candidates to one process, one after the other."""
-        pool = self._pools[worker] = self._start_process()
-        while (job := self._waiting.get()) is not None:
-            candidate, gradient, future = job
-            start = time.perf_counter()
-            try:
-                future.set_result(pool.submit(_evaluate, candidate, gradient).result())
-            except BrokenExecutor:
-                if self._closing:
-                    break
-                reason = "the worker process died (killed, or out of memory)"
-                pool.shutdown(wait=False)
-                pool = self._pools[worker] = self._start_process()
-                future.set_result(Failure(reason, time.perf_counter() - start))
-            except Exception as error:
-                future.set_exception(error)
-        pool.shutdown(wait=True, cancel_futures=True)
-
-    def _start_process(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(self._load_objective, self._threads, self._expected),
-        )
-
-
-def _start(load_objective: Callable[[], Objective], threads: int, expected: dict[str, Any] | None) -> None:
-    global _objective, _is_another
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then lets the workers go
-    threading.Thread(target=_end_with_coordinator, daemon=True).start()
-    _use_threads(threads)
-    _objective = load_objective()
-    _is_another = expected is not None and _as_json(_objective.describe()) != _as_json(expected)
-
-
-def _as_json(description: dict[str, Any]) -> str:
-    return json.dumps(description, sort_keys=True)
-
-
-def _end_with_coordinator() -> None:
-    """Leave when the coordinator is gone, killed even; nobody would fetch a result, and the device would stay taken."""
-    coordinator = multiprocessing.parent_process()
-    if coordinator is not None:
-        multiprocessing.connection.wait([coordinator.sentinel])
-        os._exit(1)
-
-
-def _use_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-
-
-def _evaluate(candidate: Candidate, gradient: bool) -> Outcome:
-    if _objective is None:
-        raise ObjectiveError("the worker process has no objective")
-    if _is_another:
-        raise StudyMismatchError(
-            "a worker process found other files than the search began with (checkpoints, reference or weights changed "
-            "meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
-        )
-    return evaluate_safely(_objective, candidate, gradient=gradient)
+        """The processes stay, for the next one who evaluates there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.merge_sample_score.stages import Back
+from lcsc_opt.records import Candidate
 
 HEADROOM = 4  # bits between the largest gradient in a pixel and one, for the sums that half types make of them
 
@@ -58,6 +61,48 @@ class WeightGradient:
     def sums(self) -> Mapping[str, Tensor]:
         """Name → gradient, of the leaf's shape; a leaf that no image depends on is left out."""
         return self._sums
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeptGraph:
+    """The last batch of a candidate's images between the two passes of a gradient, so that it is sampled once.
+
+    Attributes:
+        candidate: whose images they are.
+        first: index of the first of them.
+        images: ``[n, C, H, W]``, with the graph back to the weights.
+        leaf: the same images, where the features' graph begins.
+        features: extractor's name → features ``[n, D]`` with that graph.
+        total: the gradient in the weights, of all batches so far.
+        open: what ends the leaves' being leaves.
+    """
+
+    candidate: Candidate
+    first: int
+    images: Tensor
+    leaf: Tensor
+    features: Mapping[str, Tensor]
+    total: WeightGradient
+    open: contextlib.ExitStack
+
+    def is_of(self, candidate: Candidate) -> bool:
+        """Whether it is this candidate's, which may have travelled."""
+        own = self.candidate
+        same_way = (own.images, own.noise) == (candidate.images, candidate.noise)
+        return same_way and own.coefficients.tobytes() == candidate.coefficients.tobytes()
+
+    def as_features(self, back: Back) -> dict[str, Tensor]:
+        """Derivatives of the loss in the type and on the device of the features."""
+        return {name: torch.from_numpy(rows).to(self.features[name]) for name, rows in back.items()}
+
+    def image_gradient(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """From the derivatives of the loss in these features, ``[n, D]`` each, to that in the images."""
+        [gradient] = torch.autograd.grad([self.features[name] for name in rows], self.leaf, list(rows.values()))
+        return gradient
+
+    def close(self) -> None:
+        """Nothing requires a gradient any more that did not before."""
+        self.open.close()
 
 
 @contextlib.contextmanager

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from lcsc_opt.blas import blas_threads
 from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.merge_sample_score.gradient import WeightGradient, says_out_of_memory
+from lcsc_opt.merge_sample_score.batching import AUTO
+from lcsc_opt.merge_sample_score.combinable import Combinable, DifferentiableCombinable
+from lcsc_opt.merge_sample_score.gradient import KeptGraph, WeightGradient, says_out_of_memory
+from lcsc_opt.merge_sample_score.stages import Back, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.accumulator import Accumulator
+from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.objective import Objective
 from lcsc_opt.progress import notice
 from lcsc_opt.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
@@ -26,67 +30,6 @@ from lcsc_opt.sampling import DifferentiableSampler, Sampler
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 REPORTED = (SELECTION.group, HELD_OUT.group)  # noise on which held-out metrics are computed, too
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
-
-
-@dataclasses.dataclass
-class _Stopwatch:
-    """Wall-clock seconds of each part of an evaluation."""
-
-    merge: float = 0.0
-    sample: float = 0.0
-    features: float = 0.0
-    metric: float = 0.0
-
-    @contextlib.contextmanager
-    def timing(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        setattr(self, part, getattr(self, part) + time.perf_counter() - start)
-
-
-class Combinable(Protocol):
-    """What candidates are merged from: a trajectory, or one whose LoRA products are combined."""
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """``[K]`` training steps."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """The identity of what is combined, and how."""
-        ...
-
-    @property
-    def touched(self) -> bool:
-        """Whether the weights were written again since the identity was computed."""
-        ...
-
-    def verify(self) -> None:
-        """Compare the weights with the hashes that the identity is made of; raises where they differ."""
-        ...
-
-    def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
-        """The combination for ``[K]`` coefficients that sum to one."""
-        ...
-
-    def gram(self) -> npt.NDArray[np.float64]:
-        """``[K, K]`` inner products of the centered checkpoints."""
-        ...
-
-
-@runtime_checkable
-class DifferentiableCombinable(Combinable, Protocol):
-    """One whose merge is linear in the coefficients."""
-
-    @property
-    def varying(self) -> frozenset[str]:
-        """The names of the tensors that are not the same in all checkpoints."""
-        ...
-
-    def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
-        """The gradient in the merged tensors, by name → the gradient in the coefficients, ``[K]``."""
-        ...
 
 
 class MergeSampleScore(Objective):
@@ -104,6 +47,9 @@ class MergeSampleScore(Objective):
         batch_size: images at once.
         gradient_batch_size: images that have a graph at once, which takes as much memory as training does; ``None``
             takes the batch size. It does not change the loss.
+        device: where the sampler's model is; candidates are merged in its memory.
+        smaller_batch: for a batch size that was found, and not chosen: called with it where it does not fit into the
+            device's memory, it gives the one to go on with. Such a size is no part of the description.
 
     Raises:
         ObjectiveError: when the numbers make no sense.
@@ -118,6 +64,8 @@ class MergeSampleScore(Objective):
         images: int = DEFAULT_IMAGES,
         batch_size: int = 500,
         gradient_batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+        smaller_batch: Callable[[int], int] | None = None,
     ) -> None:
         if images < 2 or batch_size < 1:
             raise ObjectiveError(f"expected at least 2 images and a batch_size from 1, got {images} and {batch_size}")
@@ -128,7 +76,9 @@ class MergeSampleScore(Objective):
         self.trajectory, self.sampler, self.scores = trajectory, sampler, scores
         self._images, self._batch_size = images, batch_size
         self._gradient_batch_size = batch_size if gradient_batch_size is None else min(gradient_batch_size, batch_size)
-        self._threads = ThreadpoolController()
+        self._device, self._smaller_batch = torch.device(device), smaller_batch
+        self._moved: tuple[Combinable, Combinable] | None = None
+        self._kept: KeptGraph | None = None
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -154,6 +104,15 @@ class MergeSampleScore(Objective):
         """What of scores, sampler and trajectory has no gradient; ``None`` where all have one."""
         return self.scores.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether merging and metrics leave alone what samples: on a CPU all of them take the same cores."""
+        return self._device.type != "cpu"
+
+    def images_of(self, candidate: Candidate) -> int:
+        """How many images a candidate is evaluated on."""
+        return self._images if candidate.images is None else candidate.images
+
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
         """Merge, sample, extract features, and compute the metrics: the held-out ones too on the noise of a report.
 
@@ -167,34 +126,125 @@ class MergeSampleScore(Objective):
         start = time.perf_counter()
         if gradient and (reason := self.why_no_gradient()):
             raise ObjectiveError(f"a gradient was asked for, and {reason}")
-        watch = _Stopwatch()
-        count = self._images if candidate.images is None else candidate.images
-        accumulator = self.scores.accumulator(count, held_out=candidate.noise.group in REPORTED)
+        count = self.images_of(candidate)
+        part = self.sample(candidate, self.prepare(candidate), 0, count, gradient=gradient)
+        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
+        cost, slope = evaluation.cost, None
+        if back is not None:
+            slope, extra = self.slope(candidate, 0, count, back)
+            cost += extra
+        cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
+        return dataclasses.replace(evaluation, cost=cost, gradient=slope)
+
+    def prepare(self, candidate: Candidate) -> Merged:
+        """Merge."""
+        watch = Stopwatch()
         with watch.timing("merge"):
-            self._load(candidate.coefficients)
-        slope, calls = None, count * self.sampler.nfe
-        if gradient:
-            slope, extra = self._gradient(candidate.noise, count, accumulator, watch)
-            calls += extra
-        else:
-            self._add_batches(accumulator, candidate.noise, count, watch)
-        with watch.timing("metric"), self._metric_threads():
-            loss, metrics = accumulator.result()
-        cost = Cost(
-            images=count,
-            model_calls=calls,
-            seconds=time.perf_counter() - start,
-            merge_seconds=watch.merge,
-            sample_seconds=watch.sample,
-            features_seconds=watch.features,
-            metric_seconds=watch.metric,
+            weights = self._source.merge(candidate.coefficients)
+        return Merged(weights, watch.cost())
+
+    def sample(
+        self, candidate: Candidate, prepared: Merged, first: int, last: int, *, gradient: bool = False
+    ) -> Sampled:
+        """Put the merged weights into the model, sample the images ``[first, last)``, and reduce their features.
+
+        Raises as :meth:`evaluate`.
+        """
+        watch = Stopwatch()
+        with watch.timing("merge"):
+            self._load(prepared.weights)
+        while (part := self._part(candidate, first, last, gradient, watch)) is None:
+            pass
+        cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
+        return Sampled(part, prepared.cost + cost)
+
+    def _part(
+        self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
+    ) -> FeaturePart | None:
+        """The features of these images, reduced; ``None`` where a batch was too large, which is smaller next time."""
+        try:
+            return self._features_of(candidate, first, last, gradient, watch)
+        except torch.OutOfMemoryError:
+            if self._smaller_batch is None:
+                raise
+        # out here the exception is gone, and what it held
+        self._batch_size = self._smaller_batch(self._batch_size)
+        self._gradient_batch_size = min(self._gradient_batch_size, self._batch_size)
+        return None
+
+    def _features_of(
+        self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
+    ) -> FeaturePart:
+        accumulator = self.scores.accumulator(
+            last - first,
+            total=self.images_of(candidate),
+            held_out=candidate.noise.group in REPORTED,
+            gradient=gradient,
         )
-        return Evaluation(loss, metrics, cost, slope)
+        if gradient:
+            kept = min((last - first - 1) % self._batch_size + 1, self._gradient_batch_size)
+            self._add_batches(accumulator, candidate.noise, first, last - kept, watch)
+            self._keep_graph(accumulator, candidate, last - kept, last, watch)
+        else:
+            self._add_batches(accumulator, candidate.noise, first, last, watch)
+        with watch.timing("features"):
+            return accumulator.part()
+
+    def score(
+        self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
+    ) -> tuple[Evaluation, list[Back | None]]:
+        """Loss and metrics of all parts in the order of their images; with ``gradient`` what each part goes back from.
+
+        Raises MetricError when features cannot be scored.
+        """
+        watch = Stopwatch()
+        held_out = candidate.noise.group in REPORTED
+        back: list[Back | None] = [None] * len(parts)
+        with watch.timing("metric"), self._metric_threads():
+            whole = self.scores.whole([sampled.part for sampled in parts], held_out=held_out)
+            if gradient:
+                back = [*split_rows(whole.loss_gradients(), [sampled.cost.images for sampled in parts])]
+            loss, metrics = whole.result()
+        cost = Cost.of_parts([sampled.cost for sampled in parts]) + watch.cost()
+        return Evaluation(loss, metrics, cost), back
+
+    @torch.inference_mode(mode=False)
+    @torch.enable_grad()
+    def slope(self, candidate: Candidate, first: int, last: int, back: Back) -> tuple[Coefficients, Cost]:
+        """What the images ``[first, last)``, sampled before with ``gradient``, contribute to the gradient ``[K]``.
+
+        Raises:
+            ObjectiveError: something else was sampled since, or the gradient is not finite.
+        """
+        watch, sampler, kept = Stopwatch(), self.sampler, self._kept
+        if kept is None or not kept.is_of(candidate):
+            raise ObjectiveError("the images to go back through were not sampled with a gradient just before")
+        assert isinstance(self._source, DifferentiableCombinable)
+        assert isinstance(sampler, DifferentiableSampler)
+        try:
+            rows = kept.as_features(back)
+            with says_out_of_memory():
+                with watch.timing("features"):
+                    gradient = kept.image_gradient({name: part[kept.first - first :] for name, part in rows.items()})
+                with watch.timing("sample"):
+                    kept.total.add(kept.images, gradient)
+                for start, stop in ranges(first, kept.first, self._gradient_batch_size):
+                    some = {name: part[start - first : stop - first] for name, part in rows.items()}
+                    self._back_through(kept.total, candidate.noise, start, stop, some, watch)
+        finally:
+            self._forget_graph()
+        with watch.timing("merge"):
+            slope = self._source.project(kept.total.sums)
+        if not np.isfinite(slope).all():
+            raise ObjectiveError("the gradient is not finite")
+        again = (kept.first - first) * sampler.nfe + (last - first) * sampler.recomputed
+        return slope, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
-        self._load(coefficients)
-        return torch.cat([self._sample(noise, first, last).cpu() for first, last in _ranges(count, self._batch_size)])
+        self._load(self._source.merge(coefficients))
+        batches = ranges(0, count, self._batch_size)
+        return torch.cat([self._sample(noise, first, last).cpu() for first, last in batches])
 
     def features(self, images: Tensor) -> npt.NDArray[np.float64]:
         """``[N, C, H, W]`` → ``[N, D]``, by the extractor of the loss."""
@@ -207,80 +257,62 @@ class MergeSampleScore(Objective):
             "sampler": self.sampler.describe(),
             "scores": self.scores.describe(),
             "images": self._images,
-            "batch_size": self._batch_size,
+            "batch_size": self._batch_size if self._smaller_batch is None else AUTO,
         }
 
-    def _metric_threads(self) -> contextlib.AbstractContextManager[object]:
+    @property
+    def _source(self) -> Combinable:
+        """What merges where the model is; whoever can do so only in this machine's memory does it there."""
+        if self._moved is None or self._moved[0] is not self.trajectory:
+            move = getattr(self.trajectory, "on", None)
+            self._moved = self.trajectory, self.trajectory if move is None else move(self._device)
+        return self._moved[1]
+
+    def _metric_threads(self) -> contextlib.AbstractContextManager[None]:
         """One BLAS thread for small matrices: a second one only waits for the threads that sampled to stop spinning."""
-        small = self.scores.dimension <= SMALL_MATRICES
-        return self._threads.limit(limits=1, user_api="blas") if small else contextlib.nullcontext()
+        return blas_threads(1 if self.scores.dimension <= SMALL_MATRICES else None)
 
-    def _load(self, coefficients: Coefficients) -> None:
-        self.sampler.load(self.trajectory.merge(coefficients))
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        self._forget_graph()
+        self.sampler.load(weights)
 
-    def _add_batches(self, accumulator: Accumulator, noise: Noise, count: int, watch: _Stopwatch) -> None:
-        for first, last in _ranges(count, self._batch_size):
+    def _add_batches(self, accumulator: Accumulator, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
+        for start, stop in ranges(first, last, self._batch_size):
             with watch.timing("sample"):
-                images = self._sample(noise, first, last)
+                images = self._sample(noise, start, stop)
             with watch.timing("features"):
                 accumulator.add(images)
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def _gradient(
-        self, noise: Noise, count: int, accumulator: Accumulator, watch: _Stopwatch
-    ) -> tuple[Coefficients, int]:
-        """The gradient ``[K]``, and the model calls that an evaluation without it would not take."""
-        trajectory, sampler = self.trajectory, self.sampler
-        assert isinstance(trajectory, DifferentiableCombinable)  # why_no_gradient would have said so
-        assert isinstance(sampler, DifferentiableSampler)
-        kept = min((count - 1) % self._batch_size + 1, self._gradient_batch_size)
-        self._add_batches(accumulator, noise, count - kept, watch)
-        with says_out_of_memory(), sampler.weights.differentiable(trajectory.varying) as leaves:
-            total = WeightGradient(leaves)
-            gradients = self._back_through_last(total, noise, count - kept, count, accumulator, watch)
-            for first, last in _ranges(count - kept, self._gradient_batch_size):
-                self._back_through(total, noise, first, last, gradients, watch)
-        with watch.timing("merge"):
-            slope = trajectory.project(total.sums)
-        if not np.isfinite(slope).all():
-            raise ObjectiveError("the gradient is not finite")
-        again = (count - kept) * sampler.nfe + count * sampler.recomputed
-        return slope, again + 2 * count * sampler.nfe
+    def _keep_graph(
+        self, accumulator: Accumulator, candidate: Candidate, first: int, last: int, watch: Stopwatch
+    ) -> None:
+        """Complete the features with those of the last batch, whose graph is kept until :meth:`slope`."""
+        assert isinstance(self._source, DifferentiableCombinable)  # why_no_gradient would have said so
+        assert isinstance(self.sampler, DifferentiableSampler)
+        with contextlib.ExitStack() as stack, says_out_of_memory():
+            leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
+            with watch.timing("sample"):
+                images = self._sample_finite(candidate.noise, first, last)
+            leaf = images.detach().requires_grad_()
+            with watch.timing("features"):
+                features = accumulator.add_with_graph(leaf)
+            self._kept = KeptGraph(candidate, first, images, leaf, features, WeightGradient(leaves), stack.pop_all())
 
-    def _back_through_last(
-        self, total: WeightGradient, noise: Noise, first: int, last: int, accumulator: Accumulator, watch: _Stopwatch
-    ) -> Mapping[str, Tensor]:
-        """Complete the features with those of the last batch, whose graph is kept; the loss's gradients in them all."""
-        with watch.timing("sample"):
-            images = self._sample_finite(noise, first, last)
-        leaf = images.detach().requires_grad_()
-        with watch.timing("features"):
-            features = accumulator.add_with_graph(leaf)
-        with watch.timing("metric"), self._metric_threads():
-            gradients = accumulator.loss_gradients()
-        with watch.timing("features"):
-            names = tuple(gradients)
-            rows = [gradients[name][first:last] for name in names]
-            [gradient] = torch.autograd.grad([features[name] for name in names], leaf, rows)
-        with watch.timing("sample"):
-            total.add(images, gradient)
-        return gradients
+    def _forget_graph(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
     def _back_through(
-        self,
-        total: WeightGradient,
-        noise: Noise,
-        first: int,
-        last: int,
-        gradients: Mapping[str, Tensor],
-        watch: _Stopwatch,
+        self, total: WeightGradient, noise: Noise, first: int, last: int, rows: Mapping[str, Tensor], watch: Stopwatch
     ) -> None:
         """Sample one batch again, with a graph, and go back through it."""
         with watch.timing("sample"):
             images = self._sample_finite(noise, first, last)
         with watch.timing("features"):
-            gradient = self.scores.image_gradient(images, {name: g[first:last] for name, g in gradients.items()})
+            gradient = self.scores.image_gradient(images, rows)
         with watch.timing("sample"):
             total.add(images, gradient)
 
@@ -293,12 +325,6 @@ class MergeSampleScore(Objective):
         if not bool(torch.isfinite(images).all()):
             raise ObjectiveError("the merged model samples values that are not finite")
         return images
-
-
-def _ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """``[first, last)`` of at most ``size`` images each."""
-    for first in range(0, count, size):
-        yield first, min(first + size, count)
 
 
 def _why_no_weight_gradient(trajectory: Combinable, sampler: Sampler) -> str | None:

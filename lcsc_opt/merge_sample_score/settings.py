@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, JsonValue, field_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator
 
-from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, Combinable, MergeSampleScore
+from lcsc_opt.merge_sample_score.batching import AUTO, largest_batch, smaller_batch
+from lcsc_opt.merge_sample_score.combinable import Combinable
+from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.metrics.scores import Scores, build_scores
 from lcsc_opt.metrics.second import published_second
 from lcsc_opt.objective import cache_directory, given_path
 from lcsc_opt.sampling import ImageNoise, Sampler
-from lcsc_opt.sampling.network import Dtype, NetworkSettings
+from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.study_spec import FrozenModel
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import open_or_pack
 from lcsc_opt.trajectory.selection import Selection
 
 Positive = Annotated[int, Field(ge=1)]
+
+
+def _check_batch_size(value: Any) -> Any:
+    """One complaint in place of one for a number and one for the word."""
+    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"expected a number from 1, or auto, got {value!r}")
+
+
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_check_batch_size)]
+REFERENCE_BATCH_SIZE = 250  # where it is auto: of the reference images, which go through the extractor only once
+GRAPH_MEMORY = 4  # times what a batch takes without a graph, in round numbers, where it is auto
 
 
 class SelectionSettings(FrozenModel):
@@ -44,13 +60,13 @@ class ImageObjectiveSettings(FrozenModel):
         reference: the real images, for all extractors or by extractor; the Inception Score needs none.
         weights: extractor → file of its weights; without one they are downloaded.
         images: how many an evaluation of the search samples.
-        batch_size: how many at once.
+        batch_size: how many at once; ``auto`` measures how many are best on this device, once, and remembers it.
         gradient_batch_size: how many at once in a backward pass, which takes as much memory as training does; without
-            it, as many as ``batch_size``.
+            it, as many as ``batch_size``, or a quarter of what ``auto`` found.
         noise_seed: of all sampling noise.
         device: ``auto`` takes the first GPU, else the CPU.
         dtype: the network's arithmetic.
-        compile: through ``torch.compile``.
+        compile: through ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA graphs.
         channels_last: memory format of images and convolutions.
     """
 
@@ -63,12 +79,12 @@ class ImageObjectiveSettings(FrozenModel):
     reference: str | dict[str, JsonValue] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
-    batch_size: Positive = 500
+    batch_size: BatchSize = 500
     gradient_batch_size: Positive | None = None
     noise_seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     dtype: Dtype = "fp32"
-    compile: bool = False
+    compile: Compile = False
     channels_last: bool = False
 
     @field_validator("checkpoints")
@@ -110,7 +126,7 @@ class ImageObjectiveSettings(FrozenModel):
             "reference": None if self.reference is None else _located(self.reference),
             "weights": {extractor: str(given_path(path)) for extractor, path in self.weights.items()},
             "device": self.network_settings().torch_device(),
-            "batch_size": self.batch_size,
+            "batch_size": REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
             "cache": cache_directory(),
         }
         return build_scores(
@@ -130,13 +146,23 @@ class ImageObjectiveSettings(FrozenModel):
         last = np.zeros(len(trajectory.steps))
         last[-1] = 1.0
         sampler.load(trajectory.merge(last))
+        scores, device = self.scores(), self.network_settings().torch_device()
+        batch_size, gradient_batch_size = self.batch_size, self.gradient_batch_size
+        smaller: Callable[[int], int] | None = None
+        if batch_size == AUTO:
+            where: dict[str, Any] = {"device": device, "cache": cache_directory()}
+            batch_size = largest_batch(sampler, scores, **where)
+            gradient_batch_size = gradient_batch_size or max(batch_size // GRAPH_MEMORY, 1)
+            smaller = functools.partial(smaller_batch, sampler=sampler, scores=scores, **where)
         return MergeSampleScore(
             trajectory,
             sampler,
-            self.scores(),
+            scores,
             images=self.images,
-            batch_size=self.batch_size,
-            gradient_batch_size=self.gradient_batch_size,
+            batch_size=batch_size,
+            gradient_batch_size=gradient_batch_size,
+            device=device,
+            smaller_batch=smaller,
         )
 
 

@@ -1,0 +1,150 @@
+"""What several worker processes gain: two on this machine's cores, and eight simulated ones.
+
+    python benchmarks/workers.py [--evaluations 60] [--rounds 3] [--quick]
+
+``digits``: searches of the demo with one worker, which is the process that searches and uses all cores; with two, each
+of which evaluates candidates on half of them; and with two that share the images of each candidate. In each round all
+run in turns, after the workers are up; trials per second are compared, medians of the rounds are shown.
+
+``simulated``: eight workers whose evaluations sleep for half a second, give or take 5 %; how much of the time they are
+busy, with tells in order and as completed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import machine, write_json
+
+from lcsc_opt.catalog import load_objective
+from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.database import open_storage
+from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, ProcessEvaluator, SpreadEvaluator, WorkerPool
+from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.records import SEARCH, Candidate
+from lcsc_opt.runner import Search, window
+from lcsc_opt.study_spec import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
+from lcsc_opt.study_store import StoredStudy
+
+LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # asked of ourselves
+IMAGES = 1000
+SIMULATED, SECONDS, SPREAD = 8, 0.5, 0.05
+STEPS = tuple(range(100, 2100, 100))
+
+
+def main() -> None:
+    """Measure, print, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluations", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="6 evaluations, one round, nothing written, no verdict")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.evaluations, arguments.rounds = 6, 1
+    print(machine())
+    rates = digits(arguments.evaluations, arguments.rounds)
+    busy = simulated(16 if arguments.quick else 400)
+    if arguments.quick:
+        return
+    print(write_json("workers", {**vars(arguments), "trials_per_second": rates, "busy": busy}))
+    speedup = statistics.median(rates["two workers"]) / statistics.median(rates["one worker"])
+    if speedup < LEAST_SPEEDUP or busy["ordered"] < LEAST_BUSY:
+        sys.exit(
+            f"missed: two workers {LEAST_SPEEDUP} times as fast as one, and {SIMULATED} of them {LEAST_BUSY:.0%} busy"
+        )
+
+
+def digits(evaluations: int, rounds: int) -> dict[str, list[float]]:
+    """Trials per second of each way, in each round."""
+    load = functools.partial(load_objective, ObjectiveSpec(file="digits.py", settings={"images": IMAGES}))
+    objective = load()
+    with contextlib.closing(WorkerPool(load, 2)) as pool:
+        _warm_up(pool, Candidate(default_origin(objective.steps)))
+        objective(default_origin(objective.steps))
+        ways: dict[str, tuple[Callable[[], Evaluator], int]] = {
+            "one worker": (lambda: InProcessEvaluator(objective), 1),
+            "two workers": (lambda: ProcessEvaluator(pool), 2),
+            "two share images": (lambda: SpreadEvaluator(objective, pool), 1),
+        }
+        rates: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(rounds):
+            for way, (evaluator, workers) in ways.items():
+                seconds, _ = search(objective, evaluator(), evaluations, workers=workers)
+                rates[way].append(round(evaluations / seconds, 3))
+    one = statistics.median(rates["one worker"])
+    for way, measured in rates.items():
+        spread = f"{min(measured):.2f} to {max(measured):.2f}"
+        rate = statistics.median(measured)
+        print(f"digits  {way:17s} {rate:6.2f} trials a second ({spread})  {rate / one:.2f} times", flush=True)
+    return rates
+
+
+def _warm_up(pool: WorkerPool, candidate: Candidate) -> None:
+    """Start the processes, and let each draw the noise that it samples from."""
+    for future in [pool.submit("submit", candidate, worker=worker) for worker in range(len(pool))]:
+        future.result()
+
+
+def search(
+    objective: Objective, evaluator: Evaluator, evaluations: int, *, workers: int, tells: Tells = "ordered"
+) -> tuple[float, float]:
+    """Seconds of a search with CMA-ES in a fresh database, and the seconds of its evaluations together."""
+    space = AffineSpace(objective.steps, default_origin(objective.steps))
+    optimizer = build_optimizer(OptimizerSpec(name="CMA"), space, budget=evaluations, workers=workers, seed=0)
+    with _database() as url, contextlib.closing(evaluator):
+        study = StoredStudy.open_or_create(open_storage(url, write=True), "workers/CMA/0", {})
+        budget, width = BudgetSpec(evaluations=evaluations), window(workers)
+        with study.hold():
+            running = Search(study, optimizer, evaluator, budget=budget, window=width, tells=tells)
+            start = time.perf_counter()
+            running.run()
+            seconds = time.perf_counter() - start
+        costs: list[Any] = [trial.user_attrs["cost"] for trial in study.trials()]
+    return seconds, sum(cost["seconds"] for cost in costs)
+
+
+@contextlib.contextmanager
+def _database() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        yield f"sqlite:///{Path(folder) / 'workers.db'}"
+
+
+def sleeping() -> Objective:
+    """An evaluation takes half a second, give or take 5 %, as its coefficients decide."""
+
+    def sleep(coefficients: np.ndarray) -> float:
+        seed = int(np.abs(coefficients[0]) * 1e15) % 2**32
+        time.sleep(SECONDS * float(np.exp(SPREAD * np.random.default_rng(seed).standard_normal())))
+        return float(np.square(coefficients).sum())
+
+    return CoefficientFunction(sleep, STEPS, name="sleeping")
+
+
+def simulated(evaluations: int) -> dict[str, float]:
+    """Which share of their time eight workers evaluate."""
+    busy: dict[str, float] = {}
+    with contextlib.closing(WorkerPool(sleeping, SIMULATED)) as pool:
+        _warm_up(pool, Candidate(default_origin(STEPS), noise=SEARCH))
+        kinds: tuple[Tells, ...] = ("ordered", "as-completed")
+        for tells in kinds:
+            seconds, evaluating = search(
+                sleeping(), ProcessEvaluator(pool), evaluations, workers=SIMULATED, tells=tells
+            )
+            busy[tells] = round(evaluating / (SIMULATED * seconds), 4)
+            print(f"{SIMULATED} simulated workers, tells {tells}: {busy[tells]:.1%} busy", flush=True)
+    return busy
+
+
+if __name__ == "__main__":
+    main()

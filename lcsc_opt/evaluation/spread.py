@@ -1,0 +1,100 @@
+"""One candidate at a time, its images spread over worker processes: for optimizers that wait for each result."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked
+from lcsc_opt.evaluation.processes import WorkerPool
+from lcsc_opt.objective import Objective, StagedObjective
+from lcsc_opt.records import Candidate, Cost, Evaluation
+
+Part = TypeVar("Part")
+AT_ONCE = 2  # candidates under way: one is scored while the next is sampled
+
+
+class SpreadEvaluator:
+    """Each worker samples a share of the images; here the parts are put together and scored.
+
+    Feature statistics merge, so the loss is that of one device up to the rounding of sums. Gradients are sums over
+    images.
+
+    Args:
+        objective: with stages; scores what workers sampled. Its own model is not used.
+        pool: the processes, which are somebody else's to close.
+    """
+
+    def __init__(self, objective: Objective, pool: WorkerPool) -> None:
+        if not isinstance(objective, StagedObjective):
+            raise TypeError(f"{type(objective).__name__} has no stages")
+        self._objective, self._pool = objective, pool
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
+
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+        """Hand the images of a candidate out, and put together what comes back."""
+        start = time.perf_counter()
+        ranges = _shares(self._objective.images_of(candidate), len(self._pool))
+        sampled = [
+            self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, depth=AT_ONCE)
+            for worker, (first, last) in enumerate(ranges)
+        ]
+        return self._threads.submit(self._put_together, candidate, ranges, sampled, gradient, start)
+
+    def close(self) -> None:
+        """Let go of what nobody waits for any more; its threads end when the workers have answered, or are closed."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _put_together(
+        self,
+        candidate: Candidate,
+        ranges: Sequence[tuple[int, int]],
+        sampled: Sequence[Future[Any]],
+        gradient: bool,
+        start: float,
+    ) -> Outcome:
+        parts = _results(sampled)
+        if isinstance(parts, Failure):
+            return parts
+        scored = attempt(lambda: self._objective.score(candidate, parts, gradient=gradient))
+        if isinstance(scored, Failure):
+            return scored
+        evaluation, back = scored
+        if gradient:
+            evaluation = self._with_gradient(evaluation, candidate, ranges, back)
+        if isinstance(evaluation, Failure):
+            return evaluation
+        cost = dataclasses.replace(evaluation.cost, seconds=time.perf_counter() - start)
+        return checked(dataclasses.replace(evaluation, cost=cost), gradient=gradient)
+
+    def _with_gradient(
+        self, evaluation: Evaluation, candidate: Candidate, ranges: Sequence[tuple[int, int]], back: Sequence[Any]
+    ) -> Outcome:
+        slopes = _results(
+            [
+                self._pool.submit("slope", candidate, first, last, rows, worker=worker, depth=AT_ONCE)
+                for worker, ((first, last), rows) in enumerate(zip(ranges, back, strict=True))
+            ]
+        )
+        if isinstance(slopes, Failure):
+            return slopes
+        cost = evaluation.cost + Cost.of_parts([cost for _, cost in slopes])
+        return dataclasses.replace(evaluation, gradient=sum(slope for slope, _ in slopes), cost=cost)
+
+
+def _shares(images: int, workers: int) -> list[tuple[int, int]]:
+    """``[first, last)`` for each worker, as even as can be; no worker gets none."""
+    workers = min(workers, images)
+    ends = [images * worker // workers for worker in range(workers + 1)]
+    return list(itertools.pairwise(ends))
+
+
+def _results(futures: Sequence[Future[Part]]) -> list[Part] | Failure:
+    """What all give, or the first failure among them; all are waited for, so that nothing of them is left behind."""
+    results = [future.result() for future in futures]
+    failed = [result for result in results if isinstance(result, Failure)]
+    return failed[0] if failed else results

@@ -1,0 +1,136 @@
+"""What a worker process does: load the objective, then answer one job after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from threadpoolctl import threadpool_limits
+
+from lcsc_opt.errors import LcscError, ObjectiveError, StudyMismatchError
+from lcsc_opt.evaluation.in_process import InProcessEvaluator
+from lcsc_opt.evaluation.pipeline import Pipeline
+from lcsc_opt.objective import Objective, StagedObjective
+
+Kind = Literal["submit", "sample", "slope"]
+"""The names of :class:`Pipeline`'s methods; an objective without stages knows ``submit`` only."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker is started with; travels to it.
+
+    Attributes:
+        load_objective: builds the objective; picklable.
+        expected: what it has to describe itself as; ``None`` checks nothing.
+        threads: how many of the cores it may use.
+        environment: set before torch looks for devices.
+    """
+
+    load_objective: Callable[[], Objective]
+    expected: dict[str, Any] | None
+    threads: int
+    environment: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One call of a method of the worker's evaluator, and the number that its answer comes back under."""
+
+    number: int
+    kind: Kind
+    arguments: tuple[Any, ...]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a job gave, or the error that it ended with."""
+
+    number: int
+    value: Any = None
+    error: BaseException | None = None
+
+
+def serve(connection: Connection, settings: WorkerSettings) -> None:
+    """Answer jobs until the coordinator closes the connection, or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then lets the workers go
+    threading.Thread(target=_end_with_coordinator, daemon=True).start()
+    os.environ.update(settings.environment)
+    answers = _Answers(connection)
+    evaluator: Pipeline | InProcessEvaluator | None = None
+    refusal: LcscError | None = None
+    try:
+        evaluator = _evaluator(settings)
+    except LcscError as error:
+        refusal = error
+    while True:
+        try:
+            job: Job = connection.recv()
+        except EOFError:
+            return
+        if refusal is not None:
+            answers.send(Answer(job.number, error=refusal))
+        else:
+            future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
+            future.add_done_callback(lambda done, number=job.number: answers.take(number, done))  # type: ignore[misc]
+
+
+def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
+    _use_threads(settings.threads)
+    objective = settings.load_objective()
+    threadpool_limits(settings.threads, user_api="blas")  # of what is loaded by now
+    if settings.expected is not None and _as_json(objective.describe()) != _as_json(settings.expected):
+        raise StudyMismatchError(
+            "a worker process found other files than the search began with (checkpoints, reference or weights changed "
+            "meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
+        )
+    return Pipeline(objective) if isinstance(objective, StagedObjective) else InProcessEvaluator(objective)
+
+
+class _Answers:
+    """The way back, used by several threads."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._lock = connection, threading.Lock()
+
+    def take(self, number: int, done: Future[Any]) -> None:
+        error = done.exception()
+        self.send(Answer(number, None if error else done.result(), error))
+
+    def send(self, answer: Answer) -> None:
+        try:
+            content = pickle.dumps(answer)
+        except Exception as error:  # an exception of the user's that does not travel
+            what = answer.error if answer.error is not None else error
+            content = pickle.dumps(Answer(answer.number, error=ObjectiveError(f"{type(what).__name__}: {what}")))
+        with self._lock:
+            self._connection.send_bytes(content)
+
+
+def _as_json(description: dict[str, Any]) -> str:
+    return json.dumps(description, sort_keys=True)
+
+
+def _end_with_coordinator() -> None:
+    """Leave when the coordinator is gone, killed even; nobody would fetch a result, and the device would stay taken."""
+    coordinator = multiprocessing.parent_process()
+    if coordinator is not None:
+        multiprocessing.connection.wait([coordinator.sentinel])
+        os._exit(1)
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)

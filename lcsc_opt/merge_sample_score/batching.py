@@ -1,0 +1,185 @@
+"""``batch_size: auto``: how many images at once, found once on this device and remembered in the cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.metrics import Scores
+from lcsc_opt.progress import notice
+from lcsc_opt.records import SEARCH
+from lcsc_opt.sampling import Sampler
+
+AUTO: Literal["auto"] = "auto"
+FIRST, MOST = 4, 16_384  # sizes that the search begins and ends with
+GAIN = 1.05  # of images per second, which a doubling has to bring
+ENOUGH_SECONDS, MOST_TIMINGS = 0.3, 3
+
+
+def largest_batch(sampler: Sampler, scores: Scores, *, device: torch.device, cache: Path) -> int:
+    """How many images are sampled and looked at best at once: as many as fit, or as many as still make it faster.
+
+    The answer is remembered by sampler, extractors, device and version of torch. Where there is none yet, it is
+    measured with the weights that are in the sampler, and said in one line.
+
+    Args:
+        sampler: with weights in it.
+        scores: whose extractors see the images.
+        device: where both run.
+        cache: the folder where answers are kept.
+
+    Raises:
+        ObjectiveError: not even one image fits.
+    """
+    file = _file(sampler, scores, device, cache)
+    known = _read(file)
+    if known is not None:
+        return known
+    size = fastest_size(lambda count: images_per_second(sampler, scores, count, device=device))
+    if size is None:
+        raise _does_not_fit(device)
+    _write(file, size, device)
+    notice(f"batch_size: auto: {size} images at once on {device_name(device)}; remembered in {file}")
+    return size
+
+
+def smaller_batch(size: int, sampler: Sampler, scores: Scores, *, device: torch.device, cache: Path) -> int:
+    """Half of ``size``, which took more memory than there is, remembered in its place.
+
+    Raises:
+        ObjectiveError: it was one image.
+    """
+    if size <= 1:
+        raise _does_not_fit(device)
+    free_memory()
+    _write(_file(sampler, scores, device, cache), size // 2, device)
+    notice(f"batch_size: auto: {size} images at once ran out of memory; going on with {size // 2}")
+    return size // 2
+
+
+def fastest_size(rate: Callable[[int], float | None], *, first: int = FIRST, most: int = MOST) -> int | None:
+    """The smallest of the sizes first, 2 first, 4 first, … that is within 5 % of the fastest.
+
+    Doubling ends when the memory does, or after two doublings that brought less than 5 %. Where not even ``first``
+    fits, it is halved.
+
+    Args:
+        rate: size → images per second; ``None`` where it does not fit into memory.
+        first: where to begin.
+        most: where to end.
+
+    Returns:
+        The size; ``None`` where not even 1 fits.
+    """
+    rates: dict[int, float] = {}
+    size, best, without_gain = first, 0.0, 0
+    while size <= most and without_gain < 2:
+        measured = rate(size)
+        if measured is None:
+            break
+        rates[size] = measured
+        without_gain = 0 if measured >= GAIN * best else without_gain + 1
+        best, size = max(best, measured), 2 * size
+    if rates:
+        return min(size for size, measured in rates.items() if measured * GAIN >= best)
+    while size > 1:
+        size //= 2
+        if rate(size) is not None:
+            return size
+    return None
+
+
+@torch.no_grad()
+def images_per_second(sampler: Sampler, scores: Scores, count: int, *, device: torch.device) -> float | None:
+    """How fast ``count`` images at once go through sampler and extractors; ``None`` where the memory does not do."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        scores.accumulator(count).add(sampler.sample(SEARCH, 0, count))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    fits = False
+    with contextlib.suppress(torch.OutOfMemoryError, MemoryError), _says_out_of_memory():
+        once()  # draws noise, chooses kernels, compiles
+        timings = [once()]
+        while sum(timings) < ENOUGH_SECONDS and len(timings) < MOST_TIMINGS:
+            timings.append(once())
+        fits = True
+    if not fits:  # out here the exception is gone, and what it held
+        free_memory()
+        return None
+    return count / min(timings)
+
+
+@contextlib.contextmanager
+def _says_out_of_memory() -> Iterator[None]:
+    """While this is open: the CPU's allocator, which raises a plain RuntimeError, raises a MemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
+
+
+def free_memory() -> None:
+    """Give back what a failed attempt held, on the accelerator too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def device_name(device: torch.device) -> str:
+    """What kind of device it is: batches that fit one fit all of its kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _does_not_fit(device: torch.device) -> ObjectiveError:
+    return ObjectiveError(
+        f"batch_size: one image takes more memory than {device_name(device)} has; sample with dtype: bf16 or fp16, or "
+        "run on another device"
+    )
+
+
+def _file(sampler: Sampler, scores: Scores, device: torch.device, cache: Path) -> Path:
+    described: dict[str, Any] = {
+        "sampler": sampler.describe(),
+        "extractors": sorted(str(view["name"]) for view in scores.describe()["extractors"].values()),
+        "device": device_name(device),
+        "torch": torch.__version__,
+    }
+    text = json.dumps(described, sort_keys=True, default=str)
+    return cache / "batch-sizes" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _read(file: Path) -> int | None:
+    """The remembered size; ``None`` where there is none, or none that makes sense."""
+    try:
+        size = json.loads(file.read_text(encoding="utf-8"))["batch_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return size if isinstance(size, int) and not isinstance(size, bool) and size >= 1 else None
+
+
+def _write(file: Path, size: int, device: torch.device) -> None:
+    """Remember it; where the folder cannot be written, it is only measured again next time."""
+    content = {"batch_size": size, "device": device_name(device), "torch": torch.__version__}
+    beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        beside.replace(file)  # whoever reads meanwhile finds the old one or the new one

@@ -1,0 +1,67 @@
+"""What passes from one stage of an evaluation to the next, and what each of them took."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from lcsc_opt.metrics.parts import FeaturePart
+from lcsc_opt.records import Cost
+
+Back = dict[str, npt.NDArray[np.floating[Any]]]
+"""Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Merged:
+    """One candidate's weights, name → tensor, and what they cost."""
+
+    weights: Mapping[str, Tensor]
+    cost: Cost
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampled:
+    """What the images of a part were reduced to, and what they cost, merging included."""
+
+    part: FeaturePart
+    cost: Cost
+
+
+class Stopwatch:
+    """Wall-clock seconds of each part of an evaluation: ``merge``, ``sample``, ``features``, ``metric``."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(("merge", "sample", "features", "metric"), 0.0)
+
+    @contextlib.contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Count what passes while this is open as that part's."""
+        start = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - start
+
+    def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
+        """All of it."""
+        parts = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
+        return Cost(images=images, model_calls=model_calls, seconds=sum(parts.values()), **parts)
+
+
+def ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    """``[first, last)`` in pieces of at most ``size`` images."""
+    for start in range(first, last, size):
+        yield start, min(start + size, last)
+
+
+def split_rows(gradients: Mapping[str, npt.NDArray[np.floating[Any]]], counts: Sequence[int]) -> list[Back]:
+    """Rows ``[N, D]`` of all images as those of parts with so many images each."""
+    ends = np.cumsum(counts)[:-1]
+    by_name = {name: np.split(rows, ends) for name, rows in gradients.items()}
+    return [{name: parts[index] for name, parts in by_name.items()} for index in range(len(counts))]

@@ -1,0 +1,212 @@
+"""Rows of Optuna's tables: what the transactions of a study store consist of.
+
+Everything here happens inside of a transaction that the caller begins and ends. The statements are made once and sent
+by the connection: with objects of Optuna's classes in a session, a trial took twice as long (``benchmarks/store.py``).
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.distributions import FloatDistribution, distribution_to_json
+from optuna.storages._rdb import models
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lcsc_opt.coefficients import effective_count, sum_abs
+from lcsc_opt.records import Coefficients
+
+LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
+ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact
+
+STUDIES, STUDY_ATTRIBUTES = models.StudyModel.__table__, models.StudyUserAttributeModel.__table__
+DIRECTIONS = models.StudyDirectionModel.__table__
+TRIALS, VALUES = models.TrialModel.__table__, models.TrialValueModel.__table__
+ATTRIBUTES, PARAMETERS = models.TrialUserAttributeModel.__table__, models.TrialParamModel.__table__
+SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
+
+_WRITTEN = (STUDIES, DIRECTIONS, STUDY_ATTRIBUTES, TRIALS, VALUES, ATTRIBUTES, PARAMETERS, SYSTEM_ATTRIBUTES)
+_INSERT = {table: sa.insert(table) for table in _WRITTEN}
+_STUDY: sa.BindParameter[int] = sa.bindparam("of_study")
+_TRIAL: sa.BindParameter[int] = sa.bindparam("of_trial")
+_KEYS: sa.BindParameter[list[str]] = sa.bindparam("keys", expanding=True)
+_COUNT = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == _STUDY)
+_NUMBERED = sa.select(TRIALS.c.trial_id).where(
+    TRIALS.c.study_id == _STUDY, TRIALS.c.number == sa.bindparam("numbered"), TRIALS.c.state == TrialState.RUNNING
+)
+_NUMBERS = sa.select(TRIALS.c.number, TRIALS.c.trial_id).where(TRIALS.c.study_id == _STUDY)
+_STATE = sa.select(TRIALS.c.state).where(TRIALS.c.trial_id == _TRIAL).with_for_update()
+_END = sa.update(TRIALS).where(TRIALS.c.trial_id == _TRIAL)
+_VALUE = sa.select(VALUES.c.value).where(VALUES.c.trial_id == _TRIAL)
+_ATTRIBUTES = sa.select(ATTRIBUTES.c.key, ATTRIBUTES.c.value_json).where(ATTRIBUTES.c.trial_id == _TRIAL)
+_FORGET = sa.delete(ATTRIBUTES).where(ATTRIBUTES.c.trial_id == _TRIAL, ATTRIBUTES.c.key.in_(_KEYS))
+_ARTIFACTS = sa.select(SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json).where(
+    SYSTEM_ATTRIBUTES.c.trial_id == _TRIAL, SYSTEM_ATTRIBUTES.c.key.startswith(ARTIFACT_PREFIX)
+)
+_FORGET_ARTIFACTS = sa.delete(SYSTEM_ATTRIBUTES).where(
+    SYSTEM_ATTRIBUTES.c.trial_id == _TRIAL, SYSTEM_ATTRIBUTES.c.key.in_(_KEYS)
+)
+
+
+def create_study(
+    connection: sa.Connection, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()
+) -> None:
+    """A study that minimizes, with its user attributes and with trials that have ended, numbered from 0.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: when a study of that name exists.
+    """
+    study_id = _key(connection.execute(_INSERT[STUDIES], {"study_name": name}))
+    minimize = {"study_id": study_id, "objective": 0, "direction": StudyDirection.MINIMIZE}
+    connection.execute(_INSERT[DIRECTIONS], minimize)
+    _insert(connection, STUDY_ATTRIBUTES, _attribute_rows("study_id", study_id, attributes))
+    _insert_ended(connection, study_id, trials)
+
+
+def _insert_ended(connection: sa.Connection, study_id: int, trials: Sequence[FrozenTrial]) -> None:
+    rows = [
+        {
+            **{"study_id": study_id, "number": number, "state": trial.state},
+            **{"datetime_start": _utc(trial.datetime_start), "datetime_complete": _utc(trial.datetime_complete)},
+        }
+        for number, trial in enumerate(trials)
+    ]
+    _insert(connection, TRIALS, rows)
+    ids = {number: int(key) for number, key in connection.execute(_NUMBERS, {"of_study": study_id})}
+    attributes = [_attribute_rows("trial_id", ids[number], trial.user_attrs) for number, trial in enumerate(trials)]
+    _insert(connection, ATTRIBUTES, [row for rows in attributes for row in rows])
+    values = [(ids[number], trial.value) for number, trial in enumerate(trials) if trial.value is not None]
+    _insert(connection, VALUES, [_value_row(trial_id, value) for trial_id, value in values])
+
+
+def insert_running(
+    connection: sa.Connection, study_id: int, attributes: Mapping[str, Any], coefficients: Coefficients
+) -> tuple[int, int]:
+    """The number, which is the next one, and the key of a new RUNNING trial.
+
+    Beside its user attributes it has, as parameters that Optuna's own plots are drawn over, Σ|a| and the effective
+    number of checkpoints.
+    """
+    number = int(connection.execute(_COUNT, {"of_study": study_id}).scalar_one())
+    started = datetime.datetime.now(datetime.timezone.utc)
+    row = {"study_id": study_id, "number": number, "state": TrialState.RUNNING, "datetime_start": _utc(started)}
+    trial_id = _key(connection.execute(_INSERT[TRIALS], row))
+    _insert(connection, ATTRIBUTES, _attribute_rows("trial_id", trial_id, attributes))
+    _insert(connection, PARAMETERS, _summary_rows(trial_id, coefficients))
+    return number, trial_id
+
+
+def find_running(connection: sa.Connection, study_id: int, number: int, attributes: Mapping[str, Any]) -> int | None:
+    """The key of the RUNNING trial with this number and these attributes, if there is one."""
+    keys = connection.scalars(_NUMBERED, {"of_study": study_id, "numbered": number}).all()
+    return next((int(key) for key in keys if _has_attributes(connection, key, attributes)), None)
+
+
+def end_trial(
+    connection: sa.Connection, trial_id: int, state: TrialState, attributes: Mapping[str, Any], *, value: float | None
+) -> bool:
+    """End a RUNNING trial with its attributes, which take the place of earlier ones, and its value.
+
+    Returns:
+        Whether the trial now has exactly this result: it may have got it before, by an attempt whose commit was not
+        acknowledged. ``False`` where it is gone, or has ended otherwise.
+    """
+    before = connection.execute(_STATE, {"of_trial": trial_id}).scalar_one_or_none()
+    if before != TrialState.RUNNING:
+        return before == state and _has_result(connection, trial_id, attributes, value)
+    replace_attributes(connection, trial_id, attributes)
+    if value is not None:
+        _insert(connection, VALUES, [_value_row(trial_id, value)])
+    ended = datetime.datetime.now(datetime.timezone.utc)
+    connection.execute(_END, {"of_trial": trial_id, "state": state, "datetime_complete": _utc(ended)})
+    return True
+
+
+def replace_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
+    """Write user attributes of a trial, in place of earlier ones of the same names."""
+    rows = _attribute_rows("trial_id", trial_id, attributes)
+    connection.execute(_FORGET, {"of_trial": trial_id, "keys": list(attributes)})
+    _insert(connection, ATTRIBUTES, rows)
+
+
+def name_artifact(connection: sa.Connection, trial_id: int, described: Mapping[str, Any]) -> list[str]:
+    """Name a file in the database, once, and forget other ones of the same name; the artifact ids of these.
+
+    Args:
+        connection: in a transaction.
+        trial_id: whose file it is.
+        described: Optuna's description with ``artifact_id`` and ``filename``.
+    """
+    known = connection.execute(_ARTIFACTS, {"of_trial": trial_id})
+    same = {str(key) for key, text in known if _filename(str(text)) == described["filename"]}
+    key = f"{ARTIFACT_PREFIX}{described['artifact_id']}"
+    if key not in same:
+        row = {"trial_id": trial_id, "key": key, "value_json": json.dumps(json.dumps(described))}
+        _insert(connection, SYSTEM_ATTRIBUTES, [row])
+    if others := sorted(same - {key}):
+        connection.execute(_FORGET_ARTIFACTS, {"of_trial": trial_id, "keys": others})
+    return [other.removeprefix(ARTIFACT_PREFIX) for other in others]
+
+
+def _filename(value_json: str) -> str:
+    described = json.loads(json.loads(value_json))  # Optuna stores the description as a string of JSON
+    return str(described["filename"])
+
+
+def _has_result(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any], value: float | None) -> bool:
+    stored = connection.execute(_VALUE, {"of_trial": trial_id}).scalar_one_or_none()
+    return stored == value and _has_attributes(connection, trial_id, attributes)
+
+
+def _has_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> bool:
+    """Whether a trial has exactly these attributes, among others."""
+    known = {str(key): str(text) for key, text in connection.execute(_ATTRIBUTES, {"of_trial": trial_id})}
+    return all(known.get(key) == json.dumps(value) for key, value in attributes.items())
+
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        connection.execute(_INSERT[table], rows)
+
+
+def _key(inserted: sa.CursorResult[Any]) -> int:
+    assert inserted.inserted_primary_key is not None
+    return int(inserted.inserted_primary_key[0])
+
+
+def _attribute_rows(owner: str, key: int, attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{owner: key, "key": name, "value_json": json.dumps(value)} for name, value in attributes.items()]
+
+
+def _value_row(trial_id: int, value: float) -> dict[str, Any]:
+    stored, kind = models.TrialValueModel.value_to_stored_repr(value)
+    return {"trial_id": trial_id, "objective": 0, "value": stored, "value_type": kind}
+
+
+def _summary_rows(trial_id: int, coefficients: Coefficients) -> list[dict[str, Any]]:
+    measured = {"sum_abs": sum_abs(coefficients), "effective": effective_count(coefficients)}
+    rows = []
+    for name, low, high, distribution in _summary_ranges(len(coefficients)):
+        value = min(max(measured[name], low), high)
+        row = {"param_name": name, "param_value": value, "distribution_json": distribution}
+        rows.append({"trial_id": trial_id, **row})
+    return rows
+
+
+@functools.lru_cache(maxsize=8)
+def _summary_ranges(count: int) -> tuple[tuple[str, float, float, str], ...]:
+    ranges = (("sum_abs", 1.0, LARGEST_SUM_ABS), ("effective", 1.0, float(count)))
+    return tuple(
+        (name, low, high, distribution_to_json(FloatDistribution(low, high, log=name == "sum_abs")))
+        for name, low, high in ranges
+    )
+
+
+def _utc(moment: datetime.datetime | None) -> datetime.datetime | None:
+    """As Optuna's tables hold it: UTC without saying so. One that does not say where it is of is local."""
+    return None if moment is None else moment.astimezone(datetime.timezone.utc).replace(tzinfo=None)

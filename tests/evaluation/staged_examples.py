@@ -1,0 +1,132 @@
+"""An objective with stages whose loss is exact, and which says where and when each stage ran."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation
+
+STEPS = (1, 2, 3)
+IMAGES = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The sum over some images of what one image adds to the loss, and who computed it."""
+
+    total: float
+    images: int
+    process: int
+    environment: str | None
+
+
+class Stages(Objective):
+    """The loss is the mean over images i of (a . (1, i, i^2))^2; stages take so many seconds.
+
+    Where the first coefficient is 7, 8 or 9, merging, sampling or scoring fails; 6 gives NaN; 5 kills the process.
+    """
+
+    def __init__(self, merge: float = 0.0, sample: float = 0.0, score: float = 0.0, *, overlaps: bool = True) -> None:
+        self.seconds = {"merge": merge, "sample": sample, "score": score}
+        self.overlaps = overlaps
+        self.log: list[tuple[str, str, float, float]] = []
+        self.kept: Candidate | None = None
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return STEPS
+
+    @property
+    def images_per_evaluation(self) -> int:
+        return IMAGES
+
+    def describe(self) -> dict[str, Any]:
+        return {"stages": True}
+
+    def why_no_gradient(self) -> str | None:
+        return None
+
+    def images_of(self, candidate: Candidate) -> int:
+        return IMAGES if candidate.images is None else candidate.images
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        count = self.images_of(candidate)
+        part = self.sample(candidate, self.prepare(candidate), 0, count, gradient=gradient)
+        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
+        if gradient:
+            slope, _ = self.slope(candidate, 0, count, back)
+            return dataclasses.replace(evaluation, gradient=slope)
+        return evaluation
+
+    def prepare(self, candidate: Candidate) -> Coefficients:
+        self._stage("merge", candidate, 7.0)
+        return candidate.coefficients.copy()
+
+    def sample(
+        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
+    ) -> Part:
+        self._stage("sample", candidate, 8.0)
+        if candidate.coefficients[0] == 5.0:
+            os._exit(9)
+        self.kept = candidate if gradient else None
+        values = basis(first, last) @ prepared
+        return Part(float(np.square(values).sum()), last - first, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+    def score(
+        self, candidate: Candidate, parts: Sequence[Part], *, gradient: bool = False
+    ) -> tuple[Evaluation, list[Any]]:
+        self._stage("score", candidate, 9.0)
+        images = sum(part.images for part in parts)
+        loss = float("nan") if candidate.coefficients[0] == 6.0 else sum(part.total for part in parts) / images
+        places = {f"part {i}": float(part.process) for i, part in enumerate(parts)}
+        back = [1.0 / images] * len(parts) if gradient else [None] * len(parts)
+        return Evaluation(loss, places, Cost(images=images)), back
+
+    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
+        assert self.kept is not None
+        assert self.kept.coefficients.tobytes() == candidate.coefficients.tobytes()
+        rows = basis(first, last)
+        return 2.0 * back * rows.T @ (rows @ candidate.coefficients), Cost(model_calls=last - first)
+
+    def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
+        start = time.perf_counter()
+        time.sleep(self.seconds[name])
+        self.log.append((name, threading.current_thread().name, start, time.perf_counter()))
+        if candidate.coefficients[0] == fails:
+            raise RuntimeError(f"cannot {name}")
+
+
+class Slow(Stages):
+    """Samples for half a minute, but in steps that Python sees."""
+
+    def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
+        if name == "sample":
+            for _ in range(3000):
+                time.sleep(0.01)
+
+
+class EnvironmentInLoss(Stages):
+    """The loss is the number of the GPU that the process may see."""
+
+    def score(
+        self, candidate: Candidate, parts: Sequence[Part], *, gradient: bool = False
+    ) -> tuple[Evaluation, list[Any]]:
+        return Evaluation(float(parts[0].environment or -1)), [None]
+
+
+def basis(first: int, last: int) -> np.ndarray:
+    """``[n, 3]``: (1, i, i^2) of each image."""
+    index = np.arange(first, last, dtype=np.float64) / IMAGES
+    return np.stack([np.ones_like(index), index, index**2], axis=1)
+
+
+def candidate(*coefficients: float, images: int | None = None) -> Candidate:
+    return Candidate(np.array(coefficients), images=images)

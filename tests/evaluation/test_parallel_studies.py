@@ -1,0 +1,179 @@
+"""Study files with workers, spread and pipeline, run as ``lcsc run`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from staged_examples import Stages
+
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database import open_storage
+from lcsc_opt.evaluation import devices
+from lcsc_opt.plan import Parallelism, parallelism, plans
+from lcsc_opt.study_spec import read_study_file
+from lcsc_opt.study_store import StoredStudy, study_names
+
+OBJECTIVE = """
+from staged_examples import Stages
+
+
+def build(settings):
+    settings.pop("device", None)
+    return Stages(**settings)
+"""
+WITHOUT_STAGES = {"file": "function.py", "settings": {"callable": "loss:loss", "steps": [1, 2, 3]}}
+
+
+@pytest.fixture
+def folder(workplace: Path) -> Path:
+    (workplace / "stages.py").write_text(OBJECTIVE)
+    (workplace / "loss.py").write_text("def loss(coefficients):\n    return float(coefficients @ coefficients)\n")
+    return workplace
+
+
+def study_file(folder: Path, **changes: Any) -> str:
+    content: dict[str, Any] = {
+        "name": "e",
+        "objective": {"file": "stages.py"},
+        "optimizers": ["CMA"],
+        "budget": {"evaluations": 6},
+        "storage": "sqlite:///e.db",
+    }
+    content |= changes
+    path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def stored(name: str = "e/CMA/0") -> StoredStudy:
+    return StoredStudy.open(open_storage("sqlite:///e.db", write=True), name)
+
+
+def asked(name: str = "e/CMA/0") -> list[list[float]]:
+    return [trial.user_attrs["coefficients"] for trial in stored(name).trials()]
+
+
+def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:
+    known = stored(name).attributes
+    return known["window"], known["spread_images"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "settings", "expected"),
+    [
+        ("CMA", {}, (2, False)),  # stages overlap here
+        ("CMA", {"pipeline": False}, (1, False)),
+        ("CMA", {"workers": 2}, (4, False)),
+        ("CMA", {"workers": 2, "pipeline": False}, (3, False)),
+        ("CMA", {"workers": 2, "spread": "images"}, (2, True)),
+        ("LCSCGradient", {"workers": 2}, (1, True)),  # waits for each result
+        ("LCSCGradient", {"workers": 2, "spread": "candidates"}, (3, False)),
+        ("LCSCGradient", {}, (1, False)),
+    ],
+)
+def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
+    folder: Path, optimizer: str, settings: dict[str, Any], expected: tuple[int, bool]
+) -> None:
+    [plan] = plans(read_study_file(Path(study_file(folder, optimizers=[optimizer], **settings))), folder)
+    assert parallelism(plan, Stages()) == Parallelism(*expected)
+
+
+def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:
+    assert lcsc(["run", study_file(folder, pipeline=False)]) == 0
+    changes = {"name": "spread", "workers": 3, "spread": "images", "pipeline": False, "held_out": {"images": 9}}
+    assert lcsc(["run", study_file(folder, **changes)]) == 0
+    alone, spread = stored().trials(), stored("spread/CMA/0")
+    np.testing.assert_allclose(asked(), asked("spread/CMA/0"), rtol=1e-9)
+    for one, other in zip(alone, spread.trials(), strict=True):
+        assert other.value == pytest.approx(one.value, rel=1e-9)
+    processes = {tuple(trial.user_attrs["metrics"].values()) for trial in spread.trials()}
+    assert len(processes) == 1  # the same three for every candidate
+    report = spread.attributes["held_out"]
+    assert set(report["metrics"].values()) == set(next(iter(processes)))  # the same three have reported
+
+
+def test_a_pipelined_search_continues_as_if_nothing_had_happened(folder: Path) -> None:
+    assert lcsc(["run", study_file(folder, name="whole", budget={"evaluations": 14})]) == 0
+    file = study_file(folder, budget={"evaluations": 5})
+    assert lcsc(["run", file]) == 0
+    assert begun_with() == (2, False)
+    assert lcsc(["resume", "e/CMA/0", "--budget", "14", "--storage", "sqlite:///e.db"]) == 0
+    assert asked() == asked("whole/CMA/0")
+
+
+def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = study_file(folder, workers="auto", budget={"evaluations": 4})
+    monkeypatch.setattr(devices, "gpus", lambda: ["0", "1"])
+    assert lcsc(["run", file]) == 0
+    assert stored().attributes["specification"]["workers"] == 2
+    monkeypatch.setattr(devices, "gpus", list)
+    assert lcsc(["run", file, "--budget", "8"]) == 0
+    assert stored().attributes["specification"]["workers"] == 2
+    assert len(asked()) == 8
+
+
+def test_another_spread_for_a_study_that_has_begun_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", study_file(folder, workers=2)]) == 0
+    assert lcsc(["run", study_file(folder, workers=2, spread="images", budget={"evaluations": 8})]) == 2
+    said = capsys.readouterr().err
+    assert "e/CMA/0: was begun with 4 candidates at once, and spread and pipeline now mean 2 candidates at once" in said
+    assert len(asked()) == 6
+
+
+def test_a_fork_to_an_optimizer_that_waits_spreads_its_images(folder: Path) -> None:
+    assert lcsc(["run", study_file(folder, workers=2)]) == 0
+    fork = ["fork", "e/CMA/0", "forked", "--optimizer", "LCSCGradient", "--budget", "4", "--storage", "sqlite:///e.db"]
+    assert lcsc(fork) == 0
+    assert begun_with("forked/LCSCGradient/0") == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"objective": WITHOUT_STAGES, "spread": "images", "workers": 2},
+            "spread: images: function.py evaluates a candidate as a whole; leave the key out",
+        ),
+        (
+            {"objective": WITHOUT_STAGES, "pipeline": True},
+            "pipeline: true: function.py evaluates a candidate as a whole",
+        ),
+        ({"workers": ["cuda:7", "cpu"]}, "workers: cuda:7 is not there (torch sees"),
+        (
+            {"workers": ["cpu", "cpu"], "objective": {"file": "stages.py", "settings": {"device": "cuda:1"}}},
+            "workers: cpu, cpu and objective.settings.device cuda:1: give one of them only",
+        ),
+        (
+            {"objective": WITHOUT_STAGES, "budget": {"images": 100}},
+            "budget.images: this objective samples no images; give budget.evaluations",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_stored(
+    folder: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    assert lcsc(["run", study_file(folder, **changes)]) == 2
+    assert said in capsys.readouterr().err
+    assert study_names(open_storage("sqlite:///e.db", write=True)) == []
+
+
+def test_devices_are_those_of_the_workers(folder: Path) -> None:
+    assert lcsc(["run", study_file(folder, workers=["cpu", "cpu"])]) == 0
+    assert stored().attributes["specification"]["workers"] == 2
+    assert len(asked()) == 6
+
+
+def test_a_study_of_an_early_version_goes_on_with_whole_candidates(folder: Path) -> None:
+    file = study_file(folder, optimizers=["LCSCGradient"], workers=2, spread="candidates")
+    assert lcsc(["run", file]) == 0
+    study = stored("e/LCSCGradient/0")
+    study.set_attribute("window", None)
+    study.set_attribute("spread_images", None)
+    assert lcsc(["resume", study.name, "--budget", "8", "--storage", "sqlite:///e.db"]) == 0
+    assert len(asked(study.name)) == 8

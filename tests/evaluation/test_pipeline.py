@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import time
+from itertools import combinations
+
+import numpy as np
+import pytest
+from staged_examples import Slow, Stages, candidate
+
+from lcsc_opt.evaluation import Failure, Pipeline, evaluate_safely
+from lcsc_opt.objective import CoefficientFunction
+from lcsc_opt.records import Evaluation
+
+
+def test_a_pipeline_gives_what_the_objective_gives() -> None:
+    objective = Stages()
+    pipeline = Pipeline(objective)
+    asked = [candidate(1 - a, a, 0.0, images=images) for a, images in ((0.2, None), (0.7, 5), (-3.0, 8))]
+    outcomes = [pipeline.submit(one).result() for one in asked]
+    pipeline.close()
+    assert [outcome.loss for outcome in outcomes if isinstance(outcome, Evaluation)] == [
+        objective.evaluate(one).loss for one in asked
+    ]
+
+
+def test_stages_of_different_candidates_overlap_and_those_of_one_do_not() -> None:
+    objective = Stages(merge=0.03, sample=0.05, score=0.03)
+    pipeline = Pipeline(objective)
+    start = time.perf_counter()
+    waiting = [pipeline.submit(candidate(1.0, 0.0, 0.0)) for _ in range(2)]
+    for _ in range(10):  # two candidates under way, as the runner keeps them
+        waiting.pop(0).result()
+        waiting.append(pipeline.submit(candidate(1.0, 0.0, 0.0)))
+    for future in waiting:
+        future.result()
+    seconds = time.perf_counter() - start
+    pipeline.close()
+    one_after_the_other = 12 * (0.03 + 0.05 + 0.03)
+    assert seconds < 0.75 * one_after_the_other
+    for stage in ("merge", "sample", "score"):
+        times = [(begun, ended) for name, _, begun, ended in objective.log if name == stage]
+        assert all(a[1] <= b[0] or b[1] <= a[0] for a, b in combinations(times, 2)), f"two at once: {stage}"
+        assert len({thread for name, thread, _, _ in objective.log if name == stage}) == 1
+
+
+@pytest.mark.parametrize(("first", "reason"), [(7.0, "merge"), (8.0, "sample"), (9.0, "score")])
+def test_a_stage_that_fails_fails_its_candidate_only(first: float, reason: str) -> None:
+    pipeline = Pipeline(Stages())
+    broken, good = pipeline.submit(candidate(first, 1 - first, 0.0)), pipeline.submit(candidate(1.0, 0.0, 0.0))
+    outcome = broken.result()
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == f"RuntimeError: cannot {reason}"
+    assert outcome.retry
+    assert isinstance(good.result(), Evaluation)
+    pipeline.close()
+
+
+def test_a_loss_that_is_not_finite_is_a_failure() -> None:
+    pipeline = Pipeline(Stages())
+    outcome = pipeline.submit(candidate(6.0, -5.0, 0.0)).result()
+    pipeline.close()
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == "the loss is nan"
+
+
+def test_a_gradient_is_that_of_the_objective() -> None:
+    pipeline, asked = Pipeline(Stages()), candidate(0.5, 0.3, 0.2)
+    outcome, expected = pipeline.submit(asked, gradient=True).result(), evaluate_safely(Stages(), asked, gradient=True)
+    pipeline.close()
+    assert isinstance(outcome, Evaluation)
+    assert isinstance(expected, Evaluation)
+    assert outcome.gradient is not None
+    np.testing.assert_array_equal(outcome.gradient, expected.gradient)
+
+
+def test_closing_stops_a_stage_in_the_middle() -> None:
+    pipeline = Pipeline(Slow())
+    running, waiting = pipeline.submit(candidate(1.0, 0.0, 0.0)), pipeline.submit(candidate(1.0, 0.0, 0.0))
+    time.sleep(0.2)
+    start = time.perf_counter()
+    pipeline.close()
+    assert time.perf_counter() - start < 5
+    assert not running.done() or running.cancelled() or running.exception() is not None
+    assert waiting.cancelled() or waiting.done()
+
+
+def test_an_objective_without_stages_has_no_pipeline() -> None:
+    with pytest.raises(TypeError, match="CoefficientFunction has no stages"):
+        Pipeline(CoefficientFunction(lambda _: 0.0, (1, 2, 3), name="flat"))

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+from staged_examples import IMAGES, EnvironmentInLoss, Slow, Stages, candidate
+
+from lcsc_opt.errors import CatalogError, StudyMismatchError
+from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, evaluate_safely
+from lcsc_opt.evaluation import devices as devices_module
+from lcsc_opt.evaluation.devices import environments, workers_for_this_machine
+from lcsc_opt.records import Evaluation
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[WorkerPool]:
+    pool = WorkerPool(Stages, 3)
+    yield pool
+    pool.close()
+
+
+@pytest.mark.parametrize("images", [None, 7, 2, 1])
+def test_the_images_of_a_candidate_are_spread_and_the_loss_is_the_same(pool: WorkerPool, images: int | None) -> None:
+    evaluator, asked = SpreadEvaluator(Stages(), pool), candidate(0.5, 0.75, -0.25, images=images)
+    outcome = evaluator.submit(asked).result(timeout=60)
+    evaluator.close()
+    assert isinstance(outcome, Evaluation)
+    assert outcome.loss == pytest.approx(Stages().evaluate(asked).loss, rel=1e-12)
+    assert outcome.cost.images == (IMAGES if images is None else images)
+    processes = set(outcome.metrics.values())
+    assert len(processes) == min(images or IMAGES, 3)
+    assert os.getpid() not in processes
+
+
+def test_the_gradient_of_a_candidate_is_the_sum_over_its_workers(pool: WorkerPool) -> None:
+    evaluator, asked = SpreadEvaluator(Stages(), pool), candidate(0.5, 0.75, -0.25)
+    outcome = evaluator.submit(asked, gradient=True).result(timeout=60)
+    evaluator.close()
+    expected = evaluate_safely(Stages(), asked, gradient=True)
+    assert isinstance(outcome, Evaluation)
+    assert isinstance(expected, Evaluation)
+    assert outcome.gradient is not None
+    assert outcome.cost.model_calls == IMAGES
+    np.testing.assert_allclose(outcome.gradient, expected.gradient, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("first", "reason"), [(7.0, "merge"), (8.0, "sample"), (9.0, "score")])
+def test_a_part_that_fails_fails_the_candidate_with_its_reason(pool: WorkerPool, first: float, reason: str) -> None:
+    evaluator = SpreadEvaluator(Stages(), pool)
+    outcome = evaluator.submit(candidate(first, 1 - first, 0.0)).result(timeout=60)
+    after = evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    evaluator.close()
+    assert isinstance(outcome, Failure)
+    assert outcome.reason == f"RuntimeError: cannot {reason}"
+    assert isinstance(after, Evaluation)
+
+
+def test_whole_candidates_go_to_whoever_is_free(pool: WorkerPool) -> None:
+    evaluator = ProcessEvaluator(pool)
+    asked = [candidate(1 - a, a, 0.0) for a in (0.1, 0.4, -2.0, 0.3)]
+    outcomes = [future.result(timeout=60) for future in [evaluator.submit(one) for one in asked]]
+    assert [outcome.loss for outcome in outcomes if isinstance(outcome, Evaluation)] == [
+        Stages().evaluate(one).loss for one in asked
+    ]
+
+
+def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
+    pool = WorkerPool(Stages, 2)
+    try:
+        whole, spread = ProcessEvaluator(pool), SpreadEvaluator(Stages(), pool)
+        died = whole.submit(candidate(5.0, -4.0, 0.0)).result(timeout=60)
+        also = spread.submit(candidate(5.0, -4.0, 0.0)).result(timeout=60)
+        after = spread.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    finally:
+        pool.close()
+    for failed in (died, also):
+        assert isinstance(failed, Failure)
+        assert "worker process died" in failed.reason
+        assert failed.retry
+    assert isinstance(after, Evaluation)
+
+
+def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for() -> None:
+    pool = WorkerPool(Slow, 2)
+    evaluator = SpreadEvaluator(Slow(), pool)
+    future = evaluator.submit(candidate(1.0, 0.0, 0.0))
+    time.sleep(3)  # the processes are up and sample
+    start = time.perf_counter()
+    evaluator.close()
+    pool.close()
+    assert time.perf_counter() - start < 10
+    with pytest.raises(CancelledError):
+        future.result(timeout=10)
+
+
+def fails_to_load() -> Stages:
+    raise CatalogError("no such file: put it back")
+
+
+def test_an_objective_that_a_worker_cannot_load_is_told_as_it_is() -> None:
+    pool = WorkerPool(fails_to_load, 1)
+    try:
+        with pytest.raises(CatalogError, match="put it back"):
+            ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    finally:
+        pool.close()
+
+
+def test_parts_of_another_objective_are_refused() -> None:
+    pool = WorkerPool(Stages, 2, expected={"stages": False})
+    evaluator = SpreadEvaluator(Stages(), pool)
+    try:
+        with pytest.raises(StudyMismatchError, match="other files"):
+            evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    finally:
+        evaluator.close()
+        pool.close()
+
+
+def test_workers_ignore_the_interrupt_that_is_meant_for_the_coordinator(pool: WorkerPool) -> None:
+    outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    assert isinstance(outcome, Evaluation)
+    worker = int(outcome.metrics["part 0"])
+    os.kill(worker, signal.SIGINT)
+    again = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    assert isinstance(again, Evaluation)
+
+
+def gpus_are(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(devices_module, "gpus", lambda: list(names))
+
+
+def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus_are(monkeypatch, "2", "5")
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in environments(3)] == ["2", "5", "2"]
+    assert workers_for_this_machine() == 2
+    listed = environments(3, ("cuda:1", "cpu", "cuda"))
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in listed] == ["5", "", "2"]
+
+
+def test_without_gpus_nothing_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus_are(monkeypatch)
+    assert environments(2) == [{}, {}]
+    assert workers_for_this_machine() == 1
+    with pytest.raises(Exception, match=r"workers: cuda:0 is not there \(torch sees none\); 'auto' takes what is"):
+        environments(1, ("cuda:0",))
+
+
+def test_each_worker_sees_its_own_device_only() -> None:
+    pool = WorkerPool(functools.partial(EnvironmentInLoss), 2, environments=[{"CUDA_VISIBLE_DEVICES": n} for n in "37"])
+    try:
+        futures = [pool.submit("submit", candidate(1.0, 0.0, 0.0), worker=worker) for worker in (0, 1)]
+        assert [future.result(timeout=60).loss for future in futures] == [3.0, 7.0]
+    finally:
+        pool.close()
