@@ -1,0 +1,193 @@
+"""A trial of the size that the paper has: a consistency network for CIFAR-10, 10,000 images, InceptionV3, K = 200.
+
+    python benchmarks/cifar.py [--dtype bf16] [--compile] [--checkpoints 200] [--images 10000] [--quick]
+
+Networks and weights are made here, at random, so the numbers mean nothing and the time is what it would be: a U-Net of
+about 55 M parameters on 32×32 images, one step of sampling, InceptionV3 in its real file format, and a trajectory
+stored as differences in float16 (22 GB for K = 200). A search with CMA-ES runs as ``lcsc run`` does, its stages
+overlapping on a GPU; what a trial takes is the time from one result to the next. Model arithmetic is what sampling and
+features take. ``--quick`` is a smaller network, 16 images and 4 checkpoints, for a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from common import machine, write_json
+from torch import nn
+
+from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.database import open_storage
+from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics.features import extract
+from lcsc_opt.metrics.inception import InceptionExtractor
+from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.progress import progress
+from lcsc_opt.runner import Search, window
+from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
+from lcsc_opt.study_spec import BudgetSpec, OptimizerSpec
+from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+IMAGE_SHAPE = (3, 32, 32)
+MOST_SECONDS, LEAST_ARITHMETIC = 4.0, 0.9  # a trial on a GPU, asked of ourselves
+SPREAD = 0.01  # of a weight between checkpoints
+WARM_UP = 3  # trials that are not counted: they draw noise, choose kernels, compile
+
+
+def main() -> None:
+    """Measure, print, and judge where there is a GPU."""
+    arguments = _arguments()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
+    print(f"{machine()}, {name}")
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        objective = build(arguments, Path(folder), device)
+        seconds, parts = search(objective, Path(folder), arguments.trials)
+    trial = statistics.median(seconds)
+    arithmetic = (parts["sample"] + parts["features"]) / trial
+    shown = ", ".join(f"{part} {value:.3f} s" for part, value in parts.items())
+    print(f"{trial:.3f} s a trial ({min(seconds):.3f} to {max(seconds):.3f}); {shown}; arithmetic {arithmetic:.1%}")
+    if arguments.quick:
+        return
+    content = {"gpu": name, **vars(arguments), "seconds": seconds, "parts": parts, "arithmetic": arithmetic}
+    print(write_json("cifar", content))
+    if device == "cuda" and (trial > MOST_SECONDS or arithmetic < LEAST_ARITHMETIC):
+        sys.exit(f"missed: {MOST_SECONDS} s a trial, {LEAST_ARITHMETIC:.0%} of it model arithmetic")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="bf16")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--checkpoints", type=int, default=200)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--batch-size", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.checkpoints, arguments.images, arguments.batch_size, arguments.trials = 4, 16, 16, 5
+    return arguments
+
+
+def build(arguments: argparse.Namespace, folder: Path, device: str) -> MergeSampleScore:
+    """Network, trajectory, extractor and reference, all random."""
+    model = network(quick=arguments.quick)
+    trajectory = make(model, folder / "random.trajectory", arguments.checkpoints)
+    settings = NetworkSettings(device, arguments.dtype, arguments.compile, channels_last=True)
+    function = ConsistencyFunction(model, sigma_data=0.5, sigma_min=0.002)
+    sampler = ConsistencySampler(
+        function, image_shape=IMAGE_SHAPE, sigmas=[80.0], noise=ImageNoise(0), settings=settings
+    )
+    torch.save(inception_weights(), folder / "inception.pth")
+    extractor = InceptionExtractor(folder / "inception.pth", device=device)
+    generator = torch.Generator().manual_seed(1)
+    real = torch.rand(16 if arguments.quick else 4096, *IMAGE_SHAPE, generator=generator) * 2 - 1
+    reference = FeatureStatistics.from_features(extract(extractor, real))
+    return MergeSampleScore(
+        trajectory,
+        sampler,
+        Scores.fid(extractor, ReferenceStatistics.from_statistics(reference)),
+        images=arguments.images,
+        batch_size=arguments.batch_size,
+        device=device,
+    )
+
+
+def network(*, quick: bool) -> nn.Module:
+    """A U-Net of diffusers of about 55 M parameters, with attention at 16×16."""
+    prepare_torchvision()
+    from diffusers import UNet2DModel
+
+    widths = [32, 64, 64] if quick else [160, 288, 288]
+    model: nn.Module = cast("Any", UNet2DModel)(
+        sample_size=IMAGE_SHAPE[-1],
+        in_channels=IMAGE_SHAPE[0],
+        out_channels=IMAGE_SHAPE[0],
+        block_out_channels=widths,
+        layers_per_block=1 if quick else 4,
+        down_block_types=["DownBlock2D", "AttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    )
+    print(f"{sum(parameter.numel() for parameter in model.parameters()) / 1e6:.1f} M parameters")
+    return model
+
+
+def make(model: nn.Module, path: Path, checkpoints: int) -> Trajectory:
+    """The network's weights, and steps from them that add up."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    steps = [SPREAD / checkpoints**0.5 * torch.randn(2**20, generator=generator) for _ in range(8)]
+    with TrajectoryWriter(path, dtype="float16") as writer, progress("making checkpoints", checkpoints) as advance:
+        for number in range(checkpoints):
+            for tensor in weights.values():
+                flat, step = tensor.view(-1), steps[number % len(steps)]
+                for start in range(0, flat.numel(), len(step)):
+                    piece = flat[start : start + len(step)]
+                    piece += step[: piece.numel()]
+            writer.append(number, weights, wait=False)
+            advance()
+    return Trajectory.open(path)
+
+
+def inception_weights() -> dict[str, torch.Tensor]:
+    """Random weights under the names and shapes of the published file."""
+    prepare_torchvision()
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    class Unloaded(inception.FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> None:
+            """The weights stay as they are."""
+
+    with mock.patch.object(inception, "load_state_dict_from_url", return_value={}):
+        model = Unloaded("random", ["2048"])
+    generator = torch.Generator().manual_seed(2)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, generator=generator)
+    return dict(model.state_dict())
+
+
+def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list[float], dict[str, float]]:
+    """Seconds from each result to the next, and mean seconds of each part."""
+    space = AffineSpace(objective.steps, default_origin(objective.steps))
+    optimizer = build_optimizer(OptimizerSpec(name="CMA"), space, budget=trials, workers=1, seed=0)
+    study = StoredStudy.open_or_create(open_storage(f"sqlite:///{folder / 'cifar.db'}", write=True), "cifar/CMA/0", {})
+    told: list[float] = []
+    evaluator: Evaluator = Pipeline(objective) if objective.overlaps else InProcessEvaluator(objective)
+    with contextlib.closing(evaluator), study.hold(), progress("cifar", trials) as advance:
+        running = Search(
+            study,
+            optimizer,
+            evaluator,
+            budget=BudgetSpec(evaluations=trials),
+            window=window(1, pipelined=objective.overlaps),
+        )
+
+        def on_tell(_: Search) -> None:
+            told.append(time.perf_counter())
+            advance()
+
+        running.run(on_tell)
+    costs = [trial.user_attrs["cost"] for trial in study.trials()[WARM_UP:]]
+    parts = ("merge", "sample", "features", "metric")
+    means = {part: statistics.mean(cost[f"{part}_seconds"] for cost in costs) for part in parts}
+    return [b - a for a, b in zip(told[WARM_UP - 1 :], told[WARM_UP:], strict=False)], means
+
+
+if __name__ == "__main__":
+    main()
