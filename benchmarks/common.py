@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,4 +41,12 @@ def write_csv(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
+    return path
+
+
+def write_json(name: str, content: Mapping[str, Any]) -> Path:
+    """Write ``results/NAME.json`` with the machine beside the content."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")
     return path

@@ -1,7 +1,7 @@
 """Features, batch by batch → count, mean and scatter, in float64 where the features are; no features are kept.
 
 The sums are of deviations from the mean of the first batch, so that features far from the origin lose no digits, and
-one correction at the end leads to the mean of all (Chan, Golub & LeVeque 1983, Section 3)::
+one correction at the end leads to the mean of all (the shifted data of Chan, Golub & LeVeque 1983)::
 
     Σ (x − mean)(x − mean)ᵀ = Σ (x − c)(x − c)ᵀ − s sᵀ / N,   s = Σ (x − c),   mean = c + s / N
 """

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, frechet_distance
+from lcsc_opt.metrics import FeatureStatistics, FrechetReference, frechet_distance
+from lcsc_opt.metrics._factor import BLOCK, Factor
 from lcsc_opt.torchvision_import import prepare_torchvision
 
 seeds = st.integers(0, 2**32 - 1)
@@ -231,3 +232,36 @@ def test_bad_features_are_refused(features, message):
 def test_another_dimension_than_the_reference_is_refused():
     with pytest.raises(MetricError, match="2 features, but the reference has 3"):
         FrechetReference(GOOD_MEAN, GOOD_COV).distance(np.zeros(2), np.eye(2))
+
+
+@pytest.mark.parametrize("dimension", [1, 100, BLOCK, BLOCK + 1, 2 * BLOCK + 60])
+@pytest.mark.parametrize("real", ["full", "singular"])
+def test_products_with_the_factor_are_those_of_plain_matrices(dimension, real):
+    count = 2 * dimension + 2 if real == "full" else dimension // 2 + 2
+    _, cov = random_moments(dimension, 0, count)
+    factor = Factor.of(cov, rounding=1e-14)
+    assert factor.triangular == (real == "full" or dimension == 1)
+    np.testing.assert_allclose(factor.matrix @ factor.matrix.T, cov, atol=1e-13 * np.trace(cov))
+    features = correlated_features(30, dimension, 1)
+    np.testing.assert_allclose(factor.after(features), features @ factor.matrix, rtol=1e-11, atol=1e-12)
+    scatter = features.T @ features
+    expected = np.tril(factor.matrix.T @ scatter @ factor.matrix)
+    np.testing.assert_allclose(np.tril(factor.between(scatter)), expected, atol=1e-13 * np.trace(expected))
+
+
+@pytest.mark.parametrize("count", [290, 700])
+def test_many_features_in_blocks_are_as_exact_as_few(count):
+    ours, theirs = correlated_features(count, 300, 1), correlated_features(900, 300, 2)
+    reference = FrechetReference(*moments(theirs))
+    expected = nuclear_norm_distance(ours, theirs)
+    assert reference.distance_from_features(ours) == pytest.approx(expected, rel=1e-9)
+    statistics = FeatureStatistics.from_features(ours)
+    assert reference.distance_from_statistics(statistics) == pytest.approx(expected, rel=1e-9)
+
+
+def test_statistics_without_a_distance_are_refused():
+    reference = FrechetReference(GOOD_MEAN, GOOD_COV)
+    with pytest.raises(MetricError, match="2 features, but the reference has 3"):
+        reference.distance_from_statistics(FeatureStatistics.from_features(np.zeros((4, 2))))
+    with pytest.raises(MetricError, match="at least 2 images, got 1"):
+        reference.distance_from_statistics(FeatureStatistics.from_features(np.zeros((1, 3))))

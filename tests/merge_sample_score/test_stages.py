@@ -1,0 +1,196 @@
+"""Evaluations divided by images, in stages, and batches that turn out too large."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores
+from lcsc_opt.objective import StagedObjective
+from lcsc_opt.records import HELD_OUT, Candidate, Noise
+from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+STEPS = (10, 20, 30)
+EMA, OTHER = ema_coefficients(STEPS, 0.95), np.array([1.5, -1.0, 0.5])
+FEATURES = 12
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return torch.tanh(self.layer(x))
+
+
+class Some:
+    """The first pixels, and how many images came at once."""
+
+    name, dimension = "some", FEATURES
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        return images.flatten(1)[:, :FEATURES]
+
+
+@pytest.fixture
+def objective(tmp_path: Path) -> MergeSampleScore:
+    return build(tmp_path)
+
+
+def build(folder: Path, **changes: Any) -> MergeSampleScore:
+    generator = torch.Generator().manual_seed(0)
+    with TrajectoryWriter(folder / "run.trajectory") as writer:
+        for step in STEPS:
+            weights = {n: 0.5 * torch.randn(p.shape, generator=generator) for n, p in Network().named_parameters()}
+            writer.append(step, weights)
+    sampler = ConsistencySampler(
+        ConsistencyFunction(Network()), image_shape=(1, 4, 4), sigmas=[20.0], noise=ImageNoise(0)
+    )
+    real = np.random.default_rng(0).uniform(-1, 1, (300, FEATURES))
+    reference = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "some")
+    settings = {"images": 40, "batch_size": 7, **changes}
+    return MergeSampleScore(
+        Trajectory.open(folder / "run.trajectory"), sampler, Scores.fid(Some(), reference), **settings
+    )
+
+
+def travelled(value: Any) -> Any:
+    """As between processes."""
+    return pickle.loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize("cuts", [(), (20,), (1, 2), (7, 14, 33)])
+@pytest.mark.parametrize("images", [None, 11])  # fewer than features: FID by the Gram matrix
+@pytest.mark.parametrize("noise", [Noise(), HELD_OUT])
+def test_parts_give_the_loss_of_the_whole(
+    objective: MergeSampleScore, cuts: tuple[int, ...], images: int | None, noise: Noise
+) -> None:
+    candidate = Candidate(EMA, images=images, noise=noise)
+    count = objective.images_of(candidate)
+    ends = [0, *(cut for cut in cuts if cut < count), count]
+    parts = [
+        travelled(objective.sample(candidate, objective.prepare(candidate), first, last))
+        for first, last in itertools.pairwise(ends)
+    ]
+    evaluation, back = objective.score(candidate, parts)
+    whole = objective.evaluate(candidate)
+    # a convolution of one image rounds differently, which the mean over eleven images shows
+    rounding = 1e-8 if images == 11 else 1e-9
+    assert evaluation.loss == pytest.approx(whole.loss, rel=rounding)
+    assert evaluation.metrics == pytest.approx(whole.metrics, rel=rounding)
+    assert (evaluation.cost.images, evaluation.cost.model_calls) == (count, count)
+    assert back == [None] * len(parts)
+
+
+@pytest.mark.parametrize("cuts", [(), (20,), (7, 14, 33)])
+def test_slopes_of_parts_add_up_to_the_gradient(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    candidate = Candidate(OTHER)
+    ends = [0, *cuts, 40]
+    ranges = list(itertools.pairwise(ends))
+    whole = build(tmp_path / "whole").evaluate(candidate, gradient=True)
+    workers = [build(tmp_path / f"worker {i}") for i in range(len(ranges))]
+    parts = [
+        travelled(worker.sample(candidate, worker.prepare(candidate), first, last, gradient=True))
+        for worker, (first, last) in zip(workers, ranges, strict=True)
+    ]
+    _, back = workers[0].score(candidate, parts, gradient=True)
+    slopes = [
+        worker.slope(travelled(candidate), first, last, travelled(rows))[0]
+        for worker, (first, last), rows in zip(workers, ranges, back, strict=True)
+        if rows is not None
+    ]
+    assert whole.gradient is not None
+    assert len(slopes) == len(ranges)
+    np.testing.assert_allclose(sum(slopes), whole.gradient, rtol=1e-5)
+
+
+def test_a_slope_needs_the_sample_just_before(objective: MergeSampleScore) -> None:
+    candidate = Candidate(EMA)
+
+    def sample(gradient: bool) -> Any:
+        return objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=gradient)
+
+    _, [back] = objective.score(candidate, [sample(True)], gradient=True)
+    assert back is not None
+    with pytest.raises(ObjectiveError, match="not sampled with a gradient just before"):
+        objective.slope(Candidate(OTHER), 0, 40, back)
+    objective.slope(candidate, 0, 40, back)
+    with pytest.raises(ObjectiveError, match="not sampled with a gradient just before"):
+        objective.slope(candidate, 0, 40, back)
+    sample(True)
+    sample(False)
+    with pytest.raises(ObjectiveError, match="not sampled with a gradient just before"):
+        objective.slope(candidate, 0, 40, back)
+
+
+def test_weights_need_no_gradient_once_a_kept_graph_is_dropped(objective: MergeSampleScore) -> None:
+    candidate = Candidate(EMA)
+    parameters = list(objective.sampler.network.parameters())  # type: ignore[attr-defined]
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=True)
+    assert all(parameter.requires_grad for parameter in parameters)
+    objective.evaluate(Candidate(OTHER))
+    assert not any(parameter.requires_grad for parameter in parameters)
+    assert any(before)
+
+
+def test_a_found_batch_that_is_too_large_is_made_smaller_and_nothing_else_changes(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def smaller(size: int) -> int:
+        asked.append(size)
+        return size // 2
+
+    objective = build(tmp_path, batch_size=32, smaller_batch=smaller)
+    expected = build(tmp_path / "other", batch_size=8).evaluate(Candidate(EMA)).loss
+    sample = objective.sampler.sample
+
+    def scarce(noise: Noise, start: int, stop: int) -> Tensor:
+        if stop - start > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return sample(noise, start, stop)
+
+    objective.sampler.sample = scarce  # type: ignore[method-assign]
+    evaluation = objective.evaluate(Candidate(EMA))
+    assert asked == [32, 16]
+    assert evaluation.loss == pytest.approx(expected, rel=1e-9)
+    assert objective.describe()["batch_size"] == "auto"
+    objective.evaluate(Candidate(OTHER))
+    assert asked == [32, 16]
+
+
+def test_a_chosen_batch_that_is_too_large_fails(tmp_path: Path) -> None:
+    objective = build(tmp_path)
+
+    def scarce(noise: Noise, start: int, stop: int) -> Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    objective.sampler.sample = scarce  # type: ignore[method-assign]
+    with pytest.raises(torch.OutOfMemoryError):
+        objective.evaluate(Candidate(EMA))
+    assert objective.describe()["batch_size"] == 7
+
+
+def test_stages_overlap_on_other_devices_than_the_cpu(tmp_path: Path) -> None:
+    objective = build(tmp_path)
+    assert isinstance(objective, StagedObjective)
+    assert not objective.overlaps
+    assert build(tmp_path / "gpu", device="cuda").overlaps
