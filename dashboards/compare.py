@@ -18,6 +18,7 @@ from lcsc_opt.analysis.headline import headline
 from lcsc_opt.analysis.history import StudyHistory
 from lcsc_opt.analysis.look import empty_figure, style
 from lcsc_opt.analysis.ranking import CONFIDENCE, Ranked, ranking
+from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.analysis.search import progress_of
 from lcsc_opt.dashboard_server import parts, shared_reader
 
@@ -28,7 +29,8 @@ COLUMN = {
     **{"sortable": True, "resizable": True, "filter": True, "floatingFilter": True, "minWidth": 110, "flex": 1},
     **{"wrapHeaderText": True, "autoHeaderHeight": True},
 }
-LOSS = {"minWidth": 130}  # a mean and its spread
+LOSS = {"minWidth": 150}  # fits "0.08138 ± 0.0023"
+LINES = {"wrapText": True, "autoHeight": True}  # "1,234,000 (not reached 1 of 5)" takes two
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -44,13 +46,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         Input("url", "search"),
     )
     def choose(search: str | None) -> tuple[Any, ...]:
-        known = reader.experiments()
-        asked = parts.asked_for(search)
-        experiment = asked.get("experiment") or (known[-1] if known else None)
-        studies = reader.read(experiment) if experiment in known else ()
-        axis = asked["axis"] if asked.get("axis") in AXES else default_axis(studies)
-        scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
-        return experiment, axis, scale, _number(asked.get("target")), known
+        return _chosen(reader, search)
 
     @app.callback(
         Output("problem", "children"),
@@ -75,14 +71,41 @@ def build(storage: RDBStorage) -> dash.Dash:
         now = parts.signature(studies, theme, axis, scale, target)
         if now == seen:
             return (*[no_update] * 6, parts.rhythm(studies), no_update)
-        ranked = ranking(studies, value=target)
-        data = comparison(studies, axis)
-        figure = comparison_figure(data, log_x="x" in scale, log_y="y" in scale, theme=theme)
-        rows = [_row(row, axis) for row in ranked]
-        second = next((row.second_metric for row in ranked if row.second_metric is not None), None)
-        columns = _columns(data.metric, axis, target, second) if ctx.triggered_id != "tick" else no_update
-        shown = ("", headline(ranked, data.metric), figure, columns, rows, _studies(studies))
-        return (*shown, parts.rhythm(studies), now)
+        shown = _shown(studies, theme, axis, scale, target, columns=ctx.triggered_id != "tick")
+        return ("", *shown, parts.rhythm(studies), now)
+
+    _offer_csv(app)
+    return app
+
+
+def _chosen(reader: HistoryReader, search: str | None) -> tuple[Any, ...]:
+    """The values of the controls that an address asks for, and the experiments that there are."""
+    known = reader.experiments()
+    asked = parts.asked_for(search)
+    experiment = asked.get("experiment") or (known[-1] if known else None)
+    studies = reader.read(experiment) if experiment in known else ()
+    axis = asked["axis"] if asked.get("axis") in AXES else default_axis(studies)
+    scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
+    return experiment, axis, scale, _number(asked.get("target")), known
+
+
+def _shown(
+    studies: Sequence[StudyHistory], theme: Any, axis: str, scale: Sequence[str], target: float | None, *, columns: bool
+) -> tuple[Any, ...]:
+    """Headline, curves, the ranking's columns and rows, and the list of studies.
+
+    A refresh leaves the columns alone: a reader may have made them wider.
+    """
+    ranked = ranking(studies, value=target)
+    data = comparison(studies, axis)
+    figure = comparison_figure(data, log_x="x" in scale, log_y="y" in scale, theme=theme)
+    second = next((row.second_metric for row in ranked if row.second_metric is not None), None)
+    listed = _columns(data.metric, axis, target, second) if columns else no_update
+    return headline(ranked, data.metric), figure, listed, [_row(row, axis) for row in ranked], _studies(studies)
+
+
+def _offer_csv(app: dash.Dash) -> None:
+    """The ranking as a file, when its button is pressed."""
 
     @app.callback(
         Output("download", "data"),
@@ -94,8 +117,6 @@ def build(storage: RDBStorage) -> dash.Dash:
     def download(_: int, rows: list[dict[str, Any]] | None, experiment: str) -> dict[str, Any]:
         name = experiment.replace("/", "-")
         return {"content": as_csv(rows or []), "filename": f"{name}.csv", "type": "text/csv"}
-
-    return app
 
 
 def _layout() -> html.Main:
@@ -159,15 +180,15 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
 
 def _columns(metric: str, axis: str, target: float | None, second: str | None) -> list[dict[str, Any]]:
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
-    costs = [_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*")]
+    costs = [{**_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*"), **LINES}]
     if target is not None:
-        costs.append(_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"))
+        costs.append({**_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"), **LINES})
     return [
-        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 175, "cellStyle": swatch},
+        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 160, "cellStyle": swatch},
         {**_quantity("held_out", f"Held-out {metric}"), **LOSS},
-        {"field": "verdict", "headerName": "Verdict", "minWidth": 170},
-        _quantity("below_ema_percent", "Against EMA*", text="below_ema_text"),
-        {**_quantity("difference", "Difference from the best"), "minWidth": 200},
+        {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 155},
+        {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},
+        {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 180},
         *([] if second is None else [{**_quantity("second", f"Held-out {second}"), **LOSS}]),
         *costs,
         {**_quantity("searched", f"Searched {metric}"), **LOSS},

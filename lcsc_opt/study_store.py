@@ -9,10 +9,13 @@ trial                  value (the loss), state, ``datetime_start``, ``datetime_c
 user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``images`` and ``noise`` where other
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
                        and the ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other
-                       noise; ``inherited`` of trials that were taken over from another study
-study user attributes  ``specification``, ``fingerprint``, ``budget``, ``steps`` [K], ``window`` (how many trials may be
-                       between ask and tell, as it was when the study was made), ``search_ended``, ``held_out``,
-                       ``baselines`` (what was measured of EMA* and the like on held-out noise); ``plane`` of landscapes
+                       noise; ``inherited`` of trials that were taken over from another study; ``tells_before`` where
+                       results are told as they are completed
+study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``window`` (how many trials
+                       may be between ask and tell), ``spread_images``, ``budget``, ``optimizer_budget``, ``failures``,
+                       ``held_out_plan``, ``origin``, ``directory``, ``created_by``, ``forked_from``, ``plane`` of
+                       landscapes; later: ``search_ended``, ``held_out`` (the report), ``baselines`` (what was measured
+                       of EMA* and the like on held-out noise)
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
@@ -46,6 +49,7 @@ from lcsc_opt.database import created_once, in_database, masked
 from lcsc_opt.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.lease import Lease, create_table, hold
 from lcsc_opt.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.spans import DATABASE, span
 
 INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
 
@@ -298,7 +302,8 @@ class StoredStudy:
             with self.storage.scoped_session.session_factory.begin() as session:
                 return change(session.connection())
 
-        return in_database(self.storage, attempt)
+        with span(DATABASE):
+            return in_database(self.storage, attempt)
 
 
 def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,8 @@ def test_where_no_ema_is_known_the_one_that_searches_start_from_is_measured(stud
         "against": "default EMA",
         "gain": pytest.approx(expected),
         "second_gain": pytest.approx(expected),
+        "gain_spread": None,
+        "second_gain_spread": None,
     }
     assert study.attributes["held_out"] == report
 
@@ -118,6 +122,8 @@ def test_ema_star_comes_before_it_and_costs_nothing_where_it_was_reported(study:
         "against": None,
         "gain": None,
         "second_gain": None,
+        "gain_spread": None,
+        "second_gain_spread": None,
     }
     objective = TwoSpaces()
     report = score_held_out(study, objective, PLAN)
@@ -184,6 +190,67 @@ def test_it_warns_where_the_loss_gained_and_the_other_did_not(loss: float, secon
     assert found is not None
     assert (found.gain, found.second_gain) == (pytest.approx(1 - loss / 2), pytest.approx(1 - second / 4))
     assert (warning_of(report, found) is not None) is warned
+
+
+def grouped(losses: list[float], seconds: list[float]) -> dict[str, Any]:
+    """A part of a report: means, and a group of noise for each pair of numbers."""
+    groups = [
+        {"seed": seed, "loss": loss, "metrics": {SECOND: second}}
+        for seed, (loss, second) in enumerate(zip(losses, seconds, strict=True))
+    ]
+    return {"loss": statistics.fmean(losses), "metrics": {SECOND: statistics.fmean(seconds)}, "groups": groups}
+
+
+@pytest.mark.parametrize(
+    ("losses", "seconds", "line"),
+    [
+        # the noise of a group moves the answer and its baseline alike, so that differences are all but exact
+        ([1.0, 1.3], [3.9, 5.9], None),
+        ([1.0, 1.3], [4.1, 6.1], "the loss is 46.5 % below EMA*'s, but fid@second 2.0 % above: this may please"),
+        (
+            [1.0, 1.3],
+            [3.7, 6.2],
+            "the loss is 46.5 % below EMA*'s, but fid@second 1.0 % below, within its spread over 2 groups of noise",
+        ),
+        (
+            [1.0, 1.3],
+            [3.8, 6.3],
+            "the loss is 46.5 % below EMA*'s, but fid@second 1.0 % above, within its spread over 2 groups of noise",
+        ),
+        (
+            [1.9, 2.35],
+            [4.1, 6.1],
+            "the loss is 1.2 % below EMA*'s, within its spread over 2 groups of noise, but fid@second 2.0 % above: "
+            "neither is a certain gain; measure with more --groups",
+        ),
+        ([1.9, 2.35], [3.9, 5.9], None),
+        ([2.1, 2.3], [4.1, 6.1], None),  # nothing gained, nothing to warn of
+    ],
+)
+def test_a_gain_within_its_spread_over_groups_of_noise_is_no_certain_gain(
+    losses: list[float], seconds: list[float], line: str | None
+) -> None:
+    report = {**grouped(losses, seconds), "baselines": {"EMA*": grouped([2.0, 2.3], [4.0, 6.0])}}
+    found = warning_of(report, second_of(report, SECOND, "EMA*"))
+    assert found is None if line is None else (found or "").startswith(line)
+
+
+def test_gains_are_shown_with_their_spread_on_the_same_noise() -> None:
+    report = {**grouped([1.0, 1.3], [3.7, 6.2]), "baselines": {"EMA*": grouped([2.0, 2.4], [4.0, 6.0])}}
+    found = second_of(report, SECOND, "EMA*")
+    assert found is not None
+    assert found.gain_spread == pytest.approx(statistics.stdev([1.0, 1.1]) / 2.2)
+    assert found.second_gain_spread == pytest.approx(statistics.stdev([0.3, -0.2]) / 5.0)
+    assert found.text == "against EMA*: loss -47.7 ± 3.2 %, fid@second -1.0 ± 7.1 %"
+    assert Second.parse(dataclasses.asdict(found)) == found
+
+
+def test_groups_that_only_one_of_them_has_tell_nothing_of_the_spread() -> None:
+    report = {**grouped([1.0], [3.7]), "baselines": {"EMA*": grouped([2.0, 2.4], [4.0, 6.0])}}
+    found = second_of(report, SECOND, "EMA*")
+    assert found is not None
+    assert (found.gain_spread, found.second_gain_spread) == (None, None)
+    assert "±" not in (found.text or "")
 
 
 def test_gains_of_losses_below_zero_have_no_share_and_warn_all_the_same() -> None:

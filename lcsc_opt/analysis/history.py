@@ -31,12 +31,14 @@ TRIAL = np.dtype(
         ("started", np.float64),
         ("ended", np.float64),
         ("loss", np.float64),
+        ("asked", np.float64),
         *((name, np.float64) for name in COSTS),
     ]
 )
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
 where unknown; ``loss`` is NaN unless the trial is complete; ``other_noise`` is whether it was evaluated on other noise
-than the search's; what it cost is zero where it is not known.
+than the search's; ``asked`` is how many images a failed trial was asked for, zero where no number was named; what it
+cost is zero where it is not known.
 ``tell_index`` is its place among the results that the optimizer was told, the number where nothing else is stored."""
 
 
@@ -52,7 +54,7 @@ class HeldOut:
         baselines: name → loss on the same noise.
         seeds: of the groups of noise.
         second: the answer in features that the loss does not look at, where it was measured.
-        warning: one line where the loss is below its baseline and the second metric is not.
+        warning: one line where the loss is below its baseline and the second metric is not, or not for certain.
     """
 
     trial: int | None
@@ -218,6 +220,19 @@ def compared_only(trials: Trials) -> Trials:
     kept = trials.copy()
     kept["loss"][~compared(trials["loss"], trials["images"], trials["other_noise"])] = np.nan
     return kept
+
+
+def images_taken(trials: Trials) -> Floats:
+    """``[n]`` images that each trial took of a budget: what it sampled; a failed one, what it was asked for.
+
+    Where no number was named, that is as many as plain evaluations have, told from those that were complete.
+
+    Args:
+        trials: at least all finished ones of a study.
+    """
+    plain = trials["images"][~np.isnan(compared_only(trials)["loss"])].max(initial=0.0)
+    asked = np.where(trials["asked"] > 0, trials["asked"], plain)
+    return np.where(trials["state"] == TrialState.FAIL.value, asked, trials["images"])
 
 
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:

@@ -21,28 +21,29 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 from optuna.trial import TrialState
 
-from lcsc_opt.analysis.compared import is_other_noise
-from lcsc_opt.analysis.history import COSTS, TRIAL, Floats, HeldOut, StudyHistory, Trials, is_finished
+from lcsc_opt.analysis.history import TRIAL, Floats, StudyHistory, is_finished
 from lcsc_opt.analysis.names import is_ours, is_search, split_name
+from lcsc_opt.analysis.parsing import Rows, parse, seconds, with_attributes, with_trials
 from lcsc_opt.database import in_database
 from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.lease import Holder, has_table, holders
+from lcsc_opt.study_rows import (
+    ARTIFACT_PREFIX,
+    ATTRIBUTES,
+    PARAMETERS,
+    STUDIES,
+    STUDY_ATTRIBUTES,
+    SYSTEM_ATTRIBUTES,
+    TRIALS,
+    VALUES,
+)
 from lcsc_opt.study_spec import near_miss
-from lcsc_opt.study_store import ARTIFACT_PREFIX
 
 BATCH = 400  # conditions of one statement, which databases limit
 FIXED_ATTRIBUTES = ("steps", "specification", "forked_from")
 CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out")
-
-STUDIES, STUDY_ATTRIBUTES = models.StudyModel.__table__, models.StudyUserAttributeModel.__table__
-TRIALS, VALUES = models.TrialModel.__table__, models.TrialValueModel.__table__
-ATTRIBUTES, PARAMETERS = models.TrialUserAttributeModel.__table__, models.TrialParamModel.__table__
-SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
-
-Rows = list[tuple[Any, ...]]
 
 
 class HistoryReader:
@@ -160,10 +161,10 @@ class HistoryReader:
             before = {name: study for name, study in before.items() if not _is_another(study, again)}
             studies = [before.get(name) or _empty(name, key) for name, key in wanted.items()]
             attributes = _study_attributes(connection, studies, {study.study_id for study in before.values()})
-            described = [_with_attributes(study, attributes[study.study_id]) for study in studies]
+            described = [with_attributes(study, attributes[study.study_id]) for study in studies]
             rows = _new_trials(connection, described, again)
             extras = _extras(connection, described, rows)
-            updated = [_with_trials(study, rows.get(study.study_id, []), extras) for study in described]
+            updated = [with_trials(study, rows.get(study.study_id, []), extras) for study in described]
             updated = [_with_metric(connection, study) for study in updated]
         now = time.time()
         for old, new in zip(studies, updated, strict=True):
@@ -239,7 +240,7 @@ def _is_another(study: StudyHistory, rows: Mapping[int, tuple[Any, ...]]) -> boo
     if row is None:
         return True
     same = (study.study_id, int(last["number"])) == (row[0], row[2])
-    return not (same and np.array_equal(_seconds([row[4]]), [last["started"]], equal_nan=True))
+    return not (same and np.array_equal(seconds([row[4]]), [last["started"]], equal_nan=True))
 
 
 def _new_trials(
@@ -260,19 +261,19 @@ def _new_trials(
 def _extras(
     connection: sa.Connection, studies: Sequence[StudyHistory], rows: Mapping[int, Rows]
 ) -> dict[int, dict[str, Any]]:
-    """Trial → what only some have: another place among the tells, a study it is inherited from, a reason to fail."""
+    """Trial → what only some have: another place among the tells, a study it is inherited from, of failed ones more."""
     ids = [
         row[1]
         for study in studies
         for row in rows.get(study.study_id, ())
-        if study.forked_from or not study.ordered or (row[3] == TrialState.FAIL and not row[-1])
+        if study.forked_from or not study.ordered or row[3] == TrialState.FAIL
     ]
     found: dict[int, dict[str, Any]] = {}
     for batch in _batches(ids):
         columns = (ATTRIBUTES.c.trial_id, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json)
-        named = ATTRIBUTES.c.key.in_(["inherited", "reason", "tell_index"])
+        named = ATTRIBUTES.c.key.in_(["inherited", "reason", "tell_index", "images"])
         for key, name, text in connection.execute(sa.select(*columns).where(ATTRIBUTES.c.trial_id.in_(batch), named)):
-            found.setdefault(key, {})[name] = _parse(text, None)
+            found.setdefault(key, {})[name] = parse(text, None)
     return found
 
 
@@ -288,96 +289,7 @@ def _study_attributes(
         fixed = STUDY_ATTRIBUTES.c.study_id.in_(unknown) & STUDY_ATTRIBUTES.c.key.in_(FIXED_ATTRIBUTES)
         chosen = sa.select(*columns).where(sa.or_(wanted, fixed))
         for study_id, name, text in connection.execute(chosen):
-            found[study_id][name] = _parse(text, None)
-    return found
-
-
-def _with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
-    changes: dict[str, Any] = {}
-    if "steps" in attributes:
-        changes["steps"] = tuple(attributes["steps"])
-    if "forked_from" in attributes:
-        changes["forked_from"] = attributes["forked_from"]
-    if specification := attributes.get("specification"):
-        changes["workers"] = int(specification.get("workers", 1))
-        changes["ordered"] = specification.get("tells", "ordered") == "ordered"
-    return dataclasses.replace(
-        study,
-        budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
-        ended=bool(attributes.get("search_ended")),
-        held_out=HeldOut.parse(attributes.get("held_out")),
-        **changes,
-    )
-
-
-def _with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> StudyHistory:
-    if not rows:
-        return study
-    trials = _merge(study.trials, _trials(rows, extras))
-    return dataclasses.replace(study, trials=trials, reasons={**study.reasons, **_reasons(rows, extras)})
-
-
-def _merge(before: Trials, fresh: Trials) -> Trials:
-    """What was known and what is new, by number; rows that were read again take the place of the old ones."""
-    old = before[~np.isin(before["trial_id"], fresh["trial_id"])]
-    merged = np.concatenate([old, fresh])
-    merged = merged[np.argsort(merged["number"], kind="stable")]
-    merged.setflags(write=False)
-    return merged
-
-
-def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
-    found = np.zeros(len(rows), dtype=TRIAL)
-    _, ids, numbers, states, started, ended, values, noises, costs, _ = zip(*rows, strict=True)
-    found["trial_id"], found["number"] = ids, numbers
-    found["tell_index"] = [
-        extras.get(key, {}).get("tell_index", number) for key, number in zip(ids, numbers, strict=True)
-    ]
-    found["inherited"] = ["inherited" in extras.get(key, {}) for key in ids]
-    found["other_noise"] = [is_other_noise(_parse(text, None)) if text else False for text in noises]
-    found["state"] = [state.value for state in states]
-    found["started"], found["ended"] = _seconds(started), _seconds(ended)
-    loss = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
-    found["loss"] = np.where(found["state"] == TrialState.COMPLETE.value, loss, np.nan)
-    parsed = _parse_all(costs)
-    for name in COSTS:
-        found[name] = [cost.get(name, 0.0) for cost in parsed]
-    return found
-
-
-def _seconds(moments: Sequence[Any]) -> Floats:
-    """Datetimes of Optuna's tables, which are UTC without saying so → seconds since 1970."""
-    stamps = np.array(
-        [np.datetime64("NaT") if moment is None else moment for moment in moments], dtype="datetime64[us]"
-    )
-    return np.where(np.isnat(stamps), np.nan, stamps.astype(np.int64) / 1e6)
-
-
-def _parse_all(texts: Sequence[str | None]) -> list[dict[str, Any]]:
-    """JSON mappings, parsed at once; one by one where one of them cannot be read, which then is empty."""
-    try:
-        parsed = json.loads(f"[{','.join(text or '{}' for text in texts)}]")
-    except ValueError:
-        parsed = [_parse(text, {}) for text in texts]
-    return [value if isinstance(value, dict) else {} for value in parsed]
-
-
-def _parse(text: str | None, default: Any) -> Any:
-    try:
-        return json.loads(text or "null")
-    except ValueError:
-        return default
-
-
-def _reasons(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[str, ...]]:
-    """Number → the reasons of its attempts, or the one that it was closed with."""
-    found = {}
-    for row in rows:
-        attempts = _parse(row[-1], None) or [] if row[-1] else []
-        if row[3] == TrialState.FAIL and not attempts:
-            attempts = [extras.get(row[1], {})]
-        if attempts:
-            found[row[2]] = tuple(str(attempt.get("reason", "unknown")) for attempt in attempts)
+            found[study_id][name] = parse(text, None)
     return found
 
 
@@ -388,7 +300,7 @@ def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory
     chosen = sa.select(ATTRIBUTES.c.value_json).where(
         ATTRIBUTES.c.trial_id == trial_ids(study, [study.best])[0], ATTRIBUTES.c.key == "metrics"
     )
-    metrics = _parse(connection.scalar(chosen), {}) or {}
+    metrics = parse(connection.scalar(chosen), {}) or {}
     name = next((name.upper() for name, value in metrics.items() if value == study.searched), "loss")
     return dataclasses.replace(study, metric=name)
 

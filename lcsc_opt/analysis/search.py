@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 
 from lcsc_opt.analysis.curves import LEAST_PAUSE, wall_clock
-from lcsc_opt.analysis.history import PARTS, Floats, StudyHistory, Trials
+from lcsc_opt.analysis.history import PARTS, Floats, StudyHistory, Trials, images_taken
 
 RECENT = 50  # trials that the rate is told from
 MOST_BARS = 120  # of a figure of trials
@@ -50,8 +50,10 @@ class Progress:
 def progress_of(study: StudyHistory) -> Progress:
     """How far a study is, how fast, and for how long it will still search."""
     unit, total = next(iter(study.budget.items()), ("evaluations", None))
-    own = study.finished[~study.finished["inherited"]]
-    done = len(own) if unit == "evaluations" else int(own["images"].sum())
+    finished = study.finished
+    is_own = ~finished["inherited"]
+    own = finished[is_own]
+    done = len(own) if unit == "evaluations" else int(images_taken(finished)[is_own].sum())
     state = (
         "finished" if study.ended else "running" if study.running else "interrupted" if len(study.trials) else "empty"
     )

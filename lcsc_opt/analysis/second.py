@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,9 @@ class Second:
         gain: how far the loss is below that baseline's, as a share of it: 0.6 is 60 % below, -0.1 is 10 % above.
             ``None`` where a share means nothing, since one of the two is not positive.
         second_gain: the same of ``metric``.
+        gain_spread: the sample standard deviation of ``gain`` over the groups of noise, each beside the baseline on the
+            same noise; ``None`` where there is one group.
+        second_gain_spread: the same of ``second_gain``.
     """
 
     metric: str
@@ -25,6 +29,8 @@ class Second:
     against: str | None = None
     gain: float | None = None
     second_gain: float | None = None
+    gain_spread: float | None = None
+    second_gain_spread: float | None = None
 
     @classmethod
     def parse(cls, stored: Any) -> Second | None:
@@ -43,7 +49,8 @@ class Second:
         """
         if self.gain is None or self.second_gain is None:
             return None
-        return f"against {self.against}: loss {_percent(-self.gain)}, {self.metric} {_percent(-self.second_gain)}"
+        loss, second = _percent(-self.gain, self.gain_spread), _percent(-self.second_gain, self.second_gain_spread)
+        return f"against {self.against}: loss {loss}, {self.metric} {second}"
 
 
 def second_of(report: Mapping[str, Any], metric: str, against: str | None) -> Second | None:
@@ -57,23 +64,73 @@ def second_of(report: Mapping[str, Any], metric: str, against: str | None) -> Se
     baseline = _baseline(report, metric, against)
     if baseline is None:
         return Second(metric, value)
-    gains = _gain(report["loss"], baseline["loss"]), _gain(value, baseline["metrics"][metric])
-    return Second(metric, value, against, *gains)
+    found = _Gain.of(report, baseline, None), _Gain.of(report, baseline, metric)
+    return Second(metric, value, against, *(gain.share for gain in found), *(gain.spread_share for gain in found))
 
 
 def warning_of(report: Mapping[str, Any], second: Second | None) -> str | None:
-    """One line where the loss is below the baseline's and the second metric is not; else ``None``."""
+    """One line where the loss is below the baseline's and the second metric is not; else ``None``.
+
+    Where several groups of noise were measured, a gain of the second metric within its spread over them is none.
+    """
     baseline = None if second is None else _baseline(report, second.metric, second.against)
     if second is None or baseline is None:
         return None
-    before = baseline["metrics"][second.metric]
-    if report["loss"] >= baseline["loss"] or second.value < before:
+    loss, other = _Gain.of(report, baseline, None), _Gain.of(report, baseline, second.metric)
+    if loss.mean <= 0 or other.certain:
         return None
-    return (
-        f"the loss is {_beside(report['loss'], baseline['loss'], second.gain)} {second.against}'s, but {second.metric} "
-        f"{_beside(second.value, before, second.second_gain)}: this may please the loss's own features and no eye; "
-        "compare the images of both before you use it"
-    )
+    doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
+    if not loss.certain:
+        doubt = "neither is a certain gain; measure with more --groups, or search on"
+    return f"the loss is {loss.text(whose=second.against)}, but {second.metric} {other.text()}: {doubt}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gain:
+    """How far a number is below a baseline's: ``mean``, and ``spread`` over ``groups`` of noise where it is known."""
+
+    mean: float
+    baseline: float
+    spread: float | None
+    groups: int
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any], baseline: Mapping[str, Any], metric: str | None) -> _Gain:
+        """Of a metric, or of the loss; the spread is of differences on the same noise."""
+        theirs = {group["seed"]: group for group in baseline.get("groups") or ()}
+        pairs = [(group, theirs[group["seed"]]) for group in report.get("groups") or () if group["seed"] in theirs]
+        differences = [_number(beside, metric) - _number(group, metric) for group, beside in pairs]
+        spread = statistics.stdev(differences) if len(differences) > 1 else None
+        before = _number(baseline, metric)
+        return cls(before - _number(report, metric), before, spread, len(differences))
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is a gain, and larger than its spread where that is known."""
+        return self.mean > (self.spread or 0.0)
+
+    @property
+    def share(self) -> float | None:
+        """Of the baseline's number; ``None`` where one of the two is not positive, and a share means nothing."""
+        return self.mean / self.baseline if self.baseline > 0 and self.mean < self.baseline else None
+
+    @property
+    def spread_share(self) -> float | None:
+        """The spread in the unit of :attr:`share`."""
+        return None if self.spread is None or self.share is None else self.spread / self.baseline
+
+    def text(self, whose: str | None = None) -> str:
+        """``3.1 % below EMA*'s``, and whether that is within the spread."""
+        where = "below" if self.mean > 0 else "above" if self.mean < 0 else "the same"
+        far = "" if self.share is None or not self.mean else f"{100 * abs(self.share):.1f} % "
+        within = self.spread is not None and abs(self.mean) <= self.spread
+        note = f", within its spread over {self.groups} groups of noise" if within else ""
+        beside = f" {whose}'s" if whose else ""
+        return f"{far}{where}{beside}{note}"
+
+
+def _number(result: Mapping[str, Any], metric: str | None) -> float:
+    return float(result["loss"] if metric is None else result["metrics"][metric])
 
 
 def _baseline(report: Mapping[str, Any], metric: str, name: str | None) -> Mapping[str, Any] | None:
@@ -81,14 +138,5 @@ def _baseline(report: Mapping[str, Any], metric: str, name: str | None) -> Mappi
     return found if found is not None and metric in found["metrics"] else None
 
 
-def _gain(value: float, baseline: float) -> float | None:
-    return (baseline - value) / baseline if baseline > 0 and value > 0 else None
-
-
-def _beside(value: float, baseline: float, gain: float | None) -> str:
-    where = "below" if value < baseline else "above" if value > baseline else "equal to"
-    return where if gain is None or value == baseline else f"{100 * abs(gain):.1f} % {where}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:+.1f} %"
+def _percent(share: float, spread: float | None) -> str:
+    return f"{100 * share:+.1f}{'' if spread is None else f' ± {100 * spread:.1f}'} %"

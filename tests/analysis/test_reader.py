@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from study_examples import STEPS, coefficients, write_study
 
-from lcsc_opt.analysis.history import COSTS
+from lcsc_opt.analysis.history import COSTS, images_taken
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import StudyStoreError
@@ -71,6 +71,19 @@ def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
     assert (found.experiment, found.optimizer, found.seed, found.steps) == ("digits", "LCSC", 3, STEPS)
     assert (found.state, found.best, found.chosen, found.searched, found.metric) == ("unfinished", 5, 5, 1.0, "loss")
     assert found.reasons == {1: ("broken",)}
+
+
+def test_what_a_failed_trial_was_asked_for_is_read(any_storage: RDBStorage) -> None:
+    study = write_study(any_storage, "digits/LCSC/0", [4.0, None])
+    failed = [{"reason": "broken", "seconds": 0.1}]
+    for number, images in ((2, 40), (3, None)):
+        study.fail(study.add_candidate(Candidate(coefficients(number), images=images)), failed, tell_index=number)
+    study.finish(study.add_candidate(Candidate(coefficients(4), images=30)), Evaluation(1.0, {}, COST), tell_index=4)
+    (found,) = HistoryReader(any_storage).read("digits")
+    assert found.trials["asked"].tolist() == [0, 0, 40, 0, 0]
+    sampled = found.trials["images"]
+    assert images_taken(found.trials).tolist() == [sampled[0], sampled[0], 40, sampled[0], sampled[4]]
+    assert sampled[0] > 0
 
 
 def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:

@@ -64,6 +64,21 @@ def zoom_in(view: Watched, figure: str) -> None:
         view.page.wait_for_timeout(50)
 
 
+def test_no_number_of_the_ranking_is_cut(browser: Any, url: str) -> None:
+    """At the width of a laptop: a mean with its spread, and costs that some seeds did not reach."""
+    for seed in range(3):
+        write_study(url, f"digits/EMAGrid/{seed}", [0.09138 + seed / 1e4, 0.08138], held_out=0.08138 + seed / 600)
+        write_study(url, f"digits/LCSC/{seed}", [0.0961, 0.01961 + seed / 700], held_out=0.02137 + seed / 700)
+    cut = "[...document.querySelectorAll('#ranking .ag-cell')].filter(c => c.scrollWidth > c.clientWidth)"
+    with watched(browser, home := served(url), viewport={"width": 1400, "height": 900}) as view:
+        view.page.goto(f"{home}/lcsc/compare?target=0.02")
+        view.drawn("curves")
+        assert "not reached" in view.until("document.querySelector('#ranking [col-id=to_value].ag-cell')?.innerText")
+        shown = column(view.page, "held_out")
+        assert max(map(len, shown)) >= len("0.02280 ± 0.0014")
+        assert view.page.evaluate(f"{cut}.map(c => c.innerText)") == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_opens_without_a_complaint(browser: Any, home: str, scheme: str, tmp_path: Path) -> None:
     with watched(browser, home, color_scheme=scheme) as view:

@@ -1,0 +1,175 @@
+"""What a trial costs in the database, beside what one would write with Optuna, and beside a file of JSON lines.
+
+    python benchmarks/store.py [--checkpoints 50 200 500] [--rounds 40] [--sqlite-only] [--quick]
+
+A trial is a candidate of K coefficients that is safe before it is evaluated, and a result (loss, metrics, cost) that is
+safe before the optimizer is told. In each round every way stores one trial, in turns, each in a database of its own:
+
+* ``ours``: as ``lcsc run`` does, under the study's lease;
+* ``attributes``: Optuna's ask, ``set_user_attr`` for the coefficients and for each part of the result, and tell;
+* ``parameters``: Optuna's ask, ``suggest_float`` for each coefficient, and tell; no metrics, no cost;
+* ``lines``: two lines of JSON, each synced to the disk: the floor for whatever keeps its promise.
+
+SQLite lies in the current folder. PostgreSQL, with its own defaults, is started where its programs are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from common import machine, write_json
+from stress_postgres import postgres_server
+
+from lcsc_opt.database import open_storage
+from lcsc_opt.records import Candidate, Cost, Evaluation
+from lcsc_opt.study_store import StoredStudy
+
+WAYS = ("ours", "attributes", "parameters", "lines")
+FEW = 3  # rounds of the slowest way
+RESULT = Evaluation(
+    12.345678901234567,
+    {"fid": 12.345678901234567, "kid": 0.0123456789, "fid@clip": 1.23456789},
+    Cost(1000, 1000, 0.123456, 0.0123, 0.0234, 0.0345, 0.0045),
+)
+
+Store = Callable[[np.ndarray, int], object]
+
+
+def main() -> None:
+    """Measure and print a line for each database and K."""
+    arguments = _arguments()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    print(machine())
+    print("milliseconds a trial, median [quartiles]; in brackets, how many times ours")
+    with tempfile.TemporaryDirectory(dir=Path()) as folder, postgres_server() as server:
+        kinds: dict[str, Callable[[str], str]] = {"sqlite": lambda name: f"sqlite:///{Path(folder) / name}.db"}
+        if server is not None and not arguments.sqlite_only:
+            kinds["postgresql"] = lambda _: server.new_database()
+        rows = [
+            measure(kind, count, url, Path(folder), arguments.rounds)
+            for kind, url in kinds.items()
+            for count in arguments.checkpoints
+        ]
+    if not arguments.quick:
+        print(write_json("store", {"unit": "milliseconds a trial", "rows": rows}))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=int, nargs="+", default=[50, 200, 500])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--sqlite-only", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="K = 50, 5 rounds, SQLite, nothing written")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.checkpoints, arguments.rounds, arguments.sqlite_only = [50], 5, True
+    return arguments
+
+
+def measure(kind: str, count: int, url: Callable[[str], str], folder: Path, rounds: int) -> dict[str, Any]:
+    """One row of the results."""
+    generator = np.random.default_rng(count)
+    with contextlib.ExitStack() as opened:
+        ways: dict[str, Store] = {
+            "ours": opened.enter_context(ours(url(f"ours-{count}"))),
+            "attributes": attributes(url(f"attributes-{count}")),
+            "parameters": parameters(url(f"parameters-{count}")),
+            "lines": opened.enter_context(lines(folder / f"{kind}-{count}.jsonl")),
+        }
+        milliseconds: dict[str, list[float]] = {way: [] for way in ways}
+        for turn in range(rounds + 1):  # the first of each is not counted
+            coefficients = generator.normal(size=count) / count
+            for way, store in ways.items():
+                if way == "parameters" and turn > FEW:
+                    continue
+                start = time.perf_counter()
+                store(coefficients, turn)
+                milliseconds[way] += [1e3 * (time.perf_counter() - start)] if turn else []
+    return _row(kind, count, milliseconds)
+
+
+def _row(kind: str, count: int, milliseconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    medians = {way: statistics.median(known) for way, known in milliseconds.items()}
+    quartiles = {way: np.quantile(known, [0.25, 0.75]).tolist() for way, known in milliseconds.items()}
+    cells = (
+        f"{way} {medians[way]:.2f} [{quartiles[way][0]:.2f}, {quartiles[way][1]:.2f}]"
+        + ("" if way == "ours" else f" ({medians[way] / medians['ours']:.3g} ×)")
+        for way in WAYS
+    )
+    print(f"{kind:10s} K = {count:3d}  {'  '.join(cells)}", flush=True)
+    times = {way: round(medians[way] / medians["ours"], 4) for way in WAYS}
+    rounded = {way: [round(value, 3) for value in (medians[way], *quartiles[way])] for way in WAYS}
+    return {"database": kind, "checkpoints": count, "median_and_quartiles": rounded, "times_ours": times}
+
+
+@contextlib.contextmanager
+def ours(url: str) -> Iterator[Store]:
+    """A candidate in one transaction, its result in another."""
+    study = StoredStudy.open_or_create(open_storage(url, write=True), "store/LCSC/0", {"budget": {"evaluations": 1000}})
+
+    def store(coefficients: np.ndarray, number: int) -> None:
+        study.finish(study.add_candidate(Candidate(coefficients)), RESULT, tell_index=number)
+
+    with study.hold():
+        yield store
+
+
+def attributes(url: str) -> Store:
+    """Coefficients, metrics and cost as user attributes, each set by itself."""
+    study = optuna.create_study(storage=url, sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def store(coefficients: np.ndarray, number: int) -> None:
+        trial = study.ask()
+        trial.set_user_attr("coefficients", coefficients.tolist())
+        trial.set_user_attr("metrics", dict(RESULT.metrics))
+        trial.set_user_attr("cost", RESULT.cost.as_dict())
+        trial.set_user_attr("tell_index", number)
+        study.tell(trial, RESULT.loss)
+
+    return store
+
+
+def parameters(url: str) -> Store:
+    """A parameter for each coefficient; the sampler only draws numbers."""
+    study = optuna.create_study(storage=url, sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def store(coefficients: np.ndarray, _: int) -> None:
+        trial = study.ask()
+        for index in range(len(coefficients)):
+            trial.suggest_float(f"a{index}", -1.0, 1.0)
+        study.tell(trial, RESULT.loss)
+
+    return store
+
+
+@contextlib.contextmanager
+def lines(path: Path) -> Iterator[Store]:
+    """Two lines of a file, each synced."""
+    with path.open("a") as file:
+
+        def write(content: Mapping[str, Any]) -> None:
+            file.write(json.dumps(content) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+        def store(coefficients: np.ndarray, number: int) -> None:
+            write({"number": number, "coefficients": coefficients.tolist()})
+            result = {"metrics": dict(RESULT.metrics), "cost": RESULT.cost.as_dict(), "tell_index": number}
+            write({"number": number, "value": RESULT.loss, **result})
+
+        yield store
+
+
+if __name__ == "__main__":
+    main()
