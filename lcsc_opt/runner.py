@@ -29,6 +29,7 @@ from lcsc_opt.errors import OptimizerError, ReplayError, SearchFailedError
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
 from lcsc_opt.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.spans import ASK, TELL, span
 from lcsc_opt.study_spec import BudgetSpec, FailureSpec, Tells
 from lcsc_opt.study_store import StoredStudy, TrialKey, candidate_attributes
 
@@ -128,10 +129,6 @@ class Search:
             return 1
         return self._images_per_evaluation if request.images is None else request.images
 
-    def _compares(self, request: Request) -> bool:
-        """Whether what it was evaluated with is what losses are compared on."""
-        return request.images in (None, self._images_per_evaluation) and request.noise == SEARCH
-
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it.
 
@@ -140,7 +137,7 @@ class Search:
         follows_gradients = getattr(self._optimizer, "needs_gradient", False)
         for trial in self._inherited:
             request = _request(trial)
-            if not (follows_gradients or self._compares(request)):
+            if not (follows_gradients or request.compares(self._images_per_evaluation)):
                 continue
             parameter = self._optimizer.parametrization.spawn_child(new_value=_coefficients(trial))
             attach_request(parameter, request)
@@ -161,7 +158,7 @@ class Search:
         return len(self._in_flight) >= self._window
 
     def _ask(self, number: int) -> _Asked:
-        with blas_threads(1):
+        with span(ASK), blas_threads(1):
             parameter = self._optimizer.ask()
         candidate = candidate_of(parameter)
         if number >= len(self._stored):
@@ -202,7 +199,7 @@ class Search:
         request = request_of(asked.parameter)
         loss = self._loss_to_tell(asked.outcome, asked.trial.number, request)
         attach_evaluation(asked.parameter, asked.outcome if isinstance(asked.outcome, Evaluation) else None)
-        with blas_threads(1):
+        with span(TELL), blas_threads(1):
             self._optimizer.tell(asked.parameter, loss)
         self.told += 1
         self.spent += self._price(request)
@@ -244,7 +241,7 @@ class Search:
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
-            if self._compares(request) and (self.best is None or loss < self.best[0]):
+            if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
                 self.best = (loss, number)
             return loss
         self.failures += 1

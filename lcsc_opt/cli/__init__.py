@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from lcsc_opt.cli import dashboard, doctor, exports, landscape, results, studies, trajectory
+from lcsc_opt.cli import dashboard, doctor, exports, landscape, profile, results, studies, trajectory
 from lcsc_opt.cli.output import complain
 from lcsc_opt.errors import LcscError
 
@@ -29,6 +29,7 @@ exports.add_commands(app)
 landscape.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
+profile.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from lcsc_opt.errors import LcscError
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import Candidate, Evaluation
+from lcsc_opt.spans import EVALUATE, span
 
 Value = TypeVar("Value")
 
@@ -92,4 +93,5 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
         # objectives without gradients need not know the keyword
         return objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
 
-    return checked(attempt(evaluate), gradient=gradient)
+    with span(EVALUATE):
+        return checked(attempt(evaluate), gradient=gradient)

@@ -45,7 +45,8 @@ def largest_batch(sampler: Sampler, scores: Scores, *, device: torch.device, cac
     known = _read(file)
     if known is not None:
         return known
-    size = fastest_size(lambda count: images_per_second(sampler, scores, count, device=device))
+    with torch.compiler.set_stance("force_eager"):  # a compiler would take minutes for each size
+        size = fastest_size(lambda count: images_per_second(sampler, scores, count, device=device))
     if size is None:
         raise _does_not_fit(device)
     _write(file, size, device)

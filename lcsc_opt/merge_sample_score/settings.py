@@ -53,6 +53,8 @@ class ImageObjectiveSettings(FrozenModel):
         checkpoints: a packed trajectory; else files, globs or a folder of checkpoints, which are packed once.
         key: which state dict of each file.
         select: which of them.
+        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or as
+            differences from one of them in ``float16``, ``bfloat16`` or ``int8``.
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported beside the loss, with every evaluation.
         held_out_metrics: reported where noise other than the search's is evaluated; without the setting FID in
@@ -73,6 +75,7 @@ class ImageObjectiveSettings(FrozenModel):
     checkpoints: str | list[str]
     key: str | None = None
     select: SelectionSettings = SelectionSettings()
+    stored: Literal["exact", "float16", "bfloat16", "int8"] | None = None
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
@@ -106,6 +109,7 @@ class ImageObjectiveSettings(FrozenModel):
             cache=cache_directory(),
             key=self.key,
             selection=Selection(**self.select.model_dump()),
+            dtype=self.stored,
         )
 
     def network_settings(self) -> NetworkSettings:

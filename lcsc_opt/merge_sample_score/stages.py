@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.records import Cost
+from lcsc_opt.spans import span
 
 Back = dict[str, npt.NDArray[np.floating[Any]]]
 """Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""
@@ -45,7 +46,8 @@ class Stopwatch:
     def timing(self, part: str) -> Iterator[None]:
         """Count what passes while this is open as that part's."""
         start = time.perf_counter()
-        yield
+        with span(part):
+            yield
         self._seconds[part] += time.perf_counter() - start
 
     def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:

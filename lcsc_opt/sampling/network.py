@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed
 
 Dtype = Literal["fp32", "bf16", "fp16"]
+Compile = Literal[False, True, "reduce-overhead", "max-autotune"]
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -26,13 +28,15 @@ class NetworkSettings:
     Attributes:
         device: ``auto`` (the first GPU, else Apple's, else the CPU), or torch's name of one, such as ``cuda:1``.
         dtype: of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
-        compile: through ``torch.compile``; the first images then take minutes.
+        compile: through ``torch.compile``; the first images then take minutes. ``True`` fuses kernels,
+            ``reduce-overhead`` replays them as CUDA graphs, too, which helps small networks, and ``max-autotune`` also
+            tries several of each. Where there is no GPU, there are no graphs.
         channels_last: the memory format of images and of convolutions.
     """
 
     device: str = "auto"
     dtype: Dtype = "fp32"
-    compile: bool = False
+    compile: Compile = False
     channels_last: bool = False
 
     def torch_device(self) -> torch.device:
@@ -100,7 +104,7 @@ class PreparedNetwork:
         self.dtype = torch.float64 if doubles else torch.float32
         if self.settings.channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        self.callable: Any = torch.compile(self.module) if self.settings.compile else self.module
+        self.callable: Any = compiled(self.module, self.settings.compile)
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network; see :func:`load_weights`."""
@@ -146,6 +150,36 @@ def _compiling() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:300]
         raise ObjectiveError(f"compile: torch.compile failed; set compile: false, or repair this: {reason}") from error
+
+
+def compiled(module: nn.Module, how: Compile) -> Any:
+    """``module`` as it is called: compiled, where the settings say so.
+
+    The modes with CUDA graphs write every output to where the last one is, so callers get a copy. A graph has one
+    shape; there are few (a batch, and what is left for the last), so each gets its own, and none a slower one for all.
+    """
+    if not how:
+        return module
+    if how is True:
+        return torch.compile(module)
+    graphs: Any = torch.compile(module, mode=how, dynamic=False)
+    graphs.register_forward_hook(lambda _module, _inputs, output: _copied(output))
+    return graphs
+
+
+def compile_in_place(module: Any, how: Compile) -> None:
+    """The same for a module that others hold and call, such as a pipeline."""
+    if how is True:
+        module.compile()
+    elif how:
+        module.compile(mode=how, dynamic=False)
+        call = module._compiled_call_impl
+        module._compiled_call_impl = lambda *arguments, **keywords: _copied(call(*arguments, **keywords))
+
+
+def _copied(output: Any) -> Any:
+    """The same structure with copies of its tensors; a graph leads through them."""
+    return pytree.tree_map_only(Tensor, Tensor.clone, output)
 
 
 def raised(images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.sampling.network import DTYPES, NetworkSettings
+from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 from lcsc_opt.torchvision_import import prepare_torchvision
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
@@ -86,5 +86,5 @@ def _set_up(pipeline: Any, settings: NetworkSettings) -> None:
         network: nn.Module = part.eval()
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-    if settings.compile and parts:
-        parts[0].compile()
+    if parts:
+        compile_in_place(parts[0], settings.compile)

@@ -131,6 +131,20 @@ def linear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batching, "images_per_second", rate)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself
+def test_it_is_measured_without_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    network = torch.compile(torch.nn.Tanh(), backend=backend)
+    monkeypatch.setattr(Sampler, "sample", lambda self, noise, start, stop: network(torch.zeros(stop, 1, 2, 2)))
+    assert find(Sampler(), tmp_path) >= 4
+    assert graphs == []
+
+
 @pytest.mark.usefixtures("linear")
 def test_it_is_measured_once_and_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find(Sampler(most=100), tmp_path) == 64

@@ -103,3 +103,13 @@ def test_weights_of_another_model_are_named(study: Path) -> None:
     settings = {**COMMON, "model_settings": {"width": 5}, "sampler": "users_own_model:sample"}
     with pytest.raises(ObjectiveError, match=r"layers.0.weight is \[6, 1, 3, 3\] and not \[5, 1, 3, 3\]"):
         build("torch_module.py", study, **settings)
+
+
+def test_a_batch_size_that_is_found_changes_rounding_only(study: Path) -> None:
+    sampler = "users_own_model:sample"
+    number = build("torch_module.py", study, **COMMON, sampler=sampler)
+    found = build("torch_module.py", study, **COMMON, sampler=sampler, batch_size="auto")
+    coefficients = np.array([0.5, 0.2, 0.3])
+    assert found(coefficients) == pytest.approx(number(coefficients), rel=1e-6)
+    assert found.describe() == {**number.describe(), "batch_size": "auto"}
+    assert len(list((study.parent / "cache").glob("batch-sizes/*.json"))) == 1

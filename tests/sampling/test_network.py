@@ -11,6 +11,7 @@ from unet_examples import unet
 
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.network import compile_in_place, compiled
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 TIMES = torch.tensor([1, 50, 999])
@@ -76,6 +77,98 @@ def test_a_compiled_network_stays_compiled_for_the_next_candidate() -> None:
             with torch.compiler.set_stance("fail_on_recompile"):
                 network.load(_Small(seed + 10).state_dict())
                 assert torch.allclose(network(x), _Small(seed + 10)(x), atol=1e-6)
+
+
+class _Replaying(nn.Module):
+    """Writes each output to where the last one is, as a CUDA graph does."""
+
+    def __init__(self, call: Any) -> None:
+        super().__init__()
+        self.call, self.output = call, torch.zeros(())
+
+    def forward(self, *inputs: Any) -> Any:
+        made = self.call(*inputs)
+        if made[0].requires_grad:
+            return made
+        if self.output.shape != made[0].shape:
+            self.output = torch.empty_like(made[0])
+        self.output.copy_(made[0])
+        return self.output, made[1]
+
+
+class _InAndOut(nn.Module):
+    """A network that returns more than a tensor."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        return 2 * x, "label"
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_outputs_of_cuda_graphs_outlive_the_next_call(monkeypatch: pytest.MonkeyPatch, mode: Any) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compile_as_graph(module: Any, **options: Any) -> Any:
+        asked.append(options)
+        graph = _Replaying(module)
+        return graph if isinstance(module, nn.Module) else graph.forward
+
+    monkeypatch.setattr(torch, "compile", compile_as_graph)
+    network = PreparedNetwork(_InAndOut(), NetworkSettings("cpu", compile=mode))
+    first, second = network(IMAGES), network(3 * IMAGES)
+    assert torch.equal(first, 2 * IMAGES)
+    assert torch.equal(second, 6 * IMAGES)
+    assert network.callable(IMAGES)[1] == "label"  # what is no tensor stays what it is
+    assert asked == [{"mode": mode, "dynamic": False}]
+    x = IMAGES.clone().requires_grad_()
+    network(x).sum().backward()
+    assert x.grad is not None  # a graph of autograd leads through the copy
+    assert torch.equal(x.grad, torch.full_like(x, 2.0))
+
+    module = _InAndOut()
+    compile_in_place(module, mode)
+    first, second = module(IMAGES)[0], module(3 * IMAGES)[0]
+    assert torch.equal(first, 2 * IMAGES)
+    assert torch.equal(second, 6 * IMAGES)
+    assert asked[1:] == [{"mode": mode, "dynamic": False}]
+
+
+def test_without_a_mode_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda module, **options: (module, options))
+    module = _InAndOut()
+    assert compiled(module, False) is module
+    assert compiled(module, True) == (module, {})
+    compile_in_place(module, False)
+    assert module._compiled_call_impl is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_a_mode_with_graphs_samples_the_same() -> None:
+    settings = NetworkSettings(device="cpu", compile="reduce-overhead", channels_last=True, dtype="bf16")
+    network, plain = PreparedNetwork(_Small(0), settings), PreparedNetwork(_Small(0), NetworkSettings("cpu"))
+    x = torch.linspace(-1, 1, 12).reshape(3, 1, 2, 2)
+    with torch.no_grad():
+        for seed in (0, 1):
+            weights = _Small(seed).state_dict()
+            network.load(weights)
+            plain.load(weights)
+            assert relative(network(x), plain(x)) < 0.02
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_loading_keeps_every_tensor_where_it_is(channels_last: bool) -> None:
+    network = PreparedNetwork(unet(0, channels=3), NetworkSettings("cpu", channels_last=channels_last))
+
+    def places() -> dict[str, tuple[int, tuple[int, ...]]]:
+        state = network.module.state_dict(keep_vars=True)
+        return {name: (tensor.data_ptr(), tensor.stride()) for name, tensor in state.items()}
+
+    before = places()
+    weights = unet(1, channels=3).state_dict()
+    network.load(weights)
+    assert places() == before
+    assert all(torch.equal(value, weights[name]) for name, value in network.module.state_dict().items())
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

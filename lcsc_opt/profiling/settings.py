@@ -1,0 +1,186 @@
+"""Other ways to sample, tried one by one beside the study's own: how fast, and what they do to the loss."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from lcsc_opt.catalog import load_objective
+from lcsc_opt.coefficients import default_origin
+from lcsc_opt.errors import LcscError, ObjectiveError
+from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.batching import free_memory, images_per_second, largest_batch
+from lcsc_opt.objective import cache_directory
+from lcsc_opt.plan import StudyPlan
+from lcsc_opt.profiling.study import sampling_device, sampling_settings
+from lcsc_opt.progress import progress
+from lcsc_opt.records import Candidate
+from lcsc_opt.study_spec import ObjectiveSpec
+
+Settings = Mapping[str, Any]
+ROUNDS = 2  # in which the study's own way and the other one are measured in turns
+FASTER = 1.05  # times, from which on a setting is worth a line
+LARGEST_CHANGE = 0.01  # of the loss, relative, up to which a setting is recommended
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """What one way to sample came to.
+
+    Attributes:
+        settings: what of the study file's was changed.
+        images_per_second: of one batch, through sampler and extractors.
+        ratio: to the study's own way, measured beside it.
+        loss: of one EMA, with as many images as in the search.
+        loss_change: relative to the study's own way.
+        problem: why there are no numbers.
+    """
+
+    settings: Settings
+    images_per_second: float | None = None
+    ratio: float | None = None
+    loss: float | None = None
+    loss_change: float | None = None
+    problem: str | None = None
+
+    @property
+    def helps(self) -> bool:
+        """Whether it is faster, and changes the loss by no more than is recommended."""
+        if self.ratio is None or self.loss_change is None:
+            return False
+        return self.ratio >= FASTER and abs(self.loss_change) <= LARGEST_CHANGE
+
+    def as_row(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**dataclasses.asdict(self), "helps": self.helps}
+
+
+def try_settings(plan: StudyPlan) -> tuple[Tried, ...]:
+    """The study's own settings first, then each other one alone, then all together of those that help.
+
+    Each one loads the objective again, with that setting, samples one batch a few times and evaluates one candidate.
+
+    Raises:
+        ObjectiveError: the objective samples no images, or has no setting that could be tried.
+    """
+    with _quiet():
+        base = _load(plan, {})
+    known, device = sampling_settings(plan), sampling_device(base)
+    changes = variants(known, images=base.images_per_evaluation, on_gpu=device is not None and device.type == "cuda")
+    if not changes:
+        raise ObjectiveError(f"--settings: {plan.objective.file} has none of batch_size, dtype, channels_last, compile")
+    measured = [_measure_base(base, known)]
+    with progress("trying settings", len(changes)) as advance:
+        for change in changes:
+            measured.append(_try(plan, base, measured[0], known, change))
+            advance(note=described(change))
+    together = combined(measured[1:])
+    if len(together) > 1:
+        measured.append(_try(plan, base, measured[0], known, together))
+    return tuple(measured)
+
+
+def variants(known: Settings, *, images: int, on_gpu: bool) -> list[dict[str, Any]]:
+    """What is worth trying, one change each: of the settings that an objective has, the values that it has not now.
+
+    Half types and CUDA graphs are tried where they can help: on a GPU; bfloat16 on a CPU, too.
+    """
+    size = known.get("batch_size")
+    sizes = [] if not isinstance(size, int) else [size // 2, 2 * size, 4 * size]
+    tried: dict[str, list[Any]] = {
+        "batch_size": [other for other in sizes if 1 <= other < 2 * images],
+        "channels_last": [True],
+        "dtype": ["bf16", "fp16"] if on_gpu else ["bf16"],
+        "compile": [True, "reduce-overhead", "max-autotune"] if on_gpu else [True],
+    }
+    return [
+        {name: value} for name, values in tried.items() if name in known for value in values if value != known[name]
+    ]
+
+
+def combined(tried: Sequence[Tried]) -> dict[str, Any]:
+    """Of each setting the fastest value that helps."""
+    best: dict[str, tuple[float, Any]] = {}
+    for other in tried:
+        for name, value in other.settings.items():
+            if other.helps and other.ratio is not None and other.ratio > best.get(name, (0.0, None))[0]:
+                best[name] = (other.ratio, value)
+    return {name: value for name, (_, value) in best.items()}
+
+
+def recommended(tried: Sequence[Tried]) -> Tried | None:
+    """The fastest that helps; ``None`` where the study's own settings are as good."""
+    helping = [other for other in tried if other.helps and other.settings]
+    return max(helping, key=lambda other: other.ratio or 0.0, default=None)
+
+
+def described(settings: Settings) -> str:
+    """As in a study file: ``dtype: bf16, channels_last: true``."""
+    return ", ".join(f"{name}: {yaml_text(value)}" for name, value in settings.items()) or "as in the study file"
+
+
+def yaml_text(value: Any) -> str:
+    """``true`` for True, and everything else as it is written."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _measure_base(base: MergeSampleScore, known: Settings) -> Tried:
+    rate = _rate(base, known)
+    if rate is None:
+        raise ObjectiveError("--settings: one batch does not fit into memory; set a smaller batch_size first")
+    return Tried({}, rate, 1.0, _loss(base), 0.0)
+
+
+def _try(plan: StudyPlan, base: MergeSampleScore, own: Tried, known: Settings, change: Settings) -> Tried:
+    """One way to sample; what it fails with is part of the answer."""
+    free_memory()  # of the one before
+    problem = "takes more memory than there is"
+    try:
+        with _quiet():
+            other = _load(plan, change)
+            rates = [(_rate(base, known), _rate(other, {**known, **change})) for _ in range(ROUNDS)]
+            old = max((rate for rate, _ in rates if rate is not None), default=None)
+            new = max((rate for _, rate in rates if rate is not None), default=None)
+            if old is not None and new is not None:
+                loss = _loss(other)
+                return Tried(change, new, new / old, loss, _relative(loss, own.loss))
+    except (LcscError, RuntimeError) as error:
+        problem = " ".join(str(error).split())[:200]
+    return Tried(change, problem=problem)
+
+
+def _quiet() -> contextlib.AbstractContextManager[object]:
+    """What an objective has to say was said when it was loaded to be profiled."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def _load(plan: StudyPlan, change: Settings) -> MergeSampleScore:
+    spec = ObjectiveSpec(file=plan.objective.file, settings={**plan.objective.settings, **change})
+    objective = load_objective(spec, beside=plan.directory)
+    if not isinstance(objective, MergeSampleScore):
+        raise ObjectiveError(f"--settings: {plan.objective.file} samples no images; there is nothing to try")
+    return objective
+
+
+def _rate(objective: MergeSampleScore, settings: Settings) -> float | None:
+    """Images per second of one batch, with an EMA's weights."""
+    objective.sampler.load(objective.trajectory.merge(default_origin(objective.steps)))
+    device = sampling_device(objective) or torch.device("cpu")
+    size = settings.get("batch_size")
+    if not isinstance(size, int):
+        size = largest_batch(objective.sampler, objective.scores, device=device, cache=cache_directory())
+    count = min(size, objective.images_per_evaluation)
+    return images_per_second(objective.sampler, objective.scores, count, device=device)
+
+
+def _loss(objective: MergeSampleScore) -> float:
+    return float(objective.evaluate(Candidate(default_origin(objective.steps))).loss)
+
+
+def _relative(loss: float, own: float | None) -> float | None:
+    return None if not own else loss / own - 1

@@ -1,0 +1,51 @@
+"""How many floating-point operations each part of an evaluation is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Candidate, Coefficients
+from lcsc_opt.spans import listening
+
+COUNTED_IMAGES = 16  # the work grows with images, and counting is slow
+
+
+def operations_per_image(objective: Objective, coefficients: Coefficients, *, gradient: bool) -> Mapping[str, float]:
+    """Name of a span → operations of matrix products, convolutions and attention for one image, backward ones too.
+
+    Counted by torch on one small evaluation, without a compiler: it changes how the work is done and not how much it
+    is. A part that does nothing that torch counts is left out.
+    """
+    images = min(COUNTED_IMAGES, objective.images_per_evaluation)
+    candidate = Candidate(coefficients, images=images)
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = cast("Any", _NoModules())
+    sums: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def count(name: str) -> Iterator[None]:
+        before = counter.get_total_flops()
+        yield
+        sums[name] = sums.get(name, 0.0) + counter.get_total_flops() - before
+
+    with counter, torch.compiler.set_stance("force_eager"), listening(count):
+        if gradient:
+            objective.evaluate(candidate, gradient=True)
+        else:
+            objective.evaluate(candidate)
+    return {name: operations / images for name, operations in sums.items() if operations}
+
+
+class _NoModules(contextlib.AbstractContextManager["_NoModules"]):
+    """In place of torch's tracker of modules, whose hooks a gradient in chosen tensors does not get through."""
+
+    parents = frozenset({"Global"})
+
+    def __exit__(self, *_error: object) -> None:
+        """Nothing was hooked."""

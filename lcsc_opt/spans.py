@@ -1,0 +1,41 @@
+"""Named stretches of the work: merge, sample, ask, … Whoever measures listens; where nobody does, they cost nothing.
+
+The code that does the work says where a part of it begins and ends, and :mod:`lcsc_opt.profiling` is all that listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+Listener = Callable[[str], contextlib.AbstractContextManager[object]]
+"""The name of a span → what is open for as long as it lasts. It is called in the thread that does the work."""
+
+ASK, TELL, DATABASE, EVALUATE = "ask", "tell", "database", "evaluate"
+MERGE, SAMPLE, FEATURES, METRIC = "merge", "sample", "features", "metric"
+OF_EVALUATION = (MERGE, SAMPLE, FEATURES, METRIC)
+
+_listeners: tuple[Listener, ...] = ()
+
+
+@contextlib.contextmanager
+def span(name: str) -> Iterator[None]:
+    """While this is open, the work is of the part ``name``."""
+    if not _listeners:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for listener in _listeners:
+            stack.enter_context(listener(name))
+        yield
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """While this is open, ``listener`` hears of the spans of all threads."""
+    global _listeners
+    _listeners = (*_listeners, listener)
+    try:
+        yield
+    finally:
+        _listeners = tuple(other for other in _listeners if other is not listener)
