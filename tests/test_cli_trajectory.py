@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -96,3 +99,38 @@ def test_sparkline():
     assert sparkline([]) == ""
     assert sparkline([0.0, 0.0]) == "▁▁"
     assert len(sparkline([1.0] * 1000)) == 60
+
+
+ON_A_SLOW_DISK = """
+import os, sys, time
+from lcsc_opt.cli import run
+plain = os.write
+def write(descriptor, piece):
+    if descriptor > 2:
+        print("write", flush=True)
+        time.sleep(0.1)
+    return plain(descriptor, piece)
+os.write = write
+sys.exit(run(["trajectory", "pack", "runs", "-o", "t.trajectory"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
+def test_ctrl_c_while_packing_keeps_whole_checkpoints_and_the_same_command_goes_on(runs, capsys):
+    command = [sys.executable, "-c", ON_A_SLOW_DISK]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(2 * 4):  # the weights and the padding of a row
+            process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to continue" in printed
+    assert "Traceback" not in printed
+    assert not Path("t.trajectory").exists()
+    partial = Trajectory.open("t.trajectory.partial")
+    partial.verify()
+    assert partial.steps in (STEPS[:3], STEPS[:4])
+    assert lcsc(["trajectory", "pack", "runs", "-o", "t.trajectory"]) == 0
+    assert f"pack: {len(STEPS)}/{len(STEPS)}" in capsys.readouterr().err
+    assert lcsc(["trajectory", "pack", "runs", "-o", "undisturbed.trajectory"]) == 0
+    assert Trajectory.open("t.trajectory").sha256 == Trajectory.open("undisturbed.trajectory").sha256

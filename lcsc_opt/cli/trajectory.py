@@ -49,6 +49,7 @@ def pack(
     """Pack saved checkpoints of one training run into one memory-mapped trajectory."""
     from lcsc_opt.trajectory import Selection
     from lcsc_opt.trajectory import pack as pack_checkpoints
+    from lcsc_opt.trajectory.packing import stored_in_words
 
     given = None if steps is None else [_step(part) for part in steps.split(",")]
     selection = Selection(last=last, first_step=first_step, window=window, interval=interval)
@@ -58,12 +59,7 @@ def pack(
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"
     say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
     if trajectory.stored:
-        say(_error_in_words(trajectory.stored, trajectory.relative_error))
-
-
-def _error_in_words(stored: str, error: float | None) -> str:
-    measured = "not measured" if error is None else f"{error:.2g} of the merged weights"
-    return f"stored as {stored} differences; their error in combinations such as searches find: {measured}"
+        say(stored_in_words(trajectory))
 
 
 def _step(text: str) -> int:

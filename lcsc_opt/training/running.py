@@ -156,10 +156,14 @@ class _Run:
         return loss
 
     def save_checkpoint(self, writer: TrajectoryWriter) -> None:
-        """The state first, then the checkpoint: a crash between the two leaves a state that holds the checkpoint."""
+        """The state first, then the checkpoint: a crash between the two leaves a state that holds the checkpoint.
+
+        The checkpoint is written while training goes on, and the next state does not come before it is on the disk.
+        """
         if self.step and self.step % self.training.checkpoint_every == 0:
+            writer.flush()
             self._save_state()
-            writer.append(self.step, self.network)
+            writer.append(self.step, self.network, wait=False)
 
     def _save_state(self) -> None:
         state = {

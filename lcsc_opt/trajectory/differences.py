@@ -8,6 +8,7 @@ scale · number, two operations on each element that round alike on every machin
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -216,13 +217,14 @@ class ErrorSample:
 
     Args:
         layout: of the checkpoints.
+        checkpoints: how many, the last ones; ``None`` keeps all.
         columns: about how many numbers of each checkpoint are kept.
     """
 
-    def __init__(self, layout: Layout, *, columns: int = 4096) -> None:
+    def __init__(self, layout: Layout, *, checkpoints: int | None = None, columns: int = 4096) -> None:
         self._every = max(sum(spec.numel for spec in layout.tensors if spec.merged) // columns, 1)
         self._row: list[Tensor] = []  # [tensors], original and read, each [2, n] float64
-        self._rows: list[Tensor] = []  # [K]
+        self._rows: collections.deque[Tensor] = collections.deque(maxlen=checkpoints)  # [K]
 
     def add(self, spec: TensorSpec, original: memoryview, read: memoryview) -> None:
         """A tensor of the next checkpoint: its bytes as given and as read back."""
@@ -240,7 +242,7 @@ class ErrorSample:
         """Of the merged weights, root mean square over random combinations; ``None`` for fewer than two checkpoints."""
         if len(self._rows) < 2:
             return None
-        stacked = torch.stack(self._rows).numpy()  # [K, 2, n]
+        stacked = torch.stack(list(self._rows)).numpy()  # [K, 2, n]
         merged = np.einsum("bk,kin->bin", random_combinations(combinations, len(self._rows)), stacked)
         wrong = np.square(merged[:, 1] - merged[:, 0]).sum()
         there = np.square(merged[:, 0]).sum()

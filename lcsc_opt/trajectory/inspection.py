@@ -19,8 +19,8 @@ from lcsc_opt.trajectory.formats import checkpoint_series, checkpoint_step, read
 from lcsc_opt.trajectory.formats.names import numbered_step
 from lcsc_opt.trajectory.layout import Layout, all_finite, plan, row_sha256
 from lcsc_opt.trajectory.manifest import trajectory_sha256
+from lcsc_opt.trajectory.saving import EXACT
 from lcsc_opt.trajectory.store import Trajectory
-from lcsc_opt.trajectory.writer import EXACT
 
 BLOCK = 2**18  # numbers at once, in float64
 MOST_WARNINGS = 5  # of one kind

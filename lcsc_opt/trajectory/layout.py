@@ -108,6 +108,16 @@ class Segment:
         """The dtype of all its tensors."""
         return self.tensors[0].torch_dtype
 
+    @property
+    def columns(self) -> int:
+        """How many scalars it holds."""
+        return (self.stop - self.start) // self.dtype.itemsize
+
+    def places(self) -> Iterator[tuple[TensorSpec, int]]:
+        """Its tensors, each with its first column."""
+        for spec in self.tensors:
+            yield spec, (spec.offset - self.start) // self.dtype.itemsize
+
 
 def plan(tensors: Mapping[str, Tensor]) -> Layout:
     """Lay out the rows for checkpoints like this one.
@@ -141,6 +151,45 @@ def segments(layout: Layout, varying: frozenset[str]) -> tuple[Segment, ...]:
     return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
 
 
+class WholeRow(Mapping[str, Tensor]):
+    """A checkpoint as a row: tensor name → its bytes, ``[nbytes]`` uint8.
+
+    Args:
+        layout: of the row.
+        content: ``[row_bytes]`` uint8 on the CPU; what is between the tensors does not count.
+    """
+
+    def __init__(self, layout: Layout, content: Tensor) -> None:
+        self.content = content
+        self._specs = {spec.name: spec for spec in layout.tensors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        spec = self._specs[name]
+        return self.content[spec.offset : spec.end]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._specs)
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+
+def row_runs(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[tuple[TensorSpec, ...], memoryview]]:
+    """As :func:`row_chunks`; of a :class:`WholeRow`, tensors of one dtype that are neighbours come together."""
+    if not isinstance(tensors, WholeRow):
+        yield from (((spec,) if spec is not None else (), chunk) for spec, chunk in row_chunks(layout, tensors))
+        return
+    content, end = memoryview(tensors.content.numpy().data), 0
+    for _, neighbours in itertools.groupby(layout.tensors, key=lambda spec: spec.dtype):
+        specs = tuple(neighbours)
+        if specs[0].offset > end:
+            yield (), memoryview(bytes(specs[0].offset - end))
+        end = specs[-1].end
+        yield specs, content[specs[0].offset : end]
+    if layout.row_bytes > end:
+        yield (), memoryview(bytes(layout.row_bytes - end))
+
+
 def row_chunks(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, memoryview]]:
     """The bytes of one row from its first to its last; padding comes with ``None`` for its tensor.
 
@@ -166,7 +215,12 @@ def row_sha256(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """``tensor`` as ``[n]`` uint8 on the CPU; shares its memory where that is possible."""
-    plain = tensor.detach().to("cpu").resolve_conj().resolve_neg()
+    return flat_bytes(tensor.detach().to("cpu"))
+
+
+def flat_bytes(tensor: Tensor) -> Tensor:
+    """``tensor`` as ``[n]`` uint8 on its device; shares its memory where that is possible."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
     return plain.contiguous().reshape(-1).view(torch.uint8)
 
 

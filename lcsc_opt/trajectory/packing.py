@@ -23,9 +23,9 @@ from lcsc_opt.trajectory.locking import only_process
 from lcsc_opt.trajectory.lora import alphas_metadata
 from lcsc_opt.trajectory.manifest import FILES, load_manifest, sync_folder
 from lcsc_opt.trajectory.reading_ahead import ReadAhead
+from lcsc_opt.trajectory.saving import EXACT, Saver, checked_dtype
 from lcsc_opt.trajectory.selection import Selection, steps_in_words
 from lcsc_opt.trajectory.store import Trajectory
-from lcsc_opt.trajectory.writer import EXACT, TrajectoryWriter
 
 PLAN = "pack_sha256"  # the metadata entry that tells whether a partial was made from the same sources
 EVERYTHING = Selection()
@@ -71,6 +71,7 @@ def pack(
         TrajectoryError: fewer than two checkpoints, a step twice, checkpoints of different models, too little room,
             ``out`` is taken, or another process packs to it.
     """
+    checked_dtype(dtype)
     out = Path(out)
     _check_free(out, overwrite=overwrite)
     sources = _selected(find_sources(find_checkpoints(patterns, key=key), steps), selection)
@@ -89,12 +90,13 @@ def open_or_pack(
     key: str | None = None,
     selection: Selection = EVERYTHING,
     steps: Sequence[int] | None = None,
+    dtype: str | None = None,
 ) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
-    What is packed lies in ``CACHE/trajectories`` under the hash of the sources' paths, sizes and times, their steps
-    and the key, and stays there until somebody deletes it. A second process that asks for the same waits for the
-    first; after an interruption the next call goes on where it stopped.
+    What is packed lies in ``CACHE/trajectories`` under the hash of the sources' paths, sizes and times, their steps,
+    the key and the dtype, and stays there until somebody deletes it. A second process that asks for the same waits for
+    the first; after an interruption the next call goes on where it stopped.
 
     Args:
         patterns: a packed trajectory alone, or what :func:`pack` takes.
@@ -102,22 +104,34 @@ def open_or_pack(
         key: as for :func:`pack`; of a packed trajectory it must be the one it was packed with.
         selection: as for :func:`pack`; a packed trajectory has been selected already.
         steps: as for :func:`pack`.
+        dtype: as for :func:`pack`, ``None`` is ``exact``; of a packed trajectory it must be the one it stores.
 
     Raises:
         CheckpointError, TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
     """
+    checked_dtype(dtype)
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     if len(alone) == 1 and is_packed(Path(alone[0]).expanduser()):
-        return _open_packed(Path(alone[0]).expanduser(), key, selection, steps)
+        return _open_packed(Path(alone[0]).expanduser(), key, selection, steps, dtype)
     sources = _selected(find_sources(find_checkpoints(alone, key=key), steps), selection)
-    identity = fingerprint(sources, key)
+    dtype = dtype or EXACT
+    identity = fingerprint(sources, key, dtype)
     out = cache / "trajectories" / f"{identity[:24]}.trajectory"
     if not out.exists():
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
             if not out.exists():  # nor made while this process waited
                 notice(f"packing {len(sources)} checkpoints once, to {out}")
-                _pack(sources, out, key, identity, EXACT)
+                packed = _pack(sources, out, key, identity, dtype)
+                if packed.stored:
+                    notice(stored_in_words(packed))
     return Trajectory.open(out)
+
+
+def stored_in_words(trajectory: Trajectory) -> str:
+    """What storing differences costs, for people."""
+    error = trajectory.relative_error
+    measured = "not measured" if error is None else f"{error:.2g} of the merged weights"
+    return f"stored as {trajectory.stored} differences; their error in combinations such as searches find: {measured}"
 
 
 def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> list[Source]:
@@ -180,7 +194,9 @@ def _identity(path: Path) -> tuple[str, int, int]:
     )
 
 
-def _open_packed(path: Path, key: str | None, selection: Selection, steps: Sequence[int] | None) -> Trajectory:
+def _open_packed(
+    path: Path, key: str | None, selection: Selection, steps: Sequence[int] | None, dtype: str | None
+) -> Trajectory:
     trajectory = Trajectory.open(path)
     if selection.given or steps is not None:
         asked = ", ".join([*selection.given, *(["steps"] if steps is not None else [])])
@@ -188,6 +204,11 @@ def _open_packed(path: Path, key: str | None, selection: Selection, steps: Seque
     packed = trajectory.metadata.get("key", "")
     if key is not None and key != packed:
         raise TrajectoryError(f"{path} was packed with the key {packed!r}, not {key!r}: leave it out, or pack again.")
+    there = trajectory.stored or EXACT
+    if dtype not in (None, there):
+        raise TrajectoryError(
+            f"{path} stores {there}, not {dtype}: leave {dtype} out, or name the checkpoints it was made from."
+        )
     return trajectory
 
 
@@ -213,8 +234,8 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, 
         _check_room(partial, _needed(plan(first.tensors), len(sources), dtype))
         metadata = alphas_metadata(first.tensors, sources[-1].path, key)
     texts = {PLAN: identity, "key": key, **metadata}
-    with TrajectoryWriter(partial, metadata=texts, dtype=dtype, reference=reference) as writer:
-        done = len(writer.steps)
+    with Saver(partial, metadata=texts, dtype=dtype, reference=reference) as saver:
+        done = len(saver.steps)
         with progress("pack", len(sources), done=done) as advance, ReadAhead() as ahead:
             for source, following in itertools.zip_longest(sources[done:], sources[done + 1 :]):
                 start = time.monotonic()
@@ -222,9 +243,11 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, 
                 first = None  # its memory is for the next one
                 if following is not None:
                     ahead.begin(following.path, like=source.path, used=_size(checkpoint))
-                size = _append(writer, source, checkpoint)
+                size = _save(saver, source, checkpoint)
+                if following is None:
+                    saver.flush()  # all is done when the bar says so
                 advance(note=f"step {source.step}, {size / max(time.monotonic() - start, 1e-6) / 1e6:.0f} MB/s")
-        writer.measure()
+        saver.measure()
 
 
 def _needed(layout: Layout, checkpoints: int, dtype: str) -> int:
@@ -234,10 +257,11 @@ def _needed(layout: Layout, checkpoints: int, dtype: str) -> int:
     return StoredLayout(layout, dtype).row_bytes * checkpoints + layout.row_bytes
 
 
-def _append(writer: TrajectoryWriter, source: Source, checkpoint: Checkpoint) -> int:
-    """Append one checkpoint; gives its size in bytes."""
+def _save(saver: Saver, source: Source, checkpoint: Checkpoint) -> int:
+    """Save one checkpoint; gives its size in bytes."""
     try:
-        writer.append(source.step, checkpoint.tensors, source=str(source.path.absolute()), wait=False)
+        layout = saver.check(checkpoint.tensors)
+        saver.save(source.step, layout, checkpoint.tensors, source=str(source.path.absolute()), wait=False)
     except CheckpointError:
         raise
     except TrajectoryError as error:

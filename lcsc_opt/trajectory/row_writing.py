@@ -15,7 +15,7 @@ from torch import Tensor
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory.differences import ErrorSample, StoredLayout
 from lcsc_opt.trajectory.in_order import InOrder
-from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks
+from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks, row_runs
 from lcsc_opt.trajectory.manifest import REFERENCE, Manifest
 from lcsc_opt.trajectory.rows import map_bytes
 
@@ -29,18 +29,23 @@ class Chunk:
     """A part of a checkpoint on its way into its row.
 
     Attributes:
-        spec: whose bytes they are; ``None`` for what belongs to no tensor.
+        specs: whose bytes they are, neighbours of one dtype; none for what belongs to no tensor.
         original: as it was given.
         read: as it will be read back.
         stored: what is written.
         position: where, in the file.
     """
 
-    spec: TensorSpec | None
+    specs: tuple[TensorSpec, ...]
     original: memoryview
     read: memoryview
     stored: memoryview
     position: int
+
+    def part(self, spec: TensorSpec) -> memoryview:
+        """What one of the tensors was given as."""
+        start = spec.offset - self.specs[0].offset
+        return self.original[start : start + spec.nbytes]
 
 
 class Coder(Protocol):
@@ -74,8 +79,8 @@ class ExactCoder:
     def chunks(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[Chunk]:
         """See :class:`Coder`."""
         position = slot * self._layout.row_bytes
-        for spec, chunk in row_chunks(self._layout, tensors):
-            yield Chunk(spec, chunk, chunk, chunk, position)
+        for specs, chunk in row_runs(self._layout, tensors):
+            yield Chunk(specs, chunk, chunk, chunk, position)
             position += chunk.nbytes
 
 
@@ -99,11 +104,11 @@ class DifferenceCoder:
         row = torch.zeros(self._stored.row_bytes, dtype=torch.uint8, device="cpu")
         for spec, chunk in row_chunks(self._layout, tensors):
             read = chunk if spec is None or not spec.numel else self._put(row, spec, chunk)
-            yield Chunk(spec, chunk, read, NOTHING, 0)
+            yield Chunk(() if spec is None else (spec,), chunk, read, NOTHING, 0)
         content = memoryview(row.numpy().data)
         for span in self._stored.spans():
             stored = content[span.start : span.stop]
-            yield Chunk(None, NOTHING, NOTHING, stored, self._stored.position(slot, span))
+            yield Chunk((), NOTHING, NOTHING, stored, self._stored.position(slot, span))
 
     def file_bytes(self, slot: int) -> int:
         """See :class:`Coder`: whole panels."""
@@ -155,19 +160,21 @@ class RowHashes:
     def add(self, chunk: Chunk, reference: Mapping[str, str]) -> None:
         """Take a chunk into the hashes."""
         self._hash.update(chunk.read)
-        spec = chunk.spec
-        if spec is not None and spec.name not in self.varying:
-            digest = self.digests[spec.name] = hashlib.sha256(chunk.original).hexdigest()
-            _check_mergeable(spec, digest, reference)
+        for spec in chunk.specs:
+            if spec.name not in self.varying:
+                digest = self.digests[spec.name] = hashlib.sha256(chunk.part(spec)).hexdigest()
+                _check_mergeable(spec, digest, reference)
 
-    def check_finite(self, spec: TensorSpec | None, piece: memoryview) -> None:
+    def check_finite(self, chunk: Chunk, piece: slice) -> None:
         """Refuse NaN and infinity."""
-        if spec is None or not spec.merged or not piece:
+        if not chunk.specs or not chunk.specs[0].merged or _finite(chunk.original[piece], chunk.specs[0]):
             return
-        if not all_finite(torch.frombuffer(piece, dtype=spec.torch_dtype)):
-            raise TrajectoryError(
-                f"Tensor {spec.name!r} at {self.name} holds NaN or infinity: leave this checkpoint out."
-            )
+        name = next(spec.name for spec in chunk.specs if not _finite(chunk.part(spec), spec))
+        raise TrajectoryError(f"Tensor {name!r} at {self.name} holds NaN or infinity: leave this checkpoint out.")
+
+
+def _finite(content: memoryview, spec: TensorSpec) -> bool:
+    return not content or all_finite(torch.frombuffer(content, dtype=spec.torch_dtype))
 
 
 def write_row(
@@ -200,18 +207,19 @@ def write_row(
     with InOrder("lcsc-hash", most_bytes=WAITING_BYTES) as hashing:
         position = -1  # where the file stands; not known yet
         for chunk in coder.chunks(tensors, slot):
-            if chunk.spec is not None or chunk.read:
+            if chunk.specs or chunk.read:
                 hashing.submit(hashes.add, chunk, digests, nbytes=chunk.original.nbytes)
             if chunk.stored and chunk.position != position:
                 os.lseek(descriptor, chunk.position, os.SEEK_SET)
                 position = chunk.position
             for start in range(0, max(chunk.original.nbytes, chunk.stored.nbytes), PIECE_BYTES):
                 piece = slice(start, start + PIECE_BYTES)
-                hashes.check_finite(chunk.spec, chunk.original[piece])
+                hashes.check_finite(chunk, piece)
                 _write_all(descriptor, chunk.stored[piece])
             position += chunk.stored.nbytes
-            if sample is not None and chunk.spec is not None:
-                sample.add(chunk.spec, chunk.original, chunk.read)
+            if sample is not None and chunk.specs:
+                (spec,) = chunk.specs
+                sample.add(spec, chunk.original, chunk.read)
         if os.fstat(descriptor).st_size < coder.file_bytes(slot):
             os.ftruncate(descriptor, coder.file_bytes(slot))
         if sync:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +147,46 @@ def test_the_state_is_never_behind_the_checkpoints(
         recipe.train(tmp_path / "run.trajectory")
     (state,) = tmp_path.glob("*.partial/*.pt")
     assert torch.load(state, weights_only=True)["step"] == 12
+
+
+def test_a_state_never_leaves_a_checkpoint_behind(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a kill after it would: the run goes on from the state, and trains no step before it again
+    original, sync, on_disk = running._Run._save_state, os.fsync, []
+
+    def noting(run: Any) -> None:
+        original(run)
+        manifest = run.state_path.parent / "manifest.json"
+        on_disk.append(Trajectory.open(manifest.parent).steps if manifest.exists() else ())
+
+    monkeypatch.setattr(running._Run, "_save_state", noting)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.02), sync(descriptor)))  # a slow disk
+    recipe.train(tmp_path / "run.trajectory")
+    assert on_disk == [(4, 8, 12, 16, 20)[:count] for count in range(5)]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    recipe: Recipe, undisturbed: Trajectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, write, written, trained = running._Run._train_step, os.write, threading.Event(), []
+
+    def noting(run: Any) -> float:
+        loss = original(run)
+        trained.append(run.step)
+        if run.step == 7:
+            written.set()
+        return loss
+
+    def held(descriptor: int, content: Any) -> int:
+        assert threading.current_thread() is not threading.main_thread()
+        assert written.wait(30)
+        return write(descriptor, content)
+
+    monkeypatch.setattr(running._Run, "_train_step", noting)
+    monkeypatch.setattr(os, "write", held)
+    assert recipe.train(tmp_path / "run.trajectory").sha256 == undisturbed.sha256
+    assert trained == list(range(1, 21))
 
 
 def test_a_continued_run_does_not_train_again_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

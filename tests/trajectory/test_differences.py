@@ -18,6 +18,7 @@ from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, differences, pack
 from lcsc_opt.trajectory.inspection import inspect
 from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine
+from lcsc_opt.trajectory.saving import Saver
 
 K = len(STEPS)
 MERGED = ("weight", "bias", "scale", "double", "bfloat", "half")
@@ -258,7 +259,7 @@ def test_packed_as_differences_from_the_middle(files, tmp_path, dtype):
 
 def test_partial_of_another_dtype_is_not_continued(files, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(TrajectoryWriter, "measure", lambda _: 1 / 0)
+        patch.setattr(Saver, "measure", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pack(files, tmp_path / "t", dtype="float16")
     assert (tmp_path / "t.partial" / "reference.bin").exists()

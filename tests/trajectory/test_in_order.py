@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from lcsc_opt.trajectory import in_order
 from lcsc_opt.trajectory.in_order import InOrder
 
 
@@ -67,3 +68,43 @@ def test_a_failure_is_raised_by_the_next_submission_that_sees_it():
         calls.submit(fail)
         with pytest.raises(KeyError, match="first"):
             submit_often()
+
+
+def test_interrupted_waiting_leaves_the_calls_in_the_line(monkeypatch):
+    """As Ctrl-C: it stops who waits, and nothing else."""
+    gate, seen, plain = threading.Event(), [], in_order.wait
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with InOrder("test") as calls:
+        calls.submit(gate.wait, 10)
+        calls.submit(seen.append, 1)
+        monkeypatch.setattr(in_order, "wait", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            calls.finish()
+        monkeypatch.setattr(in_order, "wait", plain)
+        gate.set()
+        calls.finish()
+    assert seen == [1]
+
+
+def test_check_raises_what_has_failed_and_waits_for_nothing():
+    gate = threading.Event()
+
+    def fail():
+        gate.wait(10)
+        raise KeyError("late")
+
+    def check_often():
+        while True:
+            calls.check()
+            time.sleep(0.01)
+
+    with InOrder("test") as calls:
+        calls.submit(fail)
+        calls.check()
+        gate.set()
+        with pytest.raises(KeyError, match="late"):
+            check_often()
+        calls.check()  # told once

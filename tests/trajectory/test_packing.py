@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 
@@ -100,6 +101,21 @@ def test_partial_of_other_sources_is_not_continued(files, tmp_path, monkeypatch,
         files = [*files, tmp_path / "model000600.pt"]
     expected = state_dict(STEPS[0] + (change == "content"))
     assert same_bits(pack(files, tmp_path / "t").checkpoint(0), expected)
+
+
+def test_all_is_on_the_disk_when_the_bar_says_so(files, tmp_path, monkeypatch):
+    seen, sync = [], os.fsync
+
+    @contextlib.contextmanager
+    def progress(*_, **__):
+        yield lambda **_: seen.append(Trajectory.open(tmp_path / "t.partial").steps if manifest.exists() else ())
+
+    manifest = tmp_path / "t.partial" / "manifest.json"
+    monkeypatch.setattr(packing, "progress", progress)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.05), sync(descriptor)))  # a slow disk
+    pack(files, tmp_path / "t")
+    assert len(seen) == len(STEPS)
+    assert seen[-1] == STEPS
 
 
 def test_existing_output_needs_overwrite(files, tmp_path):
@@ -253,11 +269,30 @@ def test_other_sources_key_or_selection_are_packed_apart(files, tmp_path):
     paths.add(open_or_pack(files[1:], cache=cache).path)
     paths.add(open_or_pack(files, cache=cache, key="").path)
     paths.add(open_or_pack(files, cache=cache, steps=[1, 2, 3, 4, 5]).path)
+    paths |= {open_or_pack(files, cache=cache, dtype=dtype).path for dtype in ("exact", "int8", "float16")}
     save_file(state_dict(7), files[2])
     later = open_or_pack(files, cache=cache)
     assert same_bits(later.checkpoint(2), state_dict(7))
     paths.add(later.path)
-    assert len(paths) == 6
+    assert len(paths) == 8
+
+
+def test_checkpoints_of_a_study_are_stored_as_it_says(files, tmp_path, capsys):
+    packed = open_or_pack(files, cache=tmp_path / "cache", dtype="int8")
+    assert packed.stored == "int8"
+    assert (
+        f"stored as int8 differences; their error in combinations such as searches find: {packed.relative_error:.2g}"
+        in (capsys.readouterr().err)
+    )
+    assert open_or_pack(files, cache=tmp_path / "cache", dtype="int8").path == packed.path
+    assert open_or_pack(packed.path, cache=tmp_path / "cache").stored == "int8"  # however it was packed
+    for dtype in ("exact", "float16"):
+        with pytest.raises(
+            TrajectoryError, match=f"stores int8, not {dtype}: leave {dtype} out, or name the checkpoints"
+        ):
+            open_or_pack(packed.path, cache=tmp_path / "cache", dtype=dtype)
+    with pytest.raises(TrajectoryError, match="dtype: expected exact, float16, bfloat16, int8, got 'int4'"):
+        open_or_pack(files, cache=tmp_path / "cache", dtype="int4")
 
 
 def test_interrupted_study_goes_on_packing(files, tmp_path, monkeypatch):

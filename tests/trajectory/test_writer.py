@@ -362,14 +362,16 @@ def test_row_of_a_window_is_written_over_when_no_manifest_on_the_disk_names_it(t
     with TrajectoryWriter(tmp_path / "t", window=2) as writer:
         release, calls = held_sync(monkeypatch)
         writer.append(3, state_dict(3), wait=False)
+        assert writer.steps == (2, 3)  # it is written
         written = calls.count("write")
+        writer.append(4, state_dict(4), wait=False)
         with ThreadPoolExecutor() as pool:
-            later = pool.submit(writer.append, 4, state_dict(4), wait=False)
+            later = pool.submit(writer.append, 5, state_dict(5), wait=False)  # while step 4 waits in the only copy
             assert not wait([later], timeout=0.3).done
             assert calls.count("write") == written
             assert_whole(tmp_path / "t", [1, 2])
             release.set()
-    assert_whole(tmp_path / "t", [3, 4])
+    assert_whole(tmp_path / "t", [4, 5])
 
 
 def append_many(writer, steps):

@@ -1,0 +1,49 @@
+"""How checkpoints are packed that a study file names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lcsc_opt.errors import LcscError, TrajectoryError
+from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.study_spec import parse_settings
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    for step in (100, 200, 300):
+        generator = torch.Generator().manual_seed(step)
+        save_file({"w": torch.randn(50, generator=generator)}, tmp_path / f"model{step}.safetensors")
+    return str(tmp_path / "model*.safetensors")
+
+
+def settings(checkpoints: str, **given: str) -> ImageObjectiveSettings:
+    return parse_settings(ImageObjectiveSettings, {"checkpoints": checkpoints, **given}, source="objective.settings")
+
+
+def test_study_file_says_how_checkpoints_are_stored(files: str) -> None:
+    stored = {dtype: settings(files, stored=dtype).trajectory() for dtype in ("exact", "float16", "int8")}
+    assert {dtype: trajectory.stored for dtype, trajectory in stored.items()} == {
+        "exact": None,
+        "float16": "float16",
+        "int8": "int8",
+    }
+    assert len({trajectory.sha256 for trajectory in stored.values()}) == 3  # so a study knows which it searched
+    assert settings(files).trajectory().path == stored["exact"].path
+
+
+def test_packed_trajectory_that_is_stored_otherwise_says_what_to_do(files: str) -> None:
+    packed = str(settings(files, stored="int8").trajectory().path)
+    assert settings(packed).trajectory().stored == settings(packed, stored="int8").trajectory().stored == "int8"
+    with pytest.raises(TrajectoryError, match=r"stores int8, not float16: leave float16 out, or name the checkpoints"):
+        settings(packed, stored="float16").trajectory()
+
+
+def test_other_dtypes_are_refused_with_those_that_there_are(files: str) -> None:
+    with pytest.raises(LcscError, match=r"stored.*exact.*int8"):
+        settings(files, stored="int4")

@@ -1,0 +1,479 @@
+"""What ``append(..., wait=False)`` promises a training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import pytest
+import torch
+from torch import nn
+from trajectory_examples import same_bits, state_dict
+
+from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, row_writing, saving, staging
+
+DTYPES = ("exact", "int8")
+
+
+def assert_steps(path, steps):
+    trajectory = Trajectory.open(path)
+    trajectory.verify()
+    assert trajectory.steps == tuple(steps)
+    for index, step in enumerate(steps):
+        assert same_bits(trajectory.checkpoint(index), state_dict(step))
+
+
+def held(monkeypatch, name, *, calls=1):
+    """Hold the first calls of ``os.<name>`` until the event is set."""
+    plain, release, lock, left = getattr(os, name), threading.Event(), threading.Lock(), [calls]
+
+    def call(*arguments):
+        with lock:
+            left[0] -= 1
+            holds = left[0] >= 0
+        if holds:
+            assert release.wait(30)
+        return plain(*arguments)
+
+    monkeypatch.setattr(os, name, call)
+    return release
+
+
+def slow(monkeypatch, name, seconds):
+    plain = getattr(os, name)
+    monkeypatch.setattr(os, name, lambda *arguments: (time.sleep(seconds), plain(*arguments))[1])
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, window):
+    """The loop writes over everything at once, while the disk is slow."""
+    slow(monkeypatch, "write", 0.002)
+    weight = torch.empty(3, 50).t()
+    weights = {"strided": weight, "tied": weight, "half": torch.empty(9).half(), "count": torch.tensor(0)}
+    options = {"dtype": dtype, "window": window}
+    with (
+        TrajectoryWriter(tmp_path / "waited", **options) as waited,
+        TrajectoryWriter(tmp_path / "later", **options) as later,
+    ):
+        for step in range(12):
+            for number, tensor in enumerate(weights.values()):
+                tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(step + number)))
+            weights["count"].fill_(step)
+            assert waited.append(step, {name: tensor.clone() for name, tensor in weights.items()})
+            assert later.append(step, weights, wait=False)
+            for tensor in weights.values():
+                tensor.fill_(99)
+    trajectory = Trajectory.open(tmp_path / "later")
+    trajectory.verify()
+    assert trajectory.sha256 == Trajectory.open(tmp_path / "waited").sha256
+    assert len(trajectory) == (window or 12)
+
+
+def test_optimizer_steps_on(tmp_path, monkeypatch):
+    slow(monkeypatch, "write", 0.002)
+    model, wanted = nn.Linear(20, 10), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in range(8):
+            model(torch.randn(4, 20, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+            wanted.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            writer.append(step, model, wait=False)
+    trajectory = Trajectory.open(tmp_path / "t")
+    assert all(same_bits(trajectory.checkpoint(index), tensors) for index, tensors in enumerate(wanted))
+
+
+def test_the_loop_neither_writes_nor_syncs_nor_hashes_nor_looks_at_numbers(tmp_path, monkeypatch):
+    seen = set()
+
+    def noting(owner, name):
+        plain = getattr(owner, name)
+
+        def call(*arguments):
+            seen.add((name, threading.current_thread() is threading.main_thread()))
+            return plain(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    with TrajectoryWriter(tmp_path / "t", dtype="int8") as writer:
+        for owner, name in ((os, "write"), (os, "fsync"), (hashlib, "sha256"), (row_writing, "all_finite")):
+            noting(owner, name)
+        noting(saving, "save_manifest")
+        noting(saving, "new_difference_coder")
+        for step in range(4):
+            writer.append(step, state_dict(step), wait=False)
+        writer.flush()
+    assert {name for name, _ in seen} == {
+        *("write", "fsync", "sha256", "all_finite", "save_manifest", "new_difference_coder"),
+    }
+    assert not {name for name, by_the_loop in seen if by_the_loop}
+
+
+def test_one_copy_is_held_and_the_next_append_waits_for_it(tmp_path, monkeypatch):
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        release = held(monkeypatch, "write")
+        assert writer.append(1, state_dict(1), wait=False)
+        with ThreadPoolExecutor() as pool:
+            later = pool.submit(writer.append, 2, state_dict(2), wait=False)
+            assert not wait([later], timeout=0.2).done
+            release.set()
+            assert later.result(30)
+        assert writer.steps == (1, 2)
+    assert_steps(tmp_path / "t", [1, 2])
+
+
+def test_the_same_memory_is_used_again(tmp_path, monkeypatch):
+    made, plain = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **options: made.append(size) or plain(*size, **options))
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, state_dict(1), wait=False)
+        writer.flush()
+        for step in range(2, 6):
+            writer.append(step, state_dict(step), wait=False)
+    assert made.count((Trajectory.open(tmp_path / "t").nbytes // 5,)) == 1
+    assert writer._staging._buffer is None  # given back
+
+
+def refused(step):
+    return state_dict(step) | {"scale": torch.tensor(float("nan"))}
+
+
+@pytest.mark.parametrize("told_by", ["append", "append that waits", "append that skips", "flush", "steps", "close"])
+def test_what_is_wrong_with_a_checkpoint_is_told_later(tmp_path, told_by):
+    with TrajectoryWriter(tmp_path / "t", every=2) as writer:
+        writer.append(2, state_dict(2), wait=False)
+        assert writer.append(4, refused(4), wait=False)
+        tell = {
+            "append": lambda: writer.append(6, state_dict(6), wait=False),
+            "append that waits": lambda: writer.append(6, state_dict(6)),
+            "append that skips": lambda: (time.sleep(0.3), writer.append(5, state_dict(5), wait=False)),
+            "flush": writer.flush,
+            "steps": lambda: writer.steps,
+            "close": writer.close,
+        }[told_by]
+        with pytest.raises(TrajectoryError, match=r"^Tensor 'scale' at step 4 holds NaN or infinity: leave .* out\.$"):
+            tell()
+        if told_by != "close":
+            assert writer.steps == (2,)
+            assert writer.append(6, state_dict(6), wait=False)  # goes on
+    assert_steps(tmp_path / "t", [2] if told_by == "close" else [2, 6])
+
+
+@pytest.mark.parametrize("name", ["write", "fsync", "replace"])
+def test_what_the_disk_refuses_is_told_once_with_what_is_saved(tmp_path, monkeypatch, name):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    told = r"^Cannot write to .*t: No space left on device; up to step 1 all is saved, append later ones again\.$"
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, state_dict(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            assert writer.append(2, state_dict(2), wait=False)
+            with pytest.raises(TrajectoryError, match=told):
+                writer.flush()
+        writer.flush()
+        assert writer.steps == (1,)
+        assert writer.append(2, state_dict(2), wait=False)
+    assert_steps(tmp_path / "t", [1, 2])
+
+
+def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
+    with TrajectoryWriter(tmp_path / "t", window=2) as writer:
+        with pytest.raises(TrajectoryError, match="holds no tensor"):
+            writer.append(1, {}, wait=False)
+        for step in (2, 3, 4):
+            writer.append(step, state_dict(step), wait=False)
+        other = state_dict(5)
+        for weights, message in (
+            (other | {"bias": torch.ones(4)}, r"'bias'.*\[4\].*\[3\]"),
+            (other | {"bias": torch.ones(3).double()}, "'bias' is float64"),
+            (other | {"more": torch.ones(1)}, "'more' is unexpected"),
+            (other | {"epoch": 3}, "'epoch' is int"),
+        ):
+            with pytest.raises(TrajectoryError, match=message):
+                writer.append(5, weights, wait=False)
+        with pytest.raises(TrajectoryError, match="Step 2 comes after step 4"):  # left the window
+            writer.append(2, state_dict(2), wait=False)
+    assert_steps(tmp_path / "t", [3, 4])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_another_first_checkpoint_may_follow_one_that_was_refused(tmp_path, dtype):
+    with TrajectoryWriter(tmp_path / "t", dtype=dtype) as writer:
+        writer.append(1, {"w": torch.tensor([1.0, float("inf")])}, wait=False)
+        with pytest.raises(TrajectoryError, match="holds NaN or infinity"):
+            writer.flush()
+        writer.append(1, {"w": torch.ones(5), "v": torch.ones(2)}, wait=False)
+    assert Trajectory.open(tmp_path / "t").checkpoint(0)["w"].tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_resumed_training_comes_by_a_second_time(tmp_path, dtype):
+    with TrajectoryWriter(tmp_path / "t", dtype=dtype) as writer:
+        assert [writer.append(step, state_dict(step), wait=False) for step in (1, 2, 3)] == [True] * 3
+    before = (tmp_path / "t" / "manifest.json").read_bytes()
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        assert [writer.append(step, state_dict(step), wait=False) for step in (1, 3)] == [False] * 2
+        writer.flush()
+        assert (tmp_path / "t" / "manifest.json").read_bytes() == before
+        assert writer.append(2, state_dict(7), wait=False) is False
+        with pytest.raises(TrajectoryError, match="Step 2 is saved already, with other weights"):
+            writer.append(4, state_dict(4), wait=False)
+        assert writer.append(4, state_dict(4), wait=False)
+    assert Trajectory.open(tmp_path / "t").steps == (1, 2, 3, 4)
+
+
+def test_reference_that_is_given_may_change_after_the_first_append(tmp_path, monkeypatch):
+    slow(monkeypatch, "write", 0.01)
+    whole = TrajectoryWriter(tmp_path / "whole", dtype="int8", reference=state_dict(5))
+    reference = state_dict(5)
+    with whole, TrajectoryWriter(tmp_path / "t", dtype="int8", reference=reference) as writer:
+        for step in (1, 2):
+            whole.append(step, state_dict(step))
+            writer.append(step, state_dict(step), wait=False)
+            for tensor in reference.values():
+                tensor.zero_()
+            with TrajectoryWriter(tmp_path / "first", dtype="int8") as first:  # has another reference
+                first.append(step, state_dict(step))
+    assert Trajectory.open(tmp_path / "t").sha256 == Trajectory.open(tmp_path / "whole").sha256
+    assert Trajectory.open(tmp_path / "t").sha256 != Trajectory.open(tmp_path / "first").sha256
+
+
+def test_measure_counts_what_was_not_waited_for_and_is_kept(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(5000, generator=generator) * (1e3 if step < 5 else 1) for step in range(10)]
+    measured = {}
+    for name, steps, window in (("window", range(10), 5), ("last", range(5, 10), None)):
+        with TrajectoryWriter(tmp_path / name, dtype="int8", window=window, reference={"w": rows[7]}) as writer:
+            for step in steps:
+                writer.append(step, {"w": rows[step]}, wait=False)
+            measured[name] = writer.measure()
+        assert Trajectory.open(tmp_path / name).relative_error == pytest.approx(measured[name], rel=0.01)
+    assert measured["window"] == measured["last"]
+
+
+def test_modes_of_autograd_may_change_between_appends(tmp_path):
+    model = nn.Linear(3, 2)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step, mode in enumerate((torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode)):
+            with mode():
+                writer.append(step, model, wait=False)
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(3), model.state_dict())
+
+
+def test_no_memory_for_the_copy_says_what_to_do(tmp_path, monkeypatch):
+    def no_memory(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    weights = state_dict(1)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", no_memory)
+            with pytest.raises(TrajectoryError, match=r"No memory for a copy .* GB: append with wait=True"):
+                writer.append(1, weights, wait=False)
+        writer.append(1, weights)
+    assert_steps(tmp_path / "t", [1])
+
+
+class Arrival:
+    """Stands for a GPU's event: what is being copied is garbage until it has been waited for."""
+
+    def __init__(self, content):
+        self.content = content
+        self.copied = {name: place.clone() for name, place in content.items()}
+        for place in content.values():
+            place.fill_(0x55)
+
+    def synchronize(self):
+        time.sleep(0.01)
+        for name, place in self.content.items():
+            place.copy_(self.copied[name])
+
+
+def test_a_copy_from_a_gpu_is_waited_for_in_the_background(tmp_path, monkeypatch):
+    plain = staging.Staging.take
+
+    def take(self, layout, tensors):
+        content = plain(self, layout, tensors).content
+        return staging.Staged(content, [Arrival(content)])
+
+    monkeypatch.setattr(staging.Staging, "take", take)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in range(4):
+            writer.append(step, state_dict(step), wait=False)
+    assert_steps(tmp_path / "t", range(4))
+
+
+class OnGPU(torch.Tensor):
+    """Says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_a_copy_from_a_gpu_goes_into_pinned_memory_on_the_stream_that_trains(tmp_path, monkeypatch):
+    """What is asked of torch, where there is no GPU."""
+    calls, plain = [], torch.empty
+
+    class Event:
+        def __init__(self, *, blocking):
+            assert blocking
+
+        def record(self, stream):
+            calls.append(("record", stream, threading.current_thread() is threading.main_thread()))
+
+        def synchronize(self):
+            calls.append(("synchronize", "", threading.current_thread() is threading.main_thread()))
+
+    def empty(*size, pin_memory=False, **options):
+        calls.extend([("pinned", *size)] if pin_memory else [])
+        return plain(*size, **options)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: True)
+    weights = {name: tensor.as_subclass(OnGPU) for name, tensor in state_dict(1).items()}
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in (1, 2):
+            writer.append(step, weights, wait=False)
+            writer.flush()
+    copied = [("record", "stream of cpu", True), ("synchronize", "", False)]
+    assert calls == [("pinned", Trajectory.open(tmp_path / "t").nbytes // 2), *copied, *copied]
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(1), state_dict(1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_weights_on_a_gpu_may_change_right_after_append(tmp_path):
+    weights, wanted = {"w": torch.zeros(4_000_000, device="cuda"), "n": torch.zeros(3, device="cuda")}, []
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in range(6):
+            for tensor in weights.values():
+                tensor.normal_()
+            wanted.append({name: tensor.cpu() for name, tensor in weights.items()})
+            writer.append(step, weights, wait=False)
+            for tensor in weights.values():
+                tensor.fill_(99)
+        assert writer._staging._buffer.is_pinned()
+    trajectory = Trajectory.open(tmp_path / "t")
+    assert all(same_bits(trajectory.checkpoint(index), tensors) for index, tensors in enumerate(wanted))
+
+
+LOOP = """
+import os, sys, time, torch
+from lcsc_opt.trajectory import TrajectoryWriter
+plain = os.write
+def write(descriptor, piece):  # a slow disk
+    if descriptor > 2:
+        time.sleep(0.005)
+    return plain(descriptor, piece)
+os.write = write
+weights = {f"w{i}": torch.zeros(1000) for i in range(8)}
+with TrajectoryWriter(sys.argv[1], window=4) as writer:
+    for step in range(1, 10**6):
+        for tensor in weights.values():
+            tensor.fill_(step)
+        writer.append(step, weights, wait=False)
+        print(step, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
+@pytest.mark.parametrize(("what", "after"), [("SIGINT", 0.0), ("SIGINT", 0.02), ("SIGKILL", 0.01)])
+def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_path, what, after):
+    path = tmp_path / "t"
+    command = [sys.executable, "-c", LOOP, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for line in process.stdout:
+            if int(line) == 7:
+                time.sleep(after)
+                process.send_signal(getattr(signal, what))
+                break
+        *_, taken = 7, *map(int, process.stdout.read().split())
+    trajectory = Trajectory.open(path)
+    trajectory.verify()
+    last = trajectory.steps[-1]
+    assert trajectory.steps == tuple(range(last - 3, last + 1))
+    # what was taken but not printed when the signal came, or was in memory only when it was killed
+    assert last in ((taken, taken + 1) if what == "SIGINT" else range(taken - 2, taken + 2))
+    for index, step in enumerate(trajectory.steps):
+        assert all((tensor == step).all() for tensor in trajectory.checkpoint(index).values())
+
+
+def test_interrupted_waiting_loses_nothing(tmp_path, monkeypatch):
+    """Ctrl-C comes while an append waits for the one before."""
+    plain, calls = wait, []
+
+    def interrupted(futures):
+        calls.append(futures)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return plain(futures)
+
+    writer = TrajectoryWriter(tmp_path / "t")
+    release = held(monkeypatch, "write")
+    writer.append(1, state_dict(1), wait=False)
+    monkeypatch.setattr("lcsc_opt.trajectory.in_order.wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        writer.append(2, state_dict(2), wait=False)
+    release.set()
+    writer.close()
+    assert_steps(tmp_path / "t", [1])
+
+
+FORGOTTEN = """
+import sys, torch
+from lcsc_opt.trajectory import TrajectoryWriter
+writer = TrajectoryWriter(sys.argv[1])
+for step in range(3):
+    writer.append(step, {"w": torch.full((200_000,), float(step))}, wait=False)
+"""
+
+
+def test_writer_that_nobody_closed_saves_when_the_interpreter_ends(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", FORGOTTEN, str(tmp_path / "t")]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    trajectory = Trajectory.open(tmp_path / "t")
+    trajectory.verify()
+    assert trajectory.steps == (0, 1, 2)
+
+
+def test_writer_that_is_dropped_ends_its_threads_and_lets_another_write(tmp_path):
+    before = threading.active_count()
+    writer = TrajectoryWriter(tmp_path / "t")
+    writer.append(1, state_dict(1), wait=False)
+    writer.flush()
+    del writer
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+    with TrajectoryWriter(tmp_path / "t") as another:
+        another.append(2, state_dict(2), wait=False)
+    assert_steps(tmp_path / "t", [1, 2])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock")
+def test_processes_that_were_forked_meanwhile_do_not_keep_the_lock(tmp_path):
+    """As the persistent workers of a data loader, which inherit what is open."""
+    with contextlib.ExitStack() as stack:
+        with TrajectoryWriter(tmp_path / "t") as writer:
+            writer.append(1, state_dict(1))
+            command = [sys.executable, "-c", "input()"]
+            descriptor = writer._saver._weights
+            worker = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[descriptor])
+            stack.enter_context(worker)
+        with TrajectoryWriter(tmp_path / "t") as another:
+            another.append(2, state_dict(2))
+        worker.communicate(b"\n", timeout=30)
