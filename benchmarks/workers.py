@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import operator
 import statistics
 import sys
 import tempfile
@@ -22,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from common import machine, write_json
@@ -40,7 +40,7 @@ from lcsc_opt.evaluation import (
 )
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.records import SEARCH, Candidate
+from lcsc_opt.records import SEARCH, Candidate, Cost
 from lcsc_opt.runner import Search, window
 from lcsc_opt.study_spec import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
 from lcsc_opt.study_store import StoredStudy
@@ -61,11 +61,11 @@ def main() -> None:
     if arguments.quick:
         arguments.evaluations, arguments.rounds = 6, 1
     print(machine())
-    rates = digits(arguments.evaluations, arguments.rounds)
+    rates, shares = digits(arguments.evaluations, arguments.rounds)
     busy = simulated(16 if arguments.quick else 400)
     if arguments.quick:
         return
-    print(write_json("workers", {**vars(arguments), "trials_per_second": rates, "busy": busy}))
+    print(write_json("workers", {**vars(arguments), "trials_per_second": rates, "arithmetic": shares, "busy": busy}))
     speedup = statistics.median(rates["two workers"]) / statistics.median(rates["one worker"])
     if speedup < LEAST_SPEEDUP or busy["ordered"] < LEAST_BUSY:
         sys.exit(
@@ -73,8 +73,8 @@ def main() -> None:
         )
 
 
-def digits(evaluations: int, rounds: int) -> dict[str, list[float]]:
-    """Trials per second of each way, in each round."""
+def digits(evaluations: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Trials per second of each way, in each round, and which share of their time workers sample and look at images."""
     load = functools.partial(load_objective, ObjectiveSpec(file="digits.py", settings={"images": IMAGES}))
     objective = load()
     with contextlib.closing(WorkerPool(load, 2)) as pool:
@@ -87,16 +87,23 @@ def digits(evaluations: int, rounds: int) -> dict[str, list[float]]:
             "one process": (lambda: InProcessEvaluator(objective), 1),
         }
         rates: dict[str, list[float]] = {way: [] for way in ways}
+        shares: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way, (evaluator, workers) in ways.items():
-                seconds, _ = search(objective, evaluator(), evaluations, workers=workers)
+                seconds, cost = search(objective, evaluator(), evaluations, workers=workers)
                 rates[way].append(round(evaluations / seconds, 3))
+                arithmetic = cost.sample_seconds + cost.features_seconds
+                shares[way].append(round(arithmetic / (workers * seconds), 4))
     one = statistics.median(rates["one worker"])
     for way, measured in rates.items():
         spread = f"{min(measured):.2f} to {max(measured):.2f}"
-        rate = statistics.median(measured)
-        print(f"digits  {way:17s} {rate:6.2f} trials a second ({spread})  {rate / one:.2f} times", flush=True)
-    return rates
+        rate, share = statistics.median(measured), statistics.median(shares[way])
+        print(
+            f"digits  {way:17s} {rate:6.2f} trials a second ({spread})  {rate / one:.2f} times  sampling and features "
+            f"{share:.1%} of the workers' time",
+            flush=True,
+        )
+    return rates, shares
 
 
 class OneOf:
@@ -121,8 +128,8 @@ def _warm_up(pool: WorkerPool, candidate: Candidate) -> None:
 
 def search(
     objective: Objective, evaluator: Evaluator, evaluations: int, *, workers: int, tells: Tells = "ordered"
-) -> tuple[float, float]:
-    """Seconds of a search with CMA-ES in a fresh database, and the seconds of its evaluations together."""
+) -> tuple[float, Cost]:
+    """Seconds of a search with CMA-ES in a fresh database, and what all its evaluations cost together."""
     space = AffineSpace(objective.steps, default_origin(objective.steps))
     optimizer = build_optimizer(OptimizerSpec(name="CMA"), space, budget=evaluations, workers=workers, seed=0)
     with _database() as url, contextlib.closing(evaluator):
@@ -133,8 +140,8 @@ def search(
             start = time.perf_counter()
             running.run()
             seconds = time.perf_counter() - start
-        costs: list[Any] = [trial.user_attrs["cost"] for trial in study.trials()]
-    return seconds, sum(cost["seconds"] for cost in costs)
+        costs = [Cost.from_dict(trial.user_attrs["cost"]) for trial in study.trials()]
+    return seconds, functools.reduce(operator.add, costs)
 
 
 @contextlib.contextmanager
@@ -161,10 +168,8 @@ def simulated(evaluations: int) -> dict[str, float]:
         _warm_up(pool, Candidate(default_origin(STEPS), noise=SEARCH))
         kinds: tuple[Tells, ...] = ("ordered", "as-completed")
         for tells in kinds:
-            seconds, evaluating = search(
-                sleeping(), ProcessEvaluator(pool), evaluations, workers=SIMULATED, tells=tells
-            )
-            busy[tells] = round(evaluating / (SIMULATED * seconds), 4)
+            seconds, cost = search(sleeping(), ProcessEvaluator(pool), evaluations, workers=SIMULATED, tells=tells)
+            busy[tells] = round(cost.seconds / (SIMULATED * seconds), 4)
             print(f"{SIMULATED} simulated workers, tells {tells}: {busy[tells]:.1%} busy", flush=True)
     return busy
 

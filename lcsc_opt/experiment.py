@@ -99,8 +99,11 @@ class Experiment:
         with self._workers(plan) as pool:
             if not search_ended(study, plan):
                 self._search(study, plan, pool)
-            if plan.held_out is not None and study.attributes.get("held_out") is None:
-                self._report(study, HeldOutPlan(plan.held_out.images, plan.held_out.top), pool)
+            report = plan.held_out is not None and study.attributes.get("held_out") is None
+            if plan.held_out is not None and report:
+                self._score(study, HeldOutPlan(plan.held_out.images, plan.held_out.top), pool)
+        if report:
+            attach_figures(self.storage, study, self.objective)  # by this process, once the workers' devices are free
         return _outcome(study)
 
     def _check_environment(self, study: StoredStudy, *, accept: bool) -> None:
@@ -124,14 +127,14 @@ class Experiment:
         """
         study.require("fingerprint", self.objective.describe(), part="objective")
         with self._workers(stored_plan(study)) as pool:
-            return self._report(study, plan, pool)
-
-    def _report(self, study: StoredStudy, plan: HeldOutPlan, pool: WorkerPool | None) -> dict[str, Any]:
-        """Choose among the best trials on other noise, report on yet other noise, and store the figures."""
-        with self._one_by_one(pool) as evaluate:
-            report = score_held_out(study, self.objective, plan, evaluate)
+            report = self._score(study, plan, pool)
         attach_figures(self.storage, study, self.objective)
         return report
+
+    def _score(self, study: StoredStudy, plan: HeldOutPlan, pool: WorkerPool | None) -> dict[str, Any]:
+        """Choose among the best trials on other noise, and report on yet other noise."""
+        with self._one_by_one(pool) as evaluate:
+            return score_held_out(study, self.objective, plan, evaluate)
 
     def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None) -> None:
         attributes = study.attributes
@@ -192,7 +195,7 @@ class Experiment:
     @contextlib.contextmanager
     def _workers(self, plan: StudyPlan) -> Iterator[WorkerPool | None]:
         """The plan's processes, which start when they are first used; ``None`` where this process is the only one."""
-        if plan.workers == 1:
+        if plan.workers == 1 and not plan.devices:
             yield None
             return
         load = functools.partial(load_objective, plan.objective, beside=plan.directory)
@@ -224,7 +227,7 @@ def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
     """Of the workers; one that the objective's settings put on a device is left there."""
     device = plan.objective.settings.get("device", "auto")
     if device in ("auto", "cuda"):
-        return environments(plan.workers, plan.devices) if plan.workers > 1 else []
+        return environments(plan.workers, plan.devices) if plan.workers > 1 or plan.devices else []
     if plan.devices:
         raise StudySpecError(
             f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"

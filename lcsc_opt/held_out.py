@@ -28,9 +28,10 @@ from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective import Objective
 from lcsc_opt.progress import notice, progress
 from lcsc_opt.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
-from lcsc_opt.study_spec import HeldOutSpec
+from lcsc_opt.study_spec import FailureSpec, HeldOutSpec
 from lcsc_opt.study_store import StoredStudy, TrialKey, study_names
 
+RETRIES = FailureSpec().retries  # of what may go well another time, as where a worker process died
 DEFAULT_IMAGES = 50_000  # what FID is reported on (Liu et al. 2024, Section 5.1)
 DEFAULT_TOP = 5
 EMA = "EMA*"
@@ -194,6 +195,10 @@ def _known_groups(stored: Any, images: int, second: str | None) -> dict[int, Rep
 
 def _evaluated(evaluate: Evaluate, coefficients: Coefficients, noise: Noise, images: int, where: str) -> Evaluation:
     outcome = evaluate(Candidate(coefficients, images=images, noise=noise))
+    for _ in range(RETRIES):
+        if not isinstance(outcome, Failure) or not outcome.retry:
+            break
+        outcome = evaluate(Candidate(coefficients, images=images, noise=noise))
     if isinstance(outcome, Failure):
         raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
     return outcome

@@ -125,7 +125,7 @@ class StagedObjective(Protocol):
     def slope(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
 
-        Called where this part was sampled with ``gradient`` last.
+        Mostly called where this part was sampled with ``gradient`` just before, unless that process has died meanwhile.
         """
         ...
 

@@ -24,7 +24,7 @@ from lcsc_opt.environment import environment
 from lcsc_opt.errors import StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.evaluation import workers_for_this_machine
 from lcsc_opt.objective import Objective, StagedObjective
-from lcsc_opt.optimizers import asks_one_at_a_time, configure
+from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
 from lcsc_opt.records import Coefficients
 from lcsc_opt.results import chosen_trial
 from lcsc_opt.runner import window
@@ -126,10 +126,16 @@ def parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
         key = "spread: images" if plan.spread == "images" else "pipeline: true"
         raise StudySpecError(f"{key}: {plan.objective.file} evaluates a candidate as a whole; leave the key out")
     one_at_a_time = asks_one_at_a_time(plan.optimizer)
+    if plan.workers > 1 and cannot_ask_ahead(plan.optimizer) and not (staged and plan.spread != "candidates"):
+        raise StudySpecError(
+            f"workers: {plan.optimizer.name} asks for one candidate after the other; give it workers: 1, or, where the "
+            "objective samples images, spread: images"
+        )
     by_images = plan.spread == "images" or (plan.spread == "auto" and one_at_a_time)
     spread_images = staged and by_images and plan.workers > 1
     overlaps = isinstance(objective, StagedObjective) and objective.overlaps
-    pipelined = (overlaps if plan.pipeline == "auto" else plan.pipeline) and not one_at_a_time
+    waits = one_at_a_time or needs_gradient(plan.optimizer)  # the graph of one candidate is kept at a time
+    pipelined = (overlaps if plan.pipeline == "auto" else plan.pipeline) and not waits
     return Parallelism(window(1 if spread_images else plan.workers, pipelined=pipelined), spread_images)
 
 
@@ -142,14 +148,14 @@ def parallelism_of(study: StoredStudy, plan: StudyPlan, objective: Objective) ->
     """
     known = study.attributes
     wanted = parallelism(plan, objective)
-    if known.get("window") is None:
-        begun = any("inherited" not in trial.user_attrs for trial in study.trials())
-        if begun:  # by an early version, which had no other way than whole candidates
-            return Parallelism(window(plan.workers))
-        for name, value in dataclasses.asdict(wanted).items():
-            study.set_attribute(name, value)
+    if known.get("window") is not None:
+        stored = Parallelism(known["window"], bool(known["spread_images"]))
+    elif any("inherited" not in trial.user_attrs for trial in study.trials()):
+        stored = Parallelism(window(plan.workers))  # an early version had no other way than whole candidates
+    else:
+        study.set_attribute("spread_images", wanted.spread_images)
+        study.set_attribute("window", wanted.window)  # last: it says that both are there
         return wanted
-    stored = Parallelism(known["window"], known["spread_images"])
     if stored != wanted and (plan.spread, plan.pipeline) != ("auto", "auto"):
         raise StudyMismatchError(
             f"{study.name}: was begun with {_in_words(stored)}, and spread and pipeline now mean {_in_words(wanted)}; "
@@ -323,6 +329,7 @@ def fork(
         origin=tuple(origin.tolist()),
     )
     configure(plan.optimizer)
+    same_way = plan.optimizer.name == stored_plan(source).optimizer.name  # another one may wait where this did not
     attributes = {
         **source.attributes,
         "specification": plan.specification(),
@@ -332,8 +339,7 @@ def fork(
         "forked_from": source.name,
         "search_ended": None,
         "held_out": None,
-        "window": None,
-        "spread_images": None,
+        **({} if same_way else {"window": None, "spread_images": None}),
     }
     source.copy_to(plan.name, attributes)
     return plan

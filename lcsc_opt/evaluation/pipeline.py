@@ -6,6 +6,8 @@ Liu et al. 2024 (Section 5.2, Table 5) overlap merging and FID with sampling in 
 from __future__ import annotations
 
 import ctypes
+import functools
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,6 +75,14 @@ class Pipeline:
         return checked(attempt(lambda: self._stages.score(candidate, [part])[0]), gradient=False)
 
 
+def _as_many_threads_as_here() -> Callable[[], None]:
+    """In a new thread, some of torch's libraries take all cores until they are told otherwise there."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return lambda: None
+    return functools.partial(torch.set_num_threads, torch.get_num_threads())
+
+
 class _Stopped(BaseException):
     """Raised in a thread that is told to stop, as Ctrl-C raises KeyboardInterrupt in the main one."""
 
@@ -81,7 +91,7 @@ class _Thread:
     """One thread that does one thing after the other, and can be stopped in between two operations of Python."""
 
     def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"lcsc-{name}")
+        self._pool = ThreadPoolExecutor(1, f"lcsc-{name}", initializer=_as_many_threads_as_here())
         self._lock = threading.Lock()
         self._busy: int | None = None
 

@@ -6,19 +6,23 @@ import contextlib
 import dataclasses
 import itertools
 import multiprocessing
+import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.devices import cores
-from lcsc_opt.evaluation.worker import Answer, Job, Kind, WorkerSettings, serve
+from lcsc_opt.evaluation.worker import READY, Answer, Job, Kind, WorkerSettings, serve
 from lcsc_opt.objective import Objective
+from lcsc_opt.progress import notice
 from lcsc_opt.records import Candidate
 
 DIED = "the worker process died (killed, or out of memory)"
+MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
 
 
 @dataclasses.dataclass
@@ -57,11 +61,11 @@ class WorkerPool:
         self._lock = threading.RLock()
         threads = max(cores() // workers, 1)
         own = environments or [{}] * workers
-        self._settings = [WorkerSettings(load_objective, expected, threads, environment) for environment in own]
-        self._processes: list[_Process] = []
+        settings = [WorkerSettings(load_objective, expected, threads, environment) for environment in own]
+        self._processes = [_Process(self._hand_out, one, number) for number, one in enumerate(settings)]
 
     def __len__(self) -> int:
-        return len(self._settings)
+        return len(self._processes)
 
     def submit(
         self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
@@ -76,60 +80,84 @@ class WorkerPool:
             options: of what to do, too.
 
         Returns:
-            What the job gives, or a :class:`Failure` where the process died.
+            What the job gives, or a :class:`Failure` where the process died. Raises ObjectiveError where no worker
+            can be kept alive; it is cancelled when the pool is closed.
         """
+        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth)
         with self._lock:
-            if not self._processes and not self._closing:
-                self._processes = [_Process(self._free, one) for one in self._settings]
-            waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth)
             self._queue.append(waiting)
-            self._hand_out()
+        self._hand_out()
         return waiting.future
 
     def close(self) -> None:
-        """Stop the processes, also in the middle of a job; the futures of these are cancelled."""
+        """Stop the processes, also in the middle of a job; what is waited for is cancelled."""
         with self._lock:
             self._closing = True
-            left, self._queue = self._queue, []
         for process in self._processes:
             process.terminate()
-        for process in self._processes:
-            left += process.join()
+        left = [waiting for process in self._processes for waiting in process.join()]
         for waiting in left:
             waiting.future.cancel()
-
-    def _free(self) -> None:
-        with self._lock:
-            self._hand_out()
+        self._hand_out()
 
     def _hand_out(self) -> None:
         """Give what waits, in its order, to those who have the least to do."""
-        if self._closing:
-            return
-        for waiting in tuple(self._queue):
-            allowed = self._processes if waiting.worker is None else [self._processes[waiting.worker]]
-            process = min(allowed, key=lambda process: process.load)
-            if process.load < waiting.depth:
-                self._queue.remove(waiting)
-                process.send(waiting)
+        with self._lock:
+            for waiting in tuple(self._queue):
+                if self._closing:
+                    self._queue.remove(waiting)
+                    waiting.future.cancel()
+                    continue
+                allowed = self._processes if waiting.worker is None else [self._processes[waiting.worker]]
+                alive = [process for process in allowed if not process.given_up]
+                for process in alive:
+                    process.ensure_started()
+                free = [process for process in alive if process.ready and process.load < waiting.depth]
+                if free:
+                    self._queue.remove(waiting)
+                    min(free, key=lambda process: process.load).send(waiting)
+                elif not alive:
+                    self._queue.remove(waiting)
+                    waiting.future.set_exception(ObjectiveError(allowed[0].given_up))
 
 
 class _Process:
     """One worker process, and the thread that takes its answers."""
 
-    def __init__(self, free: Callable[[], None], settings: WorkerSettings) -> None:
-        self._free, self._settings = free, settings
-        self._lock = threading.Lock()
+    def __init__(self, changed: Callable[[], None], settings: WorkerSettings, number: int) -> None:
+        self._changed, self._settings, self._number = changed, settings, number
+        self._lock = threading.RLock()
         self._jobs: dict[int, _Waiting] = {}
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._reader: threading.Thread | None = None
         self._closing = False
-        self._start()
-        self._reader = threading.Thread(target=self._read, daemon=True, name="lcsc-answers")
-        self._reader.start()
+        self._deaths = 0
+        self.ready = False
+        self.given_up = ""
 
     @property
     def load(self) -> int:
         """How many jobs it has."""
         return len(self._jobs)
+
+    def ensure_started(self) -> None:
+        with self._lock:
+            if self._process is not None or self._closing:
+                return
+            context = multiprocessing.get_context("spawn")
+            try:
+                self._connection, other = context.Pipe()
+                process = context.Process(target=serve, args=(other, self._settings))
+                process.start()
+            except OSError as error:
+                self.given_up = (
+                    f"worker {self._number} cannot be started: {error}; close other programs, or set workers"
+                )
+                return
+            other.close()
+            self._process = process
+            self._reader = threading.Thread(target=self._read, args=(self._connection,), daemon=True)
+            self._reader.start()
 
     def send(self, waiting: _Waiting) -> None:
         waiting.started = time.perf_counter()
@@ -141,50 +169,64 @@ class _Process:
     def terminate(self) -> None:
         with self._lock:
             self._closing = True
-            self._process.terminate()
+            if self._process is not None:
+                self._process.terminate()
 
     def join(self) -> list[_Waiting]:
         """Wait until it is gone; gives what it has not done."""
-        self._process.join()
-        self._reader.join()
+        process, reader = self._process, self._reader
+        if process is not None and reader is not None:
+            process.join()
+            reader.join()
         return list(self._jobs.values())
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, self._settings))
-        self._process.start()
-        other.close()
-
-    def _read(self) -> None:
+    def _read(self, connection: Any) -> None:
         while True:
             try:
-                answer: Answer = self._connection.recv()
+                answer: Answer = connection.recv()
             except (EOFError, OSError):
-                if not self._restarted():
-                    return
-                self._free()
-                continue
-            with self._lock:
-                waiting = self._jobs.pop(answer.number)
-            if answer.error is None:
-                waiting.future.set_result(answer.value)
+                break
+            if answer.number == READY:
+                self.ready = True
             else:
-                waiting.future.set_exception(answer.error)
-            self._free()
+                self._take(answer)
+            self._changed()
+        self._bury()
+        self._changed()
 
-    def _restarted(self) -> bool:
-        """Whether a new process is there in place of the one that died, whose jobs have failed."""
+    def _take(self, answer: Answer) -> None:
         with self._lock:
-            if self._closing:
-                return False
-            self._process.join()
+            waiting = self._jobs.pop(answer.number)
+            self._deaths = 0
+        try:
+            value = pickle.loads(answer.content)  # noqa: S301 - of our own process
+        except Exception as error:
+            waiting.future.set_exception(ObjectiveError(f"what a worker answered cannot be read: {error}"))
+            return
+        if isinstance(value, BaseException):
+            waiting.future.set_exception(value)
+        else:
+            waiting.future.set_result(value)
+
+    def _bury(self) -> None:
+        """Fail what the process had when it died; the next job starts another one, unless it dies again and again."""
+        with self._lock:
+            process = self._process
+            if self._closing or process is None:
+                return
+            process.join()
             self._connection.close()
             lost, self._jobs = self._jobs, {}
-            self._start()
+            self._process, self.ready = None, False
+            self._deaths += 1
+            if self._deaths >= MOST_DEATHS:
+                self.given_up = (
+                    f"worker {self._number} died {self._deaths} times in a row (exit code {process.exitcode}); give it "
+                    "more memory, or run with fewer workers"
+                )
+                notice(f"{self.given_up}; the other workers go on")
         for waiting in lost.values():
             waiting.future.set_result(Failure(DIED, time.perf_counter() - waiting.started))
-        return True
 
 
 class ProcessEvaluator:

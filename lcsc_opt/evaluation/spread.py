@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -37,13 +36,12 @@ class SpreadEvaluator:
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Hand the images of a candidate out, and put together what comes back."""
-        start = time.perf_counter()
         ranges = _shares(self._objective.images_of(candidate), len(self._pool))
         sampled = [
             self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, depth=AT_ONCE)
             for worker, (first, last) in enumerate(ranges)
         ]
-        return self._threads.submit(self._put_together, candidate, ranges, sampled, gradient, start)
+        return self._threads.submit(self._put_together, candidate, ranges, sampled, gradient)
 
     def close(self) -> None:
         """Let go of what nobody waits for any more; its threads end when the workers have answered, or are closed."""
@@ -55,7 +53,6 @@ class SpreadEvaluator:
         ranges: Sequence[tuple[int, int]],
         sampled: Sequence[Future[Any]],
         gradient: bool,
-        start: float,
     ) -> Outcome:
         parts = _results(sampled)
         if isinstance(parts, Failure):
@@ -66,10 +63,7 @@ class SpreadEvaluator:
         evaluation, back = scored
         if gradient:
             evaluation = self._with_gradient(evaluation, candidate, ranges, back)
-        if isinstance(evaluation, Failure):
-            return evaluation
-        cost = dataclasses.replace(evaluation.cost, seconds=time.perf_counter() - start)
-        return checked(dataclasses.replace(evaluation, cost=cost), gradient=gradient)
+        return checked(evaluation, gradient=gradient)
 
     def _with_gradient(
         self, evaluation: Evaluation, candidate: Candidate, ranges: Sequence[tuple[int, int]], back: Sequence[Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -53,13 +54,16 @@ class Job:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+READY = -1
+"""The number of the answer that says that the objective is loaded, or could not be."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a job gave, or the error that it ended with."""
+    """What a job gave, or the error that it ended with, pickled: one that cannot be read fails no other."""
 
     number: int
-    value: Any = None
-    error: BaseException | None = None
+    content: bytes = b""
 
 
 def serve(connection: Connection, settings: WorkerSettings) -> None:
@@ -74,13 +78,14 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
         evaluator = _evaluator(settings)
     except LcscError as error:
         refusal = error
+    answers.ready()
     while True:
         try:
             job: Job = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         if refusal is not None:
-            answers.send(Answer(job.number, error=refusal))
+            answers.send(job.number, refusal)
         else:
             future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
             future.add_done_callback(lambda done, number=job.number: answers.take(number, done))  # type: ignore[misc]
@@ -104,18 +109,27 @@ class _Answers:
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
-    def take(self, number: int, done: Future[Any]) -> None:
-        error = done.exception()
-        self.send(Answer(number, None if error else done.result(), error))
+    def ready(self) -> None:
+        """Say that jobs may come."""
+        self._put(Answer(READY))
 
-    def send(self, answer: Answer) -> None:
+    def take(self, number: int, done: Future[Any]) -> None:
+        """Send what a future gave."""
+        error = done.exception()
+        self.send(number, done.result() if error is None else error)
+
+    def send(self, number: int, value: Any) -> None:
+        """Send a value, or an error that is to be raised."""
         try:
-            content = pickle.dumps(answer)
-        except Exception as error:  # an exception of the user's that does not travel
-            what = answer.error if answer.error is not None else error
-            content = pickle.dumps(Answer(answer.number, error=ObjectiveError(f"{type(what).__name__}: {what}")))
-        with self._lock:
-            self._connection.send_bytes(content)
+            content = pickle.dumps(value)
+        except Exception as error:  # something of the user's that does not travel
+            what = value if isinstance(value, BaseException) else error
+            content = pickle.dumps(ObjectiveError(f"{type(what).__name__}: {what}"))
+        self._put(Answer(number, content))
+
+    def _put(self, answer: Answer) -> None:
+        with self._lock, contextlib.suppress(OSError):  # nobody is there any more
+            self._connection.send(answer)
 
 
 def _as_json(description: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.merge_sample_score.stages import Back
 from lcsc_opt.records import Candidate
 
 HEADROOM = 4  # bits between the largest gradient in a pixel and one, for the sums that half types make of them
@@ -91,13 +90,11 @@ class KeptGraph:
         same_way = (own.images, own.noise) == (candidate.images, candidate.noise)
         return same_way and own.coefficients.tobytes() == candidate.coefficients.tobytes()
 
-    def as_features(self, back: Back) -> dict[str, Tensor]:
-        """Derivatives of the loss in the type and on the device of the features."""
-        return {name: torch.from_numpy(rows).to(self.features[name]) for name, rows in back.items()}
-
     def image_gradient(self, rows: Mapping[str, Tensor]) -> Tensor:
         """From the derivatives of the loss in these features, ``[n, D]`` each, to that in the images."""
-        [gradient] = torch.autograd.grad([self.features[name] for name in rows], self.leaf, list(rows.values()))
+        features = [self.features[name] for name in rows]
+        wanted = [part.to(known) for part, known in zip(rows.values(), features, strict=True)]
+        [gradient] = torch.autograd.grad(features, self.leaf, wanted)
         return gradient
 
     def close(self) -> None:

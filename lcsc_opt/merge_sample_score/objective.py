@@ -152,7 +152,7 @@ class MergeSampleScore(Objective):
         """
         watch = Stopwatch()
         with watch.timing("merge"):
-            self._load(prepared.weights)
+            self._load(prepared.take())
         while (part := self._part(candidate, first, last, gradient, watch)) is None:
             pass
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
@@ -211,33 +211,40 @@ class MergeSampleScore(Objective):
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def slope(self, candidate: Candidate, first: int, last: int, back: Back) -> tuple[Coefficients, Cost]:
-        """What the images ``[first, last)``, sampled before with ``gradient``, contribute to the gradient ``[K]``.
+        """What the images ``[first, last)`` contribute to the gradient ``[K]``.
+
+        Where they were sampled with ``gradient`` just before, the graph of the last batch is there; what has none is
+        sampled again.
 
         Raises:
-            ObjectiveError: something else was sampled since, or the gradient is not finite.
+            ObjectiveError: the gradient is not finite.
         """
-        watch, sampler, kept = Stopwatch(), self.sampler, self._kept
-        if kept is None or not kept.is_of(candidate):
-            raise ObjectiveError("the images to go back through were not sampled with a gradient just before")
-        assert isinstance(self._source, DifferentiableCombinable)
+        watch, sampler = Stopwatch(), self.sampler
+        assert isinstance(self._source, DifferentiableCombinable)  # why_no_gradient would have said so
         assert isinstance(sampler, DifferentiableSampler)
-        try:
-            rows = kept.as_features(back)
-            with says_out_of_memory():
+        rows = {name: torch.from_numpy(part) for name, part in back.items()}
+        with contextlib.ExitStack() as stack, says_out_of_memory():
+            stack.callback(self._forget_graph)
+            kept = self._kept if self._kept is not None and self._kept.is_of(candidate) else None
+            if kept is None:
+                with watch.timing("merge"):
+                    self._load(self._source.merge(candidate.coefficients))
+                leaves = stack.enter_context(sampler.weights.differentiable(self._source.varying))
+                total, end = WeightGradient(leaves), last
+            else:
+                total, end = kept.total, kept.first
                 with watch.timing("features"):
-                    gradient = kept.image_gradient({name: part[kept.first - first :] for name, part in rows.items()})
+                    gradient = kept.image_gradient({name: part[end - first :] for name, part in rows.items()})
                 with watch.timing("sample"):
-                    kept.total.add(kept.images, gradient)
-                for start, stop in ranges(first, kept.first, self._gradient_batch_size):
-                    some = {name: part[start - first : stop - first] for name, part in rows.items()}
-                    self._back_through(kept.total, candidate.noise, start, stop, some, watch)
-        finally:
-            self._forget_graph()
-        with watch.timing("merge"):
-            slope = self._source.project(kept.total.sums)
+                    total.add(kept.images, gradient)
+            for start, stop in ranges(first, end, self._gradient_batch_size):
+                some = {name: part[start - first : stop - first] for name, part in rows.items()}
+                self._back_through(total, candidate.noise, start, stop, some, watch)
+            with watch.timing("merge"):
+                slope = self._source.project(total.sums)
         if not np.isfinite(slope).all():
             raise ObjectiveError("the gradient is not finite")
-        again = (kept.first - first) * sampler.nfe + (last - first) * sampler.recomputed
+        again = (end - first) * sampler.nfe + (last - first) * sampler.recomputed
         return slope, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.records import Cost
 from lcsc_opt.spans import span
@@ -20,12 +21,28 @@ Back = dict[str, npt.NDArray[np.floating[Any]]]
 """Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Merged:
-    """One candidate's weights, name → tensor, and what they cost."""
+    """One candidate's weights, which are taken once: they are not kept while images are sampled from their copy.
 
-    weights: Mapping[str, Tensor]
-    cost: Cost
+    Args:
+        weights: name → tensor.
+        cost: of merging.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], cost: Cost) -> None:
+        self._weights: Mapping[str, Tensor] | None = weights
+        self.cost = cost
+
+    def take(self) -> Mapping[str, Tensor]:
+        """The weights.
+
+        Raises:
+            ObjectiveError: they were taken before.
+        """
+        weights, self._weights = self._weights, None
+        if weights is None:
+            raise ObjectiveError("merged weights are sampled from once; prepare the candidate again")
+        return weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -69,7 +69,7 @@ def build_optimizer(
     Raises:
         OptimizerError: naming an unknown optimizer or option, or one of Nevergrad's that searches with one worker only.
     """
-    if workers > 1 and _says(spec, "no_parallelization"):
+    if workers > 1 and cannot_ask_ahead(spec):
         raise OptimizerError(
             f"{spec.name}: asks one candidate at a time, got {workers} workers; give it workers: 1, or, where the "
             "objective makes images, spread: images"
@@ -108,12 +108,21 @@ def asks_one_at_a_time(spec: OptimizerSpec) -> bool:
     """Whether an optimizer's next candidate is worth little before the last one's loss was told.
 
     More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
-    say so themselves (``no_parallelization``), and cannot be built for several workers.
+    say so themselves, and cannot be built for several workers.
 
     Raises:
         OptimizerError: naming an unknown optimizer or option.
     """
-    return _says(spec, "no_parallelization") or _says(spec, "asks_one_at_a_time")
+    return cannot_ask_ahead(spec) or _says(spec, "asks_one_at_a_time")
+
+
+def cannot_ask_ahead(spec: OptimizerSpec) -> bool:
+    """Whether an optimizer of Nevergrad refuses to be asked again before it is told.
+
+    Raises:
+        OptimizerError: naming an unknown optimizer or option.
+    """
+    return _says(spec, "no_parallelization")
 
 
 def _says(spec: OptimizerSpec, attribute: str) -> bool:

@@ -7,9 +7,11 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation
@@ -111,6 +113,35 @@ class Slow(Stages):
         if name == "sample":
             for _ in range(3000):
                 time.sleep(0.01)
+
+
+class SlowScore(Stages):
+    """Scores for a second."""
+
+    def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
+        if name == "score":
+            time.sleep(1.0)
+
+
+class ThreadsInLoss(Stages):
+    """The loss is how many threads torch takes where images are sampled."""
+
+    def sample(
+        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
+    ) -> Part:
+        return Part(float(torch.get_num_threads()) * (last - first), last - first, os.getpid(), None)
+
+
+class DiesOnce(Stages):
+    """The process that samples with a gradient dies before its slope, once for each file that is there."""
+
+    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
+        marker = Path(os.environ["LCSC_TEST_MARKER"])
+        if marker.exists():
+            marker.unlink()
+            os._exit(9)
+        self.kept = candidate  # as an objective does that samples again
+        return super().slope(candidate, first, last, back)
 
 
 class EnvironmentInLoss(Stages):

@@ -126,6 +126,12 @@ def test_another_spread_for_a_study_that_has_begun_is_refused(folder: Path, caps
     assert len(asked()) == 6
 
 
+def test_a_fork_goes_on_in_the_same_way(folder: Path) -> None:
+    assert lcsc(["run", study_file(folder, workers=2, spread="images", pipeline=False)]) == 0
+    assert lcsc(["fork", "e/CMA/0", "forked", "--budget", "2", "--storage", "sqlite:///e.db"]) == 0
+    assert begun_with("forked/CMA/0") == (1, True)
+
+
 def test_a_fork_to_an_optimizer_that_waits_spreads_its_images(folder: Path) -> None:
     assert lcsc(["run", study_file(folder, workers=2)]) == 0
     fork = ["fork", "e/CMA/0", "forked", "--optimizer", "LCSCGradient", "--budget", "4", "--storage", "sqlite:///e.db"]
@@ -145,6 +151,11 @@ def test_a_fork_to_an_optimizer_that_waits_spreads_its_images(folder: Path) -> N
             "pipeline: true: function.py evaluates a candidate as a whole",
         ),
         ({"workers": ["cuda:7", "cpu"]}, "workers: cuda:7 is not there (torch sees"),
+        ({"workers": ["cuda:7"]}, "workers: cuda:7 is not there (torch sees"),
+        (
+            {"workers": 2, "optimizers": ["Powell"], "spread": "candidates"},
+            "workers: Powell asks for one candidate after the other; give it workers: 1, or",
+        ),
         (
             {"workers": ["cpu", "cpu"], "objective": {"file": "stages.py", "settings": {"device": "cuda:1"}}},
             "workers: cpu, cpu and objective.settings.device cuda:1: give one of them only",
@@ -163,10 +174,13 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(
     assert study_names(open_storage("sqlite:///e.db", write=True)) == []
 
 
-def test_devices_are_those_of_the_workers(folder: Path) -> None:
-    assert lcsc(["run", study_file(folder, workers=["cpu", "cpu"])]) == 0
-    assert stored().attributes["specification"]["workers"] == 2
-    assert len(asked()) == 6
+@pytest.mark.parametrize("listed", [["cuda:1"], ["cuda:1", "cuda:1"]])
+def test_devices_are_those_of_the_workers(folder: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]) -> None:
+    (folder / "stages.py").write_text(OBJECTIVE.replace("Stages", "EnvironmentInLoss"))
+    monkeypatch.setattr(devices, "gpus", lambda: ["3", "4"])
+    assert lcsc(["run", study_file(folder, workers=listed)]) == 0
+    assert stored().attributes["specification"]["workers"] == len(listed)
+    assert [trial.value for trial in stored().trials()] == [4.0] * 6
 
 
 def test_a_study_of_an_early_version_goes_on_with_whole_candidates(folder: Path) -> None:

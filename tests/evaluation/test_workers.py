@@ -3,18 +3,20 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import numpy as np
 import pytest
-from staged_examples import IMAGES, EnvironmentInLoss, Slow, Stages, candidate
+from staged_examples import IMAGES, DiesOnce, EnvironmentInLoss, Slow, SlowScore, Stages, ThreadsInLoss, candidate
 
-from lcsc_opt.errors import CatalogError, StudyMismatchError
+from lcsc_opt.errors import CatalogError, ObjectiveError, StudyMismatchError
 from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.evaluation import devices as devices_module
-from lcsc_opt.evaluation.devices import environments, workers_for_this_machine
+from lcsc_opt.evaluation.devices import cores, environments, workers_for_this_machine
 from lcsc_opt.records import Evaluation
 
 
@@ -159,3 +161,104 @@ def test_each_worker_sees_its_own_device_only() -> None:
         assert [future.result(timeout=60).loss for future in futures] == [3.0, 7.0]
     finally:
         pool.close()
+
+
+def test_what_is_submitted_after_closing_is_cancelled() -> None:
+    pool = WorkerPool(Stages, 1)
+    pool.close()
+    assert pool.submit("submit", candidate(1.0, 0.0, 0.0)).cancelled()
+
+
+def test_closing_while_a_gradient_is_scored_leaves_nobody_waiting() -> None:
+    pool = WorkerPool(Stages, 2)
+    evaluator = SpreadEvaluator(SlowScore(), pool)
+    ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    future = evaluator.submit(candidate(1.0, 0.0, 0.0), gradient=True)
+    time.sleep(0.5)  # the parts are there, and are scored
+    evaluator.close()
+    pool.close()
+    with pytest.raises(CancelledError):
+        future.result(timeout=10)
+
+
+def test_a_worker_that_dies_between_sample_and_slope_costs_an_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "marker"
+    marker.touch()
+    monkeypatch.setenv("LCSC_TEST_MARKER", str(marker))
+    pool, asked = WorkerPool(DiesOnce, 2), candidate(0.5, 0.75, -0.25)
+    evaluator = SpreadEvaluator(DiesOnce(), pool)
+    try:
+        first = evaluator.submit(asked, gradient=True).result(timeout=60)
+        second = evaluator.submit(asked, gradient=True).result(timeout=60)
+    finally:
+        evaluator.close()
+        pool.close()
+    expected = evaluate_safely(Stages(), asked, gradient=True)
+    assert isinstance(first, Failure)
+    assert first.retry
+    assert "worker process died" in first.reason
+    assert isinstance(second, Evaluation)
+    assert isinstance(expected, Evaluation)
+    assert second.gradient is not None
+    np.testing.assert_allclose(second.gradient, expected.gradient, rtol=1e-12)
+
+
+def dies_while_loading() -> Stages:
+    os._exit(7)
+
+
+def test_a_worker_that_dies_again_and_again_is_given_up_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pool = WorkerPool(dies_while_loading, 1)
+    try:
+        with pytest.raises(
+            ObjectiveError, match=r"worker 0 died 3 times in a row \(exit code 7\); give it more memory"
+        ):
+            ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
+    finally:
+        pool.close()
+    assert "worker 0 died 3 times in a row" in capsys.readouterr().err
+
+
+def unreadable() -> Stages:
+    class Local(Stages):
+        def describe(self) -> dict[str, object]:
+            return {}
+
+        def score(self, *_: object, **__: object) -> object:
+            raise Unpicklable(threading.Lock())
+
+    return Local()
+
+
+class Unpicklable(BaseException):
+    """Does not travel."""
+
+
+def test_an_error_that_does_not_travel_fails_its_own_job_only() -> None:
+    pool = WorkerPool(unreadable, 1)
+    try:
+        evaluator = ProcessEvaluator(pool)
+        for _ in range(2):
+            with pytest.raises(ObjectiveError, match="Unpicklable"):
+                evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    finally:
+        pool.close()
+
+
+def test_the_cores_are_divided_among_the_workers() -> None:
+    pool = WorkerPool(ThreadsInLoss, 2)
+    try:
+        outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    finally:
+        pool.close()
+    assert isinstance(outcome, Evaluation)
+    assert outcome.loss == max(cores() // 2, 1)
+
+
+def test_seconds_are_those_of_the_work_and_not_of_waiting(pool: WorkerPool) -> None:
+    evaluator = SpreadEvaluator(Stages(), pool)
+    outcomes = [future.result(timeout=60) for future in [evaluator.submit(candidate(1.0, 0.0, 0.0)) for _ in range(3)]]
+    evaluator.close()
+    assert all(isinstance(outcome, Evaluation) and outcome.cost.seconds < 0.5 for outcome in outcomes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lcsc_opt.coefficients import ema_coefficients
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.merge_sample_score.stages import Merged
 from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores
 from lcsc_opt.objective import StagedObjective
 from lcsc_opt.records import HELD_OUT, Candidate, Noise
@@ -120,23 +122,46 @@ def test_slopes_of_parts_add_up_to_the_gradient(tmp_path: Path, cuts: tuple[int,
     np.testing.assert_allclose(sum(slopes), whole.gradient, rtol=1e-5)
 
 
-def test_a_slope_needs_the_sample_just_before(objective: MergeSampleScore) -> None:
-    candidate = Candidate(EMA)
-
-    def sample(gradient: bool) -> Any:
-        return objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=gradient)
-
-    _, [back] = objective.score(candidate, [sample(True)], gradient=True)
+@pytest.mark.parametrize("meanwhile", ["nothing", "another candidate", "another process"])
+def test_a_slope_is_the_same_whatever_was_sampled_meanwhile(tmp_path: Path, meanwhile: str) -> None:
+    objective, candidate = build(tmp_path / "one"), Candidate(EMA)
+    part = objective.sample(candidate, objective.prepare(candidate), 0, 40, gradient=True)
+    _, [back] = objective.score(candidate, [part], gradient=True)
     assert back is not None
-    with pytest.raises(ObjectiveError, match="not sampled with a gradient just before"):
-        objective.slope(Candidate(OTHER), 0, 40, back)
-    objective.slope(candidate, 0, 40, back)
-    with pytest.raises(ObjectiveError, match="not sampled with a gradient just before"):
-        objective.slope(candidate, 0, 40, back)
-    sample(True)
-    sample(False)
-    with pytest.raises(ObjectiveError, match="not sampled with a gradient just before"):
-        objective.slope(candidate, 0, 40, back)
+    if meanwhile == "another candidate":
+        objective.evaluate(Candidate(OTHER))
+    elif meanwhile == "another process":
+        objective = build(tmp_path / "two")
+    slope, cost = objective.slope(candidate, 0, 40, back)
+    expected = build(tmp_path / "three").evaluate(candidate, gradient=True)
+    assert expected.gradient is not None
+    np.testing.assert_allclose(slope, expected.gradient, rtol=1e-5)
+    assert cost.model_calls == (35 if meanwhile == "nothing" else 40) + 2 * 40
+    again, _ = objective.slope(candidate, 0, 40, back)
+    np.testing.assert_allclose(again, expected.gradient, rtol=1e-5)
+
+
+def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSampleScore) -> None:
+    candidate, alive = Candidate(EMA), []
+    prepare, sample = objective.prepare, objective.sampler.sample
+
+    def remembered(candidate: Candidate) -> Merged:
+        weights, cost = (merged := prepare(candidate)).take(), merged.cost
+        alive.extend(weakref.ref(tensor) for tensor in weights.values())
+        return Merged(weights, cost)
+
+    def sampled(noise: Noise, start: int, stop: int) -> Tensor:
+        assert alive
+        assert all(tensor() is None for tensor in alive)
+        return sample(noise, start, stop)
+
+    objective.prepare = remembered  # type: ignore[method-assign]
+    objective.sampler.sample = sampled  # type: ignore[method-assign]
+    objective.evaluate(candidate)
+    prepared = objective.prepare(candidate)
+    prepared.take()
+    with pytest.raises(ObjectiveError, match="prepare the candidate again"):
+        objective.sample(candidate, prepared, 0, 40)
 
 
 def test_weights_need_no_gradient_once_a_kept_graph_is_dropped(objective: MergeSampleScore) -> None:
