@@ -32,8 +32,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_function_study(folder: Path, function: str = "loss", **changes: Any) -> None:
-    (folder / "losses.py").write_text(FUNCTION)
-    called = {"callable": f"losses:{function}", "steps": list(range(10, 110, 10))}
+    (folder / "profiled_losses.py").write_text(FUNCTION)
+    called = {"callable": f"profiled_losses:{function}", "steps": list(range(10, 110, 10))}
     study = {
         "name": "plain",
         "objective": {"file": "function.py", "settings": called},
@@ -153,12 +153,12 @@ def test_what_cannot_be_profiled_is_one_line(
 def test_ctrl_c_leaves_nothing_behind(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_function_study(workplace)
     monkeypatch.syspath_prepend(str(workplace))
-    import losses  # type: ignore[import-not-found]
+    import profiled_losses  # type: ignore[import-not-found]
 
     def interrupted(_coefficients: Any) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(losses, "loss", interrupted)
+    monkeypatch.setattr(profiled_losses, "loss", interrupted)
     assert lcsc(["profile", "plain.yaml"]) == 130
     assert sorted(path.name for path in workplace.glob(".lcsc*")) == []
 

@@ -89,8 +89,8 @@ def test_the_database_is_beside_the_studys_own_and_leaves_nothing_behind(tmp_pat
 
 
 def test_a_search_of_a_few_trials_is_planned_for_the_whole_budget(workplace: Path) -> None:
-    settings = {"callable": "losses:loss", "steps": [10, 20, 30, 40]}
-    (workplace / "losses.py").write_text("def loss(coefficients):\n    return float((coefficients**2).sum())\n")
+    settings = {"callable": "plain_losses:loss", "steps": [10, 20, 30, 40]}
+    (workplace / "plain_losses.py").write_text("def loss(coefficients):\n    return float((coefficients**2).sum())\n")
     study = {
         "name": "plain",
         "objective": {"file": "function.py", "settings": settings},
