@@ -3,16 +3,22 @@
     python benchmarks/merge.py [--checkpoints 50] [--megabytes 64] [--rounds 5] [--quick]
 
 Makes one trajectory and stores it in each dtype. In each round everything is measured in turns, so that other work on
-the machine meets all alike; the best of the rounds is shown. ``read`` sums the file's bytes as 64-bit integers, in
-torch's threads. ``loop`` adds up K state dicts in memory, one after the other; ``stack`` stacks each tensor's K
-versions and sums them with their weights, as mergekit's linear merge does. Then a combination is found for the digits
-demo by following the gradient of FID, and its FID on noise that it was not found on is compared between what is stored.
+the machine meets all alike; medians of the rounds are shown, with the least and the most. ``read`` sums the file's
+bytes as 64-bit integers, in torch's threads. What one would write instead has the K state dicts in memory, as float32:
+
+* ``sum``: ``{name: sum(a * sd[name] for a, sd in zip(coefficients, dicts)) for name in dicts[0]}``;
+* ``stack``: stacks each tensor's K versions and sums them with their weights, as mergekit's linear merge does;
+* ``in place``: ``merged[name].add_(sd[name], alpha=a)``, one state dict after the other, the best loop that we found.
+
+Then a combination is found for the digits demo by following the gradient of FID, and its FID on noise that it was not
+found on is compared between what is stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -22,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import machine, write_csv
+from common import machine, write_json
 from pack import state_dict
 
 from lcsc_opt.catalog import load_objective
@@ -45,13 +51,11 @@ def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         stored = make(Path(folder), arguments.checkpoints, arguments.megabytes)
-        rows = measure(stored, arguments.rounds)
-    found = [] if arguments.quick else digits()
+        result = measure(stored, arguments.rounds)
     if not arguments.quick:
-        header = ("dtype", "bytes", "read_gb_s", "merge_gb_s", "share_of_read", "merge_ms", "together_times", "error")
-        print(write_csv("merge", header, rows))
-        print(write_csv("merge_digits", ("dtype", "bytes", "error", "fid", "fid_change"), found))
-    _judge(rows)
+        result["digits"] = digits()
+        print(write_json("merge", result))
+        _judge(result)
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,55 +84,73 @@ def make(folder: Path, checkpoints: int, megabytes: int) -> dict[str, Trajectory
     return {dtype: Trajectory.open(folder / f"{dtype}.trajectory") for dtype in DTYPES}
 
 
-def measure(stored: Mapping[str, Trajectory], rounds: int) -> list[list[Any]]:
-    """One row of the results for each way to store, and one for each way to do without."""
+def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:
+    """Seconds of each round, by what is stored or what is written instead, and the ratios of their medians."""
     exact = stored["exact"]
     checkpoints = len(exact)
     coefficients = np.random.default_rng(0).normal(size=(TOGETHER, checkpoints))
     coefficients -= (coefficients.sum(axis=1, keepdims=True) - 1) / checkpoints
     dicts = [exact.checkpoint(index) for index in range(checkpoints)]
-    tasks: dict[tuple[str, str], Callable[[], object]] = {
-        ("loop", "merge"): lambda: loop(dicts, coefficients[0]),
-        ("stack", "merge"): lambda: stack(dicts, coefficients[0]),
-    }
+    tasks: dict[str, Callable[[], object]] = {}
     for dtype, trajectory in stored.items():
         content = whole(trajectory)
-        tasks[dtype, "read"] = content.sum
-        tasks[dtype, "merge"] = lambda one=trajectory: one.merge(coefficients[0])
-        tasks[dtype, "together"] = lambda one=trajectory: one.merge_many(coefficients)
-    seconds = dict.fromkeys(tasks, float("inf"))
-    for _ in range(rounds + 1):  # the first reads from the disk
+        tasks[f"{dtype} read"] = content.sum
+        tasks[f"{dtype} merge"] = lambda one=trajectory: one.merge(coefficients[0])
+        tasks[f"{dtype} together"] = lambda one=trajectory: one.merge_many(coefficients)
+    tasks |= {name: lambda way=way: way(dicts, coefficients[0]) for name, way in INSTEAD.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    for number in range(rounds + 1):  # the first reads from the disk
         for name, task in tasks.items():
             start = time.perf_counter()
             task()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return [_row(dtype, trajectory, seconds) for dtype, trajectory in stored.items()] + [
-        _other(way, exact.nbytes, seconds) for way in ("loop", "stack")
-    ]
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(some) for name, some in seconds.items()}
+    return {
+        "checkpoints": checkpoints,
+        "parameters": exact.parameters,
+        "stored": {dtype: _stored(dtype, trajectory, seconds, medians) for dtype, trajectory in stored.items()},
+        "instead": {name: _instead(name, exact.nbytes, seconds, medians) for name in INSTEAD},
+        "seconds": seconds,
+    }
 
 
-def _row(dtype: str, trajectory: Trajectory, seconds: Mapping[tuple[str, str], float]) -> list[Any]:
-    read, merge = seconds[dtype, "read"], seconds[dtype, "merge"]
-    together = merge / (seconds[dtype, "together"] / TOGETHER)
-    size, error = trajectory.nbytes, trajectory.relative_error or 0.0
+def _stored(
+    dtype: str, trajectory: Trajectory, seconds: Mapping[str, list[float]], medians: Mapping[str, float]
+) -> dict[str, float]:
+    size, read, merge = trajectory.nbytes, medians[f"{dtype} read"], medians[f"{dtype} merge"]
+    times = TOGETHER * merge / medians[f"{dtype} together"]
+    error = trajectory.relative_error or 0.0
     print(
         f"{dtype:9s} {size / 1e9:5.2f} GB  read {size / read / 1e9:5.1f} GB/s  merge {size / merge / 1e9:5.1f} GB/s "
-        f"({read / merge:.2f} of it, {merge * 1e3:.0f} ms)  {TOGETHER} at once {together:.1f} times faster each  "
-        f"relative error {error:.1e}",
+        f"({read / merge:.2f} of it; {_spread(seconds[f'{dtype} merge'])})  "
+        f"{TOGETHER} at once {times:.1f} times faster each  relative error {error:.1e}",
         flush=True,
     )
-    speeds = (round(size / some / 1e9, 2) for some in (read, merge))
-    return [dtype, size, *speeds, round(read / merge, 3), round(merge * 1e3, 2), round(together, 2), f"{error:.2e}"]
+    return {
+        "bytes": size,
+        "read_gb_s": round(size / read / 1e9, 2),
+        "merge_gb_s": round(size / merge / 1e9, 2),
+        "share_of_read": round(read / merge, 3),
+        "together_times": round(times, 2),
+        "relative_error": error,
+    }
 
 
-def _other(way: str, size: int, seconds: Mapping[tuple[str, str], float]) -> list[Any]:
-    merge = seconds[way, "merge"]
-    alone, together = merge / seconds["exact", "merge"], merge / (seconds["exact", "together"] / TOGETHER)
+def _instead(
+    name: str, size: int, seconds: Mapping[str, list[float]], medians: Mapping[str, float]
+) -> dict[str, float]:
+    alone, together = (medians[name] / medians["exact merge"], TOGETHER * medians[name] / medians["exact together"])
     print(
-        f"{way:9s} {size / 1e9:5.2f} GB  merge {size / merge / 1e9:5.1f} GB/s: {alone:.1f} times slower than exact, "
-        f"{together:.1f} times slower than each of {TOGETHER} at once"
+        f"{name:9s} {size / 1e9:5.2f} GB  merge {size / medians[name] / 1e9:5.1f} GB/s ({_spread(seconds[name])}): "
+        f"{alone:.1f} times as long as exact, {together:.1f} times as long as each of {TOGETHER} at once",
+        flush=True,
     )
-    return [way, size, "", round(size / merge / 1e9, 2), "", round(merge * 1e3, 2), "", ""]
+    return {"times": round(alone, 2), "times_together": round(together, 2)}
+
+
+def _spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds) * 1e3:.0f} ms, {min(seconds) * 1e3:.0f} to {max(seconds) * 1e3:.0f}"
 
 
 def whole(trajectory: Trajectory) -> torch.Tensor:
@@ -137,13 +159,12 @@ def whole(trajectory: Trajectory) -> torch.Tensor:
     return map_bytes(path, path.stat().st_size // 8 * 8).view(torch.int64)
 
 
-def loop(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
+def add(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
     """Add up state dicts, as one would write it."""
-    merged = {name: torch.zeros_like(tensor) for name, tensor in dicts[0].items()}
-    for coefficient, tensors in zip(coefficients.tolist(), dicts, strict=True):
-        for name, tensor in tensors.items():
-            merged[name] += coefficient * tensor
-    return merged
+    weights = coefficients.tolist()
+    return {
+        name: sum(weight * tensors[name] for weight, tensors in zip(weights, dicts, strict=True)) for name in dicts[0]
+    }
 
 
 def stack(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
@@ -156,13 +177,26 @@ def stack(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dic
     return merged
 
 
-def digits() -> list[list[Any]]:
+def add_in_place(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
+    """Add up state dicts without anything in between."""
+    first, *others = coefficients.tolist()
+    merged = {name: first * tensor for name, tensor in dicts[0].items()}
+    for weight, tensors in zip(others, dicts[1:], strict=True):
+        for name, tensor in merged.items():
+            tensor.add_(tensors[name], alpha=weight)
+    return merged
+
+
+INSTEAD = {"sum": add, "stack": stack, "in place": add_in_place}
+
+
+def digits() -> dict[str, dict[str, float]]:
     """What storing differences does to the FID of a combination that was found."""
     objective: Any = load_objective(ObjectiveSpec(file="digits.py", settings={"images": 10_000}))
     exact = objective.trajectory
     coefficients = follow_gradient(objective)
     print(f"digits: K = {len(exact)}, sum of |a| {np.abs(coefficients).sum():.2f}")
-    rows: list[list[Any]] = []
+    results: dict[str, dict[str, float]] = {}
     reference: np.ndarray | None = None
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         for dtype in DTYPES:
@@ -174,8 +208,8 @@ def digits() -> list[list[Any]]:
             size = objective.trajectory.nbytes / exact.nbytes
             error = objective.trajectory.relative_error or 0.0
             print(f"{dtype:9s} {size:.3f} of the bytes  FID {fid.mean():.4f}  {change:+.4%}", flush=True)
-            rows.append([dtype, round(size, 4), f"{error:.2e}", round(float(fid.mean()), 5), f"{change:.2e}"])
-    return rows
+            results[dtype] = {"bytes": size, "relative_error": error, "fid": float(fid.mean()), "fid_change": change}
+    return results
 
 
 def follow_gradient(objective: Any) -> np.ndarray:
@@ -202,11 +236,10 @@ def again(exact: Trajectory, path: Path, dtype: str) -> Trajectory:
     return Trajectory.open(path)
 
 
-def _judge(rows: list[list[Any]]) -> None:
-    by_name = {row[0]: row for row in rows}
-    exact, slower = by_name["exact"], by_name["loop"][5] / by_name["exact"][5]
-    if exact[4] < LEAST_SHARE or exact[6] < LEAST_TOGETHER or slower < LEAST_LOOP:
-        sys.exit(f"missed: {LEAST_SHARE:.0%} of a read, {TOGETHER} at once {LEAST_TOGETHER} times, {LEAST_LOOP} a loop")
+def _judge(result: Mapping[str, Any]) -> None:
+    exact, slower = result["stored"]["exact"], result["instead"]["sum"]["times"]
+    if exact["share_of_read"] < LEAST_SHARE or exact["together_times"] < LEAST_TOGETHER or slower < LEAST_LOOP:
+        sys.exit(f"missed: {LEAST_SHARE:.0%} of a read, {TOGETHER} at once {LEAST_TOGETHER} times, {LEAST_LOOP} a sum")
 
 
 if __name__ == "__main__":

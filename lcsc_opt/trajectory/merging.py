@@ -7,9 +7,9 @@ as long as reading four times the bytes.
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import dataclasses
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import functional
 
 from lcsc_opt.errors import CoefficientsError
-from lcsc_opt.trajectory.layout import Segment
 
 BLOCK_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
 TILES_AT_ONCE = 8  # that a thread takes
@@ -33,9 +33,6 @@ MANY_CANDIDATES = 4  # from here on the transposed product wins
 FULL_TILE = 16  # the product takes as long for 4 candidates, so fewer get rows of zeros
 SUM_TOLERANCE = 1e-9
 
-Put = Callable[[int, int, Tensor], None]
-"""Takes the columns ``[a, b)`` of a segment and their merged values ``[B, b − a]``."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
@@ -43,9 +40,9 @@ class Tile:
 
     Attributes:
         start, stop: the columns.
-        numbers: ``[panels, slots of a panel, n]``, mapped.
-        scales: ``[slots]`` float32; ``None`` for ones.
-        origin: ``[n]``; ``None`` for zeros.
+        numbers: ``[panels, blocks, slots of a panel, n]``, with ``blocks · n`` columns.
+        scales: ``[slots, blocks]`` float32; ``None`` for ones.
+        origin: ``[blocks · n]``; ``None`` for zeros.
     """
 
     start: int
@@ -54,25 +51,55 @@ class Tile:
     scales: Tensor | None = None
     origin: Tensor | None = None
 
-    def read(self, first: int, last: int, dtype: torch.dtype, scratch: Scratch | None = None) -> Tensor:
-        """The numbers of slots ``[first, last)``, ``[last − first, n]``.
+    def read(
+        self, first: int, last: int, dtype: torch.dtype, scratch: Scratch | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Slots ``[first, last)``: ``[last − first, columns]``, and by what each is still to be multiplied, if any.
 
         Without a copy where one panel holds them in this dtype; else in ``scratch`` where it is given, until that is
-        used again.
+        used again. The numbers of several blocks come multiplied.
         """
-        size = self.numbers.shape[1]
-        if first // size == (last - 1) // size and self.numbers.dtype == dtype:
-            return self.numbers[first // size, first % size : first % size + last - first]
+        _, blocks, size, _ = self.numbers.shape
+        if blocks > 1:
+            return self._scaled(first, last, dtype, scratch), None
+        scales = None if self.scales is None else self.scales[first:last, 0]
+        numbers, begin, end = self.numbers[:, 0], first // size, (last - 1) // size + 1
+        if end - begin > 1:
+            return self._copied(numbers[begin:end], dtype, scratch)[first - begin * size : last - begin * size], scales
+        inside = numbers[begin, first - begin * size : last - begin * size]
+        return (inside if inside.dtype == dtype else self._copied(inside[None], dtype, scratch)), scales
+
+    def doubles(self, order: Tensor) -> Tensor:
+        """``[K, columns]`` float64 for slots ``order`` [K], without the origin."""
+        numbers = self.numbers.transpose(1, 2).flatten(0, 1).index_select(0, order).to(torch.float64)
+        if self.scales is not None:
+            numbers = numbers * self.scales[order, :, None].to(torch.float64)
+        return numbers.flatten(1)
+
+    def split(self, width: int) -> Iterator[Tile]:
+        """The same columns of one block in tiles of this width."""
+        for first in range(0, self.stop - self.start, width):
+            part = slice(first, first + width)
+            start, stop = self.start + first, min(self.start + first + width, self.stop)
+            origin = None if self.origin is None else self.origin[part]
+            yield Tile(start, stop, self.numbers[..., part], self.scales, origin)
+
+    def _scaled(self, first: int, last: int, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
+        _, blocks, size, _ = self.numbers.shape
         begin, end = first // size, (last - 1) // size + 1
-        if end - begin == 1:
-            return self._copied(self.numbers[begin, None, first - begin * size : last - begin * size], dtype, scratch)
-        return self._copied(self.numbers[begin:end], dtype, scratch)[first - begin * size : last - begin * size]
+        numbers = self.numbers[begin:end].transpose(1, 2)  # [panels, slots of a panel, blocks, n]
+        result = _room((numbers.shape[0] * size, self.stop - self.start), dtype, numbers.device, scratch)
+        if self.scales is None:
+            result.view(numbers.shape).copy_(numbers)
+        else:
+            scales = self.scales[begin * size : end * size].to(dtype).view(-1, size, blocks, 1)
+            torch.mul(numbers, scales, out=result.view(numbers.shape))
+        return result[first - begin * size : last - begin * size]
 
     @staticmethod
     def _copied(panels: Tensor, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
         """In one call: threads that make many of them wait for each other."""
-        rows = panels.shape[0] * panels.shape[1], panels.shape[2]
-        result = torch.empty(rows, dtype=dtype, device="cpu") if scratch is None else scratch.take(rows, dtype)
+        result = _room((panels.shape[0] * panels.shape[1], panels.shape[2]), dtype, panels.device, scratch)
         result.view(panels.shape).copy_(panels)
         return result
 
@@ -83,12 +110,16 @@ class Scratch:
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
-    def take(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    def take(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """An uninitialized tensor, until the next call."""
         size = shape[0] * shape[1] * dtype.itemsize
-        if len(self._memory) < size:
-            self._memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+        if len(self._memory) < size or self._memory.device != device:
+            self._memory = torch.empty(size, dtype=torch.uint8, device=device)
         return self._memory[:size].view(dtype).view(shape)
+
+
+def _room(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, scratch: Scratch | None) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device) if scratch is None else scratch.take(shape, dtype, device)
 
 
 def check_coefficients(coefficients: npt.ArrayLike | Tensor, checkpoints: int, *, axes: int) -> npt.NDArray[np.float64]:
@@ -143,62 +174,139 @@ def runs_of(slots: Sequence[int]) -> list[tuple[int, int]]:
     return [(group[0], group[-1] + 1) for group in groups]
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What products of this dtype are summed in: float64 for float64, float32 for all others."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def accumulator(dtype: torch.dtype, device: torch.device | None = None) -> torch.dtype:
+    """What products of this dtype are summed in: float64 for float64, float32 for all others.
 
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """Products of float32 in float32, also where training asked torch for faster ones."""
-    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    asked = matmul.fp32_precision
-    matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = asked
-
-
-def blocks(columns: int, rows: int, itemsize: int, *, at_most: int | None = None) -> Iterator[tuple[int, int]]:
-    """Ranges ``[a, b)`` of columns such that a block of ``rows`` rows takes about ``at_most`` bytes.
-
-    ``None`` is a thread's share of ``BLOCK_BYTES``.
+    On a GPU whose products of float32 were asked to be of TF32, float64: that setting is the whole process's, and must
+    not change while another thread samples.
     """
-    width = max((at_most or BLOCK_BYTES // threads()) // (max(rows, 1) * itemsize), FEWEST_COLUMNS)
-    for start in range(0, columns, width):
-        yield start, min(start + width, columns)
+    tf32 = device is not None and device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return torch.float64 if tf32 or dtype == torch.float64 else torch.float32
 
 
-def merge_tiles(
-    tiles: Iterable[Tile], coefficients: Tensor, runs: list[tuple[int, int]], dtype: torch.dtype, put: Put
-) -> None:
-    """Merge tiles for all candidates, in :func:`threads`.
+class _FullPrecision:
+    """Products of float32 in float32 on the CPU, while any thread asks for them; then as training asked torch for."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._asked = threading.Lock(), 0, ""
+
+    def __enter__(self) -> None:
+        matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        with self._lock:
+            if not self._users:
+                self._asked, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+            self._users += 1
+
+    def __exit__(self, *raised: object) -> None:
+        matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                matmul.fp32_precision = self._asked
+
+
+_FULL_PRECISION = _FullPrecision()
+
+
+def full_precision() -> contextlib.AbstractContextManager[None]:
+    """Products of float32 in float32, also where training asked torch for faster ones."""
+    return _FULL_PRECISION
+
+
+def columns_at_once(rows: int, itemsize: int, at_most: int | None = None) -> int:
+    """How many columns of ``rows`` rows take ``at_most`` bytes; ``None`` is a thread's share of ``BLOCK_BYTES``."""
+    return max((at_most or BLOCK_BYTES // threads()) // (max(rows, 1) * itemsize), FEWEST_COLUMNS)
+
+
+class Workers:
+    """Threads that merge tiles, each with memory of its own, while this is open.
 
     One product for each tile and thread is faster than one product of many threads, and far less so where the cores
     have other work, too.
 
     Args:
-        tiles: of one segment.
-        coefficients: ``[B, slots]`` float64, zero for slots without a checkpoint.
+        count: of threads; one is the caller's.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._own = threading.local()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        if self._count > 1:
+            self._pool = ThreadPoolExecutor(self._count, "lcsc-merge", initializer=_without_further_threads)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def each(self, function: Callable[[Tile, Scratch], None], tiles: Iterable[Tile]) -> None:
+        """Call ``function`` for all tiles."""
+        queue, lock = iter(tiles), threading.Lock()
+        if self._pool is None:
+            self._each(function, queue, lock)
+            return
+        for future in [self._pool.submit(self._each, function, queue, lock) for _ in range(self._count)]:
+            future.result()
+
+    def _each(self, function: Callable[[Tile, Scratch], None], queue: Iterator[Tile], lock: threading.Lock) -> None:
+        """Call ``function`` for what is left in the queue, which other threads take from, too."""
+        if not hasattr(self._own, "scratch"):
+            self._own.scratch = Scratch()
+        while True:
+            with lock:
+                tiles = list(itertools.islice(queue, TILES_AT_ONCE))
+            if not tiles:
+                return
+            for tile in tiles:
+                function(tile, self._own.scratch)
+
+
+def _without_further_threads() -> None:
+    """Products in this thread shall not take more of them: they would wait for each other by spinning."""
+    torch.get_num_threads()  # gives a new thread as many as others have
+    _openmp().limit(limits=1, user_api="openmp")  # for this thread only
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    """Made once: looking for the libraries takes milliseconds."""
+    return ThreadpoolController()
+
+
+def merge_tiles(
+    tiles: Iterable[Tile],
+    coefficients: Tensor,
+    runs: list[tuple[int, int]],
+    dtype: torch.dtype,
+    merged: list[Tensor],
+    workers: Workers,
+) -> None:
+    """Merge tiles for all candidates.
+
+    Args:
+        tiles: of one segment, on any device.
+        coefficients: ``[B, slots]`` float64 on that device, zero for slots without a checkpoint.
         runs: the rows to read.
         dtype: what is summed in.
-        put: is given the merged values tile by tile.
+        merged: ``[columns]`` of the segment for each candidate, on that device and of any dtype, written to.
+        workers: who does it.
     """
     candidates = len(coefficients)
+    straight = candidates == 1 and merged[0].dtype == dtype
     if candidates >= MANY_CANDIDATES:
         coefficients = functional.pad(coefficients, (0, 0, 0, max(FULL_TILE - candidates, 0)))
 
     def merge(tile: Tile, scratch: Scratch) -> None:
-        put(tile.start, tile.stop, _merge_tile(tile, coefficients, runs, dtype, scratch)[:candidates])
+        room = merged[0][None, tile.start : tile.stop] if straight else None
+        total = _merge_tile(tile, coefficients, runs, dtype, scratch, room)
+        if room is None:
+            for flat, row in zip(merged, total, strict=False):  # not those that fill up
+                flat[tile.start : tile.stop].copy_(row)
 
-    queue, lock = iter(tiles), threading.Lock()
-    if threads() == 1:
-        _each(merge, queue, lock)
-        return
-    with ThreadPoolExecutor(threads(), thread_name_prefix="lcsc-merge") as pool:
-        for future in [pool.submit(_each, merge, queue, lock) for _ in range(threads())]:
-            future.result()
+    workers.each(merge, tiles)
 
 
 def threads() -> int:
@@ -206,54 +314,35 @@ def threads() -> int:
     return min(torch.get_num_threads(), MOST_THREADS)
 
 
-def _each(function: Callable[[Tile, Scratch], None], queue: Iterator[Tile], lock: threading.Lock) -> None:
-    """Call ``function`` for what is left in the queue, which other threads take from, too."""
-    scratch = Scratch()
-    while True:
-        with lock:
-            tiles = list(itertools.islice(queue, TILES_AT_ONCE))
-        if not tiles:
-            return
-        for tile in tiles:
-            function(tile, scratch)
-
-
 def _merge_tile(
-    tile: Tile, coefficients: Tensor, runs: list[tuple[int, int]], dtype: torch.dtype, scratch: Scratch
+    tile: Tile,
+    coefficients: Tensor,
+    runs: list[tuple[int, int]],
+    dtype: torch.dtype,
+    scratch: Scratch,
+    room: Tensor | None,
 ) -> Tensor:
-    """``[B, n]`` of ``dtype``."""
+    """``[B, n]`` of ``dtype``, in ``room`` where that is given."""
     total: Tensor | None = None
     for first, last in runs:
+        rows, scales = tile.read(first, last, dtype, scratch)
         part = coefficients[:, first:last]
-        if tile.scales is not None:
-            part = part * tile.scales[first:last].to(part.dtype)
-        total = _add(total, part.to(dtype), tile.read(first, last, dtype, scratch))
+        part = (part if scales is None else part * scales.to(part.dtype)).to(dtype)
+        total = _product(part, rows, room) if total is None else _add(total, part, rows)
     if total is None:
         raise AssertionError("coefficients that sum to one read at least one row")
     return total if tile.origin is None else total.add_(tile.origin.to(dtype))
 
 
-def _add(total: Tensor | None, coefficients: Tensor, block: Tensor) -> Tensor:
-    """``total + coefficients @ block``, ``[B, n]``, in one call to the BLAS."""
+def _product(coefficients: Tensor, block: Tensor, room: Tensor | None) -> Tensor:
+    """``coefficients @ block``, ``[B, n]``, in one call to the BLAS."""
     if len(coefficients) < MANY_CANDIDATES:
-        return coefficients @ block if total is None else total.addmm_(coefficients, block)
-    if total is None:
-        return torch.mm(block.t(), coefficients.t()).t()
+        return torch.mm(coefficients, block) if room is None else torch.mm(coefficients, block, out=room)
+    return torch.mm(block.t(), coefficients.t()).t()
+
+
+def _add(total: Tensor, coefficients: Tensor, block: Tensor) -> Tensor:
+    """``total + coefficients @ block``, in its place."""
+    if len(coefficients) < MANY_CANDIDATES:
+        return total.addmm_(coefficients, block)
     return total.t().addmm_(block.t(), coefficients.t()).t()
-
-
-def scatter(segment: Segment, outputs: list[list[Tensor]]) -> Put:
-    """Write merged columns into tensors: ``outputs[i]`` are the flat tensors ``[numel]`` of candidate i."""
-    ends = list(itertools.accumulate(spec.numel for spec in segment.tensors))
-
-    def put(start: int, stop: int, values: Tensor) -> None:
-        position = start
-        index = bisect.bisect_right(ends, start)
-        while position < stop:
-            first = ends[index] - segment.tensors[index].numel
-            last = min(ends[index], stop)
-            for flat, row in zip(outputs, values, strict=True):
-                flat[index][position - first : last - first].copy_(row[position - start : last - start])
-            position, index = last, index + 1
-
-    return put

@@ -33,18 +33,18 @@ def check_gradients(gradients: Mapping[str, Tensor], specs: Collection[TensorSpe
             )
 
 
-def flatten(gradients: Mapping[str, Tensor], segment: Segment) -> Tensor | None:
-    """The gradients of a segment's tensors in the order of its columns, ``[n]`` on the CPU, zero where none is given.
+def flatten(gradients: Mapping[str, Tensor], segment: Segment, device: torch.device) -> Tensor | None:
+    """The gradients of a segment's tensors in the order of its columns, ``[n]`` on the device; those not given are 0.
 
     ``None`` where none of its tensors has one.
     """
     if not any(spec.name in gradients for spec in segment.tensors):
         return None
-    dtype = accumulator(segment.dtype)
+    dtype = accumulator(segment.dtype, device)
     parts = [
-        gradients[spec.name].detach().to("cpu", dtype).reshape(-1)
+        gradients[spec.name].detach().to(device, dtype).reshape(-1)
         if spec.name in gradients
-        else torch.zeros(spec.numel, dtype=dtype, device="cpu")
+        else torch.zeros(spec.numel, dtype=dtype, device=device)
         for spec in segment.tensors
     ]
     return torch.cat(parts)
@@ -57,21 +57,21 @@ def project_tiles(tiles: Iterable[Tile], gradient: Tensor, runs: list[tuple[int,
     each other than to zero, and what they have in common would cost the digits in which they differ.
 
     Args:
-        tiles: of one segment, at most ``BLOCK_BYTES`` each.
-        gradient: ``[n]`` for its columns, of the accumulator's dtype.
+        tiles: of one segment, at most ``BLOCK_BYTES`` each on the CPU.
+        gradient: ``[n]`` for its columns, of the accumulator's dtype, on the device of the tiles.
         runs: the rows that hold checkpoints.
     """
-    dtype = gradient.dtype
-    common = torch.zeros((), dtype=torch.float64, device="cpu")
-    projected = torch.zeros(runs[-1][1], dtype=torch.float64, device="cpu")
+    dtype, device = gradient.dtype, gradient.device
+    common = torch.zeros((), dtype=torch.float64, device=device)
+    projected = torch.zeros(runs[-1][1], dtype=torch.float64, device=device)
     for tile in tiles:
         part = gradient[tile.start : tile.stop]
-        origin = tile.read(runs[0][0], runs[0][0] + 1, dtype)[0] if tile.origin is None else tile.origin.to(dtype)
+        origin = tile.read(runs[0][0], runs[0][0] + 1, dtype)[0][0] if tile.origin is None else tile.origin.to(dtype)
         common += origin.double() @ part.double()
         for first, last in runs:
-            rows = tile.read(first, last, dtype)
+            rows, scales = tile.read(first, last, dtype)
             products = ((rows if tile.origin is not None else rows - origin) @ part).double()
-            projected[first:last] += products if tile.scales is None else products * tile.scales[first:last]
+            projected[first:last] += products if scales is None else products * scales
     for first, last in runs:
         projected[first:last] += common
     return projected

@@ -26,12 +26,13 @@ from torch import Tensor
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.progress import progress
 from lcsc_opt.records import Coefficients
+from lcsc_opt.trajectory.combining import StateDict
 from lcsc_opt.trajectory.formats import read_checkpoint
 from lcsc_opt.trajectory.layout import Layout, TensorSpec, check_same, empty, plan, row_sha256
 from lcsc_opt.trajectory.lora import LoraAlphas, read_alphas, trajectory_alphas
 from lcsc_opt.trajectory.manifest import trajectory_sha256
 from lcsc_opt.trajectory.merging import check_coefficients
-from lcsc_opt.trajectory.store import StateDict, Trajectory
+from lcsc_opt.trajectory.store import Trajectory
 
 ELEMENTS = 2**18  # at once: few enough to stay in a cache
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +18,82 @@ from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory import differences
 from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.layout import Layout, Segment, TensorSpec, empty, from_bytes, row_sha256
-from lcsc_opt.trajectory.merging import Tile, accumulator, blocks
+from lcsc_opt.trajectory.merging import Tile
+
+LEAST_GAP = 2**17  # bytes; a disk reads fewer as fast as it skips them
+
+
+@dataclasses.dataclass(frozen=True)
+class Strips:
+    """Where a segment lies in ``weights.bin``: in each of its strips one column follows the other.
+
+    Attributes:
+        first: the first byte of the first strip.
+        step: bytes from one strip to the next.
+        count: R, how many there are.
+        slots: how many slots a strip holds.
+        unit: bytes of a column in a strip.
+    """
+
+    first: int
+    step: int
+    count: int
+    slots: int
+    unit: int
+
+    def used(self, runs: list[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+        """The strips that hold slots of these runs, each with the places of its slots, ``[first, last)``."""
+        used: dict[int, tuple[int, int]] = {}
+        for strip, place in (divmod(slot, self.slots) for run in sorted(runs) for slot in range(*run)):
+            used[strip] = used.get(strip, (place, 0))[0], place + 1
+        return used
+
+    def needed(self, cuts: Sequence[int], first: int, last: int) -> list[tuple[int, int]]:
+        """The bytes ``[begin, end)`` of a strip that its slots at ``[first, last)`` have, but for small gaps.
+
+        Args:
+            cuts: neighbouring ones of the segment; bytes are counted from the first.
+            first: the place of a slot in the strip.
+            last: the place behind another one.
+        """
+        needed: list[tuple[int, int]] = []
+        for start, stop in itertools.pairwise(cuts):
+            block, size = (start - cuts[0]) * self.unit, (stop - start) * self.unit // self.slots
+            begin, end = block + first * size, block + last * size
+            if needed and begin - needed[-1][1] < LEAST_GAP:
+                begin = needed.pop()[0]
+            needed.append((begin, end))
+        return needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Columns ``[start, stop)`` of a segment in all slots, wherever they are: mapped, read, or on a device.
+
+    Attributes:
+        segment: whose columns they are.
+        start, stop: two of its cuts.
+        strips: ``[R, (stop − start) · unit]`` uint8.
+        scales: ``[slots, blocks]`` float32; ``None`` where rows are exact.
+        origin: the reference checkpoint's bytes; ``None`` where rows are exact.
+    """
+
+    segment: Segment
+    start: int
+    stop: int
+    strips: Tensor
+    scales: Tensor | None
+    origin: Tensor | None
+
+    def put(self, part: Window) -> None:
+        """Copy the strips and the origin of some of the columns to their places."""
+        columns = self.stop - self.start
+        pairs = [(self.strips, part.strips)]
+        if self.origin is not None and part.origin is not None:
+            pairs.append((self.origin, part.origin))
+        for whole, some in pairs:
+            unit = whole.shape[-1] // columns
+            whole[..., (part.start - self.start) * unit : (part.stop - self.start) * unit].copy_(some)
 
 
 class Rows(Protocol):
@@ -26,18 +103,34 @@ class Rows(Protocol):
         """One tensor of one checkpoint: new, the same bits each time and everywhere."""
         ...
 
-    def tiles(self, segment: Segment, rows: int, *, at_most: int | None = None) -> Iterator[Tile]:
-        """The columns of a segment in all slots, in order.
-
-        Args:
-            segment: neighbouring tensors of one dtype.
-            rows: how many are held at once, in the dtype that is summed in.
-            at_most: bytes that they take, about; ``None`` for what suits merging.
-        """
-        ...
-
     def sha256(self, slot: int) -> str:
         """Of the exact row of one checkpoint."""
+        ...
+
+    def strips(self, segment: Segment) -> Strips:
+        """Where the segment lies in the file."""
+        ...
+
+    def cuts(self, segment: Segment) -> list[int]:
+        """The columns between which a segment may be cut into windows, with 0 and its end: ``[blocks + 1]``."""
+        ...
+
+    def scales(self, segment: Segment) -> Tensor | None:
+        """``[slots, blocks]`` float32, a copy; ``None`` where rows are exact."""
+        ...
+
+    def window(self, segment: Segment) -> Window:
+        """The whole segment, mapped."""
+        ...
+
+    def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:
+        """The columns of a window in all slots, in order.
+
+        Args:
+            window: made from these rows.
+            width: of a tile, in columns, about.
+            together: several blocks may be one tile, which saves calls and takes a multiplication of every number.
+        """
         ...
 
 
@@ -59,11 +152,28 @@ class ExactRows:
         """See :class:`Rows`."""
         return hashlib.sha256(self._rows[slot].numpy().data).hexdigest()
 
-    def tiles(self, segment: Segment, rows: int, *, at_most: int | None = None) -> Iterator[Tile]:
+    def strips(self, segment: Segment) -> Strips:
+        """See :class:`Rows`; a strip is one row."""
+        slots, row_bytes = self._rows.shape
+        return Strips(segment.start, row_bytes, slots, 1, segment.dtype.itemsize)
+
+    def cuts(self, segment: Segment) -> list[int]:
         """See :class:`Rows`."""
-        region = self._rows[:, segment.start : segment.stop].view(segment.dtype)
-        for start, stop in blocks(region.shape[1], rows, accumulator(segment.dtype).itemsize, at_most=at_most):
-            yield Tile(start, stop, region[None, :, start:stop])
+        return [*range(0, segment.columns, differences.BLOCK), segment.columns]
+
+    def scales(self, segment: Segment) -> Tensor | None:  # noqa: ARG002
+        """See :class:`Rows`."""
+        return None
+
+    def window(self, segment: Segment) -> Window:
+        """See :class:`Rows`."""
+        return Window(segment, 0, segment.columns, self._rows[:, segment.start : segment.stop], None, None)
+
+    def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:  # noqa: ARG002
+        """See :class:`Rows`."""
+        numbers = window.strips.view(window.segment.dtype)[None, None]
+        for start, stop in ranges(window.stop - window.start, width):
+            yield Tile(window.start + start, window.start + stop, numbers[..., start:stop])
 
 
 class DifferenceRows:
@@ -90,20 +200,65 @@ class DifferenceRows:
         """See :class:`Rows`."""
         return row_sha256(self._layout, {spec.name: self.tensor(slot, spec) for spec in self._layout.tensors})
 
-    def tiles(self, segment: Segment, rows: int, *, at_most: int | None = None) -> Iterator[Tile]:
-        """See :class:`Rows`; a tile is in one block, whose numbers share their scales."""
-        itemsize = accumulator(segment.dtype).itemsize
-        column = 0
-        for spec in segment.tensors:
-            origin = self._reference[spec.offset : spec.end].view(segment.dtype)
-            scales = self._stored.scales(self._content, spec.name)
-            for block in range(scales.shape[1]):
-                numbers = self._stored.numbers(self._content, spec.name, block)
-                first = block * differences.BLOCK
-                for start, stop in blocks(numbers.shape[2], rows, itemsize, at_most=at_most):
-                    place = column + first + start, column + first + stop
-                    yield Tile(*place, numbers[..., start:stop], scales[:, block], origin[first + start : first + stop])
-            column += spec.numel
+    def strips(self, segment: Segment) -> Strips:
+        """See :class:`Rows`; a strip is one panel."""
+        first, panel = self._stored.places[segment.tensors[0].name].offset, differences.PANEL
+        step = panel * self._stored.row_bytes
+        return Strips(panel * first, step, len(self._content) // step, panel, panel * self._stored.dtype.itemsize)
+
+    def cuts(self, segment: Segment) -> list[int]:
+        """See :class:`Rows`; windows hold whole blocks."""
+        begins = [column + first for spec, column in segment.places() for first in range(0, spec.numel, _block())]
+        return [*begins, segment.columns]
+
+    def scales(self, segment: Segment) -> Tensor | None:
+        """See :class:`Rows`."""
+        return torch.cat([self._stored.scales(self._content, spec.name) for spec in segment.tensors], dim=1)
+
+    def window(self, segment: Segment) -> Window:
+        """See :class:`Rows`."""
+        where = self.strips(segment)
+        strips = self._content[where.first :].as_strided((where.count, segment.columns * where.unit), (where.step, 1))
+        origin = self._reference[segment.start : segment.stop]
+        return Window(segment, 0, segment.columns, strips, self.scales(segment), origin)
+
+    def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:
+        """See :class:`Rows`; the numbers of a block share their scales."""
+        block = 0
+        for spec, column in window.segment.places():
+            start, stop = max(column, window.start), min(column + spec.numel, window.stop)
+            if start >= stop:
+                continue
+            whole = (stop - start) // _block() if together else 0
+            at_once = max(width // _block(), 1)
+            for first, last in ranges(whole, at_once):
+                yield self._tile(window, start + first * _block(), start + last * _block(), block + first, last - first)
+            block += whole
+            for first in range(start + whole * _block(), stop, _block()):
+                blocks = self._tile(window, first, min(first + _block(), stop), block, 1)
+                yield from blocks.split(width)
+                block += 1
+
+    def _tile(self, window: Window, start: int, stop: int, block: int, blocks: int) -> Tile:
+        """``blocks`` blocks of one tensor, of one length."""
+        assert window.scales is not None
+        assert window.origin is not None
+        panel = differences.PANEL
+        unit = panel * self._stored.dtype.itemsize
+        numbers = window.strips[:, (start - window.start) * unit : (stop - window.start) * unit]
+        numbers = numbers.view(self._stored.dtype).view(-1, blocks, panel, (stop - start) // blocks)
+        origin = window.origin.view(window.segment.dtype)[start - window.start : stop - window.start]
+        return Tile(start, stop, numbers, window.scales[:, block : block + blocks], origin)
+
+
+def _block() -> int:
+    return differences.BLOCK
+
+
+def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """``[first, last)`` of at most ``size`` each."""
+    for first in range(0, count, size):
+        yield first, min(first + size, count)
 
 
 def map_bytes(path: Path, size: int) -> Tensor:

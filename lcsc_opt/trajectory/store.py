@@ -6,6 +6,8 @@ the rows are. Tensors keep their own dtype, so a one-hot combination is that che
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.progress import progress
-from lcsc_opt.trajectory import merging, projection
-from lcsc_opt.trajectory.layout import TensorSpec, empty, segments
+from lcsc_opt.trajectory import merging, placement, projection
+from lcsc_opt.trajectory.combining import Combining, StateDict
+from lcsc_opt.trajectory.layout import TensorSpec, segments
 from lcsc_opt.trajectory.manifest import (
     MANIFEST,
     REFERENCE,
@@ -30,8 +33,7 @@ from lcsc_opt.trajectory.manifest import (
     unreadable,
 )
 from lcsc_opt.trajectory.rows import DifferenceRows, ExactRows, Rows, map_bytes
-
-StateDict = dict[str, Tensor]
+from lcsc_opt.trajectory.sources import How, Mapped, Source
 
 
 class Trajectory:
@@ -50,6 +52,7 @@ class Trajectory:
         stored = manifest.stored_layout
         self._stored_bytes = manifest.row_bytes if stored is None else stored.row_bytes
         self._segments = segments(manifest.layout, frozenset(manifest.varying))
+        self._combining = self._from(Mapped(self._rows))
 
     @classmethod
     def open(cls, path: str | Path) -> Trajectory:
@@ -65,6 +68,31 @@ class Trajectory:
         if not manifest.checkpoints:
             raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
         return cls(path, manifest, stamp)
+
+    def on(self, device: torch.device | str, *, how: How | None = None) -> Trajectory:
+        """The same trajectory, merged and projected where that is wanted, in the fastest way there is.
+
+        On a GPU: from a copy of the trajectory in its memory (``resident``) where that fits into a part of what is free
+        now, else read for each merge (``streamed``) into pinned memory and copied while the part before it is combined.
+        Elsewhere: from the map (``mapped``) where the system can keep the file in memory, else read for each merge
+        (``streamed``), and the tensors are on the CPU. Which way it is stands in one line on stderr, where it is
+        another than the map.
+
+        One object may be used by several threads, which merge one after the other where it is streamed. To another
+        process it travels as its path, and has to be put on a device there again.
+
+        Args:
+            device: for example ``cuda:1``.
+            how: one of the three instead; ``resident`` and ``streamed`` on any device, ``mapped`` on the CPU only.
+
+        Raises:
+            TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
+        """
+        self._check_unchanged()
+        placed = copy.copy(self)
+        placed._combining = self._from(self._source(torch.device(device), how))
+        self._check_unchanged()
+        return placed
 
     def __reduce__(self) -> tuple[object, ...]:
         return Trajectory.open, (self.path,)
@@ -144,7 +172,7 @@ class Trajectory:
 
     @torch.inference_mode(mode=False)
     def checkpoint(self, index: int) -> StateDict:
-        """A copy of checkpoint ``index`` (0 … K−1, or from the end when negative), bit for bit.
+        """A copy of checkpoint ``index`` (0 … K−1, or from the end when negative), bit for bit, on the CPU.
 
         Raises:
             TrajectoryError: there is no such checkpoint, or it has been overwritten since opening.
@@ -152,7 +180,7 @@ class Trajectory:
         if not -len(self) <= index < len(self):
             raise TrajectoryError(f"There is no checkpoint {index}: {self.path} holds {len(self)}.")
         self._check_unchanged()
-        saved = self._copy(index, self.tensors)
+        saved = {spec.name: self._rows.tensor(self._slots[index], spec) for spec in self.tensors}
         self._check_unchanged()
         return saved
 
@@ -171,10 +199,16 @@ class Trajectory:
         self._check_unchanged()
         return rows
 
+    @property
+    def device(self) -> torch.device:
+        """Where merged tensors are; see :meth:`on`."""
+        return self._combining.source.device
+
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
         """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.
 
-        The tensors are new, contiguous, on the CPU and in their stored dtypes. float64 is accumulated in
+        The tensors are new, contiguous, on :attr:`device` and in their stored dtypes; on a GPU those of one dtype share
+        their memory, and they are finished when this returns. float64 is accumulated in
         float64, every other dtype in float32 and rounded once. Tensors that are the same in all checkpoints
         are copied. Integers and bools come from the checkpoint with the largest coefficient, the first of
         those that tie. A single coefficient of exactly 1 gives that checkpoint bit for bit.
@@ -211,16 +245,9 @@ class Trajectory:
         """
         projection.check_gradients(gradients, self.tensors)
         self._check_unchanged()
-        total = torch.zeros(self._manifest.slots, dtype=torch.float64, device="cpu")
-        runs = merging.runs_of(self._slots)
-        with torch.autocast("cpu", enabled=False), merging.full_precision():
-            for segment in self._segments:
-                flat = projection.flatten(gradients, segment)
-                if flat is not None:
-                    tiles = self._rows.tiles(segment, len(self), at_most=projection.BLOCK_BYTES)
-                    total += projection.project_tiles(tiles, flat, runs)
+        projected = self._combining.project(gradients)
         self._check_unchanged()
-        return total[self._slots].numpy()
+        return projected
 
     def gram(self) -> npt.NDArray[np.float64]:
         """Inner products of the checkpoints after their mean is subtracted: ``[K, K]`` float64.
@@ -231,14 +258,14 @@ class Trajectory:
         total = np.zeros((len(self), len(self)))
         for block in self._float64_blocks():
             centered = block - block.mean(dim=0)
-            total += (centered @ centered.t()).numpy()
+            total += (centered @ centered.t()).cpu().numpy()
         return total
 
     def difference_norms(self) -> npt.NDArray[np.float64]:
         """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
         squares = np.zeros(len(self) - 1)
         for block in self._float64_blocks():
-            squares += block.diff(dim=0).square().sum(dim=1).numpy()
+            squares += block.diff(dim=0).square().sum(dim=1).cpu().numpy()
         return np.sqrt(squares)
 
     @property
@@ -269,52 +296,25 @@ class Trajectory:
     @torch.no_grad()
     def _merge(self, rows: npt.NDArray[np.float64]) -> list[StateDict]:
         self._check_unchanged()
-        merged: list[StateDict] = [{} for _ in rows]
-        combined: list[int] = []
-        for candidate, row in enumerate(rows):
-            alone = merging.only_one(row)
-            if alone is None:
-                combined.append(candidate)
-            else:
-                merged[candidate] = self._copy(alone, self.tensors)
-        if combined:
-            for candidate, result in zip(combined, self._combine(rows[combined]), strict=True):
-                merged[candidate] = result
+        merged = self._combining.merge(rows)
         self._check_unchanged()
         return merged
-
-    def _combine(self, rows: npt.NDArray[np.float64]) -> list[StateDict]:
-        merged = [self._prepare(row) for row in rows]
-        by_slot = torch.zeros(len(rows), self._manifest.slots, dtype=torch.float64, device="cpu")
-        by_slot[:, self._slots] = torch.from_numpy(rows)
-        runs = merging.choose_runs(rows, self._slots)
-        with torch.autocast("cpu", enabled=False), merging.full_precision():
-            for segment in self._segments:
-                outputs = [[result[spec.name].view(-1) for spec in segment.tensors] for result in merged]
-                tiles = self._rows.tiles(segment, sum(last - first for first, last in runs) + len(rows))
-                dtype = merging.accumulator(segment.dtype)
-                merging.merge_tiles(tiles, by_slot, runs, dtype, merging.scatter(segment, outputs))
-        return merged
-
-    def _prepare(self, row: npt.NDArray[np.float64]) -> StateDict:
-        """Room for what is combined, and copies of what is not."""
-        combined = {spec.name for segment in self._segments for spec in segment.tensors}
-        copied = tuple(spec for spec in self.tensors if spec.name not in combined)
-        copies = self._copy(int(row.argmax()), copied)
-        return {spec.name: copies[spec.name] if spec.name in copies else empty(spec) for spec in self.tensors}
-
-    def _copy(self, index: int, specs: tuple[TensorSpec, ...]) -> StateDict:
-        return {spec.name: self._rows.tensor(self._slots[index], spec) for spec in specs}
 
     def _float64_blocks(self) -> Iterator[Tensor]:
-        """All varying columns, ``[K, n]`` float64 in the order of the steps, a tile at a time, less what all share."""
         self._check_unchanged()
-        order = torch.tensor(self._slots, device="cpu")
-        for segment in self._segments:
-            for tile in self._rows.tiles(segment, 2 * len(self)):  # of float64
-                numbers = tile.numbers.flatten(0, 1).index_select(0, order).to(torch.float64)
-                yield numbers if tile.scales is None else numbers * tile.scales[order, None].to(torch.float64)
+        with contextlib.closing(self._combining.float64_blocks()) as blocks:
+            yield from blocks
         self._check_unchanged()
+
+    def _source(self, device: torch.device, how: How | None) -> Source:
+        paths = [self.path / WEIGHTS] if self.stored is None else [self.path / WEIGHTS, self.path / REFERENCE]
+        stored = placement.Stored(
+            self.path.name, len(self), self.nbytes, paths, self._rows, self._segments, self._slots
+        )
+        return placement.place(stored, device, how)
+
+    def _from(self, source: Source) -> Combining:
+        return Combining(self._rows, source, self.tensors, self._segments, self._slots, self.varying)
 
     def _check_unchanged(self) -> None:
         """A writer may have appended since opening; it must not have overwritten a row that is used here."""
