@@ -54,6 +54,9 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
     print(f"{machine()}, {name}")
+    if device == "cpu" and not arguments.quick:
+        print("without a GPU this takes hours; --quick tries everything at a small size")
+        return
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         objective = build(arguments, Path(folder), device)
         seconds, parts = search(objective, Path(folder), arguments.trials)
