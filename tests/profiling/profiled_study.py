@@ -50,17 +50,17 @@ def write_image_study(
     folder: Path, *, optimizers: Any = ("EMAGrid", "LCSC"), pipeline: Any = "auto", **settings: Any
 ) -> Path:
     """Checkpoints, the module, the reference and the study file."""
-    (folder / "my_model.py").write_text(MODULE)
+    (folder / "profiled_model.py").write_text(MODULE)
     (folder / "checkpoints").mkdir()
     for step in STEPS:
         weights = {name: tensor.contiguous() for name, tensor in state_dict(step).items()}
         save_file(weights, folder / "checkpoints" / f"model{step:06d}.safetensors")
     shared = image_objectives.settings(
         folder,
-        loss="fid@my_model:make_extractor",
+        loss="fid@profiled_model:make_extractor",
         checkpoints="checkpoints",
-        model="my_model:network",
-        sampler="my_model:sample",
+        model="profiled_model:network",
+        sampler="profiled_model:sample",
         image_shape=[1, SIDE, SIDE],
     )
     study = {
