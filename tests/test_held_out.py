@@ -12,7 +12,7 @@ from model_studies import EMA_STUDY, STUDY, write_model_study
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import SearchFailedError
+from lcsc_opt.errors import ObjectiveError, SearchFailedError
 from lcsc_opt.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from lcsc_opt.objective import Objective
 from lcsc_opt.records import Candidate, Cost, Evaluation
@@ -220,3 +220,31 @@ def test_evaluate_refuses_an_objective_that_has_changed(finished: Path, capsys: 
     study.set_user_attr("fingerprint", {**fingerprint, "objective": {**fingerprint["objective"], "kind": "FID"}})
     assert lcsc(["evaluate", STUDY]) == 2
     assert "the stored study differs: fingerprint.objective.kind" in capsys.readouterr().err
+
+
+class Flaky(Recording):
+    """Its first evaluation fails with ``error``."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        evaluation = super().evaluate(candidate)
+        if len(self.asked) == 1:
+            raise self._error
+        return evaluation
+
+
+def test_what_may_go_well_another_time_is_tried_again(study: StoredStudy) -> None:
+    objective = Flaky(OSError("a worker died"))
+    report = score_held_out(study, objective, HeldOutPlan(images=20, top=1))
+    assert objective.groups() == [("selection", 0), ("selection", 0), ("held-out", 0)]
+    assert report == score_held_out(study, Recording(), HeldOutPlan(images=20, top=1))
+
+
+def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None:
+    objective = Flaky(ObjectiveError("no such device"))
+    with pytest.raises(SearchFailedError, match="no such device"):
+        score_held_out(study, objective, HeldOutPlan(images=20, top=1))
+    assert objective.groups() == [("selection", 0)]

@@ -37,7 +37,7 @@ class Accumulator:
     Several processes or devices take a part of the images each, and what they found is put together::
 
         parts = [accumulator.part() for each]  # each accumulator made with total=, the images of all
-        loss, metrics = scores.result(parts)
+        loss, metrics = scores.whole(parts).result()
 
     The gradient of the loss needs two passes: the features of all images give the gradient of the loss in them, and
     images sampled again, with a graph, lead it back. The graph of the last batch is kept between the two::

@@ -169,18 +169,6 @@ class Scores:
             )
         return whole
 
-    def result(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name, of an evaluation from all its parts; raises as :meth:`whole`."""
-        return self.whole(parts, held_out=held_out).result()
-
-    def loss_gradients_of(self, parts: Sequence[FeaturePart]) -> dict[str, Array]:
-        """Extractor's name → the derivative of the loss in the features ``[N, D]`` of all parts, float64.
-
-        Where the value is wanted, too, :meth:`whole` gives both from one decomposition. Raises MetricError as it, and
-        when a metric of the loss has no gradient, or when parts were made without ``gradient``.
-        """
-        return Whole(self, parts).loss_gradients()
-
     def _computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
         if not held_out:
             return self._metrics

@@ -32,7 +32,7 @@ def parts_of(scores, sizes, *, batch=None, held_out=False, gradient=False, batch
 def test_fid_does_not_depend_on_the_number_of_parts(workers):
     scores = both(loss="fid", metrics=["fid@m:f"])
     expected_loss, expected = score(scores, images(COUNT))
-    loss, metrics = scores.result(parts_of(scores, CUTS[workers]))
+    loss, metrics = scores.whole(parts_of(scores, CUTS[workers])).result()
     assert loss == pytest.approx(expected_loss, rel=1e-11)
     assert metrics == pytest.approx(expected, rel=1e-11)
 
@@ -46,7 +46,7 @@ def test_fid_far_from_the_origin_does_not_depend_on_the_number_of_parts_either(w
     real = FeatureStatistics.from_features(Far()(images(60, seed=9)).double().numpy())
     scores = Scores.fid(Far(), ReferenceStatistics.from_statistics(real))
     expected = score(scores, images(COUNT))[0]
-    assert scores.result(parts_of(scores, CUTS[workers]))[0] == pytest.approx(expected, rel=1e-9)
+    assert scores.whole(parts_of(scores, CUTS[workers])).result()[0] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("workers", CUTS)
@@ -54,19 +54,19 @@ def test_fid_far_from_the_origin_does_not_depend_on_the_number_of_parts_either(w
 def test_metrics_of_kept_features_are_the_same_bit_for_bit(workers, count):
     scores = both(loss=ALL, metrics=["kid@m:f"])
     sizes = CUTS[workers] if count == COUNT else [count - workers + 1, *[1] * (workers - 1)]
-    assert scores.result(parts_of(scores, sizes)) == score(scores, images(count))
+    assert scores.whole(parts_of(scores, sizes)).result() == score(scores, images(count))
 
 
 @pytest.mark.parametrize("workers", CUTS)
 def test_held_out_metrics_and_the_second_space_have_parts_too(workers):
     scores = Scores.fid(Pixels(), statistics(), second=second())
     expected = score(scores, images(COUNT), held_out=True)[1]
-    found = scores.result(parts_of(scores, CUTS[workers], held_out=True), held_out=True)[1]
+    found = scores.whole(parts_of(scores, CUTS[workers], held_out=True), held_out=True).result()[1]
     assert list(found) == ["fid", "fid@second"]
     assert found == pytest.approx(expected, rel=1e-11)
     scores = both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"])
     expected = score(scores, images(COUNT), held_out=True)[1]
-    assert scores.result(parts_of(scores, CUTS[workers], held_out=True), held_out=True)[1] == pytest.approx(
+    assert scores.whole(parts_of(scores, CUTS[workers], held_out=True), held_out=True).result()[1] == pytest.approx(
         expected, rel=1e-11
     )
 
@@ -79,7 +79,7 @@ def test_gradients_of_the_loss_in_the_features_of_all_parts(workers, loss):
     accumulator.add(images(COUNT))
     expected = accumulator.loss_gradients()
     parts = parts_of(scores, CUTS[workers], gradient=True)
-    found = scores.loss_gradients_of(parts)
+    found = scores.whole(parts).loss_gradients()
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         assert gradient.dtype == np.float64
@@ -93,17 +93,15 @@ def test_gradients_of_the_loss_in_the_features_of_all_parts(workers, loss):
 def test_the_second_space_is_built_where_parts_are_put_together():
     spaces = second(), second()
     worker, main = (Scores.fid(Pixels(), statistics(), second=space) for space in spaces)
-    found = main.result(parts_of(worker, [20, 23], held_out=True), held_out=True)
+    found = main.whole(parts_of(worker, [20, 23], held_out=True), held_out=True).result()
     assert found[1] == pytest.approx(score(worker, images(COUNT), held_out=True)[1], rel=1e-11)
     assert [space.built for space in spaces] == [1, 1]
 
 
-def test_a_gradient_is_had_on_held_out_noise_too_and_builds_no_second_space_where_it_is_taken():
-    space = second()
-    worker, main = (Scores.fid(Pixels(), statistics(), second=space) for _ in range(2))
+def test_a_gradient_is_had_on_held_out_noise_too():
+    worker, main = (Scores.fid(Pixels(), statistics(), second=second()) for _ in range(2))
     parts = parts_of(worker, [20, 23], held_out=True, gradient=True)
-    assert main.loss_gradients_of(parts)["inception"].shape == (COUNT, 16)
-    assert space.built == 1
+    assert main.whole(parts, held_out=True).loss_gradients()["inception"].shape == (COUNT, 16)
 
 
 def test_a_part_for_fid_holds_no_features():
@@ -154,7 +152,7 @@ def test_a_part_is_no_evaluation():
 
 def refused(scores, parts, message, **options):
     with pytest.raises(MetricError, match=message) as caught:
-        scores.result(parts, **options)
+        scores.whole(parts, **options).result()
     assert "\n" not in str(caught.value)
 
 
@@ -186,7 +184,7 @@ def test_parts_that_another_network_saw_are_refused():
 def test_a_gradient_of_parts_without_features_says_what_to_do():
     scores = both(loss="fid")
     with pytest.raises(MetricError, match="gradient=True"):
-        scores.loss_gradients_of(parts_of(scores, [20, 20]))
+        scores.whole(parts_of(scores, [20, 20])).loss_gradients()
 
 
 def test_parts_hold_numpy_only():
