@@ -20,6 +20,7 @@ from pathlib import Path
 
 from common import RESULTS, machine
 from stress_databases import disk_full, eight_coordinators, lock_held, paused_coordinator, terminated_backend
+from stress_endings import endings
 from stress_kills import commit_points, kills_postgres, random_kills, workers_killed, workers_orphaned
 from stress_objectives import (
     environment_changed,
@@ -86,6 +87,7 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
             ("trajectory_swapped", lambda: trajectory_swapped(folder)),
             ("weights_swapped", lambda: weights_swapped(folder)),
             ("environment_changed", lambda: environment_changed(folder)),
+            ("endings", lambda: endings(folder, number=42 if quick else 504)),
             ("replay", lambda: replay(folder, trials=1000 if quick else 10_000)),
         ]
         for name, fault in faults:

@@ -15,6 +15,7 @@ from typing import Any
 from contest.answers import answers, measured
 from contest.entries import Cell, Contender, study_spec
 from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.base.files import only_process
 from lcsc_opt.database import open_storage
 from lcsc_opt.errors import SearchFailedError
 from lcsc_opt.evaluation import Failure, evaluate_safely
@@ -23,7 +24,6 @@ from lcsc_opt.objective import Objective, cache_directory
 from lcsc_opt.plan import StudyPlan, plans
 from lcsc_opt.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.study_store import StoredStudy
-from lcsc_opt.trajectory.locking import only_process
 
 MEASURED = "held_out_answers"
 UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group 0

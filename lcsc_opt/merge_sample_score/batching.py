@@ -7,13 +7,13 @@ import gc
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.errors import ObjectiveError
 from lcsc_opt.metrics import Scores
 from lcsc_opt.progress import notice
@@ -179,8 +179,5 @@ def _read(file: Path) -> int | None:
 def _write(file: Path, size: int, device: torch.device) -> None:
     """Remember it; where the folder cannot be written, it is only measured again next time."""
     content = {"batch_size": size, "device": device_name(device), "torch": torch.__version__}
-    beside = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        beside.replace(file)  # whoever reads meanwhile finds the old one or the new one
+    with contextlib.suppress(ObjectiveError):
+        write_atomically(file, f"{json.dumps(content)}\n".encode(), error=ObjectiveError)

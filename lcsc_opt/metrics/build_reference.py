@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics._files import write_atomically
 from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
 from lcsc_opt.metrics.features import FeatureExtractor, checked_features
 from lcsc_opt.metrics.images import ImageFiles, ImageSet
@@ -194,7 +194,7 @@ class _Collected:
 def _save_features(path: Path, features: npt.NDArray[np.float32]) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features))
-    write_atomically(path, header.getvalue(), features.data.cast("B"))
+    write_atomically(path, header.getvalue(), features.data.cast("B"), error=MetricError)
 
 
 def _mapped(path: Path, count: int, dimension: int) -> npt.NDArray[np.float32]:

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics._files import write_atomically
 from lcsc_opt.metrics._network import weights_hash
 from lcsc_opt.metrics.features import FeatureExtractor, extract
 from lcsc_opt.metrics.reference import Reference
@@ -197,7 +197,7 @@ def train_classifier(
     with _one_thread():
         network, accuracy = _train(recipe, *data())
     metadata = {"held_out_accuracy": repr(accuracy), "settings": recipe.as_json()}
-    write_atomically(path, save(network.state_dict(), metadata))
+    write_atomically(path, save(network.state_dict(), metadata), error=MetricError)
     return ClassifierExtractor(recipe, network, held_out_accuracy=accuracy)
 
 

@@ -21,9 +21,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics._archives import check_member, read_member
-from lcsc_opt.metrics._files import write_atomically
 from lcsc_opt.progress import progress
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -203,7 +203,7 @@ def _remembered_facts(path: Path, entries: Sequence[_Entry], cache: Path) -> _Fa
         return _Facts(**json.loads(remembered.read_text()))
     except (OSError, ValueError, TypeError):  # not there yet, or broken: look again
         facts = _look_at(path, entries)
-    write_atomically(remembered, json.dumps(dataclasses.asdict(facts)).encode())
+    write_atomically(remembered, json.dumps(dataclasses.asdict(facts)).encode(), error=MetricError)
     return facts
 
 

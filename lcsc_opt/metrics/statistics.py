@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.errors import MetricError
 from lcsc_opt.metrics._archives import array_header, array_members, read_array
 from lcsc_opt.metrics._arrays import Array, as_covariance, as_features, as_mean
-from lcsc_opt.metrics._files import write_atomically
 
 LABELS = {"count": "one integer", "extractor": "one string"}
 MEMBERS = ("mu", "sigma", *LABELS)
@@ -152,7 +152,7 @@ class ReferenceStatistics:
         arrays.update({name: np.array(value) for name, value in known.items() if value is not None})
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, buffer.getvalue(), error=MetricError)
 
     @classmethod
     def load(cls, path: Path) -> ReferenceStatistics:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
-import shutil
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lcsc_opt.base.files import replacing
 from lcsc_opt.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.objective import Objective
 from lcsc_opt.progress import notice
@@ -25,7 +23,6 @@ from lcsc_opt.results.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, pac
 from lcsc_opt.study_store import StoredStudy
 from lcsc_opt.trajectory.lora import LoraAlphas, save_lora, trajectory_alphas
 from lcsc_opt.trajectory.lora_names import lora_flavour
-from lcsc_opt.trajectory.manifest import sync_folder
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, cast, recombine
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
@@ -198,38 +195,8 @@ def write(
         "diffusers": lambda path: write_folder(path, weights, str(config), metadata, recipe=text),
         "lora": lambda path: lora(weights, path, "diffusers", {ENTRY: text}),
     }
-    with _replacing(to.path) as path:
-        writers[to.form](path)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write to, which takes the place of ``path`` when all of it is on the disk."""
-    pending, old = (path.with_name(f".{path.name}.{os.getpid()}.{part}") for part in ("partial", "old"))
     try:
-        yield pending
-        _sync(pending)
-        if path.is_dir():
-            path.replace(old)  # a folder cannot be replaced at once
-        pending.replace(path)
-        sync_folder(path.absolute().parent)
+        with replacing(to.path) as path:
+            writers[to.form](path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
-        raise StudyStoreError(f"{path}: cannot be written: {error}") from error
-    finally:
-        _remove(pending)
-        if path.exists():
-            _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """To the disk, before the name changes: a power cut then leaves the old model or the new one."""
-    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+        raise StudyStoreError(f"{to.path}: cannot be written: {error}") from error

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base.files import replacing
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.progress import progress
 from lcsc_opt.seeds import derive_seed
@@ -172,9 +172,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
         }
-        temporary = self.state_path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.state_path)  # noqa: PTH105 - says that it is atomic
+        with replacing(self.state_path) as pending:
+            torch.save(state, pending)
 
     def _load_state(self) -> None:
         try:

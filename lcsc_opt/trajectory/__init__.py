@@ -3,8 +3,7 @@
 ``formats`` reads what people have on disk, ``finding`` and ``selection`` say which files, ``packing`` turns them
 into one trajectory, ``writer`` makes one while a model trains (``staging`` copies the weights, ``saving`` writes rows),
 ``store`` opens it and merges, ``inspection`` looks for what is wrong with one. ``layout`` and ``manifest`` are the file
-format; ``merging`` is the arithmetic; ``lora`` and ``recombination`` are for low-rank adapters; ``locking`` lets one
-process at a time make a file.
+format; ``merging`` is the arithmetic; ``lora`` and ``recombination`` are for low-rank adapters.
 """
 
 from lcsc_opt.trajectory.finding import find_checkpoints

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lcsc_opt.base.files import replacing
 from lcsc_opt.errors import CheckpointError, TrajectoryError
 from lcsc_opt.progress import notice
 from lcsc_opt.torchvision_import import prepare_torchvision
@@ -375,11 +375,9 @@ def save_lora(
     elif flavour != own:
         raise TrajectoryError(f"A LoRA with names of {own} is written with these or those of diffusers, not {flavour}.")
     path = Path(path)
-    pending = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     try:
-        save_file(tensors, pending, metadata={"format": "pt", **(metadata or {})})
-        pending.replace(path)
+        with replacing(path) as pending:
+            save_file(tensors, pending, metadata={"format": "pt", **(metadata or {})})
     except (OSError, SafetensorError) as error:
-        pending.unlink(missing_ok=True)
         raise TrajectoryError(f"Cannot write {path}: {error}.") from error

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
 
+from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.layout import (
@@ -29,8 +28,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 REFERENCE = "reference.bin"  # the exact row of one checkpoint, where the others are stored as differences from it
 RELATIVE_ERROR = "relative_error"  # the metadata entry that holds what storing differences did to merged weights
-PENDING = "manifest.json.tmp"
-FILES = (MANIFEST, PENDING, WEIGHTS, REFERENCE)
+LOCK = "writer.lock"  # held by the process that writes
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
@@ -164,22 +162,14 @@ def save_manifest(path: Path, manifest: Manifest) -> None:
     Raises:
         OSError: the disk refused; the old manifest is then still there, or the new one is complete.
     """
-    with (path / PENDING).open("wb") as file:
-        file.write(manifest.model_dump_json(indent=1, exclude_none=True).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    (path / PENDING).replace(path / MANIFEST)
-    sync_folder(path)
+    text = manifest.model_dump_json(indent=1, exclude_none=True)
+    with replacing(path / MANIFEST) as pending:
+        pending.write_text(text, encoding="utf-8")
 
 
-def sync_folder(path: Path) -> None:
-    """Make renames inside ``path`` survive a power cut, where the system can do that for folders."""
-    with contextlib.suppress(PermissionError):  # Windows opens no folders
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def is_trajectory_file(name: str) -> bool:
+    """Whether a file of this name may lie in a trajectory's folder."""
+    return name in (MANIFEST, WEIGHTS, REFERENCE, LOCK) or is_pending(name)
 
 
 def first_manifest(layout: Layout, digests: Mapping[str, str], stored: Mapping[str, object]) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -10,18 +11,20 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from torch import Tensor
 
+from lcsc_opt.base.files import only_process, sync_folder
 from lcsc_opt.errors import CheckpointError, TrajectoryError
 from lcsc_opt.progress import notice, progress
+from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed, several_series
 from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.trajectory.layout import Layout, plan
-from lcsc_opt.trajectory.locking import only_process
 from lcsc_opt.trajectory.lora import alphas_metadata
-from lcsc_opt.trajectory.manifest import FILES, load_manifest, sync_folder
+from lcsc_opt.trajectory.manifest import is_trajectory_file, load_manifest
 from lcsc_opt.trajectory.reading_ahead import ReadAhead
 from lcsc_opt.trajectory.saving import EXACT, Saver, checked_dtype
 from lcsc_opt.trajectory.selection import Selection, steps_in_words
@@ -234,7 +237,8 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, 
         _check_room(partial, _needed(plan(first.tensors), len(sources), dtype))
         metadata = alphas_metadata(first.tensors, sources[-1].path, key)
     texts = {PLAN: identity, "key": key, **metadata}
-    with Saver(partial, metadata=texts, dtype=dtype, reference=reference) as saver:
+    saver = Saver(partial, metadata=texts, dtype=dtype, reference=reference)
+    with contextlib.closing(saver), Committing(saver) as committing:
         done = len(saver.steps)
         with progress("pack", len(sources), done=done) as advance, ReadAhead() as ahead:
             for source, following in itertools.zip_longest(sources[done:], sources[done + 1 :]):
@@ -243,9 +247,10 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, 
                 first = None  # its memory is for the next one
                 if following is not None:
                     ahead.begin(following.path, like=source.path, used=_size(checkpoint))
-                size = _save(saver, source, checkpoint)
+                size = _write(saver, source, checkpoint)
+                committing.begin()
                 if following is None:
-                    saver.flush()  # all is done when the bar says so
+                    committing.finish()  # all is done when the bar says so
                 advance(note=f"step {source.step}, {size / max(time.monotonic() - start, 1e-6) / 1e6:.0f} MB/s")
         saver.measure()
 
@@ -257,11 +262,39 @@ def _needed(layout: Layout, checkpoints: int, dtype: str) -> int:
     return StoredLayout(layout, dtype).row_bytes * checkpoints + layout.row_bytes
 
 
-def _save(saver: Saver, source: Source, checkpoint: Checkpoint) -> int:
-    """Save one checkpoint; gives its size in bytes."""
+class Committing:
+    """Syncs rows while later ones are read and written; where the disk is slow, several at once."""
+
+    def __init__(self, saver: Saver) -> None:
+        self._saver = saver
+        self._background = Background("lcsc-commit")
+
+    def __enter__(self) -> Committing:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        refused = isinstance(error, TrajectoryError)  # perhaps of a sync: what the manifest names now is what there is
+        with contextlib.suppress(TrajectoryError):  # the first error says more; without one, all is committed already
+            self._background.finish() if refused else self.finish()
+
+    def begin(self) -> None:
+        """Commit what is written, unless a commit goes on."""
+        if not self._background.running:
+            self._background.start(self._saver.commit)
+
+    def finish(self) -> None:
+        """Commit what is written, and wait for it."""
+        self._background.finish()
+        self._saver.commit()
+
+
+def _write(saver: Saver, source: Source, checkpoint: Checkpoint) -> int:
+    """Write one checkpoint; gives its size in bytes."""
     try:
         layout = saver.check(checkpoint.tensors)
-        saver.save(source.step, layout, checkpoint.tensors, source=str(source.path.absolute()), wait=False)
+        saver.write(source.step, layout, checkpoint.tensors, source=str(source.path.absolute()))
     except CheckpointError:
         raise
     except TrajectoryError as error:
@@ -294,7 +327,7 @@ def _check_free(out: Path, *, overwrite: bool) -> None:
 
 
 def _is_trajectory(path: Path) -> bool:
-    return path.is_dir() and {entry.name for entry in path.iterdir()} <= set(FILES)
+    return path.is_dir() and all(is_trajectory_file(entry.name) for entry in path.iterdir())
 
 
 def _discard_other(partial: Path, identity: str) -> None:

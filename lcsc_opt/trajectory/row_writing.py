@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +16,6 @@ from torch import Tensor
 
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory.differences import ErrorSample, StoredLayout
-from lcsc_opt.trajectory.in_order import InOrder
 from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks, row_runs
 from lcsc_opt.trajectory.manifest import REFERENCE, Manifest
 from lcsc_opt.trajectory.rows import map_bytes
@@ -137,7 +138,8 @@ def new_difference_coder(path: Path, layout: Layout, dtype: str, reference: Mapp
     """
     hashes = RowHashes("the reference checkpoint")
     with (path / REFERENCE).open("wb") as file:
-        write_row(file.fileno(), ExactCoder(layout), reference, hashes, {}, sync=True)
+        write_row(file.fileno(), ExactCoder(layout), reference, hashes, {})
+        os.fsync(file.fileno())
     return DifferenceCoder(layout, dtype, map_bytes(path / REFERENCE, layout.row_bytes), hashes.sha256)
 
 
@@ -177,6 +179,44 @@ def _finite(content: memoryview, spec: TensorSpec) -> bool:
     return not content or all_finite(torch.frombuffer(content, dtype=spec.torch_dtype))
 
 
+class _Hashing:
+    """Takes chunks into the hashes of a row, one after the other, in a thread.
+
+    Chunks that wait may be copies, so no more than :data:`WAITING_BYTES` of them may wait.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, hashes: RowHashes, digests: Mapping[str, str]) -> None:
+        self._pool, self._hashes, self._digests = pool, hashes, digests
+        self._waiting: collections.deque[tuple[Future[None], int]] = collections.deque()
+        self._bytes = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """After the chunks before, soon; raises what one of those met."""
+        try:
+            future = self._pool.submit(self._hashes.add, chunk, self._digests)
+        except RuntimeError:  # the interpreter is ending: the thread does what it was given, and takes no more
+            self.finish()
+            self._hashes.add(chunk, self._digests)
+            return
+        self._waiting.append((future, chunk.original.nbytes))
+        self._bytes += chunk.original.nbytes
+        while self._waiting and (self._waiting[0][0].done() or self._too_much()):
+            self._finish_one()
+
+    def finish(self) -> None:
+        """Wait until all are in; raises what one of them met."""
+        while self._waiting:
+            self._finish_one()
+
+    def _too_much(self) -> bool:
+        return len(self._waiting) > 1 and self._bytes > WAITING_BYTES
+
+    def _finish_one(self) -> None:
+        future, size = self._waiting.popleft()
+        self._bytes -= size
+        future.result()
+
+
 def write_row(
     descriptor: int,
     coder: Coder,
@@ -185,10 +225,9 @@ def write_row(
     digests: Mapping[str, str],
     *,
     slot: int = 0,
-    sync: bool,
     sample: ErrorSample | None = None,
 ) -> None:
-    """Write a row, and hash it meanwhile: that takes about as long.
+    """Give a row to the system, and hash it meanwhile: that takes about as long. It is not synced.
 
     Args:
         descriptor: of the file.
@@ -197,18 +236,18 @@ def write_row(
         hashes: filled in.
         digests: of the tensors of the first checkpoint.
         slot: of the row.
-        sync: wait until it is on the disk.
         sample: is given what was stored.
 
     Raises:
         OSError: the disk refused.
         TrajectoryError: a weight is not finite, or a tensor changes that cannot be merged.
     """
-    with InOrder("lcsc-hash", most_bytes=WAITING_BYTES) as hashing:
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lcsc-hash") as pool:
+        hashing = _Hashing(pool, hashes, digests)
         position = -1  # where the file stands; not known yet
         for chunk in coder.chunks(tensors, slot):
             if chunk.specs or chunk.read:
-                hashing.submit(hashes.add, chunk, digests, nbytes=chunk.original.nbytes)
+                hashing.add(chunk)
             if chunk.stored and chunk.position != position:
                 os.lseek(descriptor, chunk.position, os.SEEK_SET)
                 position = chunk.position
@@ -222,8 +261,6 @@ def write_row(
                 sample.add(spec, chunk.original, chunk.read)
         if os.fstat(descriptor).st_size < coder.file_bytes(slot):
             os.ftruncate(descriptor, coder.file_bytes(slot))
-        if sync:
-            os.fsync(descriptor)
         hashing.finish()
     if sample is not None:
         sample.end_checkpoint()

@@ -5,29 +5,28 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
-import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 
+from filelock import FileLock
 from torch import Tensor
 
+from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock, unlock
 from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory.differences import STORED, ErrorSample
-from lcsc_opt.trajectory.in_order import InOrder
 from lcsc_opt.trajectory.layout import Layout, check_same, plan
 from lcsc_opt.trajectory.manifest import (
-    FILES,
+    LOCK,
     MANIFEST,
     RELATIVE_ERROR,
     WEIGHTS,
     Manifest,
     SavedCheckpoint,
     first_manifest,
+    is_trajectory_file,
     load_manifest,
     save_manifest,
-    sync_folder,
 )
 from lcsc_opt.trajectory.row_writing import (
     Coder,
@@ -39,63 +38,48 @@ from lcsc_opt.trajectory.row_writing import (
     write_row,
 )
 
-if sys.platform != "win32":
-    import fcntl
-
 EXACT = "exact"
 
 
 class Saver:
-    """Saves checkpoints in the thread that calls it; one thread at a time may.
+    """Writes checkpoints as rows, and names them in the manifest when they are on the disk.
 
-    The manifest names a row when all its bytes are on the disk; while one row is synced, the next may be written. What
-    the arguments mean is said by :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`, which does the same in the
-    background; this one needs no copy of weights that stay as they are.
+    One thread may write while another commits. Nothing else may be called meanwhile, and no method twice at a time.
+    What the arguments mean is said by :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        window: int | None = None,
+        keep_last: int | None = None,
         metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
         reference: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.path = path
-        self._window = window
+        self._keep_last = keep_last
         self._metadata = _checked_metadata(metadata or {})
         self._dtype, self._reference = checked_dtype(dtype), reference
         self._coder: Coder | None = None
         self._sample: ErrorSample | None = None
-        self._committed: Manifest | None = None  # what the disk is known to have
-        self._in_doubt = False
-        with self._as_trajectory_error():
-            self._weights = _open_weights(path)
-        self._close = weakref.finalize(self, os.close, self._weights)
-        self._commits = InOrder("lcsc-commit")
-        try:
-            self._manifest = self._committed = _continued(path)
+        self._process = os.getpid()
+        self._written: Manifest | None = None  # with what rows hold
+        self._committed: Manifest | None = None  # as the disk is known to have it
+        self._failed = False
+        with contextlib.ExitStack() as undo, self._as_trajectory_error():
+            self._lock = _locked(path)
+            undo.callback(unlock, self._lock)
+            self._written = self._committed = _continued(path)
             self._check_dtype()
-        except TrajectoryError:
-            self.close()
-            raise
-
-    def __enter__(self) -> Saver:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:  # the first error says more
-            with contextlib.suppress(TrajectoryError):
-                self.close()
+            self._weights = _open_weights(path)
+            undo.pop_all()
+        self._close = weakref.finalize(self, os.close, self._weights)
+        self._close.atexit = False  # what is registered to run then may still append; the process closes it
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that were saved and are kept, in order."""
+        """The steps that were written and are kept, in order."""
         manifest = self._current()
         return () if manifest is None else tuple(saved.step for saved in manifest.checkpoints)
 
@@ -105,48 +89,32 @@ class Saver:
         return not self._close.alive
 
     def close(self) -> None:
-        """Wait as :meth:`flush` does, then let another process write."""
-        try:
-            self.flush()
-        finally:
-            self._commits.close()
-            if not self.closed:
-                _unlock(self._weights)
-            self._close()
-
-    def flush(self) -> None:
-        """Wait until everything saved is on the disk.
-
-        Raises:
-            TrajectoryError: the disk refused a checkpoint that was saved without waiting; it is not there.
-        """
-        with self._as_trajectory_error():
-            self._commits.finish()
+        """Let another process write."""
+        if not self.closed and self._process == os.getpid():  # the lock is not a forked process's to release
+            unlock(self._lock)
+        self._close()
 
     def measure(self) -> float | None:
         """See :meth:`TrajectoryWriter.measure`."""
         error = None if self._sample is None else self._sample.relative_error()
-        if error is None:
-            return None
-        self.flush()
         manifest = self._current()
-        if manifest is not None:
+        if error is not None and manifest is not None:
             metadata = {**manifest.metadata, RELATIVE_ERROR: f"{error:.3g}"}
-            self._manifest = manifest.model_copy(update={"metadata": metadata})
-            with self._as_trajectory_error():
-                self._commit(self._manifest)
+            self._written = manifest.model_copy(update={"metadata": metadata})
+            self.commit()
         return error
 
     def check(self, tensors: Mapping[str, Tensor]) -> Layout:
         """Compare a checkpoint with the first one, without a look at its weights.
 
         Returns:
-            How it is laid out in a row, for :meth:`save`.
+            How it is laid out in a row, for :meth:`write`.
 
         Raises:
             TrajectoryError: names, shapes or dtypes are not those of the first checkpoint, or of the reference; or the
-                disk refused what was saved before, and that was not told yet.
+                writer is closed.
         """
+        self._check_open()
         manifest = self._current()
         if manifest is not None:
             check_same(manifest.layout, tensors)
@@ -172,17 +140,17 @@ class Saver:
             raise TrajectoryError(f"Step {step} comes after step {steps[-1]}; steps have to increase.")
         return False
 
-    def save(
-        self, step: int, layout: Layout, content: Mapping[str, Tensor], *, source: str = "", wait: bool = True
-    ) -> bool:
-        """Save a checkpoint that was checked.
+    def write(self, step: int, layout: Layout, content: Mapping[str, Tensor], *, source: str = "") -> bool:
+        """Write a checkpoint that was checked, for :meth:`commit`.
+
+        Where old checkpoints go (``keep_last``), commit before the next is written: it may take the row of one that the
+        manifest on the disk still names.
 
         Args:
             step: as for :meth:`TrajectoryWriter.append`.
             layout: from :meth:`check`.
             content: its tensors; or their bytes, each ``[nbytes]`` uint8.
             source: where it came from.
-            wait: until it is on the disk. Without, the system has all its bytes when this returns.
 
         Returns:
             Whether a row was written: False when the step is saved already with the same bytes.
@@ -190,51 +158,48 @@ class Saver:
         Raises:
             TrajectoryError: a weight is not finite, the step is not larger than the last one, or the disk refuses.
         """
+        new, manifest = self.is_new(step), self._current()
         with self._as_trajectory_error():
-            if wait or self._window is not None:
-                self.flush()  # in a window, the free row is free only when the manifest on the disk leaves it out
-            new, manifest = self.is_new(step), self._current()
             coder = self._coder or (self._begin(layout, content) if manifest is None else self._go_on(manifest))
             if manifest is not None and not new:
                 _check_saved(manifest, step, content, coder)
                 return False
             slot = _free_slot(manifest)
-            row = self._write(slot, coder, content, step, manifest, sync=wait)
-            saved = SavedCheckpoint(step=step, slot=slot, source=source, sha256=row.sha256)
-            self._manifest = self._extended(manifest or first_manifest(layout, row.digests, coder.fields), saved, row)
-            if wait:
-                self._commit(self._manifest)
-            else:
-                self._commits.submit(self._commit_newest)
-            return True
+            row = self._write_row(slot, coder, content, step, manifest)
+        saved = SavedCheckpoint(step=step, slot=slot, source=source, sha256=row.sha256)
+        self._written = self._extended(manifest or first_manifest(layout, row.digests, coder.fields), saved, row)
+        return True
 
-    def _commit_newest(self) -> None:
-        """Name all rows that are written by now, after one sync: where the disk is slow, it is asked less often."""
-        manifest = self._manifest
-        if manifest is None or manifest is self._committed or self._in_doubt:
-            return  # in doubt: what a failed sync left out, no later one makes up for
+    def commit(self) -> None:
+        """Name all rows that are written by now in the manifest, when they are on the disk.
+
+        Raises:
+            TrajectoryError: the disk refuses. What it has counts from then on: after a sync that failed, no later one
+                makes up for what that left out.
+        """
+        manifest = self._written
+        if manifest is None or manifest is self._committed or self._failed:
+            return
         try:
-            os.fsync(self._weights)
+            with self._as_trajectory_error():
+                os.fsync(self._weights)
+                save_manifest(self.path, manifest)
         except BaseException:
-            self._in_doubt = True
-            raise
-        self._commit(manifest)
-
-    def _commit(self, manifest: Manifest) -> None:
-        try:
-            save_manifest(self.path, manifest)
-        except BaseException:  # before or after the manifest was replaced
-            self._in_doubt = True
+            self._failed = True
             raise
         self._committed = manifest
 
     def _current(self) -> Manifest | None:
-        if self._in_doubt:
-            self.flush()  # tells what failed, unless that was told already
-            self._manifest = self._committed = _continued(self.path)
-            self._coder = None
-            self._in_doubt = False
-        return self._manifest
+        if self._failed:  # before or after the manifest was replaced
+            self._written = self._committed = _continued(self.path)
+            self._coder, self._failed = None, False
+        return self._written
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise TrajectoryError(f"The writer of {self.path} is closed: open a new one to append.")
+        if self._process != os.getpid():
+            raise TrajectoryError(f"Another process opened the writer of {self.path}: append in that one only.")
 
     def _extended(self, manifest: Manifest, saved: SavedCheckpoint, row: RowHashes) -> Manifest:
         checkpoints = (*manifest.checkpoints, saved)
@@ -244,25 +209,18 @@ class Saver:
         }
         return manifest.model_copy(
             update={
-                "checkpoints": checkpoints if self._window is None else checkpoints[-self._window :],
+                "checkpoints": checkpoints if self._keep_last is None else checkpoints[-self._keep_last :],
                 "varying": tuple(sorted(varying)),
                 "metadata": {**manifest.metadata, **self._metadata},
             }
         )
 
-    def _write(
-        self,
-        slot: int,
-        coder: Coder,
-        content: Mapping[str, Tensor],
-        step: int,
-        manifest: Manifest | None,
-        *,
-        sync: bool,
+    def _write_row(
+        self, slot: int, coder: Coder, content: Mapping[str, Tensor], step: int, manifest: Manifest | None
     ) -> RowHashes:
         hashes = RowHashes(f"step {step}", frozenset() if manifest is None else frozenset(manifest.varying))
         digests = {} if manifest is None else manifest.digests
-        write_row(self._weights, coder, content, hashes, digests, slot=slot, sync=sync, sample=self._sample)
+        write_row(self._weights, coder, content, hashes, digests, slot=slot, sample=self._sample)
         return hashes
 
     def _begin(self, layout: Layout, reference: Mapping[str, Tensor]) -> Coder:
@@ -277,11 +235,11 @@ class Saver:
 
     def _use(self, coder: Coder, layout: Layout) -> Coder:
         self._coder = coder
-        self._sample = None if isinstance(coder, ExactCoder) else ErrorSample(layout, checkpoints=self._window)
+        self._sample = None if isinstance(coder, ExactCoder) else ErrorSample(layout, checkpoints=self._keep_last)
         return coder
 
     def _check_dtype(self) -> None:
-        there = None if self._manifest is None else self._manifest.stored or EXACT
+        there = None if self._written is None else self._written.stored or EXACT
         if there is not None and self._dtype not in (None, there):
             raise TrajectoryError(f"{self.path} stores {there}, not {self._dtype}: leave the dtype out, or begin anew.")
 
@@ -340,40 +298,29 @@ def _continued(path: Path) -> Manifest | None:
     return load_manifest(path) if (path / MANIFEST).exists() else None
 
 
-def _open_weights(path: Path) -> int:
+def _locked(path: Path) -> FileLock:
+    """Keep a second writer out of the folder, which is made, and remove what a killed one did not finish."""
     path.mkdir(parents=True, exist_ok=True)
-    foreign = {entry.name for entry in path.iterdir()} - set(FILES)
-    if foreign and not (path / MANIFEST).exists():
+    names = [entry.name for entry in path.iterdir()]
+    foreign = [name for name in names if not is_trajectory_file(name)]
+    if foreign and MANIFEST not in names:
         raise TrajectoryError(f"{path} is not a trajectory, it holds {min(foreign)!r}: name a new folder.")
+    lock = try_lock(path / LOCK)
+    if lock is None:
+        raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
+    for name in filter(is_pending, names):
+        remove(path / name)
+    return lock
+
+
+def _open_weights(path: Path) -> int:
     descriptor = os.open(path / WEIGHTS, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
-        _lock(descriptor, path)
         sync_folder(path.parent)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Keep a second writer out, where the file system can; the lock goes with the process."""
-    if sys.platform == "win32":
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise TrajectoryError(
-            f"Another writer has {path} open: close it, or write from one process only (rank 0)."
-        ) from None
-    except OSError:  # some network file systems have no locks
-        return
-
-
-def _unlock(descriptor: int) -> None:
-    """Also for the processes that were forked meanwhile, such as a data loader's, which have the file open, too."""
-    if sys.platform != "win32":
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

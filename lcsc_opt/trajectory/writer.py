@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,11 +11,11 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.formats import strip_wrappers
-from lcsc_opt.trajectory.in_order import InOrder
 from lcsc_opt.trajectory.layout import Layout
 from lcsc_opt.trajectory.saving import Saver, whole_step
-from lcsc_opt.trajectory.staging import Staged, Staging
+from lcsc_opt.trajectory.staging import Staging
 
 
 class TrajectoryWriter:
@@ -28,14 +29,14 @@ class TrajectoryWriter:
                 writer.append(step, model, wait=False)  # costs a copy of the weights; the rest goes on behind the loop
 
     A checkpoint becomes visible to readers when all its bytes are on the disk, by one atomic replacement of
-    the manifest: whatever instant the process dies at, the trajectory holds whole checkpoints only. With a
-    window, one spare row is kept, so that the oldest checkpoint stays until the new one is there. One process
-    may write at a time, and one of its threads.
+    the manifest: whatever instant the process dies at, the trajectory holds whole checkpoints only. With
+    ``keep_last``, one spare row is kept, so that the oldest checkpoint stays until the new one is there. One process
+    may write at a time, and one of its threads. A script that ends without closing its writer loses nothing.
 
     Args:
         path: the folder, by convention ``NAME.trajectory``.
         every: save only at steps that are multiples of it.
-        window: keep this many last checkpoints; ``None`` keeps all.
+        keep_last: keep this many last checkpoints; ``None`` keeps all.
         metadata: texts to note in the manifest; they add to what is there.
         dtype: ``exact`` keeps every bit of the weights. ``float16``, ``bfloat16`` and ``int8`` store differences from a
             reference checkpoint in that dtype; :meth:`measure` tells what this does. ``None`` goes on as the
@@ -53,17 +54,18 @@ class TrajectoryWriter:
         path: str | Path,
         *,
         every: int = 1,
-        window: int | None = None,
+        keep_last: int | None = None,
         metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
         reference: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.path = Path(path)
         self._every = _at_least_one("every", every)
-        window = None if window is None else _at_least_one("window", window)
-        self._saver = Saver(self.path, window=window, metadata=metadata, dtype=dtype, reference=reference)
+        keep_last = None if keep_last is None else _at_least_one("keep_last", keep_last)
+        self._saver = Saver(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype, reference=reference)
         self._staging = Staging()
-        self._saving = InOrder("lcsc-save")
+        self._background = Background("lcsc-save")
+        self._appending = threading.Lock()
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -80,7 +82,7 @@ class TrajectoryWriter:
     @property
     def steps(self) -> tuple[int, ...]:
         """The steps that were appended and are kept, in order; waits, and may complain, as the next append would."""
-        self._saving.finish()
+        self._background.finish()
         return self._saver.steps
 
     def measure(self) -> float | None:
@@ -92,17 +94,21 @@ class TrajectoryWriter:
         Returns:
             It; ``None`` where rows are exact or fewer than two checkpoints were appended.
         """
-        self._saving.finish()
+        self._background.finish()
         return self._saver.measure()
 
     def close(self) -> None:
-        """Wait as :meth:`flush` does, then let another process write."""
+        """Wait as :meth:`flush` does, then let another process write.
+
+        Raises:
+            TrajectoryError: as :meth:`flush`.
+        """
         try:
             self.flush()
         finally:
-            self._saving.close()
-            self._staging.release()
-            self._saver.close()
+            if not self._background.running:  # else the user interrupts the waiting, and saving goes on
+                self._staging.release()
+                self._saver.close()
 
     def flush(self) -> None:
         """Wait until everything appended is on the disk.
@@ -111,8 +117,7 @@ class TrajectoryWriter:
             TrajectoryError: a checkpoint that was appended without waiting was refused, as :meth:`append` says; it is
                 not saved.
         """
-        self._saving.finish()
-        self._saver.flush()
+        self._background.finish()
 
     def append(
         self, step: int, weights: Mapping[str, Tensor] | nn.Module, *, source: str = "", wait: bool = True
@@ -142,22 +147,30 @@ class TrajectoryWriter:
                 stays as it was.
         """
         step = whole_step(step)
-        self._saving.check()
+        if not self._appending.acquire(blocking=False):
+            raise TrajectoryError(f"Step {step} comes while another is appended: append from one thread, no handler.")
+        try:
+            return self._append(step, weights, source=source, wait=wait)
+        finally:
+            self._appending.release()
+
+    def _append(self, step: int, weights: Mapping[str, Tensor] | nn.Module, *, source: str, wait: bool) -> bool:
+        self._background.check()
         if step % self._every:
             return False
-        if self._saver.closed:
-            raise TrajectoryError(f"The writer of {self.path} is closed: open a new one to append step {step}.")
         tensors = _named_tensors(weights)
-        self._saving.finish()
+        self._background.finish()
         layout = self._saver.check(tensors)
         if wait:
-            return self._saver.save(step, layout, tensors, source=source)
-        new = self._saver.is_new(step)
-        self._saving.submit(self._save, step, layout, self._staging.take(layout, tensors), source)
+            return self._save(step, layout, tensors, source)
+        new, staged = self._saver.is_new(step), self._staging.take(layout, tensors)
+        self._background.start(lambda: self._save(step, layout, staged.wait(), source))
         return new
 
-    def _save(self, step: int, layout: Layout, staged: Staged, source: str) -> None:
-        self._saver.save(step, layout, staged.wait(), source=source, wait=False)
+    def _save(self, step: int, layout: Layout, content: Mapping[str, Tensor], source: str) -> bool:
+        new = self._saver.write(step, layout, content, source=source)
+        self._saver.commit()
+        return new
 
 
 def _named_tensors(weights: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Tensor]:

@@ -190,7 +190,7 @@ def test_writer_goes_on_as_the_trajectory_began(tmp_path, dtype):
 
 
 def test_window_of_differences(tmp_path, dtype):
-    trajectory = write(tmp_path / "t", dtype, range(1, 9), window=3)
+    trajectory = write(tmp_path / "t", dtype, range(1, 9), keep_last=3)
     assert trajectory.steps == (6, 7, 8)
     trajectory.verify()
     expected = write(tmp_path / "all", dtype, range(1, 9))
@@ -298,7 +298,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
     rows = {step: {"w": torch.randn(20, generator=generator), "n": torch.tensor(step)} for step in range(1, 6)}
     whole = {}
     for length in rows:
-        with TrajectoryWriter(tmp_path / f"whole{length}", dtype="int8", window=window) as writer:
+        with TrajectoryWriter(tmp_path / f"whole{length}", dtype="int8", keep_last=window) as writer:
             for step in range(1, length + 1):
                 writer.append(step, rows[step])
         whole[length] = Trajectory.open(tmp_path / f"whole{length}").sha256
@@ -315,7 +315,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
 
         with monkeypatch.context() as patch:
             patch.setattr(os, name, call)
-            with contextlib.suppress(Stop), TrajectoryWriter(path, dtype="int8", window=window) as writer:
+            with contextlib.suppress(Stop), TrajectoryWriter(path, dtype="int8", keep_last=window) as writer:
                 for step, weights in rows.items():
                     writer.append(step, weights)
         failed = len(calls) >= count
@@ -325,7 +325,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
             left.verify()
             last = left.steps[-1]
             assert left.sha256 == whole[last]
-        with TrajectoryWriter(path, dtype="int8", window=window) as writer:
+        with TrajectoryWriter(path, dtype="int8", keep_last=window) as writer:
             for step in range(last + 1, 6):
                 writer.append(step, rows[step])
         Trajectory.open(path).verify()

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
@@ -311,6 +312,51 @@ def test_interrupted_study_goes_on_packing(files, tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "read_checkpoint", lambda path, *, key: read.append(path) or plain(path, key=key))
     assert open_or_pack(files, cache=cache).steps == STEPS
     assert read == files[3:]
+
+
+def test_rows_written_while_another_is_synced_are_named_at_once(tmp_path, monkeypatch):
+    """Where the disk is slow, it is asked less often."""
+    release, synced, plain = threading.Event(), [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(descriptor)
+        if len(synced) == 1:
+            assert release.wait(120)
+        plain(descriptor)
+
+    saver = packing.Saver(tmp_path / "t")
+    monkeypatch.setattr(os, "fsync", fsync)
+    with contextlib.closing(saver), packing.Committing(saver) as committing:
+        for step in STEPS:
+            weights = state_dict(step)
+            saver.write(step, saver.check(weights), weights)
+            committing.begin()
+        release.set()
+        committing.finish()
+    trajectory = Trajectory.open(tmp_path / "t")
+    trajectory.verify()
+    assert trajectory.steps == STEPS
+    assert len(synced) == 3 * 2  # one commit of the first row, one of all that came meanwhile
+
+
+def test_a_row_whose_sync_failed_is_not_made_up_for_by_a_later_one(tmp_path, monkeypatch):
+    def refuse(_):
+        raise OSError(5, "Input/output error")
+
+    def fill(saver):
+        with contextlib.closing(saver), packing.Committing(saver) as committing:
+            weights = state_dict(1)
+            saver.write(1, saver.check(weights), weights)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "fsync", refuse)
+                committing.begin()
+                committing._background._call.wait()
+            saver.write(2, saver.check(weights), weights)
+            committing.begin()
+
+    with pytest.raises(TrajectoryError, match="Input/output error"):
+        fill(packing.Saver(tmp_path / "t"))
+    assert not (tmp_path / "t" / "manifest.json").exists()
 
 
 TOGETHER = """

@@ -107,7 +107,7 @@ def test_projection_gram_and_norms_are_those_of_the_map(trajectory: Trajectory, 
 
 
 def test_slots_that_are_free_or_in_another_order_change_nothing(tmp_path: Path, stored: str, way: str) -> None:
-    trajectory = write(tmp_path / "ring", stored, steps=tuple(range(1, 10)), window=4)
+    trajectory = write(tmp_path / "ring", stored, steps=tuple(range(1, 10)), keep_last=4)
     row = [0.5, -0.5, 2.0, -1.0]
     close(put(trajectory, way).merge(row), trajectory.merge(row))
     assert same_bits(put(trajectory, way).merge(np.eye(4)[0]), trajectory.checkpoint(0))
@@ -195,7 +195,7 @@ def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tm
     with TrajectoryWriter(trajectory.path) as writer:
         writer.append(600, state_dict(600))
     assert same_bits(placed.merge(COMBINATIONS[0]), expected)
-    with TrajectoryWriter(trajectory.path, window=3) as writer:
+    with TrajectoryWriter(trajectory.path, keep_last=3) as writer:
         writer.append(700, state_dict(700))
     for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({}), placed.gram):
         with pytest.raises(TrajectoryError, match="open it again"):

@@ -63,7 +63,7 @@ def test_it_is_the_derivative_of_a_function_of_the_merge(trajectory: Trajectory)
 
 
 def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TrajectoryWriter(tmp_path / "run.trajectory", window=3) as writer:
+    with TrajectoryWriter(tmp_path / "run.trajectory", keep_last=3) as writer:
         for step in STEPS:
             writer.append(step, {"weight": torch.full((700, 3), float(step)) + torch.arange(2100).view(700, 3)})
     trajectory = Trajectory.open(tmp_path / "run.trajectory")

@@ -246,7 +246,7 @@ def test_appending_leaves_an_open_trajectory_usable(trajectory):
 
 
 def test_overwritten_checkpoints_are_noticed(trajectory):
-    with TrajectoryWriter(trajectory.path, window=K) as writer:
+    with TrajectoryWriter(trajectory.path, keep_last=K) as writer:
         writer.append(600, state_dict(600))
     with pytest.raises(TrajectoryError, match="open it again"):
         trajectory.merge(np.full(K, 1 / K))
@@ -255,7 +255,7 @@ def test_overwritten_checkpoints_are_noticed(trajectory):
 
 
 def test_slots_are_not_the_order_of_steps(tmp_path):
-    with TrajectoryWriter(tmp_path / "ring", window=3) as writer:
+    with TrajectoryWriter(tmp_path / "ring", keep_last=3) as writer:
         for step in range(1, 10):
             writer.append(step, state_dict(step))
     trajectory = Trajectory.open(tmp_path / "ring")

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_tied_strided_and_differentiable_tensors(tmp_path):
 
 def test_window_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
     path = tmp_path / "t"
-    with TrajectoryWriter(path, window=3) as writer:
+    with TrajectoryWriter(path, keep_last=3) as writer:
         for step in range(1, 12):
             writer.append(step, state_dict(step))
             assert_whole(path, range(max(1, step - 2), step + 1))
@@ -82,7 +81,7 @@ def test_window_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
 
 def test_window_may_shrink_when_continued(tmp_path):
     append(tmp_path / "t", 1, 2, 3, 4)
-    append(tmp_path / "t", 5, window=2)
+    append(tmp_path / "t", 5, keep_last=2)
     assert_whole(tmp_path / "t", [4, 5])
 
 
@@ -160,7 +159,7 @@ def test_steps_are_whole_numbers(tmp_path, step):
         writer.append(step, state_dict(1))
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"window": 0}, {"every": 1.5}, {"metadata": {"a": 1}}], ids=str)
+@pytest.mark.parametrize("options", [{"every": 0}, {"keep_last": 0}, {"every": 1.5}, {"metadata": {"a": 1}}], ids=str)
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
     with pytest.raises(TrajectoryError):
         TrajectoryWriter(tmp_path / "t", **options)
@@ -220,8 +219,8 @@ class Stop(BaseException):
 CALLS = ("write", "fsync", "replace", "lseek")
 
 
-def interrupt(monkeypatch, name, count, error, *, after=0.0):
-    """Make the ``count``-th call of ``os.<name>`` fail, after some seconds.
+def interrupt(monkeypatch, name, count, error):
+    """Make the ``count``-th call of ``os.<name>`` fail.
 
     A write that fails has written half of its bytes.
     """
@@ -232,7 +231,6 @@ def interrupt(monkeypatch, name, count, error, *, after=0.0):
         if calls[0] == count:
             if name == "write":
                 plain(arguments[0], arguments[1][: len(arguments[1]) // 2])
-            time.sleep(after)
             raise error
         return plain(*arguments)
 
@@ -258,7 +256,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
         with monkeypatch.context() as patch:
             interrupt(patch, name, count, Stop())
             try:
-                with TrajectoryWriter(path, window=window) as writer:
+                with TrajectoryWriter(path, keep_last=window) as writer:
                     for step in steps:
                         writer.append(step, state_dict(step), wait=wait)
                         reached = step
@@ -270,7 +268,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
         first = 1 if window is None else max(1, last - window + 1)
         if last:
             assert_whole(path, range(first, last + 1))
-        append(path, *range(last + 1, 7), window=window)
+        append(path, *range(last + 1, 7), keep_last=window)
         assert_whole(path, range(1 if window is None else 7 - window, 7))
     assert count > (len(steps) if wait else 1)
 
@@ -279,7 +277,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
 def test_same_writer_goes_on_after_the_disk_refused(tmp_path, monkeypatch, name):
     for count in range(1, 12):
         path = tmp_path / f"{count}"
-        with TrajectoryWriter(path, window=2) as writer:
+        with TrajectoryWriter(path, keep_last=2) as writer:
             writer.append(1, state_dict(1))
             with monkeypatch.context() as patch:
                 interrupt(patch, name, count, OSError(28, "No space left on device"))
@@ -324,60 +322,56 @@ def names_on_disk(path):
 
 def held_sync(monkeypatch):
     """Hold the first sync until the event is set; gives what happened, in order."""
-    plain_sync, plain_write, release, calls = os.fsync, os.write, threading.Event(), []
+    release, calls = threading.Event(), []
 
-    def fsync(descriptor):
-        calls.append("fsync")
-        if len([call for call in calls if call == "fsync"]) == 1:
-            release.wait(30)
-        plain_sync(descriptor)
+    def noted(name):
+        plain = getattr(os, name)
 
-    def write(descriptor, piece):
-        calls.append("write")
-        return plain_write(descriptor, piece)
+        def call(*arguments):
+            calls.append(name)
+            if name == "fsync" and calls.count("fsync") == 1:
+                assert release.wait(120)
+            return plain(*arguments)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "write", write)
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("write", "fsync", "replace"):
+        noted(name)
     return release, calls
 
 
-def test_checkpoints_not_waited_for_are_named_when_they_are_on_the_disk(tmp_path, monkeypatch):
+COMMIT = ["fsync", "replace", "fsync"]  # weights and manifest, the manifest's name, the folder
+
+
+def in_groups(calls):
+    return [name for name, _ in itertools.groupby(calls)]
+
+
+def test_checkpoint_not_waited_for_is_named_when_it_is_on_the_disk(tmp_path, monkeypatch):
     with TrajectoryWriter(tmp_path / "t") as writer:
         release, calls = held_sync(monkeypatch)
-        for step in (1, 2, 3, 4):
-            assert writer.append(step, state_dict(step), wait=False)
-            assert writer.steps == tuple(range(1, step + 1))
+        assert writer.append(1, state_dict(1), wait=False)
         assert names_on_disk(tmp_path / "t") == ()
         release.set()
         writer.flush()
-        assert_whole(tmp_path / "t", [1, 2, 3, 4])
-        writer.append(5, state_dict(5), wait=False)
-    assert_whole(tmp_path / "t", [1, 2, 3, 4, 5])
-    synced = calls.count("fsync")
-    assert synced == 3 * 3  # one commit for the first, one for the three that came meanwhile, one for the last
+        assert_whole(tmp_path / "t", [1])
+        writer.append(2, state_dict(2), wait=False)
+    assert_whole(tmp_path / "t", [1, 2])
+    assert in_groups(calls) == ["write", *COMMIT, "write", *COMMIT]
 
 
-def test_row_of_a_window_is_written_over_when_no_manifest_on_the_disk_names_it(tmp_path, monkeypatch):
-    append(tmp_path / "t", 1, 2, window=2)
-    with TrajectoryWriter(tmp_path / "t", window=2) as writer:
+def test_row_of_a_dropped_checkpoint_is_written_over_when_no_manifest_on_the_disk_names_it(tmp_path, monkeypatch):
+    append(tmp_path / "t", 1, 2, keep_last=2)
+    with TrajectoryWriter(tmp_path / "t", keep_last=2) as writer:
         release, calls = held_sync(monkeypatch)
         writer.append(3, state_dict(3), wait=False)
-        assert writer.steps == (2, 3)  # it is written
-        written = calls.count("write")
-        writer.append(4, state_dict(4), wait=False)
         with ThreadPoolExecutor() as pool:
-            later = pool.submit(writer.append, 5, state_dict(5), wait=False)  # while step 4 waits in the only copy
-            assert not wait([later], timeout=0.3).done
-            assert calls.count("write") == written
+            later = pool.submit(writer.append, 4, state_dict(4), wait=False)  # would take the row of step 1 or 2
             assert_whole(tmp_path / "t", [1, 2])
             release.set()
-    assert_whole(tmp_path / "t", [4, 5])
-
-
-def append_many(writer, steps):
-    for step in steps:
-        writer.append(step, state_dict(step), wait=False)
-        time.sleep(0.01)
+            assert later.result(120)
+    assert in_groups(calls) == ["write", *COMMIT, "write", *COMMIT]
+    assert_whole(tmp_path / "t", [3, 4])
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
@@ -385,10 +379,10 @@ def test_refused_disk_is_told_later_and_no_later_sync_makes_up_for_it(tmp_path, 
     """After a failed sync the next one may succeed although the bytes are lost."""
     with TrajectoryWriter(tmp_path / "t") as writer:
         writer.append(1, state_dict(1))
-        interrupt(monkeypatch, name, 1, OSError(5, "Input/output error"), after=0.2)
+        interrupt(monkeypatch, name, 1, OSError(5, "Input/output error"))
         assert writer.append(2, state_dict(2), wait=False)
         with pytest.raises(TrajectoryError, match="Input/output error"):
-            append_many(writer, range(3, 100))
+            writer.append(3, state_dict(3), wait=False)
         assert names_on_disk(tmp_path / "t") == (1,)
         assert writer.steps == (1,)
         writer.append(4, state_dict(4), wait=False)
@@ -398,7 +392,7 @@ def test_refused_disk_is_told_later_and_no_later_sync_makes_up_for_it(tmp_path, 
 def test_refused_disk_is_told_at_the_end(tmp_path, monkeypatch):
     writer = TrajectoryWriter(tmp_path / "t")
     writer.append(1, state_dict(1))
-    interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"), after=0.2)
+    interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"))
     writer.append(2, state_dict(2), wait=False)
     with pytest.raises(TrajectoryError, match="Input/output error"):
         writer.close()
@@ -409,7 +403,7 @@ def test_refused_disk_is_told_at_the_end(tmp_path, monkeypatch):
 def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_disk(tmp_path, monkeypatch):
     def loop():
         with TrajectoryWriter(tmp_path / "t") as writer:
-            interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"), after=0.2)
+            interrupt(monkeypatch, "fsync", 1, OSError(5, "Input/output error"))
             writer.append(1, state_dict(1), wait=False)
             raise ZeroDivisionError
 
@@ -436,7 +430,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from trajectory_examples import state_dict
 from lcsc_opt.trajectory import TrajectoryWriter
-writer = TrajectoryWriter(sys.argv[1], window=3)
+writer = TrajectoryWriter(sys.argv[1], keep_last=3)
 for step in itertools.count(1):
     writer.append(step, state_dict(step), wait=sys.argv[3] == "wait")
     if sys.argv[3] == "wait" or step % 3 == 0:
@@ -469,19 +463,48 @@ def test_killed_process_leaves_a_window_of_whole_checkpoints(tmp_path, how):
 AT_EXIT = """
 import atexit, sys, torch
 from lcsc_opt.trajectory import TrajectoryWriter
+late = lambda: writer.append(2, {"w": torch.zeros(200_000)}, wait=sys.argv[2] == "wait")
+if sys.argv[3] == "before": atexit.register(late)
 writer = TrajectoryWriter(sys.argv[1])
-writer.append(1, {"w": torch.ones(3)})
-atexit.register(lambda: writer.append(2, {"w": torch.zeros(3)}))
+writer.append(1, {"w": torch.ones(200_000)}, wait=False)
+if sys.argv[3] == "after": atexit.register(late)
 """
 
 
-def test_last_checkpoint_can_be_saved_while_the_interpreter_ends(tmp_path):
-    answer = subprocess.run(
-        [sys.executable, "-c", AT_EXIT, str(tmp_path / "t")], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("how", ["wait", "later"])
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_last_checkpoint_can_be_saved_while_the_interpreter_ends(tmp_path, how, registered):
+    command = [sys.executable, "-W", "error", "-c", AT_EXIT, str(tmp_path / "t"), how, registered]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.stderr == ""
     Trajectory.open(tmp_path / "t").verify()
     assert Trajectory.open(tmp_path / "t").steps == (1, 2)
+
+
+def test_what_a_killed_writer_left_half_done_is_removed(tmp_path):
+    append(tmp_path / "t", 1)
+    for name in (".manifest.json.0123.partial", "writer.lock"):
+        (tmp_path / "t" / name).write_text("{")
+    append(tmp_path / "t", 2)
+    assert_whole(tmp_path / "t", [1, 2])
+    assert sorted(entry.name for entry in (tmp_path / "t").iterdir()) == ["manifest.json", "weights.bin"]
+
+
+def test_append_inside_an_append_is_refused_and_harms_nothing(tmp_path):
+    """As from the handler of a signal that comes in the middle of one."""
+
+    class Interrupting(torch.Tensor):
+        @property
+        def layout(self):
+            with pytest.raises(TrajectoryError, match="Step 2 comes while another is appended"):
+                writer.append(2, state_dict(2))
+            return torch.strided
+
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        weights = state_dict(1)
+        writer.append(1, weights | {"bias": weights["bias"].as_subclass(Interrupting)})
+        writer.append(2, state_dict(2))
+    assert_whole(tmp_path / "t", [1, 2])
 
 
 def test_rows_left_by_a_crash_are_used_again(tmp_path):

@@ -1,0 +1,148 @@
+"""Files that readers see whole, and one process at a time that makes them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lcsc_opt.errors import LcscError, TrajectoryError
+
+PENDING = ".partial"  # how the names of unfinished files and folders end
+POLL_SECONDS = 0.5
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file systems have none
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a new name to write a file or a folder to; at the end it takes the place of ``path``.
+
+    Readers see the old one or the whole new one, also after a power cut. No two writers share the new name. When the
+    writing fails, ``path`` stays as it was, and what was written goes.
+
+    Args:
+        path: what is replaced; its folder is there.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    pending, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}{end}") for end in (PENDING, f".old{PENDING}"))
+    try:
+        yield pending
+        _sync(pending)
+        if path.is_dir():
+            path.replace(old)  # a folder cannot be replaced at once
+        pending.replace(path)
+        sync_folder(path.absolute().parent)
+    finally:
+        remove(pending)
+        if path.exists():
+            remove(old)
+
+
+def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscError]) -> None:
+    """Replace the file ``path`` by the parts of ``content``, as :func:`replacing` does; its folder is made.
+
+    Raises:
+        error: the disk refused.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as pending, pending.open("xb") as file:
+            file.writelines(content)
+    except OSError as refused:
+        raise error(f"{path}: cannot be written ({refused.strerror or refused})") from refused
+
+
+def is_pending(name: str) -> bool:
+    """Whether a file or folder of this name is one that a killed process did not finish."""
+    return name.startswith(".") and name.endswith(PENDING)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder that may not be there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames inside ``path`` survive a power cut, where the system can do that for folders."""
+    with contextlib.suppress(PermissionError):  # Windows opens no folders
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _sync(path: Path) -> None:
+    for file in [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]:
+        descriptor = os.open(file, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """Lock the file ``path``, which is made; the lock goes with the process, and forked processes do not have it.
+
+    Returns:
+        The lock, to be released; ``None`` where another process or another lock of this one holds it. Where the file
+        system has no locks, the lock is one that keeps nobody out.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return lock
+
+
+def unlock(lock: FileLock) -> None:
+    """Release it and remove its file, which goes while it is locked: whoever opened it meanwhile makes a new one."""
+    if lock.is_locked:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+@contextlib.contextmanager
+def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
+    """Keep other processes from making ``out`` meanwhile; the lock goes with the process.
+
+    Args:
+        out: what is made; the lock is a file beside it, which is removed at the end.
+        busy: called once when another process holds the lock; it raises, or returns to wait.
+
+    Raises:
+        TrajectoryError: the folder around ``out`` cannot be written to.
+    """
+    path = out.with_name(f".{out.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(path)
+    except OSError as error:
+        raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}.") from error
+    if lock is None:
+        busy()
+        lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+        lock.acquire(poll_interval=POLL_SECONDS)
+    try:
+        yield
+    finally:
+        unlock(lock)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from lcsc_opt.base.files import is_pending, only_process, replacing, try_lock, unlock, write_atomically
+from lcsc_opt.errors import MetricError, TrajectoryError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_file_is_replaced_when_all_of_it_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file"
+    write_atomically(path, b"old", error=MetricError)
+    with replacing(path) as pending:
+        pending.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+        assert is_pending(pending.name)
+    assert path.read_bytes() == b"new"
+    assert names(path.parent) == ["file"]
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        with replacing(tmp_path / "folder") as pending:
+            pending.mkdir()
+            (pending / name).write_text(name)
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["new"]
+
+
+def fail(path: Path) -> None:
+    with replacing(path) as pending:
+        pending.write_text("half")
+        raise KeyError
+
+
+def test_a_failure_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(KeyError):
+        fail(tmp_path / "file")
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_no_two_writers_share_the_new_name(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file").read_text() == "one"
+
+
+def test_contents_are_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    plain_sync, plain_replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("fsync"), plain_sync(descriptor))[1])
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("replace"), plain_replace(*paths))[1])
+    write_atomically(tmp_path / "file", b"x", error=MetricError)
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_a_disk_that_refuses_is_the_error_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(MetricError, match=r"file/inside: cannot be written \("):
+        write_atomically(tmp_path / "file" / "inside", b"x", error=MetricError)
+
+
+def test_a_lock_keeps_others_out_until_it_is_released_and_leaves_no_file(tmp_path: Path) -> None:
+    lock = try_lock(tmp_path / "lock")
+    assert lock is not None
+    assert try_lock(tmp_path / "lock") is None
+    unlock(lock)
+    assert names(tmp_path) == []
+    again = try_lock(tmp_path / "lock")
+    assert again is not None
+    unlock(again)
+
+
+def test_a_killed_process_keeps_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from lcsc_opt.base.files import try_lock\n"
+        "lock = try_lock(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "lock")], check=False)
+    lock = try_lock(tmp_path / "lock")
+    assert lock is not None
+    unlock(lock)
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: FileLock, **_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    lock = try_lock(tmp_path / "lock")
+    assert lock is not None
+    unlock(lock)
+
+
+def test_who_comes_second_is_told_and_waits(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def second() -> None:
+        with only_process(tmp_path / "out", busy=lambda: told.append("busy")):
+            told.append("made")
+
+    with ThreadPoolExecutor() as pool:
+        with only_process(tmp_path / "out", busy=lambda: told.append("never")):
+            later = pool.submit(second)
+            while not told and not later.done():
+                pass
+            told.append("first is done")
+        later.result(120)
+    assert told == ["busy", "first is done", "made"]
+    assert names(tmp_path) == []
+
+
+def test_who_comes_second_may_refuse(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise TrajectoryError("busy")
+
+    with only_process(tmp_path / "out", busy=refuse):
+        with pytest.raises(TrajectoryError, match="busy"), only_process(tmp_path / "out", busy=refuse):
+            pass
+        assert names(tmp_path) == [".out.lock"]
+
+
+def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TrajectoryError, match="Cannot write to"), only_process(tmp_path / "file" / "out", busy=print):
+        pass
