@@ -163,6 +163,7 @@ def _outcome(child: int) -> str:
 
 def train(path: Path, kind: str, size: int, seed: int) -> None:
     """A training script that never closes its writer, and notes what it was promised."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
     generator = random.Random(seed)
     log = os.open(_log(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     writer = TrajectoryWriter(path)

@@ -376,6 +376,7 @@ def test_weights_on_a_gpu_may_change_right_after_append(tmp_path):
 LOOP = """
 import os, signal, sys, torch
 from lcsc_opt.trajectory import TrajectoryWriter
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
 plain, calls, (path, name, at) = os.write, [0], sys.argv[1:]
 def write(descriptor, piece):  # the signal comes while a row is written
     if descriptor > 2:
