@@ -62,6 +62,23 @@ def pack(
         say(stored_in_words(trajectory))
 
 
+@app.command()
+def truncate(
+    path: Annotated[Path, typer.Argument(help="A packed trajectory that no writer has open.")],
+    after: Annotated[int, typer.Option("--after", min=0, help="The last step to keep.")],
+) -> None:
+    """Drop the checkpoints after a step, as where training begins again from there; nothing else is touched."""
+    from lcsc_opt.errors import TrajectoryError
+    from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+    steps = Trajectory.open(path).steps  # says what is wrong with a path that is none
+    if after < steps[0]:
+        raise TrajectoryError(f"{path} begins at step {steps[0]}, so nothing would be left: delete the folder instead.")
+    with TrajectoryWriter(path) as writer:
+        if not writer.rewind(after):
+            say(f"{path}: ends at step {steps[-1]}; nothing to drop")
+
+
 def _step(text: str) -> int:
     try:
         return int(text)

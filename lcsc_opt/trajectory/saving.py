@@ -127,6 +127,23 @@ class Saver:
                 self._begin(layout, self._reference)
         return layout
 
+    def truncate(self, last: int) -> int:
+        """Drop the checkpoints that come after step ``last``, all at once.
+
+        Returns:
+            How many they were.
+
+        Raises:
+            TrajectoryError: the disk refuses.
+        """
+        last, manifest = whole_step(last), self._current()
+        kept = () if manifest is None else tuple(saved for saved in manifest.checkpoints if saved.step <= last)
+        if manifest is None or len(kept) == len(manifest.checkpoints):
+            return 0
+        self._written = manifest.model_copy(update={"checkpoints": kept})
+        self.commit()
+        return len(manifest.checkpoints) - len(kept)
+
     def is_new(self, step: int) -> bool:
         """Whether ``step`` comes after all saved ones; False when it is one of them.
 
@@ -137,7 +154,10 @@ class Saver:
         if not steps or step > steps[-1]:
             return True
         if step not in steps:
-            raise TrajectoryError(f"Step {step} comes after step {steps[-1]}; steps have to increase.")
+            raise TrajectoryError(
+                f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
+                "where training goes on from an earlier step."
+            )
         return False
 
     def write(self, step: int, layout: Layout, content: Mapping[str, Tensor], *, source: str = "") -> bool:
@@ -285,7 +305,8 @@ def _check_saved(manifest: Manifest, step: int, content: Mapping[str, Tensor], c
     (saved,) = (one for one in manifest.checkpoints if one.step == step)
     if row_sha256(coder, content) != saved.sha256:
         raise TrajectoryError(
-            f"Step {step} is saved already, with other weights: write the new run to another trajectory."
+            f"Step {step} is saved already, with other weights: open the writer with resume=STEP where training goes on "
+            "from an earlier step, or write the new run to another trajectory."
         )
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.progress import notice
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.formats import strip_wrappers
 from lcsc_opt.trajectory.layout import Layout
@@ -43,6 +44,7 @@ class TrajectoryWriter:
             trajectory began, or is ``exact``.
         reference: the checkpoint that differences are taken from, best one from the middle; read at the first append.
             ``None`` takes the first one appended.
+        resume: the step that training goes on from, as :meth:`rewind` says.
 
     Raises:
         TrajectoryError: the dtype is none of these, or the trajectory began with another; the folder holds something
@@ -58,6 +60,7 @@ class TrajectoryWriter:
         metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
         reference: Mapping[str, Tensor] | None = None,
+        resume: int | None = None,
     ) -> None:
         self.path = Path(path)
         self._every = _at_least_one("every", every)
@@ -66,6 +69,12 @@ class TrajectoryWriter:
         self._staging = Staging()
         self._background = Background("lcsc-save")
         self._appending = threading.Lock()
+        if resume is not None:
+            try:
+                self.rewind(resume)
+            except TrajectoryError:
+                self._saver.close()
+                raise
 
     def __enter__(self) -> TrajectoryWriter:
         return self
@@ -84,6 +93,24 @@ class TrajectoryWriter:
         """The steps that were appended and are kept, in order; waits, and may complain, as the next append would."""
         self._background.finish()
         return self._saver.steps
+
+    def rewind(self, step: int) -> int:
+        """Go back to ``step``: drop the checkpoints that come after it, all at once, and say so.
+
+        For training that begins again from a state that is older than the last checkpoint: what comes next may be other
+        weights at the same steps.
+
+        Returns:
+            How many were dropped.
+
+        Raises:
+            TrajectoryError: the disk refuses.
+        """
+        self._background.finish()
+        dropped = self._saver.truncate(step)
+        if dropped:
+            notice(f"{self.path}: training goes on from step {step}, {dropped} later checkpoints are dropped")
+        return dropped
 
     def measure(self) -> float | None:
         """What storing differences does to merged weights, and note it in the manifest.

@@ -153,6 +153,69 @@ def test_another_model_is_refused(tmp_path):
         writer.append(2, other)
 
 
+def other(step):
+    return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state_dict(step).items()}
+
+
+@pytest.mark.parametrize("dtype", ["exact", "int8"])
+@pytest.mark.parametrize("keep_last", [None, 3])
+def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp_path, capsys, dtype, keep_last):
+    append(tmp_path / "t", 1, 2, 3, 4, 5, dtype=dtype, keep_last=keep_last)
+    kept = {step: Trajectory.open(tmp_path / "t").checkpoint(-2) for step in (4,)}
+    capsys.readouterr()
+    with TrajectoryWriter(tmp_path / "t", resume=4, keep_last=keep_last) as writer:
+        assert writer.append(5, other(5))
+        assert writer.append(6, other(6), wait=False)
+    assert capsys.readouterr().err == (
+        f"lcsc: {tmp_path / 't'}: training goes on from step 4, 1 later checkpoints are dropped\n"
+    )
+    trajectory = Trajectory.open(tmp_path / "t")
+    trajectory.verify()
+    assert trajectory.steps == ((1, 2, 3, 4, 5, 6) if keep_last is None else (4, 5, 6))
+    assert same_bits(trajectory.checkpoint(trajectory.steps.index(4)), kept[4])
+    if dtype == "exact":
+        assert same_bits(trajectory.checkpoint(-1), other(6))
+
+
+def test_resuming_from_before_all_that_is_kept_begins_the_window_again(tmp_path):
+    append(tmp_path / "t", 5, 6, keep_last=2)
+    with TrajectoryWriter(tmp_path / "t", resume=3, keep_last=2) as writer:
+        assert writer.steps == ()
+        writer.append(4, other(4))
+    assert Trajectory.open(tmp_path / "t").steps == (4,)
+
+
+@pytest.mark.parametrize("resume", [5, 9])
+def test_resuming_from_the_last_step_or_a_later_one_drops_nothing(tmp_path, capsys, resume):
+    append(tmp_path / "t", 1, 5)
+    before = (tmp_path / "t" / "manifest.json").read_bytes()
+    with TrajectoryWriter(tmp_path / "t", resume=resume):
+        pass
+    assert (tmp_path / "t" / "manifest.json").read_bytes() == before
+    assert capsys.readouterr().err == ""
+
+
+def test_error_names_the_way_back(tmp_path):
+    append(tmp_path / "t", 1, 2, 4)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in (2, 3):
+            with pytest.raises(TrajectoryError, match="open the writer with resume=STEP"):
+                writer.append(step, other(step))
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_resuming_is_refused_by_a_disk_as_a_whole(tmp_path, monkeypatch, name):
+    append(tmp_path / "t", 1, 2)
+    with monkeypatch.context() as patch:
+        interrupt(patch, name, 2 if name == "fsync" else 1, OSError(28, "No space left on device"))
+        with pytest.raises(TrajectoryError, match="No space left"):
+            TrajectoryWriter(tmp_path / "t", resume=1)
+    assert_whole(tmp_path / "t", [1, 2])
+    with TrajectoryWriter(tmp_path / "t", resume=1):  # the lock went
+        pass
+    assert_whole(tmp_path / "t", [1])
+
+
 @pytest.mark.parametrize("step", [-1, 1.5, "3", None, 2**63])
 def test_steps_are_whole_numbers(tmp_path, step):
     with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=r"[Ss]tep"):
