@@ -25,6 +25,9 @@ import torch
 from common import machine, write_json
 from torch import nn
 
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
@@ -34,12 +37,9 @@ from lcsc_opt.metrics.features import extract
 from lcsc_opt.metrics.inception import InceptionExtractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.progress import progress
 from lcsc_opt.runner import Search, window
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
-from lcsc_opt.study_spec import BudgetSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy
-from lcsc_opt.torchvision_import import prepare_torchvision
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 IMAGE_SHAPE = (3, 32, 32)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.environment import environment
+from lcsc_opt.base.reproducibility import environment
 
 RESULTS = Path(__file__).parent / "results"
 

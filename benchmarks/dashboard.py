@@ -29,9 +29,9 @@ from lcsc_opt.analysis.comparison_plots import comparison_figure
 from lcsc_opt.analysis.curves import comparison
 from lcsc_opt.analysis.ranking import ranking
 from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database import open_storage
-from lcsc_opt.progress import progress
-from lcsc_opt.records import Candidate, Cost, Evaluation
 from lcsc_opt.study_store import StoredStudy, _create
 
 LIMITS = {

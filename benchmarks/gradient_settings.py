@@ -29,7 +29,10 @@ import numpy.typing as npt
 from common import RESULTS, machine, write_csv
 from nevergrad.optimization.base import Optimizer
 
-from lcsc_opt.catalog import load_objective
+from lcsc_opt.base.catalog import load_objective
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.records import Candidate, Coefficients, Noise
+from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin, principal_basis
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
@@ -40,12 +43,9 @@ from lcsc_opt.metrics.features import extract
 from lcsc_opt.metrics.reference import Reference
 from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics
-from lcsc_opt.objective import cache_directory
 from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient
 from lcsc_opt.optimizers.parametrization import coefficient_array
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
-from lcsc_opt.records import Candidate, Coefficients, Noise
-from lcsc_opt.study_spec import ObjectiveSpec
 
 FIRST_SEED = 10  # settings were chosen with seeds below
 HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # and on group 0

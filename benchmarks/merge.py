@@ -31,10 +31,10 @@ import torch
 from common import machine, write_json
 from pack import state_dict
 
-from lcsc_opt.catalog import load_objective
+from lcsc_opt.base.catalog import load_objective
+from lcsc_opt.base.records import HELD_OUT, Noise
+from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective import Candidate
-from lcsc_opt.records import HELD_OUT, Noise
-from lcsc_opt.study_spec import ObjectiveSpec
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.rows import map_bytes
 

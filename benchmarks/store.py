@@ -31,8 +31,8 @@ import optuna
 from common import machine, write_json
 from stress_postgres import postgres_server
 
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database import open_storage
-from lcsc_opt.records import Candidate, Cost, Evaluation
 from lcsc_opt.study_store import StoredStudy
 
 WAYS = ("ours", "attributes", "parameters", "lines")

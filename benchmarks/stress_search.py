@@ -24,14 +24,14 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.records import Candidate
 from lcsc_opt.runner import Search, window
-from lcsc_opt.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy
 
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")

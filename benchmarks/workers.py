@@ -27,7 +27,9 @@ from pathlib import Path
 import numpy as np
 from common import machine, write_json
 
-from lcsc_opt.catalog import load_objective
+from lcsc_opt.base.catalog import load_objective
+from lcsc_opt.base.records import SEARCH, Candidate, Cost
+from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import (
@@ -40,9 +42,7 @@ from lcsc_opt.evaluation import (
 )
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.records import SEARCH, Candidate, Cost
 from lcsc_opt.runner import Search, window
-from lcsc_opt.study_spec import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
 from lcsc_opt.study_store import StoredStudy
 
 LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # asked of ourselves

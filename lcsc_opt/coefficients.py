@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.errors import CoefficientsError
-from lcsc_opt.records import Coefficients
+from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.base.records import Coefficients
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 """The seven rates per training step of Liu et al. 2024, Table 10."""

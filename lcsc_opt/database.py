@@ -19,8 +19,8 @@ import optuna
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from lcsc_opt.errors import StudyStoreError
-from lcsc_opt.progress import notice
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.progress import notice
 
 BUSY_SECONDS = 60.0  # how long a database waits for another process's lock; less than a lease lasts
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart

@@ -12,9 +12,12 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.comparison import BASELINES, summarize
-from lcsc_opt.catalog import load_objective
-from lcsc_opt.environment import decisive, describe_difference, environment
-from lcsc_opt.errors import OptimizerError, StudyMismatchError, StudySpecError
+from lcsc_opt.base.catalog import load_objective
+from lcsc_opt.base.errors import OptimizerError, StudyMismatchError, StudySpecError
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
+from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
 from lcsc_opt.evaluation import (
     Evaluator,
     InProcessEvaluator,
@@ -40,11 +43,8 @@ from lcsc_opt.plan import (
     total_evaluations,
 )
 from lcsc_opt.plane import LANDSCAPE
-from lcsc_opt.progress import progress
-from lcsc_opt.records import Candidate
 from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
-from lcsc_opt.study_spec import BudgetSpec, SpaceSpec
 from lcsc_opt.study_store import StoredStudy, study_names
 
 

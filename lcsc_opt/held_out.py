@@ -22,13 +22,13 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.analysis.compared import compared_trials
 from lcsc_opt.analysis.comparison import BASELINES, best_ema, is_ours, split_name, summarize
 from lcsc_opt.analysis.second import second_of, warning_of
+from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.study_file import FailureSpec, HeldOutSpec
 from lcsc_opt.coefficients import default_origin
-from lcsc_opt.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective import Objective
-from lcsc_opt.progress import notice, progress
-from lcsc_opt.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
-from lcsc_opt.study_spec import FailureSpec, HeldOutSpec
 from lcsc_opt.study_store import StoredStudy, TrialKey, study_names
 
 RETRIES = FailureSpec().retries  # of what may go well another time, as where a worker process died

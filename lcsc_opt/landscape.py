@@ -15,9 +15,11 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.comparison import best_ema, summaries
 from lcsc_opt.analysis.names import split_name
+from lcsc_opt.base.errors import CoefficientsError, ObjectiveError, StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
+from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.coefficients import window_ema_rates
-from lcsc_opt.environment import decisive, describe_difference, environment
-from lcsc_opt.errors import CoefficientsError, ObjectiveError, StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.objective import Objective
 from lcsc_opt.optimizers import configure
@@ -33,8 +35,6 @@ from lcsc_opt.plane import (
     ema_corner,
     grid_positions,
 )
-from lcsc_opt.progress import notice
-from lcsc_opt.study_spec import BudgetSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy, study_names
 
 STOP_SHARE = 0.9  # of failed points: far from its corners a plane is expected to hold models that do not sample

@@ -24,7 +24,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from lcsc_opt.errors import LeaseLostError, StudyHeldError
+from lcsc_opt.base.errors import LeaseLostError, StudyHeldError
 
 LEASE_SECONDS = 90.0  # longer than SQLite's busy timeout, so that waiting for a lock does not cost the lease
 HEARTBEAT_SECONDS = 10.0

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import abc
-import contextlib
-import contextvars
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.paths import cache_directory, given_path, study_directory
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.coefficients import check_coefficients, check_steps
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 
 __all__ = [
     "Candidate",
@@ -30,8 +27,6 @@ __all__ = [
     "given_path",
     "study_directory",
 ]
-
-_study_directory: contextvars.ContextVar[Path | None] = contextvars.ContextVar("study_directory", default=None)
 
 
 class Objective(abc.ABC):
@@ -196,42 +191,3 @@ def check_loss(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError) as error:
         raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error
-
-
-def cache_directory() -> Path:
-    """Where trained models and statistics are kept: ``LCSC_CACHE``, else ``lcsc_opt`` in the user's cache folder."""
-    chosen = os.environ.get("LCSC_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"
-
-
-@contextlib.contextmanager
-def study_directory(directory: Path | None) -> Iterator[None]:
-    """While this is open, :func:`given_path` looks beside the study file in ``directory`` first."""
-    token = _study_directory.set(directory)
-    try:
-        yield
-    finally:
-        _study_directory.reset(token)
-
-
-def given_path(path: str) -> Path:
-    """A path or glob of a study file: relative ones are taken from beside the study file, else from where we are.
-
-    Nothing has to be there: what is there beside the study file comes first, and whoever opens the path complains.
-    """
-    given = Path(path).expanduser()
-    directory = _study_directory.get()
-    if directory is None or given.is_absolute():
-        return given
-    beside = directory / given
-    return beside if _is_there(directory, given) else given
-
-
-def _is_there(directory: Path, path: Path) -> bool:
-    """Whether a path or a glob finds anything; what can be neither finds nothing."""
-    try:
-        return (directory / path).exists() or next(directory.glob(str(path)), None) is not None
-    except (ValueError, NotImplementedError, OSError):
-        return False

@@ -10,25 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcsc_opt.coefficients import (
-    AffineSpace,
-    CoefficientSpace,
-    ConvexSpace,
-    PrincipalSpace,
-    default_origin,
-    ema_coefficients,
-    principal_basis,
-)
-from lcsc_opt.database import open_storage
-from lcsc_opt.environment import environment
-from lcsc_opt.errors import StudyMismatchError, StudySpecError, StudyStoreError
-from lcsc_opt.evaluation import workers_for_this_machine
-from lcsc_opt.objective import Objective, StagedObjective
-from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
-from lcsc_opt.records import Coefficients
-from lcsc_opt.results import chosen_trial
-from lcsc_opt.runner import window
-from lcsc_opt.study_spec import (
+from lcsc_opt.base.errors import StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.study_file import (
     BudgetSpec,
     FailureSpec,
     HeldOutSpec,
@@ -39,8 +25,22 @@ from lcsc_opt.study_spec import (
     Spread,
     StudySpec,
     Tells,
-    parse_settings,
 )
+from lcsc_opt.coefficients import (
+    AffineSpace,
+    CoefficientSpace,
+    ConvexSpace,
+    PrincipalSpace,
+    default_origin,
+    ema_coefficients,
+    principal_basis,
+)
+from lcsc_opt.database import open_storage
+from lcsc_opt.evaluation import workers_for_this_machine
+from lcsc_opt.objective import Objective, StagedObjective
+from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
+from lcsc_opt.results import chosen_trial
+from lcsc_opt.runner import window
 from lcsc_opt.study_store import StoredStudy
 
 

@@ -33,7 +33,7 @@ from lcsc_opt.analysis.search import failures_of, progress_of
 from lcsc_opt.analysis.study_plots import distances_figure
 from lcsc_opt.analysis.views import own_figures
 from lcsc_opt.analysis.writing import write_file
-from lcsc_opt.errors import FigureError
+from lcsc_opt.base.errors import FigureError
 
 SUFFIX = ".html"
 SECTION_TITLES = {

@@ -24,13 +24,13 @@ from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.blas import blas_threads
-from lcsc_opt.errors import OptimizerError, ReplayError, SearchFailedError
+from lcsc_opt.base.errors import OptimizerError, ReplayError, SearchFailedError
+from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.reproducibility import blas_threads
+from lcsc_opt.base.spans import ASK, TELL, span
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
-from lcsc_opt.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
-from lcsc_opt.spans import ASK, TELL, span
-from lcsc_opt.study_spec import BudgetSpec, FailureSpec, Tells
 from lcsc_opt.study_store import StoredStudy, TrialKey, candidate_attributes
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet

@@ -18,8 +18,8 @@ from optuna.storages._rdb import models
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients import effective_count, sum_abs
-from lcsc_opt.records import Coefficients
 
 LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
 ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact

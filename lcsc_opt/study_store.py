@@ -45,11 +45,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import lcsc_opt
 from lcsc_opt import study_rows
+from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreError
+from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import created_once, in_database, masked
-from lcsc_opt.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.lease import Lease, create_table, hold
-from lcsc_opt.records import SEARCH, Candidate, Evaluation
-from lcsc_opt.spans import DATABASE, span
 
 INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
 

@@ -26,10 +26,11 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
-from lcsc_opt.objective import given_path
-from lcsc_opt.progress import notice
 from lcsc_opt.sampling import (
     DiffusersFolder,
     DiffusersSampler,
@@ -40,7 +41,6 @@ from lcsc_opt.sampling import (
     choose_labels,
     embedded_labels,
 )
-from lcsc_opt.study_spec import FrozenModel, parse_settings
 
 
 class GuidanceSettings(FrozenModel):

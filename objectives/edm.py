@@ -37,12 +37,13 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import Field, JsonValue, model_validator
 from torch import nn
 
-from lcsc_opt.dotted import import_dotted
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
-from lcsc_opt.objective import given_path
-from lcsc_opt.progress import notice
 from lcsc_opt.sampling import (
     ClassLabels,
     DiffusersSampler,
@@ -59,7 +60,6 @@ from lcsc_opt.sampling import (
     load_weights,
     weights_sha256,
 )
-from lcsc_opt.study_spec import FrozenModel, parse_settings
 from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.finding import find_checkpoints, is_packed
 from lcsc_opt.trajectory.formats import read_init_arguments

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from lcsc_opt.dotted import import_dotted
+from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective import CoefficientFunction, Objective
-from lcsc_opt.study_spec import FrozenModel, parse_settings
 
 
 class Settings(FrozenModel):

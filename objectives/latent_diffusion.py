@@ -22,16 +22,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.combinable import Combinable
 from lcsc_opt.merge_sample_score.settings import BatchSize, ImageObjectiveSettings
-from lcsc_opt.objective import given_path
 from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
 from lcsc_opt.sampling.lora_adapter import LoraConversion
 from lcsc_opt.sampling.pipelines import load_pipeline
 from lcsc_opt.sampling.prompts import read_prompts
 from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
-from lcsc_opt.study_spec import parse_settings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.lora import LoraAlphas, to_diffusers, trajectory_alphas
 from lcsc_opt.trajectory.lora_products import LoraProducts

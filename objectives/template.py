@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import FunctionSampler
-from lcsc_opt.study_spec import parse_settings
 
 
 class Settings(ImageObjectiveSettings):

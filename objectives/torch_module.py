@@ -25,12 +25,12 @@ from typing import Annotated, Any
 from pydantic import Field, JsonValue
 from torch import nn
 
-from lcsc_opt.dotted import import_dotted
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import FunctionSampler, Labels, choose_labels
-from lcsc_opt.study_spec import parse_settings
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -14,9 +14,9 @@ from optuna.storages import RDBStorage
 from werkzeug.test import Client, TestResponse
 
 from lcsc_opt.analysis.artifacts import artifact_directory
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.dashboard_server import application
 from lcsc_opt.database import open_storage
-from lcsc_opt.records import Candidate, Cost, Evaluation
 from lcsc_opt.study_store import StoredStudy, TrialKey
 
 STEPS = (100, 200, 300)

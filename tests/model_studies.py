@@ -24,7 +24,7 @@ import time
 import torch
 
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Cost, Evaluation
+from lcsc_opt.base.records import Cost, Evaluation
 from lcsc_opt.trajectory import Trajectory
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.catalog import entries, find, load_objective, shipped_directory
-from lcsc_opt.errors import CatalogError, ObjectiveError
-from lcsc_opt.objective import given_path, study_directory
-from lcsc_opt.study_spec import ObjectiveSpec, read_study_file
+from lcsc_opt.base.catalog import entries, find, load_objective, shipped_directory
+from lcsc_opt.base.errors import CatalogError, ObjectiveError
+from lcsc_opt.base.paths import given_path, study_directory
+from lcsc_opt.base.study_file import ObjectiveSpec, read_study_file
 
 GOOD = """
 from lcsc_opt.objective import CoefficientFunction

@@ -14,9 +14,9 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from lcsc_opt.base.errors import LeaseLostError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import LeaseLostError
 from lcsc_opt.study_store import StoredStudy
 
 MODULE = """

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcsc_opt.base.errors import CoefficientsError
 from lcsc_opt.coefficients import (
     LARGEST_SIGMA_REL,
     PAPER_EMA_RATES,
@@ -30,7 +31,6 @@ from lcsc_opt.coefficients import (
     principal_basis,
     window_ema_rates,
 )
-from lcsc_opt.errors import CoefficientsError
 
 seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.sampled_from([1e-12, 1e-3, 1.0, 30.0, 1e3, 1e6, 1e10, 1e15])

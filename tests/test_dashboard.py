@@ -15,11 +15,11 @@ import pytest
 import sqlalchemy as sa
 from dashboard_site import Site, attach, write_study
 
-from lcsc_opt.catalog import entries
+from lcsc_opt.base.catalog import entries
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.cli import run
 from lcsc_opt.dashboard_server import forbid_writing, is_loopback, serve, shared_reader
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import StudySpecError, StudyStoreError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 PNG = b"\x89PNG\r\n\x1a\n and the rest"

@@ -16,11 +16,11 @@ import torch
 import yaml
 from optuna.artifacts import FileSystemArtifactStore
 
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
 from lcsc_opt.doctor import REPAIRS, Finding, diagnose
 from lcsc_opt.doctor.findings import REPAIRABLE
-from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.lease import Process, create_table, hold
 from lcsc_opt.study_store import StoredStudy, TrialKey
 from lcsc_opt.trajectory import TrajectoryWriter

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcsc_opt.dotted import source_sha256
+from lcsc_opt.base.imports import source_sha256
 
 BEFORE = "def sample(model, noise):\n    return model(noise)\n"
 

@@ -6,8 +6,8 @@ import platform
 
 import pytest
 
-from lcsc_opt import environment as module
-from lcsc_opt.environment import decisive, describe_difference, environment
+from lcsc_opt.base import reproducibility as module
+from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 
 
 def test_the_environment_can_be_stored_as_json() -> None:

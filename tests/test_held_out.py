@@ -10,13 +10,13 @@ import optuna
 import pytest
 from model_studies import EMA_STUDY, STUDY, write_model_study
 
+from lcsc_opt.base.errors import ObjectiveError, SearchFailedError
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import ObjectiveError, SearchFailedError
 from lcsc_opt.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Candidate, Cost, Evaluation
-from lcsc_opt.study_spec import HeldOutSpec
 from lcsc_opt.study_store import StoredStudy
 
 STORAGE = "sqlite:///studies.db"

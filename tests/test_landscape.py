@@ -15,10 +15,10 @@ import optuna
 import pytest
 import yaml
 
+from lcsc_opt.base.errors import CoefficientsError, LcscError, StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients import ema_coefficients, window_ema_rates
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import CoefficientsError, LcscError, StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.landscape import LandscapeOptions, default_corners_of, landscape_plan, run_landscape
 from lcsc_opt.plan import stored_plan
 from lcsc_opt.plane import Plane, grid_positions
@@ -34,7 +34,7 @@ import time
 import numpy as np
 
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Cost, Evaluation
+from lcsc_opt.base.records import Cost, Evaluation
 
 THETA = np.cumsum(np.random.default_rng(0).normal(size=(5, 7)), axis=0)
 

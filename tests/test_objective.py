@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.errors import CoefficientsError, ObjectiveError
-from lcsc_opt.objective import CoefficientFunction, Objective, cache_directory
-from lcsc_opt.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.objective import CoefficientFunction, Objective
 
 STEPS = (10, 20, 30)
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lcsc_opt.base.errors import CoefficientsError
 from lcsc_opt.coefficients import ema_coefficients, window_ema_rates
-from lcsc_opt.errors import CoefficientsError
 from lcsc_opt.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,

@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 from test_runner import open_study, run, trials_of
 
 from lcsc_opt import database
+from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database import masked, open_storage
-from lcsc_opt.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.objective import CoefficientFunction, Objective
-from lcsc_opt.records import Candidate, Evaluation
 from lcsc_opt.study_store import StoredStudy, study_names
 
 STEPS = tuple(range(100, 2100, 100))

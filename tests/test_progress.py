@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from lcsc_opt import progress as module
-from lcsc_opt.progress import progress
+from lcsc_opt.base import progress as module
+from lcsc_opt.base.progress import progress
 
 
 class Clock:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.records import HELD_OUT, SEARCH, SELECTION, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Cost, Evaluation, Noise
 
 costs = st.builds(
     Cost,

@@ -15,8 +15,8 @@ from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
 from lcsc_opt.analysis.artifacts import artifact_directory
+from lcsc_opt.base.errors import FigureError, StudyStoreError
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import FigureError, StudyStoreError
 from lcsc_opt.report import _data, write_report
 from lcsc_opt.study_store import TrialKey
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import yaml
 
+from lcsc_opt.base.errors import ObjectiveError, ReplayError, SearchFailedError, StudyStoreError
+from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import ObjectiveError, ReplayError, SearchFailedError, StudyStoreError
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import (
@@ -27,10 +29,8 @@ from lcsc_opt.optimizers import (
     needs_gradient,
     request_of,
 )
-from lcsc_opt.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.results import chosen_trial
 from lcsc_opt.runner import Search
-from lcsc_opt.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy, study_names
 
 STEPS = (10, 20, 30)

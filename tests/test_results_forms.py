@@ -14,9 +14,9 @@ from model_studies import like, state_dict, write_model_study
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.results import read_recipe
-from lcsc_opt.torchvision_import import prepare_torchvision
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
 

@@ -14,17 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import CheckpointError, ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.objective import CoefficientFunction, Objective
-from lcsc_opt.records import Candidate, Evaluation
 from lcsc_opt.results import read_recipe
 from lcsc_opt.results.exports import Destination, export
 from lcsc_opt.results.rebuild import rebuild
 from lcsc_opt.results.recipe import LoraNaming, recipe_of
 from lcsc_opt.study_store import StoredStudy
-from lcsc_opt.torchvision_import import prepare_torchvision
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.lora_products import LoraProducts
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine

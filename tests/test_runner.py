@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
+from lcsc_opt.base.errors import ReplayError, SearchFailedError, StudyMismatchError
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients import AffineSpace, default_origin
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import ReplayError, SearchFailedError, StudyMismatchError
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.records import Candidate, Evaluation
 from lcsc_opt.runner import FIRST_FAILURE_LOSS, Search, window
-from lcsc_opt.study_spec import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.study_store import StoredStudy
 
 STEPS = tuple(range(100, 2100, 100))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.seeds import derive_seed
+from lcsc_opt.base.reproducibility import derive_seed
 
 parts = st.one_of(st.text(max_size=8), st.integers(-5, 5))
 names = st.lists(parts, max_size=4).map(tuple)
@@ -54,6 +54,6 @@ def test_a_seed_is_the_beginning_of_a_sha256() -> None:
 
 
 def test_another_process_derives_the_same_seed() -> None:
-    code = "from lcsc_opt.seeds import derive_seed; print(derive_seed(3, 'held-out', 1))"
+    code = "from lcsc_opt.base.reproducibility import derive_seed; print(derive_seed(3, 'held-out', 1))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(printed) == derive_seed(3, "held-out", 1)

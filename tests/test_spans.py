@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lcsc_opt.spans import listening, span
+from lcsc_opt.base.spans import listening, span
 
 
 class Heard:

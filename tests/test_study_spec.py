@@ -12,16 +12,14 @@ import pydantic
 import pytest
 import yaml
 
-from lcsc_opt.errors import StudySpecError
-from lcsc_opt.study_spec import (
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
+from lcsc_opt.base.study_file import (
     DEFAULT_STORAGE,
     BudgetSpec,
-    FrozenModel,
     OptimizerSpec,
     SpaceSpec,
     StudySpec,
-    near_miss,
-    parse_settings,
     parse_study,
     read_study_file,
 )

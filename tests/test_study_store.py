@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
+from lcsc_opt.base.errors import StudyMismatchError, StudyStoreError
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database import masked, open_storage
-from lcsc_opt.errors import StudyMismatchError, StudyStoreError
-from lcsc_opt.records import Candidate, Cost, Evaluation
 from lcsc_opt.study_store import StoredStudy, TrialKey, study_names
 
 NAME = "digits/LCSC/0"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.imports import prepare_torchvision
 
 
 def tokenizer(folder: Path) -> Any:

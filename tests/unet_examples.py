@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.imports import prepare_torchvision
 
 prepare_torchvision()  # for the tests that import pipelines of diffusers
 

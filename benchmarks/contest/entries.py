@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from lcsc_opt.study_spec import StudySpec, parse_study
+from lcsc_opt.base.study_file import StudySpec, parse_study
 
 PER_EVALUATION = 1000
 """Images of one plain evaluation."""

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import FrozenTrial, TrialState
 
-from lcsc_opt.records import SEARCH, Noise
+from lcsc_opt.base.records import SEARCH, Noise
 
 
 def compared(

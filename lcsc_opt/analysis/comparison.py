@@ -14,8 +14,8 @@ from lcsc_opt.analysis.history import Floats, StudyHistory, ema_beside, relative
 from lcsc_opt.analysis.names import BASELINES, is_ours, label, split_name
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.analysis.second import Second
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients import effective_count, sum_abs
-from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.study_store import StoredStudy
 
 __all__ = [

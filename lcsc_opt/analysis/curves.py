@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
 from lcsc_opt.analysis.names import label
-from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 
 AXES = {
     "evaluations": "evaluations",

@@ -17,7 +17,7 @@ from lcsc_opt.analysis.curves import improvements
 from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
 from lcsc_opt.analysis.names import is_search, split_name
 from lcsc_opt.analysis.reader import HistoryReader
-from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,

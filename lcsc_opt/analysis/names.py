@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.plane import LANDSCAPE
 
 BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}

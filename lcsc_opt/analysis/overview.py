@@ -11,7 +11,7 @@ from lcsc_opt.analysis.comparison import describe_coefficients, summaries_of
 from lcsc_opt.analysis.history import PARTS, StudyHistory
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.analysis.search import OTHER, seconds_outside
-from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.study_store import StoredStudy
 
 

@@ -26,8 +26,9 @@ from optuna.trial import TrialState
 from lcsc_opt.analysis.history import TRIAL, Floats, StudyHistory, is_finished
 from lcsc_opt.analysis.names import is_ours, is_search, split_name
 from lcsc_opt.analysis.parsing import Rows, parse, seconds, with_attributes, with_trials
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.settings import near_miss
 from lcsc_opt.database import in_database
-from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.lease import Holder, has_table, holders
 from lcsc_opt.study_rows import (
     ARTIFACT_PREFIX,
@@ -39,7 +40,6 @@ from lcsc_opt.study_rows import (
     TRIALS,
     VALUES,
 )
-from lcsc_opt.study_spec import near_miss
 
 BATCH = 400  # conditions of one statement, which databases limit
 FIXED_ATTRIBUTES = ("steps", "specification", "forked_from")

@@ -22,7 +22,7 @@ from lcsc_opt.analysis.study_plots import (
     shape_figure,
     times_figure,
 )
-from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 
 
 def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lcsc_opt.analysis.look import CONFIG
-from lcsc_opt.errors import FigureError
+from lcsc_opt.base.errors import FigureError
 
 IMAGES = (".png", ".svg", ".pdf")
 SUFFIXES = (*IMAGES, ".html", ".json")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lcsc_opt.errors import LcscError, TrajectoryError
+from lcsc_opt.base.errors import LcscError, TrajectoryError
 
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5

@@ -11,9 +11,9 @@ from typing import Any
 
 import typer
 
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.cli import dashboard, doctor, exports, landscape, profile, results, studies, trajectory
 from lcsc_opt.cli.output import complain
-from lcsc_opt.errors import LcscError
 
 app = typer.Typer(
     name="lcsc",

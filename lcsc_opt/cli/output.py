@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lcsc_opt.study_spec import DEFAULT_STORAGE
+from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 STORAGE_HELP = "Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db."
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lcsc_opt.catalog import find
+from lcsc_opt.base.catalog import find
+from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli.output import Format, console, number, print_json, say, storage_url, table
-from lcsc_opt.study_spec import read_study_file
 
 if TYPE_CHECKING:  # torch is imported where a study is profiled
     from lcsc_opt.profiling import Part, Profile, Tried

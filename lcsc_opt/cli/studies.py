@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from lcsc_opt.catalog import SUFFIXES, entries, find
+from lcsc_opt.base.catalog import SUFFIXES, entries, find
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
 from lcsc_opt.database import masked, open_storage
-from lcsc_opt.study_spec import BudgetSpec, OptimizerSpec, StudySpec, parse_settings, read_study_file
 from lcsc_opt.study_store import StoredStudy, study_names
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]

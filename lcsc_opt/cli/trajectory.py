@@ -68,7 +68,7 @@ def truncate(
     after: Annotated[int, typer.Option("--after", min=0, help="The last step to keep.")],
 ) -> None:
     """Drop the checkpoints after a step, as where training begins again from there; nothing else is touched."""
-    from lcsc_opt.errors import TrajectoryError
+    from lcsc_opt.base.errors import TrajectoryError
     from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
     steps = Trajectory.open(path).steps  # says what is wrong with a path that is none

@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from werkzeug.wrappers import Request, Response
 
-from lcsc_opt.progress import notice
+from lcsc_opt.base.progress import notice
 
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 CALLBACKS = "/_dash-update-component"  # the only thing of a page that is posted to; it reads

@@ -20,10 +20,10 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.shared_data import SharedDataMiddleware
 from werkzeug.wrappers import Request, Response
 
-from lcsc_opt.catalog import entries, load_file
+from lcsc_opt.base.catalog import entries, load_file
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.database import masked
-from lcsc_opt.errors import LcscError
-from lcsc_opt.progress import notice
 
 if TYPE_CHECKING:
     import dash

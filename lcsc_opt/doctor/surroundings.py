@@ -17,10 +17,10 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 
 from lcsc_opt.analysis.artifacts import artifact_directory
+from lcsc_opt.base.errors import LcscError, StudyMismatchError, StudyStoreError, TrajectoryError
 from lcsc_opt.database import BUSY_SECONDS, masked
 from lcsc_opt.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
 from lcsc_opt.doctor.rows import StudyRows
-from lcsc_opt.errors import LcscError, StudyMismatchError, StudyStoreError, TrajectoryError
 from lcsc_opt.experiment import Experiment, experiments
 from lcsc_opt.lease import Holder, has_table
 from lcsc_opt.objective import Objective

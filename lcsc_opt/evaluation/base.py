@@ -13,10 +13,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from lcsc_opt.errors import LcscError
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.spans import EVALUATE, span
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Candidate, Evaluation
-from lcsc_opt.spans import EVALUATE, span
 
 Value = TypeVar("Value")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from lcsc_opt.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 CPU = "cpu"

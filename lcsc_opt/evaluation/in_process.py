@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.evaluation.base import Outcome, evaluate_safely
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Candidate
 
 
 class InProcessEvaluator:

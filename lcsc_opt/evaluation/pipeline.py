@@ -13,9 +13,9 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from lcsc_opt.base.records import Candidate, Coefficients, Cost
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked, evaluate_safely
 from lcsc_opt.objective import Objective, StagedObjective
-from lcsc_opt.records import Candidate, Coefficients, Cost
 
 Value = TypeVar("Value")
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.devices import cores
 from lcsc_opt.evaluation.worker import READY, Answer, Job, Kind, WorkerSettings, serve
 from lcsc_opt.objective import Objective
-from lcsc_opt.progress import notice
-from lcsc_opt.records import Candidate
 
 DIED = "the worker process died (killed, or out of memory)"
 MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 import torch
 
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import SEARCH
 from lcsc_opt.metrics import Scores
-from lcsc_opt.progress import notice
-from lcsc_opt.records import SEARCH
 from lcsc_opt.sampling import Sampler
 
 AUTO: Literal["auto"] = "auto"

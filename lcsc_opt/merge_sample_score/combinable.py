@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lcsc_opt.records import Coefficients
+from lcsc_opt.base.records import Coefficients
 
 
 class Combinable(Protocol):

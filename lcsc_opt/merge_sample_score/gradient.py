@@ -11,8 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import Candidate
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Candidate
 
 HEADROOM = 4  # bits between the largest gradient in a pixel and one, for the sums that half types make of them
 

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.blas import blas_threads
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.merge_sample_score.batching import AUTO
 from lcsc_opt.merge_sample_score.combinable import Combinable, DifferentiableCombinable
 from lcsc_opt.merge_sample_score.gradient import KeptGraph, WeightGradient, says_out_of_memory
@@ -23,8 +25,6 @@ from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.objective import Objective
-from lcsc_opt.progress import notice
-from lcsc_opt.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help

@@ -9,15 +9,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, JsonValue, field_validator
 
+from lcsc_opt.base.paths import cache_directory, given_path
+from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.merge_sample_score.batching import AUTO, largest_batch, smaller_batch
 from lcsc_opt.merge_sample_score.combinable import Combinable
 from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.metrics.scores import Scores, build_scores
 from lcsc_opt.metrics.second import published_second
-from lcsc_opt.objective import cache_directory, given_path
 from lcsc_opt.sampling import ImageNoise, Sampler
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
-from lcsc_opt.study_spec import FrozenModel
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import open_or_pack
 from lcsc_opt.trajectory.selection import Selection

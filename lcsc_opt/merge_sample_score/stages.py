@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Cost
+from lcsc_opt.base.spans import span
 from lcsc_opt.metrics.parts import FeaturePart
-from lcsc_opt.records import Cost
-from lcsc_opt.spans import span
 
 Back = dict[str, npt.NDArray[np.floating[Any]]]
 """Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""

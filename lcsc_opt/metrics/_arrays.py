@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 
 Array = npt.NDArray[np.float64]
 

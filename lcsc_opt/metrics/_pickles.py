@@ -12,7 +12,7 @@ import pickletools
 from collections.abc import Callable
 from typing import Any
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 
 MAX_BYTES = 2**30
 Find = Callable[[str, str], Any]

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics._torchscript import is_torchscript, read_torchscript
-from lcsc_opt.progress import notice
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 
 def torch_fidelity_module(name: str) -> Any:

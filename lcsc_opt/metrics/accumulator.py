@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.comparison import Features
 from lcsc_opt.metrics.features import (
     ClassifyingExtractor,

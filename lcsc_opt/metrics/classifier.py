@@ -21,15 +21,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics._network import weights_hash
 from lcsc_opt.metrics.features import FeatureExtractor, extract
 from lcsc_opt.metrics.reference import Reference
 from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
-from lcsc_opt.progress import progress
-from lcsc_opt.seeds import derive_seed
 
 FORMAT = 3  # of the cached file and of the recipe; raised whenever either changes
 HELD_OUT_FRACTION = 0.2

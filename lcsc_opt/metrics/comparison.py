@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics._weights import torch_fidelity_module
 from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient

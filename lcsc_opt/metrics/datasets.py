@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.images import ImageArray
-from lcsc_opt.study_spec import FrozenModel, near_miss, parse_settings
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 Split = Literal["train", "test", "val", "unlabeled"]
 # Name → how its constructor is told the split. All keep their images in one array, and check their files' MD5 first.

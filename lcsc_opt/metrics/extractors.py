@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from lcsc_opt.dotted import import_dotted
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.metrics.clip import ClipExtractor
 from lcsc_opt.metrics.dinov2 import DinoV2Extractor
 from lcsc_opt.metrics.features import FeatureExtractor

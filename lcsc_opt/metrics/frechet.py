@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics._arrays import Array, as_covariance, as_features, as_mean
 from lcsc_opt.metrics._factor import Factor
 from lcsc_opt.metrics.statistics import FeatureStatistics

@@ -21,10 +21,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from lcsc_opt.base.archives import check_member, read_member
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics._archives import check_member, read_member
-from lcsc_opt.progress import progress
+from lcsc_opt.base.progress import progress
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 DEEP_MODES = ("I", "F")  # more than 8 bits a channel

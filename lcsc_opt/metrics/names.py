@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
-from lcsc_opt.errors import MetricError
-from lcsc_opt.study_spec import near_miss
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.settings import near_miss
 
 Formula = Literal["fid", "kid", "is", "precision", "recall"]
 FORMULAS: tuple[Formula, ...] = get_args(Formula)

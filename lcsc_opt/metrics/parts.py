@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics.comparison import Comparison, Features, Samples
 from lcsc_opt.metrics.names import MetricName

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, radii
 from lcsc_opt.metrics.statistics import ReferenceStatistics

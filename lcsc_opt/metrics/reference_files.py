@@ -23,13 +23,13 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics._archives import array_members, read_array
+from lcsc_opt.base.archives import array_members, read_array
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics._pickles import read_pickle
 from lcsc_opt.metrics.images import ImageArray
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.statistics import BROKEN_FILE, ReferenceStatistics
-from lcsc_opt.progress import notice
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".pkl")
 EDM2_NAMES = {INCEPTION: "fid", "dinov2": "fd_dinov2"}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.build_reference import ReferenceSetting, build_reference, references_by_extractor
@@ -32,7 +33,6 @@ from lcsc_opt.metrics.names import (
 from lcsc_opt.metrics.parts import FeaturePart, Whole
 from lcsc_opt.metrics.reference import Reference
 from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
-from lcsc_opt.progress import notice
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lcsc_opt.base.archives import array_header, array_members, read_array
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics._archives import array_header, array_members, read_array
 from lcsc_opt.metrics._arrays import Array, as_covariance, as_features, as_mean
 
 LABELS = {"count": "one integer", "extractor": "one string"}

@@ -9,10 +9,10 @@ from typing import Protocol
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients import POWER_EMA_SIGMAS, ema_coefficients, power_ema_coefficients, window_ema_rates
 from lcsc_opt.optimizers.options import check_numbers
 from lcsc_opt.optimizers.parametrization import steps_of
-from lcsc_opt.records import Coefficients
 
 
 class Profiled(Protocol):

@@ -15,10 +15,10 @@ import nevergrad as ng
 import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients import ema_coefficients, normalize, window_ema_rates
 from lcsc_opt.optimizers.options import check, check_count, check_numbers, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import steps_of
-from lcsc_opt.records import Coefficients
 
 SMALLEST_SUM = 0.1  # a child that sums to less would be blown up more than tenfold by the division: drawn again
 

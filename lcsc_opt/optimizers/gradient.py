@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
+from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.records import Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients import CoefficientSpace
-from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import space_of, steps_of
 from lcsc_opt.optimizers.requests import Request, attach_request, evaluation_of, failed, request_of
-from lcsc_opt.records import Coefficients, Evaluation, Noise
 
 Free = npt.NDArray[np.float64]
 """``[d]``: the free vector of a coefficient space, or the coefficients themselves where there is no space."""

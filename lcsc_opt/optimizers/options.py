@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-from lcsc_opt.errors import OptimizerError
+from lcsc_opt.base.errors import OptimizerError
 
 
 def check(valid: bool, name: str, expected: str, value: object) -> None:

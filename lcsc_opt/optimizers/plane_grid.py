@@ -7,6 +7,7 @@ from typing import Any
 
 from nevergrad.optimization.base import ConfiguredOptimizer
 
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.optimizers.ema_grid import ProfileGrid
 from lcsc_opt.optimizers.options import check, is_number, is_whole
 from lcsc_opt.plane import (
@@ -20,7 +21,6 @@ from lcsc_opt.plane import (
     default_corners,
     grid_positions,
 )
-from lcsc_opt.records import Coefficients
 
 
 class Landscape(ConfiguredOptimizer):  # type: ignore[misc]

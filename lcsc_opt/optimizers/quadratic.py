@@ -17,12 +17,12 @@ import nevergrad as ng
 import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
+from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.optimizers.gradient import cosine_directions
 from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import steps_of
 from lcsc_opt.optimizers.quadratic_model import Quadratic, Vector, fitted, second_difference, step_within
 from lcsc_opt.optimizers.requests import Request, attach_request, failed, request_of
-from lcsc_opt.records import Coefficients, Noise
 
 NOISE_GROUP = "quadratic"
 DEFAULT_DIRECTIONS = 80

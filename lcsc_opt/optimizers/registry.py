@@ -11,8 +11,11 @@ from typing import Any
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
+from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.base.settings import near_miss
+from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients import CoefficientSpace
-from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
@@ -21,8 +24,6 @@ from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_a
 from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 from lcsc_opt.plane import LANDSCAPE
-from lcsc_opt.seeds import derive_seed
-from lcsc_opt.study_spec import OptimizerSpec, near_miss
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
     "LCSC": LCSC,

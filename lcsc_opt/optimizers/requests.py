@@ -11,7 +11,7 @@ import dataclasses
 import nevergrad as ng
 import numpy as np
 
-from lcsc_opt.records import SEARCH, Candidate, Evaluation, Noise
+from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, Noise
 
 REQUEST, EVALUATION = "lcsc_request", "lcsc_evaluation"  # in Nevergrad's place for what belongs to an optimizer
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from lcsc_opt.base.spans import ASK, DATABASE, EVALUATE, FEATURES, MERGE, OF_EVALUATION, SAMPLE, TELL
 from lcsc_opt.profiling.trials import TrialTimes
-from lcsc_opt.spans import ASK, DATABASE, EVALUATE, FEATURES, MERGE, OF_EVALUATION, SAMPLE, TELL
 
 OPTIMIZER, OTHER = "optimizer", "other"
 Unit = Literal["GB/s", "GFLOP/s"]

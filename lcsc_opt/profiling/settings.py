@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from lcsc_opt.catalog import load_objective
+from lcsc_opt.base.catalog import load_objective
+from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients import default_origin
-from lcsc_opt.errors import LcscError, ObjectiveError
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.batching import free_memory, images_per_second, largest_batch
-from lcsc_opt.objective import cache_directory
 from lcsc_opt.plan import StudyPlan
 from lcsc_opt.profiling.study import sampling_device, sampling_settings
-from lcsc_opt.progress import progress
-from lcsc_opt.records import Candidate
-from lcsc_opt.study_spec import ObjectiveSpec
 
 Settings = Mapping[str, Any]
 ROUNDS = 2  # in which the study's own way and the other one are measured in turns

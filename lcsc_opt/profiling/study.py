@@ -11,9 +11,13 @@ from typing import Any
 import torch
 
 from lcsc_opt.analysis.comparison import BASELINES
-from lcsc_opt.catalog import find, load_file
+from lcsc_opt.base.catalog import find, load_file
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.spans import FEATURES, SAMPLE
+from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.coefficients import default_origin
-from lcsc_opt.errors import LcscError
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective import Objective
@@ -25,11 +29,7 @@ from lcsc_opt.profiling.parts import Profile, Work, divide
 from lcsc_opt.profiling.trace import write_trace
 from lcsc_opt.profiling.trials import TrialTimes, run_trials, throw_away_database
 from lcsc_opt.profiling.work import operations_per_image
-from lcsc_opt.progress import notice
-from lcsc_opt.records import SEARCH
 from lcsc_opt.sampling.network import DTYPES
-from lcsc_opt.spans import FEATURES, SAMPLE
-from lcsc_opt.study_spec import StudySpec
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.manifest import WEIGHTS
 

@@ -10,8 +10,8 @@ import torch
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from lcsc_opt.errors import StudySpecError
-from lcsc_opt.spans import listening
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.spans import listening
 
 
 def check_trace_file(file: Path) -> None:

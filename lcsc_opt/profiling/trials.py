@@ -14,13 +14,13 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from lcsc_opt.base.errors import SearchFailedError
+from lcsc_opt.base.records import Cost
+from lcsc_opt.base.spans import listening
+from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import SearchFailedError
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.plan import StudyPlan
-from lcsc_opt.records import Cost
-from lcsc_opt.spans import listening
-from lcsc_opt.study_spec import BudgetSpec
 from lcsc_opt.study_store import StoredStudy
 
 WARM_UP = 1  # trials before those that count: they draw the noise, read the store, choose kernels, compile
@@ -34,7 +34,7 @@ class TrialTimes:
         trials: how many were measured.
         failed: how many of them failed.
         seconds: of wall-clock time from the end of one to the end of the next.
-        cost: name → mean of what :class:`~lcsc_opt.records.Cost` says.
+        cost: name → mean of what :class:`~lcsc_opt.base.records.Cost` says.
         spans: name of a span → mean of its seconds.
     """
 

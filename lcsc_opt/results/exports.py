@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.objective import Objective
-from lcsc_opt.progress import notice
 from lcsc_opt.results.model_folder import check_fits, config_of, read_config, write_folder
 from lcsc_opt.results.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
 from lcsc_opt.study_store import StoredStudy

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.objective import Objective
 from lcsc_opt.results.recipe import FILE
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.results.exports import Destination, write
 from lcsc_opt.results.model_folder import read_config
 from lcsc_opt.results.recipe import LoraNaming, Recipe

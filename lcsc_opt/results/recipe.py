@@ -15,10 +15,10 @@ import pydantic
 
 import lcsc_opt
 from lcsc_opt.analysis.compared import compared_trials
-from lcsc_opt.environment import environment
-from lcsc_opt.errors import CheckpointError, ObjectiveError, StudyMismatchError, StudyStoreError
+from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchError, StudyStoreError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Coefficients
 from lcsc_opt.study_store import StoredStudy
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lcsc_opt.records import Noise
+from lcsc_opt.base.records import Noise
 
 
 class Sampler(Protocol):

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.noise import ImageNoise

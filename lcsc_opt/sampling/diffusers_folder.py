@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import prepare_torchvision
 
 COMPONENTS = ("unet", "unet_ema", "transformer", "transformer_ema")
 Config = dict[str, Any]

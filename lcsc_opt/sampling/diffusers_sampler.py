@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.labels import ClassLabels, Guidance
 from lcsc_opt.sampling.latents import LatentDecoder

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
 from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.labels import ClassLabels

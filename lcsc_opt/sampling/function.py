@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lcsc_opt.dotted import source_sha256
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import source_sha256
+from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.differentiation import DifferentiableWeights, recomputed_calls
 from lcsc_opt.sampling.labels import ClassLabels
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, raised

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.noise import ImageNoise
 
 Labels = Literal["balanced", "random"] | int

@@ -15,8 +15,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import HELD_OUT, Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.sampling.differentiation import (
     DifferentiableWeights,
     ModuleWeights,

@@ -9,10 +9,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.sampling.differentiation import recomputed
 from lcsc_opt.sampling.network import weights_sha256
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 
 class LatentDecoder(nn.Module):

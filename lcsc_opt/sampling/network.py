@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed
 
 Dtype = Literal["fp32", "bf16", "fp16"]

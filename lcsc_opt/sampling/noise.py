@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcsc_opt.records import Noise
-from lcsc_opt.seeds import derive_seed
+from lcsc_opt.base.records import Noise
+from lcsc_opt.base.reproducibility import derive_seed
 
 CACHE_BYTES = 256 * 2**20
 

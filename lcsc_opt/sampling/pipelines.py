@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
 
 CACHE_BYTES = 4 * 2**30
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.study_spec import FrozenModel, near_miss
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.settings import FrozenModel, near_miss
 
 SchedulerName = Literal[
     "ddpm",

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcsc_opt.errors import TrajectoryError
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.training.running import Training, train, training_key
 from lcsc_opt.trajectory import Trajectory
 

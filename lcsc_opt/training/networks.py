@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.imports import prepare_torchvision
 
 
 def small_unet(image_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.errors import TrajectoryError
-from lcsc_opt.progress import progress
-from lcsc_opt.seeds import derive_seed
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.manifest import MANIFEST
 

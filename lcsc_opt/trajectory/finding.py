@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lcsc_opt.errors import CheckpointError, TrajectoryError
-from lcsc_opt.progress import notice
+from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.formats import TORCH_SUFFIXES, checkpoint_series
 from lcsc_opt.trajectory.formats.contents import Refused
 from lcsc_opt.trajectory.formats.folders import find_weights

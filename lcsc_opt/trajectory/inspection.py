@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import CheckpointError, TrajectoryError
-from lcsc_opt.progress import progress
+from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.progress import progress
 from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.trajectory.formats import checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.trajectory.formats.names import numbered_step

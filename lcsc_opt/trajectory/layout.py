@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load
 MOST_SCALARS = 2**48  # of one tensor

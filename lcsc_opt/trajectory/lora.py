@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.errors import CheckpointError, TrajectoryError
-from lcsc_opt.progress import notice
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.formats import read_metadata
 from lcsc_opt.trajectory.formats.contents import Refused
 from lcsc_opt.trajectory.formats.folders import find_weights

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.combining import StateDict
 from lcsc_opt.trajectory.lora import LoraAlphas, trajectory_alphas
 from lcsc_opt.trajectory.lora_names import LoraModule, check_factors, lora_modules

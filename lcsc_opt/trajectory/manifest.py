@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 import pydantic
 
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
-from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.layout import (
     ALIGNMENT,

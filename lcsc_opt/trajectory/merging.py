@@ -23,7 +23,7 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import functional
 
-from lcsc_opt.errors import CoefficientsError
+from lcsc_opt.base.errors import CoefficientsError
 
 BLOCK_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
 TILES_AT_ONCE = 8  # that a thread takes

@@ -15,9 +15,9 @@ from types import TracebackType
 
 from torch import Tensor
 
+from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.base.files import only_process, sync_folder
-from lcsc_opt.errors import CheckpointError, TrajectoryError
-from lcsc_opt.progress import notice, progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed, several_series

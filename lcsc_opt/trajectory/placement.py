@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from lcsc_opt.errors import TrajectoryError
-from lcsc_opt.progress import notice
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory import sources
 from lcsc_opt.trajectory.layout import Segment
 from lcsc_opt.trajectory.memory import available_bytes

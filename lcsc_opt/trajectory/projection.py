@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.merging import Tile, accumulator
 

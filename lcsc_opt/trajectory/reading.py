@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.memory import PAGE
 
 READERS = 4  # threads; a disk has work while one of them waits for the other

@@ -23,9 +23,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
-from lcsc_opt.progress import progress
-from lcsc_opt.records import Coefficients
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.trajectory.combining import StateDict
 from lcsc_opt.trajectory.formats import read_checkpoint
 from lcsc_opt.trajectory.layout import Layout, TensorSpec, check_same, empty, plan, row_sha256

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.differences import ErrorSample, StoredLayout
 from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks, row_runs
 from lcsc_opt.trajectory.manifest import REFERENCE, Manifest

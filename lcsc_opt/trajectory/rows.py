@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import differences
 from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.layout import Layout, Segment, TensorSpec, empty, from_bytes, row_sha256

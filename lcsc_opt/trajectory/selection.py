@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 
 SHOWN_STEPS = 6
 

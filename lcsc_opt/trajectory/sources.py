@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from lcsc_opt.progress import progress
+from lcsc_opt.base.progress import progress
 from lcsc_opt.trajectory.layout import Segment
 from lcsc_opt.trajectory.memory import PAGE, page_aligned
 from lcsc_opt.trajectory.reading import Piece, Reader, Reading

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.layout import Layout, WholeRow, flat_bytes
 
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import TrajectoryError
-from lcsc_opt.progress import progress
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import progress
 from lcsc_opt.trajectory import merging, placement, projection
 from lcsc_opt.trajectory.combining import Combining, StateDict
 from lcsc_opt.trajectory.layout import TensorSpec, segments

@@ -10,8 +10,8 @@ from types import TracebackType
 
 from torch import Tensor, nn
 
-from lcsc_opt.errors import TrajectoryError
-from lcsc_opt.progress import notice
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.formats import strip_wrappers
 from lcsc_opt.trajectory.layout import Layout

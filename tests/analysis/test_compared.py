@@ -20,8 +20,8 @@ from lcsc_opt.analysis.history import StudyHistory
 from lcsc_opt.analysis.patterns import improved_trials
 from lcsc_opt.analysis.ranking import cost_to_reach, ranking
 from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.database import open_storage
-from lcsc_opt.records import HELD_OUT, SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.study_store import StoredStudy
 
 FRESH = Noise("search", 7)

@@ -24,8 +24,8 @@ from lcsc_opt.analysis.comparison import (
     summaries,
     summarize,
 )
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import StudyStoreError
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from lcsc_opt.analysis.curves import (
     thinned,
     wall_clock,
 )
-from lcsc_opt.errors import StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 
 losses = st.lists(st.one_of(st.none(), st.floats(0.1, 100)), min_size=1, max_size=25)
 

@@ -18,8 +18,8 @@ from lcsc_opt.analysis.landscape import MOST_CANDIDATES, Landscape, LandscapeRea
 from lcsc_opt.analysis.landscape_plots import heights_of, landscape_figure
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.analysis.views import study_figures
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database import open_storage
-from lcsc_opt.errors import StudyStoreError
 from lcsc_opt.report import report
 
 HOSTILE = "<script>alert(1)</script>"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from lcsc_opt.analysis.writing import WIDTH, write_figure, write_figures
-from lcsc_opt.errors import FigureError
+from lcsc_opt.base.errors import FigureError
 
 needs_browser = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")),

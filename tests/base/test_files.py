@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from lcsc_opt.base.errors import MetricError, TrajectoryError
 from lcsc_opt.base.files import is_pending, only_process, replacing, try_lock, unlock, write_atomically
-from lcsc_opt.errors import MetricError, TrajectoryError
 
 
 def names(folder: Path) -> list[str]:

@@ -46,7 +46,7 @@ from pathlib import Path
 import numpy as np
 
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Cost, Evaluation
+from lcsc_opt.base.records import Cost, Evaluation
 
 CALLS = Path("calls.txt")
 

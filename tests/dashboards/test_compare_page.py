@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dashboard_site import Site, add_result, write_study, written
 
-from lcsc_opt.catalog import find, load_file
+from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.dashboard_server import parts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own

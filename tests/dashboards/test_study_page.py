@@ -65,7 +65,7 @@ def test_the_second_feature_space_and_its_warning_are_said(url: str) -> None:
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:
     import numpy as np
 
-    from lcsc_opt.records import Candidate, Cost, Evaluation, Noise
+    from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise
 
     study = write_study(url, "digits/LCSCGradient/0", [], ended=False)
     key = study.add_candidate(Candidate(np.array([0.0, 0.0, 1.0]), images=4, noise=Noise("gradient", 1)))
@@ -78,7 +78,7 @@ def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None
 def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> None:
     import numpy as np
 
-    from lcsc_opt.records import Candidate
+    from lcsc_opt.base.records import Candidate
 
     study = write_study(url, "digits/LCSC/0", [4.0, 3.0, 2.0], ended=False)
     with study.hold():

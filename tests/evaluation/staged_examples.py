@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective import Objective
-from lcsc_opt.records import Candidate, Coefficients, Cost, Evaluation
 
 STEPS = (1, 2, 3)
 IMAGES = 12

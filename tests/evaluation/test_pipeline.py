@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from staged_examples import Slow, Stages, candidate
 
+from lcsc_opt.base.records import Evaluation
 from lcsc_opt.evaluation import Failure, Pipeline, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction
-from lcsc_opt.records import Evaluation
 
 
 def test_a_pipeline_gives_what_the_objective_gives() -> None:

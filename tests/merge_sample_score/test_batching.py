@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcsc_opt.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.records import SEARCH, Noise
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.merge_sample_score import batching
 from lcsc_opt.merge_sample_score.batching import fastest_size, images_per_second, largest_batch, smaller_batch
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
-from lcsc_opt.records import SEARCH, Noise
-from lcsc_opt.study_spec import parse_settings
 
 CPU = torch.device("cpu")
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lcsc_opt.errors import LcscError, TrajectoryError
+from lcsc_opt.base.errors import LcscError, TrajectoryError
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
-from lcsc_opt.study_spec import parse_settings
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
 from lcsc_opt.metrics.kernel import SUBSET_SIZE, SUBSETS
 from lcsc_opt.metrics.names import FORMULAS
@@ -14,7 +15,6 @@ from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD
 from lcsc_opt.metrics.reference import Reference
 from lcsc_opt.metrics.scores import build_scores
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 SAMPLES, REAL = 48, 40
 THEIR_NAMES = {

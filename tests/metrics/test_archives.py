@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from lcsc_opt.errors import MetricError
-from lcsc_opt.metrics._archives import array_header, array_members, check_member, read_array, read_member
+from lcsc_opt.base.archives import array_header, array_members, check_member, read_array, read_member
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.images import ImageFiles
 from lcsc_opt.metrics.reference_files import read_reference_file
 from lcsc_opt.metrics.statistics import ReferenceStatistics

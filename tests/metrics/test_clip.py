@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics._torchscript import read_torchscript
 from lcsc_opt.metrics._weights import read_weights

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor, FeatureStatistics, FrechetReference, extract
 from lcsc_opt.metrics.digits import digits_images, digits_labels, train_digits_network
 

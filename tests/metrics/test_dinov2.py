@@ -4,7 +4,7 @@ import network_files
 import pytest
 import torch
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor
 from lcsc_opt.metrics.dinov2 import DinoV2Extractor, GatedLayers, VisionTransformer
 from lcsc_opt.metrics.graphs import features_with_graph

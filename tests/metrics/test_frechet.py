@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureStatistics, FrechetReference, frechet_distance
 from lcsc_opt.metrics._factor import BLOCK, Factor
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 seeds = st.integers(0, 2**32 - 1)
 dimensions = st.integers(1, 12)

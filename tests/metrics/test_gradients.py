@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, Reference, ReferenceStatistics, Scores, View, extract, kernel
 from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lcsc_opt.errors import MetricError, StudySpecError
+from lcsc_opt.base.errors import MetricError, StudySpecError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics._network import to_bytes
 from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
 from lcsc_opt.metrics.images import ImageArray, ImageFiles
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 
 def pixels(count=5, height=6, width=8, channels=3, seed=0):

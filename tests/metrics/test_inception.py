@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt import torchvision_import
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base import imports as torchvision_import
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureExtractor, extract
 from lcsc_opt.metrics._network import to_bytes, to_levels
 from lcsc_opt.metrics.features import ClassifyingExtractor
 from lcsc_opt.metrics.graphs import features_with_graph
 from lcsc_opt.metrics.inception import InceptionExtractor
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 
 @pytest.fixture(scope="module")

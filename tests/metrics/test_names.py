@@ -2,7 +2,7 @@
 
 import pytest
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.names import FORMULAS, MetricName, parse_loss, parse_names
 
 

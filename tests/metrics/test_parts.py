@@ -8,7 +8,7 @@ import torch
 from test_scores import Classifier, Pixels, both, images, reference, score, statistics
 from test_second import Doubled, second
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores, View
 
 COUNT = 43

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch.nn import functional
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, extract
 from lcsc_opt.metrics.classifier import ClassifierExtractor, reference_of
 from lcsc_opt.metrics.photographs import photographs_crops, photographs_parts, train_photographs_network

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.build_reference import build_reference, references_by_extractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 D = 12
 

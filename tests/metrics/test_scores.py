@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View, frechet_distance
 from lcsc_opt.metrics.scores import build_scores
 

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_scores import Pixels, both, images, reference, score, statistics
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Scores, View, frechet_distance
 from lcsc_opt.metrics import second as module
 from lcsc_opt.metrics.clip import ClipExtractor

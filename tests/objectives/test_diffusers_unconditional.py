@@ -8,9 +8,9 @@ import torch
 from image_objectives import build, check
 from unet_examples import unet
 
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients import ema_coefficients
-from lcsc_opt.errors import ObjectiveError, StudySpecError
-from lcsc_opt.records import SEARCH
 from lcsc_opt.sampling.schedulers import without_deprecations
 
 FILE = "diffusers_unconditional.py"

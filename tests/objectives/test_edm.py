@@ -9,9 +9,9 @@ import torch
 from edm_networks import TinyPrecond, tiny, write_snapshot
 from image_objectives import build, check
 
-from lcsc_opt.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.records import SEARCH
 from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.records import SEARCH
 from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 from lcsc_opt.trajectory import pack
 

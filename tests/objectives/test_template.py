@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from image_objectives import build, check
 
-from lcsc_opt.catalog import load_file
+from lcsc_opt.base.catalog import load_file
 
 TEMPLATE = Path(__file__).parents[2] / "objectives" / "template.py"
 

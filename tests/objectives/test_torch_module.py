@@ -8,8 +8,8 @@ import pytest
 import torch
 from image_objectives import build, check
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import SEARCH
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import SEARCH
 
 MODULE = """
 import torch

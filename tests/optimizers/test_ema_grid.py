@@ -6,6 +6,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
+from lcsc_opt.base.errors import CoefficientsError, OptimizerError
 from lcsc_opt.coefficients import (
     POWER_EMA_SIGMAS,
     AffineSpace,
@@ -14,7 +15,6 @@ from lcsc_opt.coefficients import (
     power_ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.errors import CoefficientsError, OptimizerError
 from lcsc_opt.optimizers import EMAGrid, PowerEMAGrid, coefficient_array
 
 STEPS = tuple(range(100, 2100, 100))

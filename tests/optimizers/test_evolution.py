@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcsc_opt.base.errors import CoefficientsError, OptimizerError
 from lcsc_opt.coefficients import (
     PAPER_EMA_RATES,
     AffineSpace,
@@ -21,7 +22,6 @@ from lcsc_opt.coefficients import (
     ema_coefficients,
     window_ema_rates,
 )
-from lcsc_opt.errors import CoefficientsError, OptimizerError
 from lcsc_opt.optimizers import LCSC, coefficient_array
 
 STEPS = tuple(range(100, 2100, 100))

@@ -12,6 +12,8 @@ import pytest
 from scipy.fft import dct
 from scipy.optimize import minimize
 
+from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients import (
     AffineSpace,
     CoefficientSpace,
@@ -20,11 +22,9 @@ from lcsc_opt.coefficients import (
     default_origin,
     principal_basis,
 )
-from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers import LCSCGradient, coefficient_array
 from lcsc_opt.optimizers.gradient import FEWEST_CHECKS, cosine_directions, still_falling
 from lcsc_opt.optimizers.requests import Request, attach_evaluation, attach_request, request_of
-from lcsc_opt.records import SEARCH, Coefficients, Evaluation, Noise
 
 STEPS = tuple(range(100, 2100, 100))
 COUNT = len(STEPS)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import nevergrad as ng
 import pytest
 
+from lcsc_opt.base.records import HELD_OUT, Evaluation, Noise
 from lcsc_opt.optimizers import Request, attach_evaluation
 from lcsc_opt.optimizers.requests import failed
-from lcsc_opt.records import HELD_OUT, Evaluation, Noise
 
 
 @pytest.mark.parametrize(

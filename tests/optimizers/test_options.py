@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.errors import OptimizerError
+from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.optimizers.options import check_count, check_numbers, check_positive, is_number, is_whole
 
 

@@ -9,6 +9,9 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
+from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.records import SEARCH, Coefficients, Cost, Evaluation
+from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients import (
     AffineSpace,
     CoefficientSpace,
@@ -17,12 +20,9 @@ from lcsc_opt.coefficients import (
     default_origin,
     principal_basis,
 )
-from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers import LCSCQuadratic, build_optimizer, coefficient_array
 from lcsc_opt.optimizers.quadratic import NOISE_GROUP, waves
 from lcsc_opt.optimizers.requests import Request, attach_evaluation, attach_request, request_of
-from lcsc_opt.records import SEARCH, Coefficients, Cost, Evaluation
-from lcsc_opt.study_spec import OptimizerSpec
 
 STEPS = tuple(range(100, 4100, 100))
 COUNT = len(STEPS)

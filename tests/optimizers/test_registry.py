@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.records import Evaluation
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients import (
     AffineSpace,
     CoefficientSpace,
@@ -25,7 +29,6 @@ from lcsc_opt.coefficients import (
     principal_basis,
     window_ema_rates,
 )
-from lcsc_opt.errors import OptimizerError
 from lcsc_opt.optimizers import (
     LCSC,
     OURS,
@@ -37,9 +40,6 @@ from lcsc_opt.optimizers import (
     register,
     request_of,
 )
-from lcsc_opt.records import Evaluation
-from lcsc_opt.seeds import derive_seed
-from lcsc_opt.study_spec import OptimizerSpec
 
 STEPS = tuple(range(100, 2100, 100))
 ORIGIN = default_origin(STEPS)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from profiled_study import OPERATIONS, SIDE, WIDTH, write_image_study
 
-from lcsc_opt.catalog import load_objective
+from lcsc_opt.base.catalog import load_objective
+from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.coefficients import ema_coefficients
 from lcsc_opt.objective import Objective
 from lcsc_opt.profiling.work import operations_per_image
-from lcsc_opt.study_spec import read_study_file
 
 
 def load(folder: Path) -> Objective:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import HELD_OUT, SEARCH, Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, Sampler, noise_levels
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 SHAPE = (1, 4, 4)
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0

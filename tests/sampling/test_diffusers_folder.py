@@ -8,7 +8,7 @@ import pytest
 import torch
 from unet_examples import unet
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import DiffusersFolder
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from unet_examples import unet
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import HELD_OUT, SEARCH, Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import ClassLabels, DiffusersSampler, Guidance, ImageNoise, NetworkSettings
 from lcsc_opt.sampling.schedulers import SCHEDULERS, build_scheduler, without_deprecations
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import HELD_OUT, SEARCH, Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import (
     ClassLabels,
     DiffusersSampler,

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.dotted import import_dotted
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import HELD_OUT, SEARCH
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.sampling import ClassLabels, FunctionSampler, ImageNoise, NetworkSettings
 
 NOISE = ImageNoise(0)

@@ -10,7 +10,7 @@ import pytest
 import tiny_pipelines
 import torch
 
-from lcsc_opt.records import SEARCH
+from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
 from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
 from lcsc_opt.sampling.network import NetworkSettings

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from unet_examples import unet
 
-from lcsc_opt.records import SEARCH
+from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
     SCHEDULERS,
     ClassLabels,

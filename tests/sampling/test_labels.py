@@ -6,8 +6,8 @@ import pytest
 import torch
 from unet_examples import unet
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import HELD_OUT, SEARCH, Noise
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import ClassLabels, Guidance, ImageNoise, choose_labels, embedded_labels
 
 NOISE = ImageNoise(0)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import HELD_OUT, SEARCH, SELECTION
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
 from lcsc_opt.sampling.lora_adapter import LoraConversion
@@ -20,7 +21,6 @@ from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.sampling.pipelines import load_pipeline, require_text_to_image
 from lcsc_opt.sampling.prompts import PromptEmbeddings, read_prompts
 from lcsc_opt.sampling.schedulers import without_deprecations
-from lcsc_opt.torchvision_import import prepare_torchvision
 
 prepare_torchvision()
 pytest.importorskip("transformers")

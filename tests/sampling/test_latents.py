@@ -9,8 +9,8 @@ import torch
 import unet_examples  # noqa: F401  # prepares torchvision for diffusers
 from torch import Tensor, nn
 
-from lcsc_opt.errors import ObjectiveError
-from lcsc_opt.records import SEARCH
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
     DiffusersSampler,
     EdmDenoiser,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from unet_examples import unet
 
-from lcsc_opt.errors import ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.network import compile_in_place, compiled
 

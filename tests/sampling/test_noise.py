@@ -12,9 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.records import HELD_OUT, SEARCH, SELECTION, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Noise
+from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling import ImageNoise
-from lcsc_opt.seeds import derive_seed
 
 SHAPE = (2, 3, 3)
 
@@ -91,7 +91,7 @@ def test_image_i_is_a_philox_stream_whose_counter_starts_at_i() -> None:
 
 def test_another_process_draws_the_same_noise() -> None:
     code = (
-        "from lcsc_opt.sampling import ImageNoise; from lcsc_opt.records import Noise; import sys;"
+        "from lcsc_opt.sampling import ImageNoise; from lcsc_opt.base.records import Noise; import sys;"
         "sys.stdout.write(ImageNoise(0).batch(Noise('search'), 3, 5, (2, 3, 3)).numpy().tobytes().hex())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

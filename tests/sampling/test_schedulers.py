@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import pytest
 
-from lcsc_opt.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.sampling import SCHEDULERS, SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.schedulers import SchedulerName
-from lcsc_opt.study_spec import parse_settings
 
 
 def test_every_name_is_a_scheduler() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from training_examples import RECIPES, Recipe, ToyNetwork
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.training import consistency, diffusion, running
 from lcsc_opt.training.running import initialize
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter

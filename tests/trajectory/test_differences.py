@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 from typer.testing import CliRunner
 
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.cli.trajectory import app
-from lcsc_opt.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, differences, pack
 from lcsc_opt.trajectory.inspection import inspect
 from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from trajectory_examples import make_trajectory
 
-from lcsc_opt.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import find_checkpoints, read_checkpoint
 
 

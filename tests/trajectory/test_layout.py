@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, MERGED, arrange, check_same, plan, row_chunks
 
 described = st.dictionaries(

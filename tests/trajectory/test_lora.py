@@ -16,8 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lcsc_opt.errors import CheckpointError, TrajectoryError
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from lcsc_opt.trajectory.lora import LoraAlphas, lora_factors, read_alphas, save_lora, to_diffusers, trajectory_alphas
 from lcsc_opt.trajectory.lora_names import lora_flavour, lora_modules

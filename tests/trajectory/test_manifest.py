@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, differences, memory, merging, placement, reading, sources
 from lcsc_opt.trajectory.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.memory import PAGE, page_aligned

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from trajectory_examples import STEPS, make_trajectory, state_dict
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, projection
 
 K = len(STEPS)

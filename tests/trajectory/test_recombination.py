@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
-from lcsc_opt.errors import CoefficientsError, TrajectoryError
+from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.recombination import (
     CheckpointFiles,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
-from lcsc_opt.errors import CoefficientsError, TrajectoryError
+from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merging
 
 K = len(STEPS)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, row_writing
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from trajectory_examples import same_bits, state_dict
 
-from lcsc_opt.errors import TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, background, row_writing, saving, staging
 
 DTYPES = ("exact", "int8")

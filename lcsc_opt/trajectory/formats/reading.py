@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lcsc_opt.errors import CheckpointError
-from lcsc_opt.progress import notice
+from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.formats.contents import MappedTensors, Record, Refused, TensorRef, is_tensor, kind, shown
 from lcsc_opt.trajectory.formats.folders import find_weights, is_index, read_index
 from lcsc_opt.trajectory.formats.keys import (

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.imports import prepare_torchvision
 
 STEPS = (100, 200, 300)
 Written = dict[int, dict[str, Tensor]]

@@ -49,7 +49,7 @@ def forget_peak() -> None:
 
 def read(path: str) -> dict[str, Any]:
     global watching
-    from lcsc_opt.errors import CheckpointError
+    from lcsc_opt.base.errors import CheckpointError
     from lcsc_opt.trajectory.formats import checkpoint_step, read_checkpoint
 
     events.clear()

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from trajectory_examples import same_bits
 
-from lcsc_opt.errors import CheckpointError
-from lcsc_opt.torchvision_import import prepare_torchvision
+from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
 from lcsc_opt.trajectory.formats import checkpoint_series
 

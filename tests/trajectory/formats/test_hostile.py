@@ -19,7 +19,7 @@ import torch
 from read_in_a_child import in_a_child
 from safetensors.torch import save_file
 
-from lcsc_opt.errors import CheckpointError
+from lcsc_opt.base.errors import CheckpointError
 from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.formats.keys import GUESSED_KEYS
 

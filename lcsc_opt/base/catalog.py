@@ -15,9 +15,11 @@ from types import ModuleType
 from typing import Any, Literal
 
 import lcsc_opt
-from lcsc_opt.errors import CatalogError, LcscError
-from lcsc_opt.objective import Objective, study_directory
-from lcsc_opt.study_spec import ObjectiveSpec, near_miss
+from lcsc_opt.base.errors import CatalogError, LcscError
+from lcsc_opt.base.paths import study_directory
+from lcsc_opt.base.settings import near_miss
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.objective import Objective
 
 Kind = Literal["objectives", "studies", "dashboards"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {"objectives": (".py",), "studies": (".yaml", ".yml"), "dashboards": (".py",)}
@@ -87,7 +89,7 @@ def load_objective(spec: ObjectiveSpec, *, beside: Path | None = None) -> Object
     """Load the objective's file and build the objective.
 
     The study file's folder and the working directory become importable, for what the objective imports; paths in the
-    settings may be relative to either (:func:`lcsc_opt.objective.given_path`).
+    settings may be relative to either (:func:`lcsc_opt.base.paths.given_path`).
 
     Raises:
         CatalogError: when the file cannot be loaded or its ``build`` does not give an objective.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from lcsc_opt.errors import LcscError, ObjectiveError
+from lcsc_opt.base.errors import LcscError, ObjectiveError
 
 
 def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
@@ -54,3 +57,44 @@ def source_sha256(definition: Any) -> str | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return hashlib.sha256(parsed.encode()).hexdigest()
+
+
+STAND_IN = "torchvision._meta_registrations"
+
+
+def prepare_torchvision() -> None:
+    """Import torchvision, with a stand-in for its operator registrations when they cannot be imported.
+
+    To be called before torch-fidelity or a model of diffusers is imported. Does nothing where torchvision is
+    not installed. Raises ImportError, with the remedy, when torchvision cannot be imported even so.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "does not exist" not in str(error):
+            raise _unusable(error) from error
+        _import_with_stand_in()
+
+
+def _import_with_stand_in() -> None:
+    _forget_half_imported()
+    sys.modules[STAND_IN] = ModuleType(STAND_IN, "Stands in for the registrations of operators that did not load.")
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        _forget_half_imported()
+        raise _unusable(error) from error
+
+
+def _forget_half_imported() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def _unusable(error: Exception) -> ImportError:
+    return ImportError(
+        f"torchvision cannot be imported ({error}); install the torchvision that belongs to this torch, "
+        "from the same index"
+    )

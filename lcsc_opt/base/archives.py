@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.errors import MetricError
+from lcsc_opt.base.errors import MetricError
 
 FREE_BYTES = 2**26  # of one member, however well it is compressed
 MOST_INFLATED = 200  # times; pixels and floats are far below, zeros are at 1,030

@@ -6,16 +6,16 @@ where a key or a value looks misspelt. Nothing deeper in the library looks into 
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 
-from lcsc_opt.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.settings import FrozenModel, _shown, near_miss, parse_settings
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
@@ -24,14 +24,7 @@ Tells = Literal["ordered", "as-completed"]
 Spread = Literal["auto", "candidates", "images"]
 Workers = int | Literal["auto"] | tuple[str, ...]
 DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
-Model = TypeVar("Model", bound=pydantic.BaseModel)
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-
-
-class FrozenModel(pydantic.BaseModel):
-    """A validated mapping: frozen, no unknown keys, no guessing of types."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
 
 
 class NameSpec(FrozenModel):
@@ -254,93 +247,4 @@ def parse_study(content: Any, *, source: str) -> StudySpec:
     return parse_settings(StudySpec, content, source=source)
 
 
-def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
-    """Validate a mapping as ``model``, turning every complaint into one line with the path of the key.
-
-    Raises:
-        StudySpecError: ``source: path: what was expected; path: …``.
-    """
-    if not isinstance(content, Mapping):
-        raise StudySpecError(f"{source}: expected a mapping of keys to values, got {_shown(content)}")
-    try:
-        return model.model_validate(dict(content))
-    except pydantic.ValidationError as error:
-        details = error.errors()
-        problems = [_problem(model, detail) for detail in details if not _follows(detail, details)]
-        raise StudySpecError(f"{source}: {'; '.join(dict.fromkeys(problems))}") from error
-
-
-EXPECTED = {
-    "model_type": "a mapping of keys to values",
-    "dict_type": "a mapping of keys to values",
-    "tuple_type": "a list",
-    "list_type": "a list",
-    "too_short": "at least one entry",
-    "invalid_key": "a key that is text",
-    "invalid-json-value": "a text, a number, true, false, a list or a mapping",
-    "recursion_loop": "no alias that contains itself",
-}
 """Pydantic's kinds of errors in a study file's words, where its own speak of Python's types."""
-
-
-def _follows(detail: Any, details: Sequence[Any]) -> bool:
-    """Whether a list is called too short only because its entries are wrong, which is said already."""
-    place = detail["loc"]
-    return detail["type"] == "too_short" and any(
-        other["loc"][: len(place)] == place != other["loc"] for other in details
-    )
-
-
-def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
-    location = [part for part in detail["loc"] if not str(part).startswith("function-")]
-    path = _path(location)
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        known = _keys_at(model, location[:-1])
-        return f"{path}: unknown key{near_miss(str(location[-1]), known)}; expected one of {', '.join(known)}"
-    if kind == "missing":
-        return f"{path}: missing"
-    message = EXPECTED.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = message.replace("String should match pattern", "text that matches")
-    if kind == "value_error":
-        return f"{path}: {message}" if path else message
-    guess = near_miss(str(detail["input"]), _choices(detail)) if kind == "literal_error" else ""
-    return f"{path}: expected {message}, got {_shown(detail['input'])}{guess}"
-
-
-def _choices(detail: Any) -> list[str]:
-    return [part.strip("' ") for part in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
-
-
-def _path(location: Sequence[str | int]) -> str:
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
-
-
-def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys that a mapping at this place of the file may have."""
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            model = _model_in(model.model_fields[part].annotation) or model
-    return list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        return annotation
-    found = (_model_in(part) for part in getattr(annotation, "__args__", ()))
-    return next((part for part in found if part is not None), None)
-
-
-def near_miss(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)``, or nothing when no known name is near."""
-    lowered = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
-    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

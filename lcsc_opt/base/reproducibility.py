@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import importlib.metadata
+import json
 import os
 import platform
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np  # noqa: F401 - loads the BLAS that is described
-from threadpoolctl import threadpool_info
+from threadpoolctl import ThreadpoolController, threadpool_info
 
 PACKAGES = ("lcsc-opt", "torch", "numpy", "scipy", "nevergrad", "cma", "optuna", "torch-fidelity", "diffusers")
 
@@ -48,3 +53,35 @@ def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in values.items() if key != "packages"}, **values.get("packages", {})}
+
+
+def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
+    """A seed for the stream called ``name`` below ``seed``: the first ``bits`` (1 to 256) of a SHA-256.
+
+    63 bits fit what ``torch.Generator.manual_seed`` takes, 32 what ``numpy.random.RandomState`` takes.
+    """
+    text = json.dumps([seed, *name], separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).digest()
+    return int.from_bytes(digest, "big") >> (256 - bits)
+
+
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def blas_threads(count: int | None) -> Iterator[None]:
+    """While this is open, numpy's BLAS has ``count`` threads, or as many as before, and nobody else changes that."""
+    with _lock:
+        if count is None:
+            yield
+        else:
+            with _controller().limit(limits=count, user_api="blas"):
+                yield
+
+
+@functools.cache
+def _controller() -> ThreadpoolController:
+    """Made once: looking for the libraries takes milliseconds."""
+    import numpy as np  # noqa: F401 - loads the BLAS that is to be found
+
+    return ThreadpoolController()
