@@ -28,7 +28,8 @@ from torch import nn
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
-from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
 from lcsc_opt.merge_sample_score import MergeSampleScore

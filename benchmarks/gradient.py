@@ -27,7 +27,7 @@ from common import machine, write_csv
 from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective import Objective
 
 PARTS = ("merge", "sample", "features", "metric")

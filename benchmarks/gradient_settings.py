@@ -33,7 +33,8 @@ from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.coefficients import AffineSpace, default_origin, principal_basis
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace, principal_basis
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.classifier import reference_of

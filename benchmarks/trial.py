@@ -28,7 +28,7 @@ from common import machine, write_json
 from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec, parse_study
-from lcsc_opt.coefficients import default_origin
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.metrics import extract

@@ -30,7 +30,8 @@ from common import machine, write_json
 from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.records import SEARCH, Candidate, Cost
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
-from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import (
     Evaluator,

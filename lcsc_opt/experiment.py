@@ -18,6 +18,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
+from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.evaluation import (
     Evaluator,
     InProcessEvaluator,
@@ -42,7 +43,6 @@ from lcsc_opt.plan import (
     stored_plan,
     total_evaluations,
 )
-from lcsc_opt.plane import LANDSCAPE
 from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
 from lcsc_opt.study_store import StoredStudy, study_names

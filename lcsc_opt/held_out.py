@@ -26,7 +26,7 @@ from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.base.study_file import FailureSpec, HeldOutSpec
-from lcsc_opt.coefficients import default_origin
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective import Objective
 from lcsc_opt.study_store import StoredStudy, TrialKey, study_names

@@ -19,12 +19,7 @@ from lcsc_opt.base.errors import CoefficientsError, ObjectiveError, StudyMismatc
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec
-from lcsc_opt.coefficients import window_ema_rates
-from lcsc_opt.experiment import Experiment
-from lcsc_opt.objective import Objective
-from lcsc_opt.optimizers import configure
-from lcsc_opt.plan import StudyPlan, stored_plan
-from lcsc_opt.plane import (
+from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,
     LANDSCAPE,
@@ -35,6 +30,11 @@ from lcsc_opt.plane import (
     ema_corner,
     grid_positions,
 )
+from lcsc_opt.coefficients.profiles import window_ema_rates
+from lcsc_opt.experiment import Experiment
+from lcsc_opt.objective import Objective
+from lcsc_opt.optimizers import configure
+from lcsc_opt.plan import StudyPlan, stored_plan
 from lcsc_opt.study_store import StoredStudy, study_names
 
 STOP_SHARE = 0.9  # of failed points: far from its corners a plane is expected to hold models that do not sample

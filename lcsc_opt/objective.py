@@ -13,7 +13,7 @@ import numpy.typing as npt
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import cache_directory, given_path, study_directory
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
-from lcsc_opt.coefficients import check_coefficients, check_steps
+from lcsc_opt.coefficients.profiles import check_coefficients, check_steps
 
 __all__ = [
     "Candidate",

@@ -26,15 +26,8 @@ from lcsc_opt.base.study_file import (
     StudySpec,
     Tells,
 )
-from lcsc_opt.coefficients import (
-    AffineSpace,
-    CoefficientSpace,
-    ConvexSpace,
-    PrincipalSpace,
-    default_origin,
-    ema_coefficients,
-    principal_basis,
-)
+from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import workers_for_this_machine
 from lcsc_opt.objective import Objective, StagedObjective

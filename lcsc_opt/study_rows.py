@@ -19,7 +19,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients import effective_count, sum_abs
+from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 
 LARGEST_SUM_ABS = 1e6  # of the parameter that Optuna's plots show; the coefficients themselves have no bound
 ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that describes an artifact

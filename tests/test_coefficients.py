@@ -12,14 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import CoefficientsError
-from lcsc_opt.coefficients import (
+from lcsc_opt.coefficients.profiles import (
     LARGEST_SIGMA_REL,
     PAPER_EMA_RATES,
     POWER_EMA_SIGMAS,
-    AffineSpace,
-    CoefficientSpace,
-    ConvexSpace,
-    PrincipalSpace,
     check_coefficients,
     check_steps,
     close_sum,
@@ -28,9 +24,9 @@ from lcsc_opt.coefficients import (
     normalize,
     power_ema_coefficients,
     power_ema_exponent,
-    principal_basis,
     window_ema_rates,
 )
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 
 seeds = st.integers(0, 2**32 - 1)
 magnitudes = st.sampled_from([1e-12, 1e-3, 1.0, 30.0, 1e3, 1e6, 1e10, 1e15])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
-from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.settings import _located
 from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View, frechet_distance

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import CoefficientsError
-from lcsc_opt.coefficients import ema_coefficients, window_ema_rates
-from lcsc_opt.plane import (
+from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,
     Plane,
@@ -22,6 +21,7 @@ from lcsc_opt.plane import (
     grid_positions,
     parse_corners,
 )
+from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 
 STEPS = tuple(range(100, 2100, 100))
 PLANE = Plane.through((100, "ema:0.99", 2000), STEPS)

@@ -15,7 +15,8 @@ from lcsc_opt.base.errors import ObjectiveError, ReplayError, SearchFailedError,
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective

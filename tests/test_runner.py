@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import ReplayError, SearchFailedError, StudyMismatchError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
-from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective

@@ -23,7 +23,7 @@ from lcsc_opt.analysis.second import Second, second_of, warning_of
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.coefficients import default_origin
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database import open_storage
 from lcsc_opt.held_out import HeldOutPlan, best_trials, score_held_out
 from lcsc_opt.objective import Objective

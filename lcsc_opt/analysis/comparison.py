@@ -15,7 +15,7 @@ from lcsc_opt.analysis.names import BASELINES, is_ours, label, split_name
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.analysis.second import Second
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.coefficients import effective_count, sum_abs
+from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.study_store import StoredStudy
 
 __all__ = [

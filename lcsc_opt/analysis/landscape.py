@@ -18,7 +18,7 @@ from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
 from lcsc_opt.analysis.names import is_search, split_name
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.plane import (
+from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,
     PLANE_ATTRIBUTE,

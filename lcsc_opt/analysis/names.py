@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.plane import LANDSCAPE
+from lcsc_opt.coefficients.plane import LANDSCAPE
 
 BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
 """What the best point of a grid is called in the paper's tables."""

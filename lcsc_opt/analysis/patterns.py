@@ -10,7 +10,7 @@ import numpy as np
 from lcsc_opt.analysis.curves import improvements
 from lcsc_opt.analysis.history import Floats, StudyHistory
 from lcsc_opt.analysis.reader import HistoryReader
-from lcsc_opt.coefficients import effective_count, sum_abs
+from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 
 MOST_IMPROVEMENTS = 60  # rows of the heatmap
 MOST_COLUMNS = 250  # of the heatmap

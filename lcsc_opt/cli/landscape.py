@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
 from lcsc_opt.database import open_storage
-from lcsc_opt.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
 from lcsc_opt.study_store import StoredStudy
 
 

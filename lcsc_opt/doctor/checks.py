@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from lcsc_opt.base.errors import CoefficientsError
-from lcsc_opt.coefficients import check_steps
+from lcsc_opt.coefficients.profiles import check_steps
 from lcsc_opt.doctor.findings import HELD_OUT, NO_REPAIR, NOTHING, SEARCH_ENDED, TELL_INDEX, Finding, shown
 from lcsc_opt.doctor.rows import StudyRows, TrialRows
 from lcsc_opt.plan import StudyPlan

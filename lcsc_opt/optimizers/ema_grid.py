@@ -10,7 +10,7 @@ import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients import POWER_EMA_SIGMAS, ema_coefficients, power_ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.profiles import POWER_EMA_SIGMAS, ema_coefficients, power_ema_coefficients, window_ema_rates
 from lcsc_opt.optimizers.options import check_numbers
 from lcsc_opt.optimizers.parametrization import steps_of
 

@@ -16,7 +16,7 @@ import numpy as np
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients import ema_coefficients, normalize, window_ema_rates
+from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_ema_rates
 from lcsc_opt.optimizers.options import check, check_count, check_numbers, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import steps_of
 

@@ -17,7 +17,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
-from lcsc_opt.coefficients import CoefficientSpace
+from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import space_of, steps_of
 from lcsc_opt.optimizers.requests import Request, attach_request, evaluation_of, failed, request_of

@@ -11,7 +11,7 @@ from nevergrad.parametrization._datalayers import ForwardableOperation
 
 from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients import CoefficientSpace
+from lcsc_opt.coefficients.spaces import CoefficientSpace
 
 DEFAULT_STEP_SIZE = 0.02
 """First spread of a coefficient. Nevergrad's own default of 1 leaves the region where models sample at all."""

@@ -8,9 +8,7 @@ from typing import Any
 from nevergrad.optimization.base import ConfiguredOptimizer
 
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.optimizers.ema_grid import ProfileGrid
-from lcsc_opt.optimizers.options import check, is_number, is_whole
-from lcsc_opt.plane import (
+from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,
     LARGEST_SIZE,
@@ -21,6 +19,8 @@ from lcsc_opt.plane import (
     default_corners,
     grid_positions,
 )
+from lcsc_opt.optimizers.ema_grid import ProfileGrid
+from lcsc_opt.optimizers.options import check, is_number, is_whole
 
 
 class Landscape(ConfiguredOptimizer):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.coefficients import default_origin
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.batching import free_memory, images_per_second, largest_batch
 from lcsc_opt.plan import StudyPlan

@@ -17,7 +17,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.spans import FEATURES, SAMPLE
 from lcsc_opt.base.study_file import StudySpec
-from lcsc_opt.coefficients import default_origin
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective import Objective

@@ -8,7 +8,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.plane import Plane, check_corners, grid_positions
+from lcsc_opt.coefficients.plane import Plane, check_corners, grid_positions
 from lcsc_opt.study_store import StoredStudy
 
 STEPS = (100, 200, 300)

@@ -21,7 +21,7 @@ from lcsc_opt.analysis.patterns import (
 )
 from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.coefficients import effective_count, sum_abs
+from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database import open_storage
 from lcsc_opt.study_store import StoredStudy
 

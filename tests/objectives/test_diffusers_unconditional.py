@@ -10,7 +10,7 @@ from unet_examples import unet
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH
-from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.sampling.schedulers import without_deprecations
 
 FILE = "diffusers_unconditional.py"

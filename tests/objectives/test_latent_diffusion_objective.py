@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.lora import save_lora, trajectory_alphas

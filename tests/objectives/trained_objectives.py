@@ -13,7 +13,7 @@ import pytest
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import read_study_file
-from lcsc_opt.coefficients import ema_coefficients
+from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import View, extract, frechet_distance
 

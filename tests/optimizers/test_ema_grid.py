@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.errors import CoefficientsError, OptimizerError
-from lcsc_opt.coefficients import (
+from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
-    AffineSpace,
     default_origin,
     ema_coefficients,
     power_ema_coefficients,
     window_ema_rates,
 )
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import EMAGrid, PowerEMAGrid, coefficient_array
 
 STEPS = tuple(range(100, 2100, 100))

@@ -14,14 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import CoefficientsError, OptimizerError
-from lcsc_opt.coefficients import (
-    PAPER_EMA_RATES,
-    AffineSpace,
-    ConvexSpace,
-    default_origin,
-    ema_coefficients,
-    window_ema_rates,
-)
+from lcsc_opt.coefficients.profiles import PAPER_EMA_RATES, default_origin, ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.spaces import AffineSpace, ConvexSpace
 from lcsc_opt.optimizers import LCSC, coefficient_array
 
 STEPS = tuple(range(100, 2100, 100))

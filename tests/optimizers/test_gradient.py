@@ -14,14 +14,8 @@ from scipy.optimize import minimize
 
 from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation, Noise
-from lcsc_opt.coefficients import (
-    AffineSpace,
-    CoefficientSpace,
-    ConvexSpace,
-    PrincipalSpace,
-    default_origin,
-    principal_basis,
-)
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.optimizers import LCSCGradient, coefficient_array
 from lcsc_opt.optimizers.gradient import FEWEST_CHECKS, cosine_directions, still_falling
 from lcsc_opt.optimizers.requests import Request, attach_evaluation, attach_request, request_of

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import OptimizerError
-from lcsc_opt.coefficients import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, default_origin
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.optimizers import DEFAULT_STEP_SIZE, coefficient_array, space_of
 from lcsc_opt.optimizers.parametrization import steps_of
 

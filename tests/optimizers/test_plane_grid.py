@@ -8,9 +8,10 @@ import pytest
 
 from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.base.study_file import OptimizerSpec
-from lcsc_opt.coefficients import AffineSpace, default_origin
+from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, Plane, default_corners, grid_positions
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.optimizers import Landscape, build_optimizer, coefficient_array
-from lcsc_opt.plane import DEFAULT_MARGIN, Plane, default_corners, grid_positions
 
 STEPS = tuple(range(100, 2100, 100))
 SPACE = AffineSpace(STEPS, default_origin(STEPS))

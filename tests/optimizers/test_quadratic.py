@@ -12,14 +12,8 @@ import pytest
 from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.base.records import SEARCH, Coefficients, Cost, Evaluation
 from lcsc_opt.base.study_file import OptimizerSpec
-from lcsc_opt.coefficients import (
-    AffineSpace,
-    CoefficientSpace,
-    ConvexSpace,
-    PrincipalSpace,
-    default_origin,
-    principal_basis,
-)
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.optimizers import LCSCQuadratic, build_optimizer, coefficient_array
 from lcsc_opt.optimizers.quadratic import NOISE_GROUP, waves
 from lcsc_opt.optimizers.requests import Request, attach_evaluation, attach_request, request_of

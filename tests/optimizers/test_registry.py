@@ -19,16 +19,8 @@ from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.study_file import OptimizerSpec
-from lcsc_opt.coefficients import (
-    AffineSpace,
-    CoefficientSpace,
-    ConvexSpace,
-    PrincipalSpace,
-    default_origin,
-    ema_coefficients,
-    principal_basis,
-    window_ema_rates,
-)
+from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.optimizers import (
     LCSC,
     OURS,

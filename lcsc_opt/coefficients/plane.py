@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lcsc_opt.base.errors import CoefficientsError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients import check_steps, close_sum, ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.profiles import check_steps, close_sum, ema_coefficients, window_ema_rates
 
 LANDSCAPE = "Landscape"
 """What the optimizer that visits a plane, and with it every landscape study, is called."""

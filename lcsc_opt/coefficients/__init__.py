@@ -1,0 +1,35 @@
+"""The coefficients of a linear combination: profiles, spaces to search in, planes to draw."""
+
+from lcsc_opt.coefficients.profiles import (
+    check_coefficients,
+    check_steps,
+    close_sum,
+    default_origin,
+    effective_count,
+    ema_coefficients,
+    normalize,
+    power_ema_coefficients,
+    power_ema_exponent,
+    sum_abs,
+    window_ema_rates,
+)
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
+
+__all__ = [
+    "AffineSpace",
+    "CoefficientSpace",
+    "ConvexSpace",
+    "PrincipalSpace",
+    "check_coefficients",
+    "check_steps",
+    "close_sum",
+    "default_origin",
+    "effective_count",
+    "ema_coefficients",
+    "normalize",
+    "power_ema_coefficients",
+    "power_ema_exponent",
+    "principal_basis",
+    "sum_abs",
+    "window_ema_rates",
+]

@@ -1,0 +1,188 @@
+"""Coefficient spaces: a free vector ``[d]``, which an optimizer moves, to ``[K]`` coefficients."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
+
+
+class CoefficientSpace(Protocol):
+    """A map between the free vector that an optimizer moves and coefficients that sum to one.
+
+    The zero vector maps to the space's origin. ``to_free`` inverts ``to_coefficients`` up to rounding, for
+    coefficients that the space reaches; for others it gives coefficients near them.
+    """
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps of the checkpoints."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """d, the length of the free vector."""
+        ...
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[d]`` → ``[K]``, sum to one within 1e-12."""
+        ...
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[d]``."""
+        ...
+
+    def to_free_gradient(
+        self, free: npt.NDArray[np.float64], gradient: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """The chain rule at ``free``: a gradient in the coefficients ``[K]`` → the one in the free vector ``[d]``."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class AffineSpace:
+    """All coefficients that sum to one: an origin plus an orthonormal basis of the sum-zero directions, d = K - 1.
+
+    The basis is the first K - 1 columns of the Householder reflection of the last axis onto the negative diagonal.
+    It is orthonormal, so a step has the same length in both spaces, and free coordinate i moves coefficient i and
+    hardly any other, which optimizers that work coordinate by coordinate need. Both maps cost O(K) and no BLAS.
+    """
+
+    steps: tuple[int, ...]
+    origin: Coefficients
+
+    @property
+    def dimension(self) -> int:
+        """K - 1."""
+        return len(self.steps) - 1
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[K - 1]`` → ``[K]``."""
+        return close_sum(self.origin + _reflect(np.append(free, 0.0)))
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K - 1]``."""
+        return _reflect(np.asarray(coefficients, dtype=np.float64) - self.origin)[:-1]
+
+    def to_free_gradient(
+        self,
+        free: npt.NDArray[np.float64],  # noqa: ARG002 - the map is linear
+        gradient: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K - 1]``, the same everywhere: the basis transposed."""
+        return _reflect(gradient)[:-1]
+
+
+def _reflect(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Householder reflection I - 2 v v^T, v along diagonal + last axis; it is its own inverse."""
+    count = len(vector)
+    shift = 1 / math.sqrt(count)
+    normal = np.full(count, shift)
+    normal[-1] += 1.0
+    scale = float(np.sum(normal * vector)) / (1 + shift)  # 2 / |normal|^2 = 1 / (1 + shift)
+    reflected: npt.NDArray[np.float64] = vector - scale * normal
+    return reflected
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConvexSpace:
+    """The convex hull of the checkpoints (Liu et al. 2024, Table 14): clip to non-negative, divide by the sum; d = K.
+
+    Where clipping leaves nothing, the origin is meant.
+    """
+
+    steps: tuple[int, ...]
+    origin: Coefficients
+
+    @property
+    def dimension(self) -> int:
+        """K."""
+        return len(self.steps)
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[K]`` → ``[K]``, non-negative."""
+        clipped = np.maximum(self.origin + free, 0.0)
+        return normalize(clipped) if math.fsum(clipped) >= NEAR_ZERO else self.origin.copy()
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K]``; negative coefficients come back clipped."""
+        return np.asarray(coefficients, dtype=np.float64) - self.origin
+
+    def to_free_gradient(
+        self, free: npt.NDArray[np.float64], gradient: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[K]``; zero where clipping hides a change.
+
+        A coefficient that is exactly zero can only grow: its derivative is the one inwards, where that falls.
+        """
+        moved = self.origin + free
+        clipped = np.maximum(moved, 0.0)
+        total = math.fsum(clipped)
+        if total < NEAR_ZERO:  # the origin, whatever is changed
+            return np.zeros_like(clipped)
+        slope = (gradient - math.fsum(gradient * clipped) / total) / total
+        return np.where((moved > 0) | ((moved == 0) & (slope < 0)), slope, 0.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PrincipalSpace:
+    """The r leading directions of the trajectory's own covariance, as directions of coefficients; d = r.
+
+    ``basis`` is ``[K, r]``, orthonormal, its columns sum to zero.
+    """
+
+    steps: tuple[int, ...]
+    origin: Coefficients
+    basis: npt.NDArray[np.float64]
+
+    @property
+    def dimension(self) -> int:
+        """R."""
+        return int(self.basis.shape[1])
+
+    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+        """``[r]`` → ``[K]``."""
+        return close_sum(self.origin + (self.basis * free).sum(axis=1))
+
+    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[r]``, the orthogonal projection."""
+        moved = np.asarray(coefficients, dtype=np.float64) - self.origin
+        free: npt.NDArray[np.float64] = (self.basis * moved[:, None]).sum(axis=0)
+        return free
+
+    def to_free_gradient(
+        self,
+        free: npt.NDArray[np.float64],  # noqa: ARG002 - the map is linear
+        gradient: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.float64]:
+        """``[K]`` → ``[r]``, the same everywhere: the basis transposed."""
+        moved: npt.NDArray[np.float64] = (self.basis * gradient[:, None]).sum(axis=0)
+        return moved
+
+
+def principal_basis(gram: npt.NDArray[np.float64], dimension: int) -> npt.NDArray[np.float64]:
+    """The ``dimension`` leading eigenvectors of the checkpoints' centered Gram matrix.
+
+    Args:
+        gram: ``[K, K]`` inner products of the checkpoints after their mean was taken away.
+        dimension: r, from 1 to K - 1.
+
+    Returns:
+        ``[K, r]``, orthonormal, each column sums to zero; its largest entry is positive, so signs are reproducible.
+    """
+    count = len(gram)
+    if not 1 <= dimension <= count - 1:
+        raise CoefficientsError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
+    # a projection on the sum-zero directions keeps the diagonal, whose eigenvalue is zero, out of the answer
+    _, vectors = np.linalg.eigh(gram - np.trace(gram) / count)
+    leading = vectors[:, ::-1][:, :dimension]
+    leading = leading - leading.mean(axis=0)
+    largest = np.abs(leading).argmax(axis=0)
+    return np.asarray(leading * np.sign(leading[largest, np.arange(dimension)]), dtype=np.float64)
