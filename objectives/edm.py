@@ -42,6 +42,8 @@ from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.checkpoints import read_init_arguments
+from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
@@ -61,8 +63,6 @@ from lcsc_opt.sampling import (
     weights_sha256,
 )
 from lcsc_opt.trajectory import read_checkpoint
-from lcsc_opt.trajectory.finding import find_checkpoints, is_packed
-from lcsc_opt.trajectory.formats import read_init_arguments
 
 Arguments = dict[str, JsonValue]
 NonNegative = Annotated[float, Field(ge=0)]

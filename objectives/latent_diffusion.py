@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.combinable import Combinable
 from lcsc_opt.merge_sample_score.settings import BatchSize, ImageObjectiveSettings
@@ -33,7 +34,7 @@ from lcsc_opt.sampling.pipelines import load_pipeline
 from lcsc_opt.sampling.prompts import read_prompts
 from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.lora import LoraAlphas, to_diffusers, trajectory_alphas
+from lcsc_opt.trajectory.lora import to_diffusers, trajectory_alphas
 from lcsc_opt.trajectory.lora_products import LoraProducts
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, JsonValue, field_validator
 
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.merge_sample_score.batching import AUTO, largest_batch, smaller_batch
 from lcsc_opt.merge_sample_score.combinable import Combinable
 from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, MergeSampleScore
@@ -20,7 +21,6 @@ from lcsc_opt.sampling import ImageNoise, Sampler
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import open_or_pack
-from lcsc_opt.trajectory.selection import Selection
 
 Positive = Annotated[int, Field(ge=1)]
 

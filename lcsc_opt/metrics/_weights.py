@@ -15,7 +15,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics._torchscript import is_torchscript, read_torchscript
+from lcsc_opt.checkpoints.torchscript import is_torchscript, read_torchscript
 
 
 def torch_fidelity_module(name: str) -> Any:

@@ -17,6 +17,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.spans import FEATURES, SAMPLE
 from lcsc_opt.base.study_file import StudySpec
+from lcsc_opt.checkpoints.names import WEIGHTS
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.merge_sample_score import MergeSampleScore
@@ -31,7 +32,6 @@ from lcsc_opt.profiling.trials import TrialTimes, run_trials, throw_away_databas
 from lcsc_opt.profiling.work import operations_per_image
 from lcsc_opt.sampling.network import DTYPES
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.manifest import WEIGHTS
 
 SETTINGS = ("images", "batch_size", "dtype", "channels_last", "compile")  # that advice may name
 NEARLY = 0.9  # of a store: a device that holds so much holds it, but for what is the same in all checkpoints

@@ -56,7 +56,7 @@ class LoraNaming(pydantic.BaseModel):
     def _decide_the_scale(cls, alphas: dict[str, Any]) -> dict[str, Any]:
         if not alphas:
             return alphas
-        from lcsc_opt.trajectory.lora import scale_entries
+        from lcsc_opt.checkpoints.lora import scale_entries
 
         checked = {name: scale_entries(config) for name, config in alphas.items()}
         for name, config in checked.items():
@@ -260,7 +260,7 @@ def _recipe_text(path: Path) -> str | bytes | None:
     if path.suffix == ".json":
         return _read_text(path)
     if path.suffix == ".safetensors":
-        from lcsc_opt.trajectory.formats import read_metadata
+        from lcsc_opt.checkpoints import read_metadata
 
         return read_metadata(path).get(ENTRY)
     return _text_beside_weights(path)

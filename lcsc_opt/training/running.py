@@ -21,8 +21,8 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.checkpoints.names import MANIFEST
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.manifest import MANIFEST
 
 BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], Tensor]
 """``(network, images [N, C, H, W], step, generator) -> scalar``: what one step of a recipe minimizes."""

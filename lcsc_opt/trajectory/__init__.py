@@ -6,10 +6,9 @@ into one trajectory, ``writer`` makes one while a model trains (``staging`` copi
 format; ``merging`` is the arithmetic; ``lora`` and ``recombination`` are for low-rank adapters.
 """
 
-from lcsc_opt.trajectory.finding import find_checkpoints
-from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_step, read_checkpoint
+from lcsc_opt.checkpoints import Checkpoint, checkpoint_step, read_checkpoint
+from lcsc_opt.checkpoints.finding import Selection, find_checkpoints
 from lcsc_opt.trajectory.packing import open_or_pack, pack
-from lcsc_opt.trajectory.selection import Selection
 from lcsc_opt.trajectory.store import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed
-from lcsc_opt.trajectory.formats import checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
-from lcsc_opt.trajectory.formats.names import numbered_step
+from lcsc_opt.checkpoints import checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
+from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
+from lcsc_opt.checkpoints.names import numbered_step
 from lcsc_opt.trajectory.layout import Layout, all_finite, plan, row_sha256
 from lcsc_opt.trajectory.manifest import trajectory_sha256
 from lcsc_opt.trajectory.saving import EXACT

@@ -6,10 +6,6 @@ does, is what a trajectory's own merge does; ``lora_products`` combines the prod
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,215 +15,28 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import notice
-from lcsc_opt.trajectory.formats import read_metadata
-from lcsc_opt.trajectory.formats.contents import Refused
-from lcsc_opt.trajectory.formats.folders import find_weights
-from lcsc_opt.trajectory.lora_names import (
-    COMPONENTS,
+from lcsc_opt.checkpoints.lora import (
+    ADAPTER_CONFIG,
+    PACKED_ALPHAS,
     PAIRS,
     Flavour,
+    LoraAlphas,
+    LoraFactors,
     LoraModule,
-    check_factors,
+    _parse,
+    _scale_entries,
+    lora_factors,
     lora_flavour,
     lora_modules,
+    read_alphas,
 )
 from lcsc_opt.trajectory.store import Trajectory
 
-ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, beside the weights
-ADAPTER_METADATA = "lora_adapter_metadata"  # the same, in the safetensors header of files that diffusers writes
-PACKED_ALPHAS = "lora_alphas"  # what both tell, in the metadata of a packed trajectory
-SCALE_ENTRIES = ("lora_alpha", "alpha_pattern", "use_rslora")  # of PEFT's configuration; others may hold paths
-LONGEST_PATTERN = 500  # characters; PEFT's own are names of modules
 SDXL_BLOCKS = ("input_blocks_", "middle_block_", "output_blocks_")  # kohya's names for the U-Net of SDXL
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class LoraFactors:
-    """``down [rank, in(, h, w)]``, ``up [out, rank(, 1, 1)]`` and ``alpha`` of one module."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-    @property
-    def rank(self) -> int:
-        """How many rows ``down`` has."""
-        return int(self.down.shape[0])
-
-    @property
-    def scale(self) -> float:
-        """What the product is multiplied by, alpha / rank."""
-        return self.alpha / self.rank
-
-    def delta(self) -> Tensor:
-        """ΔW = alpha / rank · up · down, ``[out, in(, h, w)]``, as large as the module's weight."""
-        product = self.up.flatten(1) @ self.down.flatten(1)
-        return self.scale * product.view(self.up.shape[0], *self.down.shape[1:])
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraAlphas:
-    """The alphas of a LoRA whose tensors do not hold them.
-
-    Attributes:
-        configs: component → PEFT's configuration of it. That of the empty component, as in PEFT's own files, is for
-            all that have none. A module without a configuration has alpha = rank, as diffusers takes it.
-    """
-
-    configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def constant(cls, alpha: float) -> LoraAlphas:
-        """The same alpha for every module."""
-        return cls({component: {"lora_alpha": alpha} for component in ("", *COMPONENTS)})
-
-    def of(self, module: LoraModule, rank: int) -> float:
-        """The alpha of ``module``, such that its product is multiplied by alpha / rank."""
-        config = self.configs.get(module.component, self.configs.get(""))
-        if config is None:
-            return float(rank)
-        alpha = float(config["lora_alpha"])
-        for pattern, other in (config.get("alpha_pattern") or {}).items():
-            if re.match(_whole_pattern(pattern), module.path):
-                alpha = float(other)
-                break
-        return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
-
-
-def lora_factors(weights: Mapping[str, Tensor], module: LoraModule, alphas: LoraAlphas | None = None) -> LoraFactors:
-    """The factors of one module.
-
-    Raises:
-        TrajectoryError: shapes that are no factors of one product.
-    """
-    down, up = weights[module.down], weights[module.up]
-    check_factors(module, down.shape, up.shape)
-    rank = int(down.shape[0])
-    alpha = (alphas or LoraAlphas()).of(module, rank) if module.alpha is None else float(weights[module.alpha])
-    return LoraFactors(down, up, alpha)
-
-
-def _whole_pattern(pattern: str) -> str:
-    """A regular expression of PEFT's ``alpha_pattern``, as PEFT matches it with the path of a module."""
-    return rf"(.*\.)?({pattern})$"
-
-
-def read_alphas(path: str | Path, *, key: str | None = None) -> LoraAlphas | None:
-    """What a LoRA file's header, or ``adapter_config.json`` beside it or one folder up, says of alphas; else ``None``.
-
-    Args:
-        path: a file, or a checkpoint's folder, whose weights may lie in a subfolder such as ``unet_lora``.
-        key: which weights of the folder, as in :func:`read_checkpoint`.
-
-    Raises:
-        CheckpointError: a configuration that is none.
-    """
-    file = _weights_file(Path(path), key)
-    if text := read_metadata(file).get(ADAPTER_METADATA):
-        return LoraAlphas(_by_component(_parse(file, text)))
-    folder = file if file.is_dir() else file.parent
-    for config in (folder / ADAPTER_CONFIG, folder.absolute().parent / ADAPTER_CONFIG):
-        if config.is_file():
-            return LoraAlphas({"": _scale_entries(config, _parse(config, _read_text(config)))})
-    return None
-
-
-def _weights_file(path: Path, key: str | None) -> Path:
-    """The file of a folder that has the weights; the folder itself where they are not told apart."""
-    if not path.is_dir():
-        return path
-    try:
-        return find_weights(path, key).file
-    except Refused:
-        return path
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration of its LoRA is not JSON: save it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: the configuration of its LoRA is not a JSON object: save it again.")
-    return content
-
-
-def _by_component(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """``{"unet.lora_alpha": 8}`` → ``{"unet": {"lora_alpha": 8}}``; names without a component belong to ``""``."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in flat.items():
-        component, _, entry = name.partition(".")
-        component, entry = (component, entry) if component in COMPONENTS else ("", name)
-        found.setdefault(component, {})[entry] = value
-    checked = {component: scale_entries(config) for component, config in found.items()}
-    return {component: config for component, config in checked.items() if config is not None}
-
-
-def _scale_entries(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    entries = scale_entries(config)
-    if entries is None:
-        raise CheckpointError(f"{path} tells no number lora_alpha: it is not the configuration of a LoRA.")
-    return entries
-
-
-def scale_entries(config: object) -> dict[str, Any] | None:
-    """What of PEFT's configuration decides a LoRA's scale; ``None`` where that is not numbers and regular expressions.
-
-    Every other entry is left out: some name folders of the machine that trained it.
-    """
-    if not isinstance(config, Mapping):
-        return None
-    patterns = config.get("alpha_pattern") or {}
-    if not isinstance(patterns, Mapping) or not all(map(_is_pattern, patterns)):
-        return None
-    if not all(map(_is_finite, (config.get("lora_alpha"), *patterns.values()))):
-        return None
-    return {name: config[name] for name in SCALE_ENTRIES if config.get(name)} | {"lora_alpha": config["lora_alpha"]}
-
-
-def _is_pattern(text: object) -> bool:
-    if not isinstance(text, str) or len(text) > LONGEST_PATTERN:
-        return False
-    try:
-        re.compile(_whole_pattern(text))
-    except (re.error, OverflowError, RecursionError):
-        return False
-    return True
-
-
-def _is_finite(number: object) -> bool:
-    try:
-        return isinstance(number, (int, float)) and math.isfinite(number)
-    except OverflowError:  # a whole number beyond floating point
-        return False
-
-
-def alphas_metadata(names: Iterable[str], source: Path, key: str) -> dict[str, str]:
-    """The metadata entry that keeps the alphas of a LoRA in its packed trajectory; empty for other weights.
-
-    Args:
-        names: of the tensors.
-        source: a checkpoint, as :func:`read_alphas` takes it.
-        key: which weights of it.
-    """
-    if lora_flavour(names) is None:
-        return {}
-    try:
-        alphas = read_alphas(source, key=key)
-    except CheckpointError:
-        return {}  # whoever needs the alphas is told then
-    return {} if alphas is None else {PACKED_ALPHAS: json.dumps(alphas.configs)}
 
 
 def trajectory_alphas(trajectory: Trajectory) -> LoraAlphas:

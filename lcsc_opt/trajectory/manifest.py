@@ -14,6 +14,7 @@ import pydantic
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
+from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
 from lcsc_opt.trajectory.differences import StoredLayout
 from lcsc_opt.trajectory.layout import (
     ALIGNMENT,
@@ -24,9 +25,6 @@ from lcsc_opt.trajectory.layout import (
     arrange,
 )
 
-MANIFEST = "manifest.json"
-WEIGHTS = "weights.bin"
-REFERENCE = "reference.bin"  # the exact row of one checkpoint, where the others are stored as differences from it
 RELATIVE_ERROR = "relative_error"  # the metadata entry that holds what storing differences did to merged weights
 LOCK = "writer.lock"  # held by the process that writes
 

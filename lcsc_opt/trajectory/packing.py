@@ -18,16 +18,22 @@ from torch import Tensor
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.base.files import only_process, sync_folder
 from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
+from lcsc_opt.checkpoints.finding import (
+    Patterns,
+    Selection,
+    find_checkpoints,
+    is_packed,
+    several_series,
+    steps_in_words,
+)
+from lcsc_opt.checkpoints.lora import alphas_metadata
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.differences import StoredLayout
-from lcsc_opt.trajectory.finding import Patterns, find_checkpoints, is_packed, several_series
-from lcsc_opt.trajectory.formats import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.trajectory.layout import Layout, plan
-from lcsc_opt.trajectory.lora import alphas_metadata
 from lcsc_opt.trajectory.manifest import is_trajectory_file, load_manifest
 from lcsc_opt.trajectory.reading_ahead import ReadAhead
 from lcsc_opt.trajectory.saving import EXACT, Saver, checked_dtype
-from lcsc_opt.trajectory.selection import Selection, steps_in_words
 from lcsc_opt.trajectory.store import Trajectory
 
 PLAN = "pack_sha256"  # the metadata entry that tells whether a partial was made from the same sources

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock, unlock
+from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
 from lcsc_opt.trajectory.differences import STORED, ErrorSample
 from lcsc_opt.trajectory.layout import Layout, check_same, plan
 from lcsc_opt.trajectory.manifest import (
     LOCK,
-    MANIFEST,
     RELATIVE_ERROR,
-    WEIGHTS,
     Manifest,
     SavedCheckpoint,
     first_manifest,

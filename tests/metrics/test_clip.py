@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.checkpoints.torchscript import read_torchscript
 from lcsc_opt.metrics import FeatureExtractor
-from lcsc_opt.metrics._torchscript import read_torchscript
 from lcsc_opt.metrics._weights import read_weights
 from lcsc_opt.metrics.clip import ClipExtractor
 from lcsc_opt.metrics.graphs import features_with_graph

@@ -50,7 +50,7 @@ def forget_peak() -> None:
 def read(path: str) -> dict[str, Any]:
     global watching
     from lcsc_opt.base.errors import CheckpointError
-    from lcsc_opt.trajectory.formats import checkpoint_step, read_checkpoint
+    from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint
 
     events.clear()
     forget_peak()

@@ -13,8 +13,8 @@ from trajectory_examples import same_bits
 
 from lcsc_opt.base.errors import CheckpointError
 from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.checkpoints import checkpoint_series
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
-from lcsc_opt.trajectory.formats import checkpoint_series
 
 MODEL, EMA = examples.weights(1), examples.weights(2)
 

@@ -20,8 +20,8 @@ from read_in_a_child import in_a_child
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.checkpoints.keys import GUESSED_KEYS
 from lcsc_opt.trajectory import read_checkpoint
-from lcsc_opt.trajectory.formats.keys import GUESSED_KEYS
 
 SECONDS, MEGABYTES = 2.0, 500.0
 PROTOCOL = b"\x80\x04"

@@ -10,8 +10,8 @@ import torch
 from trajectory_examples import same_bits
 
 from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.checkpoints import read_init_arguments
 from lcsc_opt.trajectory import read_checkpoint
-from lcsc_opt.trajectory.formats import read_init_arguments
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from trajectory_examples import same_bits, state_dict
 
 from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.checkpoints import GUESSED_KEYS, strip_wrappers
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
-from lcsc_opt.trajectory.formats import GUESSED_KEYS, strip_wrappers
 
 WEIGHTS = state_dict(1)
 OTHER = state_dict(2)

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 from trajectory_examples import state_dict
 
 from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.checkpoints import checkpoint_series, read_metadata
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
-from lcsc_opt.trajectory.formats import checkpoint_series, read_metadata
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_no_step_inside_is_not_taken_for_one(tmp_path, value):
 def test_step_is_found_without_reading_the_weights(tmp_path, monkeypatch):
     path = tmp_path / "m.pt"
     torch.save({"step": 5, "model": {"w": torch.zeros(10)}}, path)
-    monkeypatch.setattr("lcsc_opt.trajectory.formats.contents.MappedTensors.__init__", None)
+    monkeypatch.setattr("lcsc_opt.checkpoints.contents.MappedTensors.__init__", None)
     assert checkpoint_step(path) == 5
 
 

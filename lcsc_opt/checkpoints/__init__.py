@@ -6,9 +6,9 @@ what torch and NVlabs pickle without running any of it, ``keys`` finds the state
 hand on.
 """
 
-from lcsc_opt.trajectory.formats.keys import GUESSED_KEYS
-from lcsc_opt.trajectory.formats.names import checkpoint_series
-from lcsc_opt.trajectory.formats.reading import (
+from lcsc_opt.checkpoints.keys import GUESSED_KEYS
+from lcsc_opt.checkpoints.names import checkpoint_series
+from lcsc_opt.checkpoints.reading import (
     TORCH_SUFFIXES,
     Checkpoint,
     checkpoint_step,

@@ -10,8 +10,8 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from lcsc_opt.trajectory.formats.contents import Refused
-from lcsc_opt.trajectory.formats.pickles import MALFORMED
+from lcsc_opt.checkpoints.contents import Refused
+from lcsc_opt.checkpoints.pickles import MALFORMED
 
 MAX_HEADER = 16 * 2**20  # bytes; 1,000 tensors take some 100,000
 MAX_TENSORS = 100_000

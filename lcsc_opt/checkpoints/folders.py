@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.trajectory.formats.contents import Refused, shown
+from lcsc_opt.checkpoints.contents import Refused, shown
 
 COMPONENTS = (
     "unet_ema",

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.trajectory.formats.contents import MappedTensors, Record, Refused, TensorRef, is_tensor, kind, shown
-from lcsc_opt.trajectory.formats.folders import find_weights, is_index, read_index
-from lcsc_opt.trajectory.formats.keys import (
+from lcsc_opt.checkpoints.contents import MappedTensors, Record, Refused, TensorRef, is_tensor, kind, shown
+from lcsc_opt.checkpoints.folders import find_weights, is_index, read_index
+from lcsc_opt.checkpoints.keys import (
     guess_key,
     inner_step,
     look_up,
@@ -22,11 +22,11 @@ from lcsc_opt.trajectory.formats.keys import (
     parts_of,
     wrapper_prefix,
 )
-from lcsc_opt.trajectory.formats.modules import init_arguments, is_network
-from lcsc_opt.trajectory.formats.names import named_step, numbered_step
-from lcsc_opt.trajectory.formats.pickles import MALFORMED
-from lcsc_opt.trajectory.formats.safetensors_files import read_header_texts, read_safetensors
-from lcsc_opt.trajectory.formats.torch_files import read_content
+from lcsc_opt.checkpoints.names import named_step, numbered_step
+from lcsc_opt.checkpoints.nvlabs import init_arguments, is_network
+from lcsc_opt.checkpoints.pickles import MALFORMED
+from lcsc_opt.checkpoints.safetensors_files import read_header_texts, read_safetensors
+from lcsc_opt.checkpoints.torch_files import read_content
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 STEP_NAMES = ("step", "ss_steps")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lcsc_opt.trajectory.formats.contents import Record, Refused, is_tensor, kind, shown
+from lcsc_opt.checkpoints.contents import Record, Refused, is_tensor, kind, shown
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 MAX_MODULES = 100_000

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lcsc_opt.trajectory.formats.contents import Name, StorageRef, TensorRef
+from lcsc_opt.checkpoints.contents import Name, StorageRef, TensorRef
 
 MAX_ARGUMENTS = 8  # of the calls that rebuild a tensor
 MAX_DIMENSIONS = 64  # which is torch's own limit

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from lcsc_opt.trajectory.formats.averages import name_averages
-from lcsc_opt.trajectory.formats.contents import Record, Refused, is_tensor, kind, shown
-from lcsc_opt.trajectory.formats.modules import is_module, is_network, network_weights
+from lcsc_opt.checkpoints.averages import name_averages
+from lcsc_opt.checkpoints.contents import Record, Refused, is_tensor, kind, shown
+from lcsc_opt.checkpoints.nvlabs import is_module, is_network, network_weights
 
 GUESSED_KEYS = (
     "ema",

@@ -1,8 +1,8 @@
 """Reading a pickle without running anything that it names.
 
 :class:`InertUnpickler` follows the opcodes of protocols 2 to 5. Plain data comes back as it is; tensors become
-:class:`~lcsc_opt.trajectory.formats.contents.TensorRef`; every other class or call becomes a
-:class:`~lcsc_opt.trajectory.formats.contents.Record`. What a hostile file can cost is bounded: opcodes, text, and the
+:class:`~lcsc_opt.checkpoints.contents.TensorRef`; every other class or call becomes a
+:class:`~lcsc_opt.checkpoints.contents.Record`. What a hostile file can cost is bounded: opcodes, text, and the
 keys of dicts, whose hashes could take for ever.
 """
 
@@ -13,8 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from lcsc_opt.trajectory.formats.contents import Name, Record, Refused, Span, StorageRef, TensorRef, shown
-from lcsc_opt.trajectory.formats.torch_objects import MAKERS
+from lcsc_opt.checkpoints.contents import Name, Record, Refused, Span, StorageRef, TensorRef, shown
+from lcsc_opt.checkpoints.torch_objects import MAKERS
 
 MAX_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam's state has 600,000
 MAX_NAME = 512  # characters of a module's or a class's name

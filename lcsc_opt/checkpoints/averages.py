@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.trajectory.formats.contents import Refused, is_tensor
+from lcsc_opt.checkpoints.contents import Refused, is_tensor
 
 MAX_SKIPPED = 50  # entries of a state dict that an average may lack
 MAX_TENSORS = 20_000

@@ -2,7 +2,7 @@
 
 ``torch.load(weights_only=True)`` is not used: it refuses files in which a class of Lightning, argparse or NVlabs stands
 beside the weights, a few bytes can make it allocate or hash without end, and it makes the optimizer's tensors too. Here
-:class:`~lcsc_opt.trajectory.formats.pickles.InertUnpickler` reads the pickle within bounds, and only the tensors that
+:class:`~lcsc_opt.checkpoints.pickles.InertUnpickler` reads the pickle within bounds, and only the tensors that
 are wanted are mapped from the file.
 """
 
@@ -16,9 +16,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from lcsc_opt.trajectory.formats.contents import Name, Refused, Span, StorageRef
-from lcsc_opt.trajectory.formats.pickles import MALFORMED, Budget, InertUnpickler
-from lcsc_opt.trajectory.formats.torch_objects import STORAGE_TYPES
+from lcsc_opt.checkpoints.contents import Name, Refused, Span, StorageRef
+from lcsc_opt.checkpoints.pickles import MALFORMED, Budget, InertUnpickler
+from lcsc_opt.checkpoints.torch_objects import STORAGE_TYPES
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
 LEGACY_PROTOCOL = 1001

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics._pickles import read_pickle
+from lcsc_opt.checkpoints.feature_pickles import read_pickle
 
 DTYPES = {
     "FloatStorage": torch.float32,

@@ -75,3 +75,12 @@ def _numbered_folder(path: Path) -> re.Match[str] | None:
         if match := re.fullmatch(_FOLDER, folder):
             return match
     return None
+
+
+MANIFEST = "manifest.json"
+
+
+WEIGHTS = "weights.bin"
+
+
+REFERENCE = "reference.bin"  # the exact row of one checkpoint, where the others are stored as differences from it
