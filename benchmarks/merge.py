@@ -36,7 +36,7 @@ from lcsc_opt.base.records import HELD_OUT, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective import Candidate
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.rows import map_bytes
+from lcsc_opt.trajectory.disk.rows import map_bytes
 
 DTYPES = ("exact", "float16", "bfloat16", "int8")
 TOGETHER = 16

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.trajectory import merging, projection
-from lcsc_opt.trajectory.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.disk.rows import Rows, Window
+from lcsc_opt.trajectory.disk.tiles import Tile
 from lcsc_opt.trajectory.memory import Rooms
-from lcsc_opt.trajectory.merging import Tile
-from lcsc_opt.trajectory.rows import Rows, Window
 from lcsc_opt.trajectory.sources import Source
 
 StateDict = dict[str, Tensor]

@@ -17,9 +17,9 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints import checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.names import numbered_step
-from lcsc_opt.trajectory.layout import Layout, all_finite, plan, row_sha256
-from lcsc_opt.trajectory.manifest import trajectory_sha256
-from lcsc_opt.trajectory.saving import EXACT
+from lcsc_opt.trajectory.disk.layout import Layout, all_finite, plan, row_sha256
+from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
+from lcsc_opt.trajectory.disk.saving import EXACT
 from lcsc_opt.trajectory.store import Trajectory
 
 BLOCK = 2**18  # numbers at once, in float64

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lcsc_opt.trajectory.layout import Segment, empty
+from lcsc_opt.trajectory.disk.layout import Segment, empty
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")

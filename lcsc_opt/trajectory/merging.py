@@ -8,7 +8,6 @@ as long as reading four times the bytes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import threading
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.trajectory.disk.tiles import Scratch, Tile
 
 BLOCK_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
 TILES_AT_ONCE = 8  # that a thread takes
@@ -32,94 +32,6 @@ FEWEST_COLUMNS = 256
 MANY_CANDIDATES = 4  # from here on the transposed product wins
 FULL_TILE = 16  # the product takes as long for 4 candidates, so fewer get rows of zeros
 SUM_TOLERANCE = 1e-9
-
-
-@dataclasses.dataclass(frozen=True)
-class Tile:
-    """Columns ``[start, stop)`` of a segment: slot i holds ``origin + scales[i] * numbers[i]``.
-
-    Attributes:
-        start, stop: the columns.
-        numbers: ``[panels, blocks, slots of a panel, n]``, with ``blocks · n`` columns.
-        scales: ``[slots, blocks]`` float32; ``None`` for ones.
-        origin: ``[blocks · n]``; ``None`` for zeros.
-    """
-
-    start: int
-    stop: int
-    numbers: Tensor
-    scales: Tensor | None = None
-    origin: Tensor | None = None
-
-    def read(
-        self, first: int, last: int, dtype: torch.dtype, scratch: Scratch | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Slots ``[first, last)``: ``[last − first, columns]``, and by what each is still to be multiplied, if any.
-
-        Without a copy where one panel holds them in this dtype; else in ``scratch`` where it is given, until that is
-        used again. The numbers of several blocks come multiplied.
-        """
-        _, blocks, size, _ = self.numbers.shape
-        if blocks > 1:
-            return self._scaled(first, last, dtype, scratch), None
-        scales = None if self.scales is None else self.scales[first:last, 0]
-        numbers, begin, end = self.numbers[:, 0], first // size, (last - 1) // size + 1
-        if end - begin > 1:
-            return self._copied(numbers[begin:end], dtype, scratch)[first - begin * size : last - begin * size], scales
-        inside = numbers[begin, first - begin * size : last - begin * size]
-        return (inside if inside.dtype == dtype else self._copied(inside[None], dtype, scratch)), scales
-
-    def doubles(self, order: Tensor) -> Tensor:
-        """``[K, columns]`` float64 for slots ``order`` [K], without the origin."""
-        numbers = self.numbers.transpose(1, 2).flatten(0, 1).index_select(0, order).to(torch.float64)
-        if self.scales is not None:
-            numbers = numbers * self.scales[order, :, None].to(torch.float64)
-        return numbers.flatten(1)
-
-    def split(self, width: int) -> Iterator[Tile]:
-        """The same columns of one block in tiles of this width."""
-        for first in range(0, self.stop - self.start, width):
-            part = slice(first, first + width)
-            start, stop = self.start + first, min(self.start + first + width, self.stop)
-            origin = None if self.origin is None else self.origin[part]
-            yield Tile(start, stop, self.numbers[..., part], self.scales, origin)
-
-    def _scaled(self, first: int, last: int, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
-        _, blocks, size, _ = self.numbers.shape
-        begin, end = first // size, (last - 1) // size + 1
-        numbers = self.numbers[begin:end].transpose(1, 2)  # [panels, slots of a panel, blocks, n]
-        result = _room((numbers.shape[0] * size, self.stop - self.start), dtype, numbers.device, scratch)
-        if self.scales is None:
-            result.view(numbers.shape).copy_(numbers)
-        else:
-            scales = self.scales[begin * size : end * size].to(dtype).view(-1, size, blocks, 1)
-            torch.mul(numbers, scales, out=result.view(numbers.shape))
-        return result[first - begin * size : last - begin * size]
-
-    @staticmethod
-    def _copied(panels: Tensor, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
-        """In one call: threads that make many of them wait for each other."""
-        result = _room((panels.shape[0] * panels.shape[1], panels.shape[2]), dtype, panels.device, scratch)
-        result.view(panels.shape).copy_(panels)
-        return result
-
-
-class Scratch:
-    """Memory of one thread that is used again and again: the system takes freed memory back, page by page."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
-
-    def take(self, shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """An uninitialized tensor, until the next call."""
-        size = shape[0] * shape[1] * dtype.itemsize
-        if len(self._memory) < size or self._memory.device != device:
-            self._memory = torch.empty(size, dtype=torch.uint8, device=device)
-        return self._memory[:size].view(dtype).view(shape)
-
-
-def _room(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, scratch: Scratch | None) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=device) if scratch is None else scratch.take(shape, dtype, device)
 
 
 def check_coefficients(coefficients: npt.ArrayLike | Tensor, checkpoints: int, *, axes: int) -> npt.NDArray[np.float64]:
@@ -172,16 +84,6 @@ def runs_of(slots: Sequence[int]) -> list[tuple[int, int]]:
     numbered = itertools.groupby(enumerate(sorted(slots)), key=lambda item: item[1] - item[0])
     groups = [[slot for _, slot in group] for _, group in numbered]
     return [(group[0], group[-1] + 1) for group in groups]
-
-
-def accumulator(dtype: torch.dtype, device: torch.device | None = None) -> torch.dtype:
-    """What products of this dtype are summed in: float64 for float64, float32 for all others.
-
-    On a GPU whose products of float32 were asked to be of TF32, float64: that setting is the whole process's, and must
-    not change while another thread samples.
-    """
-    tf32 = device is not None and device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return torch.float64 if tf32 or dtype == torch.float64 else torch.float32
 
 
 class _FullPrecision:

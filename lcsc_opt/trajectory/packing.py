@@ -29,11 +29,11 @@ from lcsc_opt.checkpoints.finding import (
 )
 from lcsc_opt.checkpoints.lora import alphas_metadata
 from lcsc_opt.trajectory.background import Background
-from lcsc_opt.trajectory.differences import StoredLayout
-from lcsc_opt.trajectory.layout import Layout, plan
-from lcsc_opt.trajectory.manifest import is_trajectory_file, load_manifest
+from lcsc_opt.trajectory.disk.differences import StoredLayout
+from lcsc_opt.trajectory.disk.layout import Layout, plan
+from lcsc_opt.trajectory.disk.manifest import is_trajectory_file, load_manifest
+from lcsc_opt.trajectory.disk.saving import EXACT, Saver, checked_dtype
 from lcsc_opt.trajectory.reading_ahead import ReadAhead
-from lcsc_opt.trajectory.saving import EXACT, Saver, checked_dtype
 from lcsc_opt.trajectory.store import Trajectory
 
 PLAN = "pack_sha256"  # the metadata entry that tells whether a partial was made from the same sources

@@ -12,10 +12,10 @@ import torch
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory import sources
-from lcsc_opt.trajectory.layout import Segment
+from lcsc_opt.trajectory.disk.layout import Segment
+from lcsc_opt.trajectory.disk.rows import Rows
 from lcsc_opt.trajectory.memory import available_bytes
 from lcsc_opt.trajectory.merging import runs_of
-from lcsc_opt.trajectory.rows import Rows
 from lcsc_opt.trajectory.sources import How, Mapped, Resident, Source, Streamed
 
 SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.layout import Segment, TensorSpec
-from lcsc_opt.trajectory.merging import Tile, accumulator
+from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.disk.tiles import Tile, accumulator
 
 BLOCK_BYTES = 4 * 2**20  # of all rows together; larger ones leave the cache between the two steps of a block
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.progress import progress
-from lcsc_opt.trajectory.layout import Segment
+from lcsc_opt.trajectory.disk.layout import Segment
+from lcsc_opt.trajectory.disk.rows import Rows, Strips, Window
 from lcsc_opt.trajectory.memory import PAGE, page_aligned
 from lcsc_opt.trajectory.reading import Piece, Reader, Reading
-from lcsc_opt.trajectory.rows import Rows, Strips, Window
 
 How = Literal["mapped", "resident", "streamed"]
 WINDOW_BYTES = 64 * 2**20  # that are read at once, at most

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.layout import Layout, WholeRow, flat_bytes
+from lcsc_opt.trajectory.disk.layout import Layout, WholeRow, flat_bytes
 
 
 @dataclasses.dataclass(frozen=True)

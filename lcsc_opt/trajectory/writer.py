@@ -14,8 +14,8 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import strip_wrappers
 from lcsc_opt.trajectory.background import Background
-from lcsc_opt.trajectory.layout import Layout
-from lcsc_opt.trajectory.saving import Saver, whole_step
+from lcsc_opt.trajectory.disk.layout import Layout
+from lcsc_opt.trajectory.disk.saving import Saver, whole_step
 from lcsc_opt.trajectory.staging import Staging
 
 

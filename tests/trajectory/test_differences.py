@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.cli.trajectory import app
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, differences, pack
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
+from lcsc_opt.trajectory.disk import differences
+from lcsc_opt.trajectory.disk.saving import Saver
 from lcsc_opt.trajectory.inspection import inspect
 from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine
-from lcsc_opt.trajectory.saving import Saver
 
 K = len(STEPS)
 MERGED = ("weight", "bias", "scale", "double", "bfloat", "half")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, MERGED, arrange, check_same, plan, row_chunks
+from lcsc_opt.trajectory.disk.layout import ALIGNMENT, DTYPES, MERGED, arrange, check_same, plan, row_chunks
 
 described = st.dictionaries(
     st.text(min_size=1, max_size=4),

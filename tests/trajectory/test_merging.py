@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lcsc_opt.trajectory import merging
-from lcsc_opt.trajectory.merging import Scratch, Tile, Workers
+from lcsc_opt.trajectory.disk.tiles import Scratch, Tile
+from lcsc_opt.trajectory.merging import Workers
 
 
 @pytest.fixture

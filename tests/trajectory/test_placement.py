@@ -13,10 +13,11 @@ import torch
 from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, differences, memory, merging, placement, reading, sources
-from lcsc_opt.trajectory.layout import Segment, TensorSpec
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, memory, merging, placement, reading, sources
+from lcsc_opt.trajectory.disk import differences
+from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.disk.rows import Strips
 from lcsc_opt.trajectory.memory import PAGE, page_aligned
-from lcsc_opt.trajectory.rows import Strips
 
 K = len(STEPS)
 STORED = ("exact", "float16", "bfloat16", "int8")

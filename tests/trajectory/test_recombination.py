@@ -119,7 +119,7 @@ def test_checkpoints_with_coefficient_zero_are_not_needed(trajectory: Trajectory
 
 
 def test_a_row_is_hashed_as_the_packed_trajectory_does(trajectory: Trajectory) -> None:
-    from lcsc_opt.trajectory.layout import plan
+    from lcsc_opt.trajectory.disk.layout import plan
 
     weights = state_dict(300)
     assert row_sha256(plan(weights), weights) == trajectory.checkpoint_sha256[2]

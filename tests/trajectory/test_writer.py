@@ -16,7 +16,8 @@ from torch import nn
 from trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, row_writing
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.disk import row_writing
 
 
 def append(path, *steps, **options):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import differences
-from lcsc_opt.trajectory.differences import StoredLayout
-from lcsc_opt.trajectory.layout import Layout, Segment, TensorSpec, empty, from_bytes, row_sha256
-from lcsc_opt.trajectory.merging import Tile
+from lcsc_opt.trajectory.disk import differences
+from lcsc_opt.trajectory.disk.differences import StoredLayout
+from lcsc_opt.trajectory.disk.layout import Layout, Segment, TensorSpec, empty, from_bytes, row_sha256
+from lcsc_opt.trajectory.disk.tiles import Tile
 
 LEAST_GAP = 2**17  # bytes; a disk reads fewer as fast as it skips them
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.layout import Layout, TensorSpec, aligned
-from lcsc_opt.trajectory.merging import accumulator
+from lcsc_opt.trajectory.disk.layout import Layout, TensorSpec, aligned
+from lcsc_opt.trajectory.disk.tiles import accumulator
 
 BLOCK = 2**14  # numbers that share a scale
 AT_ONCE = 2**5  # blocks that are worked on while they are in a cache

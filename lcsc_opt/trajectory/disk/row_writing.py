@@ -16,10 +16,10 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.names import REFERENCE
-from lcsc_opt.trajectory.differences import ErrorSample, StoredLayout
-from lcsc_opt.trajectory.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks, row_runs
-from lcsc_opt.trajectory.manifest import Manifest
-from lcsc_opt.trajectory.rows import map_bytes
+from lcsc_opt.trajectory.disk.differences import ErrorSample, StoredLayout
+from lcsc_opt.trajectory.disk.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks, row_runs
+from lcsc_opt.trajectory.disk.manifest import Manifest
+from lcsc_opt.trajectory.disk.rows import map_bytes
 
 PIECE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 WAITING_BYTES = 64 * 2**20  # that are written and not hashed yet; copies, where tensors are strided or elsewhere

@@ -15,9 +15,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock, unlock
 from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
-from lcsc_opt.trajectory.differences import STORED, ErrorSample
-from lcsc_opt.trajectory.layout import Layout, check_same, plan
-from lcsc_opt.trajectory.manifest import (
+from lcsc_opt.trajectory.disk.differences import STORED, ErrorSample
+from lcsc_opt.trajectory.disk.layout import Layout, check_same, plan
+from lcsc_opt.trajectory.disk.manifest import (
     LOCK,
     RELATIVE_ERROR,
     Manifest,
@@ -27,7 +27,7 @@ from lcsc_opt.trajectory.manifest import (
     load_manifest,
     save_manifest,
 )
-from lcsc_opt.trajectory.row_writing import (
+from lcsc_opt.trajectory.disk.row_writing import (
     Coder,
     ExactCoder,
     RowHashes,

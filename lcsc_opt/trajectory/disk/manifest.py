@@ -15,15 +15,8 @@ import pydantic
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
 from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
-from lcsc_opt.trajectory.differences import StoredLayout
-from lcsc_opt.trajectory.layout import (
-    ALIGNMENT,
-    DTYPES,
-    MOST_SCALARS,
-    Layout,
-    TensorSpec,
-    arrange,
-)
+from lcsc_opt.trajectory.disk.differences import StoredLayout
+from lcsc_opt.trajectory.disk.layout import ALIGNMENT, DTYPES, MOST_SCALARS, Layout, TensorSpec, arrange
 
 RELATIVE_ERROR = "relative_error"  # the metadata entry that holds what storing differences did to merged weights
 LOCK = "writer.lock"  # held by the process that writes

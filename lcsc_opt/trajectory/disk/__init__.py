@@ -1,0 +1,1 @@
+"""How the checkpoints of a trajectory lie on the disk."""
