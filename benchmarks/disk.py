@@ -33,7 +33,7 @@ import torch
 from common import machine, write_json
 
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.memory import available_bytes
+from lcsc_opt.trajectory.merge.memory import available_bytes
 
 AT_ONCE = 4 * 2**20
 SPREAD = 0.01  # of a weight between checkpoints

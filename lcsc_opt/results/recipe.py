@@ -131,7 +131,7 @@ class Recipe(pydantic.BaseModel):
             ObjectiveError: when the recipe is not one that can be followed elsewhere.
             CoefficientsError: when its coefficients do not sum to one.
         """
-        from lcsc_opt.trajectory.merging import check_coefficients
+        from lcsc_opt.trajectory.merge.merging import check_coefficients
         from lcsc_opt.trajectory.recombination import Combination
 
         if self.method != LINEAR:

@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, check_factors, lora_modules
-from lcsc_opt.trajectory.combining import StateDict
 from lcsc_opt.trajectory.disk.tiles import accumulator
 from lcsc_opt.trajectory.lora import trajectory_alphas
-from lcsc_opt.trajectory.merging import check_coefficients, full_precision
+from lcsc_opt.trajectory.merge.combining import StateDict
+from lcsc_opt.trajectory.merge.merging import check_coefficients, full_precision
 from lcsc_opt.trajectory.store import Trajectory
 
 

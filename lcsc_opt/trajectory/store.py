@@ -20,12 +20,12 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
-from lcsc_opt.trajectory import merging, placement, projection
-from lcsc_opt.trajectory.combining import Combining, StateDict
 from lcsc_opt.trajectory.disk.layout import TensorSpec, segments
 from lcsc_opt.trajectory.disk.manifest import RELATIVE_ERROR, Manifest, load_manifest, trajectory_sha256, unreadable
 from lcsc_opt.trajectory.disk.rows import DifferenceRows, ExactRows, Rows, map_bytes
-from lcsc_opt.trajectory.sources import How, Mapped, Source
+from lcsc_opt.trajectory.merge import merging, placement, projection
+from lcsc_opt.trajectory.merge.combining import Combining, StateDict
+from lcsc_opt.trajectory.merge.sources import How, Mapped, Source
 
 
 class Trajectory:

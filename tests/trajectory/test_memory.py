@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.trajectory.memory import available_bytes
+from lcsc_opt.trajectory.merge.memory import available_bytes
 
 MIB = 2**20
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lcsc_opt.trajectory import merging
 from lcsc_opt.trajectory.disk.tiles import Scratch, Tile
-from lcsc_opt.trajectory.merging import Workers
+from lcsc_opt.trajectory.merge import merging
+from lcsc_opt.trajectory.merge.merging import Workers
 
 
 @pytest.fixture

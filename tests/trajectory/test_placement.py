@@ -13,11 +13,12 @@ import torch
 from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, memory, merging, placement, reading, sources
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk import differences
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.disk.rows import Strips
-from lcsc_opt.trajectory.memory import PAGE, page_aligned
+from lcsc_opt.trajectory.merge import memory, merging, placement, reading, sources
+from lcsc_opt.trajectory.merge.memory import PAGE, page_aligned
 
 K = len(STEPS)
 STORED = ("exact", "float16", "bfloat16", "int8")
@@ -129,7 +130,7 @@ def test_results_belong_to_the_caller(trajectory: Trajectory, way: str) -> None:
 def test_size_of_tiles_does_not_matter(
     trajectory: Trajectory, way: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lcsc_opt.trajectory.combining.DEVICE_BLOCK_BYTES", tile)
+    monkeypatch.setattr("lcsc_opt.trajectory.merge.combining.DEVICE_BLOCK_BYTES", tile)
     monkeypatch.setattr(merging, "FEWEST_COLUMNS", 5)
     placed = put(trajectory, way)
     close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))

@@ -11,7 +11,8 @@ from torch import Tensor
 from trajectory_examples import STEPS, make_trajectory, state_dict
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, projection
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.merge import projection
 
 K = len(STEPS)
 COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.memory import PAGE
+from lcsc_opt.trajectory.merge.memory import PAGE
 
 READERS = 4  # threads; a disk has work while one of them waits for the other
 AT_ONCE = 4 * 2**20  # bytes that a thread asks for

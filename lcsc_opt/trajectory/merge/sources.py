@@ -17,8 +17,8 @@ from torch import Tensor
 from lcsc_opt.base.progress import progress
 from lcsc_opt.trajectory.disk.layout import Segment
 from lcsc_opt.trajectory.disk.rows import Rows, Strips, Window
-from lcsc_opt.trajectory.memory import PAGE, page_aligned
-from lcsc_opt.trajectory.reading import Piece, Reader, Reading
+from lcsc_opt.trajectory.merge.memory import PAGE, page_aligned
+from lcsc_opt.trajectory.merge.reading import Piece, Reader, Reading
 
 How = Literal["mapped", "resident", "streamed"]
 WINDOW_BYTES = 64 * 2**20  # that are read at once, at most

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.trajectory import merging, projection
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.disk.rows import Rows, Window
 from lcsc_opt.trajectory.disk.tiles import Tile
-from lcsc_opt.trajectory.memory import Rooms
-from lcsc_opt.trajectory.sources import Source
+from lcsc_opt.trajectory.merge import merging, projection
+from lcsc_opt.trajectory.merge.memory import Rooms
+from lcsc_opt.trajectory.merge.sources import Source
 
 StateDict = dict[str, Tensor]
 DEVICE_BLOCK_BYTES = 256 * 2**20  # of all rows together, where a device combines them

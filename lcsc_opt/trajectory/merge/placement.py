@@ -11,12 +11,12 @@ import torch
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.trajectory import sources
 from lcsc_opt.trajectory.disk.layout import Segment
 from lcsc_opt.trajectory.disk.rows import Rows
-from lcsc_opt.trajectory.memory import available_bytes
-from lcsc_opt.trajectory.merging import runs_of
-from lcsc_opt.trajectory.sources import How, Mapped, Resident, Source, Streamed
+from lcsc_opt.trajectory.merge import sources
+from lcsc_opt.trajectory.merge.memory import available_bytes
+from lcsc_opt.trajectory.merge.merging import runs_of
+from lcsc_opt.trajectory.merge.sources import How, Mapped, Resident, Source, Streamed
 
 SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
 SHARE_OF_MEMORY = 0.8  # of what is available; the rest is for merged models and everything else
