@@ -17,7 +17,8 @@ from torch import nn
 from trajectory_examples import same_bits, state_dict
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, background, staging
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, background
+from lcsc_opt.trajectory import writer as staging
 from lcsc_opt.trajectory.disk import row_writing, saving
 
 DTYPES = ("exact", "int8")
