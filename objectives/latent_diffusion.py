@@ -28,13 +28,13 @@ from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.merge_sample_score.combinable import Combinable
 from lcsc_opt.merge_sample_score.settings import BatchSize, ImageObjectiveSettings
-from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
-from lcsc_opt.sampling.lora_adapter import LoraConversion
-from lcsc_opt.sampling.pipelines import load_pipeline
-from lcsc_opt.sampling.prompts import read_prompts
 from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
+from lcsc_opt.sampling.text_to_image.lora import LoraConversion, to_diffusers
+from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline
+from lcsc_opt.sampling.text_to_image.prompts import read_prompts
+from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.lora import to_diffusers, trajectory_alphas
+from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.lora_products import LoraProducts
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]

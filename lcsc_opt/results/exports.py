@@ -21,8 +21,9 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.objective import Objective
 from lcsc_opt.results.model_folder import check_fits, config_of, read_config, write_folder
 from lcsc_opt.results.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
+from lcsc_opt.sampling.text_to_image.lora import save_lora
 from lcsc_opt.study_store import StoredStudy
-from lcsc_opt.trajectory.lora import save_lora, trajectory_alphas
+from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, cast, recombine
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]

@@ -17,8 +17,9 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.sampling.text_to_image.lora import save_lora
 from lcsc_opt.trajectory import read_checkpoint
-from lcsc_opt.trajectory.lora import save_lora, trajectory_alphas
+from lcsc_opt.trajectory.lora import trajectory_alphas
 
 prepare_torchvision()
 pytest.importorskip("peft")

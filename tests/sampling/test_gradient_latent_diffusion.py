@@ -12,9 +12,9 @@ import torch
 
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
-from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
 from lcsc_opt.sampling.network import NetworkSettings
-from lcsc_opt.sampling.pipelines import load_pipeline
+from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline
+from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
 
 pytest.importorskip("transformers")
 

@@ -15,12 +15,12 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.sampling import ImageNoise
-from lcsc_opt.sampling.latent_diffusion import LatentDiffusionSampler
-from lcsc_opt.sampling.lora_adapter import LoraConversion
 from lcsc_opt.sampling.network import NetworkSettings
-from lcsc_opt.sampling.pipelines import load_pipeline, require_text_to_image
-from lcsc_opt.sampling.prompts import PromptEmbeddings, read_prompts
 from lcsc_opt.sampling.schedulers import without_deprecations
+from lcsc_opt.sampling.text_to_image.lora import LoraConversion
+from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline, require_text_to_image
+from lcsc_opt.sampling.text_to_image.prompts import PromptEmbeddings, read_prompts
+from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
 
 prepare_torchvision()
 pytest.importorskip("transformers")

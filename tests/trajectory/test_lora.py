@@ -19,8 +19,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_factors, lora_flavour, lora_modules, read_alphas
+from lcsc_opt.sampling.text_to_image.lora import save_lora, to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
-from lcsc_opt.trajectory.lora import save_lora, to_diffusers, trajectory_alphas
+from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.lora_products import LoraProducts, product_gram, refactor
 
 prepare_torchvision()

@@ -31,7 +31,7 @@ def require_text_to_image(*, lora: bool) -> None:
 
 
 def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -> Any:
-    """Load a pipeline for :class:`~lcsc_opt.sampling.latent_diffusion.LatentDiffusionSampler`.
+    """Load a pipeline for :class:`~lcsc_opt.sampling.text_to_image.sampler.LatentDiffusionSampler`.
 
     Its weights are cast to the settings' dtype, as diffusers does. There is no safety checker, whose black images no
     metric is meant for.

@@ -22,11 +22,11 @@ from lcsc_opt.sampling.differentiation import (
     ModuleWeights,
     recomputed_calls,
 )
-from lcsc_opt.sampling.lora_adapter import LoraAdapter, LoraConversion
 from lcsc_opt.sampling.network import load_weights
 from lcsc_opt.sampling.noise import ImageNoise
-from lcsc_opt.sampling.prompts import EMBEDDINGS, PromptEmbeddings, prompts_sha256
 from lcsc_opt.sampling.schedulers import without_deprecations
+from lcsc_opt.sampling.text_to_image.lora import LoraAdapter, LoraConversion
+from lcsc_opt.sampling.text_to_image.prompts import EMBEDDINGS, PromptEmbeddings, prompts_sha256
 
 Component = Literal["unet", "transformer", "lora"]
 
@@ -35,7 +35,7 @@ class LatentDiffusionSampler:
     """Images of a text-to-image pipeline.
 
     Args:
-        pipeline: of diffusers, as :func:`lcsc_opt.sampling.pipelines.load_pipeline` gives it; it is this sampler's
+        pipeline: of diffusers, as :func:`lcsc_opt.sampling.text_to_image.pipelines.load_pipeline` gives it; it is this sampler's
             alone.
         component: what merged weights are: those of ``unet`` or ``transformer``, or a ``lora``.
         prompts: image i is of prompt i mod n.

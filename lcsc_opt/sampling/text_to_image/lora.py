@@ -1,0 +1,268 @@
+"""Putting one merged LoRA after the other into a pipeline, without making its adapter again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
+from lcsc_opt.base.files import replacing
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.checkpoints.lora import (
+    PAIRS,
+    Flavour,
+    LoraAlphas,
+    LoraFactors,
+    LoraModule,
+    lora_factors,
+    lora_flavour,
+    lora_modules,
+)
+
+ADAPTER = "merged"
+FACTORS = {  # suffixes of a LoRA under the names that ``load_lora_weights`` takes → the parameter of PEFT's layer
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".lora_linear_layer.down.weight": "lora_A",
+    ".lora_linear_layer.up.weight": "lora_B",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoraConversion:
+    """What merged weights become before a pipeline takes them.
+
+    Attributes:
+        convert: merged weights → a LoRA under the names that ``load_lora_weights`` takes, with alpha = rank.
+        description: what of it changes the images, for the study's fingerprint.
+    """
+
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    description: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+
+class LoraAdapter:
+    """The adapter of a pipeline that merged LoRAs are copied into, one after the other.
+
+    Raises:
+        ObjectiveError: the pipeline takes no LoRA.
+    """
+
+    def __init__(self, pipeline: Any, conversion: LoraConversion) -> None:
+        if not hasattr(pipeline, "load_lora_weights"):
+            raise ObjectiveError(f"component: {type(pipeline).__name__} takes no LoRA; merge its transformer or unet")
+        self._pipeline, self._convert = pipeline, conversion.convert
+        self._parameters: dict[str, nn.Parameter] = {}
+
+    def load(self, weights: Mapping[str, Tensor]) -> bool:
+        """Copy a merged LoRA into the adapter, which the first one makes.
+
+        Returns:
+            Whether it is one of a text encoder, too.
+
+        Raises:
+            ObjectiveError: it does not fit the pipeline, or has other names or shapes than the first one.
+        """
+        factors = self._convert(weights)
+        if not self._parameters:
+            self._parameters = self._create(factors)
+        self._check(factors)
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(factors[name])
+        return any(name.startswith("text_encoder") for name in factors)
+
+    def _create(self, factors: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+        """Let the pipeline load it as it loads a file, and find the parameters that it went to."""
+        in_dtype = {name: factor.to(self._part(name).dtype) for name, factor in factors.items()}
+        try:
+            with _quiet():
+                self._pipeline.load_lora_weights(in_dtype, adapter_name=ADAPTER)
+        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ObjectiveError(f"the LoRA does not fit {type(self._pipeline).__name__}: {reason}") from error
+        parameters = {}
+        for name in factors:
+            layer, parameters[name] = self._place(name)
+            layer.scaling[ADAPTER] = 1.0  # alpha = rank; diffusers before 0.39 takes another where ranks differ
+        return parameters
+
+    def _part(self, name: str) -> Any:
+        part = getattr(self._pipeline, name.partition(".")[0], None)
+        if not isinstance(part, nn.Module):
+            raise ObjectiveError(f"the LoRA's {name} belongs to a part that {type(self._pipeline).__name__} lacks")
+        return part
+
+    def _place(self, name: str) -> tuple[Any, nn.Parameter]:
+        """PEFT's layer of a factor, and the parameter in it."""
+        suffix = next((suffix for suffix in FACTORS if name.endswith(suffix)), "")
+        path = name.removesuffix(suffix).partition(".")[2]
+        part = self._part(name)
+        for place in (path, path.removeprefix("text_model.")):  # which transformers 5 has no more
+            try:
+                layer: Any = part.get_submodule(place)
+                parameter: nn.Parameter = getattr(layer, FACTORS[suffix])[ADAPTER].weight
+            except (AttributeError, KeyError):
+                continue
+            return layer, parameter
+        raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(part).__name__}")
+
+    def _check(self, factors: Mapping[str, Tensor]) -> None:
+        for name in sorted(factors.keys() | self._parameters.keys()):
+            if name not in factors or name not in self._parameters:
+                raise ObjectiveError(f"the LoRA has {name} where the first one had not, or lacks it")
+            given, expected = list(factors[name].shape), list(self._parameters[name].shape)
+            if given != expected:
+                raise ObjectiveError(f"the LoRA's {name} is {given}, and in the pipeline it is {expected}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """While this is open: diffusers warns of every part that a LoRA is not of; what has no place is found here."""
+    from diffusers.utils import logging
+
+    asked = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(asked)
+
+
+SDXL_BLOCKS = ("input_blocks_", "middle_block_", "output_blocks_")  # kohya's names for the U-Net of SDXL
+
+
+def diffusers_paths(
+    modules: Iterable[LoraModule], *, component: str = "unet", unet_config: Any = None
+) -> dict[str, tuple[str, str]]:
+    """Name of each module → its component and path in a diffusers pipeline.
+
+    kohya's names are converted by diffusers itself, which knows the U-Nets of Stable Diffusion and SDXL.
+
+    Args:
+        modules: of one LoRA.
+        component: what modules belong to whose names do not tell.
+        unet_config: the U-Net's configuration, whose ``layers_per_block`` kohya's names for SDXL need.
+
+    Raises:
+        TrajectoryError: names that diffusers does not know, or that it would take for others without ``unet_config``.
+    """
+    modules = list(modules)
+    if lora_flavour(module.down for module in modules) == "kohya":
+        return _convert_kohya(modules, unet_config)
+    return {module.name: (module.component or component, module.path) for module in modules}
+
+
+def _convert_kohya(modules: list[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:
+    own = [module.down for module in modules if module.component == "unet" and module.path.startswith(SDXL_BLOCKS)]
+    if own and unet_config is None:
+        raise TrajectoryError(
+            f"{own[0]!r} is a name of SDXL's first code, which the U-Net's layers_per_block translates: export the "
+            "LoRA from its study with --as lora, or give unet_config."
+        )
+    prepare_torchvision()
+    from diffusers import StableDiffusionPipeline
+
+    marks = {name: torch.tensor(i) for i, module in enumerate(modules) for name in (module.down, module.up)}
+    convert = cast("Any", StableDiffusionPipeline).lora_state_dict
+    try:
+        renamed, _ = convert(marks, unet_config=unet_config)
+        found = lora_modules(renamed)
+        if len(found) < len(modules):
+            raise ValueError(f"{len(modules) - len(found)} modules are left out")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, TrajectoryError) as error:
+        raise TrajectoryError(
+            f"diffusers does not know the names of this LoRA, such as {modules[0].down!r}: it converts kohya's files "
+            "of Stable Diffusion and SDXL; convert it with the trainer's own tools."
+        ) from error
+    return {modules[int(renamed[module.down])].name: (module.component, module.path) for module in found}
+
+
+def to_diffusers(
+    weights: Mapping[str, Tensor],
+    alphas: LoraAlphas | None = None,
+    *,
+    component: str = "unet",
+    unet_config: Any = None,
+) -> dict[str, Tensor]:
+    """A LoRA of any flavour under the names that a pipeline's ``load_lora_weights`` loads.
+
+    alpha / rank is multiplied into ``up``, since these names have no place for alpha: they mean alpha = rank.
+
+    Args:
+        weights: the LoRA.
+        alphas: where the tensors do not hold them; ``None`` takes alpha = rank.
+        component: what modules belong to whose names do not tell, ``unet`` or ``transformer``.
+        unet_config: as for :func:`diffusers_paths`.
+
+    Raises:
+        TrajectoryError: not a LoRA of two factors a module, or names that diffusers does not know.
+    """
+    modules = lora_modules(weights)
+    paths = diffusers_paths(modules, component=component, unet_config=unet_config)
+    converted = {}
+    for module in modules:
+        factors = lora_factors(weights, module, alphas)
+        where, path = paths[module.name]
+        down, up = _diffusers_names(where, path)
+        converted[down], converted[up] = factors.down, scaled_up(factors)
+    return converted
+
+
+def scaled_up(factors: LoraFactors) -> Tensor:
+    """``up`` times alpha / rank, in its own dtype, rounded once."""
+    if factors.scale == 1.0:
+        return factors.up
+    return (factors.up.double() * factors.scale).to(factors.up.dtype)
+
+
+def _diffusers_names(component: str, path: str) -> tuple[str, str]:
+    """Text encoders are loaded by their older suffix only."""
+    down, up = PAIRS[2] if component.startswith("text_encoder") else PAIRS[0]
+    return f"{component}.{path}{down}", f"{component}.{path}{up}"
+
+
+def save_lora(
+    weights: Mapping[str, Tensor],
+    path: str | Path,
+    flavour: Flavour = "diffusers",
+    metadata: Mapping[str, str] | None = None,
+    *,
+    alphas: LoraAlphas | None = None,
+    component: str = "unet",
+    unet_config: Any = None,
+) -> None:
+    """Write a LoRA as one safetensors file; of flavour ``diffusers`` or ``kohya``, ``load_lora_weights`` loads it.
+
+    Args:
+        weights: the LoRA, of any flavour.
+        path: the new file; one that is there is replaced when the new one is whole.
+        flavour: ``diffusers`` converts; any other has to be the one that ``weights`` has.
+        metadata: texts for the header.
+        alphas: as for :func:`to_diffusers`; a file of flavour ``peft`` gets none, and needs ``adapter_config.json``.
+        component: as for :func:`to_diffusers`.
+        unet_config: as for :func:`to_diffusers`.
+
+    Raises:
+        TrajectoryError: as :func:`to_diffusers`, another flavour than the weights', or the disk refuses.
+    """
+    own = lora_flavour(weights)
+    if flavour == "diffusers":
+        weights = to_diffusers(weights, alphas, component=component, unet_config=unet_config)
+    elif flavour != own:
+        raise TrajectoryError(f"A LoRA with names of {own} is written with these or those of diffusers, not {flavour}.")
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+    try:
+        with replacing(path) as pending:
+            save_file(tensors, pending, metadata={"format": "pt", **(metadata or {})})
+    except (OSError, SafetensorError) as error:
+        raise TrajectoryError(f"Cannot write {path}: {error}.") from error
