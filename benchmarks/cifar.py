@@ -34,8 +34,8 @@ from lcsc_opt.database import open_storage
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.features import extract
-from lcsc_opt.metrics.inception import InceptionExtractor
+from lcsc_opt.metrics.extractors.base import extract
+from lcsc_opt.metrics.extractors.inception import InceptionExtractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.runner import Search, window

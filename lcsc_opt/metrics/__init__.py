@@ -28,7 +28,7 @@ What needs torch-fidelity, torchvision or scikit-learn imports them where it use
 stays cheap.
 """
 
-from lcsc_opt.metrics.features import FeatureExtractor, extract
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, frechet_distance
 from lcsc_opt.metrics.reference import Reference
 from lcsc_opt.metrics.scores import Scores, View

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.comparison import Features
-from lcsc_opt.metrics.features import (
+from lcsc_opt.metrics.extractors.base import (
     ClassifyingExtractor,
     FeatureExtractor,
     checked_features,

@@ -17,7 +17,7 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
-from lcsc_opt.metrics.features import FeatureExtractor, checked_features
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.images import ImageFiles, ImageSet
 from lcsc_opt.metrics.reference import NO_FEATURES, Reference
 from lcsc_opt.metrics.reference_files import SUFFIXES, has_images, read_reference_file

@@ -25,8 +25,8 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.metrics._network import weights_hash
-from lcsc_opt.metrics.features import FeatureExtractor, extract
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
+from lcsc_opt.metrics.extractors.network import weights_hash
 from lcsc_opt.metrics.reference import Reference
 from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics._arrays import Array
-from lcsc_opt.metrics._weights import torch_fidelity_module
+from lcsc_opt.metrics.extractors.weights import torch_fidelity_module
 from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, coverage, radii

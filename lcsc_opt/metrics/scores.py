@@ -17,9 +17,8 @@ from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.build_reference import ReferenceSetting, build_reference, references_by_extractor
 from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
-from lcsc_opt.metrics.extractors import build_extractor
-from lcsc_opt.metrics.features import ClassifyingExtractor, FeatureExtractor
-from lcsc_opt.metrics.graphs import features_with_graph, image_gradient
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, features_with_graph, image_gradient
+from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.kernel import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.names import (
     DISTANCES,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.metrics.graphs import image_gradient
+from lcsc_opt.metrics.extractors.base import image_gradient
 
 SMALL_CLIP = {"embed_dim": 12, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
 

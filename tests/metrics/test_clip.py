@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.checkpoints.torchscript import read_torchscript
 from lcsc_opt.metrics import FeatureExtractor
-from lcsc_opt.metrics._weights import read_weights
-from lcsc_opt.metrics.clip import ClipExtractor
-from lcsc_opt.metrics.graphs import features_with_graph
+from lcsc_opt.metrics.extractors.base import features_with_graph
+from lcsc_opt.metrics.extractors.clip import ClipExtractor
+from lcsc_opt.metrics.extractors.weights import read_weights
 
 
 @pytest.fixture(scope="module")

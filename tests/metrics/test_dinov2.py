@@ -6,8 +6,8 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor
-from lcsc_opt.metrics.dinov2 import DinoV2Extractor, GatedLayers, VisionTransformer
-from lcsc_opt.metrics.graphs import features_with_graph
+from lcsc_opt.metrics.extractors.base import features_with_graph
+from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor, GatedLayers, VisionTransformer
 
 
 @pytest.fixture(scope="module")

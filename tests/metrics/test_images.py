@@ -11,8 +11,8 @@ from PIL import Image
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.metrics._network import to_bytes
 from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
+from lcsc_opt.metrics.extractors.network import to_bytes
 from lcsc_opt.metrics.images import ImageArray, ImageFiles
 
 

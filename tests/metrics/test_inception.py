@@ -13,10 +13,9 @@ from lcsc_opt.base import imports as torchvision_import
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureExtractor, extract
-from lcsc_opt.metrics._network import to_bytes, to_levels
-from lcsc_opt.metrics.features import ClassifyingExtractor
-from lcsc_opt.metrics.graphs import features_with_graph
-from lcsc_opt.metrics.inception import InceptionExtractor
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, features_with_graph
+from lcsc_opt.metrics.extractors.inception import InceptionExtractor
+from lcsc_opt.metrics.extractors.network import to_bytes, to_levels
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from test_scores import Pixels, both, images, reference, score, statistics
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Scores, View, frechet_distance
 from lcsc_opt.metrics import second as module
-from lcsc_opt.metrics.clip import ClipExtractor
+from lcsc_opt.metrics.extractors.clip import ClipExtractor
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.scores import SecondSpace, build_scores
 from lcsc_opt.metrics.second import published_second

@@ -11,7 +11,8 @@ from image_objectives import PIXELS, Means, settings
 from PIL import Image
 
 from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
-from lcsc_opt.metrics import Scores, extractors
+from lcsc_opt.metrics import Scores
+from lcsc_opt.metrics.extractors import by_name as extractors
 
 
 class Corners(Means):

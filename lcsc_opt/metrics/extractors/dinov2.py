@@ -14,12 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcsc_opt.metrics._network import normalized, resized, rgb_levels, weights_hash
-from lcsc_opt.metrics._weights import (
-    belongs_to_another_network,
-    published_file,
-    read_weights,
-)
+from lcsc_opt.metrics.extractors.network import normalized, resized, rgb_levels, weights_hash
+from lcsc_opt.metrics.extractors.weights import belongs_to_another_network, published_file, read_weights
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 WEIGHTS = "DINOv2 without registers, dinov2_vitl14_pretrain.pth (S, B and g are known too)"

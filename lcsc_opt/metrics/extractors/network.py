@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics._weights import torch_fidelity_module
+from lcsc_opt.metrics.extractors.weights import torch_fidelity_module
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

@@ -11,10 +11,10 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_dotted
-from lcsc_opt.metrics.clip import ClipExtractor
-from lcsc_opt.metrics.dinov2 import DinoV2Extractor
-from lcsc_opt.metrics.features import FeatureExtractor
-from lcsc_opt.metrics.inception import InceptionExtractor
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.metrics.extractors.clip import ClipExtractor
+from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor
+from lcsc_opt.metrics.extractors.inception import InceptionExtractor
 
 PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
     "inception": InceptionExtractor,

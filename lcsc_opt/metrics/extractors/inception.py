@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics._network import resized, rgb_levels, weights_hash
-from lcsc_opt.metrics._weights import (
+from lcsc_opt.metrics.extractors.network import resized, rgb_levels, weights_hash
+from lcsc_opt.metrics.extractors.weights import (
     belongs_to_another_network,
     published_file,
     read_weights,

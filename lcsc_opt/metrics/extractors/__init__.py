@@ -1,0 +1,1 @@
+"""Images to features: published networks, and those of users."""
