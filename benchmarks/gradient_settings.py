@@ -41,7 +41,7 @@ from lcsc_opt.metrics.classifier import reference_of
 from lcsc_opt.metrics.comparison import Comparison, Features
 from lcsc_opt.metrics.digits import digits_images, train_digits_network
 from lcsc_opt.metrics.extractors.base import extract
-from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics
 from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient

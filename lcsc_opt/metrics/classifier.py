@@ -27,7 +27,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.extractors.network import weights_hash
-from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 

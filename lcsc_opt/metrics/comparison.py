@@ -22,7 +22,7 @@ from lcsc_opt.metrics.extractors.weights import torch_fidelity_module
 from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, coverage, radii
-from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import FeatureStatistics
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]

@@ -12,10 +12,9 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics.build_reference import ReferenceSetting, build_reference, holds_images
-from lcsc_opt.metrics.datasets import dataset_settings
 from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.names import EXTRACTORS, MetricName, parse_loss
+from lcsc_opt.metrics.reference.building import ReferenceSetting, build_reference, dataset_settings, holds_images
 from lcsc_opt.metrics.scores import Scores, SecondSpace, View
 
 

@@ -12,7 +12,7 @@ from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
 from lcsc_opt.metrics.kernel import SUBSET_SIZE, SUBSETS
 from lcsc_opt.metrics.names import FORMULAS
 from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD
-from lcsc_opt.metrics.reference import Reference
+from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import build_scores
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 

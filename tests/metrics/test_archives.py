@@ -11,8 +11,8 @@ import pytest
 
 from lcsc_opt.base.archives import array_header, array_members, check_member, read_array, read_member
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.images import ImageFiles
-from lcsc_opt.metrics.reference_files import read_reference_file
+from lcsc_opt.metrics.reference.files import read_reference_file
+from lcsc_opt.metrics.reference.images import ImageFiles
 from lcsc_opt.metrics.statistics import ReferenceStatistics
 
 MEGABYTE = 2**20
@@ -104,7 +104,7 @@ def test_what_would_inflate_is_refused_in_one_line_and_little_memory(tmp_path, r
 
 
 def test_an_image_of_very_many_bytes_is_refused_even_if_it_is_there(tmp_path, monkeypatch):
-    monkeypatch.setattr("lcsc_opt.metrics.images.MOST_BYTES", 1000)
+    monkeypatch.setattr("lcsc_opt.metrics.reference.images.MOST_BYTES", 1000)
     with pytest.raises(MetricError, match=r"a\.png has 1,001 bytes, at most 1,000 are read"):
         folder(write(tmp_path / "a.zip", a_dot_png=bytes(1001)))
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.metrics.datasets import DATASETS, dataset_images, dataset_settings
 from lcsc_opt.metrics.extractors.network import to_bytes
-from lcsc_opt.metrics.images import ImageArray, ImageFiles
+from lcsc_opt.metrics.reference.building import DATASETS, dataset_images, dataset_settings
+from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles
 
 
 def pixels(count=5, height=6, width=8, channels=3, seed=0):
@@ -94,7 +94,7 @@ def test_files_are_read_once_until_one_changes(tmp_path, cache, monkeypatch):
     folder = write(tmp_path / "real", pixels())
     content = ImageFiles(folder, cache=cache).content
     with monkeypatch.context() as patch:
-        patch.setattr("lcsc_opt.metrics.images._header", lambda entry: pytest.fail("looked again"))
+        patch.setattr("lcsc_opt.metrics.reference.images._header", lambda entry: pytest.fail("looked again"))
         assert ImageFiles(folder, cache=cache).content == content
     Image.fromarray(pixels(seed=3)[0]).save(folder / "class-0" / "000.png")
     os.utime(folder / "class-0" / "000.png", ns=(1, 1))

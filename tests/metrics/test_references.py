@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.metrics.build_reference import build_reference, references_by_extractor
+from lcsc_opt.metrics.reference.building import build_reference, references_by_extractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 
 D = 12
@@ -297,7 +297,7 @@ def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path)
 
 
 def test_statistics_of_many_batches_are_those_of_the_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("lcsc_opt.metrics.build_reference.ROWS", 8)
+    monkeypatch.setattr("lcsc_opt.metrics.reference.building.ROWS", 8)
     assert_is_reference(build(write_folder(tmp_path / "real"), batch_size=3), with_features=False)
     np.save(tmp_path / "features.npy", features())
     expected = FeatureStatistics.from_features(features())

@@ -27,8 +27,8 @@ from lcsc_opt.base.archives import array_members, read_array
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.feature_pickles import read_pickle
-from lcsc_opt.metrics.images import ImageArray
 from lcsc_opt.metrics.names import INCEPTION
+from lcsc_opt.metrics.reference.images import ImageArray
 from lcsc_opt.metrics.statistics import BROKEN_FILE, ReferenceStatistics
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".pkl")

@@ -1,0 +1,1 @@
+"""The real images that samples are compared with."""
