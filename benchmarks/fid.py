@@ -30,7 +30,7 @@ from common import machine, write_json
 
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FrechetReference
-from lcsc_opt.metrics.reduction import Reduction
+from lcsc_opt.metrics.accumulator import Reduction
 
 CASES = ((2048, 10_000), (2048, 1_000), (64, 10_000), (64, 1_000))  # features, images
 QUICK_CASES = ((128, 600), (128, 60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ from lcsc_opt.metrics.extractors.base import (
 )
 from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula, MetricName
 from lcsc_opt.metrics.parts import FeaturePart, SeenPart, Whole
-from lcsc_opt.metrics.reduction import Reduction
+from lcsc_opt.metrics.statistics import FeatureStatistics
 
 if TYPE_CHECKING:
     from lcsc_opt.metrics.scores import Scores, View
@@ -204,3 +205,58 @@ class _Seen:
             buffer = np.empty((self._images, array.shape[1]), dtype=array.dtype)
         buffer[rows] = array
         return buffer
+
+
+BLOCK = 256  # rows of the scatter at once: above the diagonal is half of the work
+
+
+class Reduction:
+    """Takes features in batches of any size; holds ``[D, D]`` float64 on their device."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._origin, self._sum, self._scatter = (torch.empty(0) for _ in range(3))
+
+    @torch.inference_mode(mode=False)  # its tensors could not be added to outside of it
+    @torch.no_grad()
+    def add(self, features: Tensor) -> None:
+        """Take ``[B, D]`` of any floating-point type, all batches on one device. Waits for no device."""
+        if not len(features):
+            return
+        here = features.to(double_device(features.device))
+        if self._count == 0:
+            self._origin = here.mean(dim=0, dtype=torch.float64)
+            self._sum = torch.zeros_like(self._origin)
+            self._scatter = self._origin.new_zeros(here.shape[1], here.shape[1])
+        deviations = here - self._origin  # float64, since one of the two is
+        self._sum += deviations.sum(dim=0)
+        for start in range(0, here.shape[1], BLOCK):
+            rows = deviations[:, start : start + BLOCK]
+            self._scatter[start : start + BLOCK, start:].addmm_(rows.T, deviations[:, start:])
+        self._count += len(features)
+
+    def statistics(self) -> FeatureStatistics:
+        """Count, mean and scatter of all features so far, of which there must be some; more can be added after."""
+        scatter = torch.addr(_mirrored(self._scatter), self._sum, self._sum, alpha=-1 / self._count)
+        mean = self._origin + self._sum / self._count
+        return FeatureStatistics(self._count, mean.cpu().numpy(), scatter.cpu().numpy())
+
+
+@functools.cache
+def double_device(device: torch.device) -> torch.device:
+    """``device`` where it computes in float64, and else the CPU: Apple's GPUs do not."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, RuntimeError):
+        return torch.device("cpu")
+    return device
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """``upper`` [D, D], of which only blocks from the diagonal on were written, with the others filled in."""
+    for start in range(0, len(upper), BLOCK):
+        stop = start + BLOCK
+        upper[stop:, start:stop] = upper[start:stop, stop:].T
+    return upper

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics._arrays import Array
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD, coverage, kernel_distance, kernel_distance_and_gradient, radii
 from lcsc_opt.metrics.extractors.weights import torch_fidelity_module
-from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient
 from lcsc_opt.metrics.names import Formula
-from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, coverage, radii
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.metrics.statistics import Array, FeatureStatistics
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Samples = Features | FeatureStatistics

@@ -11,6 +11,7 @@ inverse: in that direction the root has no derivative, and 0 is one of its subgr
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from typing import Any
 
@@ -18,9 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics._arrays import Array, as_covariance, as_features, as_mean
-from lcsc_opt.metrics._factor import Factor
-from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.metrics.statistics import Array, FeatureStatistics, as_covariance, as_features, as_mean
 
 # A zero eigenvalue comes out as up to about 1.5 machine epsilons of the largest one, and its root would add
 # 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
@@ -193,3 +192,55 @@ def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Which of the ascending eigenvalues are more than rounding."""
     kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]), 0.0)
     return kept
+
+
+BLOCK = 256  # columns at once: as fast as LAPACK's own, which does the same
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factor:
+    """``R`` with ``R Rᵀ`` the covariance.
+
+    Attributes:
+        matrix: ``[D, r]``.
+        triangular: whether it is lower triangular, with r = D.
+    """
+
+    matrix: Array
+    triangular: bool
+
+    @classmethod
+    def of(cls, covariance: Array, *, rounding: float) -> Factor:
+        """By Cholesky, or by eigenvectors if ``covariance`` is singular.
+
+        Args:
+            covariance: ``[D, D]``, symmetric and positive semidefinite.
+            rounding: eigenvalues up to this times the largest one are zero.
+        """
+        try:
+            return cls(np.linalg.cholesky(covariance).astype(np.float64, copy=False), triangular=True)
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(covariance)
+            kept = values > rounding * values[-1]
+            return cls(vectors[:, kept] * np.sqrt(values[kept]), triangular=False)
+
+    def between(self, scatter: Array) -> Array:
+        """``Rᵀ S R`` [r, r] of a symmetric S [D, D]; above the diagonal it may be anything finite."""
+        half = self.after(scatter)
+        if not self.triangular:
+            return self.matrix.T @ half
+        product = np.zeros_like(half)
+        for start in range(0, len(half), BLOCK):
+            stop = start + BLOCK
+            np.matmul(self.matrix[start:, start:stop].T, half[start:, :stop], out=product[start:stop, :stop])
+        return product
+
+    def after(self, rows: Array) -> Array:
+        """``X R`` [N, r] of X [N, D]."""
+        if not self.triangular:
+            return rows @ self.matrix
+        product = np.empty_like(rows)
+        for start in range(0, rows.shape[1], BLOCK):
+            columns = slice(start, start + BLOCK)
+            np.matmul(rows[:, start:], self.matrix[start:, columns], out=product[:, columns])
+        return product

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics.comparison import Comparison, Features, Samples
 from lcsc_opt.metrics.names import MetricName
-from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.metrics.statistics import Array, FeatureStatistics
 
 if TYPE_CHECKING:
     from lcsc_opt.metrics.scores import Scores

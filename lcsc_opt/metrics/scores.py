@@ -13,12 +13,11 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.metrics._arrays import Array
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
+from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, features_with_graph, image_gradient
 from lcsc_opt.metrics.extractors.by_name import build_extractor
-from lcsc_opt.metrics.kernel import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.names import (
     DISTANCES,
     OF_REFERENCE_FEATURES,
@@ -31,7 +30,7 @@ from lcsc_opt.metrics.names import (
 from lcsc_opt.metrics.parts import FeaturePart, Whole
 from lcsc_opt.metrics.reference.building import ReferenceSetting, build_reference, references_by_extractor
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
+from lcsc_opt.metrics.statistics import Array, ReferenceStatistics, reference_warning
 
 
 @dataclasses.dataclass(frozen=True)

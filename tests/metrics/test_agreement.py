@@ -9,9 +9,8 @@ from torch.utils.data import Dataset
 
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
-from lcsc_opt.metrics.kernel import SUBSET_SIZE, SUBSETS
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, SUBSETS
 from lcsc_opt.metrics.names import FORMULAS
-from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import build_scores
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
@@ -145,7 +144,7 @@ def normal(count, dimension, seed, shift=0.0):
 def test_kid_of_features_is_torch_fidelitys_also_where_it_needs_no_subsets(samples, real, monkeypatch):
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
-    monkeypatch.setattr("lcsc_opt.metrics.kernel.SUBSETS", 5)
+    monkeypatch.setattr("lcsc_opt.metrics.distances.SUBSETS", 5)
     found, compared = normal(samples, 8, 0, 0.3), normal(real, 8, 1)
     size = min(1000, samples, real)
     expected = kid_features_to_metric(
@@ -159,7 +158,7 @@ def test_kid_of_features_is_torch_fidelitys_also_where_it_needs_no_subsets(sampl
 def test_precision_and_recall_of_features_are_torch_fidelitys_in_any_blocks(block, monkeypatch):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    monkeypatch.setattr("lcsc_opt.metrics.neighbours.BLOCK", block)
+    monkeypatch.setattr("lcsc_opt.metrics.distances.BLOCK", block)
     found, compared = normal(150, 6, 0, 0.8), normal(110, 6, 1)
     expected = prc_features_to_metric(torch.from_numpy(found), torch.from_numpy(compared), verbose=False)
     comparison = Comparison(found, None, reference_of(compared))

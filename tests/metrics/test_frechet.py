@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureStatistics, FrechetReference, frechet_distance
-from lcsc_opt.metrics._factor import BLOCK, Factor
+from lcsc_opt.metrics.frechet import BLOCK, Factor
 
 seeds = st.integers(0, 2**32 - 1)
 dimensions = st.integers(1, 12)

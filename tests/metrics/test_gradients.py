@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference, ReferenceStatistics, Scores, View, extract, kernel
-from lcsc_opt.metrics.kernel import kernel_distance, kernel_distance_and_gradient
+from lcsc_opt.metrics import FrechetReference, Reference, ReferenceStatistics, Scores, View, extract
+from lcsc_opt.metrics import distances as kernel
+from lcsc_opt.metrics.distances import kernel_distance, kernel_distance_and_gradient
 
 seeds = st.integers(0, 2**32 - 1)
 

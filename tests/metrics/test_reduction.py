@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.metrics import FeatureStatistics, FrechetReference
-from lcsc_opt.metrics.reduction import BLOCK, Reduction, double_device
+from lcsc_opt.metrics.accumulator import BLOCK, Reduction, double_device
 
 
 def features_of(count, dimension, *, mean=0.0, seed=0, dtype=np.float64):

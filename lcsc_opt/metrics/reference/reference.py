@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD, radii
 from lcsc_opt.metrics.frechet import FrechetReference
-from lcsc_opt.metrics.neighbours import NEIGHBOURHOOD, radii
 from lcsc_opt.metrics.statistics import ReferenceStatistics
 
 
