@@ -1,10 +1,9 @@
 """Optimizers: a free vector in, the next free vector out. Importing this registers ours with Nevergrad."""
 
-from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
+from lcsc_opt.optimizers.grids import EMAGrid, Landscape, PowerEMAGrid
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, CoefficientLayer, coefficient_array, space_of
-from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 from lcsc_opt.optimizers.registry import (
     OURS,

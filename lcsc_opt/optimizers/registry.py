@@ -17,12 +17,11 @@ from lcsc_opt.base.settings import near_miss
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.coefficients.spaces import CoefficientSpace
-from lcsc_opt.optimizers.ema_grid import EMAGrid, PowerEMAGrid
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
+from lcsc_opt.optimizers.grids import EMAGrid, Landscape, PowerEMAGrid
 from lcsc_opt.optimizers.options import check_positive
 from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
-from lcsc_opt.optimizers.plane_grid import Landscape
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {

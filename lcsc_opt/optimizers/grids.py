@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.records import Coefficients
+from lcsc_opt.coefficients.plane import (
+    DEFAULT_MARGIN,
+    DEFAULT_SIZE,
+    LARGEST_SIZE,
+    SMALLEST_SIZE,
+    Corner,
+    Plane,
+    check_corners,
+    default_corners,
+    grid_positions,
+)
 from lcsc_opt.coefficients.profiles import POWER_EMA_SIGMAS, ema_coefficients, power_ema_coefficients, window_ema_rates
-from lcsc_opt.optimizers.options import check_numbers
+from lcsc_opt.optimizers.options import check, check_numbers, is_number, is_whole
 from lcsc_opt.optimizers.parametrization import steps_of
 
 
@@ -85,3 +96,43 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
         """``[K]`` coefficients of each width."""
         return [power_ema_coefficients(steps, sigma_rel) for sigma_rel in self.sigma_rels]
+
+
+class Landscape(ConfiguredOptimizer):  # type: ignore[misc]
+    """A grid over the plane through three models; it is no search.
+
+    Args:
+        corners: three training steps, or ``ema:RATE``; by default the fastest, the middle and the slowest one of the
+            window's EMA rates.
+        size: points on each side.
+        margin: how far the grid reaches beyond the corners, in units of their distance.
+        steps: ``[K]`` training steps; by default those of the parametrization's space.
+    """
+
+    def __init__(
+        self,
+        *,
+        corners: Sequence[Corner] | None = None,
+        size: int = DEFAULT_SIZE,
+        margin: float = DEFAULT_MARGIN,
+        steps: Sequence[int] | None = None,
+    ) -> None:
+        _check_settings(corners, size, margin)
+        super().__init__(ProfileGrid, locals(), as_config=True)
+        self.corners = corners
+        self.size = size
+        self.margin = margin
+        self.steps = steps
+
+    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
+        """``[K]`` coefficients of each point, from coarse to fine."""
+        plane = Plane.through(default_corners(steps) if self.corners is None else self.corners, steps)
+        return [plane.at(float(x), float(y)) for x, y in grid_positions(self.size, self.margin)]
+
+
+def _check_settings(corners: Any, size: Any, margin: Any) -> None:
+    if corners is not None:
+        check_corners(corners)
+    sizes = f"a whole number from {SMALLEST_SIZE} to {LARGEST_SIZE}"
+    check(is_whole(size) and SMALLEST_SIZE <= size <= LARGEST_SIZE, "size", sizes, size)
+    check(is_number(margin) and margin >= 0, "margin", "a number from 0", margin)
