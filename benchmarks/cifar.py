@@ -30,7 +30,8 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
@@ -40,7 +41,6 @@ from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.runner import Search, window
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
-from lcsc_opt.study_store import StoredStudy
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 IMAGE_SHAPE = (3, 32, 32)

@@ -29,7 +29,7 @@ from optuna.storages import RDBStorage
 from werkzeug.test import Client
 
 from lcsc_opt.dashboard_server import application, serve
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
 
 FIRST_MS, REFRESH_MS = 2000, 300  # asked of ourselves
 PAGES = {

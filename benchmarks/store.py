@@ -32,8 +32,8 @@ from common import machine, write_json
 from stress_postgres import postgres_server
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 
 WAYS = ("ours", "attributes", "parameters", "lines")
 FEW = 3  # rounds of the slowest way

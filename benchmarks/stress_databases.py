@@ -17,7 +17,7 @@ import psycopg
 from stress_postgres import NO_SERVER, Server
 from stress_search import Child, ChildError, Clean, Row, Work, damage, opened, search, sqlite_url, verdict
 
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.store import StoredStudy
 
 DISK_FULL = "database or disk is full"
 

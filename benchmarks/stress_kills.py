@@ -30,10 +30,10 @@ from stress_search import (
     verdict,
 )
 
-from lcsc_opt import study_store
+from lcsc_opt.database import store as study_store
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
 from lcsc_opt.objective import CoefficientFunction, Objective
-from lcsc_opt.study_store import StoredStudy
 
 COMMITTING = ("add_candidate", "finish", "fail", "annotate", "set_attribute")
 

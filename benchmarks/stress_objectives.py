@@ -20,13 +20,13 @@ from stress_search import Child, Clean, Row, Work, digest, opened, rows, search,
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, parse_study
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy, _create
 from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.objective import CoefficientFunction
 from lcsc_opt.plan import plans
 from lcsc_opt.runner import Search, window
-from lcsc_opt.study_store import StoredStudy, _create
 
 ANSWERS: dict[str, tuple[Any, str]] = {
     "NaN": (math.nan, "the loss is nan"),

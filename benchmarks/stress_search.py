@@ -28,12 +28,12 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.runner import Search, window
-from lcsc_opt.study_store import StoredStudy
 
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")
 PATIENCE = 300.0  # seconds; a child that takes longer hangs

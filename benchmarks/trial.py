@@ -29,11 +29,11 @@ from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec, parse_study
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.metrics import extract
 from lcsc_opt.plan import plans
-from lcsc_opt.study_store import StoredStudy
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}

@@ -32,7 +32,8 @@ from lcsc_opt.base.records import SEARCH, Candidate, Cost
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import (
     Evaluator,
     InProcessEvaluator,
@@ -44,7 +45,6 @@ from lcsc_opt.evaluation import (
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.runner import Search, window
-from lcsc_opt.study_store import StoredStudy
 
 LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # asked of ourselves
 IMAGES = 1000

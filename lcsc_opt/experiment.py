@@ -11,7 +11,6 @@ from typing import Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.comparison import BASELINES, summarize
 from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.errors import OptimizerError, StudyMismatchError, StudySpecError
 from lcsc_opt.base.progress import progress
@@ -19,6 +18,8 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.summary import BASELINES, summarize
 from lcsc_opt.evaluation import (
     Evaluator,
     InProcessEvaluator,
@@ -45,7 +46,6 @@ from lcsc_opt.plan import (
 )
 from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
-from lcsc_opt.study_store import StoredStudy, study_names
 
 
 class Experiment:

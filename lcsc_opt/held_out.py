@@ -19,17 +19,17 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.analysis.compared import compared_trials
-from lcsc_opt.analysis.comparison import BASELINES, best_ema, is_ours, split_name, summarize
-from lcsc_opt.analysis.second import second_of, warning_of
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.base.study_file import FailureSpec, HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.database.compared import compared_trials
+from lcsc_opt.database.second import second_of, warning_of
+from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
+from lcsc_opt.database.summary import BASELINES, best_ema, is_ours, split_name, summarize
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective import Objective
-from lcsc_opt.study_store import StoredStudy, TrialKey, study_names
 
 RETRIES = FailureSpec().retries  # of what may go well another time, as where a worker process died
 DEFAULT_IMAGES = 50_000  # what FID is reported on (Liu et al. 2024, Section 5.1)
@@ -107,7 +107,7 @@ def score_held_out(
         with its ``seed``, ``loss`` and ``metrics``), ``chosen_from``; of several groups ``loss`` and ``metrics`` are
         means, and ``loss_std`` and ``metrics_std`` their sample standard deviations. ``baselines``, where some were
         measured: name → ``loss``, ``metrics``, … and where it is from. ``second``, where the objective has a second
-        metric: see :class:`lcsc_opt.analysis.second.Second`; ``warning`` where it did not gain with the loss.
+        metric: see :class:`lcsc_opt.database.second.Second`; ``warning`` where it did not gain with the loss.
 
     Raises:
         StudyStoreError: when no trial is complete, or none of them on the search's noise.

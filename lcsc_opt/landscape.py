@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.comparison import best_ema, summaries
-from lcsc_opt.analysis.names import split_name
 from lcsc_opt.base.errors import CoefficientsError, ObjectiveError, StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
@@ -31,11 +29,13 @@ from lcsc_opt.coefficients.plane import (
     grid_positions,
 )
 from lcsc_opt.coefficients.profiles import window_ema_rates
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.summary import best_ema, summaries
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.objective import Objective
 from lcsc_opt.optimizers import configure
 from lcsc_opt.plan import StudyPlan, stored_plan
-from lcsc_opt.study_store import StoredStudy, study_names
 
 STOP_SHARE = 0.9  # of failed points: far from its corners a plane is expected to hold models that do not sample
 

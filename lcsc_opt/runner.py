@@ -29,9 +29,9 @@ from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluat
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.spans import ASK, TELL, span
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
+from lcsc_opt.database.store import StoredStudy, TrialKey, candidate_attributes
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
-from lcsc_opt.study_store import StoredStudy, TrialKey, candidate_attributes
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from lcsc_opt.dashboard_server import serve
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (

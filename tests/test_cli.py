@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from lcsc_opt.base.errors import LeaseLostError
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 
 MODULE = """
 import numpy as np

@@ -19,7 +19,7 @@ from lcsc_opt.base.catalog import entries
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.cli import run
 from lcsc_opt.dashboard_server import forbid_writing, is_loopback, serve, shared_reader
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -285,7 +285,7 @@ def test_the_dashboard_needs_no_torch(url: str) -> None:
         "import sys\n"
         "from werkzeug.test import Client\n"
         "from lcsc_opt.dashboard_server import application\n"
-        "from lcsc_opt.database import open_storage\n"
+        "from lcsc_opt.database.connection import open_storage\n"
         f"client = Client(application(open_storage({url!r}, write=False)))\n"
         "for page in ('compare', 'study', 'images', 'landscape'):\n"
         "    assert client.get(f'/lcsc/{page}', headers={'Host': 'localhost'}).status_code == 200, page\n"

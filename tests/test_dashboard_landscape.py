@@ -9,8 +9,8 @@ from dashboard_site import Site, add_result, write_study
 
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.plane import Plane, grid_positions
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 NAME = "digits/Landscape/0"

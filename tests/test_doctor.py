@@ -18,11 +18,11 @@ from optuna.artifacts import FileSystemArtifactStore
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.lease import Process, create_table, hold
+from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.doctor import REPAIRS, Finding, diagnose
 from lcsc_opt.doctor.findings import REPAIRABLE
-from lcsc_opt.lease import Process, create_table, hold
-from lcsc_opt.study_store import StoredStudy, TrialKey
 from lcsc_opt.trajectory import TrajectoryWriter
 
 NAME, URL = "tiny/LCSC/0", "sqlite:///studies.db"

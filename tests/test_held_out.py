@@ -14,10 +14,10 @@ from lcsc_opt.base.errors import ObjectiveError, SearchFailedError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from lcsc_opt.objective import Objective
-from lcsc_opt.study_store import StoredStudy
 
 STORAGE = "sqlite:///studies.db"
 
@@ -105,7 +105,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(study: StoredStudy) -> N
 
 
 def test_what_was_stored_before_there_were_groups_is_group_zero(study: StoredStudy) -> None:
-    from lcsc_opt.study_store import TrialKey
+    from lcsc_opt.database.store import TrialKey
 
     for trial in study.trials():
         if trial.value is not None:

@@ -13,7 +13,7 @@ MODULES = sorted(
     for path in (ROOT / "lcsc_opt").rglob("*.py")
     if "_shipped" not in path.parts
 )
-LIGHT = ["lcsc_opt.cli", "lcsc_opt.base.catalog", "lcsc_opt.study_store", "lcsc_opt.analysis.comparison"]
+LIGHT = ["lcsc_opt.cli", "lcsc_opt.base.catalog", "lcsc_opt.database.store", "lcsc_opt.database.summary"]
 HEAVY = ["torch", "torchvision", "diffusers", "sklearn", "plotly", "nevergrad"]
 
 IMPORT_ONE = """

@@ -19,10 +19,10 @@ from lcsc_opt.base.errors import CoefficientsError, LcscError, StudyMismatchErro
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.plane import Plane, grid_positions
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.landscape import LandscapeOptions, default_corners_of, landscape_plan, run_landscape
 from lcsc_opt.plan import stored_plan
-from lcsc_opt.study_store import StoredStudy, study_names
 
 STEPS = [10, 20, 30, 40, 50]
 CORNERS = (10, 30, 50)

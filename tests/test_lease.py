@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt import lease
 from lcsc_opt.base.errors import LeaseLostError, StudyHeldError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import open_storage
-from lcsc_opt.lease import LEASE_SECONDS, Process, create_table, hold, holder
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database import lease
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.lease import LEASE_SECONDS, Process, create_table, hold, holder
+from lcsc_opt.database.store import StoredStudy
 
 ONE = Candidate(np.array([0.5, 0.5]))
 

@@ -16,12 +16,12 @@ from database_servers import PASSWORD, Postgresql
 from optuna.trial import TrialState
 from test_runner import open_study, run, trials_of
 
-from lcsc_opt import database
 from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import masked, open_storage
+from lcsc_opt.database import connection as database
+from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.objective import CoefficientFunction, Objective
-from lcsc_opt.study_store import StoredStudy, study_names
 
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))

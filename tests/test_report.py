@@ -16,9 +16,9 @@ from plotly.offline import get_plotlyjs
 
 from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.base.errors import FigureError, StudyStoreError
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import TrialKey
 from lcsc_opt.report import _data, write_report
-from lcsc_opt.study_store import TrialKey
 
 sys.path.insert(0, str(Path(__file__).parent / "analysis"))
 from study_examples import write_study

@@ -17,7 +17,8 @@ from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import (
@@ -32,7 +33,6 @@ from lcsc_opt.optimizers import (
 )
 from lcsc_opt.results import chosen_trial
 from lcsc_opt.runner import Search
-from lcsc_opt.study_store import StoredStudy, study_names
 
 STEPS = (10, 20, 30)
 FAILING = 3  # the ask whose evaluation fails

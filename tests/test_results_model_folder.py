@@ -18,13 +18,13 @@ from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudySpecError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.results import read_recipe
 from lcsc_opt.results.exports import Destination, export
 from lcsc_opt.results.rebuild import rebuild
 from lcsc_opt.results.recipe import LoraNaming, recipe_of
-from lcsc_opt.study_store import StoredStudy
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.lora_products import LoraProducts
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine

@@ -19,12 +19,12 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.objective import CoefficientFunction, Objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.runner import FIRST_FAILURE_LOSS, Search, window
-from lcsc_opt.study_store import StoredStudy
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 30

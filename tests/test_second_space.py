@@ -13,21 +13,21 @@ import pytest
 from analysis.study_examples import coefficients, write_study
 from model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
 
-from lcsc_opt.analysis.comparison import second_metric, summarize
 from lcsc_opt.analysis.headline import headline
-from lcsc_opt.analysis.history import HeldOut
 from lcsc_opt.analysis.overview import overview
 from lcsc_opt.analysis.ranking import ranking
-from lcsc_opt.analysis.reader import HistoryReader
-from lcsc_opt.analysis.second import Second, second_of, warning_of
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import HeldOut
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.second import Second, second_of, warning_of
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import second_metric, summarize
 from lcsc_opt.held_out import HeldOutPlan, best_trials, score_held_out
 from lcsc_opt.objective import Objective
-from lcsc_opt.study_store import StoredStudy
 
 STEPS = (100, 200, 300)
 SECOND = "fid@second"

@@ -19,13 +19,13 @@ import sqlalchemy as sa
 import yaml
 from test_runner import open_study, run, trials_of
 
-from lcsc_opt import database
 from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import in_database, is_transient, network_file_system, open_storage
+from lcsc_opt.database import connection as database
+from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective import CoefficientFunction, Objective
-from lcsc_opt.study_store import StoredStudy
 
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))

@@ -15,10 +15,10 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from lcsc_opt import study_rows
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database import tables as study_rows
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 
 NAME = "digits/LCSC/0"
 

@@ -14,8 +14,8 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database import masked, open_storage
-from lcsc_opt.study_store import StoredStudy, TrialKey, study_names
+from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
 
 NAME = "digits/LCSC/0"
 

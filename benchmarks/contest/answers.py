@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.analysis.history import StudyHistory
+from lcsc_opt.database.history import StudyHistory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
 
     Args:
         study: its trials count in the order in which the optimizer was told of them; which losses compare with each
-            other is :mod:`lcsc_opt.analysis.compared`'s to say.
+            other is :mod:`lcsc_opt.database.compared`'s to say.
         limits: increasing numbers of images.
     """
     trials = study.compared

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from contest.answers import Measured
 from contest.entries import Cell, Contender
-from lcsc_opt.analysis.history import Floats
 from lcsc_opt.analysis.ranking import (
     CONFIDENCE,
     RESAMPLES,
@@ -30,6 +29,7 @@ from lcsc_opt.analysis.ranking import (
     verdict,
     widening,
 )
+from lcsc_opt.database.history import Floats
 
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from contest.entries import GRADIENT, PAPER, Cell
 from contest.numbers import Crossing, Curves, Interval, Result
-from lcsc_opt.analysis.names import label
+from lcsc_opt.database.names import label
 
 POINT_HEADER = (
     *("objective", "checkpoints", "optimizer", "seed", "limit", "images", "model_calls", "seconds"),

@@ -14,17 +14,17 @@ from typing import Any
 
 from contest.answers import answers, measured
 from contest.entries import Cell, Contender, study_spec
-from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.experiment import Experiment, is_finished
 from lcsc_opt.objective import Objective
 from lcsc_opt.plan import StudyPlan, plans
-from lcsc_opt.study_store import StoredStudy
 
 MEASURED = "held_out_answers"
 UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group 0

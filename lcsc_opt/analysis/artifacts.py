@@ -9,8 +9,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from lcsc_opt.analysis.history import StudyHistory
-from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.reader import HistoryReader
 
 MOST_BYTES = 32 * 2**20  # of one image
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}

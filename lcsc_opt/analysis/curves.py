@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
-from lcsc_opt.analysis.names import label
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.history import Floats, StudyHistory, Trials
+from lcsc_opt.database.names import label
 
 AXES = {
     "evaluations": "evaluations",

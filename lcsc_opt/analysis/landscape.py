@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 
 from lcsc_opt.analysis.curves import improvements
-from lcsc_opt.analysis.history import Floats, StudyHistory, Trials
-from lcsc_opt.analysis.names import is_search, split_name
-from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
@@ -29,7 +26,10 @@ from lcsc_opt.coefficients.plane import (
     grid_axis,
     grid_positions,
 )
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.history import Floats, StudyHistory, Trials
+from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
 
 MOST_CANDIDATES = 150  # of one study
 ON_GRID = 1e-9

@@ -9,11 +9,8 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.comparison_plots import comparison_figure
 from lcsc_opt.analysis.curves import best_grid, comparison
-from lcsc_opt.analysis.history import StudyHistory
 from lcsc_opt.analysis.look import Theme
-from lcsc_opt.analysis.names import split_name
 from lcsc_opt.analysis.patterns import movement_of, profile_of, shape_of
-from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.analysis.search import failures_of, trial_times
 from lcsc_opt.analysis.study_plots import (
     coefficients_figure,
@@ -23,6 +20,9 @@ from lcsc_opt.analysis.study_plots import (
     times_figure,
 )
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.reader import HistoryReader
 
 
 def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:

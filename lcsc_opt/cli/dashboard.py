@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lcsc_opt.cli.output import STORAGE_HELP, say, storage_url
-from lcsc_opt.database import masked, open_storage
+from lcsc_opt.database.connection import masked, open_storage
 
 
 def add_commands(app: typer.Typer) -> None:

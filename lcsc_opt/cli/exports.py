@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 
 if TYPE_CHECKING:
     from lcsc_opt.results import Recipe
@@ -93,8 +93,8 @@ def _recipe(source: str, trial: int | None, storage: str | None) -> Recipe:
 def _print_recipe(shown: Recipe) -> None:
     import numpy as np
 
-    from lcsc_opt.analysis.comparison import describe_coefficients
     from lcsc_opt.cli.trajectory import sparkline
+    from lcsc_opt.database.summary import describe_coefficients
 
     coefficients = np.array(shown.coefficients)
     summary = table(f"{shown.study}, trial {shown.trial}", "")

@@ -9,8 +9,8 @@ import typer
 
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -77,8 +77,8 @@ def landscape(
 def _report(opened: Any, name: str, plots: list[Path], output: Format) -> None:
     from lcsc_opt.analysis.landscape import LandscapeReader
     from lcsc_opt.analysis.landscape_plots import landscape_figure
-    from lcsc_opt.analysis.reader import HistoryReader
     from lcsc_opt.analysis.writing import write_figures
+    from lcsc_opt.database.reader import HistoryReader
 
     data = LandscapeReader(HistoryReader(opened)).read(name)
     if output is Format.json:

@@ -10,11 +10,11 @@ import typer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 
 if TYPE_CHECKING:  # drawing is imported where it is asked for
-    from lcsc_opt.analysis.comparison import OptimizerSummary
+    from lcsc_opt.database.summary import OptimizerSummary
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
@@ -42,7 +42,7 @@ def compare(
     output: Output = Format.table,
 ) -> None:
     """Compare the optimizers of an experiment: a table over seeds, and a figure where one is asked for."""
-    from lcsc_opt.analysis.comparison import different_samples, over_seeds, second_metric, summaries
+    from lcsc_opt.database.summary import different_samples, over_seeds, second_metric, summaries
 
     opened = open_storage(storage_url(storage), write=False)
     studies = summaries(opened, experiment)
@@ -79,8 +79,8 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], second:
 def _draw(storage: RDBStorage, experiment: str, axis: str | None, path: Path) -> None:
     from lcsc_opt.analysis.comparison_plots import comparison_figure
     from lcsc_opt.analysis.curves import AXES, comparison
-    from lcsc_opt.analysis.reader import HistoryReader
     from lcsc_opt.analysis.writing import write_figure
+    from lcsc_opt.database.reader import HistoryReader
 
     if axis is not None and axis not in AXES:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
@@ -118,7 +118,7 @@ def evaluate(
     output: Output = Format.table,
 ) -> None:
     """Choose among the best trials on noise the search never saw; report that one, and EMA*, on yet other noise."""
-    from lcsc_opt.analysis.second import Second
+    from lcsc_opt.database.second import Second
     from lcsc_opt.experiment import Experiment
     from lcsc_opt.held_out import HeldOutPlan
     from lcsc_opt.plan import stored_plan

@@ -11,8 +11,8 @@ from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
-from lcsc_opt.database import masked, open_storage
-from lcsc_opt.study_store import StoredStudy, study_names
+from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.database.store import StoredStudy, study_names
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
 TakeOver = Annotated[
@@ -133,7 +133,7 @@ def list_(
     if catalog:
         _list_catalog(output)
         return
-    from lcsc_opt.analysis.comparison import is_ours, summarize
+    from lcsc_opt.database.summary import is_ours, summarize
 
     opened = open_storage(storage_url(storage), write=False)
     ours = [summarize(StoredStudy.open(opened, name)) for name in study_names(opened) if is_ours(name)]

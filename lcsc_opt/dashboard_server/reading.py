@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.reader import HistoryReader
+from lcsc_opt.database.reader import HistoryReader
 
 READ_ONLY = {
     "sqlite": "PRAGMA query_only = ON",

@@ -14,10 +14,12 @@ from types import MappingProxyType
 from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.artifacts import artifact_directory
-from lcsc_opt.analysis.comparison import is_ours
 from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.database import in_database, masked, open_storage
+from lcsc_opt.database.connection import in_database, masked, open_storage
+from lcsc_opt.database.lease import Holder, holder
+from lcsc_opt.database.store import StoredStudy, TrialKey
+from lcsc_opt.database.summary import is_ours
 from lcsc_opt.doctor.checks import check_study
 from lcsc_opt.doctor.findings import HELD_OUT, LEASE, ORPHAN_FILE, SEARCH_ENDED, TELL_INDEX, Finding
 from lcsc_opt.doctor.rows import StudyRows, named_artifacts, read_names, read_studies
@@ -31,9 +33,7 @@ from lcsc_opt.doctor.surroundings import (
     check_references,
     check_schema,
 )
-from lcsc_opt.lease import Holder, holder
 from lcsc_opt.plan import StudyPlan, stored_plan
-from lcsc_opt.study_store import StoredStudy, TrialKey
 
 __all__ = ["REPAIRS", "Finding", "Report", "diagnose", "examine", "examine_objectives", "repair"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages._rdb import models
 
-from lcsc_opt.study_rows import ARTIFACT_PREFIX
+from lcsc_opt.database.tables import ARTIFACT_PREFIX
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,14 +18,14 @@ from optuna.storages._rdb import models
 
 from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.base.errors import LcscError, StudyMismatchError, StudyStoreError, TrajectoryError
-from lcsc_opt.database import BUSY_SECONDS, masked
+from lcsc_opt.database.connection import BUSY_SECONDS, masked
+from lcsc_opt.database.lease import Holder, has_table
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
 from lcsc_opt.doctor.rows import StudyRows
 from lcsc_opt.experiment import Experiment, experiments
-from lcsc_opt.lease import Holder, has_table
 from lcsc_opt.objective import Objective
 from lcsc_opt.plan import StudyPlan
-from lcsc_opt.study_store import StoredStudy
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 OPTUNA_TABLES = ("studies", "trials", "version_info", "alembic_version")

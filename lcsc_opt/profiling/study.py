@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from lcsc_opt.analysis.comparison import BASELINES
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
@@ -19,6 +18,7 @@ from lcsc_opt.base.spans import FEATURES, SAMPLE
 from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.checkpoints.names import WEIGHTS
 from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.database.summary import BASELINES
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective import Objective

@@ -18,10 +18,10 @@ from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.records import Cost
 from lcsc_opt.base.spans import listening
 from lcsc_opt.base.study_file import BudgetSpec
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.plan import StudyPlan
-from lcsc_opt.study_store import StoredStudy
 
 WARM_UP = 1  # trials before those that count: they draw the noise, read the store, choose kernels, compile
 

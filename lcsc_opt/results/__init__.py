@@ -4,8 +4,9 @@
 ``model_folder`` those that diffusers loads, ``rebuild`` makes a model again from its recipe.
 """
 
+from lcsc_opt.database.summary import chosen_trial
 from lcsc_opt.results.figures import attach_figures, samples_images
-from lcsc_opt.results.recipe import Recipe, chosen_trial, read_recipe
+from lcsc_opt.results.recipe import Recipe, read_recipe
 
 __all__ = [
     "Recipe",

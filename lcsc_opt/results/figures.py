@@ -13,13 +13,13 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.artifacts import artifact_directory
-from lcsc_opt.analysis.comparison import StudySummary, best_ema, summaries
-from lcsc_opt.analysis.names import is_search
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.database.names import is_search
+from lcsc_opt.database.store import StoredStudy, TrialKey
+from lcsc_opt.database.summary import StudySummary, best_ema, summaries
 from lcsc_opt.objective import Objective
 from lcsc_opt.results.images import contact_sheet
-from lcsc_opt.study_store import StoredStudy, TrialKey
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.merge_sample_score import MergeSampleScore

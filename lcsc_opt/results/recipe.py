@@ -10,16 +10,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-import numpy as np
 import pydantic
 
 import lcsc_opt
-from lcsc_opt.analysis.compared import compared_trials
-from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchError, StudyStoreError
-from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import chosen_trial
 from lcsc_opt.objective import Objective
-from lcsc_opt.study_store import StoredStudy
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need
     from lcsc_opt.trajectory import Trajectory
@@ -145,30 +143,6 @@ class Recipe(pydantic.BaseModel):
         return Combination(
             self.steps, coefficients, self.checkpoint_sha256, self.trajectory_sha256, frozenset(self.constant)
         )
-
-
-def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
-    """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
-
-    Returns:
-        Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
-
-    Raises:
-        StudyStoreError: when there is no such complete trial.
-    """
-    complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
-    if number is None:
-        compared = compared_trials(list(complete.values()))
-        best = min(compared, key=lambda trial: (trial.value, trial.number), default=None)
-        if best is None:
-            raise StudyStoreError(f"{study.name}: no complete trial on the search's noise yet; let it run on")
-        held_out = study.attributes.get("held_out") or {}
-        number = int(held_out.get("trial", best.number))
-    if number not in complete:
-        raise StudyStoreError(f"{study.name}: trial {number} is not complete")
-    trial = complete[number]
-    coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
-    return number, coefficients, {**trial.user_attrs, "loss": trial.value}
 
 
 def recipe_of(

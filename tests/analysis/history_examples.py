@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.analysis.history import TRIAL, HeldOut, StudyHistory
+from lcsc_opt.database.history import TRIAL, HeldOut, StudyHistory
 
 RUNNING, COMPLETE, FAIL = 0, 1, 3
 

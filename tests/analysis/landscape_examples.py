@@ -9,7 +9,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.coefficients.plane import Plane, check_corners, grid_positions
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.store import StoredStudy
 
 STEPS = (100, 200, 300)
 CORNERS = (100, 200, 300)

@@ -9,7 +9,7 @@ import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.store import StoredStudy
 
 STEPS = (100, 200, 300)
 

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 from study_examples import STEPS, coefficients, write_study
 
-from lcsc_opt.analysis.comparison import (
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.summary import (
     StudySummary,
     best_ema,
     describe_coefficients,
@@ -24,8 +26,6 @@ from lcsc_opt.analysis.comparison import (
     summaries,
     summarize,
 )
-from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database import open_storage
 
 
 @pytest.fixture
@@ -262,5 +262,5 @@ def test_equal_coefficients_all_matter(count: int) -> None:
 
 
 def test_analysis_imports_no_torch() -> None:
-    code = "import sys, lcsc_opt.analysis.comparison, lcsc_opt.analysis.views; sys.exit('torch' in sys.modules)"
+    code = "import sys, lcsc_opt.database.summary, lcsc_opt.analysis.views; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 from study_examples import STEPS, coefficients, write_study
 
-from lcsc_opt.analysis.comparison import describe_coefficients
-from lcsc_opt.analysis.history import StudyHistory
 from lcsc_opt.analysis.patterns import (
     MOST_COLUMNS,
     as_heights,
@@ -19,11 +17,13 @@ from lcsc_opt.analysis.patterns import (
     profile_of,
     shape_of,
 )
-from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import describe_coefficients
 
 
 @pytest.fixture

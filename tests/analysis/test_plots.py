@@ -27,7 +27,7 @@ from lcsc_opt.analysis.study_plots import (
 )
 from lcsc_opt.analysis.views import study_figures
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
 
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 

@@ -11,7 +11,6 @@ from history_examples import history
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.analysis.history import HeldOut, StudyHistory, relative
 from lcsc_opt.analysis.ranking import (
     Difference,
     Reach,
@@ -23,6 +22,7 @@ from lcsc_opt.analysis.ranking import (
     student_quantile,
     widening,
 )
+from lcsc_opt.database.history import HeldOut, StudyHistory, relative
 
 # bootstrap
 

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from study_examples import STEPS, coefficients, write_study
 
-from lcsc_opt.analysis.history import COSTS, images_taken
-from lcsc_opt.analysis.reader import HistoryReader
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy, TrialKey
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import COSTS, images_taken
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy, TrialKey
 
 COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)
 

@@ -32,10 +32,10 @@ from contest.page import (
     summary_row,
 )
 
-from lcsc_opt.analysis.history import TRIAL, StudyHistory
-from lcsc_opt.analysis.reader import HistoryReader
-from lcsc_opt.database import open_storage
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import TRIAL, StudyHistory
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
 
 LIMITS = (1000, 2000, 3000, 5000)
 CELL = Cell("digits", 200, 5000)

@@ -12,10 +12,10 @@ from staged_examples import Stages
 
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import open_storage
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import devices
 from lcsc_opt.plan import Parallelism, parallelism, plans
-from lcsc_opt.study_store import StoredStudy, study_names
 
 OBJECTIVE = """
 from staged_examples import Stages

@@ -11,10 +11,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.spans import listening, span
 from lcsc_opt.base.study_file import parse_study
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.profiling import plan_to_profile
 from lcsc_opt.profiling.trials import SpanClock, folder_of, run_trials, throw_away_database, times_of
-from lcsc_opt.study_store import StoredStudy, study_names
 
 START = datetime.datetime(2026, 11, 20, 12)
 

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.history import Floats, StudyHistory, ema_beside, relative
-from lcsc_opt.analysis.names import BASELINES, is_ours, label, split_name
-from lcsc_opt.analysis.reader import HistoryReader
-from lcsc_opt.analysis.second import Second
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.study_store import StoredStudy
+from lcsc_opt.database.compared import compared_trials
+from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
+from lcsc_opt.database.names import BASELINES, is_ours, label, split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.second import Second
+from lcsc_opt.database.store import StoredStudy
 
 __all__ = [
     "BASELINES",
@@ -275,3 +277,27 @@ def describe_coefficients(coefficients: Floats, steps: Sequence[int]) -> dict[st
         "largest": float(coefficients[largest]),
         "largest_step": int(steps[largest]),
     }
+
+
+def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Coefficients, dict[str, Any]]:
+    """The trial to export: the given one, else the one chosen on other noise, else the best of the search.
+
+    Returns:
+        Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
+
+    Raises:
+        StudyStoreError: when there is no such complete trial.
+    """
+    complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
+    if number is None:
+        compared = compared_trials(list(complete.values()))
+        best = min(compared, key=lambda trial: (trial.value, trial.number), default=None)
+        if best is None:
+            raise StudyStoreError(f"{study.name}: no complete trial on the search's noise yet; let it run on")
+        held_out = study.attributes.get("held_out") or {}
+        number = int(held_out.get("trial", best.number))
+    if number not in complete:
+        raise StudyStoreError(f"{study.name}: trial {number} is not complete")
+    trial = complete[number]
+    coefficients = np.array(trial.user_attrs["coefficients"], dtype=np.float64)
+    return number, coefficients, {**trial.user_attrs, "loss": trial.value}

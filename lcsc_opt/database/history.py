@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import TrialState
 
-from lcsc_opt.analysis.compared import compared
-from lcsc_opt.analysis.names import label
-from lcsc_opt.analysis.second import Second
-from lcsc_opt.lease import Holder
+from lcsc_opt.database.compared import compared
+from lcsc_opt.database.lease import Holder
+from lcsc_opt.database.names import label
+from lcsc_opt.database.second import Second
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]

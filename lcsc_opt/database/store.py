@@ -19,7 +19,7 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
-before the optimizer is told. Whoever writes holds the study's lease (:mod:`lcsc_opt.lease`).
+before the optimizer is told. Whoever writes holds the study's lease (:mod:`lcsc_opt.database.lease`).
 
 Every read and write is tried again when the connection was lost. A commit may then have succeeded without its
 acknowledgement, so each write looks first whether it is there already: nothing is lost or doubled.
@@ -44,12 +44,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import lcsc_opt
-from lcsc_opt import study_rows
 from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.spans import DATABASE, span
-from lcsc_opt.database import created_once, in_database, masked
-from lcsc_opt.lease import Lease, create_table, hold
+from lcsc_opt.database import tables as study_rows
+from lcsc_opt.database.connection import created_once, in_database, masked
+from lcsc_opt.database.lease import Lease, create_table, hold
 
 INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from optuna.trial import TrialState
 
-from lcsc_opt.analysis.compared import is_other_noise
-from lcsc_opt.analysis.history import COSTS, TRIAL, Floats, HeldOut, StudyHistory, Trials
+from lcsc_opt.database.compared import is_other_noise
+from lcsc_opt.database.history import COSTS, TRIAL, Floats, HeldOut, StudyHistory, Trials
 
 Rows = list[tuple[Any, ...]]
 """Of trials: study, trial, number, state, start, end, value, and the texts of ``noise``, ``cost`` and ``attempts``."""

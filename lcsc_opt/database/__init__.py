@@ -1,0 +1,1 @@
+"""The study database: written trial by trial, read as the history of a study."""
