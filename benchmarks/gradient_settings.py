@@ -37,9 +37,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, principal_basis
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.classifier import reference_of
 from lcsc_opt.metrics.comparison import Comparison, Features
-from lcsc_opt.metrics.digits import digits_images, train_digits_network
 from lcsc_opt.metrics.extractors.base import extract
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import View
@@ -47,6 +45,8 @@ from lcsc_opt.metrics.statistics import FeatureStatistics
 from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient
 from lcsc_opt.optimizers.parametrization import coefficient_array
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
+from lcsc_opt.training.classifier import reference_of
+from lcsc_opt.training.images import digits_images, train_digits_network
 
 FIRST_SEED = 10  # settings were chosen with seeds below
 HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # and on group 0

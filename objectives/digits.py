@@ -17,10 +17,10 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.classifier import reference_of
-from lcsc_opt.metrics.digits import digits_images, second_digits_view, train_digits_network
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
+from lcsc_opt.training.classifier import reference_of
 from lcsc_opt.training.consistency import ConsistencyTraining, train_consistency
+from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
 from lcsc_opt.training.networks import small_unet
 
 IMAGE_SHAPE = (1, 8, 8)

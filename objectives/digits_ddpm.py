@@ -17,11 +17,11 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.classifier import reference_of
-from lcsc_opt.metrics.digits import digits_images, second_digits_view, train_digits_network
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise
 from lcsc_opt.sampling.schedulers import build_scheduler
+from lcsc_opt.training.classifier import reference_of
 from lcsc_opt.training.diffusion import DiffusionTraining, train_diffusion
+from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
 from lcsc_opt.training.networks import small_unet
 
 IMAGE_SHAPE = (1, 8, 8)

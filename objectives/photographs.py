@@ -17,10 +17,10 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.classifier import reference_of
-from lcsc_opt.metrics.photographs import photographs_crops, second_photographs_view, train_photographs_network
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
+from lcsc_opt.training.classifier import reference_of
 from lcsc_opt.training.consistency import ConsistencyTraining, train_consistency
+from lcsc_opt.training.images import photographs_crops, second_photographs_view, train_photographs_network
 from lcsc_opt.training.networks import PatchedUNet
 
 IMAGE_SHAPE = (3, 32, 32)

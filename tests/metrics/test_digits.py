@@ -6,7 +6,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor, FeatureStatistics, FrechetReference, extract
-from lcsc_opt.metrics.digits import digits_images, digits_labels, train_digits_network
+from lcsc_opt.training.images import digits_images, digits_labels, train_digits_network
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_worse_images_have_a_larger_distance(extractor):
 
 
 def test_second_call_reads_the_cache(cache, extractor, monkeypatch):
-    monkeypatch.setattr("lcsc_opt.metrics.classifier._train", lambda *data: pytest.fail("trained again"))
+    monkeypatch.setattr("lcsc_opt.training.classifier._train", lambda *data: pytest.fail("trained again"))
     again = train_digits_network(seed=0, epochs=3, cache=cache)
     assert again.name == extractor.name
     assert again.held_out_accuracy == extractor.held_out_accuracy

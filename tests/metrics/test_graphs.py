@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.digits import train_digits_network
 from lcsc_opt.metrics.extractors.base import features_with_graph, image_gradient
 from lcsc_opt.metrics.extractors.network import rgb_levels, to_bytes, to_levels
+from lcsc_opt.training.images import train_digits_network
 
 
 class Network:

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, extract
-from lcsc_opt.metrics.classifier import ClassifierExtractor, reference_of
-from lcsc_opt.metrics.photographs import photographs_crops, photographs_parts, train_photographs_network
+from lcsc_opt.training.classifier import ClassifierExtractor, reference_of
+from lcsc_opt.training.images import photographs_crops, photographs_parts, train_photographs_network
 
 
 @pytest.fixture(scope="module")
