@@ -33,11 +33,11 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
-from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.extractors.base import extract
 from lcsc_opt.metrics.extractors.inception import InceptionExtractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.runner import Search, window
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings

@@ -24,11 +24,11 @@ from typing import Any
 
 from common import machine, write_csv
 
-from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import load_objective
 
 PARTS = ("merge", "sample", "features", "metric")
 CASES: Sequence[tuple[str, dict[str, Any]]] = (

@@ -29,19 +29,19 @@ import numpy.typing as npt
 from common import RESULTS, machine, write_csv
 from nevergrad.optimization.base import Optimizer
 
-from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, principal_basis
-from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.comparison import Comparison, Features
 from lcsc_opt.metrics.extractors.base import extract
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient
 from lcsc_opt.optimizers.parametrization import coefficient_array
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of

@@ -31,10 +31,9 @@ import torch
 from common import machine, write_json
 from pack import state_dict
 
-from lcsc_opt.base.catalog import load_objective
-from lcsc_opt.base.records import HELD_OUT, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.objective import Candidate
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk.rows import map_bytes
 

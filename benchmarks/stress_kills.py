@@ -33,7 +33,8 @@ from stress_search import (
 from lcsc_opt.database import store as study_store
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
-from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
 
 COMMITTING = ("add_candidate", "finish", "fail", "annotate", "set_attribute")
 

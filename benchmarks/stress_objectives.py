@@ -24,7 +24,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, _create
 from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.experiment import Experiment
-from lcsc_opt.objective import CoefficientFunction
+from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.plan import plans
 from lcsc_opt.runner import Search, window
 
@@ -39,7 +39,7 @@ ANSWERS: dict[str, tuple[Any, str]] = {
 DIED = "the worker process died"
 OBJECTIVE = '''
 import numpy as np
-from lcsc_opt.objective import Evaluation, Objective
+from lcsc_opt.objective.contract import Evaluation, Objective
 from lcsc_opt.trajectory import Trajectory
 
 class Norm(Objective):

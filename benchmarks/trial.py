@@ -25,7 +25,6 @@ import scipy.linalg
 import torch
 from common import machine, write_json
 
-from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec, parse_study
 from lcsc_opt.coefficients.profiles import default_origin
@@ -33,6 +32,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.experiment import Experiment
 from lcsc_opt.metrics import extract
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.plan import plans
 
 PARTS = ("merge", "sample", "features", "metric")

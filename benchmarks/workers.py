@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 from common import machine, write_json
 
-from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.records import SEARCH, Candidate, Cost
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec, Tells
 from lcsc_opt.coefficients.profiles import default_origin
@@ -42,7 +41,9 @@ from lcsc_opt.evaluation import (
     SpreadEvaluator,
     WorkerPool,
 )
-from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.runner import Search, window
 

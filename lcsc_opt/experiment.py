@@ -11,7 +11,6 @@ from typing import Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.errors import OptimizerError, StudyMismatchError, StudySpecError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate
@@ -32,7 +31,8 @@ from lcsc_opt.evaluation import (
     evaluate_safely,
 )
 from lcsc_opt.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.objective import Objective, StagedObjective
+from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer, needs_gradient
 from lcsc_opt.plan import (
     Parallelism,

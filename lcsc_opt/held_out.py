@@ -29,7 +29,7 @@ from lcsc_opt.database.second import second_of, warning_of
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
 from lcsc_opt.database.summary import BASELINES, best_ema, is_ours, split_name, summarize
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 RETRIES = FailureSpec().retries  # of what may go well another time, as where a worker process died
 DEFAULT_IMAGES = 50_000  # what FID is reported on (Liu et al. 2024, Section 5.1)

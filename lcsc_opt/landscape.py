@@ -33,7 +33,7 @@ from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.summary import best_ema, summaries
 from lcsc_opt.experiment import Experiment
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import configure
 from lcsc_opt.plan import StudyPlan, stored_plan
 

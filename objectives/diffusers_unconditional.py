@@ -29,8 +29,8 @@ from pydantic import Field
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
     DiffusersFolder,
     DiffusersSampler,

@@ -15,8 +15,8 @@ from torch import nn
 
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import Scores
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.training.classifier import reference_of
 from lcsc_opt.training.consistency import ConsistencyTraining, train_consistency

@@ -44,8 +44,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.checkpoints import read_init_arguments
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
     ClassLabels,
     DiffusersSampler,

@@ -25,9 +25,9 @@ from pydantic import Field, model_validator
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.lora import LoraAlphas
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.combinable import Combinable
-from lcsc_opt.merge_sample_score.settings import BatchSize, ImageObjectiveSettings
+from lcsc_opt.objective.combinable import Combinable
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.text_to_image.lora import LoraConversion, to_diffusers
 from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import FunctionSampler
 
 

@@ -28,8 +28,8 @@ from torch import nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import FunctionSampler, Labels, choose_labels
 
 Positive = Annotated[int, Field(ge=1)]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
 
 # no deadline: the first example pays for imports, and machines are shared
 hypothesis.settings.register_profile("lcsc_opt", deadline=None)

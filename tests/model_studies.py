@@ -23,7 +23,7 @@ import time
 
 import torch
 
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.base.records import Cost, Evaluation
 from lcsc_opt.trajectory import Trajectory
 

@@ -17,7 +17,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 STORAGE = "sqlite:///studies.db"
 

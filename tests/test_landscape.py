@@ -33,7 +33,7 @@ import time
 
 import numpy as np
 
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.base.records import Cost, Evaluation
 
 THETA = np.cumsum(np.random.default_rng(0).normal(size=(5, 7)), axis=0)

@@ -17,7 +17,7 @@ STORAGE = "sqlite:///studies.db"
 STUDY = "lora/LCSC/0"
 
 OBJECTIVE = '''
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.base.records import Cost, Evaluation
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.lora_products import LoraProducts

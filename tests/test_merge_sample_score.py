@@ -11,9 +11,9 @@ from lcsc_opt.base.errors import MetricError, ObjectiveError
 from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.settings import _located
 from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View, frechet_distance
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import _located
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 

@@ -12,7 +12,8 @@ import torch
 from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
-from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
 
 STEPS = (10, 20, 30)
 

@@ -21,7 +21,8 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database import connection as database
 from lcsc_opt.database.connection import masked, open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
 
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))

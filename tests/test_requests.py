@@ -20,7 +20,8 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, WorkerPool, evaluate_safely
-from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import (
     Request,
     attach_evaluation,

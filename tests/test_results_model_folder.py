@@ -20,7 +20,8 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.results import read_recipe
 from lcsc_opt.results.exports import Destination, export
 from lcsc_opt.results.rebuild import rebuild

@@ -27,7 +27,7 @@ from lcsc_opt.database.second import Second, second_of, warning_of
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import second_metric, summarize
 from lcsc_opt.held_out import HeldOutPlan, best_trials, score_held_out
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 STEPS = (100, 200, 300)
 SECOND = "fid@second"

@@ -12,14 +12,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import lcsc_opt
-from lcsc_opt.base.errors import CatalogError, LcscError
-from lcsc_opt.base.paths import study_directory
+from lcsc_opt.base.errors import CatalogError
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.objective import Objective
 
 Kind = Literal["objectives", "studies", "dashboards"]
 SUFFIXES: dict[Kind, tuple[str, ...]] = {"objectives": (".py",), "studies": (".yaml", ".yml"), "dashboards": (".py",)}
@@ -85,26 +82,6 @@ def _own_folders(kind: Kind, beside: Path | None) -> list[Path]:
     return [*near, Path(kind), shipped_directory(kind)]
 
 
-def load_objective(spec: ObjectiveSpec, *, beside: Path | None = None) -> Objective:
-    """Load the objective's file and build the objective.
-
-    The study file's folder and the working directory become importable, for what the objective imports; paths in the
-    settings may be relative to either (:func:`lcsc_opt.base.paths.given_path`).
-
-    Raises:
-        CatalogError: when the file cannot be loaded or its ``build`` does not give an objective.
-    """
-    path = find("objectives", spec.file, beside=beside)
-    for folder in (beside, Path()):
-        if folder is not None and str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
-    with study_directory(beside):
-        objective = _build(load_file(path), path, dict(spec.settings))
-    if not isinstance(objective, Objective):
-        raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
-    return objective
-
-
 def load_file(path: Path) -> ModuleType:
     """Run a catalog file as a module of its own.
 
@@ -127,12 +104,3 @@ def load_file(path: Path) -> ModuleType:
     if not callable(getattr(module, "build", None)):
         raise CatalogError(f"{path}: defines no function build")
     return module
-
-
-def _build(module: ModuleType, path: Path, settings: dict[str, Any]) -> Any:
-    try:
-        return module.build(settings)
-    except LcscError:
-        raise
-    except Exception as error:
-        raise CatalogError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error

@@ -16,7 +16,7 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
 

@@ -6,7 +6,7 @@ from concurrent.futures import Future
 
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.evaluation.base import Outcome, evaluate_safely
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 
 class InProcessEvaluator:

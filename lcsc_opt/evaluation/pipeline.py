@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked, evaluate_safely
-from lcsc_opt.objective import Objective, StagedObjective
+from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Value = TypeVar("Value")
 

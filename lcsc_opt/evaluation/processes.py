@@ -19,7 +19,7 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.devices import cores
 from lcsc_opt.evaluation.worker import READY, Answer, Job, Kind, WorkerSettings, serve
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 DIED = "the worker process died (killed, or out of memory)"
 MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again

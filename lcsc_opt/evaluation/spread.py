@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked
 from lcsc_opt.evaluation.processes import WorkerPool
-from lcsc_opt.objective import Objective, StagedObjective
+from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Part = TypeVar("Part")
 AT_ONCE = 2  # candidates under way: one is scored while the next is sampled

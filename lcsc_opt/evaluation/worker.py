@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyMismatchError
 from lcsc_opt.evaluation.in_process import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.objective import Objective, StagedObjective
+from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Kind = Literal["submit", "sample", "slope"]
 """The names of :class:`Pipeline`'s methods; an objective without stages knows ``submit`` only."""

@@ -20,8 +20,8 @@ from lcsc_opt.checkpoints.names import WEIGHTS
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.summary import BASELINES
 from lcsc_opt.experiment import Experiment
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.plan import StudyPlan, plans, total_evaluations
 from lcsc_opt.profiling.advice import EXACT, Circumstances, advice

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.spans import listening
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 COUNTED_IMAGES = 16  # the work grows with images, and counting is slow
 

@@ -18,11 +18,11 @@ from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.names import is_search
 from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.database.summary import StudySummary, best_ema, summaries
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.results.images import contact_sheet
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
-    from lcsc_opt.merge_sample_score import MergeSampleScore
+    from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
 PAIRS = 1000  # images drawn from either model
 SHOWN = 40  # of them, those that differ most

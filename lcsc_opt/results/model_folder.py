@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.results.recipe import FILE
 
 CONFIG = "config.json"

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchE
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need
     from lcsc_opt.trajectory import Trajectory

@@ -45,7 +45,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.base.records import Cost, Evaluation
 
 CALLS = Path("calls.txt")

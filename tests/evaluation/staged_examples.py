@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.contract import Objective
 
 STEPS = (1, 2, 3)
 IMAGES = 12

@@ -9,7 +9,7 @@ from staged_examples import Slow, Stages, candidate
 
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.evaluation import Failure, Pipeline, evaluate_safely
-from lcsc_opt.objective import CoefficientFunction
+from lcsc_opt.objective.function import CoefficientFunction
 
 
 def test_a_pipeline_gives_what_the_objective_gives() -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.merge_sample_score import batching
-from lcsc_opt.merge_sample_score.batching import fastest_size, images_per_second, largest_batch, smaller_batch
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective import batch_size as batching
+from lcsc_opt.objective.batch_size import fastest_size, images_per_second, largest_batch, smaller_batch
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH, Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import (
     ConsistencyFunction,
     ConsistencySampler,

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.merge_sample_score import MergeSampleScore
-from lcsc_opt.merge_sample_score.stages import Merged
 from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores
-from lcsc_opt.objective import StagedObjective
+from lcsc_opt.objective.contract import StagedObjective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.stages import Merged
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 

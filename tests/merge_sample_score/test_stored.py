@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import LcscError, TrajectoryError
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 
 
 @pytest.fixture

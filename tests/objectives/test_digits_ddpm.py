@@ -11,7 +11,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise
 from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.training.images import digits_images, second_digits_view

@@ -11,7 +11,7 @@ from image_objectives import build, check
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH
-from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 from lcsc_opt.trajectory import pack
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lcsc_opt.base.catalog import load_objective
 from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.text_to_image.lora import save_lora
 from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas

@@ -10,7 +10,7 @@ import trained_objectives
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
 from lcsc_opt.training import images as metrics_photographs
 from lcsc_opt.training.images import photographs_crops, second_photographs_view

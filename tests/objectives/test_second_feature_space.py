@@ -10,9 +10,9 @@ import pytest
 from image_objectives import PIXELS, Means, settings
 from PIL import Image
 
-from lcsc_opt.merge_sample_score.settings import ImageObjectiveSettings
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.extractors import by_name as extractors
+from lcsc_opt.objective.settings import ImageObjectiveSettings
 
 
 class Corners(Means):

@@ -14,8 +14,8 @@ from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.merge_sample_score import MergeSampleScore
 from lcsc_opt.metrics import View, extract, frechet_distance
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
 ROOT = Path(__file__).parents[2]
 TINY = {"images": 70, "batch_size": 32, "training_steps": 6, "checkpoint_every": 2}

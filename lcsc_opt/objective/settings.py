@@ -12,11 +12,11 @@ from pydantic import BeforeValidator, Field, JsonValue, field_validator
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.merge_sample_score.batching import AUTO, largest_batch, smaller_batch
-from lcsc_opt.merge_sample_score.combinable import Combinable
-from lcsc_opt.merge_sample_score.objective import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.metrics.scores import Scores, build_scores
 from lcsc_opt.metrics.second import published_second
+from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
+from lcsc_opt.objective.combinable import Combinable
+from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import ImageNoise, Sampler
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory

@@ -17,14 +17,14 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.merge_sample_score.batching import AUTO
-from lcsc_opt.merge_sample_score.combinable import Combinable, DifferentiableCombinable
-from lcsc_opt.merge_sample_score.gradient import KeptGraph, WeightGradient, says_out_of_memory
-from lcsc_opt.merge_sample_score.stages import Back, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.parts import FeaturePart
-from lcsc_opt.objective import Objective
+from lcsc_opt.objective.batch_size import AUTO
+from lcsc_opt.objective.combinable import Combinable, DifferentiableCombinable
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
+from lcsc_opt.objective.stages import Back, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help

@@ -1,0 +1,83 @@
+"""Any Python callable over coefficients as an objective."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.coefficients.profiles import check_steps
+from lcsc_opt.objective.contract import Objective
+
+
+class CoefficientFunction(Objective):
+    """Any Python callable over coefficients as an objective.
+
+    Args:
+        function: ``[K]`` float64 → float, lower is better.
+        steps: ``[K]`` training steps.
+        name: what the study's fingerprint calls it.
+        gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that want one.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Coefficients], float],
+        steps: Sequence[int],
+        *,
+        name: str,
+        gradient: Callable[[Coefficients], npt.ArrayLike] | None = None,
+    ) -> None:
+        self._function, self._steps, self._name = function, check_steps(steps), name
+        self._gradient = gradient
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps."""
+        return self._steps
+
+    def why_no_gradient(self) -> str | None:
+        """``None`` where the function's gradient was given."""
+        return f"no gradient of {self._name} was given" if self._gradient is None else None
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        """Call the function, and its gradient where it is asked for, on copies of the coefficients.
+
+        Raises:
+            ObjectiveError: the function's answer is no number, or the gradient's not one number for each coefficient.
+        """
+        start = time.perf_counter()
+        loss = check_loss(self._function(candidate.coefficients.copy()))
+        slope = self._slope(candidate.coefficients) if gradient else None
+        return Evaluation(loss, cost=Cost(seconds=time.perf_counter() - start), gradient=slope)
+
+    def _slope(self, coefficients: Coefficients) -> Coefficients:
+        if self._gradient is None:
+            raise ObjectiveError(f"no gradient of {self._name} was given")
+        slope = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
+        if slope.shape != coefficients.shape:
+            raise ObjectiveError(f"the gradient has the shape {list(slope.shape)}, expected {list(coefficients.shape)}")
+        return slope
+
+    def describe(self) -> dict[str, Any]:
+        """The callable's name and the steps."""
+        return {"callable": self._name, "steps": list(self._steps)}
+
+
+def check_loss(value: Any) -> float:
+    """A number as a float; NaN and infinities pass, since the runner decides about them.
+
+    Raises:
+        ObjectiveError: when it is no number.
+    """
+    if isinstance(value, (str, bytes)):
+        raise ObjectiveError(f"the objective returned {value!r}, expected a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error
