@@ -26,13 +26,13 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.curves import comparison
-from lcsc_opt.analysis.ranking import ranking
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, _create
+from lcsc_opt.views.curves import comparison
+from lcsc_opt.views.ranking import ranking
 
 LIMITS = {
     "first read": 1000.0,

@@ -9,7 +9,7 @@ import optuna_dashboard
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.artifacts import artifact_directory
+from lcsc_opt.views.artifacts import artifact_directory
 
 
 def build(storage: RDBStorage) -> Callable[..., Any]:

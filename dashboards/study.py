@@ -10,16 +10,16 @@ from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.curves import best_grid, comparison
 from lcsc_opt.analysis.look import Theme, empty_figure
-from lcsc_opt.analysis.patterns import distances_of, improved_trials
-from lcsc_opt.analysis.search import Progress, failures_of, progress_of, workers_of
 from lcsc_opt.analysis.study_plots import distances_figure
 from lcsc_opt.analysis.views import own_figures
 from lcsc_opt.dashboard_server import parts, shared_reader
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.patterns import distances_of, improved_trials
+from lcsc_opt.views.progress import Progress, failures_of, progress_of, workers_of
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {

@@ -14,11 +14,11 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
-from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.base.errors import FigureError, StudyStoreError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import TrialKey
-from lcsc_opt.report import _data, write_report
+from lcsc_opt.views.artifacts import artifact_directory
+from lcsc_opt.views.report import _data, write_report
 
 sys.path.insert(0, str(Path(__file__).parent / "analysis"))
 from study_examples import write_study

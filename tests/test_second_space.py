@@ -13,9 +13,6 @@ import pytest
 from analysis.study_examples import coefficients, write_study
 from model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
 
-from lcsc_opt.analysis.headline import headline
-from lcsc_opt.analysis.overview import overview
-from lcsc_opt.analysis.ranking import ranking
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.cli import run as lcsc
@@ -28,6 +25,9 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import second_metric, summarize
 from lcsc_opt.held_out import HeldOutPlan, best_trials, score_held_out
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.views.headline import headline
+from lcsc_opt.views.overview import overview
+from lcsc_opt.views.ranking import ranking
 
 STEPS = (100, 200, 300)
 SECOND = "fid@second"

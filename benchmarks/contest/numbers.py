@@ -1,7 +1,7 @@
 """What the benchmark says, over seeds: images needed to reach a value, final values and gains, with intervals.
 
 Every interval holds with 95 % and comes from a bootstrap over seeds that is widened as in
-:func:`lcsc_opt.analysis.ranking.bootstrap_interval`, since a plain one is far too short over five of them. The images
+:func:`lcsc_opt.views.ranking.bootstrap_interval`, since a plain one is far too short over five of them. The images
 needed to reach a value are those at which the mean over seeds reaches it; a mean that never does takes more than the
 budget, and so does a resampled one, so no seed is ever dropped.
 """
@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from contest.answers import Measured
 from contest.entries import Cell, Contender
-from lcsc_opt.analysis.ranking import (
+from lcsc_opt.database.history import Floats
+from lcsc_opt.views.ranking import (
     CONFIDENCE,
     RESAMPLES,
     RESAMPLING_SEED,
@@ -29,7 +30,6 @@ from lcsc_opt.analysis.ranking import (
     verdict,
     widening,
 )
-from lcsc_opt.database.history import Floats
 
 TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lcsc_opt.analysis.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
-from lcsc_opt.analysis.patterns import Distances, Movement, Profile, Shape
-from lcsc_opt.analysis.search import FailureReason, TrialTimes
+from lcsc_opt.views.patterns import Distances, Movement, Profile, Shape
+from lcsc_opt.views.progress import FailureReason, TrialTimes
 
 NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 STEP_TITLE = "training step of the checkpoint"

@@ -8,10 +8,7 @@ import plotly.graph_objects as go
 from optuna.storages import RDBStorage
 
 from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.curves import best_grid, comparison
 from lcsc_opt.analysis.look import Theme
-from lcsc_opt.analysis.patterns import movement_of, profile_of, shape_of
-from lcsc_opt.analysis.search import failures_of, trial_times
 from lcsc_opt.analysis.study_plots import (
     coefficients_figure,
     failures_figure,
@@ -23,6 +20,9 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.patterns import movement_of, profile_of, shape_of
+from lcsc_opt.views.progress import failures_of, trial_times
 
 
 def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:

@@ -78,9 +78,9 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], second:
 
 def _draw(storage: RDBStorage, experiment: str, axis: str | None, path: Path) -> None:
     from lcsc_opt.analysis.comparison_plots import comparison_figure
-    from lcsc_opt.analysis.curves import AXES, comparison
     from lcsc_opt.analysis.writing import write_figure
     from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.views.curves import AXES, comparison
 
     if axis is not None and axis not in AXES:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
@@ -94,7 +94,7 @@ def report(
     storage: Storage = None,
 ) -> None:
     """Write everything about an experiment into one page that needs no network: tables, figures, images."""
-    from lcsc_opt.report import write_report
+    from lcsc_opt.views.report import write_report
 
     path = write_report(open_storage(storage_url(storage), write=False), experiment, out or Path(f"{experiment}.html"))
     say(f"written: {path}")

@@ -175,7 +175,7 @@ def show(
     output: Output = Format.table,
 ) -> None:
     """Everything about one study: its settings, its state, its best trial, its failures, where its time went."""
-    from lcsc_opt.analysis.overview import overview
+    from lcsc_opt.views.overview import overview
 
     opened = open_storage(storage_url(storage), write=False)
     described = overview(StoredStudy.open(opened, study))

@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.database.connection import in_database, masked, open_storage
@@ -34,6 +33,7 @@ from lcsc_opt.doctor.surroundings import (
     check_schema,
 )
 from lcsc_opt.plan import StudyPlan, stored_plan
+from lcsc_opt.views.artifacts import artifact_directory
 
 __all__ = ["REPAIRS", "Finding", "Report", "diagnose", "examine", "examine_objectives", "repair"]
 

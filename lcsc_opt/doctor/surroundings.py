@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 
-from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.base.errors import LcscError, StudyMismatchError, StudyStoreError, TrajectoryError
 from lcsc_opt.database.connection import BUSY_SECONDS, masked
 from lcsc_opt.database.lease import Holder, has_table
@@ -26,6 +25,7 @@ from lcsc_opt.doctor.rows import StudyRows
 from lcsc_opt.experiment import Experiment, experiments
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.plan import StudyPlan
+from lcsc_opt.views.artifacts import artifact_directory
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 OPTUNA_TABLES = ("studies", "trials", "version_info", "alembic_version")

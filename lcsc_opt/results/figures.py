@@ -12,7 +12,6 @@ import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.artifacts import artifact_directory
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.names import is_search
@@ -20,6 +19,7 @@ from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.database.summary import StudySummary, best_ema, summaries
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.results.images import contact_sheet
+from lcsc_opt.views.artifacts import artifact_directory
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore

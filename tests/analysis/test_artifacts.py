@@ -8,10 +8,10 @@ import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore
 from study_examples import write_study
 
-from lcsc_opt.analysis.artifacts import StoredImage, artifact_directory, mimetype, read_artifact, stored_images
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import TrialKey
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory, mimetype, read_artifact, stored_images
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 ID = "0f8fad5b-d9cb-469f-a165-70867728950e"

@@ -12,10 +12,6 @@ from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 from study_examples import STEPS, coefficients, write_study
 
-from lcsc_opt.analysis.curves import best_so_far, comparison
-from lcsc_opt.analysis.headline import headline
-from lcsc_opt.analysis.patterns import improved_trials
-from lcsc_opt.analysis.ranking import cost_to_reach, ranking
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.database.compared import compared, compared_trials, is_other_noise
 from lcsc_opt.database.connection import open_storage
@@ -23,6 +19,10 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import summarize
+from lcsc_opt.views.curves import best_so_far, comparison
+from lcsc_opt.views.headline import headline
+from lcsc_opt.views.patterns import improved_trials
+from lcsc_opt.views.ranking import cost_to_reach, ranking
 
 FRESH = Noise("search", 7)
 TRIALS = st.lists(

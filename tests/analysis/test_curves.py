@@ -6,7 +6,8 @@ from history_examples import history
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.analysis.curves import (
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,
     best_grid,
@@ -18,7 +19,6 @@ from lcsc_opt.analysis.curves import (
     thinned,
     wall_clock,
 )
-from lcsc_opt.base.errors import StudyStoreError
 
 losses = st.lists(st.one_of(st.none(), st.floats(0.1, 100)), min_size=1, max_size=25)
 

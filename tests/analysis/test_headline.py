@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from history_examples import history
 
-from lcsc_opt.analysis.headline import headline
-from lcsc_opt.analysis.ranking import ranking
+from lcsc_opt.views.headline import headline
+from lcsc_opt.views.ranking import ranking
 
 
 def line(*studies: Any) -> str:

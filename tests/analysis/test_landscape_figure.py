@@ -13,14 +13,14 @@ from landscape_examples import bowl, write_landscape
 from optuna.storages import RDBStorage
 from study_examples import coefficients, write_study
 
-from lcsc_opt.analysis.landscape import MOST_CANDIDATES, Landscape, LandscapeReader, _chosen
 from lcsc_opt.analysis.landscape_plots import heights_of, landscape_figure
 from lcsc_opt.analysis.views import study_figures
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import summaries
-from lcsc_opt.report import report
+from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape, LandscapeReader, _chosen
+from lcsc_opt.views.report import report
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -315,5 +315,5 @@ def test_markup_is_inert(storage: RDBStorage) -> None:
 def test_both_pages_can_be_drawn_and_nothing_imports_torch(storage: RDBStorage) -> None:
     write_landscape(storage)
     assert contour(landscape_figure(read(storage), theme="dark")).autocolorscale is None
-    code = "import sys, lcsc_opt.analysis.landscape_plots, lcsc_opt.cli.landscape; sys.exit('torch' in sys.modules)"
+    code = "import sys, lcsc_opt.views.landscape_plots, lcsc_opt.cli.landscape; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,9 +6,9 @@ import pytest
 from history_examples import history
 from study_examples import coefficients, write_study
 
-from lcsc_opt.analysis.overview import failure_reasons, overview, seconds_per_trial
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.summary import describe_coefficients
+from lcsc_opt.views.overview import failure_reasons, overview, seconds_per_trial
 
 
 def test_everything_about_a_study_is_json(url: str) -> None:

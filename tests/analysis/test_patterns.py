@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 from study_examples import STEPS, coefficients, write_study
 
-from lcsc_opt.analysis.patterns import (
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import describe_coefficients
+from lcsc_opt.views.patterns import (
     MOST_COLUMNS,
     as_heights,
     distances_of,
@@ -17,13 +24,6 @@ from lcsc_opt.analysis.patterns import (
     profile_of,
     shape_of,
 )
-from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import describe_coefficients
 
 
 @pytest.fixture

@@ -13,10 +13,7 @@ from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 from study_examples import write_study
 
 from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.curves import AXES, comparison
 from lcsc_opt.analysis.look import DARK, LIGHT, STYLES, empty_figure, inert, style, template
-from lcsc_opt.analysis.patterns import Distances, Movement, Profile, Shape
-from lcsc_opt.analysis.search import FailureReason, trial_times
 from lcsc_opt.analysis.study_plots import (
     coefficients_figure,
     distances_figure,
@@ -28,6 +25,9 @@ from lcsc_opt.analysis.study_plots import (
 from lcsc_opt.analysis.views import study_figures
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.views.curves import AXES, comparison
+from lcsc_opt.views.patterns import Distances, Movement, Profile, Shape
+from lcsc_opt.views.progress import FailureReason, trial_times
 
 HOSTILE = "<script>alert(1)</script><a href='javascript:alert(1)'>x</a>"
 
@@ -47,7 +47,7 @@ def texts(figure: go.Figure) -> str:
 
 def test_an_optimizer_looks_the_same_in_every_process() -> None:
     names = [*STYLES, "TBPSA", "NGOpt", "my own"]
-    code = "import sys; from lcsc_opt.analysis.look import style; print([style(n) for n in sys.argv[1:]])"
+    code = "import sys; from lcsc_opt.views.look import style; print([style(n) for n in sys.argv[1:]])"
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == repr([style(name) for name in names])
 
@@ -239,5 +239,5 @@ def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(url: str) -> 
 
 
 def test_figures_import_no_torch() -> None:
-    code = "import sys, lcsc_opt.analysis.views, lcsc_opt.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, lcsc_opt.views.views, lcsc_opt.views.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,8 @@ from history_examples import history
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.analysis.ranking import (
+from lcsc_opt.database.history import HeldOut, StudyHistory, relative
+from lcsc_opt.views.ranking import (
     Difference,
     Reach,
     bootstrap_interval,
@@ -22,7 +23,6 @@ from lcsc_opt.analysis.ranking import (
     student_quantile,
     widening,
 )
-from lcsc_opt.database.history import HeldOut, StudyHistory, relative
 
 # bootstrap
 

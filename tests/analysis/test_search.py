@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from history_examples import history
 
-from lcsc_opt.analysis.search import FailureReason, failures_of, progress_of, trial_times, workers_of
 from lcsc_opt.database.history import HeldOut
 from lcsc_opt.database.lease import Holder
+from lcsc_opt.views.progress import FailureReason, failures_of, progress_of, trial_times, workers_of
 
 ALIVE = Holder("node1", 42, 900.0, 1040.0, alive=True)
 DEAD = Holder("node1", 42, 900.0, 1040.0, alive=False)

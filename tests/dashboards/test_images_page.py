@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from dashboard_site import Site, attach, write_study
 
-from lcsc_opt.analysis.artifacts import artifact_directory
+from lcsc_opt.views.artifacts import artifact_directory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 PNG = b"\x89PNG\r\n\x1a\n and the rest"

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.analysis.curves import AXES, best_grid, best_so_far
 from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
 from lcsc_opt.database.names import label
+from lcsc_opt.views.curves import AXES, best_grid, best_so_far
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000

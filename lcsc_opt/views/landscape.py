@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.analysis.curves import improvements
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
@@ -30,6 +29,7 @@ from lcsc_opt.database.history import Floats, StudyHistory, Trials
 from lcsc_opt.database.names import is_search, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views.curves import improvements
 
 MOST_CANDIDATES = 150  # of one study
 ON_GRID = 1e-9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lcsc_opt.analysis.ranking import Ranked
+from lcsc_opt.views.ranking import Ranked
 
 ALIKE = "not distinguishable"
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lcsc_opt.analysis.curves import improvements
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.curves import improvements
 
 MOST_IMPROVEMENTS = 60  # rows of the heatmap
 MOST_COLUMNS = 250  # of the heatmap

@@ -9,8 +9,8 @@ from collections import Counter
 
 import numpy as np
 
-from lcsc_opt.analysis.curves import LEAST_PAUSE, wall_clock
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, images_taken
+from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
 
 RECENT = 50  # trials that the rate is told from
 MOST_BARS = 120  # of a figure of trials

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.analysis.search import OTHER, seconds_outside
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.history import PARTS, StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import describe_coefficients, summaries_of
+from lcsc_opt.views.progress import OTHER, seconds_outside
 
 
 def overview(study: StoredStudy) -> dict[str, Any]:
