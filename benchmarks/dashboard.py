@@ -25,13 +25,13 @@ from common import machine, write_csv
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lcsc_opt.analysis.comparison_plots import comparison_figure
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, _create
 from lcsc_opt.views.curves import comparison
+from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.ranking import ranking
 
 LIMITS = {

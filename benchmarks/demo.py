@@ -14,15 +14,15 @@ from pathlib import Path
 from common import RESULTS, machine, write_csv
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.study_plots import coefficients_figure
-from lcsc_opt.analysis.writing import write_figures
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import OptimizerSummary, over_seeds, summaries
 from lcsc_opt.views.artifacts import artifact_directory, stored_images
 from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.study import coefficients_figure
+from lcsc_opt.views.figures.writing import write_figures
 from lcsc_opt.views.patterns import profile_of
 from lcsc_opt.views.report import write_report
 

@@ -40,11 +40,11 @@ from contest.page import (
 )
 from contest.working import FAILED, Job, is_done, known_results, work
 
-from lcsc_opt.analysis.writing import write_figures
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views.figures.writing import write_figures
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEEDS = 5

@@ -12,12 +12,12 @@ import dash_ag_grid
 from dash import Input, Output, State, ctx, dcc, html, no_update
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.look import empty_figure, style
 from lcsc_opt.dashboard_server import parts, shared_reader
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison, default_axis
+from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.look import empty_figure, style
 from lcsc_opt.views.headline import headline
 from lcsc_opt.views.progress import progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, ranking

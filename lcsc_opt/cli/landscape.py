@@ -75,9 +75,9 @@ def landscape(
 
 
 def _report(opened: Any, name: str, plots: list[Path], output: Format) -> None:
-    from lcsc_opt.analysis.landscape_plots import landscape_figure
-    from lcsc_opt.analysis.writing import write_figures
     from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.views.figures.landscape import landscape_figure
+    from lcsc_opt.views.figures.writing import write_figures
     from lcsc_opt.views.landscape import LandscapeReader
 
     data = LandscapeReader(HistoryReader(opened)).read(name)

@@ -77,10 +77,10 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], second:
 
 
 def _draw(storage: RDBStorage, experiment: str, axis: str | None, path: Path) -> None:
-    from lcsc_opt.analysis.comparison_plots import comparison_figure
-    from lcsc_opt.analysis.writing import write_figure
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.curves import AXES, comparison
+    from lcsc_opt.views.figures.comparison import comparison_figure
+    from lcsc_opt.views.figures.writing import write_figure
 
     if axis is not None and axis not in AXES:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")

@@ -57,7 +57,7 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
 def _save_into_optuna_dashboard(storage: RDBStorage, own: StudySummary, ema: StudySummary | None) -> None:
     import optuna_dashboard
 
-    from lcsc_opt.analysis.views import study_figures
+    from lcsc_opt.views.figures.of_study import study_figures
 
     study = optuna.load_study(study_name=own.study, storage=storage)
     figures = study_figures(storage, own.study)

@@ -17,18 +17,18 @@ from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
 import lcsc_opt
-from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.landscape_plots import landscape_figure
-from lcsc_opt.analysis.look import CONFIG, template
-from lcsc_opt.analysis.study_plots import distances_figure
-from lcsc_opt.analysis.views import own_figures
-from lcsc_opt.analysis.writing import write_file
 from lcsc_opt.base.errors import FigureError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import summaries_of
 from lcsc_opt.views.artifacts import artifact_directory, stored_images
 from lcsc_opt.views.curves import AXES, comparison, default_axis
+from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.landscape import landscape_figure
+from lcsc_opt.views.figures.look import CONFIG, template
+from lcsc_opt.views.figures.of_study import own_figures
+from lcsc_opt.views.figures.study import distances_figure
+from lcsc_opt.views.figures.writing import write_file
 from lcsc_opt.views.headline import headline
 from lcsc_opt.views.landscape import LandscapeReader
 from lcsc_opt.views.patterns import distances_of

@@ -13,12 +13,12 @@ from landscape_examples import bowl, write_landscape
 from optuna.storages import RDBStorage
 from study_examples import coefficients, write_study
 
-from lcsc_opt.analysis.landscape_plots import heights_of, landscape_figure
-from lcsc_opt.analysis.views import study_figures
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import summaries
+from lcsc_opt.views.figures.landscape import heights_of, landscape_figure
+from lcsc_opt.views.figures.of_study import study_figures
 from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape, LandscapeReader, _chosen
 from lcsc_opt.views.report import report
 

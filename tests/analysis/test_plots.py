@@ -12,9 +12,13 @@ from optuna.storages import RDBStorage
 from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 from study_examples import write_study
 
-from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.look import DARK, LIGHT, STYLES, empty_figure, inert, style, template
-from lcsc_opt.analysis.study_plots import (
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.views.curves import AXES, comparison
+from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.look import DARK, LIGHT, STYLES, empty_figure, inert, style, template
+from lcsc_opt.views.figures.of_study import study_figures
+from lcsc_opt.views.figures.study import (
     coefficients_figure,
     distances_figure,
     failures_figure,
@@ -22,10 +26,6 @@ from lcsc_opt.analysis.study_plots import (
     shape_figure,
     times_figure,
 )
-from lcsc_opt.analysis.views import study_figures
-from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database.connection import open_storage
-from lcsc_opt.views.curves import AXES, comparison
 from lcsc_opt.views.patterns import Distances, Movement, Profile, Shape
 from lcsc_opt.views.progress import FailureReason, trial_times
 

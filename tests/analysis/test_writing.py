@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from lcsc_opt.analysis.writing import WIDTH, write_figure, write_figures
 from lcsc_opt.base.errors import FigureError
+from lcsc_opt.views.figures.writing import WIDTH, write_figure, write_figures
 
 needs_browser = pytest.mark.skipif(
     not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome", "chrome")),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from lcsc_opt.analysis.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 from lcsc_opt.database.history import Floats
+from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 from lcsc_opt.views.landscape import Candidates, Landscape, Point
 
 WIDE = 3.0  # the highest over the lowest loss, from which on colours are logarithmic

@@ -6,8 +6,8 @@ import math
 
 import plotly.graph_objects as go
 
-from lcsc_opt.analysis.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 from lcsc_opt.views.curves import AXES, Comparison, Curve
+from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 
 NUMBER = "%{y:.4g}"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from lcsc_opt.analysis.look import CONFIG
 from lcsc_opt.base.errors import FigureError
+from lcsc_opt.views.figures.look import CONFIG
 
 IMAGES = (".png", ".svg", ".pdf")
 SUFFIXES = (*IMAGES, ".html", ".json")

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lcsc_opt.analysis.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
+from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
 from lcsc_opt.views.patterns import Distances, Movement, Profile, Shape
 from lcsc_opt.views.progress import FailureReason, TrialTimes
 

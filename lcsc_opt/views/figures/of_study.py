@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 from optuna.storages import RDBStorage
 
-from lcsc_opt.analysis.comparison_plots import comparison_figure
-from lcsc_opt.analysis.look import Theme
-from lcsc_opt.analysis.study_plots import (
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.look import Theme
+from lcsc_opt.views.figures.study import (
     coefficients_figure,
     failures_figure,
     movement_figure,
     shape_figure,
     times_figure,
 )
-from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.database.history import StudyHistory
-from lcsc_opt.database.names import split_name
-from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import best_grid, comparison
 from lcsc_opt.views.patterns import movement_of, profile_of, shape_of
 from lcsc_opt.views.progress import failures_of, trial_times
 

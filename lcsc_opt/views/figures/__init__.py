@@ -1,0 +1,1 @@
+"""Figures of plotly, from plain data."""
