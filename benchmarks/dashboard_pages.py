@@ -28,8 +28,8 @@ from dashboard import EXPERIMENT, add_result, make_database
 from optuna.storages import RDBStorage
 from werkzeug.test import Client
 
-from lcsc_opt.dashboard_server import application, serve
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.views.dashboard.server import application, serve
 
 FIRST_MS, REFRESH_MS = 2000, 300  # asked of ourselves
 PAGES = {

@@ -12,10 +12,11 @@ import dash_ag_grid
 from dash import Input, Output, State, ctx, dcc, html, no_update
 from optuna.storages import RDBStorage
 
-from lcsc_opt.dashboard_server import parts, shared_reader
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison, default_axis
+from lcsc_opt.views.dashboard import parts
+from lcsc_opt.views.dashboard.server import shared_reader
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import empty_figure, style
 from lcsc_opt.views.headline import headline

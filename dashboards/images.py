@@ -12,11 +12,12 @@ from dash import Input, Output, State, dcc, html, no_update
 from flask import Response, abort, request
 from optuna.storages import RDBStorage
 
-from lcsc_opt.dashboard_server import parts, shared_reader
-from lcsc_opt.dashboard_server.pages import HOME
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import artifact_directory, mimetype, read_artifact
+from lcsc_opt.views.dashboard import parts
+from lcsc_opt.views.dashboard.pages import HOME
+from lcsc_opt.views.dashboard.server import shared_reader
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 PREFIX = "images"

@@ -8,7 +8,8 @@ import dash
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
-from lcsc_opt.dashboard_server import parts, shared_reader
+from lcsc_opt.views.dashboard import parts
+from lcsc_opt.views.dashboard.server import shared_reader
 from lcsc_opt.views.figures.landscape import landscape_figure
 from lcsc_opt.views.figures.look import empty_figure
 from lcsc_opt.views.landscape import Landscape, LandscapeReader

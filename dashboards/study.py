@@ -9,11 +9,12 @@ import dash
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
-from lcsc_opt.dashboard_server import parts, shared_reader
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.dashboard import parts
+from lcsc_opt.views.dashboard.server import shared_reader
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.of_study import own_figures

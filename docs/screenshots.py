@@ -15,8 +15,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from lcsc_opt.dashboard_server import serve
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.views.dashboard.server import serve
 
 IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.dashboard_server import serve
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.views.dashboard.server import serve
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (

@@ -14,10 +14,10 @@ from optuna.storages import RDBStorage
 from werkzeug.test import Client, TestResponse
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.dashboard_server import application
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.views.artifacts import artifact_directory
+from lcsc_opt.views.dashboard.server import application
 
 STEPS = (100, 200, 300)
 HOST = "127.0.0.1:8080"

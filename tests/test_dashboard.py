@@ -18,8 +18,8 @@ from dashboard_site import Site, attach, write_study
 from lcsc_opt.base.catalog import entries
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.cli import run
-from lcsc_opt.dashboard_server import forbid_writing, is_loopback, serve, shared_reader
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.views.dashboard.server import forbid_writing, is_loopback, serve, shared_reader
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -227,7 +227,7 @@ def test_a_password_never_reaches_a_page(monkeypatch: pytest.MonkeyPatch, url: s
     storage.url = "postgresql://me:secret@host/studies"
     from werkzeug.test import Client
 
-    from lcsc_opt.dashboard_server.pages import site
+    from lcsc_opt.views.dashboard.pages import site
 
     client = Client(site(storage))
     for path in ("/lcsc/compare", "/lcsc/compare/_dash-layout", "/lcsc/images", "/dashboard/", "/api/meta"):
@@ -284,7 +284,7 @@ def test_the_dashboard_needs_no_torch(url: str) -> None:
     code = (
         "import sys\n"
         "from werkzeug.test import Client\n"
-        "from lcsc_opt.dashboard_server import application\n"
+        "from lcsc_opt.views.dashboard.server import application\n"
         "from lcsc_opt.database.connection import open_storage\n"
         f"client = Client(application(open_storage({url!r}, write=False)))\n"
         "for page in ('compare', 'study', 'images', 'landscape'):\n"

@@ -7,7 +7,7 @@ import pytest
 from dashboard_site import HOST, Site, write_study
 from werkzeug.test import Client
 
-from lcsc_opt.dashboard_server.guard import Guard
+from lcsc_opt.views.dashboard.guard import Guard
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 TOKEN = "correct-horse"

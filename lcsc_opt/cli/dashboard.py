@@ -24,7 +24,7 @@ def dashboard(
     storage: Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)] = None,
 ) -> None:
     """Compare optimizers in the browser, live, with optuna-dashboard beside it. Only reads the study database."""
-    from lcsc_opt.dashboard_server import is_loopback, new_token, serve
+    from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve
 
     url = storage_url(storage)
     opened = open_storage(url, write=False)

@@ -11,7 +11,7 @@ import pytest
 from dashboard_site import Site, add_result, write_study, written
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.dashboard_server import parts
+from lcsc_opt.views.dashboard import parts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}

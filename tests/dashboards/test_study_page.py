@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from dashboard_site import Site, add_result, write_study, written
 
-from lcsc_opt.dashboard_server import parts
+from lcsc_opt.views.dashboard import parts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "shape", "times", "distances")}

@@ -15,10 +15,10 @@ from dash import ClientsideFunction, Input, Output, State, dcc, html
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.dashboard_server.pages import HOME, ROOT_PATH
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.dashboard.pages import HOME, ROOT_PATH
 from lcsc_opt.views.figures.look import CONFIG
 from lcsc_opt.views.ranking import ranking
 

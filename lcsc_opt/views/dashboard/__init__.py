@@ -1,0 +1,1 @@
+"""The pages of ``lcsc dashboard``, in one read-only server."""
