@@ -30,6 +30,7 @@ from lcsc_opt.evaluation import (
     environments,
     evaluate_safely,
 )
+from lcsc_opt.exports import attach_figures
 from lcsc_opt.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import load_objective
@@ -44,7 +45,6 @@ from lcsc_opt.plan import (
     stored_plan,
     total_evaluations,
 )
-from lcsc_opt.results import attach_figures
 from lcsc_opt.runner import Search
 
 

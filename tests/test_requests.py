@@ -20,6 +20,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, WorkerPool, evaluate_safely
+from lcsc_opt.exports import chosen_trial
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import (
@@ -32,7 +33,6 @@ from lcsc_opt.optimizers import (
     needs_gradient,
     request_of,
 )
-from lcsc_opt.results import chosen_trial
 from lcsc_opt.runner import Search
 
 STEPS = (10, 20, 30)

@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_the_old_model(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lcsc_opt.results.exports.save_file", full)
+    monkeypatch.setattr("lcsc_opt.exports.writing.save_file", full)
     assert lcsc(["export", STUDY, "-o", "best.safetensors", "--overwrite"]) == 2
     assert "No space left on device" in complaint(capsys)
     assert [path.name for path in Path().iterdir()] == ["best.safetensors"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.results import read_recipe
+from lcsc_opt.exports import read_recipe
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
 

@@ -20,12 +20,12 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.exports import read_recipe
+from lcsc_opt.exports.rebuild import rebuild
+from lcsc_opt.exports.recipe import LoraNaming, recipe_of
+from lcsc_opt.exports.writing import Destination, export
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
-from lcsc_opt.results import read_recipe
-from lcsc_opt.results.exports import Destination, export
-from lcsc_opt.results.rebuild import rebuild
-from lcsc_opt.results.recipe import LoraNaming, recipe_of
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.lora_products import LoraProducts
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine

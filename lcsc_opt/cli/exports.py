@@ -12,7 +12,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 
 if TYPE_CHECKING:
-    from lcsc_opt.results import Recipe
+    from lcsc_opt.exports import Recipe
 
 SHOWN = 10  # coefficients, the largest ones
 DIGITS = 12  # of a hash
@@ -51,9 +51,9 @@ def export(
 ) -> None:
     """Write the merged model, with the recipe in its metadata. Works while the study runs, too."""
     from lcsc_opt.experiment import Experiment
+    from lcsc_opt.exports.writing import Destination
+    from lcsc_opt.exports.writing import export as write
     from lcsc_opt.plan import stored_plan
-    from lcsc_opt.results.exports import Destination
-    from lcsc_opt.results.exports import export as write
 
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     opened = open_storage(storage_url(storage), write=False)
@@ -78,7 +78,7 @@ def recipe(
 
 
 def _recipe(source: str, trial: int | None, storage: str | None) -> Recipe:
-    from lcsc_opt.results.recipe import read_recipe, recipe_of
+    from lcsc_opt.exports.recipe import read_recipe, recipe_of
 
     if Path(source).exists() or Path(source).suffix:
         return read_recipe(Path(source))
@@ -148,9 +148,9 @@ def apply(
     overwrite: Overwrite = False,
 ) -> None:
     """Merge the same bits again elsewhere: the checkpoints are matched by step and verified by hash."""
-    from lcsc_opt.results.exports import Destination
-    from lcsc_opt.results.rebuild import rebuild
-    from lcsc_opt.results.recipe import read_recipe
+    from lcsc_opt.exports.rebuild import rebuild
+    from lcsc_opt.exports.recipe import read_recipe
+    from lcsc_opt.exports.writing import Destination
 
     followed = read_recipe(recipe)
     if form is None and followed.lora is not None and out.suffix == ".safetensors":

@@ -5,8 +5,8 @@
 """
 
 from lcsc_opt.database.summary import chosen_trial
-from lcsc_opt.results.figures import attach_figures, samples_images
-from lcsc_opt.results.recipe import Recipe, read_recipe
+from lcsc_opt.exports.figures import attach_figures, samples_images
+from lcsc_opt.exports.recipe import Recipe, read_recipe
 
 __all__ = [
     "Recipe",

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.exports.recipe import FILE
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.results.recipe import FILE
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -19,9 +19,9 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.exports.model_folder import check_fits, config_of, read_config, write_folder
+from lcsc_opt.exports.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.results.model_folder import check_fits, config_of, read_config, write_folder
-from lcsc_opt.results.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
 from lcsc_opt.sampling.text_to_image.lora import save_lora
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, cast, recombine

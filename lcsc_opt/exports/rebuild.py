@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
-from lcsc_opt.results.exports import Destination, write
-from lcsc_opt.results.model_folder import read_config
-from lcsc_opt.results.recipe import LoraNaming, Recipe
+from lcsc_opt.exports.model_folder import read_config
+from lcsc_opt.exports.recipe import LoraNaming, Recipe
+from lcsc_opt.exports.writing import Destination, write
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources
 from lcsc_opt.trajectory.recombination import CheckpointFiles, PackedCheckpoints, recombine

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
+from PIL import Image
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
@@ -18,7 +21,6 @@ from lcsc_opt.database.names import is_search
 from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.database.summary import StudySummary, best_ema, summaries
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.results.images import contact_sheet
 from lcsc_opt.views.artifacts import artifact_directory
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
@@ -113,3 +115,39 @@ def _sheets(objective: MergeSampleScore, ema: StudySummary, found: StudySummary)
         "images_1_EMA.png": contact_sheet(first[shown].numpy()),
         f"images_2_{found.optimizer}.png": contact_sheet(second[shown].numpy()),
     }
+
+
+COLUMNS = 8
+GAP = 2  # pixels of white between images
+SMALLEST = 48  # pixels; smaller images are enlarged, each pixel to a square
+
+
+def contact_sheet(images: npt.ArrayLike, *, columns: int = COLUMNS) -> bytes:
+    """A PNG of ``images``, row by row.
+
+    Args:
+        images: ``[n, C, H, W]`` in [-1, 1], with one channel or three; n at least 1.
+        columns: of the sheet, at most.
+    """
+    pixels = _enlarged(_bytes(np.asarray(images)))
+    count, height, width = pixels.shape[:3]
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
+        sheet[top : top + height, left : left + width] = image
+    content = io.BytesIO()
+    Image.fromarray(sheet).save(content, format="PNG")
+    return content.getvalue()
+
+
+def _bytes(images: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
+    """``[n, C, H, W]`` in [-1, 1] → ``[n, H, W, C]``, 0 to 255."""
+    levels = np.clip(np.rint((images.astype(np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
+
+
+def _enlarged(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    factor = max(1, -(-SMALLEST // max(pixels.shape[1:3])))
+    return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
