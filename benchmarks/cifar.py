@@ -39,8 +39,8 @@ from lcsc_opt.metrics.extractors.inception import InceptionExtractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.runner import Search, window
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
+from lcsc_opt.search.runner import Search, window
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 IMAGE_SHAPE = (3, 32, 32)

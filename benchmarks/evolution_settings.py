@@ -19,8 +19,8 @@ from lcsc_opt.base.study_file import StudySpec, parse_study
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import StudySummary, summarize
-from lcsc_opt.experiment import Experiment
-from lcsc_opt.plan import plans
+from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.plan import plans
 
 START = {"max_parents": 10, "mutation": 0.005, "crossover": 0.5, "generation_size": 10}
 VARIATIONS: dict[str, tuple[Any, ...]] = {

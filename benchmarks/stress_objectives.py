@@ -23,10 +23,10 @@ from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, parse_study
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, _create
 from lcsc_opt.evaluation import InProcessEvaluator
-from lcsc_opt.experiment import Experiment
 from lcsc_opt.objective.function import CoefficientFunction
-from lcsc_opt.plan import plans
-from lcsc_opt.runner import Search, window
+from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.plan import plans
+from lcsc_opt.search.runner import Search, window
 
 ANSWERS: dict[str, tuple[Any, str]] = {
     "NaN": (math.nan, "the loss is nan"),

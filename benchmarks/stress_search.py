@@ -34,7 +34,7 @@ from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Outcome, evaluate
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.runner import Search, window
+from lcsc_opt.search.runner import Search, window
 
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")
 PATIENCE = 300.0  # seconds; a child that takes longer hangs

@@ -30,10 +30,10 @@ from lcsc_opt.base.study_file import ObjectiveSpec, parse_study
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.experiment import Experiment
 from lcsc_opt.metrics import extract
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.plan import plans
+from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.plan import plans
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}

@@ -45,7 +45,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.runner import Search, window
+from lcsc_opt.search.runner import Search, window
 
 LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # asked of ourselves
 IMAGES = 1000

@@ -16,8 +16,8 @@ from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 
 STORAGE = "sqlite:///studies.db"
 

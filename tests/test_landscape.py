@@ -21,8 +21,8 @@ from lcsc_opt.coefficients.plane import Plane, grid_positions
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.landscape import LandscapeOptions, default_corners_of, landscape_plan, run_landscape
-from lcsc_opt.plan import stored_plan
+from lcsc_opt.search.landscape import LandscapeOptions, default_corners_of, landscape_plan, run_landscape
+from lcsc_opt.search.plan import stored_plan
 
 STEPS = [10, 20, 30, 40, 50]
 CORNERS = (10, 30, 50)
@@ -231,8 +231,8 @@ def test_a_changed_objective_or_environment_is_refused(database: str, monkeypatc
     with pytest.raises(StudyMismatchError, match=r"small/LCSC/0: .*version"):
         compute(database)
     monkeypatch.delenv("WEIGHTS_VERSION")
-    monkeypatch.setattr("lcsc_opt.landscape.decisive", lambda known: {"nevergrad": str(id(known))})
-    monkeypatch.setattr("lcsc_opt.landscape.describe_difference", lambda *_: "nevergrad 1 and not 2")
+    monkeypatch.setattr("lcsc_opt.search.landscape.decisive", lambda known: {"nevergrad": str(id(known))})
+    monkeypatch.setattr("lcsc_opt.search.landscape.describe_difference", lambda *_: "nevergrad 1 and not 2")
     with pytest.raises(StudyMismatchError, match=r"was begun in another environment.*nevergrad 1 and not 2"):
         compute(database)
     storage = open_storage(database, write=True)

@@ -33,7 +33,7 @@ from lcsc_opt.optimizers import (
     needs_gradient,
     request_of,
 )
-from lcsc_opt.runner import Search
+from lcsc_opt.search.runner import Search
 
 STEPS = (10, 20, 30)
 FAILING = 3  # the ask whose evaluation fails

@@ -23,8 +23,8 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.second import Second, second_of, warning_of
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import second_metric, summarize
-from lcsc_opt.held_out import HeldOutPlan, best_trials, score_held_out
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.held_out import HeldOutPlan, best_trials, score_held_out
 from lcsc_opt.views.headline import headline
 from lcsc_opt.views.overview import overview
 from lcsc_opt.views.ranking import ranking

@@ -22,9 +22,9 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, evaluate_safely
-from lcsc_opt.experiment import Experiment, is_finished
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.plan import StudyPlan, plans
+from lcsc_opt.search.experiment import Experiment, is_finished
+from lcsc_opt.search.plan import StudyPlan, plans
 
 MEASURED = "held_out_answers"
 UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group 0

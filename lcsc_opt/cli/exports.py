@@ -50,10 +50,10 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write the merged model, with the recipe in its metadata. Works while the study runs, too."""
-    from lcsc_opt.experiment import Experiment
     from lcsc_opt.exports.writing import Destination
     from lcsc_opt.exports.writing import export as write
-    from lcsc_opt.plan import stored_plan
+    from lcsc_opt.search.experiment import Experiment
+    from lcsc_opt.search.plan import stored_plan
 
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     opened = open_storage(storage_url(storage), write=False)
@@ -82,8 +82,8 @@ def _recipe(source: str, trial: int | None, storage: str | None) -> Recipe:
 
     if Path(source).exists() or Path(source).suffix:
         return read_recipe(Path(source))
-    from lcsc_opt.experiment import Experiment
-    from lcsc_opt.plan import stored_plan
+    from lcsc_opt.search.experiment import Experiment
+    from lcsc_opt.search.plan import stored_plan
 
     opened = open_storage(storage_url(storage), write=False)
     stored = StoredStudy.open(opened, source)

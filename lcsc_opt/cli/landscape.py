@@ -58,7 +58,7 @@ def landscape(
     ] = Format.table,
 ) -> None:
     """Evaluate the plane through three models, as a study that can be interrupted; run again, it continues."""
-    from lcsc_opt.landscape import LandscapeOptions, run_landscape
+    from lcsc_opt.search.landscape import LandscapeOptions, run_landscape
 
     opened = open_storage(storage_url(storage), write=True)
     options = LandscapeOptions(None if corners is None else parse_corners(corners), grid, margin, images)

@@ -119,9 +119,9 @@ def evaluate(
 ) -> None:
     """Choose among the best trials on noise the search never saw; report that one, and EMA*, on yet other noise."""
     from lcsc_opt.database.second import Second
-    from lcsc_opt.experiment import Experiment
-    from lcsc_opt.held_out import HeldOutPlan
-    from lcsc_opt.plan import stored_plan
+    from lcsc_opt.search.experiment import Experiment
+    from lcsc_opt.search.held_out import HeldOutPlan
+    from lcsc_opt.search.plan import stored_plan
 
     opened = open_storage(storage_url(storage), write=True)
     stored = StoredStudy.open(opened, study)

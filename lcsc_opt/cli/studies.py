@@ -44,7 +44,7 @@ def run(
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
-    from lcsc_opt.plan import plans
+    from lcsc_opt.search.plan import plans
 
     path = find("studies", study_file)
     spec = read_study_file(path)
@@ -59,7 +59,7 @@ def run(
 
 
 def _run_plans(chosen: Any, url: str, **how: bool) -> None:
-    from lcsc_opt.experiment import experiments
+    from lcsc_opt.search.experiment import experiments
 
     opened = open_storage(url, write=True)
     to_run = list(experiments(chosen, opened))
@@ -72,7 +72,7 @@ def _run_plans(chosen: Any, url: str, **how: bool) -> None:
 
 
 def _print_plans(spec: StudySpec, chosen: Any, url: str) -> None:
-    from lcsc_opt.plan import stored_evaluations
+    from lcsc_opt.search.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
     for plan in chosen:
@@ -91,8 +91,8 @@ def resume(
     accept_environment: AcceptEnvironment = False,
 ) -> None:
     """Finish the original budget of one study, without its study file; --budget raises it."""
-    from lcsc_opt.experiment import Experiment
-    from lcsc_opt.plan import raise_budget, stored_plan
+    from lcsc_opt.search.experiment import Experiment
+    from lcsc_opt.search.plan import raise_budget, stored_plan
 
     url = storage_url(storage)
     opened = open_storage(url, write=True)
@@ -113,8 +113,8 @@ def fork(
     storage: Storage = None,
 ) -> None:
     """Start a new study from the trials of another one; none of them is evaluated again."""
-    from lcsc_opt.experiment import Experiment
-    from lcsc_opt.plan import fork as fork_study
+    from lcsc_opt.search.experiment import Experiment
+    from lcsc_opt.search.plan import fork as fork_study
 
     opened = open_storage(storage_url(storage), write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")

@@ -32,7 +32,7 @@ from lcsc_opt.doctor.surroundings import (
     check_references,
     check_schema,
 )
-from lcsc_opt.plan import StudyPlan, stored_plan
+from lcsc_opt.search.plan import StudyPlan, stored_plan
 from lcsc_opt.views.artifacts import artifact_directory
 
 __all__ = ["REPAIRS", "Finding", "Report", "diagnose", "examine", "examine_objectives", "repair"]

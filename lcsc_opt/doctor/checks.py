@@ -11,8 +11,8 @@ from lcsc_opt.base.errors import CoefficientsError
 from lcsc_opt.coefficients.profiles import check_steps
 from lcsc_opt.doctor.findings import HELD_OUT, NO_REPAIR, NOTHING, SEARCH_ENDED, TELL_INDEX, Finding, shown
 from lcsc_opt.doctor.rows import StudyRows, TrialRows
-from lcsc_opt.plan import StudyPlan
-from lcsc_opt.runner import window
+from lcsc_opt.search.plan import StudyPlan
+from lcsc_opt.search.runner import window
 
 REQUIRED = ("specification", "fingerprint", "budget", "steps", "failures", "optimizer_budget")
 STATES = ("RUNNING", "COMPLETE", "FAIL")  # that lcsc_opt writes

@@ -22,9 +22,9 @@ from lcsc_opt.database.lease import Holder, has_table
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
 from lcsc_opt.doctor.rows import StudyRows
-from lcsc_opt.experiment import Experiment, experiments
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.plan import StudyPlan
+from lcsc_opt.search.experiment import Experiment, experiments
+from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.views.artifacts import artifact_directory
 
 SQLITE_MAGIC = b"SQLite format 3\x00"

@@ -19,8 +19,8 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.objective.batch_size import free_memory, images_per_second, largest_batch
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.plan import StudyPlan
 from lcsc_opt.profiling.study import sampling_device, sampling_settings
+from lcsc_opt.search.plan import StudyPlan
 
 Settings = Mapping[str, Any]
 ROUNDS = 2  # in which the study's own way and the other one are measured in turns

@@ -20,8 +20,8 @@ from lcsc_opt.base.spans import listening
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.experiment import Experiment
-from lcsc_opt.plan import StudyPlan
+from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.plan import StudyPlan
 
 WARM_UP = 1  # trials before those that count: they draw the noise, read the store, choose kernels, compile
 

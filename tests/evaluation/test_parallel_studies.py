@@ -15,7 +15,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import devices
-from lcsc_opt.plan import Parallelism, parallelism, plans
+from lcsc_opt.search.plan import Parallelism, parallelism, plans
 
 OBJECTIVE = """
 from staged_examples import Stages

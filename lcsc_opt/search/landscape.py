@@ -32,10 +32,10 @@ from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.summary import best_ema, summaries
-from lcsc_opt.experiment import Experiment
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import configure
-from lcsc_opt.plan import StudyPlan, stored_plan
+from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.plan import StudyPlan, stored_plan
 
 STOP_SHARE = 0.9  # of failed points: far from its corners a plane is expected to hold models that do not sample
 

@@ -31,11 +31,11 @@ from lcsc_opt.evaluation import (
     evaluate_safely,
 )
 from lcsc_opt.exports import attach_figures
-from lcsc_opt.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer, needs_gradient
-from lcsc_opt.plan import (
+from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
+from lcsc_opt.search.plan import (
     Parallelism,
     StudyPlan,
     build_space,
@@ -45,7 +45,7 @@ from lcsc_opt.plan import (
     stored_plan,
     total_evaluations,
 )
-from lcsc_opt.runner import Search
+from lcsc_opt.search.runner import Search
 
 
 class Experiment:

@@ -34,7 +34,7 @@ from lcsc_opt.evaluation import workers_for_this_machine
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
-from lcsc_opt.runner import window
+from lcsc_opt.search.runner import window
 
 
 @dataclasses.dataclass(frozen=True)
