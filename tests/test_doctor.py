@@ -21,8 +21,8 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.lease import Process, create_table, hold
 from lcsc_opt.database.store import StoredStudy, TrialKey
-from lcsc_opt.doctor import REPAIRS, Finding, diagnose
-from lcsc_opt.doctor.findings import REPAIRABLE
+from lcsc_opt.diagnostics.doctor import REPAIRS, Finding, diagnose
+from lcsc_opt.diagnostics.doctor.findings import REPAIRABLE
 from lcsc_opt.trajectory import TrajectoryWriter
 
 NAME, URL = "tiny/LCSC/0", "sqlite:///studies.db"

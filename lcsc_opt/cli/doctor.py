@@ -32,7 +32,7 @@ def doctor(
     ] = Format.table,
 ) -> None:
     """Check the study database: what is damaged or left over, and what to do. Leaves with 1 if problems remain."""
-    from lcsc_opt.doctor import diagnose
+    from lcsc_opt.diagnostics.doctor import diagnose
 
     report = diagnose(storage_url(storage), study, deep=deep, mend=repair)
     if output is Format.json:

@@ -20,8 +20,8 @@ from lcsc_opt.base.errors import LcscError, StudyMismatchError, StudyStoreError,
 from lcsc_opt.database.connection import BUSY_SECONDS, masked
 from lcsc_opt.database.lease import Holder, has_table
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
-from lcsc_opt.doctor.rows import StudyRows
+from lcsc_opt.diagnostics.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
+from lcsc_opt.diagnostics.doctor.rows import StudyRows
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.experiment import Experiment, experiments
 from lcsc_opt.search.plan import StudyPlan

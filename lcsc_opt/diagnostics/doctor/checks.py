@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 
 from lcsc_opt.base.errors import CoefficientsError
 from lcsc_opt.coefficients.profiles import check_steps
-from lcsc_opt.doctor.findings import HELD_OUT, NO_REPAIR, NOTHING, SEARCH_ENDED, TELL_INDEX, Finding, shown
-from lcsc_opt.doctor.rows import StudyRows, TrialRows
+from lcsc_opt.diagnostics.doctor.findings import HELD_OUT, NO_REPAIR, NOTHING, SEARCH_ENDED, TELL_INDEX, Finding, shown
+from lcsc_opt.diagnostics.doctor.rows import StudyRows, TrialRows
 from lcsc_opt.search.plan import StudyPlan
 from lcsc_opt.search.runner import window
 

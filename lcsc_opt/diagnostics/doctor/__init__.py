@@ -19,10 +19,10 @@ from lcsc_opt.database.connection import in_database, masked, open_storage
 from lcsc_opt.database.lease import Holder, holder
 from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.database.summary import is_ours
-from lcsc_opt.doctor.checks import check_study
-from lcsc_opt.doctor.findings import HELD_OUT, LEASE, ORPHAN_FILE, SEARCH_ENDED, TELL_INDEX, Finding
-from lcsc_opt.doctor.rows import StudyRows, named_artifacts, read_names, read_studies
-from lcsc_opt.doctor.surroundings import (
+from lcsc_opt.diagnostics.doctor.checks import check_study
+from lcsc_opt.diagnostics.doctor.findings import HELD_OUT, LEASE, ORPHAN_FILE, SEARCH_ENDED, TELL_INDEX, Finding
+from lcsc_opt.diagnostics.doctor.rows import StudyRows, named_artifacts, read_names, read_studies
+from lcsc_opt.diagnostics.doctor.surroundings import (
     artifact_files,
     check_artifacts,
     check_file,
