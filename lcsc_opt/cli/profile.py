@@ -13,7 +13,7 @@ from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli.output import Format, console, number, print_json, say, storage_url, table
 
 if TYPE_CHECKING:  # torch is imported where a study is profiled
-    from lcsc_opt.profiling import Part, Profile, Tried
+    from lcsc_opt.diagnostics.profiling import Part, Profile, Tried
 
 GIGA = 1e9
 
@@ -40,7 +40,7 @@ def profile(
     ] = Format.table,
 ) -> None:
     """Run a few trials, stored nowhere, and say where their time goes and what would make it less."""
-    from lcsc_opt.profiling import check_trace_file, folder_of, plan_to_profile, profile_study, try_settings
+    from lcsc_opt.diagnostics.profiling import check_trace_file, folder_of, plan_to_profile, profile_study, try_settings
 
     path = find("studies", study_file)
     spec = read_study_file(path)
@@ -109,7 +109,7 @@ def _time(seconds: float) -> str:
 def _print_settings(tried: Sequence[Tried]) -> None:
     if not tried:
         return
-    from lcsc_opt.profiling import described, recommended, yaml_text
+    from lcsc_opt.diagnostics.profiling import described, recommended, yaml_text
 
     shown = table("settings", "images/s", "times", "loss", "change", "")
     shown.columns[5].justify = "left"

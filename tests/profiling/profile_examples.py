@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lcsc_opt.profiling.parts import Part, Profile
+from lcsc_opt.diagnostics.profiling.parts import Part, Profile
 
 
 def profile(parts: tuple[Part, ...] = (), **changes: Any) -> Profile:

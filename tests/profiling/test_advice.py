@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from profile_examples import profile
 
-from lcsc_opt.profiling.advice import EXACT, Circumstances, advice
-from lcsc_opt.profiling.parts import Part
+from lcsc_opt.diagnostics.profiling.advice import EXACT, Circumstances, advice
+from lcsc_opt.diagnostics.profiling.parts import Part
 
 ALL = {"images": 1000, "batch_size": 500, "dtype": "fp32", "channels_last": False, "compile": False}
 TUNED = {"images": 1000, "batch_size": "auto", "dtype": "bf16", "channels_last": True, "compile": True}

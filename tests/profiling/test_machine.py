@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcsc_opt.profiling import machine
+from lcsc_opt.diagnostics.profiling import machine
 
 CPU = torch.device("cpu")
 

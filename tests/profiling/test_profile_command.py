@@ -11,7 +11,7 @@ import yaml
 from profiled_study import OPERATIONS, write_image_study
 
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.profiling import machine, settings
+from lcsc_opt.diagnostics.profiling import machine, settings
 
 FUNCTION = """
 import time

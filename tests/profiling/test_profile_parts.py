@@ -6,8 +6,8 @@ import pytest
 from profile_examples import profile
 
 from lcsc_opt.base.records import Cost
-from lcsc_opt.profiling.parts import Part, Work, divide
-from lcsc_opt.profiling.trials import TrialTimes
+from lcsc_opt.diagnostics.profiling.parts import Part, Work, divide
+from lcsc_opt.diagnostics.profiling.trials import TrialTimes
 
 
 def times(seconds: float = 1.0, spans: dict[str, float] | None = None, **cost: float) -> TrialTimes:

@@ -12,8 +12,8 @@ from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.spans import listening, span
 from lcsc_opt.base.study_file import parse_study
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.profiling import plan_to_profile
-from lcsc_opt.profiling.trials import SpanClock, folder_of, run_trials, throw_away_database, times_of
+from lcsc_opt.diagnostics.profiling import plan_to_profile
+from lcsc_opt.diagnostics.profiling.trials import SpanClock, folder_of, run_trials, throw_away_database, times_of
 from lcsc_opt.search.experiment import Experiment
 
 START = datetime.datetime(2026, 11, 20, 12)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.profiling.settings import Tried, combined, described, recommended, variants
+from lcsc_opt.diagnostics.profiling.settings import Tried, combined, described, recommended, variants
 
 ALL = {"images": 1000, "batch_size": 400, "dtype": "fp32", "channels_last": False, "compile": False}
 

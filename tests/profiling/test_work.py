@@ -10,9 +10,9 @@ from profiled_study import OPERATIONS, SIDE, WIDTH, write_image_study
 
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.coefficients.profiles import ema_coefficients
+from lcsc_opt.diagnostics.profiling.work import operations_per_image
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.profiling.work import operations_per_image
 
 
 def load(folder: Path) -> Objective:

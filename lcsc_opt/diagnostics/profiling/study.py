@@ -19,15 +19,21 @@ from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.checkpoints.names import WEIGHTS
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.summary import BASELINES
+from lcsc_opt.diagnostics.profiling.advice import EXACT, Circumstances, advice
+from lcsc_opt.diagnostics.profiling.machine import (
+    arithmetic_rate,
+    device_peak_bytes,
+    memory_rate,
+    peak_bytes,
+    read_rate,
+)
+from lcsc_opt.diagnostics.profiling.parts import Profile, Work, divide
+from lcsc_opt.diagnostics.profiling.trace import write_trace
+from lcsc_opt.diagnostics.profiling.trials import TrialTimes, run_trials, throw_away_database
+from lcsc_opt.diagnostics.profiling.work import operations_per_image
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import needs_gradient
-from lcsc_opt.profiling.advice import EXACT, Circumstances, advice
-from lcsc_opt.profiling.machine import arithmetic_rate, device_peak_bytes, memory_rate, peak_bytes, read_rate
-from lcsc_opt.profiling.parts import Profile, Work, divide
-from lcsc_opt.profiling.trace import write_trace
-from lcsc_opt.profiling.trials import TrialTimes, run_trials, throw_away_database
-from lcsc_opt.profiling.work import operations_per_image
 from lcsc_opt.sampling.network import DTYPES
 from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import StudyPlan, plans, total_evaluations

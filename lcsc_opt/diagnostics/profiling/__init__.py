@@ -5,11 +5,11 @@
 for other programs, ``settings`` tries other ways to sample.
 """
 
-from lcsc_opt.profiling.parts import Part, Profile
-from lcsc_opt.profiling.settings import Tried, described, recommended, try_settings, yaml_text
-from lcsc_opt.profiling.study import plan_to_profile, profile_study
-from lcsc_opt.profiling.trace import check_trace_file
-from lcsc_opt.profiling.trials import folder_of
+from lcsc_opt.diagnostics.profiling.parts import Part, Profile
+from lcsc_opt.diagnostics.profiling.settings import Tried, described, recommended, try_settings, yaml_text
+from lcsc_opt.diagnostics.profiling.study import plan_to_profile, profile_study
+from lcsc_opt.diagnostics.profiling.trace import check_trace_file
+from lcsc_opt.diagnostics.profiling.trials import folder_of
 
 __all__ = [
     "Part",

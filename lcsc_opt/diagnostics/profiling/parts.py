@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from lcsc_opt.base.spans import ASK, DATABASE, EVALUATE, FEATURES, MERGE, OF_EVALUATION, SAMPLE, TELL
-from lcsc_opt.profiling.trials import TrialTimes
+from lcsc_opt.diagnostics.profiling.trials import TrialTimes
 
 OPTIMIZER, OTHER = "optimizer", "other"
 Unit = Literal["GB/s", "GFLOP/s"]

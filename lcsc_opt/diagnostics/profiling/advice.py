@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lcsc_opt.base.spans import DATABASE, EVALUATE, FEATURES, MERGE, METRIC, SAMPLE
-from lcsc_opt.profiling.parts import OPTIMIZER, Part, Profile
+from lcsc_opt.diagnostics.profiling.parts import OPTIMIZER, Part, Profile
 
 WORTH = 0.15  # of a trial's time, below which a part is left alone
 NEAR = 0.6  # of its limit, from which on a part is as fast as can be expected
