@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import database_servers
 import hypothesis
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
+from tests import database_servers
 
 # no deadline: the first example pays for imports, and machines are shared
 hypothesis.settings.register_profile("lcsc_opt", deadline=None)

@@ -82,6 +82,4 @@ def blas_threads(count: int | None) -> Iterator[None]:
 @functools.cache
 def _controller() -> ThreadpoolController:
     """Made once: looking for the libraries takes milliseconds."""
-    import numpy as np  # noqa: F401 - loads the BLAS that is to be found
-
     return ThreadpoolController()

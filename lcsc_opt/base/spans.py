@@ -1,6 +1,7 @@
 """Named stretches of the work: merge, sample, ask, … Whoever measures listens; where nobody does, they cost nothing.
 
-The code that does the work says where a part of it begins and ends, and :mod:`lcsc_opt.diagnostics.profiling` is all that listens.
+The code that does the work says where a part of it begins and ends, and only
+:mod:`lcsc_opt.diagnostics.profiling` listens.
 """
 
 from __future__ import annotations

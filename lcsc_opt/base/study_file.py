@@ -37,7 +37,7 @@ class ObjectiveSpec(FrozenModel):
     """Which file builds the objective, and its settings, which that file checks."""
 
     file: str
-    settings: Settings = {}
+    settings: Settings = pydantic.Field(default_factory=dict)
 
 
 class SpaceSpec(FrozenModel):
@@ -62,7 +62,7 @@ class OptimizerSpec(FrozenModel):
     """A name of Nevergrad's registry, where ours are registered too, and its options."""
 
     name: Name
-    options: Settings = {}
+    options: Settings = pydantic.Field(default_factory=dict)
 
 
 class BudgetSpec(FrozenModel):

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Watched, chromium, served, watched
-from dashboard_site import add_result, attach, write_study
 from PIL import Image
+
+from tests.browser import Watched, chromium, served, watched
+from tests.dashboard_site import add_result, attach, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 MARKUP = "<img src=x onerror=alert(1)>"

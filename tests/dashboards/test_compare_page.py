@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_site import Site, add_result, write_study, written
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.views.dashboard import parts
+from tests.dashboard_site import Site, add_result, write_study, written
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}

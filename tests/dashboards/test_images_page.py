@@ -9,9 +9,9 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from dashboard_site import Site, attach, write_study
 
 from lcsc_opt.views.artifacts import artifact_directory
+from tests.dashboard_site import Site, attach, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 PNG = b"\x89PNG\r\n\x1a\n and the rest"

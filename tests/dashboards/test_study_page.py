@@ -4,9 +4,9 @@ import json
 from typing import Any
 
 import pytest
-from dashboard_site import Site, add_result, write_study, written
 
 from lcsc_opt.views.dashboard import parts
+from tests.dashboard_site import Site, add_result, write_study, written
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 FIGURES = {f"{name}-new" for name in ("best_so_far", "coefficients", "movement", "shape", "times", "distances")}

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from staged_examples import Stages
 
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
@@ -16,9 +15,10 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import devices
 from lcsc_opt.search.plan import Parallelism, parallelism, plans
+from tests.evaluation.staged_examples import Stages
 
 OBJECTIVE = """
-from staged_examples import Stages
+from tests.evaluation.staged_examples import Stages
 
 
 def build(settings):

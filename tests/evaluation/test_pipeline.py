@@ -5,11 +5,11 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from staged_examples import Slow, Stages, candidate
 
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.evaluation import Failure, Pipeline, evaluate_safely
 from lcsc_opt.objective.function import CoefficientFunction
+from tests.evaluation.staged_examples import Slow, Stages, candidate
 
 
 def test_a_pipeline_gives_what_the_objective_gives() -> None:

@@ -11,13 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from staged_examples import IMAGES, DiesOnce, EnvironmentInLoss, Slow, SlowScore, Stages, ThreadsInLoss, candidate
 
 from lcsc_opt.base.errors import CatalogError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, evaluate_safely
 from lcsc_opt.evaluation import devices as devices_module
 from lcsc_opt.evaluation.devices import cores, environments, workers_for_this_machine
+from tests.evaluation.staged_examples import (
+    IMAGES,
+    DiesOnce,
+    EnvironmentInLoss,
+    Slow,
+    SlowScore,
+    Stages,
+    ThreadsInLoss,
+    candidate,
+)
 
 
 @pytest.fixture(scope="module")

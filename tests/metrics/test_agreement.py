@@ -1,6 +1,5 @@
 """Each metric is torch-fidelity's own: the same images, through its ``calculate_metrics`` and through ours."""
 
-import network_files
 import numpy as np
 import pytest
 import torch
@@ -14,6 +13,7 @@ from lcsc_opt.metrics.names import FORMULAS
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import build_scores
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from tests.metrics import network_files
 
 SAMPLES, REAL = 48, 40
 THEIR_NAMES = {

@@ -5,11 +5,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_scores import Classifier, Pixels, both, images, reference, score, statistics
-from test_second import Doubled, second
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores, View
+from tests.metrics.test_scores import Classifier, Pixels, both, images, reference, score, statistics
+from tests.metrics.test_second import Doubled, second
 
 COUNT = 43
 CUTS = {1: [43], 2: [30, 13], 3: [1, 20, 22], 7: [5, 1, 9, 2, 16, 3, 7]}

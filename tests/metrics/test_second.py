@@ -1,12 +1,10 @@
 """A second feature space: which one, built when, and what is said where it cannot be had."""
 
-import network_files
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from test_scores import Pixels, both, images, reference, score, statistics
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Scores, View, frechet_distance
@@ -15,6 +13,8 @@ from lcsc_opt.metrics.extractors.clip import ClipExtractor
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.scores import SecondSpace, build_scores
 from lcsc_opt.metrics.second import published_second
+from tests.metrics import network_files
+from tests.metrics.test_scores import Pixels, both, images, reference, score, statistics
 
 
 class Doubled(Pixels):

@@ -17,7 +17,7 @@ from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
-PIXELS = "fid@image_objectives:make_extractor"
+PIXELS = "fid@tests.objectives.image_objectives:make_extractor"
 
 
 @dataclasses.dataclass
@@ -32,7 +32,7 @@ class Means:
 
 
 def make_extractor() -> Means:
-    """Named in studies as ``image_objectives:make_extractor``."""
+    """Named in studies as ``tests.objectives.image_objectives:make_extractor``."""
     return Means()
 
 

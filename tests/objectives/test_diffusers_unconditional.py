@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from image_objectives import build, check
-from unet_examples import unet
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.sampling.schedulers import without_deprecations
+from tests.objectives.image_objectives import build, check
+from tests.unet_examples import unet
 
 FILE = "diffusers_unconditional.py"
 STEPS = (100, 200, 300)

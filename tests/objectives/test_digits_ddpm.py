@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import trained_objectives
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise
 from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.training.images import digits_images, second_digits_view
+from tests.objectives import trained_objectives
 
 
 @pytest.fixture(scope="module")

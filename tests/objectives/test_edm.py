@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from edm_networks import TinyPrecond, tiny, write_snapshot
-from image_objectives import build, check
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import EdmDenoiser, HeunSampler, HeunSchedule, ImageNoise, NetworkSettings
 from lcsc_opt.trajectory import pack
+from tests.objectives.edm_networks import TinyPrecond, tiny, write_snapshot
+from tests.objectives.image_objectives import build, check
 
 KIMG = (100, 200, 300)
 MIX = np.array([0.5, -0.2, 0.7])
@@ -25,7 +25,7 @@ def train(folder: Path, **options: Any) -> None:
 
 
 def edm(folder: Path, **changes: Any) -> MergeSampleScore:
-    common = {"checkpoints": "network-snapshot-*.pkl", "network": "edm_networks:TinyPrecond"}
+    common = {"checkpoints": "network-snapshot-*.pkl", "network": "tests.objectives.edm_networks:TinyPrecond"}
     return build("edm.py", folder, **{**common, **changes})
 
 
@@ -128,10 +128,10 @@ def test_half_precision_is_the_networks_own(folder: Path) -> None:
 
 def test_noise_levels_stay_within_what_the_network_knows(folder: Path) -> None:
     train(folder)
-    schedule = edm(folder, network="edm_networks:BoundedPrecond").sampler.schedule  # type: ignore[attr-defined]
+    schedule = edm(folder, network="tests.objectives.edm_networks:BoundedPrecond").sampler.schedule  # type: ignore[attr-defined]
     assert (schedule.sigma_min, schedule.sigma_max) == (0.01, 50.0)
     levels = {"sigma_min": 0.02, "sigma_max": 40}
-    schedule = edm(folder, network="edm_networks:BoundedPrecond", sampler=levels).sampler.schedule  # type: ignore[attr-defined]
+    schedule = edm(folder, network="tests.objectives.edm_networks:BoundedPrecond", sampler=levels).sampler.schedule  # type: ignore[attr-defined]
     assert (schedule.sigma_min, schedule.sigma_max) == (0.02, 40.0)
 
 
@@ -143,14 +143,23 @@ def test_a_class_of_another_name_is_said(folder: Path, capsys: pytest.CaptureFix
         for kimg in KIMG:
             write_snapshot(folder / f"network-snapshot-{kimg:06d}.pkl", Renamed(8, 1))
     edm(folder)
-    assert "the snapshot holds a Renamed, and edm_networks:TinyPrecond is taken for it" in capsys.readouterr().err
+    assert (
+        "the snapshot holds a Renamed, and tests.objectives.edm_networks:TinyPrecond is taken for it"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": "edm_networks:Missing"}, "network: 'edm_networks:Missing' cannot be imported"),
-        ({"network": "edm_networks:no_network"}, "network: edm_networks:no_network made a int"),
+        (
+            {"network": "tests.objectives.edm_networks:Missing"},
+            "network: 'tests.objectives.edm_networks:Missing' cannot be imported",
+        ),
+        (
+            {"network": "tests.objectives.edm_networks:no_network"},
+            "network: tests.objectives.edm_networks:no_network made a int",
+        ),
         ({"network": "torch.nn:Conv2d"}, "arguments: torch.nn:Conv2d cannot be made with these"),
         ({"labels": "balanced"}, "labels: the model has no classes"),
         ({"decoder": {"autoencoder": "vae"}}, "decoder: expected raw_mean and raw_std of 1 channels"),

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +19,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling.text_to_image.lora import save_lora
 from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
+from tests import tiny_pipelines
 
 prepare_torchvision()
 pytest.importorskip("peft")
@@ -80,7 +80,7 @@ def objective(place: Path, **changes: Any) -> MergeSampleScore:
         "checkpoints": "lora/checkpoint-*/pytorch_lora_weights.safetensors",
         "sampler": {"name": "lcm", "steps": 3},
         "prompts": "prompts.txt",
-        "loss": "fid@tiny_pipelines:Colours",
+        "loss": "fid@tests.tiny_pipelines:Colours",
         "reference": "photographs",
         "images": 8,
         "batch_size": 4,
@@ -115,7 +115,7 @@ def own_images(place: Path, objective: Any, lora: Any = None, **changes: Any) ->
 
 
 def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
-    built = objective(place, held_out_prompts="other.txt", held_out_metrics=["kid@tiny_pipelines:Colours"])
+    built = objective(place, held_out_prompts="other.txt", held_out_metrics=["kid@tests.tiny_pipelines:Colours"])
     assert built.steps == STEPS
     evaluation = built.evaluate(Candidate(COEFFICIENTS))
     assert evaluation.cost.images == 8

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import trained_objectives
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH
@@ -15,6 +14,7 @@ from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
 from lcsc_opt.training import images as metrics_photographs
 from lcsc_opt.training.images import photographs_crops, second_photographs_view
 from lcsc_opt.training.networks import PatchedUNet
+from tests.objectives import trained_objectives
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_objectives import PIXELS, Means, settings
 from PIL import Image
 
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.extractors import by_name as extractors
 from lcsc_opt.objective.settings import ImageObjectiveSettings
+from tests.objectives.image_objectives import PIXELS, Means, settings
 
 
 class Corners(Means):

@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import torch
-from image_objectives import build, check
 
 from lcsc_opt.base.catalog import load_file
+from tests.objectives.image_objectives import build, check
 
 TEMPLATE = Path(__file__).parents[2] / "objectives" / "template.py"
 

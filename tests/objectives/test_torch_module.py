@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_objectives import build, check
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
+from tests.objectives.image_objectives import build, check
 
 MODULE = """
 import torch

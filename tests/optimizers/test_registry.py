@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import nevergrad as ng
@@ -95,7 +96,7 @@ def test_optimizers_of_one_study_seed_have_their_own_randomness() -> None:
 ASK_IN_A_FRESH_PROCESS = """
 import hashlib, json, sys
 sys.path.insert(0, sys.argv[1])
-from test_registry import build, run
+from tests.optimizers.test_registry import build, run
 import numpy as np
 print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in sys.argv[2:]}))
 """
@@ -105,7 +106,7 @@ print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 80)).tobytes())
 def test_a_fresh_process_with_other_hashes_asks_the_same_bits(hash_seed: str) -> None:
     names = ["LCSC", "LCSCGradient", "LCSCQuadratic", *NEVERGRAD]
     here = {name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in names}
-    command = [sys.executable, "-c", ASK_IN_A_FRESH_PROCESS, os.path.dirname(__file__), *names]  # noqa: PTH120
+    command = [sys.executable, "-c", ASK_IN_A_FRESH_PROCESS, str(Path(__file__).parents[2]), *names]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert json.loads(printed) == here

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from unet_examples import unet
 
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
@@ -23,6 +22,7 @@ from lcsc_opt.sampling import (
     NetworkSettings,
     build_scheduler,
 )
+from tests.unet_examples import unet
 
 SHAPE = (3, 8, 8)
 NOISE = ImageNoise(0)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from unet_examples import unet
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import DiffusersFolder
+from tests.unet_examples import unet
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from unet_examples import unet
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import ClassLabels, DiffusersSampler, Guidance, ImageNoise, NetworkSettings
 from lcsc_opt.sampling.schedulers import SCHEDULERS, build_scheduler, without_deprecations
+from tests.unet_examples import unet
 
 IMAGES = 5
 SHAPES = {1: (1, 8, 8), 3: (3, 8, 8)}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_pipelines
 import torch
 
 from lcsc_opt.base.records import SEARCH
@@ -15,6 +14,7 @@ from lcsc_opt.sampling import DifferentiableSampler, ImageNoise
 from lcsc_opt.sampling.network import NetworkSettings
 from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline
 from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
+from tests import tiny_pipelines
 
 pytest.importorskip("transformers")
 

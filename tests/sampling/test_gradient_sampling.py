@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from unet_examples import unet
 
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (
@@ -34,6 +33,7 @@ from lcsc_opt.sampling import (
     build_scheduler,
 )
 from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed_calls
+from tests.unet_examples import unet
 
 SHAPE = (1, 4, 4)
 CPU = NetworkSettings("cpu")

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from unet_examples import unet
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import ClassLabels, Guidance, ImageNoise, choose_labels, embedded_labels
+from tests.unet_examples import unet
 
 NOISE = ImageNoise(0)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_pipelines
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,6 +20,7 @@ from lcsc_opt.sampling.text_to_image.lora import LoraConversion
 from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline, require_text_to_image
 from lcsc_opt.sampling.text_to_image.prompts import PromptEmbeddings, read_prompts
 from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
+from tests import tiny_pipelines
 
 prepare_torchvision()
 pytest.importorskip("transformers")

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import unet_examples  # noqa: F401  # prepares torchvision for diffusers
 from torch import Tensor, nn
 
+import tests.unet_examples  # noqa: F401  # prepares torchvision for diffusers
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.sampling import (

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from unet_examples import unet
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling import NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.network import compile_in_place, compiled
+from tests.unet_examples import unet
 
 IMAGES = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 TIMES = torch.tensor([1, 50, 999])

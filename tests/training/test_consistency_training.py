@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from training_examples import IMAGES, TINY_CONSISTENCY, ToyNetwork
 
 from lcsc_opt.sampling import ConsistencyFunction, noise_levels
 from lcsc_opt.training import consistency
@@ -26,6 +25,7 @@ from lcsc_opt.training.consistency import (
     train_consistency,
 )
 from lcsc_opt.training.running import initialize
+from tests.training.training_examples import IMAGES, TINY_CONSISTENCY, ToyNetwork
 
 # the curriculum of noise levels
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training_examples import IMAGES, TINY_DIFFUSION, ToyNetwork
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
@@ -17,6 +16,7 @@ from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.training.diffusion import DiffusionTraining, diffusion_loss, noise_schedule, train_diffusion
 from lcsc_opt.training.networks import small_unet
 from lcsc_opt.training.running import initialize
+from tests.training.training_examples import IMAGES, TINY_DIFFUSION, ToyNetwork
 
 prepare_torchvision()
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler  # noqa: E402

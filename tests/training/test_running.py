@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from training_examples import RECIPES, Recipe, ToyNetwork
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.training import consistency, diffusion, running
 from lcsc_opt.training.running import initialize
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.training.training_examples import RECIPES, Recipe, ToyNetwork
 
 
 @pytest.fixture(scope="module", params=RECIPES)

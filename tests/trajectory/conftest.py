@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from trajectory_examples import make_trajectory
 
 from lcsc_opt.trajectory import Trajectory
+from tests.trajectory.trajectory_examples import make_trajectory
 
 
 @pytest.fixture

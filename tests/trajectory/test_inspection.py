@@ -8,11 +8,11 @@ from dataclasses import asdict
 import pytest
 import torch
 from safetensors.torch import save_file
-from trajectory_examples import STEPS, make_trajectory, state_dict
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import pack
 from lcsc_opt.trajectory.inspection import MOST_WARNINGS, inspect
+from tests.trajectory.trajectory_examples import STEPS, make_trajectory, state_dict
 
 
 @pytest.fixture

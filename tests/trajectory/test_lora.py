@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from lcsc_opt.sampling.text_to_image.lora import save_lora, to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.lora_products import LoraProducts, product_gram, refactor
+from tests import tiny_pipelines
 
 prepare_torchvision()
 pytest.importorskip("peft")

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
-from trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
+from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 
 @pytest.fixture

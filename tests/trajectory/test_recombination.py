@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -26,6 +25,7 @@ from lcsc_opt.trajectory.recombination import (
     round_to,
     row_sha256,
 )
+from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 COEFFICIENTS = np.array([-0.7, 0.3, 1.9, -0.9, 0.4])
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.merge import merging
+from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
 shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk import row_writing
+from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 
 def append(path, *steps, **options):
@@ -492,7 +492,7 @@ KILLED = """
 import itertools, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from trajectory_examples import state_dict
+from tests.trajectory.trajectory_examples import state_dict
 from lcsc_opt.trajectory import TrajectoryWriter
 writer = TrajectoryWriter(sys.argv[1], keep_last=3)
 for step in itertools.count(1):
@@ -508,7 +508,7 @@ for step in itertools.count(1):
 def test_killed_process_leaves_a_window_of_whole_checkpoints(tmp_path, how):
     path = tmp_path / "t"
     for limit in (2, 9):
-        command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent), how]
+        command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2]), how]
         reported = 0
         append_from = survivors(path)[-1] if path.exists() else 0
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

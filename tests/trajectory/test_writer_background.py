@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import pytest
 import torch
 from torch import nn
-from trajectory_examples import same_bits, state_dict
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, background
 from lcsc_opt.trajectory import writer as staging
 from lcsc_opt.trajectory.disk import row_writing, saving
+from tests.trajectory.trajectory_examples import same_bits, state_dict
 
 DTYPES = ("exact", "int8")
 

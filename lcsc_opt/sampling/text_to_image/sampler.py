@@ -35,8 +35,8 @@ class LatentDiffusionSampler:
     """Images of a text-to-image pipeline.
 
     Args:
-        pipeline: of diffusers, as :func:`lcsc_opt.sampling.text_to_image.pipelines.load_pipeline` gives it; it is this sampler's
-            alone.
+        pipeline: of diffusers, as :func:`~lcsc_opt.sampling.text_to_image.pipelines.load_pipeline` gives it; it is
+            this sampler's alone.
         component: what merged weights are: those of ``unet`` or ``transformer``, or a ``lora``.
         prompts: image i is of prompt i mod n.
         held_out_prompts: the same for the held-out noise; without them it takes ``prompts``, too.

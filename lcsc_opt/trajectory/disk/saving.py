@@ -304,8 +304,8 @@ def _check_saved(manifest: Manifest, step: int, content: Mapping[str, Tensor], c
     (saved,) = (one for one in manifest.checkpoints if one.step == step)
     if row_sha256(coder, content) != saved.sha256:
         raise TrajectoryError(
-            f"Step {step} is saved already, with other weights: open the writer with resume=STEP where training goes on "
-            "from an earlier step, or write the new run to another trajectory."
+            f"Step {step} is saved already, with other weights: open the writer with resume=STEP where training goes "
+            "on from an earlier step, or write the new run to another trajectory."
         )
 
 

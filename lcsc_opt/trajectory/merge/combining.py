@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.disk.rows import Rows, Window
-from lcsc_opt.trajectory.disk.tiles import Tile
+from lcsc_opt.trajectory.disk.tiles import Tile, accumulator
 from lcsc_opt.trajectory.merge import merging, projection
 from lcsc_opt.trajectory.merge.memory import Rooms
 from lcsc_opt.trajectory.merge.sources import Source
@@ -102,14 +102,14 @@ class Combining:
         workers = merging.Workers(merging.threads() if self.source.threads else 1)
         with self._precisely(), workers, contextlib.closing(self.source.windows(self._segments, runs)) as windows:
             for window in windows:
-                dtype = merging.accumulator(window.segment.dtype, device)
+                dtype = accumulator(window.segment.dtype, device)
                 tiles = self._tiles(window, held)
                 merging.merge_tiles(tiles, by_slot, runs, dtype, flat[window.segment], workers)
         return [{spec.name: result[spec.name] for spec in self._tensors} for result in merged]
 
     def _tiles(self, window: Window, rows: int, at_most: int | None = None) -> Iterator[Tile]:
         threads = self.source.threads
-        itemsize = merging.accumulator(window.segment.dtype, self.source.device).itemsize
+        itemsize = accumulator(window.segment.dtype, self.source.device).itemsize
         width = merging.columns_at_once(rows, itemsize, at_most if threads else DEVICE_BLOCK_BYTES)
         return self._rows.tiles(window, width, together=not threads)
 

@@ -1,0 +1,221 @@
+"""Where public code bases keep their weights, beyond the one example of each in ``docs/formats.md``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.checkpoints import checkpoint_series
+from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
+from tests.checkpoints import checkpoint_examples as examples
+from tests.trajectory.trajectory_examples import same_bits
+
+MODEL, EMA = examples.weights(1), examples.weights(2)
+
+
+def saved(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(content, path) if path.suffix == ".safetensors" else torch.save(content, path)
+    return path
+
+
+def test_ddim_without_an_average(tmp_path):
+    path = saved(tmp_path / "ckpt.pth", [MODEL, examples.optimizer_state(), 3, 4000])
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.key == "model"
+    assert same_bits(checkpoint.tensors, MODEL)
+    assert checkpoint_step(path) == 4000
+
+
+def test_ddim_by_key(tmp_path):
+    path = saved(tmp_path / "ckpt.pth", [MODEL, examples.optimizer_state(), 3, 4000, EMA])
+    assert same_bits(read_checkpoint(path, key="model").tensors, MODEL)
+    assert same_bits(read_checkpoint(path, key="ema").tensors, EMA)
+
+
+def test_optimizer_of_guided_diffusion_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"opt000100\.pt holds no state dict"):
+        read_checkpoint(saved(tmp_path / "opt000100.pt", examples.optimizer_state()))
+
+
+def test_rates_of_guided_diffusion_are_told_apart(tmp_path):
+    examples.openai(tmp_path)
+    series = {checkpoint_series(path) for path in tmp_path.iterdir()}
+    assert series == {"model", "ema_0.999", "ema_0.9999", "opt"}
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), examples.net(1)])
+def test_averages_without_names_get_those_of_the_model(tmp_path, model):
+    shadow = [parameter.detach() + 1 for parameter in model.parameters()]
+    state = {"sigmas": torch.ones(7), **model.state_dict()}  # score_sde's models begin with a buffer
+    content = {"model": state, "ema": {"decay": 0.9, "num_updates": 1, "shadow_params": shadow}}
+    found = read_checkpoint(saved(tmp_path / "m.pth", content)).tensors
+    expected = {name: parameter.detach() + 1 for name, parameter in model.named_parameters()}
+    assert same_bits(found, expected)
+
+
+@pytest.mark.parametrize(
+    "shadow",
+    [
+        [torch.ones(2), torch.ones(2)],  # one of three entries is left out, but which?
+        [torch.ones(2), torch.ones(3)],  # fits nothing
+        [torch.ones(2)] * 4,  # more than the model has
+        [torch.ones(2), "x", torch.ones(2)],
+    ],
+)
+def test_averages_that_do_not_fit_in_one_way_are_refused(tmp_path, shadow):
+    model = {"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(2)}
+    path = saved(tmp_path / "m.pth", {"model": model, "ema": {"shadow_params": shadow}})
+    with pytest.raises(CheckpointError, match=r"exactly one way.*--key model"):
+        read_checkpoint(path)
+    assert same_bits(read_checkpoint(path, key="model").tensors, model)
+
+
+def test_averaged_model_of_torch(tmp_path):
+    averaged = torch.optim.swa_utils.AveragedModel(examples.net(3))
+    checkpoint = read_checkpoint(saved(tmp_path / "m.pt", {"ema": averaged.state_dict(), "model": MODEL}))
+    assert checkpoint.key == "ema.module"
+    assert same_bits(checkpoint.tensors, dict(averaged.module.state_dict()))
+
+
+def test_raw_weights_beside_an_average_in_one_state_dict(tmp_path):
+    examples.compvis(tmp_path)
+    path = tmp_path / "epoch=000001.ckpt"
+    assert read_checkpoint(path).key == "state_dict.model_ema"
+    assert same_bits(read_checkpoint(path, key="state_dict.model").tensors, examples.weights(101))
+    assert len(read_checkpoint(path, key="state_dict").tensors) == 2 * len(MODEL) + 2
+
+
+def test_compiled_and_parallel_names_are_the_models(tmp_path):
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in MODEL.items()}
+    assert same_bits(read_checkpoint(saved(tmp_path / "m.pt", {"model": wrapped})).tensors, MODEL)
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_average_of_lightnings_callback(tmp_path):
+    """Written by Lightning's own callback: the average is in ``state_dict``, raw weights beside it."""
+    prepare_torchvision()
+    lightning = pytest.importorskip("pytorch_lightning")
+    callbacks = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Linear(3, 2)
+
+        def training_step(self, batch):
+            return self.model(batch).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    averaging = callbacks.WeightAveraging(avg_fn=lambda average, new, _: average * 0.5 + new * 0.5)
+    quiet = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = lightning.Trainer(max_steps=3, accelerator="cpu", callbacks=[averaging], **quiet)
+    module = Module()
+    trainer.fit(module, torch.utils.data.DataLoader(list(torch.ones(3, 3))))
+    averages = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    trainer.save_checkpoint(path)
+    content = torch.load(path, weights_only=False)
+    assert checkpoint_step(path) == 3
+    assert same_bits(read_checkpoint(path).tensors, dict(content["state_dict"]))
+    if "current_model_state" in content:
+        raw = read_checkpoint(path, key="current_model_state").tensors
+        assert same_bits(raw, dict(content["current_model_state"]))
+    assert averages.keys() == read_checkpoint(path).tensors.keys()
+
+
+def test_accelerate_folder_by_key(tmp_path):
+    folder = tmp_path / "checkpoint_7"
+    saved(folder / "model.safetensors", MODEL)
+    saved(folder / "model_1.safetensors", EMA)
+    saved(folder / "custom_checkpoint_0.pkl", {"step": 3, "model": EMA, "ema": MODEL})
+    saved(folder / "optimizer.bin", examples.optimizer_state())
+    saved(folder / "random_states_0.pkl", {"torch_manual_seed": torch.zeros(8, dtype=torch.uint8)})
+    assert same_bits(read_checkpoint(folder).tensors, MODEL)
+    second, custom = (read_checkpoint(folder, key=key) for key in ("model_1", "custom_checkpoint_0"))
+    assert (second.key, custom.key) == ("model_1", "custom_checkpoint_0.ema")
+    assert same_bits(second.tensors, EMA)
+    assert same_bits(custom.tensors, MODEL)
+    assert same_bits(read_checkpoint(folder, key=custom.key).tensors, MODEL)
+    assert same_bits(read_checkpoint(folder, key="custom_checkpoint_0.model").tensors, EMA)
+    assert checkpoint_step(folder) == 7
+
+
+@pytest.mark.parametrize("key", ["model_2", "../checkpoint_7", "..", "model_1.x.y", "optimizer"])
+def test_folder_has_no_such_key(tmp_path, key):
+    folder = tmp_path / "checkpoint_7"
+    saved(folder / "model.safetensors", MODEL)
+    saved(folder / "model_1.safetensors", EMA)
+    saved(folder / "optimizer.bin", examples.optimizer_state())
+    with pytest.raises(CheckpointError, match="checkpoint_7"):
+        read_checkpoint(folder, key=key)
+
+
+def test_components_of_a_pipeline(tmp_path):
+    saved(tmp_path / "pipe-5" / "unet" / "diffusion_pytorch_model.safetensors", MODEL)
+    saved(tmp_path / "pipe-5" / "text_encoder" / "model.safetensors", EMA)
+    saved(tmp_path / "pipe-5" / "vae" / "diffusion_pytorch_model.bin", EMA)
+    assert same_bits(read_checkpoint(tmp_path / "pipe-5").tensors, MODEL)
+    for component in ("text_encoder", "vae"):
+        assert same_bits(read_checkpoint(tmp_path / "pipe-5", key=component).tensors, EMA)
+
+
+def test_variants_are_found_where_nothing_else_is(tmp_path):
+    saved(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", EMA)
+    assert same_bits(read_checkpoint(tmp_path).tensors, EMA)
+    saved(tmp_path / "unet" / "diffusion_pytorch_model.non_ema.safetensors", MODEL)
+    with pytest.raises(CheckpointError, match=r"several variants.*fp16.*non_ema"):
+        read_checkpoint(tmp_path)
+    saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", MODEL)
+    assert same_bits(read_checkpoint(tmp_path).tensors, MODEL)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+@pytest.mark.parametrize("index", ["model.{}.index.json", "model.{}.index.fp16.json"])
+def test_weights_in_several_files(tmp_path, suffix, index):
+    stem = "pytorch_model" if suffix == "bin" else "model"
+    names = list(MODEL)
+    parts = {f"{stem}-00001-of-00002.{suffix}": names[:3], f"{stem}-00002-of-00002.{suffix}": names[3:]}
+    for file, part in parts.items():
+        saved(tmp_path / "checkpoint-3" / file, {name: MODEL[name] for name in part})
+    where = {name: file for file, part in parts.items() for name in part}
+    path = tmp_path / "checkpoint-3" / index.format(suffix).replace("model", stem)
+    path.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    for source in (tmp_path / "checkpoint-3", path):
+        assert same_bits(read_checkpoint(source).tensors, MODEL)
+    path.write_text(json.dumps({"weight_map": {**where, "more": f"{stem}-00001-of-00002.{suffix}"}}))
+    with pytest.raises(CheckpointError, match="'more', which is not in"):
+        read_checkpoint(path)
+
+
+def test_variant_that_diffusers_cut_into_several_files(tmp_path):
+    model = examples.unet(1)
+    model.save_pretrained(tmp_path / "unet", max_shard_size="8KB", variant="fp16")
+    assert len(list((tmp_path / "unet").glob("*.fp16-*.safetensors"))) > 1
+    assert same_bits(read_checkpoint(tmp_path).tensors, dict(model.state_dict()))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "\xff"])
+def test_index_that_is_none(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content, encoding="latin-1")
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        read_checkpoint(tmp_path)
+
+
+def test_factors_of_a_lora_stay_ordinary_tensors(tmp_path):
+    for name in ("pytorch_lora_weights", "adapter_model"):
+        saved(tmp_path / name / f"{name}.safetensors", examples.factors(1))
+        assert same_bits(read_checkpoint(tmp_path / name).tensors, examples.factors(1))

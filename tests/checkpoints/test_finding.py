@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from safetensors.torch import save_file
+from torch import nn
+
+from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.trajectory import find_checkpoints, read_checkpoint
+from tests.trajectory.trajectory_examples import make_trajectory
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def found(patterns, root, **options):
+    return [str(path.relative_to(root)) for path in find_checkpoints(patterns, **options)]
+
+
+def test_folder_of_files_in_natural_order(tmp_path):
+    touch(tmp_path, "model10.pt", "model9.pt", "model100.pt", "log.txt", "progress.csv", ".model7.pt")
+    assert found(tmp_path, tmp_path) == ["model9.pt", "model10.pt", "model100.pt"]
+
+
+def test_states_beside_weights_are_never_checkpoints(tmp_path):
+    """The names that openai's code bases, Accelerate, diffusers, transformers, DeepSpeed and NVlabs write."""
+    states = ["opt012345.pt", "opt012346.pt", "optimizer.bin", "optimizer_1.bin", "optimizer.pt", "scheduler.bin"]
+    states += ["scheduler.pt", "random_states_0.pkl", "rng_state_1.pth", "training-state-0001000.pt", "scaler.pt"]
+    states += ["training_args.bin", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt", "sampler.bin", "scaler_2.pt"]
+    states += ["custom_checkpoint_0.pkl", "lr_scheduler.pt", "optim_100.pt", "dl_state_dict.bin"]
+    weights = ["model012345.pt", "model012346.pt"]
+    touch(tmp_path, *states, *weights)
+    assert found(tmp_path, tmp_path) == weights
+    assert found(str(tmp_path / "*.p*"), tmp_path) == weights
+    assert found(sorted(tmp_path.iterdir()), tmp_path) == weights  # a shell expanded the glob
+
+
+@pytest.mark.parametrize("name", ["optimal_{}.pt", "upscaler{}.pt", "resampler_{}.pt", "options{}.safetensors"])
+def test_models_whose_names_sound_like_states(tmp_path, name):
+    names = [name.format(step) for step in (1, 2)]
+    touch(tmp_path, *names)
+    assert found(tmp_path, tmp_path) == names
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there ** beside other characters is a star")
+def test_what_is_no_glob_is_one_line(tmp_path):
+    touch(tmp_path, "1.pt", "2.pt")
+    with pytest.raises(TrajectoryError, match=r"\*\*\.pt is no glob .*as in 'runs/\*\*/\*\.pt'"):
+        find_checkpoints(str(tmp_path / "**.pt"))
+
+
+def test_globs_that_no_shell_expanded(tmp_path, monkeypatch):
+    touch(tmp_path, "a/ema_0.9999_000100.pt", "b/ema_0.9999_000200.pt", "b/model000200.pt")
+    monkeypatch.chdir(tmp_path)
+    names = ["a/ema_0.9999_000100.pt", "b/ema_0.9999_000200.pt"]
+    assert [str(path) for path in find_checkpoints("*/ema_*.pt")] == names
+    assert found(str(tmp_path / "*" / "ema_*.pt"), tmp_path) == names
+    assert found([tmp_path / "**" / "ema_*.pt", tmp_path / names[0]], tmp_path) == names  # each once
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    touch(tmp_path, "model1.pt", "model2.pt")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert found("~/*.pt", tmp_path) == ["model1.pt", "model2.pt"]
+
+
+def test_several_rates_are_told_apart(tmp_path):
+    for step in ("000100", "000200", "000300"):
+        touch(tmp_path, f"ema_0.9999_{step}.pt", f"ema_0.999_{step}.pt", f"model{step}.pt", f"opt{step}.pt")
+    message = r"ema_0\.999 \(3\), ema_0\.9999 \(3\), model \(3\)\. Choose one with a glob, such as '(.*)'"
+    with pytest.raises(TrajectoryError, match=message) as caught:
+        find_checkpoints(tmp_path)
+    suggested = re.search(message, str(caught.value))[1]
+    assert len(find_checkpoints(suggested)) == 3  # what it proposes works
+    with pytest.raises(TrajectoryError, match="several series"):
+        find_checkpoints(str(tmp_path / "ema*"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["network-snapshot-{}-0.050.pkl", "network-snapshot-{}-0.100.pkl"],
+        ["epoch=1-step={}.ckpt", "epoch=2-step={}5.ckpt", "v2-epoch=3-step={}.ckpt"],
+    ],
+)
+def test_suggested_glob_names_one_series_only(tmp_path, names):
+    touch(tmp_path, *(name.format(step) for name in names for step in (1000, 2000)))
+    with pytest.raises(TrajectoryError, match="such as") as caught:
+        find_checkpoints(tmp_path)
+    assert len(find_checkpoints(str(caught.value).split("'")[-2])) in (2, 4)
+
+
+def test_last_checkpoint_beside_numbered_ones_is_left_out(tmp_path, capsys):
+    touch(tmp_path, "epoch=0-step=100.ckpt", "epoch=1-step=200.ckpt", "last.ckpt")
+    assert found(tmp_path, tmp_path) == ["epoch=0-step=100.ckpt", "epoch=1-step=200.ckpt"]
+    assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_named_files_are_taken_as_named(tmp_path):
+    touch(tmp_path, "start.pt", "middle7.pt", "middle9.pt", "end.pt")
+    names = ["start.pt", "middle7.pt", "middle9.pt", "end.pt"]
+    assert found([tmp_path / name for name in names], tmp_path) == names
+
+
+def test_accelerate_and_diffusers_folders(tmp_path):
+    """As ``Accelerator.save_state`` and ``save_pretrained`` write them, with the final model beside."""
+    accelerator = Accelerator(cpu=True)
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model, optimizer = accelerator.prepare(model, optimizer)
+    for step in (5, 10, 100):
+        accelerator.save_state(str(tmp_path / f"checkpoint-{step}"))
+    accelerator.free_memory()
+    (tmp_path / "unet").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    DDPMScheduler().save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "logs").mkdir()
+    names = ["checkpoint-5", "checkpoint-10", "checkpoint-100"]
+    assert found(tmp_path, tmp_path) == names
+    assert set(read_checkpoint(tmp_path / names[0]).tensors) == {"weight", "bias"}
+    assert found(str(tmp_path / "checkpoint-*"), tmp_path) == names
+    assert found(str(tmp_path / "*"), tmp_path) == names
+    assert found(tmp_path / "checkpoint-10", tmp_path) == ["checkpoint-10"]
+    assert found(tmp_path / "unet", tmp_path) == ["unet"]
+
+
+def test_key_names_the_subfolder(tmp_path):
+    for step in (5, 10):
+        for name in ("unet", "my_ema"):
+            (tmp_path / f"checkpoint-{step}" / name).mkdir(parents=True)
+            save_file({"w": torch.ones(2)}, tmp_path / f"checkpoint-{step}" / name / "model.safetensors")
+    for key in (None, "unet", "my_ema"):
+        assert found(tmp_path, tmp_path, key=key) == ["checkpoint-5", "checkpoint-10"]
+    assert found(str(tmp_path / "*" / "my_ema"), tmp_path) == ["checkpoint-5/my_ema", "checkpoint-10/my_ema"]
+
+
+def test_subfolder_that_only_the_key_tells(tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}" / "student").mkdir(parents=True)
+        save_file({"w": torch.ones(2)}, tmp_path / f"checkpoint-{step}" / "student" / "model.safetensors")
+    assert found(tmp_path, tmp_path, key="student") == ["checkpoint-5", "checkpoint-10"]
+    with pytest.raises(TrajectoryError, match=r"No checkpoint in .*checkpoint-10"):
+        find_checkpoints(tmp_path)
+
+
+def test_checkpoints_one_folder_deeper(tmp_path):
+    touch(tmp_path, "hparams.yaml", "checkpoints/epoch=0-step=10.ckpt", "checkpoints/epoch=0-step=20.ckpt")
+    assert len(find_checkpoints(tmp_path)) == 2
+
+
+def test_nothing_says_what_was_looked_for(tmp_path):
+    touch(tmp_path, "notes.txt", "sub/x.pt")
+    with pytest.raises(TrajectoryError, match=r"No checkpoint in .*\.safetensors.*checkpoint-N.*notes\.txt"):
+        find_checkpoints(tmp_path)
+    with pytest.raises(TrajectoryError, match=r"No checkpoint in .*q\*\.pt"):
+        find_checkpoints(str(tmp_path / "q*.pt"))
+    with pytest.raises(CheckpointError, match=r"nothing\.pt does not exist"):
+        find_checkpoints(tmp_path / "nothing.pt")
+    with pytest.raises(TrajectoryError, match="an empty list"):
+        find_checkpoints([])
+
+
+def test_packed_trajectory_is_no_checkpoint(tmp_path):
+    make_trajectory(tmp_path / "run.trajectory")
+    touch(tmp_path, "model1.pt", "model2.pt")
+    assert found(tmp_path, tmp_path) == ["model1.pt", "model2.pt"]
+    with pytest.raises(TrajectoryError, match="packed already"):
+        find_checkpoints([tmp_path / "run.trajectory", tmp_path / "model1.pt"])

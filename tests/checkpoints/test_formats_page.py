@@ -1,0 +1,48 @@
+"""Every row of the table in ``docs/formats.md`` is run as it is printed, on files of that format."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.trajectory import Trajectory
+from tests.checkpoints import checkpoint_examples
+from tests.trajectory.trajectory_examples import same_bits
+
+PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+
+
+def rows() -> dict[str, str]:
+    """First cell → command in the last cell, of the table under "Checkpoints"."""
+    section = PAGE.read_text().split("\n## Checkpoints\n")[1].split("\n## ")[0]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
+    return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:] if "lcsc trajectory pack" in row[-1]}
+
+
+def as_a_shell_would(command: str) -> list[str]:
+    """The arguments behind ``lcsc``, with patterns replaced by the files that they match."""
+    program, *arguments = shlex.split(command)
+    assert program == "lcsc"
+    return [name for a in arguments for name in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
+
+
+def test_page_and_examples_name_the_same_formats():
+    assert rows().keys() == checkpoint_examples.EXAMPLES.keys()
+
+
+@pytest.mark.filterwarnings("ignore::Warning:pytorch_lightning", "ignore::Warning:lightning_fabric")
+@pytest.mark.parametrize("name", checkpoint_examples.EXAMPLES)
+def test_example_of_the_page_packs_these_weights(name, workplace, monkeypatch, capsys):
+    written = checkpoint_examples.EXAMPLES[name](workplace / "run")
+    monkeypatch.setattr(sys, "argv", ["lcsc"])
+    assert lcsc(as_a_shell_would(rows()[name])) == 0, capsys.readouterr().err
+    trajectory = Trajectory.open("run.trajectory")
+    assert trajectory.steps == checkpoint_examples.STEPS
+    for index, step in enumerate(trajectory.steps):
+        coefficients = [float(index == other) for other in range(3)]
+        assert same_bits(trajectory.merge(coefficients), written[step])

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import collections
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.checkpoints import GUESSED_KEYS, strip_wrappers
+from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
+from tests.trajectory.trajectory_examples import same_bits, state_dict
+
+WEIGHTS = state_dict(1)
+OTHER = state_dict(2)
+
+
+def saved(path, content, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".safetensors":
+        save_file(content, path, **options)
+    else:
+        torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".ckpt", ".bin"])
+def test_bare_state_dict_comes_back_bit_for_bit(tmp_path, suffix):
+    checkpoint = read_checkpoint(saved(tmp_path / f"model{suffix}", WEIGHTS))
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+    assert checkpoint.key == ""
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+def test_files_of_old_torch_are_read(tmp_path):
+    path = saved(tmp_path / "old.pt", WEIGHTS, _use_new_zipfile_serialization=False)
+    assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
+
+
+@pytest.mark.parametrize("key", GUESSED_KEYS)
+def test_usual_keys_are_found(tmp_path, key):
+    content = {"epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}}, key: WEIGHTS}
+    checkpoint = read_checkpoint(saved(tmp_path / "m.pt", content))
+    assert checkpoint.key == key
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+
+
+def test_running_averages_come_before_raw_weights(tmp_path):
+    path = saved(tmp_path / "m.pt", {"model": OTHER, "ema": WEIGHTS})
+    assert read_checkpoint(path).key == "ema"
+    assert same_bits(read_checkpoint(path, key="model").tensors, OTHER)
+
+
+def test_nested_keys_are_found_and_followed(tmp_path):
+    path = saved(tmp_path / "m.pt", {"ema": {"decay": 0.9, "model": WEIGHTS}, "deep": {"er": {"still": OTHER}}})
+    assert read_checkpoint(path).key == "ema.model"
+    assert same_bits(read_checkpoint(path, key="deep.er.still").tensors, OTHER)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_wrappers_are_removed(prefix):
+    wrapped = {prefix + name: tensor for name, tensor in WEIGHTS.items()}
+    assert same_bits(strip_wrappers(wrapped), WEIGHTS)
+
+
+def test_prefix_that_only_some_names_carry_is_kept():
+    names = {"module.a": torch.ones(1), "n_averaged": torch.ones(1)}
+    assert strip_wrappers(names).keys() == names.keys()
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"])
+def test_diffusers_folder(tmp_path, name):
+    root = tmp_path / "checkpoint-500"
+    file = saved(root / "unet" / name, WEIGHTS)
+    saved(root / "unet_ema" / name, OTHER)
+    for path in (root / "unet", file):
+        assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
+        assert checkpoint_step(path) == 500
+    raw, ema = read_checkpoint(root, key="unet"), read_checkpoint(root)
+    assert (raw.key, ema.key) == ("unet", "unet_ema")  # averages come before raw weights
+    assert same_bits(raw.tensors, WEIGHTS)
+    assert same_bits(ema.tensors, OTHER)
+    assert checkpoint_step(root) == 500
+
+
+def test_folder_of_the_lcm_lora_trainer(tmp_path):
+    saved(tmp_path / "checkpoint-2" / "unet_lora" / "pytorch_lora_weights.safetensors", WEIGHTS)
+    checkpoint = read_checkpoint(tmp_path / "checkpoint-2")
+    assert checkpoint.key == "unet_lora"
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+
+
+def test_lora_folder(tmp_path):
+    saved(tmp_path / "checkpoint-2" / "pytorch_lora_weights.safetensors", WEIGHTS)
+    checkpoint = read_checkpoint(tmp_path / "checkpoint-2")
+    assert same_bits(checkpoint.tensors, WEIGHTS)
+    assert same_bits(read_checkpoint(tmp_path / "checkpoint-2", key=checkpoint.key).tensors, WEIGHTS)
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+@pytest.mark.parametrize("new", [True, False])
+def test_tensors_are_those_of_torch_load(tmp_path, new):
+    base = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
+    content = {
+        "view": base[:, 1:, ::2],
+        "transposed": base.permute(2, 0, 1),
+        "whole": base,
+        "expanded": torch.ones(3, 1).expand(3, 5),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        "scalar": torch.tensor(2.5),
+        "nothing": torch.empty(0, 3),
+        "complex": torch.randn(3, dtype=torch.complex64),
+        "bool": torch.tensor([True, False]),
+        **WEIGHTS,
+    }
+    if new:  # torch cannot read these from its old format
+        content["float8"] = torch.randn(4).to(torch.float8_e5m2)
+        content["uint16"] = torch.tensor([1, 65535], dtype=torch.uint16)
+    path = saved(tmp_path / "m.pt", content, _use_new_zipfile_serialization=new)
+    expected = torch.load(path, weights_only=True)
+    found = read_checkpoint(path).tensors
+    assert list(found) == list(expected)
+    assert same_bits(found, expected)
+    assert all(found[name].stride() == expected[name].stride() for name in expected)
+
+
+def test_state_dict_that_was_pickled_without_torch(tmp_path):
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"model": WEIGHTS, "step": 7}))
+    assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
+    assert checkpoint_step(path) == 7
+
+
+def test_weights_as_arrays_are_refused_by_their_name(tmp_path):
+    path = tmp_path / "m.pkl"
+    path.write_bytes(pickle.dumps({"model": {"w": np.ones(3), "v": torch.ones(1)}}))
+    with pytest.raises(CheckpointError, match=r"numpy.*at 'model\.w', not a tensor"):
+        read_checkpoint(path)
+
+
+def test_tensors_that_share_memory_are_mapped_once(tmp_path):
+    shared = torch.randn(1000)
+    found = read_checkpoint(saved(tmp_path / "m.pt", {"a": shared, "b": shared[10:]})).tensors
+    assert found["b"].data_ptr() == found["a"].data_ptr() + 40
+
+
+def test_writing_to_a_tensor_does_not_change_the_file(tmp_path):
+    path = saved(tmp_path / "m.pt", WEIGHTS)
+    before = path.read_bytes()
+    read_checkpoint(path).tensors["weight"].zero_()
+    assert path.read_bytes() == before
+
+
+class Attack:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_malicious_pickle_is_refused_and_does_nothing(tmp_path, new):
+    marker = tmp_path / "owned"
+    path = saved(tmp_path / "m.pt", {"w": torch.ones(2), "x": Attack(marker)}, _use_new_zipfile_serialization=new)
+    with pytest.raises(CheckpointError, match=r"m\.pt.*would run code") as caught:
+        read_checkpoint(path)
+    assert not marker.exists()
+    assert "\n" not in str(caught.value)
+    pickle.loads(pickle.dumps(Attack(marker)))
+    assert marker.exists()  # the attack is a real one
+
+
+def truncated(path):
+    saved(path, WEIGHTS)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def zipped(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "no weights")
+
+
+BAD_FILES = {
+    "truncated.safetensors": truncated,
+    "truncated.pt": truncated,
+    "empty.pt": lambda path: path.touch(),
+    "empty.safetensors": lambda path: path.touch(),
+    "text.pt": lambda path: path.write_text("These are not weights.\n" * 40),
+    "text.safetensors": lambda path: path.write_text("These are not weights.\n" * 40),
+    "huge_header.safetensors": lambda path: path.write_bytes(b"\xff" * 64),
+    "zip.pt": zipped,
+    "notes.txt": lambda path: path.write_text("x"),
+    "folder": lambda path: path.mkdir(),
+    "missing.pt": lambda path: None,
+    "missing.safetensors": lambda path: None,
+    "list.pt": lambda path: saved(path, [torch.ones(1)]),
+    "tensor.pt": lambda path: saved(path, torch.ones(1)),
+    "no_tensor.pt": lambda path: saved(path, {"epoch": 3}),
+    "nothing.pt": lambda path: saved(path, {}),
+    "nested_number.pt": lambda path: saved(path, {"model": {"w": torch.ones(1), "epoch": 3}}),
+    "numbered.pt": lambda path: saved(path, {0: torch.ones(1)}),
+    "class.pt": lambda path: saved(path, {"w": torch.ones(1), "c": collections.Counter(), "d": torch.nn.Linear(1, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_file_is_one_typed_line_with_its_name(tmp_path, name):
+    BAD_FILES[name](tmp_path / name)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(tmp_path / name)
+    assert name in str(caught.value)
+    assert ":" in str(caught.value).split(name)[-1]  # what to do
+    assert "\n" not in str(caught.value)
+
+
+def test_nested_number_is_named(tmp_path):
+    path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1), "epoch": 3}})
+    with pytest.raises(CheckpointError, match=r"a int at 'model\.epoch'"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("key", ["modle", "model.w", "model.w.x", "epoch"])
+def test_key_that_is_not_there(tmp_path, key):
+    path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1)}, "epoch": 1})
+    with pytest.raises(CheckpointError, match=r"m\.pt"):
+        read_checkpoint(path, key=key)
+
+
+def test_key_continues_as_the_start_of_names(tmp_path):
+    names = {f"model.{name}": tensor for name, tensor in WEIGHTS.items()} | {"loss.scale": torch.ones(1)}
+    path = saved(tmp_path / "m.pt", {"state_dict": names})
+    assert read_checkpoint(path, key="state_dict").tensors.keys() == names.keys()
+    assert same_bits(read_checkpoint(path, key="state_dict.model").tensors, WEIGHTS)
+    bare = saved(tmp_path / "m.safetensors", {name: tensor.contiguous() for name, tensor in names.items()})
+    assert same_bits(read_checkpoint(bare, key="model").tensors, WEIGHTS)
+
+
+def test_key_with_a_dot_in_a_name(tmp_path):
+    path = saved(tmp_path / "m.pt", {"ema_0.9999": {"w": torch.ones(1)}, "ema_0": {"9999": {"w": torch.zeros(1)}}})
+    assert read_checkpoint(path, key="ema_0.9999").tensors["w"] == 1
+
+
+def test_guess_is_said_once_where_there_was_a_choice(tmp_path, capsys):
+    both = saved(tmp_path / "both.pt", {"model": OTHER, "ema": WEIGHTS, "optimizer": {"state": {}}})
+    read_checkpoint(saved(tmp_path / "one.pt", {"model": OTHER, "epoch": 3}))
+    read_checkpoint(saved(tmp_path / "bare.pt", OTHER))
+    read_checkpoint(both, key="ema")
+    assert capsys.readouterr().err == ""
+    read_checkpoint(both)
+    assert capsys.readouterr().err == "lcsc: both.pt: taking 'ema'; there is also model (choose with --key).\n"
+
+
+@pytest.mark.parametrize("content", [torch.nn.Linear(2, 1), {"epoch": 3, "model": torch.nn.Linear(2, 1)}])
+def test_whole_modules_are_refused_with_the_remedy(tmp_path, content):
+    with pytest.raises(CheckpointError, match=r"whole module \(a torch.nn.modules.linear.Linear\).*state_dict\(\)"):
+        read_checkpoint(saved(tmp_path / "m.pt", content))
+
+
+def test_state_dict_beside_a_whole_module_is_read(tmp_path):
+    path = saved(tmp_path / "m.pt", {"net": torch.nn.Linear(2, 1), "params": WEIGHTS})
+    assert same_bits(read_checkpoint(path).tensors, WEIGHTS)
+
+
+def test_key_makes_no_sense_for_safetensors(tmp_path):
+    with pytest.raises(CheckpointError, match="leave out --key"):
+        read_checkpoint(saved(tmp_path / "m.safetensors", WEIGHTS), key="ema")
+
+
+def test_subfolder_that_is_not_there(tmp_path):
+    saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", WEIGHTS)
+    with pytest.raises(CheckpointError, match="'unet_ema'"):
+        read_checkpoint(tmp_path, key="unet_ema")

@@ -1,0 +1,123 @@
+"""Training steps and series: from names, from metadata, and from inside of files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.checkpoints import checkpoint_series, read_metadata
+from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
+from tests.trajectory.trajectory_examples import state_dict
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("model012345.pt", 12345),
+        ("ema_0.9999_010000.pt", 10000),
+        ("step=1000-loss=0.25.ckpt", 1000),
+        ("epoch=3-step=2000.ckpt", 2000),
+        ("model_100_fp16.safetensors", 100),
+        ("checkpoint-70", 70),
+        ("checkpoint-70/unet", 70),
+        ("checkpoint-70/unet/diffusion_pytorch_model.fp16.safetensors", 70),
+        ("run7/model_0040.bin", 40),
+        ("network-snapshot-002500.pkl", 2500),
+        ("network-snapshot-0002500-0.050.pkl", 2500),
+        ("edm2-img512-xs-2147483-0.135.pkl", 2147483),
+        ("ema_0.9999.pt/model7", 7),
+        ("checkpoint_12/model.safetensors", 12),
+        ("checkpoint-70/unet/diffusion_pytorch_model.safetensors.index.json", 70),
+        ("ckpts/5000.ckpt/nnet_ema.pth", 5000),
+        ("global_step500", 500),
+        ("iter_0004000.pth", 4000),
+    ],
+)
+def test_step_in_the_name(name, step):
+    assert checkpoint_step(name) == step
+
+
+def test_step_in_the_metadata_comes_first(tmp_path):
+    path = tmp_path / "lora-000004.safetensors"
+    save_file(state_dict(1), path, metadata={"ss_steps": "800"})
+    assert checkpoint_step(path, read_metadata(path)) == 800
+    assert checkpoint_step(path, {"step": "9", "ss_steps": "800"}) == 9
+    assert checkpoint_step(path, {"step": "unknown"}) == 4
+    assert read_checkpoint(path).metadata["ss_steps"] == "800"
+
+
+@pytest.mark.parametrize(
+    "name", ["model.pt", "run7/final.pt", "unet/diffusion_pytorch_model.safetensors", "ema_0.9999.pt"]
+)
+def test_no_step_asks_for_steps(name):
+    with pytest.raises(CheckpointError, match="--steps"):
+        checkpoint_step(name)
+
+
+@pytest.mark.parametrize("name", ["global_step", "step", "iteration"])
+def test_step_inside_the_file_comes_before_a_bare_number_in_the_name(tmp_path, name):
+    path = tmp_path / "epoch=10.ckpt"
+    torch.save({name: 4321, "optimizer": {"step": 7}, "state_dict": state_dict(1)}, path)
+    assert checkpoint_step(path) == 4321
+    assert checkpoint_step(path.rename(tmp_path / "step=9.ckpt")) == 9
+
+
+@pytest.mark.parametrize("value", [True, -1, 2.5, "7", None, torch.ones(3)])
+def test_what_is_no_step_inside_is_not_taken_for_one(tmp_path, value):
+    path = tmp_path / "m-12.pt"
+    torch.save({"step": value, "model": state_dict(1)}, path)
+    assert checkpoint_step(path) == 12
+
+
+def test_step_is_found_without_reading_the_weights(tmp_path, monkeypatch):
+    path = tmp_path / "m.pt"
+    torch.save({"step": 5, "model": {"w": torch.zeros(10)}}, path)
+    monkeypatch.setattr("lcsc_opt.checkpoints.contents.MappedTensors.__init__", None)
+    assert checkpoint_step(path) == 5
+
+
+def test_step_is_found_without_a_look_at_each_tensor(tmp_path):
+    """Their headers are all over the file, which may lie on a slow disk."""
+    path = tmp_path / "model.pt"
+    torch.save({"step": 7, "model": {f"w{i}": torch.full((1000,), float(i)) for i in range(3)}}, path)
+    content = path.read_bytes()
+    header = content.rindex(b"PK\x03\x04", 0, content.index(b"/data/1"))
+    path.write_bytes(content[:header] + bytes(30) + content[header + 30 :])
+    assert checkpoint_step(path) == 7
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+
+
+def test_step_of_a_broken_file_is_an_error(tmp_path):
+    (tmp_path / "m-5.pt").write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(CheckpointError, match="truncated"):
+        checkpoint_step(tmp_path / "m-5.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "series"),
+    [
+        ("model012345.pt", "model"),
+        ("ema_0.9999_012345.pt", "ema_0.9999"),
+        ("ema_0.999_012345.pt", "ema_0.999"),
+        ("network-snapshot-0002500-0.050.pkl", "network-snapshot-0.050"),
+        ("network-snapshot-0002500-0.100.pkl", "network-snapshot-0.100"),
+        ("network-snapshot-002500.pkl", "network-snapshot"),
+        ("epoch=3-step=2000.ckpt", "step"),
+        ("epoch=4-step=3000-val_loss=0.25.ckpt", "step"),
+        ("last.ckpt", "last"),
+        ("model_100_fp16.safetensors", "model_fp16"),
+        ("model_100.safetensors", "model"),
+        ("run7_model_0040.bin", "run7_model"),
+        ("0100000.pt", "step"),
+        ("checkpoint-500", "checkpoint"),
+        ("checkpoint-500/unet", "checkpoint/unet"),
+        ("checkpoint-500/unet_ema/diffusion_pytorch_model.safetensors", "checkpoint/unet_ema/diffusion_pytorch_model"),
+        ("5000.ckpt/nnet_ema.pth", "step/nnet_ema"),
+    ],
+)
+def test_series_is_the_name_without_what_changes(name, series):
+    assert checkpoint_series(name) == series
+    assert checkpoint_series(f"some/run7/{name}") == series

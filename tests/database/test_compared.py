@@ -1,0 +1,143 @@
+"""Which losses compare: the same rule for the final choice, for curves and tables, and from the database."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Cost, Evaluation, Noise
+from lcsc_opt.database.compared import compared, compared_trials, is_other_noise
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import summarize
+from lcsc_opt.views.curves import best_so_far, comparison
+from lcsc_opt.views.headline import headline
+from lcsc_opt.views.patterns import improved_trials
+from lcsc_opt.views.ranking import cost_to_reach, ranking
+from tests.history_examples import history
+from tests.study_examples import STEPS, coefficients, write_study
+
+FRESH = Noise("search", 7)
+TRIALS = st.lists(
+    st.tuples(st.one_of(st.none(), st.floats(0.1, 9)), st.sampled_from([0, 10, 20]), st.booleans()), max_size=12
+)
+
+
+@given(TRIALS)
+def test_all_that_compare_are_complete_on_the_search_noise_with_as_many_images_as_any(
+    trials: list[tuple[float | None, int, bool]],
+) -> None:
+    losses = np.array([np.nan if loss is None else loss for loss, _, _ in trials], dtype=np.float64)
+    images = np.array([count for _, count, _ in trials], dtype=np.float64)
+    other = np.array([noise for _, _, noise in trials], dtype=np.bool_)
+    kept = compared(losses, images, other)
+    candidates = [i for i, (loss, _, noise) in enumerate(trials) if loss is not None and not noise]
+    largest = max((images[i] for i in candidates), default=0)
+    assert np.flatnonzero(kept).tolist() == [i for i in candidates if images[i] == largest]
+
+
+@pytest.mark.parametrize(
+    ("stored", "other"),
+    [
+        (None, False),
+        ({"group": "search", "seed": 0}, False),
+        ({"group": "search", "seed": 7}, True),
+        ({"group": "gradient", "seed": 0}, True),
+    ],
+)
+def test_only_the_search_noise_itself_is_not_another(stored: object, other: bool) -> None:
+    assert is_other_noise(stored) is other
+
+
+# a study as a gradient or a race leaves it: number → loss, images, noise
+ASKED = [
+    (9.0, 10, SEARCH),
+    (0.1, 10, FRESH),  # on noise of its own
+    (0.2, 2, SEARCH),  # of few images
+    (None, 10, SEARCH),
+    (4.0, 10, SEARCH),
+    (0.3, 40, HELD_OUT),  # of many
+    (5.0, 10, SEARCH),
+]
+
+
+@pytest.fixture
+def storage(url: str) -> RDBStorage:
+    return open_storage(url, write=True)
+
+
+def write(storage: RDBStorage, name: str, asked: list[tuple[float | None, int, Noise]]) -> StoredStudy:
+    """As the runner does: images and noise with the candidate, where they are not the objective's own."""
+    study = StoredStudy.open_or_create(storage, name, {"steps": STEPS, "budget": {"evaluations": 9, "images": None}})
+    for number, (loss, images, noise) in enumerate(asked):
+        own = images if images != 10 else None
+        key = study.add_candidate(Candidate(coefficients(number), images=own, noise=noise))
+        if loss is None:
+            study.fail(key, [{"reason": "broken", "seconds": 0.5}], tell_index=number)
+        else:
+            study.finish(key, Evaluation(loss, {"fid": loss}, Cost(images=images, seconds=0.5)), tell_index=number)
+    return study
+
+
+def read(storage: RDBStorage, study: StoredStudy) -> StudyHistory:
+    return HistoryReader(storage).read_studies([study.name])[0]
+
+
+def test_the_database_tells_which_noise_and_how_many_images(storage: RDBStorage) -> None:
+    study = write(storage, "digits/LCSC/0", ASKED)
+    found = read(storage, study)
+    assert found.trials["other_noise"].tolist() == [False, True, False, False, False, True, False]
+    losses = found.compared["loss"]
+    assert [n for n, loss in enumerate(losses) if not math.isnan(loss)] == [0, 4, 6]
+    assert [trial.number for trial in compared_trials(study.trials())] == [0, 4, 6]
+    assert (found.best, found.searched, found.chosen) == (4, 4.0, 4)
+    assert improved_trials(found) == [0, 4]
+
+
+def test_what_does_not_compare_is_paid_for_all_the_same(storage: RDBStorage) -> None:
+    study = write(storage, "digits/LCSC/0", ASKED)
+    found = summarize(study)
+    assert (found.searched, found.evaluations, found.images, found.seconds) == (4.0, 7, 82, 3.5)
+    np.testing.assert_allclose(found.curve, [[1, 10, 0.5, 9], [5, 32, 2.5, 4], [7, 82, 3.5, 4]])
+    images = best_so_far(read(storage, study), "images")
+    assert (images.positions.tolist(), images.values.tolist(), images.end) == ([10, 32], [9, 4], 82)
+    reach = cost_to_reach([read(storage, study)], 4.0)
+    assert (reach["images"].median, reach["evaluations"].median, reach["evaluation_seconds"].median) == (32, 5, 2.5)
+    assert cost_to_reach([read(storage, study)], 0.5)["images"].reached == 0
+
+
+def test_a_larger_evaluation_later_takes_the_place_of_smaller_ones(storage: RDBStorage) -> None:
+    study = write(storage, "digits/LCSC/0", [(1.0, 2, SEARCH), (0.9, 2, SEARCH)])
+    reader = HistoryReader(storage)
+    assert reader.read_studies([study.name])[0].searched == 0.9, "nothing larger is known yet"
+    study.finish(study.add_candidate(Candidate(coefficients(2))), Evaluation(3.0, {}, Cost(images=10)), tell_index=2)
+    assert reader.read_studies([study.name])[0].searched == 3.0
+
+
+def test_before_the_first_check_there_is_no_number(storage: RDBStorage) -> None:
+    study = write(storage, "digits/LCSC/0", [(3.0, 2, FRESH), (2.0, 2, FRESH)])
+    found = summarize(study)
+    assert (found.searched, found.best_trial, found.best_coefficients, found.metric) == (None, None, None, "loss")
+    assert (found.evaluations, found.images, found.state, found.curve.shape) == (2, 4, "unfinished", (0, 4))
+    histories = [read(storage, study)]
+    assert comparison(histories).curves == ()
+    assert headline(ranking(histories)) == "No result yet."
+    assert ranking(histories)[0].searched is None
+
+
+def test_trials_of_a_fork_keep_their_noise(storage: RDBStorage) -> None:
+    write(storage, "digits/LCSC/0", ASKED).copy_to("more/LCSC/0", {"steps": STEPS, "forked_from": "digits/LCSC/0"})
+    assert read(storage, StoredStudy.open(storage, "more/LCSC/0")).best == 4
+
+
+def test_objectives_without_images_compare_as_ever(storage: RDBStorage) -> None:
+    found = read(storage, write_study(storage, "digits/LCSC/0", [4.0, 2.0, 3.0], images=0))
+    assert (found.best, found.searched) == (1, 2.0)
+    assert history([4.0, 2.0, 3.0], images=0.0).compared["loss"].tolist() == [4, 2, 3]

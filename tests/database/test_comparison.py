@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.summary import (
+    StudySummary,
+    best_ema,
+    describe_coefficients,
+    different_samples,
+    is_ours,
+    over_seeds,
+    split_name,
+    summaries,
+    summarize,
+)
+from tests.study_examples import STEPS, coefficients, write_study
+
+
+@pytest.fixture
+def storage(url: str) -> RDBStorage:
+    return open_storage(url, write=True)
+
+
+def summary(**changes: Any) -> StudySummary:
+    """Made by hand: a finished study with one seed."""
+    values: dict[str, Any] = {
+        "study": "digits/LCSC/0",
+        "optimizer": "LCSC",
+        "seed": 0,
+        "state": "finished",
+        "budget": {"evaluations": 3},
+        "searched": 1.0,
+        "held_out": None,
+        "evaluations": 3,
+        "failures": 0,
+        "images": 30,
+        "seconds": 1.5,
+        "steps": STEPS,
+        "best_coefficients": coefficients(0),
+        "best_trial": 0,
+        "metric": "FID",
+        "curve": np.array([[1, 10, 0.5, 3.0], [2, 20, 1.0, 2.0], [3, 30, 1.5, 1.0]]),
+    }
+    return StudySummary(**{**values, **changes})
+
+
+# one study
+
+
+def test_a_finished_study(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/3", [4.0, 2.0, None, 3.0, 1.0, 1.5])
+    found = summarize(study)
+    assert (found.study, found.optimizer, found.seed, found.state) == ("digits/LCSC/3", "LCSC", 3, "finished")
+    assert (found.searched, found.held_out) == (1.0, None)
+    assert (found.evaluations, found.failures, found.images, found.seconds) == (6, 1, 50, 3.0)
+    assert (found.steps, found.budget) == (STEPS, {"evaluations": 9})
+    assert found.best_trial == 4
+    assert found.best_coefficients is not None
+    assert found.best_coefficients.tobytes() == coefficients(4).tobytes()
+    np.testing.assert_allclose(
+        found.curve,
+        [[1, 10, 0.5, 4], [2, 20, 1.0, 2], [4, 30, 2.0, 2], [5, 40, 2.5, 1], [6, 50, 3.0, 1]],
+        err_msg="a failed trial costs an evaluation and seconds, and has no row",
+    )
+
+
+def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
+    row = summarize(write_study(storage, "digits/LCSC/3", [4.0, 2.0])).as_row()
+    assert json.loads(json.dumps(row)) == {
+        "study": "digits/LCSC/3",
+        "optimizer": "LCSC",
+        "seed": 3,
+        "state": "finished",
+        "searched": 2.0,
+        "held_out": None,
+        "evaluations": 2,
+        "images": 20,
+        "seconds": 1.0,
+        "second": None,
+    }
+
+
+def test_the_trial_chosen_on_held_out_noise_is_the_answer(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/0", [4.0, 2.0, 1.0, 3.0], held_out={"trial": 1, "loss": 2.75})
+    found = summarize(study)
+    assert (found.searched, found.held_out, found.best_trial) == (1.0, 2.75, 1)
+    assert found.best_coefficients is not None
+    assert found.best_coefficients.tolist() == coefficients(1).tolist()
+
+
+def test_a_study_that_was_interrupted(storage: RDBStorage) -> None:
+    found = summarize(write_study(storage, "digits/LCSC/0", [4.0, 2.0], ended=False, running=3))
+    assert (found.state, found.evaluations, found.images, found.searched) == ("unfinished", 2, 20, 2.0)
+
+
+@pytest.mark.parametrize(("running", "state"), [(0, "empty"), (2, "unfinished")])
+def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str) -> None:
+    found = summarize(write_study(storage, "digits/LCSC/0", [], ended=False, running=running))
+    assert (found.state, found.searched, found.best_coefficients, found.best_trial) == (state, None, None, None)
+    assert found.curve.shape == (0, 4)
+
+
+def test_a_study_that_only_failed(storage: RDBStorage) -> None:
+    found = summarize(write_study(storage, "digits/LCSC/0", [None, None], ended=False))
+    assert (found.evaluations, found.failures, found.searched, found.best_trial) == (2, 2, None, None)
+
+
+def test_the_earlier_of_equals_is_the_best(storage: RDBStorage) -> None:
+    assert summarize(write_study(storage, "digits/LCSC/0", [2.0, 1.0, 1.0])).best_trial == 1
+
+
+@pytest.mark.parametrize(("metric", "name"), [("fid", "FID"), ("kid", "KID"), (None, "loss")])
+def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, metric: str | None, name: str) -> None:
+    assert summarize(write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)).metric == name
+
+
+def test_a_study_without_a_result_has_a_loss(storage: RDBStorage) -> None:
+    assert summarize(write_study(storage, "digits/LCSC/0", [])).metric == "loss"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("digits/LCSC/0", ("digits", "LCSC", 0)), ("a/b/EMAGrid/12", ("a/b", "EMAGrid", 12))]
+)
+def test_names_of_ours_have_three_parts(name: str, parts: tuple[str, str, int]) -> None:
+    assert split_name(name) == parts
+    assert is_ours(name)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits/LCSC", "digits/LCSC/x", "digits/LCSC/-1", "digits/LCSC/", ""])
+def test_other_names_are_not_ours(name: str) -> None:
+    assert not is_ours(name)
+    with pytest.raises(StudyStoreError, match="their names are experiment/optimizer/seed"):
+        split_name(name)
+
+
+# an experiment
+
+
+def test_the_studies_of_an_experiment_in_the_order_of_their_creation(storage: RDBStorage) -> None:
+    names = ["digits/LCSC/0", "digits/EMAGrid/0", "faces/LCSC/0", "digits/LCSC/1", "somebody's own study"]
+    for name in names:
+        write_study(storage, name, [1.0])
+    assert [study.study for study in summaries(storage, "digits")] == [names[0], names[1], names[3]]
+
+
+def test_an_experiment_that_is_not_there_is_named_with_what_there_is(storage: RDBStorage) -> None:
+    with pytest.raises(StudyStoreError, match=r"^digits: no such experiment; the database holds: none$"):
+        summaries(storage, "digits")
+    write_study(storage, "faces/LCSC/0", [1.0])
+    write_study(storage, "digits/LCSC/0", [1.0])
+    message = r"^digit: no such experiment \(did you mean 'digits'\?\); the database holds: digits, faces$"
+    with pytest.raises(StudyStoreError, match=message):
+        summaries(storage, "digit")
+
+
+def test_grids_are_called_as_in_the_papers() -> None:
+    labels = [summary(optimizer=name).label for name in ("EMAGrid", "PowerEMAGrid", "LCSC", "CMA")]
+    assert labels == ["EMA*", "power-EMA*", "LCSC", "CMA"]
+
+
+def test_the_best_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
+    one = summary(optimizer="EMAGrid", study="one", searched=1.0, held_out=3.0)
+    two = summary(optimizer="EMAGrid", study="two", searched=2.0, held_out=2.5)
+    three = summary(optimizer="EMAGrid", study="three", searched=0.5)
+    power = summary(optimizer="PowerEMAGrid", study="power", searched=0.1, held_out=0.1)
+    empty = summary(optimizer="EMAGrid", study="empty", searched=None)
+    assert best_ema([power, empty, one, two, three]) is two
+    assert best_ema([one, summary(optimizer="EMAGrid", searched=0.7)]) is one
+    assert best_ema([three, summary(optimizer="EMAGrid", searched=0.7)]) is three
+    assert best_ema([power, empty]) is None
+    stopped = summary(optimizer="EMAGrid", searched=0.2, held_out=0.1, state="unfinished")  # its best may be to come
+    assert best_ema([stopped, one]) is one
+    assert best_ema([stopped]) is None
+
+
+def test_over_seeds_are_means_and_sample_standard_deviations() -> None:
+    studies = [
+        summary(seed=seed, searched=searched, held_out=held_out, evaluations=evaluations, images=images)
+        for seed, searched, held_out, evaluations, images in (
+            (0, 1.0, 2.0, 3, 30),
+            (1, 2.0, 4.0, 5, 50),
+            (2, 6.0, 9.0, 4, 40),
+        )
+    ]
+    (row,) = over_seeds(studies)
+    assert (row.optimizer, row.label, row.seeds) == ("LCSC", "LCSC", 3)
+    assert row.searched == (3.0, pytest.approx(statistics.stdev([1, 2, 6])))
+    assert row.held_out == (5.0, pytest.approx(statistics.stdev([2, 4, 9])))
+    assert (row.evaluations, row.images, row.seconds) == (4.0, 40.0, 1.5)
+    assert row.below_ema is None
+
+
+def test_a_single_seed_has_no_spread_and_a_missing_value_is_left_out() -> None:
+    (one,) = over_seeds([summary(searched=2.0)])
+    assert (one.searched, one.held_out) == ((2.0, None), None)
+    (two,) = over_seeds([summary(searched=2.0, held_out=3.0), summary(seed=1, searched=None, held_out=None)])
+    assert (two.seeds, two.searched, two.held_out) == (2, (2.0, None), (3.0, None))
+
+
+def test_losses_are_compared_with_the_best_ema() -> None:
+    rows = over_seeds(
+        [
+            summary(optimizer="EMAGrid", searched=9.0, held_out=10.0),
+            summary(optimizer="LCSC", seed=0, held_out=3.0),
+            summary(optimizer="LCSC", seed=1, held_out=5.0),
+            summary(optimizer="CMA", held_out=None, searched=0.1),
+        ]
+    )
+    assert {row.optimizer: row.below_ema for row in rows} == {
+        "LCSC": pytest.approx(-0.6),
+        "EMAGrid": 0.0,
+        "CMA": None,
+    }
+    assert [row.optimizer for row in rows] == ["LCSC", "EMAGrid", "CMA"], "the best held-out first"
+
+
+def test_a_table_compares_losses_of_the_same_noise_only() -> None:
+    ema = summary(study="digits/EMAGrid/0", optimizer="EMAGrid", held_out=10.0, sample=(10_000, (0,)))
+    alike = summary(optimizer="CMA", held_out=3.0, sample=(10_000, (0,)))
+    other = summary(held_out=2.0, sample=(50_000, (0,)))
+    beside = summary(optimizer="DE", held_out=2.0, sample=(50_000, (0,)), ema_beside=8.0)
+    rows = {row.optimizer: row.below_ema for row in over_seeds([ema, alike, other, beside])}
+    assert rows == {"EMAGrid": 0, "CMA": pytest.approx(-0.7), "LCSC": None, "DE": pytest.approx(-0.75)}
+    assert "lcsc evaluate" in (different_samples([ema, other]) or "")
+    assert different_samples([ema, alike]) is None
+
+
+# patterns
+
+
+def test_coefficients_are_described_by_a_few_numbers() -> None:
+    found = describe_coefficients(np.array([-0.5, 0.25, 2.0, -0.75]), (10, 20, 30, 40))
+    assert found == {
+        "sum_abs": 3.5,
+        "negative": pytest.approx(1.25 / 3.5),
+        "effective": pytest.approx(3.5**2 / (0.25 + 0.0625 + 4 + 0.5625)),
+        "largest": 2.0,
+        "largest_step": 30,
+    }
+    json.dumps(found)
+
+
+@given(st.integers(1, 30))
+def test_equal_coefficients_all_matter(count: int) -> None:
+    found = describe_coefficients(np.full(count, 1 / count), range(count))
+    assert found["effective"] == pytest.approx(count)
+    assert found["sum_abs"] == pytest.approx(1)
+    assert found["negative"] == 0
+    assert describe_coefficients(np.eye(count)[0], range(count))["effective"] == 1
+
+
+def test_analysis_imports_no_torch() -> None:
+    code = "import sys, lcsc_opt.database.summary, lcsc_opt.views.views; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,214 @@
+"""PostgreSQL is the same to a search as SQLite is, also when its backends are terminated in the middle."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import psycopg
+import pytest
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.database import connection as database
+from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
+from tests.database_servers import PASSWORD, Postgresql
+from tests.search.test_runner import open_study, run, trials_of
+
+STEPS = tuple(range(100, 2100, 100))
+ONE = Candidate(np.array([0.5, 0.5]))
+
+
+@pytest.fixture
+def clean(url: str, objective: Objective) -> list[Any]:
+    """The trials of a search on SQLite that nothing disturbed."""
+    study = open_study(url)
+    run(study, objective)
+    return trials_of(study)
+
+
+@pytest.fixture
+def study(postgresql_url: str) -> StoredStudy:
+    return open_study(postgresql_url)
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "RETRY_SECONDS", (0.05, 0.1, 0.5, 1.0, 2.0))
+
+
+def test_a_search_is_the_same_as_on_sqlite(study: StoredStudy, objective: Objective, clean: list[Any]) -> None:
+    with study.hold():
+        run(study, objective)
+    assert trials_of(study) == clean
+
+
+def test_plain_optuna_reads_the_study_by_the_same_url(study: StoredStudy, postgresql_url: str) -> None:
+    study.finish(study.add_candidate(ONE), Evaluation(0.1), tell_index=0)
+    plain = optuna.storages.RDBStorage(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    assert optuna.load_study(study_name=study.name, storage=plain).best_value == 0.1
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_a_url_without_a_driver_is_opened_with_psycopg(scheme: str, postgresql_url: str) -> None:
+    storage = open_storage(postgresql_url.replace("postgresql", scheme, 1), write=True)
+    assert storage.engine.url.drivername == "postgresql+psycopg"
+
+
+def no_secret(message: str) -> bool:
+    encoded = "p%40ss%3Aw%2F%7Brd%7D%25"
+    return not any(part in message for part in (PASSWORD, encoded, "ss:w", "ss%3Aw"))
+
+
+def chain(error: BaseException | None) -> str:
+    texts = []
+    while error is not None:
+        texts.append(f"{error} {error!r}")
+        error = error.__cause__ or error.__context__
+    return "\n".join(texts)
+
+
+def test_no_message_holds_the_password(postgresql: Postgresql, study: StoredStudy, capfd: Any) -> None:
+    there = postgresql.url("postgres")
+    wrong = [
+        postgresql.url("no_such_database"),
+        there.replace("%7D%25@", "%7D%25!@"),  # another password
+        there.replace(f":{postgresql.port}", ":1"),
+        there.replace("%40", "@"),  # not encoded
+        there.replace(f":{postgresql.port}", ":port"),
+        there.replace("postgresql:", "postgresql+nothing:"),
+        f"postgresql://{there.rpartition('@')[2]}?user=lcsc&password={PASSWORD.replace('%', '%25')}&port=1",
+    ]
+    for url in wrong:
+        with pytest.raises(StudyStoreError) as caught:
+            open_storage(url, write=True)
+        assert "\n" not in str(caught.value)
+        assert no_secret(str(caught.value)), str(caught.value)
+        assert no_secret(masked(url)), masked(url)
+    study.storage.engine.dispose()
+    sa.event.listen(study.storage.engine, "do_connect", to_nowhere)
+    with pytest.raises(StudyStoreError, match="run the same command to continue") as caught:
+        study.trials()
+    assert no_secret(chain(caught.value))
+    assert no_secret("".join(capfd.readouterr()))
+
+
+def to_nowhere(_dialect: Any, _record: Any, _args: Any, arguments: dict[str, Any]) -> None:
+    arguments["port"] = 1
+
+
+class Disturbed:
+    """Loses the connection at every second commit of an engine: before the server hears of it, or after."""
+
+    def __init__(self, engine: sa.Engine, server: Postgresql, url: str, *, acknowledge: bool) -> None:
+        self._commit, self._server, self._url = engine.dialect.do_commit, server, url
+        self._acknowledge, self._commits, self.lost = acknowledge, 0, 0
+        engine.dialect.do_commit = self  # type: ignore[method-assign]
+
+    def __call__(self, connection: Any) -> None:
+        self._commits += 1
+        if self._commits % 2 == 0:
+            self._commit(connection)
+            return
+        self.lost += 1
+        if not self._acknowledge:
+            self._commit(connection)
+            connection.dbapi_connection.close()
+            raise psycopg.OperationalError("the connection was lost after the commit")
+        assert self._server.terminate_backends(self._url, state="idle in transaction") == 1
+        self._commit(connection)
+
+
+@pytest.mark.parametrize("acknowledge", [True, False], ids=["in a transaction", "after an unheard commit"])
+def test_every_write_survives_a_lost_connection(
+    acknowledge: bool, postgresql: Postgresql, postgresql_url: str, tmp_path: Path
+) -> None:
+    storage = open_storage(postgresql_url, write=True)
+    disturbed = Disturbed(storage.engine, postgresql, postgresql_url, acknowledge=acknowledge)
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    (tmp_path / "curve.txt").write_text("a curve")
+    study = StoredStudy.open_or_create(storage, "e/LCSC/0", {"steps": [1]})
+    with study.hold():
+        with pytest.raises(StudyHeldError):
+            open_study(postgresql_url, "e/LCSC/0").hold().__enter__()
+        first, second = study.add_candidate(ONE), study.add_candidate(ONE)  # the same again is another trial
+        study.finish(first, Evaluation(0.25, {"fid": 1.5}), tell_index=0)
+        study.fail(second, [{"reason": "no", "seconds": 0.0}], tell_index=1)
+        study.annotate(first, {"held_out": {"loss": 1}})
+        for _ in range(2):
+            study.attach(first, store, tmp_path / "curve.txt")
+        study.set_attribute("budget", {"images": 1})
+        study.copy_to("fork/LCSC/0", {"steps": [1]})
+    assert disturbed.lost >= 15
+    undisturbed = StoredStudy.open(open_storage(postgresql_url, write=False), "e/LCSC/0")
+    trials = undisturbed.trials()
+    (meta,) = optuna.artifacts.get_all_artifact_meta(trials[0], storage=undisturbed.storage)
+    assert (tmp_path / meta.artifact_id).read_bytes() == b"a curve"
+    assert [(trial.number, trial.state) for trial in trials] == [(0, TrialState.COMPLETE), (1, TrialState.FAIL)]
+    assert trials[0].value == 0.25
+    assert trials[0].user_attrs["held_out"] == {"loss": 1}
+    assert undisturbed.attributes["budget"] == {"images": 1}
+    assert study_names(storage) == ["e/LCSC/0", "fork/LCSC/0"]
+    assert len(list(tmp_path.iterdir())) == 2  # the file, and one artifact
+    with open_study(postgresql_url, "e/LCSC/0").hold():  # it was given up
+        pass
+
+
+def test_connections_that_died_while_idle_are_replaced(
+    study: StoredStudy, postgresql: Postgresql, postgresql_url: str
+) -> None:
+    assert postgresql.terminate_backends(postgresql_url) >= 1
+    assert study.add_candidate(ONE).number == 0
+    assert postgresql.terminate_backends(postgresql_url) >= 1
+    assert len(study.trials()) == 1
+
+
+def test_backends_terminated_during_a_search_lose_and_double_nothing(
+    study: StoredStudy, postgresql: Postgresql, postgresql_url: str, objective: Objective, clean: list[Any]
+) -> None:
+    ended = threading.Event()
+    terminated = 0
+
+    def terminate() -> None:
+        nonlocal terminated
+        while not ended.wait(0.15):
+            terminated += bool(postgresql.terminate_backends(postgresql_url))
+
+    def slow(coefficients: np.ndarray) -> float:
+        time.sleep(0.03)
+        return objective(coefficients)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    try:
+        with study.hold():
+            run(study, CoefficientFunction(slow, STEPS, name="slow"))
+    finally:
+        ended.set()
+        thread.join()
+    assert terminated >= 5
+    assert trials_of(study) == clean
+
+
+def test_a_transaction_that_was_stopped_in_the_middle_does_not_block_for_ever(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1.0)
+    stopped, other = open_study(postgresql_url), open_study(postgresql_url)
+    session = stopped.storage.scoped_session()
+    session.execute(sa.text("SELECT * FROM studies FOR UPDATE"))  # and its process is stopped here
+    start = time.monotonic()
+    other.add_candidate(ONE)
+    assert time.monotonic() - start < 10
+    with pytest.raises(sa.exc.DBAPIError, match="idle-in-transaction timeout"):
+        session.execute(sa.text("SELECT 1"))
+    session.rollback()

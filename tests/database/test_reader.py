@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import COSTS, images_taken
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy, TrialKey
+from tests.study_examples import STEPS, coefficients, write_study
+
+COST = Cost(images=10, model_calls=20, seconds=1.5, merge_seconds=0.25, sample_seconds=0.5, features_seconds=0.5)
+
+
+@pytest.fixture
+def storage(url: str) -> RDBStorage:
+    return open_storage(url, write=True)
+
+
+@pytest.fixture
+def any_storage(any_url: str) -> RDBStorage:
+    return open_storage(any_url, write=True)
+
+
+@contextmanager
+def statements(storage: RDBStorage) -> Iterator[list[tuple[str, Any]]]:
+    """Every statement that is executed meanwhile, with its parameters."""
+    seen: list[tuple[str, Any]] = []
+
+    def remember(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        seen.append((" ".join(statement.split()), parameters))
+
+    sa.event.listen(storage.engine, "before_cursor_execute", remember)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(storage.engine, "before_cursor_execute", remember)
+
+
+def with_optuna(storage: RDBStorage, name: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=name, storage=storage).trials
+
+
+def test_a_history_holds_what_optuna_reads(any_storage: RDBStorage) -> None:
+    study = write_study(any_storage, "digits/LCSC/3", [4.0, None, 2.0], ended=False, running=2)
+    study.finish(study.add_candidate(Candidate(coefficients(5))), Evaluation(1.0, {}, COST), tell_index=5)
+    (found,) = HistoryReader(any_storage).read("digits")
+    expected = with_optuna(any_storage, "digits/LCSC/3")
+    trials = found.trials
+    assert trials["number"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert trials["trial_id"].tolist() == [trial._trial_id for trial in expected]
+    assert trials["state"].tolist() == [trial.state.value for trial in expected]
+    assert np.array_equal(trials["loss"], [4, np.nan, 2, np.nan, np.nan, 1], equal_nan=True)
+    for name in COSTS:
+        assert trials[name].tolist() == [trial.user_attrs.get("cost", {}).get(name, 0.0) for trial in expected]
+    for name, attribute in (("started", "datetime_start"), ("ended", "datetime_complete")):
+        moments = [getattr(trial, attribute) for trial in expected]
+        stamps = [np.nan if moment is None else moment.timestamp() for moment in moments]
+        np.testing.assert_allclose(trials[name], stamps, rtol=0, atol=1e-5)
+    assert (found.experiment, found.optimizer, found.seed, found.steps) == ("digits", "LCSC", 3, STEPS)
+    assert (found.state, found.best, found.chosen, found.searched, found.metric) == ("unfinished", 5, 5, 1.0, "loss")
+    assert found.reasons == {1: ("broken",)}
+
+
+def test_what_a_failed_trial_was_asked_for_is_read(any_storage: RDBStorage) -> None:
+    study = write_study(any_storage, "digits/LCSC/0", [4.0, None])
+    failed = [{"reason": "broken", "seconds": 0.1}]
+    for number, images in ((2, 40), (3, None)):
+        study.fail(study.add_candidate(Candidate(coefficients(number), images=images)), failed, tell_index=number)
+    study.finish(study.add_candidate(Candidate(coefficients(4), images=30)), Evaluation(1.0, {}, COST), tell_index=4)
+    (found,) = HistoryReader(any_storage).read("digits")
+    assert found.trials["asked"].tolist() == [0, 0, 40, 0, 0]
+    sampled = found.trials["images"]
+    assert images_taken(found.trials).tolist() == [sampled[0], sampled[0], 40, sampled[0], sampled[4]]
+    assert sampled[0] > 0
+
+
+def test_a_refresh_reads_only_what_is_new(any_storage: RDBStorage) -> None:
+    for seed in range(3):
+        write_study(any_storage, f"digits/LCSC/{seed}", [4.0, 2.0], ended=False, running=1)
+    reader = HistoryReader(any_storage)
+    first = reader.read("digits")
+    study = StoredStudy.open(any_storage, "digits/LCSC/1")
+    running = TrialKey.of(with_optuna(any_storage, study.name)[2])
+    study.finish(running, Evaluation(1.0, {"fid": 1.0}, COST), tell_index=2)
+    study.add_candidate(Candidate(coefficients(3)))
+    second = reader.read("digits")
+    assert [one.revision for one in first] == [1, 1, 1]
+    assert [one.revision for one in second] == [1, 2, 1]
+    assert first[1].trials["state"].tolist() == [1, 1, 0], "what was read before does not change"
+    assert second[1].trials["state"].tolist() == [1, 1, 1, 0]
+    assert second[1].trials["loss"].tolist()[:3] == [4.0, 2.0, 1.0]
+    assert (second[1].searched, second[1].metric) == (1.0, "FID")
+    study.set_attribute("search_ended", {"evaluations": 4})
+    study.set_attribute("held_out", {"trial": 1, "loss": 2.5, "images": 7, "groups": [{"seed": 0, "loss": 2.5}]})
+    third = reader.read("digits")[1]
+    assert (third.revision, third.ended, third.chosen) == (3, True, 1)
+    assert third.held_out is not None
+    assert (third.held_out.loss, third.held_out.images, third.held_out.groups) == (2.5, 7, (2.5,))
+
+
+def test_a_refresh_is_a_few_statements_whatever_the_number_of_studies(storage: RDBStorage) -> None:
+    for seed in range(8):
+        write_study(storage, f"digits/LCSC/{seed}", [4.0, 2.0], running=1)
+    reader = HistoryReader(storage)
+    reader.read("digits")
+    with statements(storage) as seen:
+        reader.read("digits")
+    own = [statement for statement, _ in seen if statement.upper().startswith("SELECT") and "trials" in statement]
+    assert len(seen) <= 12
+    assert len(own) <= 3
+    assert all(statement.upper().startswith(("SELECT", "BEGIN", "PRAGMA")) for statement, _ in seen), (
+        "nothing is written"
+    )
+
+
+def test_what_never_changes_is_read_once(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/0", [4.0])
+    reader = HistoryReader(storage)
+    reader.read("digits")
+    study.set_attribute("steps", [1, 2])
+    assert reader.read("digits")[0].steps == STEPS
+    assert HistoryReader(storage).read("digits")[0].steps == (1, 2)
+
+
+def test_coefficients_are_read_of_no_trial_that_was_not_asked_for(storage: RDBStorage) -> None:
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0, 3.0])
+    with storage.engine.begin() as connection:  # whoever parses them fails
+        update = "UPDATE trial_user_attributes SET value_json = 'not JSON' WHERE key = 'coefficients' AND trial_id <> 2"
+        connection.execute(sa.text(update))
+    reader = HistoryReader(storage)
+    with statements(storage) as seen:
+        (study,) = reader.read("digits")
+    assert "coefficients" not in json.dumps(seen, default=str)
+    assert reader.coefficients(study, [1]).tolist() == [coefficients(1).tolist()]
+    assert reader.coefficients(study, []).shape == (0, 3)
+
+
+def test_coefficients_are_exact_and_in_the_order_asked_for(storage: RDBStorage) -> None:
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0, 3.0])
+    reader = HistoryReader(storage)
+    (study,) = reader.read("digits")
+    found = reader.coefficients(study, [2, 0])
+    assert found.tobytes() == np.stack([coefficients(2), coefficients(0)]).tobytes()
+    stored = [trial.params for trial in with_optuna(storage, study.study)]
+    parameters = reader.parameters(study, [2, 0])
+    assert parameters["sum_abs"].tolist() == [stored[2]["sum_abs"], stored[0]["sum_abs"]]
+    assert parameters["effective"].tolist() == [stored[2]["effective"], stored[0]["effective"]]
+    with pytest.raises(StudyStoreError, match="has no trial 9"):
+        reader.coefficients(study, [9])
+
+
+def test_a_study_that_was_deleted_and_made_again_is_read_anew(any_storage: RDBStorage) -> None:
+    write_study(any_storage, "digits/LCSC/0", [4.0, 2.0])
+    reader = HistoryReader(any_storage)
+    assert reader.read("digits")[0].searched == 2.0
+    any_storage.delete_study(any_storage.get_study_id_from_name("digits/LCSC/0"))
+    write_study(any_storage, "digits/LCSC/0", [9.0, 8.0, 7.0])  # SQLite gives it the same keys again
+    (again,) = reader.read("digits")
+    assert (again.trials["loss"].tolist(), again.searched) == ([9.0, 8.0, 7.0], 7.0)
+    any_storage.delete_study(any_storage.get_study_id_from_name("digits/LCSC/0"))
+    assert reader.read_studies(["digits/LCSC/0"]) == ()
+
+
+def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -> None:
+    study = StoredStudy.open_or_create(
+        storage, "digits/CMA/0", {"steps": STEPS, "specification": {"workers": 2, "tells": "as-completed"}}
+    )
+    keys = [study.add_candidate(Candidate(coefficients(number))) for number in range(3)]
+    reader = HistoryReader(storage)
+    for place, number in enumerate((2, 0, 1)):
+        study.finish(keys[number], Evaluation(float(number), {}, COST), tell_index=place)
+        (found,) = reader.read("digits")
+    assert (found.workers, found.ordered) == (2, False)
+    assert found.trials["tell_index"].tolist() == [1, 2, 0]
+    assert found.finished["number"].tolist() == [2, 0, 1]
+
+
+def test_inherited_trials_come_before_a_fork_s_own(any_storage: RDBStorage) -> None:
+    source = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0])
+    source.copy_to("more/LCSC/0", {"steps": STEPS, "forked_from": source.name})
+    fork = StoredStudy.open(any_storage, "more/LCSC/0")
+    fork.finish(fork.add_candidate(Candidate(coefficients(3))), Evaluation(1.0, {}, COST), tell_index=0)
+    (found,) = HistoryReader(any_storage).read("more")
+    assert found.forked_from == "digits/LCSC/0"
+    assert found.trials["inherited"].tolist() == [True, True, True, False]
+    assert found.finished["number"].tolist() == [0, 1, 2, 3]
+    assert found.reasons == {1: ("broken",)}
+
+
+def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/0", [])
+    key = study.add_candidate(Candidate(coefficients(0)))
+    study.annotate(key, {"attempts": [{"reason": "out of memory", "seconds": 1}]})
+    study.finish(key, Evaluation(1.0, {}, COST), tell_index=0)
+    closed = study.add_candidate(Candidate(coefficients(1)))
+    storage.set_trial_state_values(closed.trial_id, optuna.trial.TrialState.FAIL)  # by another program
+    (found,) = HistoryReader(storage).read("digits")
+    assert found.reasons == {0: ("out of memory",), 1: ("unknown",)}
+
+
+def test_attributes_that_are_no_json_do_not_stop_a_page(storage: RDBStorage) -> None:
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0])
+    with storage.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'cost' AND trial_id = 1")
+        )
+    (found,) = HistoryReader(storage).read("digits")
+    assert found.trials["images"].tolist() == [0.0, 10.0]
+
+
+def test_who_runs_a_study_is_told(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/0", [4.0], ended=False)
+    reader = HistoryReader(storage)
+    assert reader.read("digits")[0].holder is None
+    with study.hold():
+        reading = HistoryReader(storage)
+        (held,) = reading.read("digits")
+        assert held.running
+        assert held.holder is not None
+        assert held.holder.alive
+    assert not reading.read("digits")[0].running
+
+
+def test_experiments_that_are_not_there_are_named_with_what_there_is(storage: RDBStorage) -> None:
+    write_study(storage, "faces/LCSC/0", [1.0])
+    reader = HistoryReader(storage)
+    assert reader.experiments() == ["faces"]
+    with pytest.raises(StudyStoreError, match=r"^face: no such experiment \(did you mean 'faces'\?\)"):
+        reader.read("face")
+    with pytest.raises(StudyStoreError, match="their names are experiment/optimizer/seed"):
+        reader.read_studies(["somebody's own"])
+
+
+def test_artifacts_of_a_trial_are_listed(storage: RDBStorage, tmp_path: Any) -> None:
+    study = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    (tmp_path / "images.png").write_bytes(b"content")
+    study.attach(TrialKey.of(study.trials()[1]), store, tmp_path / "images.png")
+    reader = HistoryReader(storage)
+    (found,) = reader.read("digits")
+    (meta,) = reader.artifacts(found, 1)
+    assert meta["filename"] == "images.png"
+    assert reader.artifacts(found, 0) == []
+
+
+def test_threads_may_share_a_reader(storage: RDBStorage) -> None:
+    for seed in range(3):
+        write_study(storage, f"digits/LCSC/{seed}", [4.0, 2.0], running=1)
+    reader, found = HistoryReader(storage), []
+    threads = [threading.Thread(target=lambda: found.append(reader.read("digits"))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(studies) for studies in found] == [3] * 6
+    assert {study.trials["state"].tolist() == [1, 1, 0] for studies in found for study in studies} == {True}

@@ -1,0 +1,293 @@
+"""What may go wrong with a database file while a search runs, and what nobody may notice afterwards."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy as sa
+import yaml
+
+from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database import connection as database
+from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
+from tests.search.test_runner import open_study, run, trials_of
+
+STEPS = tuple(range(100, 2100, 100))
+ONE = Candidate(np.array([0.5, 0.5]))
+
+HOLD_THE_LOCK = """
+import sqlite3, sys, time
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+time.sleep(3)
+connection.execute("ROLLBACK")
+"""
+
+
+@pytest.fixture
+def clean(tmp_path: Path, objective: Objective) -> list[Any]:
+    study = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
+    run(study, objective)
+    return trials_of(study)
+
+
+def file_of(url: str) -> str:
+    return url.removeprefix("sqlite:///")
+
+
+def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
+    url: str, objective: Objective, clean: list[Any]
+) -> None:
+    study = open_study(url)
+    others: list[subprocess.Popen[str]] = []
+
+    def locked(coefficients: np.ndarray) -> float:
+        if len(study.trials()) == 10 and not others:
+            command = [sys.executable, "-c", HOLD_THE_LOCK, file_of(url)]
+            others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            assert others[0].stdout is not None
+            assert others[0].stdout.readline() == "held\n"
+        return objective(coefficients)
+
+    start = time.monotonic()
+    with study.hold():
+        run(study, CoefficientFunction(locked, STEPS, name="locked"))
+    assert others[0].communicate(timeout=30) == ("", None)
+    assert time.monotonic() - start >= 2.5
+    assert trials_of(study) == clean
+
+
+def test_a_dashboard_that_polls_during_a_run_disturbs_nothing(url: str, objective: Objective, clean: list[Any]) -> None:
+    study = open_study(url)
+    ended = threading.Event()
+    seen: list[int] = []
+    errors: list[Exception] = []
+
+    def poll() -> None:
+        while not ended.is_set():
+            try:
+                trials = optuna.load_study(study_name=study.name, storage=url).trials
+                assert [trial.number for trial in trials] == list(range(len(trials)))
+                seen.append(len(trials))
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=poll) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        with study.hold():
+            run(study, objective)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert errors == []
+    assert len(seen) > 3
+    assert trials_of(study) == clean
+
+
+def test_a_reader_never_waits_for_a_reader(url: str) -> None:
+    open_study(url).add_candidate(ONE)
+    reader = open_storage(url, write=False)
+    with sqlite3.connect(file_of(url), isolation_level=None) as other:
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM trials").fetchall()
+        assert len(StoredStudy.open(reader, "e/o/0").trials()) == 1
+
+
+MODULE = """
+import os
+import numpy as np
+from pathlib import Path
+
+calls = 0
+
+def loss(coefficients):
+    global calls
+    calls += 1
+    if calls == 25 and "FILL" in os.environ:
+        with open(os.environ["FILL"], "wb", buffering=0) as filler:
+            try:
+                while True:
+                    filler.write(bytes(4096))
+            except OSError:
+                pass
+    return float(np.square(coefficients - np.linspace(-0.2, 0.4, len(coefficients))).sum())
+"""
+
+STUDY = {
+    "name": "full",
+    "objective": {
+        "file": "function.py",
+        "settings": {"callable": "losses_that_fill:loss", "steps": list(range(10, 310, 10))},
+    },
+    "optimizers": ["LCSC"],
+    "budget": {"evaluations": 60},
+}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a tmpfs of its own needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
+
+
+def lcsc_run(database: Path, *, fill: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", "run", "full.yaml"]
+    environment = {**os.environ, **({} if fill is None else {"FILL": str(fill)})}
+    arguments = [*command, "--storage", f"sqlite:///{database}"]
+    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
+    workplace: Path, small_disk: Path
+) -> None:
+    (workplace / "losses_that_fill.py").write_text(MODULE)
+    (workplace / "full.yaml").write_text(yaml.safe_dump(STUDY))
+    filler, file = small_disk / "filler", small_disk / "studies.db"
+    failed = lcsc_run(file, fill=filler)
+    assert failed.returncode != 0
+    assert "database or disk is full" in failed.stderr
+    assert "run the same command to continue" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    filler.unlink()
+    assert lcsc_run(file).returncode == 0
+    assert lcsc(["run", "full.yaml", "--storage", f"sqlite:///{workplace / 'clean.db'}"]) == 0
+    found, expected = (
+        trials_of(StoredStudy.open(open_storage(f"sqlite:///{path}", write=False), "full/LCSC/0"))
+        for path in (file, workplace / "clean.db")
+    )
+    assert len(found) == 60
+    assert found == expected
+    with sqlite3.connect(file) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.fixture
+def storage(url: str, monkeypatch: pytest.MonkeyPatch) -> optuna.storages.RDBStorage:
+    monkeypatch.setattr(database, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    return open_storage(url, write=True)
+
+
+LOCKED = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database is locked"))
+FULL = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database or disk is full"))
+
+
+def wrapped(error: Exception) -> Exception:
+    try:
+        raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from error
+    except optuna.exceptions.StorageInternalError as internal:
+        return internal
+
+
+def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failures: int) -> int:
+    attempts = 0
+
+    def work() -> int:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= failures:
+            raise error
+        return attempts
+
+    try:
+        in_database(storage, work)
+    except (StudyStoreError, LeaseLostError):
+        return -attempts
+    return attempts
+
+
+def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storages.RDBStorage, capfd: Any) -> None:
+    assert attempts_of(storage, LOCKED, failures=2) == 3
+    assert attempts_of(storage, wrapped(LOCKED), failures=2) == 3
+    assert "database is locked; trying again" in capfd.readouterr().err
+    assert attempts_of(storage, LOCKED, failures=100) == -4
+    assert attempts_of(storage, FULL, failures=1) == -1
+    assert attempts_of(storage, LeaseLostError("taken over"), failures=1) == -1
+
+
+def test_a_lock_that_was_waited_for_long_enough_is_not_waited_for_again(
+    storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "PATIENCE_SECONDS", -1.0)
+    assert attempts_of(storage, LOCKED, failures=1) == -1
+
+
+class ServerError(Exception):
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__("from the server")
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "transient"),
+    [(None, True), ("57P01", True), ("55P03", True), ("40P01", True), ("08006", True), ("53100", False)],
+)
+def test_errors_of_postgresql_are_told_apart_by_their_code(sqlstate: str | None, transient: bool) -> None:
+    assert is_transient(sa.exc.OperationalError("COMMIT", None, ServerError(sqlstate))) is transient
+
+
+MOUNTS = r"""/dev/sda1 / ext4 rw,relatime 0 0
+proc /proc proc rw 0 0
+server:/export /home nfs4 rw,vers=4.2 0 0
+/dev/sdb1 /home/local ext4 rw 0 0
+//nas/share /mnt/my\040share cifs rw 0 0
+me@host:/data /mnt/far fuse.sshfs rw 0 0
+tank /scratch lustre rw 0 0
+server:/auto /over nfs rw 0 0
+/dev/sdc1 /over xfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/studies.db", None),
+        ("/home/me/studies.db", "nfs4"),
+        ("/home/local/studies.db", None),
+        ("/home/locality/studies.db", "nfs4"),
+        ("/homework/studies.db", None),
+        ("/mnt/my share/studies.db", "cifs"),
+        ("/mnt/far/a/b/studies.db", "fuse.sshfs"),
+        ("/scratch/studies.db", "lustre"),
+        ("/over/studies.db", None),
+    ],
+)
+def test_network_file_systems_are_recognised(path: str, kind: str | None) -> None:
+    assert network_file_system(Path(path), MOUNTS) == kind
+
+
+def test_a_database_on_a_network_file_system_is_opened_with_a_warning(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(database, "network_file_system", lambda path, mounts: "nfs4")
+    open_storage(url, write=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lies on a network file system (nfs4)" in line
+    open_storage(url, write=False)
+    assert capsys.readouterr().err == ""

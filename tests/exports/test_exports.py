@@ -1,0 +1,340 @@
+"""A merged model as a file: every form loads where it is meant to, says how it was made, and is made again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, read_checkpoint
+from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine
+from tests.model_studies import STEPS, STUDY, state_dict, write_model_study
+
+STORAGE = "sqlite:///studies.db"
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One finished study for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    file = write_model_study(folder, held_out={"images": 20, "top": 2})
+    storage = f"sqlite:///{folder / 'studies.db'}"
+    assert lcsc(["run", str(file), "--storage", storage]) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(finished_once: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LCSC_STORAGE", f"sqlite:///{finished_once / 'studies.db'}")
+    return finished_once
+
+
+def complaint(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def bits(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.dtype, tuple[int, ...], bytes]]:
+    return {
+        name: (t.dtype, tuple(t.shape), t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for name, t in tensors.items()
+    }
+
+
+def recipe_in(path: str) -> dict[str, object]:
+    with safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()["lcsc_recipe"]))
+
+
+def test_the_chosen_trial_is_exported_with_its_recipe(finished: Path) -> None:
+    assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
+    chosen = study.trials[study.user_attrs["held_out"]["trial"]]
+    recipe = recipe_in("best.safetensors")
+    trajectory = Trajectory.open(finished / "run.trajectory")
+    assert recipe["coefficients"] == chosen.user_attrs["coefficients"]
+    assert (recipe["study"], recipe["trial"], recipe["loss"]) == (STUDY, chosen.number, chosen.value)
+    assert recipe["metrics"] == chosen.user_attrs["metrics"]
+    assert recipe["held_out"] == chosen.user_attrs["held_out"]
+    assert recipe["steps"] == list(STEPS)
+    assert recipe["checkpoint_sha256"] == list(trajectory.checkpoint_sha256)
+    assert recipe["trajectory_sha256"] == trajectory.sha256
+    assert recipe["constant"] == ["constant"]
+    assert (recipe["key"], recipe["method"], recipe["dtype"]) == ("", "linear", None)
+    assert set(recipe["versions"]) == {"python", "torch", "numpy"}  # type: ignore[call-overload]
+    assert str(finished) not in json.dumps(recipe)  # no paths of the machine
+    merged = trajectory.merge(recipe["coefficients"])  # type: ignore[arg-type]
+    exported = load_file("best.safetensors")
+    assert exported.keys() == merged.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(exported[name], tensor)
+    assert not list(Path().glob(".*"))  # nothing half-written is left
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["best.safetensors", "best.pt"])
+def test_every_form_holds_the_same_weights(name: str, dtype: str | None, finished: Path) -> None:
+    options = [] if dtype is None else ["--dtype", dtype]
+    assert lcsc(["export", STUDY, "-o", name, "--trial", "9", *options]) == 0
+    trajectory = Trajectory.open(finished / "run.trajectory")
+    study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
+    combination = Combination.of(trajectory, study.trials[9].user_attrs["coefficients"])
+    expected = recombine(PackedCheckpoints(trajectory), combination, dtype=dtype)
+    assert bits(read_checkpoint(name).tensors) == bits(expected)
+
+
+def test_a_pt_file_loads_with_weights_only(finished: Path) -> None:
+    assert lcsc(["export", STUDY, "-o", "best.pt"]) == 0
+    content = torch.load("best.pt", weights_only=True)
+    assert set(content) == {"state_dict", "lcsc_recipe"}
+    assert json.loads(content["lcsc_recipe"])["study"] == STUDY
+    assert content["state_dict"]["conv.weight"].shape == (6, 5)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "best.pt"])
+def test_a_recipe_is_printed(name: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["export", STUDY, "-o", name]) == 0
+    capsys.readouterr()
+    assert lcsc(["recipe", name, "--format", "json"]) == 0
+    of_file = json.loads(capsys.readouterr().out)
+    assert lcsc(["recipe", STUDY, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == of_file
+    assert lcsc(["recipe", name]) == 0
+    printed = capsys.readouterr().out
+    assert STUDY in printed
+    assert of_file["trajectory_sha256"] in printed
+    assert all(
+        part in printed for part in ("fid", "kid", "on 20 images", "█", "sum abs", of_file["checkpoint_sha256"][4][:12])
+    )
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
+def test_apply_makes_the_same_bits_from_the_files_elsewhere(
+    dtype: str | None, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [] if dtype is None else ["--dtype", dtype]
+    assert lcsc(["export", STUDY, "-o", "best.safetensors", *options]) == 0
+    capsys.readouterr()
+    lcsc(["recipe", "best.safetensors", "--format", "json"])
+    Path("recipe.json").write_text(capsys.readouterr().out)
+    elsewhere = Path("elsewhere")
+    elsewhere.mkdir()
+    for step in STEPS:
+        torch.save({"ema": state_dict(step), "step": step}, elsewhere / f"model{step:06d}.pt")  # another format, too
+    made = {
+        "packed": ["best.safetensors", str(finished / "run.trajectory")],
+        "folder": ["recipe.json", str(finished / "checkpoints")],
+        "files": ["best.safetensors", *map(str, sorted(elsewhere.glob("*.pt"))), "--key", "ema"],
+    }
+    for name, arguments in made.items():
+        assert lcsc(["apply", *arguments, "-o", f"{name}.safetensors"]) == 0
+        assert bits(load_file(f"{name}.safetensors")) == bits(load_file("best.safetensors"))
+        assert recipe_in(f"{name}.safetensors") == recipe_in("best.safetensors")
+
+
+def test_apply_takes_the_state_dict_that_the_recipe_names(finished: Path) -> None:
+    """Left to itself, it would take the average."""
+    lcsc(["export", STUDY, "-o", "best.safetensors"])
+    for step in STEPS:
+        torch.save({"ema": state_dict(step + 1), "model": state_dict(step)}, f"model{step:06d}.pt")
+    Path("recipe.json").write_text(json.dumps({**recipe_in("best.safetensors"), "key": "model"}))
+    assert lcsc(["apply", "recipe.json", "model*.pt", "-o", "again.safetensors"]) == 0
+    assert bits(load_file("again.safetensors")) == bits(load_file("best.safetensors"))
+
+
+def test_apply_depends_neither_on_threads_nor_on_the_processor(finished: Path) -> None:
+    """In a process with other numbers of threads, in which numpy and torch use no wide vectors."""
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+
+    assert lcsc(["export", STUDY, "-o", "best.safetensors", "--dtype", "bfloat16"]) == 0
+    wide = " ".join(feature for feature in __cpu_dispatch__ if __cpu_features__.get(feature))
+    environment = {"OMP_NUM_THREADS": "7", "OPENBLAS_NUM_THREADS": "3", "ATEN_CPU_CAPABILITY": "default"}
+    arguments = ["apply", "best.safetensors", str(finished / "checkpoints"), "-o", "again.safetensors"]
+    command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", *arguments]
+    subprocess.run(command, check=True, env={**os.environ, **environment, "NPY_DISABLE_CPU_FEATURES": wide})
+    assert bits(load_file("again.safetensors")) == bits(load_file("best.safetensors"))
+
+
+def test_apply_to_other_checkpoints_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lcsc(["export", STUDY, "-o", "best.safetensors"])
+    others = Path("others")
+    others.mkdir()
+    for step in STEPS:
+        weights = state_dict(step)
+        if step == 30:
+            weights["conv.weight"][0, 0] += 1e-6
+        save_file(weights, others / f"model{step:06d}.safetensors")
+    capsys.readouterr()
+    assert lcsc(["apply", "best.safetensors", "others", "-o", "out.safetensors"]) == 2
+    assert "model000030.safetensors: not the checkpoint that was combined at step 30" in complaint(capsys)
+    (others / "model000030.safetensors").unlink()
+    assert lcsc(["apply", "best.safetensors", "others", "-o", "out.safetensors"]) == 2
+    assert "missing: 30." in complaint(capsys)
+    assert not Path("out.safetensors").exists()
+
+
+def test_apply_takes_the_steps_that_names_do_not_tell(finished: Path) -> None:
+    lcsc(["export", STUDY, "-o", "best.safetensors"])
+    names = ["a.safetensors", "b.safetensors", "c.safetensors", "d.safetensors", "e.safetensors"]
+    for name, step in zip(names, STEPS, strict=True):
+        save_file(state_dict(step), name)
+    steps = ",".join(map(str, STEPS))
+    assert lcsc(["apply", "best.safetensors", *names, "--steps", steps, "-o", "out.pt"]) == 0
+    assert bits(torch.load("out.pt", weights_only=True)["state_dict"]) == bits(load_file("best.safetensors"))
+
+
+BROKEN = [
+    ({"steps": [10, 20, 30, 50, 40]}, "the steps do not increase"),
+    ({"steps": [10, 20]}, "5 coefficients for 2 steps"),
+    ({"format": 2}, "newer version"),
+    ({"checkpoint_sha256": ["0" * 64]}, "1 hashes for 5 steps"),
+    ({"trajectory_sha256": "../../x"}, "trajectory_sha256"),
+    ({"coefficients": "many"}, "coefficients"),
+    ({"coefficients": [1.0, 1.0, 0.0, 0.0, 0.0]}, "sum to one"),
+    ({"checkpoint_sha256": []}, "export the model again"),
+    ({"method": "lora-products"}, "copy the exported file"),
+    ({"dtype": "int8"}, "dtype"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN)
+def test_a_recipe_that_cannot_be_followed_is_one_line(
+    change: dict[str, object], message: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lcsc(["export", STUDY, "-o", "best.safetensors"])
+    Path("broken.json").write_text(json.dumps({**recipe_in("best.safetensors"), **change}))
+    capsys.readouterr()
+    assert lcsc(["apply", "broken.json", str(finished / "checkpoints"), "-o", "out.safetensors"]) == 2
+    assert message in complaint(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", STUDY, "-o", "best.gguf"], ".gguf is no form of a model"),
+        (["export", STUDY, "-o", "best.pt", "--as", "onnx"], "--as: expected one of safetensors, pt, diffusers, lora"),
+        (["export", STUDY, "-o", "best.pt", "--dtype", "int8"], "--dtype: expected one of float32, float16, bfloat16"),
+        (["export", STUDY, "-o", "best.pt", "--config", "taken"], "--config: is for the form diffusers"),
+        (["export", STUDY, "-o", "best.pt", "--trial", "999"], "trial 999 is not complete"),
+        (["export", STUDY, "-o", "no/best.pt"], "does not exist"),
+        (["export", STUDY, "-o", "taken"], "holds other things than an exported model"),
+        (["export", STUDY, "-o", "taken", "--as", "pt"], "is a folder, which the form pt cannot replace"),
+        (["export", STUDY, "-o", "best"], "has no configuration of diffusers; pass --config FOLDER"),
+        (["export", STUDY, "-o", "best", "--config", "taken"], "no configuration that can be read"),
+        (["export", STUDY, "-o", "best.safetensors", "--as", "lora"], "no LoRA"),
+        (["recipe", "taken"], "holds no recipe"),
+        (["recipe", "nothing.safetensors"], "nothing.safetensors does not exist"),
+        (["recipe", "plain.safetensors"], "holds no recipe"),
+        (["recipe", "evil.pt"], "holds no recipe that can be read"),
+        (["apply", "plain.safetensors", "x.pt", "-o", "y.pt"], "holds no recipe"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    arguments: list[str], message: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("taken").mkdir()
+    Path("taken/thesis.tex").write_text("years of work")
+    save_file({"w": torch.zeros(2)}, "plain.safetensors")
+    Path("evil.pt").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    before = sorted(Path().rglob("*"))
+    assert lcsc([*arguments, *(["--overwrite"] if arguments[3:4] == ["taken"] else [])]) == 2
+    assert message in complaint(capsys)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_an_existing_export_is_kept_unless_told_otherwise(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("best.pt").write_bytes(b"precious")
+    assert lcsc(["export", STUDY, "-o", "best.pt"]) == 2
+    assert "exists already" in complaint(capsys)
+    assert Path("best.pt").read_bytes() == b"precious"
+    assert lcsc(["export", STUDY, "-o", "best.pt", "--overwrite"]) == 0
+    assert "state_dict" in torch.load("best.pt", weights_only=True)
+
+
+def test_a_full_disk_leaves_the_old_model(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("best.safetensors").write_bytes(b"precious")
+
+    def full(_weights: object, path: Path, **_options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lcsc_opt.exports.writing.save_file", full)
+    assert lcsc(["export", STUDY, "-o", "best.safetensors", "--overwrite"]) == 2
+    assert "No space left on device" in complaint(capsys)
+    assert [path.name for path in Path().iterdir()] == ["best.safetensors"]
+    assert Path("best.safetensors").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("steps", [(*STEPS, 60), STEPS])
+def test_other_checkpoints_than_the_study_searched_are_refused(
+    steps: tuple[int, ...], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One more, or as many of the same steps with other weights."""
+    shutil.copy(finished / "studies.db", "other.db")
+    with TrajectoryWriter("other.trajectory") as writer:
+        for step in steps:
+            writer.append(step, {name: tensor + 1 for name, tensor in state_dict(step).items()})
+    study = optuna.load_study(study_name=STUDY, storage="sqlite:///other.db")
+    settings = {"path": "other.trajectory", "delay": 0.0}
+    changed = {**study.user_attrs["specification"], "objective": {"file": "small_model.py", "settings": settings}}
+    study.set_user_attr("specification", changed)
+    assert lcsc(["export", STUDY, "-o", "best.pt", "--storage", "sqlite:///other.db"]) == 2
+    assert "holds other checkpoints than those it was searched on" in complaint(capsys)
+
+
+def test_the_best_model_so_far_is_exported_while_the_study_runs(workplace: Path) -> None:
+    """Without the study's lease, and without disturbing the process that holds it."""
+    study_file = write_model_study(workplace, delay=0.1, budget={"evaluations": 5000}, optimizers=["LCSC"])
+    main = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
+    runner = subprocess.Popen([*main, "run", str(study_file)], stderr=subprocess.PIPE)
+    try:
+        _wait_for_trials(runner, 3)
+        assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
+        assert runner.poll() is None
+        _wait_for_trials(runner, 6)
+    finally:
+        runner.send_signal(signal.SIGINT)
+        stderr = runner.communicate(timeout=120)[1]
+    assert runner.returncode == 130, stderr
+    exported = recipe_in("best.safetensors")
+    study = optuna.load_study(study_name=STUDY, storage=STORAGE)
+    trial = study.trials[int(str(exported["trial"]))]
+    assert (exported["coefficients"], exported["loss"]) == (trial.user_attrs["coefficients"], trial.value)
+    assert exported["held_out"] is None
+    assert all(trial.state != optuna.trial.TrialState.FAIL for trial in study.trials)
+
+
+def _wait_for_trials(runner: subprocess.Popen[bytes], count: int) -> None:
+    while runner.poll() is None:
+        try:
+            with sqlite3.connect("file:studies.db?mode=ro", uri=True) as connection:
+                finished = connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
+        except sqlite3.OperationalError:
+            finished = 0
+        if finished >= count:
+            return
+        time.sleep(0.02)
+    pytest.fail("the study ended early")
+
+
+def test_exporting_writes_nothing_into_the_database(finished: Path) -> None:
+    before = (finished / "studies.db").read_bytes()
+    assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
+    assert (finished / "studies.db").read_bytes() == before

@@ -1,0 +1,107 @@
+"""Every row of the table "Exports" in ``docs/formats.md`` is run as it is printed, and loaded as it says."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.exports import read_recipe
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
+from tests.model_studies import like, state_dict, write_model_study
+
+PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
+
+
+def rows() -> dict[str, str]:
+    """First cell → command in the last cell, of the table under "Exports"."""
+    section = PAGE.read_text().split("\n## Exports\n")[1].split("\n## ")[0]
+    cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("| ")]
+    return {row[0].strip(): row[-1].strip().strip("`") for row in cells[1:]}
+
+
+def unet() -> Any:
+    prepare_torchvision()
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8,), "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "add_attention": False}
+    return UNet2DModel(**shape, **blocks, layers_per_block=1)
+
+
+def conditional_unet() -> Any:
+    prepare_torchvision()
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "cross_attention_dim": 8, "attention_head_dim": 4}
+    return UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, **blocks, **sizes)
+
+
+ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+LORA = {f"unet.{ATTENTION}.lora_A.weight": torch.zeros(2, 8), f"unet.{ATTENTION}.lora_B.weight": torch.zeros(8, 2)}
+
+
+def load_model(path: Path) -> dict[str, Tensor]:
+    from diffusers import UNet2DModel
+
+    model, info = UNet2DModel.from_pretrained(path, output_loading_info=True, low_cpu_mem_usage=False)
+    assert not any(info.values()), info
+    return dict(model.state_dict())
+
+
+def load_lora(path: Path) -> dict[str, Tensor]:
+    """Through diffusers, into a U-Net's adapter, and out of its layer again."""
+    from diffusers import StableDiffusionPipeline
+
+    network = conditional_unet()
+    tensors, alphas = StableDiffusionPipeline.lora_state_dict(path)
+    StableDiffusionPipeline.load_lora_into_unet(tensors, network_alphas=alphas, unet=network, adapter_name="best")
+    layer = network.get_submodule(ATTENTION)
+    factors = {"lora_A": layer.lora_A["best"].weight, "lora_B": layer.lora_B["best"].weight}
+    assert layer.scaling["best"] == 1.0
+    return {f"unet.{ATTENTION}.{name}.weight": factor.detach().to(torch.float16) for name, factor in factors.items()}
+
+
+FORMS: dict[str, tuple[Any, Any]] = {
+    "safetensors": (lambda: None, load_file),
+    "PyTorch": (lambda: None, lambda path: torch.load(path, weights_only=True)["state_dict"]),
+    "diffusers": (lambda: dict(unet().state_dict()), load_model),
+    "LoRA": (lambda: LORA, load_lora),
+}
+
+
+def test_the_page_lists_what_is_tested() -> None:
+    assert rows().keys() == FORMS.keys()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) -> None:
+    template, load = FORMS[form]
+    made = template()
+    weights = state_dict if made is None else functools.partial(like, made)
+    file = write_model_study(workplace, weights=weights, name="digits", optimizers=["LCSC"], budget={"evaluations": 8})
+    assert lcsc(["run", str(file)]) == 0
+    if form == "diffusers":
+        unet().save_pretrained("model")
+    _, *arguments = shlex.split(rows()[form])
+    assert lcsc(arguments) == 0
+    path = Path(arguments[arguments.index("-o") + 1])
+    recipe = read_recipe(path)
+    trajectory = Trajectory.open("run.trajectory")
+    expected = recombine(PackedCheckpoints(trajectory), recipe.combination(), dtype=recipe.dtype)
+    loaded = load(path)
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())

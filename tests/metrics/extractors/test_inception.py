@@ -1,0 +1,238 @@
+"""The Inception extractor, with random weights in the real file's format, and the import that it needs."""
+
+import copy
+import sys
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+
+from lcsc_opt.base import imports as torchvision_import
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.metrics import FeatureExtractor, extract
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, features_with_graph
+from lcsc_opt.metrics.extractors.inception import InceptionExtractor
+from lcsc_opt.metrics.extractors.network import to_bytes, to_levels
+from tests.metrics import network_files
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    return network_files.random_inception()
+
+
+@pytest.fixture(scope="module")
+def weights(theirs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(theirs.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def extractor(weights):
+    state = torch.random.get_rng_state()
+    built = InceptionExtractor(weights)
+    assert torch.equal(torch.random.get_rng_state(), state), "building drew from the global generator"
+    return built
+
+
+def images_of(channels, count=2):
+    return torch.rand(count, channels, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_features_are_those_of_torch_fidelity(extractor, theirs):
+    images = images_of(3)
+    as_written = ((images + 1) / 2 * 255).round().to(torch.uint8)
+    features = extract(extractor, images)
+    np.testing.assert_allclose(features, theirs(as_written)[0].double().numpy(), rtol=1e-5, atol=1e-7)
+    assert features.std() > 0
+
+
+def test_one_pass_gives_features_and_the_logits_of_torch_fidelity(extractor, theirs):
+    images = images_of(3)
+    features, logits = extractor.features_and_logits(images)
+    expected = theirs(to_bytes(images))
+    assert torch.equal(features, expected[0])
+    assert torch.equal(logits, expected[1])
+    assert isinstance(extractor, ClassifyingExtractor)
+
+
+def test_features_with_a_graph_are_the_same_bit_for_bit(extractor):
+    images = images_of(3)
+    with torch.inference_mode():
+        expected = extractor(images)
+    features = features_with_graph(extractor, images.requires_grad_())
+    assert torch.equal(features.detach(), expected)
+
+
+def test_gradient_of_the_network_is_that_of_central_differences(extractor):
+    """In float64, around levels that nothing rounds."""
+    double = copy.copy(extractor)
+    double._network = copy.deepcopy(extractor._network).double()
+    levels = to_levels(images_of(3, 1)).double().requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    weights, step = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (2048, levels.shape))
+    (gradient,) = torch.autograd.grad(double._of_levels(levels)[0] @ weights, levels)
+    with torch.inference_mode():
+        ahead, behind = (double._of_levels(levels + sign * 1e-6 * step)[0] @ weights for sign in (1, -1))
+    assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5)
+
+
+def test_following_the_gradient_changes_features_of_rounded_images_as_it_says(extractor):
+    network_files.assert_gradient_leads(extractor, images_of(3))
+
+
+def test_extractor_keeps_its_contract(extractor):
+    features = extractor(images_of(3, 1))
+    assert isinstance(extractor, FeatureExtractor)
+    assert features.shape == (1, extractor.dimension) == (1, 2048)
+    assert features.dtype == torch.float32
+    assert extractor.name.startswith("inception-v3-2048-")
+
+
+def test_grey_images_are_repeated_to_three_channels(extractor):
+    grey = images_of(1, 1)
+    assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
+
+
+def test_bytes_are_the_nearest_levels():
+    levels = torch.arange(256)
+    assert torch.equal(to_bytes(levels / 127.5 - 1), levels.to(torch.uint8))
+    assert torch.equal(to_bytes((levels + 0.4) / 127.5 - 1)[:255], levels[:255].to(torch.uint8))
+    assert to_bytes(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (2, 2, 8, 8), (3, 8, 8)])
+def test_images_of_another_shape_are_refused(extractor, shape):
+    with pytest.raises(MetricError, match="1 or 3"):
+        extractor(torch.zeros(shape))
+
+
+class Explosive:
+    def __reduce__(self):
+        return (pytest.fail, ("the file was executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": Explosive()}, "cannot be read as weights alone"),
+        (torch.nn.Linear(2, 2), "cannot be read as weights alone"),
+        ([torch.zeros(2)], "is no state dict"),
+        ({"state_dict": {"a": torch.zeros(2)}}, "is no state dict"),
+        ({"fc.weight": torch.full((2, 2), torch.nan)}, "not finite"),
+        ({"fc.weight": torch.zeros(2, 2)}, "belongs to another network"),
+    ],
+)
+def test_files_that_are_no_inception_weights_are_refused(tmp_path, content, message):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(MetricError, match=message) as caught:
+        InceptionExtractor(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_broken_and_missing_files_are_refused(tmp_path):
+    (tmp_path / "text.pth").write_text("these are no weights")
+    with pytest.raises(MetricError, match="cannot be read as weights alone"):
+        InceptionExtractor(tmp_path / "text.pth")
+    with pytest.raises(MetricError, match="does not exist"):
+        InceptionExtractor(tmp_path / "missing.pth")
+
+
+def test_weights_in_the_hub_folder_are_found(tmp_path, monkeypatch, weights, extractor):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "weights-inception-2015-12-05-6726825d.pth").symlink_to(weights)
+    assert InceptionExtractor().name == extractor.name
+
+
+def test_failed_download_says_where_to_put_the_file(tmp_path, monkeypatch):
+    asked = {}
+
+    def no_network(url, destination, hash_prefix):
+        asked.update(url=url, hash_prefix=hash_prefix)
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(MetricError, match="no route to host") as caught:
+        InceptionExtractor()
+    assert str(tmp_path / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth") in str(caught.value)
+    assert asked["hash_prefix"] == "6726825d"
+    assert asked["url"] in str(caught.value)
+
+
+def test_missing_torch_fidelity_is_named(monkeypatch, tmp_path):
+    for name in ("torch_fidelity", "torch_fidelity.feature_extractor_inceptionv3"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MetricError, match="needs torch-fidelity"):
+        InceptionExtractor(tmp_path / "weights.pth")
+
+
+@pytest.fixture
+def without_torchvision(monkeypatch):
+    """As in a new process; what is imported now comes back afterwards."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+class Importer:
+    """Stands for ``importlib.import_module``: raises the given errors in turn, then succeeds."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+        self.stand_ins = []
+
+    def __call__(self, name):
+        self.stand_ins.append(torchvision_import.STAND_IN in sys.modules)
+        sys.modules["torchvision.half"] = sys
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+MISSING_OPERATOR = "operator torchvision::nms does not exist"
+
+
+@pytest.fixture
+def importing(monkeypatch, without_torchvision):
+    def replace(*errors):
+        importer = Importer(*errors)
+        monkeypatch.setattr(torchvision_import.importlib, "import_module", importer)
+        return importer
+
+    yield replace
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def test_nothing_stands_in_where_torchvision_imports(importing):
+    importer = importing()
+    prepare_torchvision()
+    assert importer.stand_ins == [False]
+
+
+def test_missing_operators_are_stood_in_for(importing):
+    importer = importing(RuntimeError(MISSING_OPERATOR))
+    prepare_torchvision()
+    assert importer.stand_ins == [False, True]
+
+
+@pytest.mark.parametrize(
+    "errors", [(RuntimeError("something else"),), (RuntimeError(MISSING_OPERATOR), OSError("still broken"))]
+)
+def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(importing, errors):
+    importing(*errors)
+    with pytest.raises(ImportError, match="install the torchvision that belongs to this torch"):
+        prepare_torchvision()
+    assert torchvision_import.STAND_IN not in sys.modules
+
+
+def test_missing_torchvision_is_left_alone(monkeypatch, without_torchvision):
+    monkeypatch.setattr(torchvision_import.importlib.util, "find_spec", lambda name: None)
+    prepare_torchvision()
+    assert "torchvision" not in sys.modules

@@ -1,0 +1,335 @@
+"""The setting ``reference``: every layout that public code bases write, and what is kept in the cache."""
+
+import pickle
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.metrics.reference.building import build_reference, references_by_extractor
+from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from tests.metrics import network_files
+
+D = 12
+
+
+class Pixels:
+    name, dimension = "pixels-1", D
+
+    def __init__(self, name="pixels-1"):
+        self.name, self.seen = name, 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return images.flatten(1)
+
+
+def images(count=30):
+    """``[count, 2, 2, 3]`` uint8."""
+    return np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+
+
+def features(count=30):
+    return torch.from_numpy(images(count)).permute(0, 3, 1, 2).flatten(1).float().numpy() / 127.5 - 1
+
+
+def mean_and_covariance(count=30):
+    return features(count).mean(0).astype(np.float64), np.cov(features(count), rowvar=False).astype(np.float64)
+
+
+def write_folder(path):
+    path.mkdir()
+    for i, image in enumerate(images()):
+        Image.fromarray(image).save(path / f"{i:03}.png")
+    return path
+
+
+def build(path, alias="inception", extractor=None, *, need=False, cache=None, batch_size=7):
+    return build_reference(
+        str(path),
+        alias,
+        extractor or Pixels(),
+        features=need,
+        batch_size=batch_size,
+        cache=cache or path.parent / "cache",
+    )
+
+
+def assert_is_reference(reference, *, with_features):
+    mean, cov = mean_and_covariance()
+    np.testing.assert_allclose(reference.statistics.mean, mean, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(reference.statistics.cov, cov, rtol=1e-5, atol=1e-7)
+    assert reference.frechet.distance(mean, cov) == pytest.approx(0, abs=1e-6)
+    if with_features:
+        np.testing.assert_allclose(reference.features, features(), rtol=0, atol=1e-6)
+    else:
+        with pytest.raises(MetricError, match="mean and covariance only"):
+            _ = reference.features
+
+
+@pytest.mark.parametrize("need", [False, True])
+def test_a_folder_of_images(tmp_path, need):
+    reference = build(write_folder(tmp_path / "real"), need=need)
+    assert_is_reference(reference, with_features=need)
+    assert reference.size == (2, 2)
+    assert reference.statistics.count == 30
+
+
+def write_edm(path, mean, cov):
+    np.savez(path, mu=mean, sigma=cov)
+
+
+def write_adm(path, mean, cov):
+    """guided-diffusion's VIRTUAL files: images without a name, statistics of two layers."""
+    np.savez_compressed(path, images(), mu=mean, sigma=cov, mu_s=np.zeros(5), sigma_s=np.eye(5))
+
+
+def write_ours(path, mean, cov):
+    ReferenceStatistics(mean, cov, 30, "pixels-1").save(path)
+
+
+@pytest.mark.parametrize("write", [write_edm, write_adm, write_ours])
+def test_statistics_of_pytorch_fid_clean_fid_edm_and_adm(tmp_path, write):
+    write(tmp_path / "stats.npz", *mean_and_covariance())
+    extractor = Pixels()
+    assert_is_reference(build(tmp_path / "stats.npz", extractor=extractor), with_features=False)
+    assert extractor.seen == 0
+
+
+def test_adms_statistics_are_inceptions_and_its_images_serve_the_rest(tmp_path):
+    mean, cov = mean_and_covariance()
+    write_adm(tmp_path / "VIRTUAL.npz", mean + 1, cov)  # published: of more images than the file holds
+    inception = build(tmp_path / "VIRTUAL.npz", need=True)
+    np.testing.assert_allclose(inception.statistics.mean, mean + 1)
+    np.testing.assert_allclose(inception.features, features(), rtol=0, atol=1e-6)
+    assert_is_reference(build(tmp_path / "VIRTUAL.npz", "clip"), with_features=False)
+    assert_is_reference(build(tmp_path / "VIRTUAL.npz", "clip", need=True), with_features=True)
+
+
+def test_images_alone_in_an_npz(tmp_path):
+    np.savez(tmp_path / "samples.npz", images())
+    assert_is_reference(build(tmp_path / "samples.npz", need=True), with_features=True)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+def test_saved_features(tmp_path, suffix):
+    path = tmp_path / f"features{suffix}"
+    if suffix == ".npy":
+        np.save(path, features().astype(np.float64))
+    elif suffix == ".npz":
+        np.savez(path, features=features())
+    else:
+        save_file({"features": features()}, path)
+    extractor = Pixels()
+    assert_is_reference(build(path, extractor=extractor, need=True), with_features=True)
+    assert extractor.seen == 0
+
+
+def test_statistics_in_safetensors(tmp_path):
+    mean, cov = mean_and_covariance()
+    save_file({"mu": mean, "sigma": cov}, tmp_path / "stats.safetensors")
+    assert_is_reference(build(tmp_path / "stats.safetensors"), with_features=False)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.dtype(">f8")])
+def test_edm2s_statistics(tmp_path, protocol, dtype, capsys):
+    mean, cov = (array.astype(dtype) for array in mean_and_covariance())
+    other = {"mu": np.zeros(3), "sigma": np.eye(3)}
+    stored = {"num_images": 30, "fid": {"mu": mean, "sigma": np.asfortranarray(cov)}, "fd_dinov2": other}
+    (tmp_path / "img512.pkl").write_bytes(pickle.dumps(stored, protocol))
+    reference = build(tmp_path / "img512.pkl")
+    assert_is_reference(reference, with_features=False)
+    assert reference.statistics.count == 30
+    assert capsys.readouterr().err == ""
+    assert build(tmp_path / "img512.pkl", "dinov2").statistics.dimension == 3
+    assert "EDM2 scales images for DINOv2 another way" in capsys.readouterr().err
+
+
+class Explosive:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the file was executed')",))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"fid": Explosive()}), "exec; only dictionaries of arrays are read"),
+        (pickle.dumps({"fid": {"mu": np.array([print]), "sigma": 0}}), "only dictionaries of arrays"),
+        (pickle.dumps({"fid": {"mu": 1.0, "sigma": 2.0}}), "no arrays where mu and sigma should be"),
+        (pickle.dumps({"fid": {"mu": np.array(["x"]), "sigma": np.eye(2)}}), "something else than numbers"),
+        (pickle.dumps({"fid": {}}), "no statistics for inception"),
+        (pickle.dumps([1]), "no statistics for inception"),
+        (b"\x80\x04", "broken pickle"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", r"broken pickle \(memo\)"),
+        (b"cos\nsystem\n(S'true'\ntR.", "wants os.system"),
+    ],
+)
+def test_nothing_in_a_pickle_is_executed(tmp_path, content, message):
+    path = tmp_path / "stats.pkl"
+    path.write_bytes(content)
+    with pytest.raises(MetricError, match=message) as caught:
+        build(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".npz"])
+def test_damaged_files_are_one_line(tmp_path, suffix):
+    mean, cov = mean_and_covariance()
+    path, generator, refused = tmp_path / f"stats{suffix}", random.Random(0), []
+    if suffix == ".npz":
+        write_edm(path, mean, cov)
+    else:
+        path.write_bytes(pickle.dumps({"fid": {"mu": mean, "sigma": cov}}))
+    content = path.read_bytes()
+    for _ in range(100):
+        path.write_bytes(network_files.damaged(content, generator))
+        try:
+            build(path)
+        except MetricError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert not any("\n" in message for message in refused)
+
+
+def test_an_object_array_in_an_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "bad.npz", features=np.array([Explosive()], dtype=object))
+    np.save(tmp_path / "bad.npy", np.array([Explosive()], dtype=object))
+    for name in ("bad.npz", "bad.npy"):
+        with pytest.raises(MetricError, match="cannot be read"):
+            build(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["stats.npz", "img512.pkl"])
+def test_metrics_of_features_need_more_than_statistics(tmp_path, name):
+    mean, cov = mean_and_covariance()
+    write_edm(tmp_path / "stats.npz", mean, cov)
+    (tmp_path / "img512.pkl").write_bytes(pickle.dumps({"fid": {"mu": mean, "sigma": cov}}))
+    with pytest.raises(MetricError, match="give the images themselves") as caught:
+        build(tmp_path / name, need=True)
+    assert str(caught.value).startswith(str(tmp_path / name))
+
+
+def test_references_of_another_extractor_are_refused(tmp_path):
+    write_ours(tmp_path / "stats.npz", *mean_and_covariance())
+    with pytest.raises(MetricError, match="was computed with pixels-1 and not with pixels-2"):
+        build(tmp_path / "stats.npz", extractor=Pixels("pixels-2"))
+    np.save(tmp_path / "features.npy", features()[:, :5])
+    with pytest.raises(MetricError, match="has 5 features and the extractor pixels-1 12"):
+        build(tmp_path / "features.npy")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.npz", b"no zip", "cannot be read"),
+        ("a.npy", b"no array", "cannot be read"),
+        ("a.safetensors", b"12345678901", "cannot be read"),
+        ("a.txt", b"", r"is no reference; expected a folder of images, .zip, .npz"),
+    ],
+)
+def test_broken_and_unknown_files_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MetricError, match=message) as caught:
+        build(tmp_path / name)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("array", [np.zeros(3), np.zeros((1, D)), np.zeros((3, D), dtype=np.int64)])
+def test_arrays_that_are_no_features_are_refused(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(MetricError, match="expected features"):
+        build(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.full((3, D), np.nan))
+    with pytest.raises(MetricError, match="not finite"):
+        build(tmp_path / "a.npy")
+
+
+def test_a_reference_that_is_not_there_names_the_datasets(tmp_path):
+    with pytest.raises(MetricError, match="does not exist, and no dataset is called so; known: cifar10-train"):
+        build(tmp_path / "real")
+
+
+def test_a_folder_called_like_a_dataset_is_the_folder(tmp_path, monkeypatch):
+    write_folder(tmp_path / "cifar10-train")
+    monkeypatch.chdir(tmp_path)
+    reference = build_reference(
+        "cifar10-train", "inception", Pixels(), features=False, batch_size=8, cache=tmp_path / "cache"
+    )
+    assert_is_reference(reference, with_features=False)
+
+
+def test_a_dataset_by_name(tmp_path, monkeypatch):
+    prepare_torchvision()
+    datasets = types.SimpleNamespace(CIFAR10=lambda root, *, download, train: types.SimpleNamespace(data=images()))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    monkeypatch.setattr("torchvision.datasets", datasets)
+    for setting in ("cifar10-train", {"torchvision": "CIFAR10"}):
+        reference = build_reference(
+            setting, "inception", Pixels(), features=True, batch_size=8, cache=tmp_path / "cache"
+        )
+        assert_is_reference(reference, with_features=True)
+
+
+def test_features_are_extracted_once_for_the_same_images_and_extractor(tmp_path):
+    folder, extractor, cache = write_folder(tmp_path / "real"), Pixels(), tmp_path / "cache"
+    first = build(folder, extractor=extractor, cache=cache)
+    again = build(folder, extractor=extractor, cache=cache, batch_size=30)
+    assert extractor.seen == 30
+    assert first.identity == again.identity
+    with_features = build(folder, extractor=extractor, need=True, cache=cache)
+    assert extractor.seen == 60
+    assert build(folder, extractor=extractor, need=True, cache=cache).features.shape == (30, D)
+    assert extractor.seen == 60
+    assert with_features.identity == first.identity
+    other = Pixels("pixels-2")
+    assert build(folder, extractor=other, cache=cache).identity != first.identity
+    assert other.seen == 30
+
+
+def test_statistics_of_many_batches_are_those_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("lcsc_opt.metrics.reference.building.ROWS", 8)
+    assert_is_reference(build(write_folder(tmp_path / "real"), batch_size=3), with_features=False)
+    np.save(tmp_path / "features.npy", features())
+    expected = FeatureStatistics.from_features(features())
+    found = build(tmp_path / "features.npy").statistics
+    np.testing.assert_allclose(found.cov, expected.covariance, rtol=1e-12, atol=1e-14)
+
+
+def test_a_broken_cache_says_what_to_remove(tmp_path):
+    folder, cache = write_folder(tmp_path / "real"), tmp_path / "cache"
+    build(folder, need=True, cache=cache)
+    (path,) = (cache / "references").glob("*.npy")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(MetricError, match="remove it") as caught:
+        build(folder, need=True, cache=cache)
+    assert str(path) in str(caught.value)
+
+
+def test_features_in_the_cache_can_be_used_by_torch_without_a_copy(tmp_path):
+    reference = build(write_folder(tmp_path / "real"), need=True)
+    assert torch.from_numpy(reference.features).shape == (30, D)
+
+
+def test_one_image_is_no_reference(tmp_path):
+    (tmp_path / "real").mkdir()
+    Image.fromarray(images(1)[0]).save(tmp_path / "real" / "a.png")
+    with pytest.raises(MetricError, match="at least two"):
+        build(tmp_path / "real")
+
+
+def test_one_setting_serves_all_extractors():
+    assert references_by_extractor("real", ["inception", "clip"]) == {"inception": "real", "clip": "real"}
+    dataset = {"torchvision": "CIFAR10"}
+    assert references_by_extractor(dataset, ["inception"]) == {"inception": dataset}
+    assert references_by_extractor({"clip": dataset}, ["clip"]) == {"clip": dataset}
+    assert references_by_extractor(None, ["inception"]) == {}

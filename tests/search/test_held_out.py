@@ -1,0 +1,250 @@
+"""The final choice: on which noise, how often, beside which baselines, and what is not measured twice."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import optuna
+import pytest
+
+from lcsc_opt.base.errors import ObjectiveError, SearchFailedError
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.base.study_file import HeldOutSpec
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
+from tests.model_studies import EMA_STUDY, STUDY, write_model_study
+
+STORAGE = "sqlite:///studies.db"
+
+
+class Recording(Objective):
+    """Remembers what it was asked for; its loss depends on the coefficients and the noise."""
+
+    steps = (100, 200, 300)
+
+    def __init__(self, *, broken: object = None) -> None:
+        self.asked: list[tuple[float, str, int, int | None]] = []
+        self._broken = broken
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        noise = candidate.noise
+        self.asked.append((float(candidate.coefficients[0]), noise.group, noise.seed, candidate.images))
+        if self._broken in (noise.seed, float(candidate.coefficients[0])):
+            raise RuntimeError("out of memory")
+        loss = float((candidate.coefficients**2).sum()) + noise.seed**2
+        return Evaluation(loss, {"fid": loss, "kid": loss / 2}, Cost())
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "recording"}
+
+    def groups(self) -> list[tuple[str, int]]:
+        return [(group, seed) for _, group, seed, _ in self.asked]
+
+
+@pytest.fixture
+def study(url: str) -> StoredStudy:
+    from analysis.study_examples import write_study
+
+    return write_study(open_storage(url, write=True), STUDY, [3.0, 1.0, 2.0, None, 1.5])
+
+
+def grid(study: StoredStudy, **attributes: object) -> StoredStudy:
+    from analysis.study_examples import write_study
+
+    return write_study(study.storage, EMA_STUDY, [5.0, 6.0, 4.0], **attributes)  # type: ignore[arg-type]
+
+
+def test_several_groups_are_reported_with_their_spread(study: StoredStudy) -> None:
+    objective = Recording()
+    report = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=3))
+    assert objective.groups() == [("selection", 0)] * 2 + [("held-out", 0), ("held-out", 1), ("held-out", 2)]
+    assert {images for *_, images in objective.asked} == {20}
+    losses = [group["loss"] for group in report["groups"]]
+    assert [group["seed"] for group in report["groups"]] == [0, 1, 2]
+    assert report["loss"] == pytest.approx(statistics.fmean(losses))
+    assert report["loss_std"] == pytest.approx(statistics.stdev(losses))
+    assert report["metrics"]["kid"] == pytest.approx(report["loss"] / 2)
+    assert report["metrics_std"]["kid"] == pytest.approx(report["loss_std"] / 2)
+    assert study.attributes["held_out"] == report
+
+
+def test_one_group_is_reported_as_before(study: StoredStudy) -> None:
+    report = score_held_out(study, Recording(), HeldOutPlan(images=20, top=2))
+    assert report["loss"] == report["metrics"]["fid"] == report["groups"][0]["loss"]
+    assert not {"loss_std", "metrics_std", "baselines"} & set(report)
+    [trial] = [trial for trial in study.trials() if trial.number == report["trial"]]
+    assert (trial.user_attrs["held_out"]["loss"], trial.user_attrs["held_out"]["images"]) == (report["loss"], 20)
+
+
+def test_more_groups_do_not_measure_the_known_ones_again(study: StoredStudy) -> None:
+    first = score_held_out(study, Recording(), HeldOutPlan(images=20, top=2))
+    objective = Recording()
+    report = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=2))
+    assert objective.groups() == [("held-out", 1)]
+    assert report["groups"][0]["loss"] == first["loss"]
+    objective = Recording()
+    again = score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=1, first_group=1))
+    assert objective.asked == []
+    assert (again["groups"][0]["seed"], again["loss"]) == (1, report["groups"][1]["loss"])
+    objective = Recording()
+    score_held_out(study, objective, HeldOutPlan(images=30, top=2))
+    assert objective.groups() == [("selection", 0)] * 2 + [("held-out", 0)]  # other images are another measurement
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(study: StoredStudy) -> None:
+    with pytest.raises(SearchFailedError, match="held-out noise: RuntimeError: out of memory"):
+        score_held_out(study, Recording(broken=2), HeldOutPlan(images=20, top=2, groups=3))
+    objective = Recording()
+    score_held_out(study, objective, HeldOutPlan(images=20, top=2, groups=3))
+    assert objective.groups() == [("held-out", 2)]
+
+
+def test_what_was_stored_before_there_were_groups_is_group_zero(study: StoredStudy) -> None:
+    from lcsc_opt.database.store import TrialKey
+
+    for trial in study.trials():
+        if trial.value is not None:
+            old = {"loss": 7.5, "metrics": {"fid": 7.5}, "images": 20}
+            study.annotate(TrialKey.of(trial), {"held_out": old, "selection": old})
+    objective = Recording()
+    report = score_held_out(study, objective, HeldOutPlan(images=20, top=2))
+    assert objective.asked == []
+    assert report["loss"] == 7.5
+
+
+def test_ema_star_is_measured_on_the_same_noise(study: StoredStudy) -> None:
+    ema = grid(study)
+    before = ema.attributes, [trial.user_attrs for trial in ema.trials()]
+    objective = Recording()
+    plan = HeldOutPlan(images=20, top=1, groups=2, baselines=True)
+    report = score_held_out(study, objective, plan)
+    assert objective.groups() == [("selection", 0), *([("held-out", 0), ("held-out", 1)] * 2)]
+    beside = report["baselines"]["EMA*"]
+    assert (beside["study"], beside["trial"]) == (EMA_STUDY, 2)
+    assert objective.asked[-1][0] == -0.5  # the coefficients of its trial 2
+    assert [group["seed"] for group in beside["groups"]] == [0, 1]
+    assert study.attributes["held_out"] == report
+    assert (ema.attributes, [trial.user_attrs for trial in ema.trials()]) == before  # another study's lease
+
+
+def test_what_the_grid_has_measured_is_taken_from_there(study: StoredStudy) -> None:
+    ema = grid(study)
+    score_held_out(ema, Recording(), HeldOutPlan(images=20, top=3))
+    objective = Recording()
+    score_held_out(study, objective, HeldOutPlan(images=20, top=1, groups=2, baselines=True))
+    assert objective.groups() == [("selection", 0), ("held-out", 0), ("held-out", 1), ("held-out", 1)]
+
+
+def test_without_a_grid_the_last_checkpoint_and_one_ema_stand_in(
+    study: StoredStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = score_held_out(study, Recording(), HeldOutPlan(images=20, top=1, baselines=True))
+    assert list(report["baselines"]) == ["last checkpoint", "default EMA"]
+    assert report["baselines"]["last checkpoint"]["loss"] == 1.0  # coefficients 0, 0, 1
+    assert "--optimizer EMAGrid" in capsys.readouterr().err
+
+
+def test_a_grid_of_another_objective_is_not_ema_star(study: StoredStudy) -> None:
+    grid(study).set_attribute("fingerprint", {"objective": {"kind": "other"}, "environment": {}})
+    report = score_held_out(study, Recording(), HeldOutPlan(images=20, top=1, baselines=True))
+    assert "EMA*" not in report["baselines"]
+
+
+def test_a_grid_has_no_baseline_but_itself(study: StoredStudy) -> None:
+    assert "baselines" not in score_held_out(grid(study), Recording(), HeldOutPlan(images=20, top=1, baselines=True))
+
+
+def test_a_baseline_that_fails_does_not_lose_the_report(study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    grid(study)
+    report = score_held_out(study, Recording(broken=-0.5), HeldOutPlan(images=20, top=1, baselines=True))
+    assert report["baselines"] == {}
+    assert study.attributes["held_out"] == report
+    assert "out of memory; it is left out" in capsys.readouterr().err
+
+
+def test_options_come_before_the_study_file_and_that_before_the_defaults() -> None:
+    assert HeldOutPlan.of(None) == HeldOutPlan(DEFAULT_IMAGES, 5, baselines=True)
+    assert DEFAULT_IMAGES == 50_000
+    spec = HeldOutSpec(images=300, top=2)
+    assert HeldOutPlan.of(spec) == HeldOutPlan(300, 2, baselines=True)
+    assert HeldOutPlan.of(spec, images=10, top=1, groups=3, first_group=4) == HeldOutPlan(10, 1, 3, 4, baselines=True)
+
+
+@pytest.fixture
+def finished(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert lcsc(["run", str(write_model_study(workplace))]) == 0
+    capsys.readouterr()
+    return workplace
+
+
+def test_evaluate_prints_every_metric_and_ema_star(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["evaluate", STUDY, "--images", "30", "--groups", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "30 images, noise groups 0, 1, 2" in printed
+    assert "EMA*: small/EMAGrid/0" in printed
+    assert all(column in printed for column in ("fid", "kid", "±"))
+
+    assert lcsc(["evaluate", STUDY, "--images", "30", "--groups", "3", "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["loss"] < report["baselines"]["EMA*"]["loss"]
+    assert set(report["metrics_std"]) == {"fid", "kid"}
+    assert optuna.load_study(study_name=STUDY, storage=STORAGE).user_attrs["held_out"] == report
+
+
+def test_evaluate_takes_the_study_files_images_or_fifty_thousand(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lcsc(["run", str(write_model_study(workplace)), "--optimizer", "LCSC"])
+    capsys.readouterr()
+    assert lcsc(["evaluate", STUDY, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 50_000
+    Path("studies.db").unlink()
+    (workplace / "run.trajectory" / "manifest.json").unlink()
+    (workplace / "run.trajectory" / "weights.bin").unlink()
+    (workplace / "run.trajectory").rmdir()
+    lcsc(["run", str(write_model_study(workplace, held_out={"images": 40, "top": 3})), "--optimizer", "LCSC"])
+    capsys.readouterr()
+    assert lcsc(["evaluate", STUDY, "--format", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["images"], len(report["chosen_from"])) == (40, 3)
+
+
+def test_evaluate_refuses_an_objective_that_has_changed(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optuna.load_study(study_name=STUDY, storage=STORAGE)
+    fingerprint = study.user_attrs["fingerprint"]
+    study.set_user_attr("fingerprint", {**fingerprint, "objective": {**fingerprint["objective"], "kind": "FID"}})
+    assert lcsc(["evaluate", STUDY]) == 2
+    assert "the stored study differs: fingerprint.objective.kind" in capsys.readouterr().err
+
+
+class Flaky(Recording):
+    """Its first evaluation fails with ``error``."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def evaluate(self, candidate: Candidate) -> Evaluation:
+        evaluation = super().evaluate(candidate)
+        if len(self.asked) == 1:
+            raise self._error
+        return evaluation
+
+
+def test_what_may_go_well_another_time_is_tried_again(study: StoredStudy) -> None:
+    objective = Flaky(OSError("a worker died"))
+    report = score_held_out(study, objective, HeldOutPlan(images=20, top=1))
+    assert objective.groups() == [("selection", 0), ("selection", 0), ("held-out", 0)]
+    assert report == score_held_out(study, Recording(), HeldOutPlan(images=20, top=1))
+
+
+def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None:
+    objective = Flaky(ObjectiveError("no such device"))
+    with pytest.raises(SearchFailedError, match="no such device"):
+        score_held_out(study, objective, HeldOutPlan(images=20, top=1))
+    assert objective.groups() == [("selection", 0)]

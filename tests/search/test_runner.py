@@ -1,0 +1,451 @@
+from __future__ import annotations
+
+import gc
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from lcsc_opt.base.errors import ReplayError, SearchFailedError, StudyMismatchError
+from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, WorkerPool, evaluate_safely
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search, window
+
+STEPS = tuple(range(100, 2100, 100))
+EVALUATIONS = 30
+
+
+class Interrupted(BaseException):
+    """What a signal does to a process."""
+
+
+class ShuffledEvaluator:
+    """Finishes candidates in another order than they came in."""
+
+    def __init__(self, objective: Objective, workers: int, seed: int) -> None:
+        self.workers, self._objective, self._random = workers, objective, random.Random(seed)
+
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        delay = self._random.random() * 0.02
+        outcome = evaluate_safely(self._objective, candidate, gradient=gradient)
+        threading.Timer(delay, lambda: future.set_result(outcome)).start()
+        return future
+
+    def close(self) -> None: ...
+
+
+def optimizer(name: str = "LCSC", *, workers: int = 1, seed: int = 0) -> Any:
+    space = AffineSpace(STEPS, default_origin(STEPS))
+    return build_optimizer(OptimizerSpec(name=name), space, budget=EVALUATIONS, workers=workers, seed=seed)
+
+
+def open_study(url: str, name: str = "e/o/0") -> StoredStudy:
+    return StoredStudy.open_or_create(open_storage(url, write=True), name, {})
+
+
+def trials_of(study: StoredStudy) -> list[tuple[int, bytes, float | None]]:
+    return [
+        (t.number, np.array(t.user_attrs["coefficients"], dtype=np.float64).tobytes(), t.value) for t in study.trials()
+    ]
+
+
+def run(
+    study: StoredStudy,
+    objective: Objective,
+    name: str = "LCSC",
+    evaluations: int = EVALUATIONS,
+    failures: FailureSpec | None = None,
+) -> Search:
+    evaluator = InProcessEvaluator(objective)
+    search = Search(study, optimizer(name), evaluator, budget=BudgetSpec(evaluations=evaluations), failures=failures)
+    search.run()
+    return search
+
+
+@pytest.fixture
+def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tuple[int, bytes, float | None]]]:
+    def result(name: str) -> list[tuple[int, bytes, float | None]]:
+        study = open_study(f"sqlite:///{tmp_path / 'undisturbed.db'}", f"e/{name}/0")
+        run(study, objective, name)
+        return trials_of(study)
+
+    return result
+
+
+@pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid"])
+def test_a_search_interrupted_anywhere_asks_the_same_candidates(
+    name: str, url: str, objective: Objective, undisturbed: Any
+) -> None:
+    clean = undisturbed(name)
+    study = open_study(url)
+    original = objective.evaluate
+    chance = random.Random(1)
+
+    def evaluate(candidate: Candidate) -> Evaluation:
+        if chance.random() < 0.2:
+            raise Interrupted
+        return original(candidate)
+
+    objective.evaluate = evaluate  # type: ignore[method-assign]
+    interruptions = 0
+    while True:
+        try:
+            run(study, objective, name)
+            break
+        except Interrupted:
+            interruptions += 1
+            assert study.trials()[-1].state == TrialState.RUNNING
+    assert interruptions >= 1
+    assert trials_of(study) == clean
+
+
+@pytest.mark.parametrize("before", ["ask", "result", "tell"])
+def test_a_search_that_dies_around_a_commit_loses_and_doubles_nothing(
+    before: str, url: str, objective: Objective, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(url)
+    calls = 0
+
+    def dying(original: Any, *, first: bool) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 12 and first:
+                raise Interrupted
+            result = original(*args, **kwargs)
+            if calls == 12:
+                raise Interrupted
+            return result
+
+        return call
+
+    target = "add_candidate" if before == "ask" else "finish"
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredStudy, target, dying(getattr(StoredStudy, target), first=before != "tell"))
+        with pytest.raises(Interrupted):
+            run(study, objective)
+    run(study, objective)
+    assert trials_of(study) == undisturbed("LCSC")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: Path, objective: Objective) -> None:
+    found = []
+    for other in (seed, seed + 100):
+        study = open_study(f"sqlite:///{tmp_path / f'{other}.db'}")
+        evaluator = ShuffledEvaluator(objective, 4, other)
+        budget = BudgetSpec(evaluations=EVALUATIONS)
+        Search(study, optimizer("CMA", workers=4), evaluator, budget=budget, window=window(4)).run()
+        found.append(trials_of(study))
+    assert found[0] == found[1]
+
+
+def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, objective: Objective) -> None:
+    def search(study: StoredStudy, stop_after: int) -> None:
+        def on_tell(running: Search) -> None:
+            if running.told == stop_after:
+                raise Interrupted
+
+        evaluator = ShuffledEvaluator(objective, 4, stop_after)
+        budget = BudgetSpec(evaluations=EVALUATIONS)
+        Search(study, optimizer(workers=4), evaluator, budget=budget, window=window(4)).run(on_tell)
+
+    clean = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
+    search(clean, -1)
+    study = open_study(url)
+    for stop in (3, 11, 12):
+        with pytest.raises(Interrupted):
+            search(study, stop)
+    search(study, -1)
+    assert trials_of(study) == trials_of(clean)
+
+
+def test_the_window_keeps_tells_in_ask_order() -> None:
+    assert [window(workers) for workers in (1, 2, 4, 8)] == [1, 3, 6, 12]
+    assert [window(workers, pipelined=True) for workers in (1, 2, 8)] == [2, 4, 16]
+
+
+def test_a_higher_budget_goes_on_and_a_reached_one_does_nothing(url: str, objective: Objective) -> None:
+    study = open_study(url)
+    run(study, objective, evaluations=10)
+    first = trials_of(study)
+    run(study, objective, evaluations=10)
+    assert trials_of(study) == first
+    run(study, objective, evaluations=14)
+    assert len(study.trials()) == 14
+    assert trials_of(study)[:10] == first
+
+
+def test_a_grid_ends_before_the_budget(url: str, objective: Objective) -> None:
+    assert run(open_study(url), objective, "EMAGrid").told == 7
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (float("nan"), "the loss is nan"),
+        (float("inf"), "the loss is inf"),
+        (float("-inf"), "the loss is -inf"),
+        (None, "ObjectiveError: the objective returned None, expected a number"),
+        ("low", "ObjectiveError: the objective returned 'low', expected a number"),
+        (ValueError("no image"), "ValueError: no image"),
+        (ValueError("no image,\n  today"), "ValueError: no image, today"),
+    ],
+)
+def test_a_failed_trial_keeps_its_reason_and_the_search_goes_on(answer: Any, reason: str, url: str) -> None:
+    calls = 0
+
+    def sometimes(coefficients: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3:
+            return float(np.square(coefficients).sum())
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    study = open_study(url)
+    objective = CoefficientFunction(sometimes, STEPS, name="sometimes")
+    search = run(study, objective, evaluations=9, failures=FailureSpec(retries=0))
+    failed = [trial for trial in study.trials() if trial.state == TrialState.FAIL]
+    assert [trial.number for trial in failed] == [2, 5, 8]
+    assert {trial.user_attrs["reason"] for trial in failed} == {reason}
+    assert search.failures == 3
+    assert search.best is not None
+    assert search.best[1] not in {2, 5, 8}
+
+
+def test_a_failed_trial_is_told_the_worst_loss_so_far(url: str) -> None:
+    losses = iter([float("nan"), 3.0, 7.0, float("-inf"), 5.0])
+    told = []
+    asked = optimizer()
+    original = asked.tell
+    asked.tell = lambda parameter, loss: (told.append(loss), original(parameter, loss))
+    objective = CoefficientFunction(lambda _: next(losses), STEPS, name="losses")
+    once = FailureSpec(retries=0)
+    Search(open_study(url), asked, InProcessEvaluator(objective), budget=BudgetSpec(evaluations=5), failures=once).run()
+    assert told == [FIRST_FAILURE_LOSS, 3.0, 7.0, 7.0, 5.0]
+
+
+def test_a_study_in_which_everything_fails_is_a_failed_search(url: str) -> None:
+    objective = CoefficientFunction(lambda _: float("nan"), STEPS, name="nan")
+    with pytest.raises(SearchFailedError, match="all 5 trials failed; the loss is nan"):
+        run(open_study(url), objective, evaluations=5)
+
+
+def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objective: Objective) -> None:
+    study = open_study(url)
+    run(study, objective, evaluations=10)
+    other = optimizer(seed=1)
+    search = Search(
+        study,
+        other,
+        InProcessEvaluator(objective),
+        budget=BudgetSpec(evaluations=12),
+        describe_difference=lambda: "torch 1 → 2",
+    )
+    with pytest.raises(ReplayError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
+        search.run()
+    assert len(study.trials()) == 10
+
+
+def test_a_failed_attempt_is_recorded_and_the_same_candidate_is_tried_again(url: str) -> None:
+    asked: list[bytes] = []
+
+    def flaky(coefficients: np.ndarray) -> float:
+        asked.append(coefficients.tobytes())
+        if asked.count(coefficients.tobytes()) <= 2 and len(set(asked)) == 3:
+            raise RuntimeError(f"attempt {asked.count(coefficients.tobytes())}")
+        return float(np.square(coefficients).sum())
+
+    study = open_study(url)
+    search = run(study, CoefficientFunction(flaky, STEPS, name="flaky"), evaluations=5)
+    assert search.failures == 0
+    third = study.trials()[2]
+    assert third.state == TrialState.COMPLETE
+    reasons = [attempt["reason"] for attempt in third.user_attrs["attempts"]]
+    assert reasons == ["RuntimeError: attempt 1", "RuntimeError: attempt 2"]
+    assert len(asked) == 7
+
+
+def test_attempts_are_counted_across_an_interruption(url: str) -> None:
+    calls = 0
+
+    def always(coefficients: np.ndarray) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Interrupted
+        raise RuntimeError("no")
+
+    objective = CoefficientFunction(always, STEPS, name="always")
+    study = open_study(url)
+    with pytest.raises(Interrupted):
+        run(study, objective, evaluations=1)
+    assert len(study.trials()[0].user_attrs["attempts"]) == 1
+    with pytest.raises(SearchFailedError):
+        run(study, objective, evaluations=1)
+    assert len(study.trials()[0].user_attrs["attempts"]) == 3
+    assert calls == 4  # one of them was interrupted
+
+
+def test_a_study_stops_when_too_many_trials_fail_and_stays_stopped(url: str) -> None:
+    calls = 0
+
+    def often(coefficients: np.ndarray) -> float:
+        nonlocal calls
+        calls += 1
+        return 1.0 if calls % 4 == 0 else float("nan")
+
+    objective, study = CoefficientFunction(often, STEPS, name="often"), open_study(url)
+    policy = FailureSpec(retries=0, stop_share=0.6)
+    with pytest.raises(SearchFailedError, match=r"8 of 10 trials failed, more than failures\.stop_share 0\.6"):
+        run(study, objective, failures=policy)
+    assert len(study.trials()) == 10
+    with pytest.raises(SearchFailedError, match="8 of 10"):
+        run(study, objective, failures=policy)
+    assert calls == 10
+    run(study, objective, failures=FailureSpec(retries=0, stop_share=1.0))
+    assert len(study.trials()) == EVALUATIONS
+
+
+def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, objective: Objective) -> None:
+    study = open_study(url)
+    told: list[tuple[str, float]] = []
+
+    def search(stop_after: int) -> None:
+        def on_tell(running: Search) -> None:
+            if running.told == stop_after:
+                raise Interrupted
+
+        asked = optimizer("CMA", workers=4)
+        original_ask, original_tell = asked.ask, asked.tell
+        told.clear()
+        asked.ask = lambda: (told.append(("ask", 0.0)), original_ask())[1]
+        asked.tell = lambda parameter, loss: (told.append(("tell", loss)), original_tell(parameter, loss))
+        evaluator = ShuffledEvaluator(objective, 4, stop_after)
+        budget = BudgetSpec(evaluations=EVALUATIONS)
+        width = window(4)
+        Search(study, asked, evaluator, budget=budget, window=width, tells="as-completed").run(on_tell)
+
+    with pytest.raises(Interrupted):
+        search(14)
+    first = list(told)
+    before = trials_of(study)
+    search(-1)
+    assert told[: len(first)] == first
+    assert [row[:2] for row in trials_of(study)[: len(before)]] == [row[:2] for row in before]
+    order = [trial.user_attrs["tell_index"] for trial in study.trials()]
+    assert sorted(order) == list(range(EVALUATIONS))
+    assert order != sorted(order)  # they did finish out of order
+
+
+def make_objective() -> Objective:
+    return CoefficientFunction(_quadratic_or_die, STEPS, name="worker")
+
+
+def _quadratic_or_die(coefficients: np.ndarray) -> float:
+    if coefficients[0] > 0.5:
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.01)
+    return float(np.square(coefficients).sum())
+
+
+def test_a_failed_attempt_gives_its_memory_back() -> None:
+    class Tensor:
+        """Stands for gigabytes."""
+
+    held: list[weakref.ref[Tensor]] = []
+
+    def out_of_memory(_: np.ndarray) -> float:
+        big = Tensor()
+        big.itself = big  # type: ignore[attr-defined]  # only the garbage collector frees it
+        held.append(weakref.ref(big))
+        raise MemoryError("CUDA out of memory")
+
+    objective = CoefficientFunction(out_of_memory, STEPS, name="oom")
+    gc.disable()
+    try:
+        outcome = evaluate_safely(objective, Candidate(np.full(20, 0.05)))
+    finally:
+        gc.enable()
+    assert outcome == Failure("MemoryError: CUDA out of memory", outcome.seconds)  # type: ignore[union-attr]
+    assert held[0]() is None
+
+
+def slow_objective() -> Objective:
+    return CoefficientFunction(_sleep, STEPS, name="slow")
+
+
+def _sleep(_: np.ndarray) -> float:
+    time.sleep(60)
+    return 0.0
+
+
+def test_closing_does_not_wait_for_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    pool = WorkerPool(slow_objective, 1)
+    future = ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05)))
+    time.sleep(5)  # the process is up and sleeps
+    start = time.monotonic()
+    pool.close()
+    assert time.monotonic() - start < 10
+    assert future.cancelled()
+
+
+def test_worker_processes_give_the_same_values_and_one_that_dies_fails_one_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    pool = WorkerPool(make_objective, 2)
+    evaluator = ProcessEvaluator(pool)
+    try:
+        good = [np.full(20, 0.05), np.linspace(-1, 1.1, 20) / np.linspace(-1, 1.1, 20).sum()]
+        deadly = np.array([1.0] + [0.0] * 19)
+        outcomes = [evaluator.submit(Candidate(c)) for c in (good[0], deadly, good[1], good[0])]
+        first, died, second, third = (future.result(timeout=60) for future in outcomes)
+    finally:
+        pool.close()
+    assert isinstance(first, Evaluation)
+    assert isinstance(second, Evaluation)
+    assert isinstance(third, Evaluation)
+    assert first.loss == third.loss == pytest.approx(0.05)
+    assert second.loss == float(np.square(good[1]).sum())
+    assert not isinstance(died, Evaluation)
+    assert "worker process died" in died.reason
+
+
+def another_objective() -> CoefficientFunction:
+    return CoefficientFunction(sum, STEPS, name="another")
+
+
+def test_a_worker_that_finds_other_files_than_the_search_began_with_evaluates_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    pool = WorkerPool(another_objective, 1, expected=make_objective().describe())
+    try:
+        with pytest.raises(StudyMismatchError, match="other files"):
+            ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05))).result(timeout=60)
+    finally:
+        pool.close()

@@ -1,0 +1,111 @@
+"""The gradient in the coefficients against a dense matrix and against finite differences of a merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from lcsc_opt.trajectory.merge import projection
+from tests.trajectory.trajectory_examples import STEPS, make_trajectory, state_dict
+
+K = len(STEPS)
+COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")
+
+
+def gradients_like(tensors: dict[str, Tensor], names: tuple[str, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    return {name: torch.randn(tensors[name].shape, generator=generator, dtype=dtype) for name in names}
+
+
+def dense(gradients: dict[str, Tensor]) -> np.ndarray:
+    """The same with one float64 matrix of all checkpoints."""
+    rows = [torch.cat([state_dict(step)[name].double().reshape(-1) for name in gradients]) for step in STEPS]
+    return (torch.stack(rows) @ torch.cat([gradient.double().reshape(-1) for gradient in gradients.values()])).numpy()
+
+
+@pytest.mark.parametrize("names", [COMBINED, ("weight",), ("double",), ("scale", "half")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_is_the_matrix_of_checkpoints_times_the_gradient(
+    trajectory: Trajectory, names: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    gradients = gradients_like(state_dict(STEPS[0]), names, dtype)
+    projected = trajectory.project(gradients)
+    assert projected.dtype == np.float64
+    assert projected.shape == (K,)
+    np.testing.assert_allclose(projected, dense(gradients), rtol=0, atol=1e-14 if names == ("double",) else 3e-6)
+
+
+def test_what_a_merge_does_not_combine_counts_as_zero(trajectory: Trajectory) -> None:
+    state = state_dict(STEPS[0])
+    copied = {name: torch.ones(state[name].shape) for name in ("constant", "batches", "flags", "index", "nothing")}
+    assert trajectory.project(copied).tolist() == [0.0] * K
+    assert trajectory.project({}).tolist() == [0.0] * K
+    gradients = gradients_like(state, COMBINED, torch.float32)
+    assert np.array_equal(trajectory.project(gradients | copied), trajectory.project(gradients))
+
+
+def test_it_is_the_derivative_of_a_function_of_the_merge(trajectory: Trajectory) -> None:
+    coefficients, step = np.array([0.9, -0.4, 0.2, 0.1, 0.2]), 1e-4
+
+    def function(row: np.ndarray) -> float:
+        return float(trajectory.merge(row)["double"].square().sum())
+
+    projected = trajectory.project({"double": 2 * trajectory.merge(coefficients)["double"]})
+    for first, second in ((0, 1), (4, 2)):
+        direction = np.eye(K)[first] - np.eye(K)[second]
+        ahead, behind = (function(coefficients + sign * step * direction) for sign in (1, -1))
+        assert projected @ direction == pytest.approx((ahead - behind) / (2 * step), rel=1e-8)
+
+
+def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TrajectoryWriter(tmp_path / "run.trajectory", keep_last=3) as writer:
+        for step in STEPS:
+            writer.append(step, {"weight": torch.full((700, 3), float(step)) + torch.arange(2100).view(700, 3)})
+    trajectory = Trajectory.open(tmp_path / "run.trajectory")
+    gradient = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
+    expected = [float((trajectory.checkpoint(i)["weight"].double() * gradient.double()).sum()) for i in range(3)]
+    np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
+    monkeypatch.setattr(projection, "BLOCK_BYTES", 1)  # the fewest columns at once
+    np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
+
+
+def test_what_checkpoints_have_in_common_costs_no_digits(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = 1 + torch.rand(100_000, generator=generator)
+    rows = [common + 1e-4 * torch.randn(100_000, generator=generator) for _ in range(4)]
+    with TrajectoryWriter(tmp_path / "close.trajectory") as writer:
+        for step, row in enumerate(rows):
+            writer.append(step, {"weight": row})
+    gradient = torch.rand(100_000, generator=generator)
+    projected = Trajectory.open(tmp_path / "close.trajectory").project({"weight": gradient})
+    exact = np.array([float(row.double() @ gradient.double()) for row in rows])
+    np.testing.assert_allclose(projected - projected.mean(), exact - exact.mean(), rtol=2e-5)
+
+
+def test_it_works_where_callers_disable_gradients_or_asked_for_inference(trajectory: Trajectory) -> None:
+    gradients = gradients_like(state_dict(STEPS[0]), COMBINED, torch.float32)
+    expected = trajectory.project(gradients)
+    with torch.inference_mode():
+        assert np.array_equal(trajectory.project(gradients), expected)
+    assert np.array_equal(trajectory.project({n: g.requires_grad_() for n, g in gradients.items()}), expected)
+
+
+def test_names_and_shapes_that_do_not_fit_are_said(trajectory: Trajectory) -> None:
+    with pytest.raises(TrajectoryError, match="'other', which the trajectory lacks"):
+        trajectory.project({"other": torch.ones(3)})
+    with pytest.raises(TrajectoryError, match=r"'bias' has shape \[4\]; the tensor has \[3\]"):
+        trajectory.project({"bias": torch.ones(4)})
+
+
+def test_a_trajectory_that_was_written_over_is_noticed(tmp_path: Path) -> None:
+    trajectory = make_trajectory(tmp_path / "run.trajectory")
+    make_trajectory(tmp_path / "other.trajectory", STEPS[:2])
+    (tmp_path / "other.trajectory" / "manifest.json").replace(tmp_path / "run.trajectory" / "manifest.json")
+    with pytest.raises(TrajectoryError, match="changed since it was opened"):
+        trajectory.project({"bias": torch.ones(3)})

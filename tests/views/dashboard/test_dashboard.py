@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from lcsc_opt.base.catalog import entries
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.cli import run
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.views.dashboard.server import forbid_writing, is_loopback, serve, shared_reader
+from tests.dashboard_site import Site, attach, write_study
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
+SCRIPT = "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Path]:
+    """A site that is only asked, and its database."""
+    file = tmp_path_factory.mktemp("finished") / "studies.db"
+    write_study(f"sqlite:///{file}", "digits/LCSC/0", held_out=1.5)
+    return Site(f"sqlite:///{file}"), file
+
+
+@pytest.fixture
+def home(url: str) -> str:
+    """The address of a server in a thread of its own."""
+    write_study(url, "digits/LCSC/0", held_out=1.5)
+    addresses: queue.Queue[str] = queue.Queue()
+    threading.Thread(
+        target=serve, args=(open_storage(url, write=False),), kwargs={"port": 0, "ready": addresses.put}, daemon=True
+    ).start()
+    return addresses.get(timeout=60)
+
+
+def test_it_serves_on_loopback(home: str) -> None:
+    assert home.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(home, timeout=30) as answer:
+        assert answer.url.endswith("/lcsc/compare")
+        assert answer.headers["Server"].strip() == "lcsc"
+        assert b"<title>Compare" in answer.read()
+
+
+def test_a_bad_request_is_answered_in_one_line(home: str) -> None:
+    asked = urllib.request.Request(home, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(asked, timeout=30)
+
+
+def test_every_page_of_the_catalog_is_served_and_linked(finished: tuple[Site, Path]) -> None:
+    site, _ = finished
+    assert site.request("/lcsc/").headers["Location"] == "/lcsc/compare"
+    pages = sorted(set(entries("dashboards")) - {"optuna"})
+    assert {"compare", "study", "images"} <= set(pages)
+    for page in pages:
+        text = site.get(f"/lcsc/{page}")
+        assert "aria-current=page" in text
+        for other in pages:
+            assert f'href="/lcsc/{other}"' in text
+        assert 'href="/dashboard/"' in text
+        assert "http://" not in text.replace("http://www.w3.org", "")
+        assert "https://" not in text
+
+
+def test_nothing_is_loaded_from_elsewhere(finished: tuple[Site, Path]) -> None:
+    for page in ("compare", "study", "images"):
+        policy = finished[0].request(f"/lcsc/{page}").headers["Content-Security-Policy"]
+        parts = dict(part.split(" ", 1) for part in policy.split("; "))
+        assert parts["default-src"] == "'self'"
+        assert "unsafe" not in parts["script-src"]
+        assert "http" not in policy
+
+
+def test_optuna_dashboard_is_at_the_root_and_links_back(finished: tuple[Site, Path]) -> None:
+    site, _ = finished
+    assert site.request("/").headers["Location"].endswith("/dashboard")
+    answer = site.request(
+        "/dashboard/", headers={"If-Modified-Since": "Fri, 01 Jan 2100 00:00:00 GMT", "Range": "bytes=0-9"}
+    )
+    assert answer.status_code == 200
+    assert '<a href="/lcsc/"' in answer.text
+    assert len(answer.data) == int(answer.headers["Content-Length"])
+    assert "Content-Security-Policy" in answer.headers
+    (summary,) = json.loads(site.get("/api/studies"))["study_summaries"]
+    assert summary["study_name"] == "digits/LCSC/0"
+    assert json.loads(site.get(f"/api/studies/{summary['study_id']}/param_importances"))
+
+
+def test_artifacts_are_served_as_files_that_run_nothing(url: str, tmp_path: Path) -> None:
+    study = write_study(url, "digits/LCSC/0")
+    page = tmp_path / "page.html"
+    page.write_text(SCRIPT)
+    attach(study, 1, page)
+    site = Site(url)
+    (summary,) = json.loads(site.get("/api/studies"))["study_summaries"]
+    trial = json.loads(site.get(f"/api/studies/{summary['study_id']}?after=0"))["trials"][1]
+    path = f"/artifacts/{summary['study_id']}/{trial['trial_id']}/{trial['artifacts'][0]['artifact_id']}"
+    answer = site.request(path)
+    assert answer.text == SCRIPT
+    assert "sandbox" in answer.headers["Content-Security-Policy"]
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    other = path.replace(trial["artifacts"][0]["artifact_id"], "0f8fad5b-d9cb-469f-a165-70867728950e")
+    assert site.request(other).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/artifacts/1/1/../../../studies.db",
+        "/artifacts/1/1/..%2f..%2fstudies.db",
+        "/static/..%2f..%2f_app.py",
+        "/lcsc/_static/../__init__.py",
+        "/lcsc/_static/..%2f__init__.py",
+        "/lcsc/_static/%2e%2e/%2e%2e/cli/output.py",
+        "/lcsc/_static//etc/passwd",
+        "/lcsc/nothing",
+        "/lcsc/compare/assets/../compare.py",
+    ],
+)
+def test_paths_do_not_leave_their_folder(path: str, finished: tuple[Site, Path]) -> None:
+    answer = finished[0].request(path)
+    assert answer.status_code in {400, 403, 404}
+    assert b"SQLite format" not in answer.data
+    assert b"import" not in answer.data
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/api/studies", {"study_name": "new", "directions": ["minimize"]}),
+        ("POST", "/api/studies/1/rename", {"study_name": "new"}),
+        ("DELETE", "/api/studies/1", None),
+        ("PUT", "/api/studies/1/note", {"body": "x", "version": 1}),
+        ("POST", "/api/trials/1/user-attrs", {"user_attrs": {"a": 1}}),
+    ],
+)
+def test_optuna_dashboard_cannot_change_anything(
+    finished: tuple[Site, Path], method: str, path: str, body: object
+) -> None:
+    site, database = finished
+    before = database.read_bytes()
+    assert site.request(path, method, json=body).status_code == 403
+    assert database.read_bytes() == before
+
+
+def test_the_database_itself_refuses_writes(any_url: str) -> None:
+    write_study(any_url, "digits/LCSC/0")
+    storage = open_storage(any_url, write=False)
+    forbid_writing(storage)
+    with storage.engine.connect() as connection, pytest.raises(sa.exc.DBAPIError, match=r"(?i)read-?only"):
+        connection.execute(sa.text("delete from trials"))
+    shared_reader(storage).read("digits")
+    assert shared_reader(storage) is shared_reader(storage)
+
+
+def test_reading_pages_leaves_the_database_as_it_is(finished: tuple[Site, Path]) -> None:
+    site, database = finished
+    before = database.read_bytes()
+    site.get("/lcsc/compare")
+    site.call("compare", "curves-new.data", experiment="digits", axis="images", scale=["y"], theme="light")
+    site.call("study", "times-new.data", study="digits/LCSC/0", theme="dark")
+    site.get("/api/studies")
+    assert database.read_bytes() == before
+
+
+def test_a_page_of_ones_own_is_in_the_menu(url: str, workplace: Path) -> None:
+    write_study(url, "digits/LCSC/0")
+    (workplace / "dashboards").mkdir()
+    (workplace / "dashboards" / "my_page.py").write_text(
+        "import dash\n"
+        "def build(storage):\n"
+        "    app = dash.Dash(__name__)\n"
+        "    app.layout = dash.html.P('mine', id='mine')\n"
+        "    return app\n"
+    )
+    site = Site(url)
+    text = site.get("/lcsc/my_page")
+    assert "My page" in text
+    assert 'href="/lcsc/compare"' in text
+    assert "/lcsc/my_page/_dash-component-suites/" in text
+    assert "mine" in site.get("/lcsc/my_page/_dash-layout")
+    assert 'href="/lcsc/my_page"' in site.get("/lcsc/compare")
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        (f"raise ValueError('{SCRIPT}')", "&lt;script&gt;"),
+        ("def build(storage): raise RuntimeError('too tired')", "too tired"),
+        ("def build(storage): return 3", "gave int, expected a dash.Dash"),
+        ("x = 3", "defines no function build"),
+    ],
+)
+def test_a_broken_page_of_ones_own_says_so_and_the_rest_works(
+    url: str, workplace: Path, code: str, problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(url, "digits/LCSC/0")
+    (workplace / "dashboards").mkdir()
+    (workplace / "dashboards" / "broken.py").write_text(code)
+    site = Site(url)
+    answer = site.request("/lcsc/broken")
+    assert answer.status_code == 500
+    assert problem in answer.text
+    assert SCRIPT not in answer.text
+    assert "Traceback" not in answer.text
+    assert 'href="/lcsc/compare"' in answer.text
+    assert capsys.readouterr().err.count("\n") == 1
+    site.get("/lcsc/compare")
+
+
+def test_a_password_never_reaches_a_page(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    write_study(url, "digits/LCSC/0")
+    storage = open_storage(url, write=False)
+    storage.url = "postgresql://me:secret@host/studies"
+    from werkzeug.test import Client
+
+    from lcsc_opt.views.dashboard.pages import site
+
+    client = Client(site(storage))
+    for path in ("/lcsc/compare", "/lcsc/compare/_dash-layout", "/lcsc/images", "/dashboard/", "/api/meta"):
+        text = client.get(path, headers={"Host": "localhost"}).text
+        assert "secret" not in text
+    assert "postgresql://me:***@host/studies" in client.get("/lcsc/compare").text
+
+
+def test_a_taken_port_is_one_line(url: str) -> None:
+    write_study(url, "digits/LCSC/0")
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StudyStoreError, match=f"port {port} of 127.0.0.1: .*give another --port"):
+            serve(open_storage(url, write=False), port=port)
+
+
+def test_an_address_of_another_machine_is_one_line(url: str) -> None:
+    write_study(url, "digits/LCSC/0")
+    with pytest.raises(StudyStoreError, match=r"203\.0\.113\.7"):
+        serve(open_storage(url, write=False), port=0, host="203.0.113.7", token="t")
+
+
+def test_others_are_not_served_without_a_token(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
+    write_study(url, "digits/LCSC/0")
+    for host in ("0.0.0.0", "::", "", "gpu7"):
+        assert not is_loopback(host)
+        with pytest.raises(StudySpecError, match="must carry a token"):
+            serve(open_storage(url, write=False), port=0, host=host)
+    assert all(is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "127.1.2.3"))
+
+
+def test_the_command_prints_a_token_for_others_only(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(url, "digits/LCSC/0")
+    monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
+    assert run(["dashboard", "--storage", url, "--port", "18099"]) == 0
+    assert "http://127.0.0.1:18099/lcsc/ shows" in capsys.readouterr().err
+    assert run(["dashboard", "--storage", url, "--port", "18099", "--host", "0.0.0.0"]) == 0
+    assert "http://0.0.0.0:18099/lcsc/?token=" in capsys.readouterr().err
+
+
+def test_the_command_without_a_database_is_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["dashboard"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(workplace.iterdir())
+
+
+def test_the_dashboard_needs_no_torch(url: str) -> None:
+    write_study(url, "digits/LCSC/0", held_out=1.0)
+    code = (
+        "import sys\n"
+        "from werkzeug.test import Client\n"
+        "from lcsc_opt.views.dashboard.server import application\n"
+        "from lcsc_opt.database.connection import open_storage\n"
+        f"client = Client(application(open_storage({url!r}, write=False)))\n"
+        "for page in ('compare', 'study', 'images', 'landscape'):\n"
+        "    assert client.get(f'/lcsc/{page}', headers={'Host': 'localhost'}).status_code == 200, page\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

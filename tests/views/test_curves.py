@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.views.curves import (
+    AXES,
+    MOST_POINTS,
+    best_grid,
+    best_so_far,
+    comparison,
+    curve,
+    improvements,
+    spent,
+    thinned,
+    wall_clock,
+)
+from tests.history_examples import history
+
+losses = st.lists(st.one_of(st.none(), st.floats(0.1, 100)), min_size=1, max_size=25)
+
+
+@given(losses)
+def test_best_so_far_is_the_minimum_of_all_that_was_told(values: list[float | None]) -> None:
+    study = history(values)
+    for axis, unit in (("evaluations", 1), ("images", 10), ("model_calls", 20), ("evaluation_seconds", 1)):
+        steps = best_so_far(study, axis)
+        assert steps.end == unit * len(values)
+        for count in range(1, len(values) + 1):
+            known = [value for value in values[:count] if value is not None]
+            found = steps.at(np.array([float(unit * count)]))[0]
+            assert found == min(known) if known else np.isnan(found)
+
+
+def test_only_improvements_are_kept() -> None:
+    assert improvements(np.array([np.nan, 5, 6, 5, np.nan, 4, 4, 1])).tolist() == [1, 5, 7]
+    steps = best_so_far(history([5.0, 6.0, None, 4.0, 4.0]), "evaluations")
+    assert (steps.positions.tolist(), steps.values.tolist(), steps.end) == ([1, 4], [5, 4], 5)
+    assert (steps.first_below(4.5), steps.first_below(4.0), steps.first_below(3.9)) == (4, 4, None)
+
+
+def test_an_axis_that_is_not_there_is_named() -> None:
+    with pytest.raises(StudyStoreError, match="hours: no such axis; expected one of evaluations, images, model_calls"):
+        spent(history([1.0]).finished, "hours")
+
+
+# wall clock
+
+
+def test_wall_clock_counts_short_pauses_and_leaves_interruptions_out() -> None:
+    study = history([3.0, 2.0, 1.0], seconds=10, gap=2)
+    assert wall_clock(study.finished).tolist() == [10, 22, 34]
+    study.trials["started"][2] += 3600
+    study.trials["ended"][2] += 3600
+    assert wall_clock(study.finished).tolist() == [10, 22, 32], "an hour away, and the pause around it"
+
+
+def test_wall_clock_of_several_workers_is_not_their_sum() -> None:
+    study = history([3.0, 2.0, 1.0], columns={"started": 1000.0, "ended": [1010.0, 1012.0, 1011.0], "seconds": 10.0})
+    assert wall_clock(study.finished).tolist() == [10, 12, 11]
+    steps = best_so_far(study, "seconds")
+    assert steps.positions.tolist() == [10, 11], "the third trial ended before the second"
+    assert best_so_far(study, "evaluation_seconds").positions.tolist() == [10, 20, 30]
+
+
+def test_a_trial_that_was_interrupted_counts_with_its_last_evaluation() -> None:
+    study = history([3.0, 2.0], seconds=10, gap=0)
+    study.trials["ended"][1] += 5000  # evaluated again the next day, under its own number
+    assert wall_clock(study.finished).tolist() == [10, 20]
+
+
+@given(losses)
+def test_wall_clock_without_interruptions_is_the_time_since_the_start(values: list[float | None]) -> None:
+    trials = history(values).finished
+    np.testing.assert_allclose(wall_clock(trials), trials["ended"] - trials["started"][0])
+
+
+# over seeds
+
+
+@given(st.lists(losses.filter(any), min_size=1, max_size=4), st.sampled_from(list(AXES)))
+def test_a_curve_is_the_mean_of_what_each_seed_has_found(seeds: list[list[float | None]], axis: str) -> None:
+    studies = [history(values, seed=seed, seconds=seed + 1.0) for seed, values in enumerate(seeds)]
+    found = curve(studies, axis)
+    steps = [best_so_far(study, axis) for study in studies]
+    assert found.positions[-1] == max(step.end for step in steps)
+    assert (np.diff(found.positions) > 0).all()
+    for i, position in enumerate(found.positions):
+        values = [step.values[step.positions <= position].min() for step in steps]
+        assert found.mean[i] == pytest.approx(np.mean(values))
+        assert (found.lowest[i], found.highest[i]) == (min(values), max(values))
+
+
+def test_a_seed_that_has_ended_stays_at_its_best() -> None:
+    found = curve([history([4.0]), history([6.0, 2.0, 8.0], seed=1)], "evaluations")
+    assert found.positions.tolist() == [1, 2, 3]
+    assert found.mean.tolist() == [5, 3, 3]
+
+
+def test_a_seed_that_still_searches_does_not_cut_the_others_off() -> None:
+    studies = [history([4.0, 3.0]), history([6.0, 1.0], seed=1), history([9.0], seed=2, ended=False, running=1)]
+    both, running = comparison(studies).curves
+    assert (both.seeds, both.finished, both.label) == ((0, 1), True, "LCSC (2 seeds)")
+    assert both.mean.tolist() == [5, 2]
+    assert (running.seeds, running.finished, running.label) == ((2,), False, "LCSC, seed 2, unfinished")
+
+
+def test_a_comparison_has_held_out_marks_and_ema() -> None:
+    studies = [
+        history([9.0, 7.0], optimizer="EMAGrid", held_out=7.5),
+        history([5.0, 4.0, 3.0], held_out=4.5),
+        history([6.0, 2.0, 5.0], seed=1),
+        history([], optimizer="CMA", ended=False),
+    ]
+    data = comparison(studies, "images")
+    assert (data.experiment, data.metric, data.ema) == ("digits", "FID", 7.0)
+    assert [one.optimizer for one in data.curves] == ["EMAGrid", "LCSC"]
+    assert data.curves[1].held_out == ((30.0, 4.5),)
+    assert comparison([]).curves == ()
+
+
+def test_curves_are_drawn_against_images_where_there_are_any() -> None:
+    assert comparison([history([3.0]), history([])]).axis == "images"
+    without = history([3.0])
+    without.trials["images"] = 0
+    assert comparison([without]).axis == comparison([]).axis == "evaluations"
+
+
+def test_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
+    one, two = (history([value], optimizer="EMAGrid", held_out=out) for value, out in ((1.0, 3.0), (2.0, 2.5)))
+    three = history([0.5], optimizer="EMAGrid")
+    assert best_grid([history([0.1]), one, two, three]) is two
+    assert best_grid([one, three]) is one
+    assert best_grid([history([0.1])]) is None
+    stopped = history([0.2], optimizer="EMAGrid", held_out=0.1, ended=False)  # its best may be to come
+    assert best_grid([stopped, one]) is one
+    assert best_grid([stopped]) is None
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
+    positions = np.arange(5000.0)
+    found = thinned(positions)
+    assert len(found) == MOST_POINTS
+    assert (found[0], found[-1]) == (0, 4999)
+    study = history(list(np.linspace(9, 1, 5000)))
+    assert len(curve([study], "evaluations").positions) == MOST_POINTS

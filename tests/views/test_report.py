@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.storages import RDBStorage
+from plotly.offline import get_plotlyjs
+
+from lcsc_opt.base.errors import FigureError, StudyStoreError
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import TrialKey
+from lcsc_opt.views.artifacts import artifact_directory
+from lcsc_opt.views.report import _data, write_report
+from tests.study_examples import write_study
+
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
+HOSTILE = "<script>document.title='broken'</script><img src=x onerror=alert(1)>&amp;\"'"
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """What is in a page: elements with their attributes, text, and the content of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        (self.scripts if self.cdata_elem == "script" else self.texts).append(data)
+
+    def figures(self) -> list[dict]:
+        return [json.loads(text) for text in self.scripts if text.startswith('{"data"')]
+
+
+@pytest.fixture
+def storage(url: str) -> RDBStorage:
+    return open_storage(url, write=True)
+
+
+@pytest.fixture
+def experiment(storage: RDBStorage, tmp_path: Path) -> RDBStorage:
+    for seed in range(2):
+        write_study(storage, f"digits/EMAGrid/{seed}", [9.0, 8.0], held_out={"trial": 1, "loss": 8.5})
+        study = write_study(storage, f"digits/LCSC/{seed}", [9.0, None, 2.0 + seed], held_out={"trial": 2, "loss": 2.5})
+    folder = artifact_directory(storage.url)
+    folder.mkdir()
+    (tmp_path / "images.png").write_bytes(PNG)
+    study.attach(TrialKey.of(study.trials()[2]), FileSystemArtifactStore(folder), tmp_path / "images.png")
+    write_study(storage, "digits/CMA/0", [3.0], ended=False)
+    return storage
+
+
+def test_a_report_is_one_file_that_loads_nothing(experiment: RDBStorage, tmp_path: Path) -> None:
+    text = write_report(experiment, "digits", tmp_path / "new" / "report.html").read_text()
+    page = Page(text)
+    assert text.count(get_plotlyjs()) == 1
+    own = text.replace(get_plotlyjs(), "")
+    assert not re.findall(r"(?:https?:)?//[a-z0-9-]+\.", own), "no address of another machine outside of plotly.js"
+    links = [value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href")]
+    assert len(links) == 1
+    assert str(links[0]).startswith("data:image/png;base64,iVBORw0KGgog")
+    policy = [attributes["content"] for tag, attributes in page.elements if "http-equiv" in attributes]
+    assert str(policy[0]).startswith("default-src 'none'")
+
+
+def test_a_report_shows_the_winner_every_study_and_their_figures(experiment: RDBStorage, tmp_path: Path) -> None:
+    page = Page(write_report(experiment, "digits", tmp_path / "report.html").read_text())
+    shown = " ".join(page.texts)
+    assert re.search(r"LCSC is ahead: held-out \w+ 2\.5( ± 0)?, 71 % below EMA\*", " ".join(shown.split()))
+    assert "Unfinished: digits/CMA/0." in shown
+    for study in ("digits/EMAGrid/0", "digits/EMAGrid/1", "digits/LCSC/0", "digits/LCSC/1", "digits/CMA/0"):
+        assert shown.count(study) >= 2
+    assert "broken" in shown, "the reason of a failure"
+    figures = page.figures()
+    assert len(figures) == 5 + 1 + 5 * 4 + 2, "comparisons, distances, four for each study, failures of two"
+    assert not [figure for figure in figures if "template" in figure["layout"]]
+    templates = next(json.loads(text) for text in page.scripts if text.startswith('{"light"'))
+    assert templates["light"]["layout"]["paper_bgcolor"] != templates["dark"]["layout"]["paper_bgcolor"]
+
+
+def test_a_report_has_the_second_metric_and_its_warning(storage: RDBStorage, tmp_path: Path) -> None:
+    second = {"metric": HOSTILE, "value": 7.25, "against": "EMA*", "gain": 0.5, "second_gain": -0.1}
+    report = {"trial": 1, "loss": 2.5, "second": second, "warning": "the loss is 50.0% below EMA*'s"}
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
+    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
+    shown = " ".join(" ".join(page.texts).split())
+    assert f"Held-out {HOSTILE} 7.25; against EMA*: loss -50.0 %, {HOSTILE} +10.0 %." in shown
+    assert "Warning: the loss is 50.0% below EMA*'s." in shown
+    header = shown[shown.index("against EMA*") :]
+    assert header.startswith(f"against EMA* {HOSTILE} difference")
+
+
+def test_markup_in_names_is_inert(storage: RDBStorage, tmp_path: Path) -> None:
+    name = f"digits/{HOSTILE.replace('/', '')}/0"
+    study = write_study(storage, name, [4.0, None, 2.0])
+    study.set_attribute("held_out", {"trial": 0, "loss": 1.0})
+    with storage.engine.begin() as connection:
+        update = sa.text("UPDATE trial_user_attributes SET value_json = :reason WHERE key = 'reason'")
+        connection.execute(update, {"reason": json.dumps(HOSTILE)})
+    text = write_report(storage, "digits", tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert name in " ".join(page.texts)
+    assert [tag for tag, _ in page.elements if tag == "img"] == []
+    assert [attributes for tag, attributes in page.elements if tag == "script" and attributes.get("type") is None] == [
+        {},
+        {},
+    ]
+
+
+def test_no_text_ends_the_element_that_holds_it() -> None:
+    content = {"name": "</script><!--<script>&amp;"}
+    page = Page(_data("one", content))
+    assert [tag for tag, _ in page.elements] == ["script"]
+    assert json.loads(page.scripts[0]) == content
+    assert not set("<>&") & set(page.scripts[0])
+
+
+@pytest.mark.skipif(BROWSER is None, reason="opens the report in Chromium")
+def test_a_browser_draws_every_visible_figure_without_an_error(experiment: RDBStorage, tmp_path: Path) -> None:
+    write_study(experiment, f"digits/{HOSTILE.replace('/', '')}/0", [4.0, 2.0])
+    path = write_report(experiment, "digits", tmp_path / "report.html")
+    command = [str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+    options = [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", path.as_uri()]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in done.stderr
+    page = Page(done.stdout)
+    drawn = [attributes for tag, attributes in page.elements if attributes.get("class", "").startswith("figure")]
+    visible = [attributes for attributes in drawn if "data-drawn" in attributes]
+    assert len(visible) == 2, "the first comparison and the distances; others when they are opened"
+    assert "<title>digits</title>" in done.stdout, "no script of a name has run"
+    buttons = {attributes["data-title"] for _, attributes in page.elements if "data-title" in attributes}
+    assert "Reset axes" in buttons
+    assert not [title for title in buttons if "hare" in str(title) or "loud" in str(title)], "data stay here"
+
+
+def test_a_report_of_nothing_says_what_there_is(experiment: RDBStorage, tmp_path: Path) -> None:
+    with pytest.raises(StudyStoreError, match="faces: no such experiment; the database holds: digits"):
+        write_report(experiment, "faces", tmp_path / "report.html")
+    with pytest.raises(FigureError, match=r"report\.pdf: expected a file that ends in \.html"):
+        write_report(experiment, "digits", tmp_path / "report.pdf")
+    assert not list(tmp_path.glob("report*"))
+
+
+def test_a_study_without_results_is_reported_too(storage: RDBStorage, tmp_path: Path) -> None:
+    write_study(storage, "digits/LCSC/0", [], ended=False)
+    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
+    assert "No result yet." in " ".join(page.texts)
