@@ -37,8 +37,9 @@ from lcsc_opt.coefficients.spaces import AffineSpace, principal_basis
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.comparison import Comparison, Features
 from lcsc_opt.metrics.extractors.base import extract
+from lcsc_opt.metrics.loss import Loss, View
+from lcsc_opt.metrics.names import parse_loss
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -58,11 +59,11 @@ Result = tuple[float, ...]
 """Held-out FID at each limit, FID in a second feature space at the end, seconds; NaN where there is none."""
 
 
-class Altered(Scores):
+class AlteredLoss(Loss):
     """FID as a loss, but with another gradient in the features: that of ``alter``, ``[N, D]`` → ``[N, D]``."""
 
     def __init__(self, view: View, alter: Callable[[Reference, Features], Array]) -> None:
-        super().__init__({"inception": view})
+        super().__init__(parse_loss("fid"), {"inception": view})
         self._reference, self._alter = view.reference, alter
 
     def comparison(self, name: str, features: Features | None, logits: Features | None) -> Comparison:
@@ -70,9 +71,16 @@ class Altered(Scores):
         self._features = features
         return super().comparison(name, features, logits)
 
-    def loss_gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
+    def gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
         """Of the one extractor."""
         return {name: self._alter(self._reference, self._features) for name in comparisons}
+
+
+def altered(view: View, alter: Callable[[Reference, Features], Array]) -> Scores:
+    """FID, with that loss."""
+    scores = Scores({"inception": view})
+    scores.loss = AlteredLoss(view, alter)
+    return scores
 
 
 def jackknifed(reference: Reference, features: Features) -> Array:
@@ -170,7 +178,7 @@ def rescored(objective: MergeSampleScore, scores: Scores) -> MergeSampleScore:
 
 def accumulated(forgetting: float) -> Callable[[MergeSampleScore, View], Scores]:
     """With a memory that is empty at first."""
-    return lambda _, view: Altered(view, Accumulated(forgetting))
+    return lambda _, view: altered(view, Accumulated(forgetting))
 
 
 ROWS = (
@@ -178,7 +186,7 @@ ROWS = (
     *(Row(f"images {value}", {"images": value}) for value in (50, 200, 400)),
     Row("FID + w KID", scores=with_kid, seeds=2),
     Row("KID alone", scores=lambda _, view: Scores({"inception": view}, loss="kid"), seeds=2),
-    Row("images 200, jackknifed", {"images": 200}, scores=lambda _, view: Altered(view, jackknifed), seeds=2),
+    Row("images 200, jackknifed", {"images": 200}, scores=lambda _, view: altered(view, jackknifed), seeds=2),
     *(Row(f"accumulated {value}", scores=accumulated(value), seeds=2) for value in (0.5, 0.9)),
     Row("single coefficients", search=lambda plain: functools.partial(Along, directions=np.eye(len(plain.steps) - 1))),
     Row("principal directions", search=along_principal),

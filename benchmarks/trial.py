@@ -137,7 +137,7 @@ def by_hand(checkpoints: int, evaluations: int) -> Result:
     objective: Any = load_objective(objective_spec(checkpoints))
     trajectory, sampler, extractor = objective.trajectory, objective.sampler, objective.scores.extractor
     dicts = [trajectory.checkpoint(index) for index in range(checkpoints)]
-    reference = objective.scores.comparison("inception", None, None)._reference.statistics
+    reference = objective.scores.loss.comparison("inception", None, None)._reference.statistics
     origin = default_origin(trajectory.steps)
     seconds = dict.fromkeys(PARTS, 0.0)
 

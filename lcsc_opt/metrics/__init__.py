@@ -30,8 +30,9 @@ stays cheap.
 
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference, frechet_distance
+from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import Scores, View
+from lcsc_opt.metrics.scores import Scores
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics, reference_warning
 
 __all__ = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,12 +19,10 @@ from lcsc_opt.metrics.extractors.base import (
     checked_logits,
     full_precision,
 )
+from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula, MetricName
-from lcsc_opt.metrics.parts import FeaturePart, SeenPart, Whole
+from lcsc_opt.metrics.parts import FeaturePart, SeenPart, WholeEvaluation
 from lcsc_opt.metrics.statistics import FeatureStatistics
-
-if TYPE_CHECKING:
-    from lcsc_opt.metrics.scores import Scores, View
 
 
 class Accumulator:
@@ -50,11 +47,12 @@ class Accumulator:
         gradients = accumulator.loss_gradients()  # d loss / d features, [N, D]
         torch.autograd.backward([*features.values()], [rows of the last batch in gradients[name] for name in features])
         for images in batches[:-1], sampled again:
-            images.backward(scores.image_gradient(images, {name: their rows in gradients[name] for name in features}))
+            rows = {name: their rows in gradients[name] for name in features}
+            images.backward(scores.loss.image_gradient(images, rows))
         loss, metrics = accumulator.result()
 
     Args:
-        scores: make the loss.
+        loss: of the metrics.
         views: extractors and references by name.
         metrics: what to compute.
         images: how many will be added here.
@@ -66,7 +64,7 @@ class Accumulator:
 
     def __init__(
         self,
-        scores: Scores,
+        loss: Loss,
         views: Mapping[str, View],
         metrics: Sequence[MetricName],
         images: int,
@@ -74,7 +72,7 @@ class Accumulator:
         total: int | None = None,
         gradient: bool = False,
     ) -> None:
-        self._scores, self._metrics, self._images = scores, tuple(metrics), images
+        self._loss, self._metrics, self._images = loss, tuple(metrics), images
         self._total = images if total is None else total
         if images < 1 or images > self._total:
             most = "" if total is None else f", and at most the {total} of the evaluation"
@@ -83,7 +81,7 @@ class Accumulator:
         formulas: dict[str, set[Formula]] = {}
         for metric in metrics:
             formulas.setdefault(metric.extractor, set()).add(metric.formula)
-        differentiated = scores.loss_extractors if gradient else ()
+        differentiated = loss.extractors if gradient else ()
         self._seen = {
             name: _Seen(views[name].extractor, wanted, images, self._total, gradient=name in differentiated)
             for name, wanted in formulas.items()
@@ -104,12 +102,12 @@ class Accumulator:
         """Take the features of ``[B, C, H, W]`` in [−1, 1], which have a graph, and give those of the loss with it.
 
         Returns:
-            Extractor's name → features ``[B, D]``, as :meth:`Scores.differentiable_features` gives them.
+            Extractor's name → features ``[B, D]``, as :meth:`Loss.differentiable_features` gives them.
 
         Raises MetricError as :meth:`add`, and when a metric of the loss or an extractor has no gradient.
         """
         rows = self._next_rows(images)
-        features = {name: self._scores.differentiable_features(name, images) for name in self._scores.loss_extractors}
+        features = {name: self._loss.differentiable_features(name, images) for name in self._loss.extractors}
         with torch.no_grad():
             for name, seen in self._seen.items():
                 seen.add(images, rows, known=features.get(name))
@@ -140,12 +138,12 @@ class Accumulator:
         last = self._added + len(images)
         if last > self._images:
             raise MetricError(f"more than the {self._images} images that were announced")
-        self._scores.notice_size(images)
+        self._loss.notice_size(images)
         return slice(self._added, last)
 
     @cached_property
-    def _whole(self) -> Whole:
-        return Whole(self._scores, [self.part()])
+    def _whole(self) -> WholeEvaluation:
+        return WholeEvaluation(self._loss, [self.part()])
 
 
 class _Seen:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.comparison import Comparison, Features, Samples
+from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.statistics import Array, FeatureStatistics
-
-if TYPE_CHECKING:
-    from lcsc_opt.metrics.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,19 +46,19 @@ class FeaturePart:
     seen: Mapping[str, SeenPart]
 
 
-class Whole:
+class WholeEvaluation:
     """All parts of an evaluation, compared with the references; value and gradient share what both need.
 
     Args:
-        scores: make the loss.
+        loss: of the metrics.
         parts: in the order of their images.
 
     Raises MetricError when they are not all parts of one evaluation.
     """
 
-    def __init__(self, scores: Scores, parts: Sequence[FeaturePart]) -> None:
-        check_parts(parts, scores.extractor_names)
-        self._scores, self._parts = scores, parts
+    def __init__(self, loss: Loss, parts: Sequence[FeaturePart]) -> None:
+        check_parts(parts, loss.extractor_names)
+        self._loss, self._parts = loss, parts
         self._comparisons: dict[str, Comparison] = {}
 
     @property
@@ -72,7 +69,7 @@ class Whole:
     def result(self) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by its name. Raises MetricError when the features do not allow it."""
         values = {m: self._comparison(m.extractor).compute(m.formula) for m in self.metrics}
-        return self._scores.loss(values), {str(metric): value for metric, value in values.items()}
+        return self._loss.value(values), {str(metric): value for metric, value in values.items()}
 
     def loss_gradients(self) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
@@ -80,11 +77,11 @@ class Whole:
         Where it is asked for before :meth:`result`, both share one decomposition. Raises MetricError when a metric of
         the loss has no gradient, or when its features were not kept.
         """
-        return self._scores.loss_gradients({name: self._comparison(name) for name in self._scores.loss_extractors})
+        return self._loss.gradients({name: self._comparison(name) for name in self._loss.extractors})
 
     def _comparison(self, name: str) -> Comparison:
         if name not in self._comparisons:
-            self._comparisons[name] = self._scores.comparison(name, *_joined([part.seen[name] for part in self._parts]))
+            self._comparisons[name] = self._loss.comparison(name, *_joined([part.seen[name] for part in self._parts]))
         return self._comparisons[name]
 
 

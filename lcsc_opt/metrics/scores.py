@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.accumulator import Accumulator
-from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
 from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
-from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, features_with_graph, image_gradient
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import (
     DISTANCES,
     OF_REFERENCE_FEATURES,
@@ -27,18 +26,10 @@ from lcsc_opt.metrics.names import (
     parse_loss,
     parse_names,
 )
-from lcsc_opt.metrics.parts import FeaturePart, Whole
+from lcsc_opt.metrics.parts import FeaturePart, WholeEvaluation
 from lcsc_opt.metrics.reference.building import ReferenceSetting, build_reference, references_by_extractor
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.statistics import Array, ReferenceStatistics, reference_warning
-
-
-@dataclasses.dataclass(frozen=True)
-class View:
-    """One extractor, and the reference as it sees it; the Inception Score needs no reference."""
-
-    extractor: FeatureExtractor
-    reference: Reference | None = None
+from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +69,16 @@ class Scores:
         device: torch.device | str = "cpu",
         second: SecondSpace | None = None,
     ) -> None:
-        self._loss = parse_loss(loss)
-        self._metrics = tuple(dict.fromkeys((*self._loss, *parse_names(metrics))))
+        weights = parse_loss(loss)
+        self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics))))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
-        self._device, self._second = device, second
-        self._size_checked = False
+        self._second = second
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         missing = [name for name in names if name not in views]
         if missing:
             raise MetricError(f"no extractor {missing[0]!r} was given, which a metric names")
         self._views = {name: views[name] for name in names}
+        self.loss = Loss(weights, self._views, device)
         for metric in self._held_out_metrics:
             _check(metric, self._views[metric.extractor])
 
@@ -112,7 +103,7 @@ class Scores:
 
         None where there is none.
         """
-        searched = {metric.extractor for metric in self._loss}
+        searched = {metric.extractor for metric in self.loss.weights}
         named = [m for m in self._held_out_metrics if m.extractor not in searched and m.formula in DISTANCES]
         if named:
             return min(named, key=lambda metric: DISTANCES.index(metric.formula))
@@ -131,7 +122,7 @@ class Scores:
     @property
     def extractor(self) -> FeatureExtractor:
         """That of the loss (of its first metric): the one that orders image pairs."""
-        return self._views[next(iter(self._loss)).extractor].extractor
+        return self._views[next(iter(self.loss.weights)).extractor].extractor
 
     @property
     def dimension(self) -> int:
@@ -151,15 +142,16 @@ class Scores:
 
         Raises MetricError when the numbers make no sense.
         """
-        return Accumulator(self, self._views, self._computed(held_out=held_out), images, total=total, gradient=gradient)
+        metrics = self._computed(held_out=held_out)
+        return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient)
 
-    def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> Whole:
+    def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> WholeEvaluation:
         """An evaluation from all its parts, in the order of their images: its result, and the loss's gradient.
 
         Raises MetricError when they are not the parts of one evaluation with these metrics and extractors.
         """
         computed = self._computed(held_out=held_out)  # which may need to build the second space's view
-        whole = Whole(self, parts)
+        whole = WholeEvaluation(self.loss, parts)
         if whole.metrics != computed:
             raise MetricError(
                 f"parts: are for {', '.join(map(str, whole.metrics))} and not for {', '.join(map(str, computed))}; "
@@ -172,64 +164,6 @@ class Scores:
             return self._metrics
         second = () if self.second_metric is None else (self.second_metric,)
         return tuple(dict.fromkeys((*self._held_out_metrics, *second)))
-
-    def why_no_gradient(self) -> str | None:
-        """None where the loss has a gradient in the features; else one clause that says which metric has none."""
-        for metric in self._loss:
-            if metric.formula not in DIFFERENTIATED:
-                return f"{metric} in the loss has no gradient, only {' and '.join(DIFFERENTIATED)} have one"
-        return None
-
-    @property
-    def loss_extractors(self) -> tuple[str, ...]:
-        """The names of the extractors whose features the loss is made of."""
-        return tuple(dict.fromkeys(metric.extractor for metric in self._loss))
-
-    @property
-    def extractor_names(self) -> dict[str, str]:
-        """An extractor's name in the metrics → its own, which identifies its weights, of those that are built."""
-        return {name: view.extractor.name for name, view in self._views.items()}
-
-    def differentiable_features(self, name: str, images: Tensor) -> Tensor:
-        """Features ``[B, D]`` of the extractor ``name``, with the graph that leads back to ``images`` [B, C, H, W].
-
-        They are the features that an accumulator takes; rounding to bytes lets the gradient straight through. Raises
-        MetricError when the images have no graph, or when the extractor cuts it.
-        """
-        return features_with_graph(self._views[name].extractor, images)
-
-    def image_gradient(self, images: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
-
-        Args:
-            images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
-            gradients: the rows ``[B, D]`` of these images out of :meth:`Accumulator.loss_gradients`.
-
-        Raises MetricError when an extractor cuts the graph.
-        """
-        parts = [image_gradient(self._views[name].extractor, images, rows) for name, rows in gradients.items()]
-        return torch.stack(parts).sum(dim=0)
-
-    def loss_gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
-        """Extractor's name → the derivative of the loss in the features ``[N, D]`` of its comparison, float64.
-
-        Raises MetricError when a metric of the loss has no gradient.
-        """
-        if reason := self.why_no_gradient():
-            raise MetricError(f"{reason}; take another loss, or search without gradients")
-        gradients: dict[str, Array] = {}
-        for metric, weight in self._loss.items():
-            part = weight * metric.sign * comparisons[metric.extractor].gradient(metric.formula)
-            gradients[metric.extractor] = gradients.get(metric.extractor, 0) + part
-        return gradients
-
-    def loss(self, values: Mapping[MetricName, float]) -> float:
-        """The weighted sum of metrics that the search minimizes."""
-        return sum(weight * metric.sign * values[metric] for metric, weight in self._loss.items())
-
-    def comparison(self, name: str, samples: Samples | None, logits: Features | None) -> Comparison:
-        """Samples, as the extractor ``name`` sees them, beside its reference."""
-        return Comparison(samples, logits, self._views[name].reference, device=self._device)
 
     def warnings(self, images: int) -> list[str]:
         """A line for each thing to know about metrics of ``images`` samples against these references."""
@@ -245,20 +179,6 @@ class Scores:
                 lines.append(_kid_warning(metric, images, len(view.reference.features)))
         return [line for line in dict.fromkeys(lines) if line is not None]
 
-    def notice_size(self, images: Tensor) -> None:
-        """Say once when samples ``[B, C, H, W]`` have another size than the reference images."""
-        if self._size_checked:
-            return
-        self._size_checked = True
-        size = (images.shape[-2], images.shape[-1])
-        for name, view in self._views.items():
-            real = None if view.reference is None else view.reference.size
-            if real is not None and real != size:
-                notice(
-                    f"{name}: samples are {size[0]}x{size[1]} and reference images {real[0]}x{real[1]}; the extractor "
-                    "scales both to its own size, and nothing else is done about it"
-                )
-
     def describe(self) -> dict[str, Any]:
         """The loss, all metrics, and each extractor's name and reference, for the study's fingerprint."""
         extractors = {metric.extractor for metric in self._held_out_metrics}
@@ -268,7 +188,7 @@ class Scores:
             if name in extractors
         }
         return {
-            "loss": {str(metric): weight for metric, weight in self._loss.items()},
+            "loss": {str(metric): weight for metric, weight in self.loss.weights.items()},
             "metrics": sorted(str(metric) for metric in self._metrics),
             "held_out_metrics": sorted(str(metric) for metric in self._held_out_metrics),
             "extractors": views,

@@ -13,9 +13,10 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.names import EXTRACTORS, MetricName, parse_loss
 from lcsc_opt.metrics.reference.building import ReferenceSetting, build_reference, dataset_settings, holds_images
-from lcsc_opt.metrics.scores import Scores, SecondSpace, View
+from lcsc_opt.metrics.scores import Scores, SecondSpace
 
 
 def published_second(

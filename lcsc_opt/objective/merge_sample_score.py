@@ -102,7 +102,7 @@ class MergeSampleScore(Objective):
 
     def why_no_gradient(self) -> str | None:
         """What of scores, sampler and trajectory has no gradient; ``None`` where all have one."""
-        return self.scores.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
+        return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
 
     @property
     def overlaps(self) -> bool:
@@ -319,7 +319,7 @@ class MergeSampleScore(Objective):
         with watch.timing("sample"):
             images = self._sample_finite(noise, first, last)
         with watch.timing("features"):
-            gradient = self.scores.image_gradient(images, rows)
+            gradient = self.scores.loss.image_gradient(images, rows)
         with watch.timing("sample"):
             total.add(images, gradient)
 

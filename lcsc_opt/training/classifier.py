@@ -27,8 +27,8 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.extractors.network import weights_hash
+from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import View
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 
 FORMAT = 3  # of the cached file and of the recipe; raised whenever either changes

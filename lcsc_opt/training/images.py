@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics.scores import View
+from lcsc_opt.metrics.loss import View
 from lcsc_opt.training.classifier import (
     SECOND_DIMENSION,
     SECOND_SEED,

@@ -248,7 +248,7 @@ def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss)
     made, batch = scores(loss), images(20)
     accumulator = made.accumulator(20, gradient=True)
     accumulator.add(batch)
-    gradient = made.image_gradient(batch, accumulator.loss_gradients())
+    gradient = made.loss.image_gradient(batch, accumulator.loss_gradients())
     for seed in range(3):
         step = 1e-4 * images(20, seed=100 + seed)
         slope = (loss_of(made, batch + step) - loss_of(made, batch - step)) / 2
@@ -269,7 +269,9 @@ def test_one_pass_with_a_graph_and_two_passes_in_batches_give_one_gradient(loss)
     for first in range(0, 20, 6):
         rows = slice(first, first + 6)
         part = batch.detach()[rows]
-        sampled_again.append(made.image_gradient(part, {name: rows_of[rows] for name, rows_of in gradients.items()}))
+        sampled_again.append(
+            made.loss.image_gradient(part, {name: rows_of[rows] for name, rows_of in gradients.items()})
+        )
     torch.testing.assert_close(torch.cat(sampled_again), batch.grad, rtol=1e-9, atol=1e-12)
     assert whole.result()[1] == pytest.approx(parts.result()[1], rel=1e-10)
     assert whole.result()[0] == pytest.approx(loss_of(made, batch.detach()), rel=1e-10)
@@ -300,7 +302,7 @@ def test_metrics_beside_the_loss_need_no_gradient_and_no_pass_with_a_graph():
     plain = made.accumulator(20)
     plain.add(images(20))
     assert accumulator.result()[1] == pytest.approx(plain.result()[1], rel=1e-10)
-    assert made.why_no_gradient() is None
+    assert made.loss.why_no_gradient() is None
 
 
 def test_an_extractor_of_the_loss_sees_an_image_once_in_one_pass():
@@ -320,7 +322,7 @@ def test_gradients_have_the_type_of_the_features_and_full_precision(dtype, full)
     kept = accumulator.add_with_graph(images(20).float().requires_grad_())
     gradients = accumulator.loss_gradients()
     assert kept["clip"].dtype == gradients["clip"].dtype == full
-    gradient = made.image_gradient(images(20).float(), gradients)
+    gradient = made.loss.image_gradient(images(20).float(), gradients)
     assert gradient.dtype == torch.float32
     assert not gradient.requires_grad
 
@@ -328,7 +330,7 @@ def test_gradients_have_the_type_of_the_features_and_full_precision(dtype, full)
 @pytest.mark.parametrize("formula", ["precision", "recall", "is"])
 def test_a_loss_without_a_gradient_names_its_metric(formula):
     made = scores({"fid": 1, f"{formula}@clip": 1})
-    assert f"{formula}@clip in the loss has no gradient" in made.why_no_gradient()
+    assert f"{formula}@clip in the loss has no gradient" in made.loss.why_no_gradient()
     accumulator = made.accumulator(20)
     accumulator.add(images(20))
     with pytest.raises(
@@ -353,7 +355,7 @@ def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs()
         made = Scores({"inception": View(first, seen)})
         accumulator = made.accumulator(20, gradient=True)
         accumulator.add(images(20))
-        assert made.image_gradient(images(20), accumulator.loss_gradients()).abs().sum() > 0
+        assert made.loss.image_gradient(images(20), accumulator.loss_gradients()).abs().sum() > 0
 
 
 def test_missing_and_additional_images_are_named():

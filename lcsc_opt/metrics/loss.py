@@ -1,0 +1,113 @@
+"""The loss of a search, as a sum of metrics over what extractors see."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_with_graph, image_gradient
+from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.statistics import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One extractor, and the reference as it sees it; the Inception Score needs no reference."""
+
+    extractor: FeatureExtractor
+    reference: Reference | None = None
+
+
+class Loss:
+    """A weighted sum of metrics, lower is better, and the way back from it to features and images.
+
+    Args:
+        weights: of the metrics in the sum.
+        views: by the extractor's name in the metrics; of metrics beside the loss, too.
+        device: where distances between features are computed.
+    """
+
+    def __init__(
+        self, weights: Mapping[MetricName, float], views: Mapping[str, View], device: torch.device | str = "cpu"
+    ) -> None:
+        self.weights, self._views, self._device = weights, views, device
+        self._size_checked = False
+
+    @property
+    def extractors(self) -> tuple[str, ...]:
+        """The names of the extractors whose features the loss is made of."""
+        return tuple(dict.fromkeys(metric.extractor for metric in self.weights))
+
+    @property
+    def extractor_names(self) -> dict[str, str]:
+        """An extractor's name in the metrics → its own, which identifies its weights, of those that are built."""
+        return {name: view.extractor.name for name, view in self._views.items()}
+
+    def why_no_gradient(self) -> str | None:
+        """Why gradients are unavailable, as one clause; ``None`` where the loss has a gradient in the features."""
+        for metric in self.weights:
+            if metric.formula not in DIFFERENTIATED:
+                return f"{metric} in the loss has no gradient, only {' and '.join(DIFFERENTIATED)} have one"
+        return None
+
+    def value(self, values: Mapping[MetricName, float]) -> float:
+        """The weighted sum of metrics that the search minimizes."""
+        return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items())
+
+    def gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
+        """Extractor's name → the derivative of the loss in the features ``[N, D]`` of its comparison, float64.
+
+        Raises MetricError when a metric of the loss has no gradient.
+        """
+        if reason := self.why_no_gradient():
+            raise MetricError(f"{reason}; take another loss, or search without gradients")
+        gradients: dict[str, Array] = {}
+        for metric, weight in self.weights.items():
+            part = weight * metric.sign * comparisons[metric.extractor].gradient(metric.formula)
+            gradients[metric.extractor] = gradients.get(metric.extractor, 0) + part
+        return gradients
+
+    def comparison(self, name: str, samples: Samples | None, logits: Features | None) -> Comparison:
+        """Samples, as the extractor ``name`` sees them, beside its reference."""
+        return Comparison(samples, logits, self._views[name].reference, device=self._device)
+
+    def differentiable_features(self, name: str, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of the extractor ``name``, with the graph that leads back to ``images`` [B, C, H, W].
+
+        They are the features that an accumulator takes; rounding to bytes lets the gradient straight through. Raises
+        MetricError when the images have no graph, or when the extractor cuts it.
+        """
+        return features_with_graph(self._views[name].extractor, images)
+
+    def image_gradient(self, images: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
+
+        Args:
+            images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
+            gradients: the rows ``[B, D]`` of these images out of :meth:`Accumulator.loss_gradients`.
+
+        Raises MetricError when an extractor cuts the graph.
+        """
+        parts = [image_gradient(self._views[name].extractor, images, rows) for name, rows in gradients.items()]
+        return torch.stack(parts).sum(dim=0)
+
+    def notice_size(self, images: Tensor) -> None:
+        """Say once when samples ``[B, C, H, W]`` have another size than the reference images."""
+        if self._size_checked:
+            return
+        self._size_checked = True
+        size = (images.shape[-2], images.shape[-1])
+        for name, view in self._views.items():
+            real = None if view.reference is None else view.reference.size
+            if real is not None and real != size:
+                notice(
+                    f"{name}: samples are {size[0]}x{size[1]} and reference images {real[0]}x{real[1]}; the extractor "
+                    "scales both to its own size, and nothing else is done about it"
+                )
