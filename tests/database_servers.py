@@ -106,7 +106,7 @@ def _running(binaries: Path, folder: Path) -> Iterator[Postgresql]:
     finally:
         process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=120)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -11,7 +11,7 @@ from lcsc_opt.base.study_file import ObjectiveSpec, read_study_file
 from lcsc_opt.objective.loading import load_objective
 
 GOOD = """
-from lcsc_opt.objective.contract import CoefficientFunction
+from lcsc_opt.objective import CoefficientFunction
 
 def build(settings):
     return CoefficientFunction(sum, [1, 2], name="sum")
@@ -104,7 +104,7 @@ def test_the_study_file_directory_is_known_while_an_objective_is_built(workplace
     write(
         study,
         "located.py",
-        "from lcsc_opt.objective.contract import CoefficientFunction, given_path\n\n\ndef build(settings):\n"
+        "from lcsc_opt.base.paths import given_path\nfrom lcsc_opt.objective import CoefficientFunction\n\n\ndef build(settings):\n"
         "    return CoefficientFunction(lambda a: 1.0, [1, 2], name=str(given_path(settings['path'])))\n",
     )
     objective = load_objective(ObjectiveSpec(file="located.py", settings={"path": "weights.pt"}), beside=study)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -175,27 +174,25 @@ def test_connections_that_died_while_idle_are_replaced(
 def test_backends_terminated_during_a_search_lose_and_double_nothing(
     study: StoredStudy, postgresql: Postgresql, postgresql_url: str, objective: Objective, clean: list[Any]
 ) -> None:
-    ended = threading.Event()
-    terminated = 0
+    terminated = calls = 0
+    threads: list[threading.Thread] = []
 
-    def terminate() -> None:
-        nonlocal terminated
-        while not ended.wait(0.15):
+    def disturbed(coefficients: np.ndarray) -> float:
+        nonlocal calls, terminated
+        calls += 1
+        if calls % 6 == 0:  # between two statements
             terminated += bool(postgresql.terminate_backends(postgresql_url))
-
-    def slow(coefficients: np.ndarray) -> float:
-        time.sleep(0.03)
+        elif calls % 6 == 3:  # in one, or wherever the search is by then
+            threads.append(threading.Thread(target=postgresql.terminate_backends, args=(postgresql_url,)))
+            threads[-1].start()
         return objective(coefficients)
 
-    thread = threading.Thread(target=terminate)
-    thread.start()
-    try:
-        with study.hold():
-            run(study, CoefficientFunction(slow, STEPS, name="slow"))
-    finally:
-        ended.set()
+    with study.hold():
+        run(study, CoefficientFunction(disturbed, STEPS, name="disturbed"))
+    for thread in threads:
         thread.join()
-    assert terminated >= 5
+    assert terminated >= 1
+    assert threads
     assert trials_of(study) == clean
 
 
@@ -206,9 +203,7 @@ def test_a_transaction_that_was_stopped_in_the_middle_does_not_block_for_ever(
     stopped, other = open_study(postgresql_url), open_study(postgresql_url)
     session = stopped.storage.scoped_session()
     session.execute(sa.text("SELECT * FROM studies FOR UPDATE"))  # and its process is stopped here
-    start = time.monotonic()
-    other.add_candidate(ONE)
-    assert time.monotonic() - start < 10
+    other.add_candidate(ONE)  # would hang
     with pytest.raises(sa.exc.DBAPIError, match="idle-in-transaction timeout"):
         session.execute(sa.text("SELECT 1"))
     session.rollback()

@@ -69,7 +69,7 @@ def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
     start = time.monotonic()
     with study.hold():
         run(study, CoefficientFunction(locked, STEPS, name="locked"))
-    assert others[0].communicate(timeout=30) == ("", None)
+    assert others[0].communicate(timeout=120) == ("", None)
     assert time.monotonic() - start >= 2.5
     assert trials_of(study) == clean
 

@@ -425,7 +425,7 @@ def test_deep_finds_an_objective_that_is_gone_or_is_another(study: Path) -> None
 
 
 WITH_TRAJECTORY = """
-from lcsc_opt.objective.contract import CoefficientFunction
+from lcsc_opt.objective import CoefficientFunction
 from lcsc_opt.trajectory import Trajectory
 
 def build(settings):

@@ -106,21 +106,61 @@ class Stages(Objective):
             raise RuntimeError(f"cannot {name}")
 
 
+class Overlapping(Stages):
+    """The first sampling waits until the second candidate is merged, the first scoring until the second is sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merged, self.sampled = threading.Event(), threading.Event()
+        self.met: set[str] = set()
+
+    def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
+        earlier = sum(done == name for done, *_ in self.log)
+        if name == "sample" and not earlier and self.merged.wait(120):
+            self.met.add("merge")
+        if name == "score" and not earlier and self.sampled.wait(120):
+            self.met.add("score")
+        super()._stage(name, candidate, fails)
+        if earlier == 1:
+            {"merge": self.merged, "sample": self.sampled, "score": threading.Event()}[name].set()
+
+
+SLOW_SECONDS = 300.0
+
+
 class Slow(Stages):
-    """Samples for half a minute, but in steps that Python sees."""
+    """Samples for minutes, but in steps that Python sees; in worker processes a file says that it has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = threading.Event()
 
     def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
         if name == "sample":
-            for _ in range(3000):
+            self.samples.set()
+            if "LCSC_TEST_MARKER" in os.environ:
+                Path(os.environ["LCSC_TEST_MARKER"]).touch()
+            for _ in range(int(SLOW_SECONDS / 0.01)):
                 time.sleep(0.01)
 
 
-class SlowScore(Stages):
-    """Scores for a second."""
+class HeldScore(Stages):
+    """Scores until it is told to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.ends = threading.Event(), threading.Event()
 
     def _stage(self, name: str, candidate: Candidate, fails: float) -> None:
         if name == "score":
-            time.sleep(1.0)
+            self.scores.set()
+            assert self.ends.wait(120)
+
+
+def wait_for_file(path: Path) -> None:
+    """Until a worker has made it."""
+    while not path.exists():
+        time.sleep(0.01)
 
 
 class ThreadsInLoss(Stages):

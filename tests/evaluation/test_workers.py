@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,15 @@ from lcsc_opt.evaluation import devices as devices_module
 from lcsc_opt.evaluation.devices import cores, environments, workers_for_this_machine
 from tests.evaluation.staged_examples import (
     IMAGES,
+    SLOW_SECONDS,
     DiesOnce,
     EnvironmentInLoss,
+    HeldScore,
     Slow,
-    SlowScore,
     Stages,
     ThreadsInLoss,
     candidate,
+    wait_for_file,
 )
 
 
@@ -39,7 +42,7 @@ def pool() -> Iterator[WorkerPool]:
 @pytest.mark.parametrize("images", [None, 7, 2, 1])
 def test_the_images_of_a_candidate_are_spread_and_the_loss_is_the_same(pool: WorkerPool, images: int | None) -> None:
     evaluator, asked = SpreadEvaluator(Stages(), pool), candidate(0.5, 0.75, -0.25, images=images)
-    outcome = evaluator.submit(asked).result(timeout=60)
+    outcome = evaluator.submit(asked).result(timeout=120)
     evaluator.close()
     assert isinstance(outcome, Evaluation)
     assert outcome.loss == pytest.approx(Stages().evaluate(asked).loss, rel=1e-12)
@@ -51,7 +54,7 @@ def test_the_images_of_a_candidate_are_spread_and_the_loss_is_the_same(pool: Wor
 
 def test_the_gradient_of_a_candidate_is_the_sum_over_its_workers(pool: WorkerPool) -> None:
     evaluator, asked = SpreadEvaluator(Stages(), pool), candidate(0.5, 0.75, -0.25)
-    outcome = evaluator.submit(asked, gradient=True).result(timeout=60)
+    outcome = evaluator.submit(asked, gradient=True).result(timeout=120)
     evaluator.close()
     expected = evaluate_safely(Stages(), asked, gradient=True)
     assert isinstance(outcome, Evaluation)
@@ -64,8 +67,8 @@ def test_the_gradient_of_a_candidate_is_the_sum_over_its_workers(pool: WorkerPoo
 @pytest.mark.parametrize(("first", "reason"), [(7.0, "merge"), (8.0, "sample"), (9.0, "score")])
 def test_a_part_that_fails_fails_the_candidate_with_its_reason(pool: WorkerPool, first: float, reason: str) -> None:
     evaluator = SpreadEvaluator(Stages(), pool)
-    outcome = evaluator.submit(candidate(first, 1 - first, 0.0)).result(timeout=60)
-    after = evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    outcome = evaluator.submit(candidate(first, 1 - first, 0.0)).result(timeout=120)
+    after = evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     evaluator.close()
     assert isinstance(outcome, Failure)
     assert outcome.reason == f"RuntimeError: cannot {reason}"
@@ -75,7 +78,7 @@ def test_a_part_that_fails_fails_the_candidate_with_its_reason(pool: WorkerPool,
 def test_whole_candidates_go_to_whoever_is_free(pool: WorkerPool) -> None:
     evaluator = ProcessEvaluator(pool)
     asked = [candidate(1 - a, a, 0.0) for a in (0.1, 0.4, -2.0, 0.3)]
-    outcomes = [future.result(timeout=60) for future in [evaluator.submit(one) for one in asked]]
+    outcomes = [future.result(timeout=120) for future in [evaluator.submit(one) for one in asked]]
     assert [outcome.loss for outcome in outcomes if isinstance(outcome, Evaluation)] == [
         Stages().evaluate(one).loss for one in asked
     ]
@@ -85,9 +88,9 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     pool = WorkerPool(Stages, 2)
     try:
         whole, spread = ProcessEvaluator(pool), SpreadEvaluator(Stages(), pool)
-        died = whole.submit(candidate(5.0, -4.0, 0.0)).result(timeout=60)
-        also = spread.submit(candidate(5.0, -4.0, 0.0)).result(timeout=60)
-        after = spread.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+        died = whole.submit(candidate(5.0, -4.0, 0.0)).result(timeout=120)
+        also = spread.submit(candidate(5.0, -4.0, 0.0)).result(timeout=120)
+        after = spread.submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     finally:
         pool.close()
     for failed in (died, also):
@@ -97,17 +100,20 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
     assert isinstance(after, Evaluation)
 
 
-def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for() -> None:
+def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCSC_TEST_MARKER", str(tmp_path / "samples"))
     pool = WorkerPool(Slow, 2)
     evaluator = SpreadEvaluator(Slow(), pool)
     future = evaluator.submit(candidate(1.0, 0.0, 0.0))
-    time.sleep(3)  # the processes are up and sample
-    start = time.perf_counter()
+    wait_for_file(tmp_path / "samples")
+    start = time.monotonic()
     evaluator.close()
     pool.close()
-    assert time.perf_counter() - start < 10
+    assert time.monotonic() - start < SLOW_SECONDS / 2
     with pytest.raises(CancelledError):
-        future.result(timeout=10)
+        future.result(timeout=120)
 
 
 def fails_to_load() -> Stages:
@@ -118,7 +124,7 @@ def test_an_objective_that_a_worker_cannot_load_is_told_as_it_is() -> None:
     pool = WorkerPool(fails_to_load, 1)
     try:
         with pytest.raises(CatalogError, match="put it back"):
-            ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+            ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     finally:
         pool.close()
 
@@ -128,18 +134,18 @@ def test_parts_of_another_objective_are_refused() -> None:
     evaluator = SpreadEvaluator(Stages(), pool)
     try:
         with pytest.raises(StudyMismatchError, match="other files"):
-            evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+            evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     finally:
         evaluator.close()
         pool.close()
 
 
 def test_workers_ignore_the_interrupt_that_is_meant_for_the_coordinator(pool: WorkerPool) -> None:
-    outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     assert isinstance(outcome, Evaluation)
     worker = int(outcome.metrics["part 0"])
     os.kill(worker, signal.SIGINT)
-    again = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    again = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     assert isinstance(again, Evaluation)
 
 
@@ -167,7 +173,7 @@ def test_each_worker_sees_its_own_device_only() -> None:
     pool = WorkerPool(functools.partial(EnvironmentInLoss), 2, environments=[{"CUDA_VISIBLE_DEVICES": n} for n in "37"])
     try:
         futures = [pool.submit("submit", candidate(1.0, 0.0, 0.0), worker=worker) for worker in (0, 1)]
-        assert [future.result(timeout=60).loss for future in futures] == [3.0, 7.0]
+        assert [future.result(timeout=120).loss for future in futures] == [3.0, 7.0]
     finally:
         pool.close()
 
@@ -180,14 +186,17 @@ def test_what_is_submitted_after_closing_is_cancelled() -> None:
 
 def test_closing_while_a_gradient_is_scored_leaves_nobody_waiting() -> None:
     pool = WorkerPool(Stages, 2)
-    evaluator = SpreadEvaluator(SlowScore(), pool)
-    ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+    objective = HeldScore()
+    evaluator = SpreadEvaluator(objective, pool)
     future = evaluator.submit(candidate(1.0, 0.0, 0.0), gradient=True)
-    time.sleep(0.5)  # the parts are there, and are scored
-    evaluator.close()
-    pool.close()
-    with pytest.raises(CancelledError):
-        future.result(timeout=10)
+    assert objective.scores.wait(120)
+    with ThreadPoolExecutor() as closing:
+        closed = closing.submit(lambda: (pool.close(), evaluator.close()))
+        objective.ends.set()
+        closed.result(120)
+    with contextlib.suppress(CancelledError):  # or its slopes came before the end
+        future.result(timeout=120)
+    assert future.done()
 
 
 def test_a_worker_that_dies_between_sample_and_slope_costs_an_attempt(
@@ -199,8 +208,8 @@ def test_a_worker_that_dies_between_sample_and_slope_costs_an_attempt(
     pool, asked = WorkerPool(DiesOnce, 2), candidate(0.5, 0.75, -0.25)
     evaluator = SpreadEvaluator(DiesOnce(), pool)
     try:
-        first = evaluator.submit(asked, gradient=True).result(timeout=60)
-        second = evaluator.submit(asked, gradient=True).result(timeout=60)
+        first = evaluator.submit(asked, gradient=True).result(timeout=120)
+        second = evaluator.submit(asked, gradient=True).result(timeout=120)
     finally:
         evaluator.close()
         pool.close()
@@ -251,7 +260,7 @@ def test_an_error_that_does_not_travel_fails_its_own_job_only() -> None:
         evaluator = ProcessEvaluator(pool)
         for _ in range(2):
             with pytest.raises(ObjectiveError, match="Unpicklable"):
-                evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+                evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     finally:
         pool.close()
 
@@ -259,7 +268,7 @@ def test_an_error_that_does_not_travel_fails_its_own_job_only() -> None:
 def test_the_cores_are_divided_among_the_workers() -> None:
     pool = WorkerPool(ThreadsInLoss, 2)
     try:
-        outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=60)
+        outcome = ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     finally:
         pool.close()
     assert isinstance(outcome, Evaluation)
@@ -268,6 +277,6 @@ def test_the_cores_are_divided_among_the_workers() -> None:
 
 def test_seconds_are_those_of_the_work_and_not_of_waiting(pool: WorkerPool) -> None:
     evaluator = SpreadEvaluator(Stages(), pool)
-    outcomes = [future.result(timeout=60) for future in [evaluator.submit(candidate(1.0, 0.0, 0.0)) for _ in range(3)]]
+    outcomes = [future.result(timeout=120) for future in [evaluator.submit(candidate(1.0, 0.0, 0.0)) for _ in range(3)]]
     evaluator.close()
     assert all(isinstance(outcome, Evaluation) and outcome.cost.seconds < 0.5 for outcome in outcomes)

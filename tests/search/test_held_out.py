@@ -48,13 +48,13 @@ class Recording(Objective):
 
 @pytest.fixture
 def study(url: str) -> StoredStudy:
-    from analysis.study_examples import write_study
+    from tests.study_examples import write_study
 
     return write_study(open_storage(url, write=True), STUDY, [3.0, 1.0, 2.0, None, 1.5])
 
 
 def grid(study: StoredStudy, **attributes: object) -> StoredStudy:
-    from analysis.study_examples import write_study
+    from tests.study_examples import write_study
 
     return write_study(study.storage, EMA_STUDY, [5.0, 6.0, 4.0], **attributes)  # type: ignore[arg-type]
 

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +17,20 @@ import yaml
 from optuna.trial import TrialState
 
 MODULE = """
-import time
+import os, signal, sys, threading
 import numpy as np
 
+NAME, AT, SECONDS = os.environ.get("LCSC_TEST_SIGNAL", "SIGINT 0 0").split()
+calls = 0
+
 def loss(coefficients):
-    time.sleep(0.01)
+    global calls
+    calls += 1
+    if calls == int(AT):  # so many seconds later, at whatever the process then does; evaluations wait for it
+        send = threading.Timer(float(SECONDS), os.kill, (os.getpid(), getattr(signal, NAME)))
+        send.start()
+    if int(AT) and calls >= int(AT) + 10:
+        send.join()
     return float(np.square(coefficients - np.linspace(-0.2, 0.4, len(coefficients))).sum())
 """
 
@@ -32,7 +40,7 @@ STUDY = {
     "optimizers": ["LCSC", "CMA"],
     "budget": {"evaluations": 80},
 }
-ENOUGH_KILLS = 6
+KILLS = 4
 
 
 @pytest.fixture
@@ -43,11 +51,13 @@ def study_file(workplace: Path) -> Path:
     return path
 
 
-def start(database: str) -> subprocess.Popen[bytes]:
+def run(database: str, signal_at: str = "SIGINT 0 0") -> int:
+    """The exit status of a search to which a signal comes some seconds after it began its n-th evaluation."""
     command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
     arguments = ["run", "long.yaml", "--storage", f"sqlite:///{database}"]
+    environment = {**os.environ, "LCSC_TEST_SIGNAL": signal_at}
     with Path(f"{database}.log").open("a") as log:
-        return subprocess.Popen([*command, *arguments], stderr=log)
+        return subprocess.run([*command, *arguments], stderr=log, env=environment, check=False).returncode
 
 
 def trials(database: str) -> dict[str, list[tuple[int, bytes, float | None, TrialState]]]:
@@ -61,28 +71,9 @@ def trials(database: str) -> dict[str, list[tuple[int, bytes, float | None, Tria
     return found
 
 
-def running(database: str) -> int:
-    """How many trials there are, read without Optuna so that polling is quick."""
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            return int(connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
-
-
-def wait_for_trials(process: subprocess.Popen[bytes], database: str, count: int) -> bool:
-    """Whether there are so many trials before the process ends."""
-    while process.poll() is None:
-        if running(database) >= count:
-            return True
-        time.sleep(0.005)
-    return False
-
-
 @pytest.fixture
 def undisturbed(study_file: Path) -> dict[str, list[tuple[int, bytes, float | None, TrialState]]]:
-    process = start("undisturbed.db")
-    assert process.wait(timeout=120) == 0
+    assert run("undisturbed.db") == 0
     found = trials("undisturbed.db")
     assert {len(study) for study in found.values()} == {80}
     return found
@@ -91,17 +82,10 @@ def undisturbed(study_file: Path) -> dict[str, list[tuple[int, bytes, float | No
 @pytest.mark.slow
 def test_a_search_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed: object) -> None:
     chance = random.Random(3)
-    kills = 0
-    while True:
-        process = start("killed.db")
-        if kills < ENOUGH_KILLS and wait_for_trials(process, "killed.db", running("killed.db") + chance.randint(1, 30)):
-            time.sleep(chance.random() * 0.02)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        elif process.wait(timeout=120) == 0:
-            break
-    assert kills >= 3
+    for _ in range(KILLS):
+        status = run("killed.db", f"SIGKILL {chance.randint(1, 20)} {chance.random() * 0.02}")
+        assert status == -signal.SIGKILL
+    assert run("killed.db") == 0
     assert trials("killed.db") == undisturbed
     with sqlite3.connect("killed.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -109,12 +93,9 @@ def test_a_search_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed
 
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_continue_and_loses_nothing(undisturbed: object) -> None:
-    process = start("interrupted.db")
-    assert wait_for_trials(process, "interrupted.db", 40)
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert run("interrupted.db", "SIGINT 40 0") == 130
     printed = Path("interrupted.db.log").read_text()
     assert "run the same command to continue" in printed
     assert "Traceback" not in printed
-    assert start("interrupted.db").wait(timeout=120) == 0
+    assert run("interrupted.db") == 0
     assert trials("interrupted.db") == undisturbed

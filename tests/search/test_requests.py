@@ -308,8 +308,8 @@ def test_processes_give_gradients() -> None:
     pool = WorkerPool(Bowl, 1)
     evaluator = ProcessEvaluator(pool)
     try:
-        outcome = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0])), gradient=True).result(timeout=60)
-        plain = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0]))).result(timeout=60)
+        outcome = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0])), gradient=True).result(timeout=120)
+        plain = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0]))).result(timeout=120)
     finally:
         pool.close()
     assert isinstance(outcome, Evaluation)

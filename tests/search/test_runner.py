@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import threading
 import time
@@ -398,18 +399,21 @@ def slow_objective() -> Objective:
 
 
 def _sleep(_: np.ndarray) -> float:
-    time.sleep(60)
+    Path(os.environ["LCSC_TEST_MARKER"]).touch()
+    time.sleep(300)
     return 0.0
 
 
-def test_closing_does_not_wait_for_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_does_not_wait_for_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LCSC_TEST_MARKER", str(tmp_path / "sleeps"))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     pool = WorkerPool(slow_objective, 1)
     future = ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05)))
-    time.sleep(5)  # the process is up and sleeps
+    while not (tmp_path / "sleeps").exists():
+        time.sleep(0.01)
     start = time.monotonic()
     pool.close()
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 150
     assert future.cancelled()
 
 
@@ -423,7 +427,7 @@ def test_worker_processes_give_the_same_values_and_one_that_dies_fails_one_candi
         good = [np.full(20, 0.05), np.linspace(-1, 1.1, 20) / np.linspace(-1, 1.1, 20).sum()]
         deadly = np.array([1.0] + [0.0] * 19)
         outcomes = [evaluator.submit(Candidate(c)) for c in (good[0], deadly, good[1], good[0])]
-        first, died, second, third = (future.result(timeout=60) for future in outcomes)
+        first, died, second, third = (future.result(timeout=120) for future in outcomes)
     finally:
         pool.close()
     assert isinstance(first, Evaluation)
@@ -446,6 +450,6 @@ def test_a_worker_that_finds_other_files_than_the_search_began_with_evaluates_no
     pool = WorkerPool(another_objective, 1, expected=make_objective().describe())
     try:
         with pytest.raises(StudyMismatchError, match="other files"):
-            ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05))).result(timeout=60)
+            ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05))).result(timeout=120)
     finally:
         pool.close()

@@ -180,7 +180,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
 
     def held(descriptor: int, content: Any) -> int:
         assert threading.current_thread() is not threading.main_thread()
-        assert written.wait(30)
+        assert written.wait(120)
         return write(descriptor, content)
 
     monkeypatch.setattr(running._Run, "_train_step", noting)

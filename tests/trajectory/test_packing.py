@@ -390,7 +390,7 @@ def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch
             assert not wait([waiting], timeout=1).done
             worker.stdin.write("\n" * len(files))
             worker.stdin.close()
-            trajectory = waiting.result(timeout=60)
+            trajectory = waiting.result(timeout=120)
         assert worker.stdout.read().split()[-1] == trajectory.sha256
     assert "waiting" in capsys.readouterr().err
     assert trajectory.steps == STEPS

@@ -70,9 +70,10 @@ def test_a_clock_hears_how_long_spans_last() -> None:
         for _ in range(2):
             with span("ask"):
                 time.sleep(0.02)
-    sums = heard.between(begin, time.time())
+    ended = time.time()
+    sums = heard.between(begin, ended)
     assert list(sums) == ["ask"]
-    assert 0.04 <= sums["ask"] < 0.5
+    assert 0.04 <= sums["ask"] <= ended - begin
 
 
 def test_the_database_is_beside_the_studys_own_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -58,12 +58,12 @@ def test_precision_is_as_before_when_the_last_of_several_threads_is_done() -> No
     def merge() -> None:
         with merging.full_precision():
             first.set()
-            second.wait(10)
+            second.wait(120)
 
     try:
         thread = threading.Thread(target=merge)
         thread.start()
-        first.wait(10)
+        first.wait(120)
         with merging.full_precision():
             second.set()
             thread.join()

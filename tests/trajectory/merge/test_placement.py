@@ -16,6 +16,7 @@ from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk import differences
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.disk.rows import Strips
+from lcsc_opt.trajectory.disk.tiles import accumulator
 from lcsc_opt.trajectory.merge import memory, merging, placement, reading, sources
 from lcsc_opt.trajectory.merge.memory import PAGE, page_aligned
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
@@ -347,10 +348,10 @@ def test_the_map_is_not_for_gpus(trajectory: Trajectory, monkeypatch: pytest.Mon
 
 def test_products_on_a_gpu_are_not_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, precision = torch.device("cuda"), torch.get_float32_matmul_precision()
-    assert merging.accumulator(torch.float32, gpu) == torch.float32
+    assert accumulator(torch.float32, gpu) == torch.float32
     torch.set_float32_matmul_precision("high")
     try:
-        assert merging.accumulator(torch.bfloat16, gpu) == torch.float64
-        assert merging.accumulator(torch.bfloat16, torch.device("cpu")) == torch.float32
+        assert accumulator(torch.bfloat16, gpu) == torch.float64
+        assert accumulator(torch.bfloat16, torch.device("cpu")) == torch.float32
     finally:
         torch.set_float32_matmul_precision(precision)

@@ -315,5 +315,5 @@ def test_markup_is_inert(storage: RDBStorage) -> None:
 def test_both_pages_can_be_drawn_and_nothing_imports_torch(storage: RDBStorage) -> None:
     write_landscape(storage)
     assert contour(landscape_figure(read(storage), theme="dark")).autocolorscale is None
-    code = "import sys, lcsc_opt.views.landscape_plots, lcsc_opt.cli.landscape; sys.exit('torch' in sys.modules)"
+    code = "import sys, lcsc_opt.views.figures.landscape, lcsc_opt.cli.landscape; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -47,7 +47,7 @@ def texts(figure: go.Figure) -> str:
 
 def test_an_optimizer_looks_the_same_in_every_process() -> None:
     names = [*STYLES, "TBPSA", "NGOpt", "my own"]
-    code = "import sys; from lcsc_opt.views.look import style; print([style(n) for n in sys.argv[1:]])"
+    code = "import sys; from lcsc_opt.views.figures.look import style; print([style(n) for n in sys.argv[1:]])"
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == repr([style(name) for name in names])
 
@@ -239,5 +239,5 @@ def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(url: str) -> 
 
 
 def test_figures_import_no_torch() -> None:
-    code = "import sys, lcsc_opt.views.views, lcsc_opt.views.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, lcsc_opt.views.figures.of_study, lcsc_opt.views.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
