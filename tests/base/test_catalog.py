@@ -104,7 +104,8 @@ def test_the_study_file_directory_is_known_while_an_objective_is_built(workplace
     write(
         study,
         "located.py",
-        "from lcsc_opt.base.paths import given_path\nfrom lcsc_opt.objective import CoefficientFunction\n\n\ndef build(settings):\n"
+        "from lcsc_opt.base.paths import given_path\nfrom lcsc_opt.objective import CoefficientFunction\n\n\n"
+        "def build(settings):\n"
         "    return CoefficientFunction(lambda a: 1.0, [1, 2], name=str(given_path(settings['path'])))\n",
     )
     objective = load_objective(ObjectiveSpec(file="located.py", settings={"path": "weights.pt"}), beside=study)
