@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TESTS ?= tests
+JOBS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,8 +34,8 @@ demo: setup ## train a small model of digits, search with five optimizers, compa
 	$(BIN)/lcsc compare digits
 	$(BIN)/lcsc report digits
 
-test: setup ## run the tests (TESTS=tests/metrics runs a part of them)
-	$(BIN)/python -m pytest $(TESTS)
+test: setup ## run the tests, files side by side (TESTS=tests/metrics runs a part of them, JOBS=0 one after the other)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 check: setup ## lint, formatting, types, and the layers of imports
 	$(BIN)/ruff check
