@@ -1,3 +1,58 @@
-"""Search the linear combination of saved checkpoints that samples best (LCSC, Liu et al. 2024)."""
+"""Search the linear combination of saved checkpoints that samples best (LCSC, Liu et al. 2024).
 
-__version__ = "0.1.0"
+::
+
+    import lcsc_opt
+
+    (study,) = lcsc_opt.run("digits", optimizers=["LCSCGradient"], seeds=[0])
+    study.held_out, study.coefficients      # the answer's loss on noise that no search saw, and its [K] coefficients
+    network.load_state_dict(study.merge())  # the merged weights
+
+Every name is imported when it is first used, so that ``import lcsc_opt`` costs nothing and loads no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lcsc_opt.base import VERSION
+
+if TYPE_CHECKING:
+    from lcsc_opt.objective.contract import Objective
+    from lcsc_opt.search.studies import Study, compare, load_objective, load_study, run
+    from lcsc_opt.trajectory.store import Trajectory
+    from lcsc_opt.trajectory.writer import TrajectoryWriter
+
+__version__ = VERSION
+__all__ = [
+    "Objective",
+    "Study",
+    "Trajectory",
+    "TrajectoryWriter",
+    "__version__",
+    "compare",
+    "load_objective",
+    "load_study",
+    "run",
+]
+
+_MODULES = {
+    "Objective": "lcsc_opt.objective.contract",
+    "Study": "lcsc_opt.search.studies",
+    "Trajectory": "lcsc_opt.trajectory.store",
+    "TrajectoryWriter": "lcsc_opt.trajectory.writer",
+    "compare": "lcsc_opt.search.studies",
+    "load_objective": "lcsc_opt.search.studies",
+    "load_study": "lcsc_opt.search.studies",
+    "run": "lcsc_opt.search.studies",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'lcsc_opt' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-import lcsc_opt
 from lcsc_opt.base.errors import CatalogError
 from lcsc_opt.base.settings import near_miss
 
@@ -24,7 +23,7 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {"objectives": (".py",), "studies": (".y
 
 def shipped_directory(kind: Kind) -> Path:
     """The folder that ships with the library: inside the wheel, or at the top of a checkout."""
-    package = Path(lcsc_opt.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "_shipped" / kind
     return inside if inside.is_dir() else package.parent / kind
 

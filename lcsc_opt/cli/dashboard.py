@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lcsc_opt.cli.output import STORAGE_HELP, say, storage_url
-from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.cli.output import STORAGE_HELP, say
+from lcsc_opt.database.connection import masked, open_storage, storage_url
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, print_json, say, storage_url, table
+from lcsc_opt.cli.output import STORAGE_HELP, Format, console, print_json, say, table
+from lcsc_opt.database.connection import storage_url
 
 PROBLEMS_REMAIN = 1
 

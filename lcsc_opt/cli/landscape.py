@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
+from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
-from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import sys
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 STORAGE_HELP = "Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db."
 
@@ -41,13 +38,6 @@ def complain(message: str) -> None:
 def say(message: str) -> None:
     """One line of progress on standard error."""
     sys.stderr.write(f"{message}\n")
-
-
-def storage_url(option: str | None, study_file: str | None = None) -> str:
-    """The database that a command works on."""
-    for name in ("LCSC_STORAGE", "OPTUNA_STORAGE"):
-        option = option or os.environ.get(name)
-    return option or study_file or DEFAULT_STORAGE
 
 
 def number(value: float | None, spread: float | None = None) -> str:

@@ -10,7 +10,8 @@ import typer
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.study_file import read_study_file
-from lcsc_opt.cli.output import Format, console, number, print_json, say, storage_url, table
+from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.database.connection import storage_url
 
 if TYPE_CHECKING:  # torch is imported where a study is profiled
     from lcsc_opt.diagnostics.profiling import Part, Profile, Tried

@@ -10,8 +10,8 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, storage_url, table
-from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
+from lcsc_opt.database.connection import masked, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy, study_names
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
@@ -59,13 +59,9 @@ def run(
 
 
 def _run_plans(chosen: Any, url: str, **how: bool) -> None:
-    from lcsc_opt.search.experiment import experiments
+    from lcsc_opt.search.studies import checked_experiments
 
-    opened = open_storage(url, write=True)
-    to_run = list(experiments(chosen, opened))
-    for experiment, plan in to_run:
-        if plan.name not in study_names(opened):
-            experiment.check(plan)
+    to_run = checked_experiments(chosen, open_storage(url, write=True))
     for experiment, plan in to_run:
         say(f"{plan.name}: {experiment.run(plan, **how)}")
     say(f"database: {masked(url)}")

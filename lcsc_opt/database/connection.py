@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import re
 import sqlite3
 import time
@@ -21,6 +22,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.base.study_file import DEFAULT_STORAGE
 
 BUSY_SECONDS = 60.0  # how long a database waits for another process's lock; less than a lease lasts
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
@@ -39,6 +41,13 @@ NETWORK_FILE_SYSTEMS = (
 )
 
 T = TypeVar("T")
+
+
+def storage_url(option: str | None, study_file: str | None = None) -> str:
+    """The database to work on: ``option``, else that of ``LCSC_STORAGE``, ``OPTUNA_STORAGE`` or the study file."""
+    for name in ("LCSC_STORAGE", "OPTUNA_STORAGE"):
+        option = option or os.environ.get(name)
+    return option or study_file or DEFAULT_STORAGE
 
 
 def open_storage(url: str, *, write: bool) -> RDBStorage:

@@ -43,7 +43,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-import lcsc_opt
+from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.spans import DATABASE, span
@@ -308,7 +308,7 @@ class StoredStudy:
 
 def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
     """One transaction: a study never exists without the specification that it was made from."""
-    created = {**attributes, "created_by": f"lcsc_opt {lcsc_opt.__version__}"}
+    created = {**attributes, "created_by": f"lcsc_opt {VERSION}"}
     with storage.engine.begin() as connection:
         study_rows.create_study(connection, name, created, trials)
 

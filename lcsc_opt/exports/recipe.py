@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import pydantic
 
-import lcsc_opt
+from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.database.store import StoredStudy
@@ -176,7 +176,7 @@ def recipe_of(
         loss=float(attributes["loss"]),
         metrics=attributes.get("metrics", {}),
         held_out=attributes.get("held_out"),
-        lcsc_opt=lcsc_opt.__version__,
+        lcsc_opt=VERSION,
         versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
     )
 

@@ -174,6 +174,11 @@ class Experiment:
             plan_budget(evaluations=budget.evaluations, images=budget.images, images_per_evaluation=images)
         return optimizer
 
+    def check_new(self, plan: StudyPlan) -> None:
+        """:meth:`check`, where the study is not begun yet."""
+        if plan.name not in study_names(self.storage):
+            self.check(plan)
+
     def check(self, plan: StudyPlan) -> None:
         """Refuse what could never be searched, before anything is searched or stored.
 

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
-import lcsc_opt
+from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import FigureError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
@@ -127,7 +127,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{_text(experiment)}</title><style>{STYLE}</style></head><body>",
             *parts,
-            f"<footer>Made by lcsc_opt {_text(lcsc_opt.__version__)}.</footer>",
+            f"<footer>Made by lcsc_opt {_text(VERSION)}.</footer>",
             _data("templates", templates),
             _data("config", CONFIG),
             f"<script>{get_plotlyjs()}</script><script>{SCRIPT}</script></body></html>",

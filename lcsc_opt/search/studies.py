@@ -1,0 +1,234 @@
+"""Searches from Python: run the studies of a study file, open what they found, compare it.
+
+What the command line does, with the same database: a study that was begun here is continued there, and the other way
+round. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from optuna.storages import RDBStorage
+from torch import Tensor
+
+from lcsc_opt.base.catalog import find
+from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.study_file import BudgetSpec, StudySpec, parse_study, read_study_file
+from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import StudySummary, summaries, summarize
+from lcsc_opt.objective import loading
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.experiment import Experiment, experiments
+from lcsc_opt.search.plan import StudyPlan, plans, stored_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One study of the database: one optimizer and one seed of a study file. Reading it disturbs nobody who runs it.
+
+    Attributes:
+        name: ``experiment/optimizer/seed``.
+        storage: the URL of the database.
+    """
+
+    name: str
+    storage: str
+
+    @functools.cached_property
+    def objective(self) -> Objective:
+        """The objective that was searched, loaded as its study file says; that may train or read a model.
+
+        Raises:
+            CatalogError: its file cannot be loaded.
+        """
+        plan = stored_plan(self._stored)
+        return loading.load_objective(plan.objective, beside=plan.directory)
+
+    @property
+    def state(self) -> str:
+        """``finished``, ``unfinished`` or ``empty``."""
+        return self._summary.state
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps of the checkpoints."""
+        return self._summary.steps
+
+    @property
+    def searched(self) -> float | None:
+        """The lowest loss of the search; ``None`` while there is none."""
+        return self._summary.searched
+
+    @property
+    def held_out(self) -> float | None:
+        """The answer's loss on noise that neither the search nor the choice saw; ``None`` before it is measured."""
+        return self._summary.held_out
+
+    @property
+    def coefficients(self) -> Coefficients:
+        """``[K]`` of the answer: the trial chosen on other noise, else the best of the search; they sum to one.
+
+        Raises:
+            StudyStoreError: no trial is complete yet.
+        """
+        best = self._summary.best_coefficients
+        if best is None:
+            raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
+        return best
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
+
+        ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``), ``loss``, ``coefficients`` (a list, ``[K]``),
+        ``metrics`` (name → value), ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` where unknown.
+        """
+        return [_row(trial) for trial in self._stored.trials()]
+
+    def merge(self, coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
+        """The merged state dict, on the CPU.
+
+        Args:
+            coefficients: ``[K]``, sum to one; ``None`` takes the answer's.
+
+        Raises:
+            CoefficientsError: another number of coefficients, or another sum.
+            ObjectiveError: the objective has no weights to merge.
+            StudyStoreError: no trial is complete yet.
+        """
+        trajectory = getattr(self.objective, "trajectory", None)
+        if trajectory is None:
+            raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
+        chosen = self.coefficients if coefficients is None else coefficients
+        merged: dict[str, Tensor] = trajectory.merge(check_coefficients(chosen, len(self.steps)))
+        return merged
+
+    @property
+    def _stored(self) -> StoredStudy:
+        return StoredStudy.open(open_storage(self.storage, write=False), self.name)
+
+    @property
+    def _summary(self) -> StudySummary:
+        return summarize(self._stored)
+
+
+def run(
+    study_file: str | Path | Mapping[str, Any],
+    *,
+    optimizers: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    budget: int | None = None,
+    storage: str | None = None,
+    take_over: bool = False,
+    accept_environment: bool = False,
+) -> list[Study]:
+    """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
+
+    Args:
+        study_file: a path, the name of one in ``studies/``, or what one contains.
+        optimizers: only these; one that the file does not list has its defaults.
+        seeds: only these.
+        budget: evaluations, in place of the file's budget.
+        storage: the database's URL; ``None`` takes that of ``LCSC_STORAGE``, the study file or ``sqlite:///studies.db``.
+        take_over: from a process that is dead but seems to run a study.
+        accept_environment: continue with other packages or another BLAS than a study was begun with.
+
+    Returns:
+        A study for each optimizer and seed, in the order of the file.
+
+    Raises:
+        LcscError: the study file, the objective, a study or the database is not as it should be; the line says what.
+        SearchFailedError: too many evaluations failed; what was evaluated is in the database.
+    """
+    spec, directory = _specification(study_file)
+    if budget is not None:
+        spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
+    url = storage_url(storage, spec.storage)
+    opened = open_storage(url, write=True)
+    for experiment, plan in checked_experiments(plans(spec, directory, optimizers=optimizers, seeds=seeds), opened):
+        experiment.run(plan, take_over=take_over, accept_environment=accept_environment)
+    return [Study(plan.name, url) for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
+
+
+def checked_experiments(to_run: Sequence[StudyPlan], storage: RDBStorage) -> list[tuple[Experiment, StudyPlan]]:
+    """Each plan with the experiment that runs it; what could never be searched is refused before anything is."""
+    found = list(experiments(to_run, storage))
+    for experiment, plan in found:
+        experiment.check_new(plan)
+    return found
+
+
+def load_study(name: str, storage: str | None = None) -> Study:
+    """Open one study.
+
+    Args:
+        name: ``experiment/optimizer/seed``.
+        storage: the database's URL, as for :func:`run`.
+
+    Raises:
+        StudyStoreError: there is no such study, or the database cannot be read.
+    """
+    url = storage_url(storage)
+    StoredStudy.open(open_storage(url, write=False), name)
+    return Study(name, url)
+
+
+def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
+    """The objective of a study file: ``objective(coefficients) -> float``, lower is better.
+
+    Args:
+        study_file: a path, the name of one in ``studies/``, or what one contains.
+
+    Raises:
+        LcscError: the study file is wrong, or its objective cannot be built.
+    """
+    spec, directory = _specification(study_file)
+    return loading.load_objective(spec.objective, beside=directory)
+
+
+def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:
+    """What the studies of an experiment found, a row each, for people and for ``pandas.DataFrame``.
+
+    Args:
+        experiment: the name in the study file.
+        storage: the database's URL, as for :func:`run`.
+
+    Returns:
+        What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
+        ``held_out`` (losses), ``evaluations``, ``images``, ``seconds``, and the metric of the second feature space.
+
+    Raises:
+        StudyStoreError: there is no such experiment.
+    """
+    opened = open_storage(storage_url(storage), write=False)
+    return [study.as_row() for study in summaries(opened, experiment)]
+
+
+def _specification(study_file: str | Path | Mapping[str, Any]) -> tuple[StudySpec, Path]:
+    if isinstance(study_file, Mapping):
+        return parse_study(dict(study_file), source="study"), Path.cwd()
+    path = find("studies", str(study_file))
+    return read_study_file(path), path.parent
+
+
+def _row(trial: Any) -> dict[str, Any]:
+    known = trial.user_attrs
+    cost = known.get("cost") or {}
+    return {
+        "number": trial.number,
+        "state": trial.state.name,
+        "loss": trial.value,
+        "coefficients": known.get("coefficients"),
+        "metrics": known.get("metrics"),
+        "images": cost.get("images"),
+        "seconds": cost.get("seconds"),
+        "reason": known.get("reason"),
+    }

@@ -1,0 +1,106 @@
+"""The names that ``import lcsc_opt`` gives, and a whole search with them."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lcsc_opt
+from lcsc_opt.base.errors import CoefficientsError, ObjectiveError, StudySpecError, StudyStoreError
+from tests.model_studies import write_model_study
+
+NAMES = {
+    "Objective",
+    "Study",
+    "Trajectory",
+    "TrajectoryWriter",
+    "__version__",
+    "compare",
+    "load_objective",
+    "load_study",
+    "run",
+}
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
+
+
+def test_these_names_and_no_others_are_given() -> None:
+    assert set(lcsc_opt.__all__) == NAMES
+    assert set(dir(lcsc_opt)) >= NAMES
+    for name in NAMES:
+        assert name == "__version__" or getattr(lcsc_opt, name).__doc__
+    with pytest.raises(AttributeError, match="it has Objective, "):
+        _ = lcsc_opt.nothing
+
+
+def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
+    code = "import sys, lcsc_opt; print(*sorted({'torch', 'numpy', 'optuna', 'pydantic'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert re.search(r'^version = "(.*)"$', text, re.M)[1] == lcsc_opt.__version__  # type: ignore[index]
+
+
+def test_a_whole_search(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study_file = write_model_study(workplace, optimizers=["LCSC", "CMA"], budget={"evaluations": 12})
+    found = lcsc_opt.run(study_file, seeds=[0, 1])
+    assert [study.name.split("/", 1)[1] for study in found] == ["LCSC/0", "CMA/0", "LCSC/1", "CMA/1"]
+    study = found[0]
+    assert study.state == "finished"
+    assert len(study.steps) == len(study.coefficients)
+    assert study.coefficients.sum() == pytest.approx(1, abs=1e-12)
+    assert [trial["number"] for trial in study.trials] == list(range(12))
+    complete = [trial for trial in study.trials if trial["state"] == "COMPLETE"]
+    assert min(trial["loss"] for trial in complete) == study.searched
+    assert lcsc_opt.load_objective(study_file)(study.trials[0]["coefficients"]) == study.trials[0]["loss"]
+    merged, expected = study.merge(), study.objective.trajectory.merge(study.coefficients)  # type: ignore[attr-defined]
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+    last = np.eye(len(study.steps))[-1]
+    checkpoint = study.objective.trajectory.checkpoint(-1)  # type: ignore[attr-defined]
+    assert all(torch.equal(tensor, checkpoint[name]) for name, tensor in study.merge(last).items())
+    with pytest.raises(CoefficientsError):
+        study.merge(last * 2)
+    rows = lcsc_opt.compare(study.name.split("/")[0])
+    assert [row["study"] for row in rows] == [study.name for study in found]
+    assert lcsc_opt.load_study(study.name) == study
+    capsys.readouterr()
+    assert lcsc_opt.run(study_file, optimizers=["LCSC"], seeds=[0]) == [study]  # finished: nothing is evaluated again
+    assert len(study.trials) == 12
+
+
+def functional(**changes: Any) -> dict[str, Any]:
+    settings = {"callable": "numpy.linalg:norm", "steps": [1, 2, 3, 4]}
+    study = {"name": "plain", "objective": {"file": "function.py", "settings": settings}, "optimizers": ["CMA"]}
+    return {**study, "budget": {"evaluations": 3}, **changes}
+
+
+def test_a_study_may_be_given_as_a_mapping_and_its_budget_raised(workplace: Path) -> None:
+    (study,) = lcsc_opt.run(functional(), storage="sqlite:///here.db")
+    assert study.storage == "sqlite:///here.db"
+    assert study.held_out is None
+    (more,) = lcsc_opt.run(functional(), budget=5, storage="sqlite:///here.db")
+    assert len(more.trials) == 5
+    with pytest.raises(ObjectiveError, match="combines no weights"):
+        study.merge()
+    with pytest.raises(StudyStoreError, match="no/such/0"):
+        lcsc_opt.load_study("no/such/0", "sqlite:///here.db")
+    with pytest.raises(StudySpecError, match=r"budgte: unknown key"):
+        lcsc_opt.run(functional(budgte=1))
+
+
+def test_every_example_of_the_page_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code, in order, on small checkpoints under the names that the page uses."""
+    write_model_study(workplace, optimizers=["LCSC"], budget={"evaluations": 6}).rename("my_model.yaml")
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    assert len(blocks) >= 3
+    known: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), known)
