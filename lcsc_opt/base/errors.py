@@ -16,6 +16,7 @@
     │   ├── ReplayError            the optimizer did not ask the stored candidates again
     │   ├── StudyHeldError         another process is running the study
     │   └── LeaseLostError         another process has taken the study over
+    ├── ContractError              an own objective, optimizer, … that does not keep what it promises
     ├── FigureError                a figure or a report that cannot be drawn or written
     └── SearchFailedError          the search ran, and failed
 """
@@ -81,6 +82,10 @@ class LeaseLostError(StudyStoreError):
     """Another process has taken the study over; nothing more is written from here."""
 
     exit_status = 1
+
+
+class ContractError(LcscError, AssertionError):
+    """An objective, optimizer, format, extractor or storage does not keep its contract (:mod:`lcsc_opt.testing`)."""
 
 
 class FigureError(LcscError):

@@ -1,0 +1,19 @@
+"""What every objective, optimizer, feature extractor, checkpoint format and storage has to keep, as checks to call.
+
+Each check is a function that returns where the contract is kept and raises
+:class:`~lcsc_opt.base.errors.ContractError` where it is not, with what was expected and what was found. They need no
+test framework::
+
+    from lcsc_opt.testing import check_objective
+
+    def test_my_objective_keeps_the_contract():
+        check_objective(lambda: build({"images": 20}))
+"""
+
+from lcsc_opt.testing.checkpoints import check_checkpoint
+from lcsc_opt.testing.extractors import check_extractor
+from lcsc_opt.testing.objectives import check_objective
+from lcsc_opt.testing.optimizers import check_optimizer
+from lcsc_opt.testing.storages import check_storage
+
+__all__ = ["check_checkpoint", "check_extractor", "check_objective", "check_optimizer", "check_storage"]

@@ -1,0 +1,312 @@
+"""Everything of ours keeps the contracts, and every check sees what breaks one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nevergrad as ng
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import CheckpointError, ContractError, LcscError, OptimizerError
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.checkpoints import reading
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.objective import CoefficientFunction, Objective
+from lcsc_opt.optimizers import OURS
+from lcsc_opt.search.studies import load_objective
+from lcsc_opt.testing import check_checkpoint, check_extractor, check_objective, check_optimizer, check_storage
+from tests.checkpoints import checkpoint_examples
+from tests.evaluation.staged_examples import Stages
+from tests.metrics.network_files import random_inception
+from tests.model_studies import write_model_study
+
+STEPS = (10, 20, 30, 40)
+TARGET = np.array([0.4, -0.3, 0.2, 0.7])
+
+
+# objectives
+
+
+class Sampled(Objective):
+    """A loss whose noise belongs to an image's index."""
+
+    steps = STEPS
+    images_per_evaluation = 12
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "sampled"}
+
+    def why_no_gradient(self) -> str | None:
+        return None
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        count = candidate.images or self.images_per_evaluation
+        seed = {"search": 1, "held-out": 2}[candidate.noise.group]
+        noise = np.random.default_rng(seed).standard_normal((50, 4))[:count] * 0.1
+        apart = candidate.coefficients - TARGET + noise
+        slope = 2 * apart.mean(axis=0) if gradient else None
+        return Evaluation(float(np.square(apart).sum(axis=1).mean()), cost=Cost(images=count), gradient=slope)
+
+
+def test_our_objectives_keep_the_contract(workplace: Path) -> None:
+    check_objective(Sampled)
+    check_objective(NoisyStages)
+    check_objective(lambda: CoefficientFunction(lambda a: float(np.square(a - TARGET).sum()), STEPS, name="square"))
+    study_file = write_model_study(workplace)
+    check_objective(lambda: load_objective(study_file))
+
+
+class NoisyStages(Stages):
+    """Noise is added to the loss."""
+
+    def score(self, candidate: Candidate, parts: Any, *, gradient: bool = False) -> Any:
+        evaluation, back = super().score(candidate, parts, gradient=gradient)
+        return dataclasses.replace(evaluation, loss=evaluation.loss + len(candidate.noise.group)), back
+
+
+counted = itertools.count()
+BROKEN: dict[str, tuple[str, Callable[[Any, Candidate, Evaluation], Evaluation]]] = {
+    "random": ("another one the second time", lambda _s, _c, e: dataclasses.replace(e, loss=e.loss + next(counted))),
+    "not finite": ("expected a finite number", lambda _s, _c, e: dataclasses.replace(e, loss=float("nan"))),
+    "no images": ("cost.images", lambda _s, _c, e: dataclasses.replace(e, cost=Cost())),
+    "short gradient": (
+        "a gradient of 4 numbers",
+        lambda _s, _c, e: dataclasses.replace(e, gradient=None if e.gradient is None else e.gradient[:3]),
+    ),
+    "wrong gradient": (
+        "along a direction",
+        lambda _s, _c, e: dataclasses.replace(e, gradient=None if e.gradient is None else -e.gradient),
+    ),
+    "images ignored": (
+        "asked for",
+        lambda s, c, e: e if c.images is None else Sampled.evaluate(s, dataclasses.replace(c, images=None)),
+    ),
+    "noise ignored": (
+        "held-out noise",
+        lambda s, c, e: e if c.noise.group == "search" else Sampled.evaluate(s, Candidate(c.coefficients, c.images)),
+    ),
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_an_objective_that_breaks_the_contract_is_told_where(broken: str) -> None:
+    message, change = BROKEN[broken]
+
+    class Changed(Sampled):
+        def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+            return change(self, candidate, Sampled.evaluate(self, candidate, gradient=gradient))
+
+    with pytest.raises(ContractError, match=message):
+        check_objective(Changed)
+
+
+def test_descriptions_have_to_be_json_and_the_same() -> None:
+    class Numbered(Sampled):
+        def __init__(self) -> None:
+            self.number = next(counted)
+
+        def describe(self) -> dict[str, Any]:
+            return {"number": self.number}
+
+    class Tuples(Sampled):
+        def describe(self) -> dict[str, Any]:
+            return {"steps": (1, 2)}
+
+    with pytest.raises(ContractError, match="built with the same settings"):
+        check_objective(Numbered)
+    with pytest.raises(ContractError, match="stored as JSON"):
+        check_objective(Tuples)
+
+
+def test_stages_have_to_give_the_same_loss_however_images_are_divided() -> None:
+    class Uneven(NoisyStages):
+        def score(self, candidate: Candidate, parts: Any, *, gradient: bool = False) -> Any:
+            evaluation, back = super().score(candidate, parts, gradient=gradient)
+            return dataclasses.replace(evaluation, loss=evaluation.loss + len(parts)), back
+
+        def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+            return NoisyStages().evaluate(candidate, gradient=gradient)
+
+    with pytest.raises(ContractError, match="sampled in two parts"):
+        check_objective(Uneven)
+
+
+# optimizers
+
+
+@pytest.mark.parametrize("name", [*OURS, "CMA", "DE", "OnePlusOne", "PSO", "TwoPointsDE"])
+def test_optimizers_keep_the_contract(name: str) -> None:
+    if name != "Landscape":  # asks for the corners that a study gives it
+        check_optimizer(name)
+
+
+def register(monkeypatch: pytest.MonkeyPatch, **methods: Any) -> str:
+    base = type(ng.optimizers.registry["OnePlusOne"](ng.p.Array(shape=(2,))))
+    made = type("Broken", (base,), methods)
+    monkeypatch.setitem(ng.optimizers.registry, "Broken", made)
+    return "Broken"
+
+
+def test_an_optimizer_that_breaks_the_contract_is_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = type(ng.optimizers.registry["OnePlusOne"](ng.p.Array(shape=(2,))))
+
+    def clock(self: Any) -> Any:
+        candidate = base._internal_ask_candidate(self)
+        free = candidate.get_standardized_data(reference=self.parametrization) + next(counted) * 1e-3
+        return self.parametrization.spawn_child().set_standardized_data(free)
+
+    def numpys(self: Any) -> Any:
+        np.random.rand()  # noqa: NPY002
+        return base._internal_ask_candidate(self)
+
+    def first(self: Any) -> Any:
+        return self.parametrization.spawn_child()
+
+    with pytest.raises(ContractError, match="gave other candidates"):
+        check_optimizer(register(monkeypatch, _internal_ask_candidate=clock))
+    with pytest.raises(ContractError, match="global generator"):
+        check_optimizer(register(monkeypatch, _internal_ask_candidate=numpys))
+    with pytest.raises(OptimizerError, match="no such optimizer"):
+        check_optimizer("LCSCC")
+
+
+# extractors
+
+
+class Small(nn.Module):
+    """Features of a small network."""
+
+    name, dimension = "small", 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = torch.randn(3, 3 * 8 * 8, generator=generator) / 10
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(images.flatten(1) @ self.weight.T)
+
+
+def images() -> Tensor:
+    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_extractors_keep_the_contract() -> None:
+    check_extractor(Small(), images())
+
+
+def test_inception_keeps_the_contract(tmp_path: Path) -> None:
+    from lcsc_opt.metrics.extractors.by_name import build_extractor
+
+    torch.save(random_inception().state_dict(), tmp_path / "inception.pth")
+    extractor = build_extractor("inception", weights=tmp_path / "inception.pth", device="cpu")
+    check_extractor(extractor, torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda features: features[:, :2], "have the shape"),
+        (lambda features: features.double(), "expected float32"),
+        (lambda features: features / 0, "not finite"),
+        (lambda features: features + next(counted), "the second time"),
+        (lambda features: features - features.mean(dim=0), "from those in a batch"),
+        (lambda features: features.detach(), "have no graph"),
+        (lambda features: features.detach() + 0 * features, "is zero"),
+    ],
+)
+def test_an_extractor_that_breaks_the_contract_is_told_where(change: Any, message: str) -> None:
+    class Changed(Small):
+        def forward(self, images: Tensor) -> Tensor:
+            features: Tensor = change(super().forward(images))
+            return features
+
+    with pytest.raises(ContractError, match=message):
+        check_extractor(Changed(), images())
+
+
+# checkpoint formats
+
+
+@pytest.mark.parametrize("name", ["one.safetensors", "one.pt"])
+def test_formats_keep_the_contract(tmp_path: Path, name: str) -> None:
+    tensors = {"w": torch.randn(40, 30), "n": torch.tensor(3), "half": torch.ones(7).half()}
+    path = tmp_path / f"model000300-{name}"
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    check_checkpoint(path, tensors, step=300)
+    with pytest.raises(ContractError, match="expected 301"):
+        check_checkpoint(path, tensors, step=301)
+    with pytest.raises(ContractError, match=r"other tensors than were saved: more"):
+        check_checkpoint(path, tensors | {"more": torch.ones(1)})
+    with pytest.raises(ContractError, match="w: other numbers"):
+        check_checkpoint(path, tensors | {"w": tensors["w"] + 1})
+    with pytest.raises(ContractError, match=r"w: read as torch\.float32"):
+        check_checkpoint(path, tensors | {"w": tensors["w"].double()})
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")  # of Lightning
+@pytest.mark.parametrize("name", sorted(checkpoint_examples.EXAMPLES))
+def test_every_format_of_the_documentation_keeps_the_contract(tmp_path: Path, name: str) -> None:
+    written = checkpoint_examples.EXAMPLES[name](tmp_path / "run")
+    for path in sorted((tmp_path / "run").rglob("*.safetensors"))[:1]:
+        check_checkpoint(path, reading.read_checkpoint(path).tensors)
+    assert written
+
+
+def test_a_format_that_breaks_the_contract_is_told_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {"w": torch.ones(1000)}
+    path = tmp_path / "model1.safetensors"
+    save_file(tensors, path)
+    plain = reading.read_checkpoint
+
+    def forgiving(cut: Path, *, key: str | None = None) -> Any:
+        try:
+            return plain(cut, key=key)
+        except CheckpointError:
+            return reading.Checkpoint({"w": torch.zeros(1000)}, "", {})
+
+    def careless(cut: Path, *, key: str | None = None) -> Any:
+        try:
+            return plain(cut, key=key)
+        except CheckpointError as error:
+            raise IndexError from error
+
+    for reader, message in ((forgiving, "as if they were all"), (careless, "raise IndexError")):
+        monkeypatch.setattr("lcsc_opt.testing.checkpoints.read_checkpoint", reader)
+        with pytest.raises(ContractError, match=message):
+            check_checkpoint(path, tensors)
+
+
+# storages
+
+
+def test_sqlite_keeps_the_contract(url: str) -> None:
+    check_storage(url)
+
+
+def test_postgresql_keeps_the_contract(postgresql_url: str) -> None:
+    check_storage(postgresql_url)
+
+
+def test_a_storage_that_breaks_the_contract_is_told_where(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = StoredStudy.finish
+
+    def rounded(self: StoredStudy, trial: Any, evaluation: Evaluation, *, tell_index: int) -> None:
+        plain(self, trial, dataclasses.replace(evaluation, loss=round(evaluation.loss, 6)), tell_index=tell_index)
+
+    monkeypatch.setattr(StoredStudy, "finish", rounded)
+    with pytest.raises(ContractError, match=r"a loss of 0\.333+ is read as 0\.333333"):
+        check_storage(url)
+
+
+def test_a_broken_contract_is_an_error_of_ours_and_a_failed_assertion() -> None:
+    assert issubclass(ContractError, LcscError)
+    assert issubclass(ContractError, AssertionError)
