@@ -19,9 +19,8 @@ from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.server import shared_reader
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import empty_figure, style
-from lcsc_opt.views.headline import headline
 from lcsc_opt.views.progress import progress_of
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, ranking
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "scale", "target")

@@ -46,7 +46,7 @@ def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
 
     Args:
         study: its trials count in the order in which the optimizer was told of them; which losses compare with each
-            other is :mod:`lcsc_opt.database.compared`'s to say.
+            other is :mod:`lcsc_opt.database.names`'s to say.
         limits: increasing numbers of images.
     """
     trials = study.compared

@@ -26,10 +26,19 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.history import TRIAL, Floats, StudyHistory, is_finished
+from lcsc_opt.database.history import (
+    TRIAL,
+    Floats,
+    Rows,
+    StudyHistory,
+    is_finished,
+    parse,
+    seconds,
+    with_attributes,
+    with_trials,
+)
 from lcsc_opt.database.lease import Holder, has_table, holders
 from lcsc_opt.database.names import is_ours, is_search, split_name
-from lcsc_opt.database.parsing import Rows, parse, seconds, with_attributes, with_trials
 from lcsc_opt.database.tables import (
     ARTIFACT_PREFIX,
     ATTRIBUTES,

@@ -13,9 +13,8 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.compared import compared_trials
 from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
-from lcsc_opt.database.names import BASELINES, is_ours, label, split_name
+from lcsc_opt.database.names import BASELINES, compared_trials, is_ours, label, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.second import Second
 from lcsc_opt.database.store import StoredStudy

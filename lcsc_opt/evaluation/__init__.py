@@ -1,8 +1,7 @@
 """Where candidates are evaluated: in this process, or in worker processes, whole or divided by images."""
 
-from lcsc_opt.evaluation.base import Evaluator, Failure, Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.evaluation.devices import environments, workers_for_this_machine
-from lcsc_opt.evaluation.in_process import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.processes import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator

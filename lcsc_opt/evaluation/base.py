@@ -16,6 +16,7 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
+from lcsc_opt.evaluation.base import Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
@@ -95,3 +96,19 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
 
     with span(EVALUATE):
         return checked(attempt(evaluate), gradient=gradient)
+
+
+class InProcessEvaluator:
+    """Evaluates where it is called; the future it gives is already done."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+        """Evaluate now."""
+        future: Future[Outcome] = Future()
+        future.set_result(evaluate_safely(self._objective, candidate, gradient=gradient))
+        return future
+
+    def close(self) -> None:
+        """Nothing to let go."""

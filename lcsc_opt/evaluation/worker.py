@@ -19,7 +19,7 @@ from typing import Any, Literal
 from threadpoolctl import threadpool_limits
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyMismatchError
-from lcsc_opt.evaluation.in_process import InProcessEvaluator
+from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.objective.contract import Objective, StagedObjective
 

@@ -24,7 +24,7 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.base.study_file import FailureSpec, HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.compared import compared_trials
+from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.second import second_of, warning_of
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
 from lcsc_opt.database.summary import BASELINES, best_ema, is_ours, split_name, summarize

@@ -29,11 +29,10 @@ from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.figures.writing import write_file
-from lcsc_opt.views.headline import headline
 from lcsc_opt.views.landscape import LandscapeReader
 from lcsc_opt.views.patterns import distances_of
 from lcsc_opt.views.progress import failures_of, progress_of
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, ranking
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
 
 SUFFIX = ".html"
 SECTION_TITLES = {

@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Cost, Evaluation, Noise
-from lcsc_opt.database.compared import compared, compared_trials, is_other_noise
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import compared, compared_trials, is_other_noise
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import summarize
 from lcsc_opt.views.curves import best_so_far, comparison
-from lcsc_opt.views.headline import headline
 from lcsc_opt.views.patterns import improved_trials
-from lcsc_opt.views.ranking import cost_to_reach, ranking
+from lcsc_opt.views.ranking import cost_to_reach, headline, ranking
 from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study
 

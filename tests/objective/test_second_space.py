@@ -23,9 +23,8 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import second_metric, summarize
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import HeldOutPlan, best_trials, score_held_out
-from lcsc_opt.views.headline import headline
 from lcsc_opt.views.overview import overview
-from lcsc_opt.views.ranking import ranking
+from lcsc_opt.views.ranking import headline, ranking
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
 from tests.study_examples import coefficients, write_study
 

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.views.headline import headline
-from lcsc_opt.views.ranking import ranking
+from lcsc_opt.views.ranking import headline, ranking
 from tests.history_examples import history
 
 

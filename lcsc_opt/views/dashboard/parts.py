@@ -6,12 +6,16 @@ while something runs (:func:`rhythm`), and sends a figure only when what it is d
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qs, quote
 
 import dash
+import sqlalchemy as sa
 from dash import ClientsideFunction, Input, Output, State, dcc, html
+from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
@@ -179,3 +183,36 @@ def _show_problem(error: Exception) -> None:
         notice(f"dashboard: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
         shown = "This could not be drawn; the terminal of lcsc dashboard says why."
     dash.set_props("problem", {"children": shown})
+
+
+READ_ONLY = {
+    "sqlite": "PRAGMA query_only = ON",
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "mysql": "SET SESSION TRANSACTION READ ONLY",
+    "mariadb": "SET SESSION TRANSACTION READ ONLY",
+}
+
+_readers: weakref.WeakKeyDictionary[RDBStorage, HistoryReader] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def forbid_writing(storage: RDBStorage) -> None:
+    """Let the database refuse every write through this storage, whoever asks for it."""
+    statement = READ_ONLY.get(storage.engine.dialect.name)
+    if statement is None:
+        return
+
+    @sa.event.listens_for(storage.engine, "connect")
+    def _connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        cursor.close()
+        connection.commit()
+
+    storage.engine.dispose()  # connections made before the listener was there
+
+
+def shared_reader(storage: RDBStorage) -> HistoryReader:
+    """The one reader of a storage, so that pages and their refreshes read what is new only once."""
+    with _lock:
+        return _readers.setdefault(storage, HistoryReader(storage))

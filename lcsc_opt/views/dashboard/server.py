@@ -18,7 +18,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.views.dashboard.guard import Guard
 from lcsc_opt.views.dashboard.pages import HOME, site
-from lcsc_opt.views.dashboard.reading import forbid_writing, shared_reader
+from lcsc_opt.views.dashboard.parts import forbid_writing, shared_reader
 
 __all__ = ["HOST", "application", "forbid_writing", "is_loopback", "new_token", "serve", "shared_reader"]
 
