@@ -24,6 +24,7 @@ POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # a sum below this cannot be divided by without blowing every coefficient up
+SUM_TOLERANCE = 1e-9  # of the sum of coefficients that are given
 COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
@@ -161,20 +162,30 @@ def effective_count(coefficients: Coefficients) -> float:
     return float(relative.sum() ** 2 / max(float(np.square(relative).sum()), 1e-300))
 
 
-def check_coefficients(coefficients: npt.ArrayLike, count: int) -> Coefficients:
-    """``[K]`` finite coefficients that sum to one within 1e-9, as float64.
+def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1) -> Coefficients:
+    """Finite float64 coefficients that sum to one: ``[K]``, or with two axes ``[B, K]``.
+
+    What a search makes sums to one within 1e-12 (:func:`close_sum`). What people give may be off by
+    :data:`SUM_TOLERANCE`, as numbers are that were written with ten digits.
 
     Raises:
-        CoefficientsError: saying which of these does not hold.
+        CoefficientsError: another shape, no numbers, a value that is not finite, or another sum.
     """
-    values = np.asarray(coefficients, dtype=np.float64)
-    if values.shape != (count,):
-        raise CoefficientsError(f"coefficients: expected shape ({count},), got {values.shape}")
+    try:
+        detach = getattr(coefficients, "detach", None)  # of a tensor, on any device
+        values = np.asarray(coefficients if detach is None else detach().cpu(), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise CoefficientsError(f"Coefficients are not numbers: {error}.") from None
+    if values.ndim != axes or values.shape[-1] != count:
+        expected = f"[{count}]" if axes == 1 else f"[B, {count}]"
+        raise CoefficientsError(
+            f"Coefficients have shape {list(values.shape)}; expected {expected}, one for each checkpoint."
+        )
     if not np.isfinite(values).all():
-        raise CoefficientsError("coefficients: expected finite numbers")
-    total = math.fsum(values)
-    if abs(total - 1) > 1e-9:
-        raise CoefficientsError(f"coefficients: expected a sum of 1, got {total!r}")
+        raise CoefficientsError("Coefficients have to be finite; some are NaN or infinite.")
+    off = max((abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count)), default=0.0)
+    if off > SUM_TOLERANCE:
+        raise CoefficientsError(f"Coefficients have to sum to one; the sum is off by {off:.3g}.")
     return values
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import TrialState
 
-from lcsc_opt.database.history import COSTS, TRIAL, Floats, HeldOut, StudyHistory, Trials
 from lcsc_opt.database.lease import Holder
 from lcsc_opt.database.names import compared, is_other_noise, label
 from lcsc_opt.database.second import Second

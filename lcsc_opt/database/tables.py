@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.distributions import FloatDistribution, distribution_to_json
-from optuna.storages._rdb import models
+from optuna.storages._rdb import models as models  # all of Optuna's own classes that lcsc_opt touches
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 

@@ -16,7 +16,6 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
-from lcsc_opt.evaluation.base import Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")

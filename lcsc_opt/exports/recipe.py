@@ -129,7 +129,7 @@ class Recipe(pydantic.BaseModel):
             ObjectiveError: when the recipe is not one that can be followed elsewhere.
             CoefficientsError: when its coefficients do not sum to one.
         """
-        from lcsc_opt.trajectory.merge.merging import check_coefficients
+        from lcsc_opt.coefficients.profiles import check_coefficients
         from lcsc_opt.trajectory.recombination import Combination
 
         if self.method != LINEAR:
@@ -139,7 +139,7 @@ class Recipe(pydantic.BaseModel):
             )
         if not self.checkpoint_sha256:
             raise ObjectiveError(f"{self.study}: its recipe has no hashes, as in version 0.1; export the model again")
-        [coefficients] = check_coefficients(self.coefficients, len(self.steps), axes=1)
+        coefficients = check_coefficients(self.coefficients, len(self.steps))
         return Combination(
             self.steps, coefficients, self.checkpoint_sha256, self.trajectory_sha256, frozenset(self.constant)
         )

@@ -20,10 +20,11 @@ from torch.nn import functional
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraModule, check_factors, lora_modules
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.disk.tiles import accumulator
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.merge.combining import StateDict
-from lcsc_opt.trajectory.merge.merging import check_coefficients, full_precision
+from lcsc_opt.trajectory.merge.merging import full_precision
 from lcsc_opt.trajectory.store import Trajectory
 
 
@@ -128,7 +129,7 @@ class LoraProducts:
             CoefficientsError: as :meth:`Trajectory.merge`.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
-        [row] = check_coefficients(coefficients, len(self), axes=1)
+        row = check_coefficients(coefficients, len(self))
         merged: StateDict = {}
         lost = total = 0.0
         with torch.autocast("cpu", enabled=False), full_precision():

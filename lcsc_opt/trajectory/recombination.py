@@ -28,11 +28,11 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.lora import LoraAlphas, read_alphas
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.disk.layout import Layout, TensorSpec, check_same, empty, plan, row_sha256
 from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.merge.combining import StateDict
-from lcsc_opt.trajectory.merge.merging import check_coefficients
 from lcsc_opt.trajectory.store import Trajectory
 
 ELEMENTS = 2**18  # at once: few enough to stay in a cache
@@ -61,9 +61,9 @@ class Combination:
         """The combination of a trajectory's checkpoints with ``[K]`` coefficients.
 
         Raises:
-            CoefficientsError: not ``[K]``, not finite, or a sum that is off by more than 1e-9.
+            CoefficientsError: not ``[K]``, not finite, or another sum than one.
         """
-        [checked] = check_coefficients(coefficients, len(trajectory), axes=1)
+        checked = check_coefficients(coefficients, len(trajectory))
         constant = frozenset(trajectory.names) - trajectory.varying
         return cls(trajectory.steps, checked, trajectory.checkpoint_sha256, trajectory.sha256, constant)
 

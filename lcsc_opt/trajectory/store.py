@@ -20,10 +20,11 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.disk.layout import TensorSpec, segments
 from lcsc_opt.trajectory.disk.manifest import RELATIVE_ERROR, Manifest, load_manifest, trajectory_sha256, unreadable
 from lcsc_opt.trajectory.disk.rows import DifferenceRows, ExactRows, Rows, map_bytes
-from lcsc_opt.trajectory.merge import merging, placement, projection
+from lcsc_opt.trajectory.merge import placement, projection
 from lcsc_opt.trajectory.merge.combining import Combining, StateDict
 from lcsc_opt.trajectory.merge.sources import How, Mapped, Source
 
@@ -206,10 +207,10 @@ class Trajectory:
         those that tie. A single coefficient of exactly 1 gives that checkpoint bit for bit.
 
         Raises:
-            CoefficientsError: not ``[K]``, not finite, or a sum that is off by more than 1e-9.
+            CoefficientsError: not ``[K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
-        [merged] = self._merge(merging.check_coefficients(coefficients, len(self), axes=1))
+        [merged] = self._merge(check_coefficients(coefficients, len(self))[None])
         return merged
 
     def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
@@ -218,7 +219,7 @@ class Trajectory:
 
         Equal to B calls of :meth:`merge` up to the rounding of the accumulation, whose order depends on B.
         """
-        return self._merge(merging.check_coefficients(coefficients, len(self), axes=2))
+        return self._merge(check_coefficients(coefficients, len(self), axes=2))
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()

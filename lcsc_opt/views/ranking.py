@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
 from lcsc_opt.database.names import label
 from lcsc_opt.views.curves import AXES, best_grid, best_so_far
-from lcsc_opt.views.ranking import Ranked
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -270,17 +270,7 @@ def widening(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> fl
     freedom = float(exact.sum() ** 2 / sum(v**2 / (len(s) - 1) for v, s in zip(exact, samples, strict=True)))
     tail = (1 + confidence) / 2
     normal = statistics.NormalDist().inv_cdf(tail)
-    return student_quantile(tail, freedom) / normal * math.sqrt(exact.sum() / resampled.sum())
-
-
-def student_quantile(probability: float, freedom: float) -> float:
-    """The quantile of Student's t distribution, by bisection on its integrated density; ``freedom`` at least 1."""
-    # t = sqrt(freedom) tan(angle) turns the density into cos(angle)^(freedom - 1) on a bounded interval
-    angles = np.linspace(0, math.pi / 2, 20_001)
-    density = np.cos(angles) ** (freedom - 1)
-    mass = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    angle = float(np.interp(2 * probability - 1, mass / mass[-1], angles))
-    return math.sqrt(freedom) * math.tan(angle)
+    return float(stdtrit(freedom, tail)) / normal * math.sqrt(exact.sum() / resampled.sum())
 
 
 ALIKE = "not distinguishable"

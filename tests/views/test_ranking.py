@@ -19,7 +19,6 @@ from lcsc_opt.views.ranking import (
     difference,
     percentile_interval,
     ranking,
-    student_quantile,
     widening,
 )
 from tests.history_examples import history
@@ -35,14 +34,6 @@ def test_the_percentile_interval_is_scipy_s(count: int) -> None:
     ).confidence_interval
     width = expected.high - expected.low
     np.testing.assert_allclose(percentile_interval([values]), tuple(expected), rtol=0, atol=0.03 * width)
-
-
-@pytest.mark.parametrize("freedom", [1, 1.5, 2, 3.7, 9, 50, 1000])
-def test_student_s_quantile_is_scipy_s(freedom: float) -> None:
-    for probability in (0.9, 0.975):
-        assert student_quantile(probability, freedom) == pytest.approx(
-            scipy.stats.t.ppf(probability, freedom), rel=1e-5
-        )
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 10])

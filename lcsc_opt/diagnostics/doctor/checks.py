@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from lcsc_opt.base.errors import CoefficientsError
-from lcsc_opt.coefficients.profiles import check_steps
+from lcsc_opt.coefficients.profiles import SUM_TOLERANCE, check_steps
 from lcsc_opt.diagnostics.doctor.findings import HELD_OUT, NO_REPAIR, NOTHING, SEARCH_ENDED, TELL_INDEX, Finding, shown
 from lcsc_opt.diagnostics.doctor.rows import StudyRows, TrialRows
 from lcsc_opt.search.plan import StudyPlan
@@ -16,7 +16,6 @@ from lcsc_opt.search.runner import window
 
 REQUIRED = ("specification", "fingerprint", "budget", "steps", "failures", "optimizer_budget")
 STATES = ("RUNNING", "COMPLETE", "FAIL")  # that lcsc_opt writes
-SUM_TOLERANCE = 1e-9
 TELL_ORDER = "tell order"  # what TELL_INDEX is where it cannot be repaired
 
 

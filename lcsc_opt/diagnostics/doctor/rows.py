@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from optuna.storages._rdb import models
 
-from lcsc_opt.database.tables import ARTIFACT_PREFIX
+from lcsc_opt.database.tables import ARTIFACT_PREFIX, models
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,12 +14,12 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
-from optuna.storages._rdb import models
 
 from lcsc_opt.base.errors import LcscError, StudyMismatchError, StudyStoreError, TrajectoryError
 from lcsc_opt.database.connection import BUSY_SECONDS, masked
 from lcsc_opt.database.lease import Holder, has_table
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.tables import models
 from lcsc_opt.diagnostics.doctor.findings import LEASE, NO_REPAIR, NOTHING, ORPHAN_FILE, Finding
 from lcsc_opt.diagnostics.doctor.rows import StudyRows
 from lcsc_opt.objective.contract import Objective

@@ -22,7 +22,6 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import functional
 
-from lcsc_opt.base.errors import CoefficientsError
 from lcsc_opt.trajectory.disk.tiles import Scratch, Tile
 
 BLOCK_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
@@ -31,36 +30,6 @@ MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
 FEWEST_COLUMNS = 256
 MANY_CANDIDATES = 4  # from here on the transposed product wins
 FULL_TILE = 16  # the product takes as long for 4 candidates, so fewer get rows of zeros
-SUM_TOLERANCE = 1e-9
-
-
-def check_coefficients(coefficients: npt.ArrayLike | Tensor, checkpoints: int, *, axes: int) -> npt.NDArray[np.float64]:
-    """Coefficients as ``[B, K]`` float64, from ``[K]`` (one axis) or ``[B, K]`` (two axes).
-
-    Raises:
-        CoefficientsError: another shape, a value that is not finite, or a sum that is off by more than 1e-9.
-    """
-    values = _as_array(coefficients)
-    if values.ndim != axes or values.shape[-1] != checkpoints:
-        expected = f"[{checkpoints}]" if axes == 1 else f"[B, {checkpoints}]"
-        raise CoefficientsError(
-            f"Coefficients have shape {list(values.shape)}; expected {expected}, one for each checkpoint."
-        )
-    if not np.isfinite(values).all():
-        raise CoefficientsError("Coefficients have to be finite; some are NaN or infinite.")
-    worst = np.abs(values.sum(axis=-1) - 1.0).max(initial=0.0)
-    if worst > SUM_TOLERANCE:
-        raise CoefficientsError(f"Coefficients have to sum to one; the sum is off by {worst:.3g}.")
-    return values.reshape(-1, checkpoints)
-
-
-def _as_array(coefficients: npt.ArrayLike | Tensor) -> npt.NDArray[np.float64]:
-    if isinstance(coefficients, Tensor):
-        coefficients = coefficients.detach().to("cpu").numpy()
-    try:
-        return np.asarray(coefficients, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise CoefficientsError(f"Coefficients are not numbers: {error}.") from None
 
 
 def only_one(row: npt.NDArray[np.float64]) -> int | None:
