@@ -40,7 +40,7 @@ from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
-from lcsc_opt.search.runner import Search, window
+from lcsc_opt.search.runner import Search, most_in_flight
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 IMAGE_SHAPE = (3, 32, 32)
@@ -179,7 +179,7 @@ def search(objective: MergeSampleScore, folder: Path, trials: int) -> tuple[list
             optimizer,
             evaluator,
             budget=BudgetSpec(evaluations=trials),
-            window=window(1, pipelined=objective.overlaps),
+            in_flight=most_in_flight(1, pipelined=objective.overlaps),
         )
 
         def on_tell(_: Search) -> None:

@@ -26,7 +26,7 @@ from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import plans
-from lcsc_opt.search.runner import Search, window
+from lcsc_opt.search.runner import Search, most_in_flight
 
 ANSWERS: dict[str, tuple[Any, str]] = {
     "NaN": (math.nan, "the loss is nan"),
@@ -310,8 +310,8 @@ def _replay(url: str, work: Work) -> tuple[float, float, int]:
     start = time.perf_counter()
     storage = open_storage(url, write=True)
     study = StoredStudy.open(storage, work.name)
-    budget, width = BudgetSpec(evaluations=work.evaluations), window(work.workers)
-    running = Search(study, work.build_optimizer(), work.evaluator(), budget=budget, window=width)
+    budget, width = BudgetSpec(evaluations=work.evaluations), most_in_flight(work.workers)
+    running = Search(study, work.build_optimizer(), work.evaluator(), budget=budget, in_flight=width)
     opened_at = time.perf_counter()
     running.run()
     return opened_at - start, time.perf_counter() - opened_at, running.told

@@ -34,7 +34,7 @@ from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Outcome, evaluate
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.runner import Search, window
+from lcsc_opt.search.runner import Search, most_in_flight
 
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")
 PATIENCE = 300.0  # seconds; a child that takes longer hangs
@@ -153,8 +153,8 @@ def search(
             with study.hold(take_over=take_over):
                 asking = work.build_optimizer()
                 failures = FailureSpec(stop_share=1) if failures is None else failures
-                budget, width = BudgetSpec(evaluations=work.evaluations), window(work.workers)
-                running = Search(study, asking, evaluator, budget=budget, window=width, failures=failures)
+                budget, width = BudgetSpec(evaluations=work.evaluations), most_in_flight(work.workers)
+                running = Search(study, asking, evaluator, budget=budget, in_flight=width, failures=failures)
                 running.run()
                 study.set_attribute("search_ended", {"evaluations": running.told, "exhausted": False})
                 return running.told

@@ -45,7 +45,7 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.runner import Search, window
+from lcsc_opt.search.runner import Search, most_in_flight
 
 LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # asked of ourselves
 IMAGES = 1000
@@ -136,9 +136,9 @@ def search(
     optimizer = build_optimizer(OptimizerSpec(name="CMA"), space, budget=evaluations, workers=workers, seed=0)
     with _database() as url, contextlib.closing(evaluator):
         study = StoredStudy.open_or_create(open_storage(url, write=True), "workers/CMA/0", {})
-        budget, width = BudgetSpec(evaluations=evaluations), window(workers)
+        budget, width = BudgetSpec(evaluations=evaluations), most_in_flight(workers)
         with study.hold():
-            running = Search(study, optimizer, evaluator, budget=budget, window=width, tells=tells)
+            running = Search(study, optimizer, evaluator, budget=budget, in_flight=width, tells=tells)
             start = time.perf_counter()
             running.run()
             seconds = time.perf_counter() - start

@@ -103,7 +103,7 @@ def _experiment(job: Job, plan: StudyPlan) -> Experiment:
 
     That may train a model, which only one process does; the others wait for it.
     """
-    key = f"{job.url} {plan.objective.model_dump_json()}"
+    key = f"{job.url} {plan.spec.objective.model_dump_json()}"
     if key not in _EXPERIMENTS:
         experiment = Experiment(open_storage(job.url, write=True), plan)
         with only_process(cache_directory() / f"contest-{job.cell.name}", busy=lambda: None):

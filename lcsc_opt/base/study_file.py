@@ -15,7 +15,7 @@ import pydantic
 import yaml
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, _shown, near_miss, parse_settings
+from lcsc_opt.base.settings import FrozenModel, _shown, parse_settings
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
@@ -176,18 +176,6 @@ class StudySpec(FrozenModel):
             if twice:
                 raise ValueError(f"{what}: {', '.join(twice)} is given twice; each study needs a name of its own")
         return self
-
-    def optimizer(self, name: str) -> OptimizerSpec:
-        """The entry of that name.
-
-        Raises:
-            StudySpecError: when the study file does not list it.
-        """
-        for optimizer in self.optimizers:
-            if optimizer.name == name:
-                return optimizer
-        known = [optimizer.name for optimizer in self.optimizers]
-        raise StudySpecError(f"optimizers: the study lists {', '.join(known)}, not {name!r}{near_miss(name, known)}")
 
 
 def _expand_space(value: Any) -> Any:

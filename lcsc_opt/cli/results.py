@@ -126,7 +126,7 @@ def evaluate(
     opened = open_storage(storage_url(storage), write=True)
     stored = StoredStudy.open(opened, study)
     plan = stored_plan(stored)
-    asked = HeldOutPlan.of(plan.held_out, images=images, top=top, groups=groups, first_group=first_group)
+    asked = HeldOutPlan.of(plan.spec.held_out, images=images, top=top, groups=groups, first_group=first_group)
     with stored.hold():
         report = Experiment(opened, plan).evaluate(stored, asked)
     if output is Format.json:

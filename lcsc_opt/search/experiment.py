@@ -11,7 +11,7 @@ from typing import Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import OptimizerError, StudyMismatchError, StudySpecError
+from lcsc_opt.base.errors import StudyMismatchError, StudySpecError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
@@ -33,18 +33,9 @@ from lcsc_opt.evaluation import (
 from lcsc_opt.exports import attach_figures
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.optimizers import build_optimizer, needs_gradient
+from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.search.plan import (
-    Parallelism,
-    StudyPlan,
-    build_space,
-    first_budget,
-    parallelism,
-    parallelism_of,
-    stored_plan,
-    total_evaluations,
-)
+from lcsc_opt.search.plan import Parallelism, Resolved, StudyPlan, build_space, resolve, stored_plan
 from lcsc_opt.search.runner import Search
 
 
@@ -53,7 +44,7 @@ class Experiment:
 
     def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
         self.storage = storage
-        self._spec, self._directory = plan.objective, plan.directory
+        self._spec, self._directory = plan.spec.objective, plan.directory
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -75,49 +66,41 @@ class Experiment:
             StudyHeldError: when another process runs this study.
             StudyMismatchError: when the stored study was made with other settings, or in another environment.
         """
-        if plan.name in study_names(self.storage):
-            study = StoredStudy.open(self.storage, plan.name)
-            plan = _with_stored_workers(plan, study)
-            study.require("specification", plan.specification())
-            if is_finished(study, plan):
-                return f"finished already; {_outcome(study)}"
-            with study.hold(take_over=take_over):
-                return self._finish(study, plan, accept_environment=accept_environment)
-        self.check(plan)
-        study = StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
-        plan = _with_stored_workers(plan, study)
+        if plan.name not in study_names(self.storage):
+            self.check(plan)
+            StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
+        study = StoredStudy.open(self.storage, plan.name)
+        plan = plan.continuing(study)
+        if is_finished(study, plan):
+            return f"finished already; {_outcome(study)}"
+        held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
-            return self._finish(study, plan, accept_environment=accept_environment)
+            self._check_same(study, accept_environment=accept_environment)
+            with self._workers(plan) as pool:
+                if not search_ended(study, plan):
+                    self._search(study, plan, pool)
+                report = held_out is not None and study.attributes.get("held_out") is None
+                if held_out is not None and report:
+                    self._score(study, HeldOutPlan(held_out.images, held_out.top), pool)
+            if report:  # by this process, once the workers' devices are free
+                attach_figures(self.storage, study, self.objective)
+            return _outcome(study)
 
-    def _finish(self, study: StoredStudy, plan: StudyPlan, *, accept_environment: bool) -> str:
-        study.require("specification", plan.specification())
-        self._check_environment(study, accept=accept_environment)
-        study.require("fingerprint", self.objective.describe(), part="objective")
-        trajectory = getattr(self.objective, "trajectory", None)
-        if trajectory is not None and trajectory.touched:
-            trajectory.verify()  # its hash is the manifest's; the weights may be others
-        with self._workers(plan) as pool:
-            if not search_ended(study, plan):
-                self._search(study, plan, pool)
-            report = plan.held_out is not None and study.attributes.get("held_out") is None
-            if plan.held_out is not None and report:
-                self._score(study, HeldOutPlan(plan.held_out.images, plan.held_out.top), pool)
-        if report:
-            attach_figures(self.storage, study, self.objective)  # by this process, once the workers' devices are free
-        return _outcome(study)
-
-    def _check_environment(self, study: StoredStudy, *, accept: bool) -> None:
-        """Other packages or another BLAS may give other numbers, and would do so silently."""
+    def _check_same(self, study: StoredStudy, *, accept_environment: bool) -> None:
+        """Other packages, another BLAS, other weights may give other numbers, and would do so silently."""
         fingerprint, now = study.attributes["fingerprint"], environment()
         difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
-        if not difference:
-            return
-        if not accept:
+        if difference and not accept_environment:
             raise StudyMismatchError(
                 f"{study.name}: begun in another environment: {difference}. Go back to it, or continue in this one "
                 "with --accept-environment"
             )
-        study.set_attribute("fingerprint", {**fingerprint, "environment": now})
+        if difference:
+            study.set_attribute("fingerprint", {**fingerprint, "environment": now})
+        study.require("fingerprint", self.objective.describe(), part="objective")
+        trajectory = getattr(self.objective, "trajectory", None)
+        if trajectory is not None and trajectory.touched:
+            trajectory.verify()  # its hash is the manifest's; the weights may be others
 
     def evaluate(self, study: StoredStudy, plan: HeldOutPlan) -> dict[str, Any]:
         """Report on a study that is held, with an objective that is still what it was.
@@ -137,40 +120,40 @@ class Experiment:
             return score_held_out(study, self.objective, plan, evaluate)
 
     def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None) -> None:
-        attributes = study.attributes
-        parallel = parallelism_of(study, plan, self.objective)
-        if plan.budget.model_dump() != attributes["budget"]:
+        attributes, budget = study.attributes, plan.spec.budget
+        resolved = resolve(plan, self.objective, attributes)
+        if attributes.get("parallelism") is None:
+            study.set_attribute("parallelism", dataclasses.asdict(resolved.parallelism))
+        if budget.model_dump() != attributes["budget"]:
             study.set_attribute("search_ended", None)  # first, so that a crash in between leaves work to do
             study.set_attribute("held_out", None)
-            study.set_attribute("budget", plan.budget.model_dump())
+            study.set_attribute("budget", budget.model_dump())
         before = attributes["fingerprint"]["environment"]
-        optimizer = self._optimizer(plan, first_budget(study), parallel)
-        with contextlib.closing(self._evaluator(parallel, pool)) as evaluator:
+        with contextlib.closing(self._evaluator(resolved.parallelism, pool)) as evaluator:
             search = Search(
                 study,
-                optimizer,
+                self._optimizer(plan, resolved),
                 evaluator,
-                budget=plan.budget,
+                budget=budget,
                 images_per_evaluation=self.objective.images_per_evaluation,
-                window=parallel.window,
-                tells=plan.tells,
-                failures=plan.failures,
+                in_flight=resolved.parallelism.in_flight,
+                tells=plan.spec.tells,
+                failures=plan.spec.failures,
                 describe_difference=lambda: describe_difference(before, environment()),
             )
-            _run_with_progress(search, study.name, plan.budget)
-        exhausted = search.spent < plan.budget.total
+            _run_with_progress(search, study.name, budget)
+        exhausted = search.spent < budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
-    def _optimizer(self, plan: StudyPlan, budget: BudgetSpec, parallel: Parallelism) -> Optimizer:
-        """A fresh one. ``budget`` is the first that the study had: a schedule keeps to it when more is added later."""
+    def _optimizer(self, plan: StudyPlan, resolved: Resolved) -> Optimizer:
+        """A fresh one, which plans by the study's first budget, also when more is added later."""
         affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
-        spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.space
+        spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.spec.space
         space = build_space(spec, self.objective, origin=plan.origin)
-        evaluations = total_evaluations(budget, self.objective)
-        workers = 1 if parallel.spread_images else plan.workers
-        optimizer = build_optimizer(plan.optimizer, space, budget=evaluations, workers=workers, seed=plan.seed)
+        workers = 1 if resolved.parallelism.spread_images else plan.workers
+        optimizer = build_optimizer(plan.optimizer, space, budget=resolved.evaluations, workers=workers, seed=plan.seed)
         if (plan_budget := getattr(optimizer, "plan_budget", None)) is not None:
-            images = self.objective.images_per_evaluation
+            images, budget = self.objective.images_per_evaluation, resolved.first_budget
             plan_budget(evaluations=budget.evaluations, images=budget.images, images_per_evaluation=images)
         return optimizer
 
@@ -183,19 +166,11 @@ class Experiment:
         """Refuse what could never be searched, before anything is searched or stored.
 
         Raises:
-            OptimizerError: naming an optimizer that follows gradients, and why the objective gives none.
+            OptimizerError: the optimizer follows gradients, and the objective gives none.
             StudySpecError: a budget or settings of workers that this objective or this machine does not have.
         """
-        total_evaluations(plan.budget, self.objective)
-        parallelism(plan, self.objective)
+        resolve(plan, self.objective, {})
         _environments(plan)
-        if not needs_gradient(plan.optimizer):
-            return
-        if (reason := self.objective.why_no_gradient()) is not None:
-            raise OptimizerError(
-                f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {plan.objective.file} gives "
-                f"none: {reason}; search it with CMA or LCSC"
-            )
 
     @contextlib.contextmanager
     def _workers(self, plan: StudyPlan) -> Iterator[WorkerPool | None]:
@@ -203,7 +178,7 @@ class Experiment:
         if plan.workers == 1 and not plan.devices:
             yield None
             return
-        load = functools.partial(load_objective, plan.objective, beside=plan.directory)
+        load = functools.partial(load_objective, plan.spec.objective, beside=plan.directory)
         expected = self.objective.describe()
         pool = WorkerPool(load, plan.workers, expected=expected, environments=_environments(plan))
         with contextlib.closing(pool):
@@ -211,12 +186,12 @@ class Experiment:
 
     def _evaluator(self, parallel: Parallelism, pool: WorkerPool | None) -> Evaluator:
         if pool is None:
-            pipelined = parallel.window > 1 and isinstance(self.objective, StagedObjective)
+            pipelined = parallel.in_flight > 1 and isinstance(self.objective, StagedObjective)
             return Pipeline(self.objective) if pipelined else InProcessEvaluator(self.objective)
         if parallel.spread_images:
             return SpreadEvaluator(self.objective, pool)
-        # where stages overlap, a worker has two candidates; else the window is less than two for each
-        return ProcessEvaluator(pool, depth=2 if parallel.window >= 2 * len(pool) else 1)
+        # where stages overlap, a worker has two candidates; else there are less than two for each
+        return ProcessEvaluator(pool, depth=2 if parallel.in_flight >= 2 * len(pool) else 1)
 
     @contextlib.contextmanager
     def _one_by_one(self, pool: WorkerPool | None) -> Iterator[Callable[[Candidate], Outcome]]:
@@ -230,7 +205,7 @@ class Experiment:
 
 def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
     """Of the workers; one that the objective's settings put on a device is left there."""
-    device = plan.objective.settings.get("device", "auto")
+    device = plan.spec.objective.settings.get("device", "auto")
     if device in ("auto", "cuda"):
         return environments(plan.workers, plan.devices) if plan.workers > 1 or plan.devices else []
     if plan.devices:
@@ -238,12 +213,6 @@ def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
             f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"
         )
     return []
-
-
-def _with_stored_workers(plan: StudyPlan, study: StoredStudy) -> StudyPlan:
-    """As many as the study began with, where the study file leaves their number open."""
-    stored = (study.attributes.get("specification") or {}).get("workers")
-    return dataclasses.replace(plan, workers=stored) if plan.any_workers and stored else plan
 
 
 def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
@@ -274,14 +243,15 @@ def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:
         return False
     if ended["exhausted"]:
         return True
-    if plan.budget.evaluations is not None:
-        return bool(ended["evaluations"] >= plan.budget.evaluations)
-    return bool(plan.budget.model_dump() == study.attributes["budget"])
+    budget = plan.spec.budget
+    if budget.evaluations is not None:
+        return bool(ended["evaluations"] >= budget.evaluations)
+    return bool(budget.model_dump() == study.attributes["budget"])
 
 
 def is_finished(study: StoredStudy, plan: StudyPlan) -> bool:
     """Whether nothing is left to do for a plan, found out without loading its objective."""
-    reported = plan.held_out is None or study.attributes.get("held_out") is not None
+    reported = plan.spec.held_out is None or study.attributes.get("held_out") is not None
     return reported and search_ended(study, plan)
 
 
@@ -289,5 +259,5 @@ def experiments(plans_to_run: Sequence[StudyPlan], storage: RDBStorage) -> Itera
     """Each plan with the experiment that runs it; plans of one objective share it."""
     known: dict[str, Experiment] = {}
     for plan in plans_to_run:
-        key = f"{plan.directory}:{plan.objective.model_dump_json()}"
+        key = f"{plan.directory}:{plan.spec.objective.model_dump_json()}"
         yield known.setdefault(key, Experiment(storage, plan)), plan

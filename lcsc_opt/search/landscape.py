@@ -114,16 +114,16 @@ def landscape_plan(storage: RDBStorage, source: StoredStudy, options: LandscapeO
     wanted = OptimizerSpec(name=LANDSCAPE, options=settings)
     configure(wanted)
     Plane.through(corners, steps)
-    return dataclasses.replace(
-        of_source,
-        objective=_with_images(of_source.objective, options.images),
-        optimizer=wanted,
-        seed=seed,
-        failures=of_source.failures.model_copy(update={"stop_share": STOP_SHARE}),
+    spec = of_source.spec
+    plan = of_source.changed(
+        objective=_with_images(spec.objective, options.images),
+        optimizers=(wanted,),
+        seeds=(seed,),
+        failures=spec.failures.model_copy(update={"stop_share": STOP_SHARE}),
         budget=BudgetSpec(evaluations=len(grid_positions(size, margin))),
         held_out=None,
-        origin=None,
     )
+    return dataclasses.replace(plan, origin=None)
 
 
 def _with_images(objective: ObjectiveSpec, images: int | None) -> ObjectiveSpec:
@@ -135,7 +135,7 @@ def _with_images(objective: ObjectiveSpec, images: int | None) -> ObjectiveSpec:
 def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOptions) -> StudyPlan:
     """The stored plan, when it is what was asked for."""
     plan = stored_plan(landscape)
-    stored = {**plan.optimizer.options, "images": plan.objective.settings.get("images")}
+    stored = {**plan.optimizer.options, "images": _images_of(plan)}
     asked = {
         "corners": None if options.corners is None else list(options.corners),
         **{"size": options.size, "margin": options.margin, "images": options.images},
@@ -145,7 +145,7 @@ def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOpti
         for name, value in asked.items()
         if value is not None and stored.get(name) != value
     ]
-    if _without_images(plan.objective) != _without_images(of_source.objective):
+    if _without_images(plan) != _without_images(of_source):
         changed.append("its objective is not that of the given study")
     if changed:
         raise StudyMismatchError(
@@ -155,7 +155,8 @@ def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOpti
     return plan
 
 
-def _without_images(objective: ObjectiveSpec) -> tuple[str, dict[str, Any]]:
+def _without_images(plan: StudyPlan) -> tuple[str, dict[str, Any]]:
+    objective = plan.spec.objective
     return objective.file, {name: value for name, value in objective.settings.items() if name != "images"}
 
 
@@ -198,7 +199,7 @@ def _create(experiment: Experiment, plan: StudyPlan, source: StoredStudy, *, acc
         )
     objective = experiment.objective
     described = objective.describe()
-    if _images_of(plan) != stored_plan(source).objective.settings.get("images"):
+    if _images_of(plan) != _images_of(stored_plan(source)):
         if objective.images_per_evaluation != _images_of(plan):
             raise StudySpecError("--images: this objective does not sample as many images as it is told to")
         described = {**described, "images": stored["objective"].get("images")}
@@ -212,7 +213,7 @@ def _create(experiment: Experiment, plan: StudyPlan, source: StoredStudy, *, acc
 
 
 def _images_of(plan: StudyPlan) -> Any:
-    return plan.objective.settings.get("images")
+    return plan.spec.objective.settings.get("images")
 
 
 def _projection(plan: StudyPlan, objective: Objective) -> dict[str, Any]:

@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.errors import StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import OptimizerError, StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import (
-    BudgetSpec,
-    FailureSpec,
-    HeldOutSpec,
-    NameSpec,
-    ObjectiveSpec,
-    OptimizerSpec,
-    SpaceSpec,
-    Spread,
-    StudySpec,
-    Tells,
-)
+from lcsc_opt.base.study_file import BudgetSpec, NameSpec, OptimizerSpec, SpaceSpec, StudySpec, parse_study
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.database.connection import open_storage
@@ -34,61 +23,86 @@ from lcsc_opt.evaluation import workers_for_this_machine
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
-from lcsc_opt.search.runner import window
+from lcsc_opt.search.runner import most_in_flight
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyPlan:
-    """Everything that makes one study: one optimizer and one seed of a study file.
+    """One study: one optimizer and one seed of a specification.
 
-    ``directory`` is the study file's, where the objective is looked for first. ``origin`` is where a forked study
-    starts, the best coefficients that it inherited. ``workers`` of a stored study are as many as it began with, since
-    their number decides the sequence of candidates; ``devices`` are of this machine.
+    Attributes:
+        spec: what was asked for, with that optimizer and that seed only.
+        directory: the study file's, where the objective is looked for first.
+        origin: ``[K]``, where a forked study starts: the best coefficients that it inherited.
     """
 
-    experiment: str
-    objective: ObjectiveSpec
-    space: SpaceSpec
-    optimizer: OptimizerSpec
-    seed: int
-    workers: int
-    tells: Tells
-    failures: FailureSpec
-    budget: BudgetSpec
-    held_out: HeldOutSpec | None
-    directory: Path | None
+    spec: StudySpec
+    directory: Path | None = None
     origin: tuple[float, ...] | None = None
-    devices: tuple[str, ...] = ()
-    any_workers: bool = False  # a study that is there already keeps its own number
-    spread: Spread = "auto"
-    pipeline: Literal["auto"] | bool = "auto"
+
+    @property
+    def optimizer(self) -> OptimizerSpec:
+        """Which one searches."""
+        return self.spec.optimizers[0]
+
+    @property
+    def seed(self) -> int:
+        """Of everything random in the search."""
+        return self.spec.seeds[0]
 
     @property
     def name(self) -> str:
         """What the Optuna study is called."""
-        return f"{self.experiment}/{self.optimizer.name}/{self.seed}"
+        return f"{self.spec.name}/{self.optimizer.name}/{self.seed}"
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """One for each worker, where the study file lists them."""
+        return self.spec.workers if isinstance(self.spec.workers, tuple) else ()
+
+    @property
+    def workers(self) -> int:
+        """How many processes evaluate; ``auto`` is as many as suit this machine."""
+        if self.spec.workers == "auto":
+            return workers_for_this_machine()
+        return self.spec.workers if isinstance(self.spec.workers, int) else len(self.devices)
+
+    def changed(self, **changes: Any) -> StudyPlan:
+        """The same plan with other values in its specification."""
+        return dataclasses.replace(self, spec=self.spec.model_copy(update=changes))
+
+    def continuing(self, study: StoredStudy) -> StudyPlan:
+        """This plan for a study that is stored already, which keeps its workers where the study file leaves them open.
+
+        Raises:
+            StudyMismatchError: the study was made from another specification.
+        """
+        known = (study.attributes.get("specification") or {}).get("workers")
+        plan = self.changed(workers=known) if self.spec.workers == "auto" and known else self
+        study.require("specification", plan.specification())
+        return plan
 
     def specification(self) -> dict[str, Any]:
         """JSON-able: what must stay the same for the study to be continued."""
         return {
-            "objective": self.objective.model_dump(),
-            "space": self.space.model_dump(),
+            "objective": self.spec.objective.model_dump(),
+            "space": self.spec.space.model_dump(),
             "optimizer": self.optimizer.model_dump(),
             "seed": self.seed,
             "workers": self.workers,
-            "tells": self.tells,
+            "tells": self.spec.tells,
         }
 
     def attributes(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes when it is created."""
+        budget, held_out = self.spec.budget.model_dump(), self.spec.held_out
         return {
             "specification": self.specification(),
             "fingerprint": {"objective": objective.describe(), "environment": environment()},
-            **dataclasses.asdict(parallelism(self, objective)),
-            "budget": self.budget.model_dump(),
-            "failures": self.failures.model_dump(),
-            "optimizer_budget": self.budget.model_dump(),
-            "held_out_plan": None if self.held_out is None else self.held_out.model_dump(),
+            "budget": budget,
+            "optimizer_budget": budget,
+            "failures": self.spec.failures.model_dump(),
+            "held_out_plan": None if held_out is None else held_out.model_dump(),
             "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
             "directory": None if self.directory is None else str(self.directory),
@@ -97,69 +111,86 @@ class StudyPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Parallelism:
-    """How a study's candidates are evaluated at the same time; stored when the study begins, and kept.
+    """How a study's candidates are evaluated at the same time; stored when the search begins, and kept.
 
     Attributes:
-        window: how many trials may be between ask and tell.
+        in_flight: how many trials may be between ask and tell.
         spread_images: whether the images of one candidate are spread over the workers, in place of candidates.
     """
 
-    window: int
+    in_flight: int
     spread_images: bool = False
 
+    def __str__(self) -> str:
+        divided = " and images spread over the workers" if self.spread_images else ""
+        return f"{self.in_flight} candidates at once{divided}"
 
-def parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
-    """What the settings mean for this optimizer and this objective.
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """What a plan means for its objective.
+
+    Attributes:
+        parallelism: of the search.
+        first_budget: what the study began with, by which its optimizer plans.
+        evaluations: the first budget as evaluations of the objective's own number of images.
+    """
+
+    parallelism: Parallelism
+    first_budget: BudgetSpec
+    evaluations: int
+
+
+def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) -> Resolved:
+    """All that a search needs to know beside its plan. A stored study goes on as it began.
+
+    Args:
+        plan: of the study.
+        objective: the plan's.
+        stored: the study's attributes; empty before there is a study.
 
     Raises:
-        StudySpecError: images or stages are asked for that the objective does not have.
+        OptimizerError: the optimizer follows gradients, and the objective gives none.
+        StudyMismatchError: the study file now asks for another parallelism than the study began with.
+        StudySpecError: a budget or a parallelism that this objective does not have.
     """
+    spec = plan.spec
+    total_evaluations(spec.budget, objective)
+    wanted = _parallelism(plan, objective)
+    if needs_gradient(plan.optimizer) and (reason := objective.why_no_gradient()) is not None:
+        raise OptimizerError(
+            f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {spec.objective.file} gives "
+            f"none: {reason}; search it with CMA or LCSC"
+        )
+    began = Parallelism(**stored["parallelism"]) if stored.get("parallelism") else wanted
+    if began != wanted and (spec.spread, spec.pipeline) != ("auto", "auto"):
+        raise StudyMismatchError(
+            f"{plan.name}: was begun with {began}, and spread and pipeline now mean {wanted}; leave the keys out, or "
+            "give the study another name"
+        )
+    first = BudgetSpec(**stored["optimizer_budget"]) if stored else spec.budget
+    return Resolved(began, first, total_evaluations(first, objective))
+
+
+def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
+    """What the settings mean for this optimizer and this objective."""
+    spec, optimizer = plan.spec, plan.optimizer
     staged = isinstance(objective, StagedObjective)
-    if not staged and (plan.spread == "images" or plan.pipeline is True):
-        key = "spread: images" if plan.spread == "images" else "pipeline: true"
-        raise StudySpecError(f"{key}: {plan.objective.file} evaluates a candidate as a whole; leave the key out")
-    one_at_a_time = asks_one_at_a_time(plan.optimizer)
-    if plan.workers > 1 and cannot_ask_ahead(plan.optimizer) and not (staged and plan.spread != "candidates"):
+    if not staged and (spec.spread == "images" or spec.pipeline is True):
+        key = "spread: images" if spec.spread == "images" else "pipeline: true"
+        raise StudySpecError(f"{key}: {spec.objective.file} evaluates a candidate as a whole; leave the key out")
+    one_at_a_time = asks_one_at_a_time(optimizer)
+    if plan.workers > 1 and cannot_ask_ahead(optimizer) and not (staged and spec.spread != "candidates"):
         raise StudySpecError(
-            f"workers: {plan.optimizer.name} asks for one candidate after the other; give it workers: 1, or, where the "
+            f"workers: {optimizer.name} asks for one candidate after the other; give it workers: 1, or, where the "
             "objective samples images, spread: images"
         )
-    by_images = plan.spread == "images" or (plan.spread == "auto" and one_at_a_time)
+    by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
     spread_images = staged and by_images and plan.workers > 1
     overlaps = isinstance(objective, StagedObjective) and objective.overlaps
-    waits = one_at_a_time or needs_gradient(plan.optimizer)  # the graph of one candidate is kept at a time
-    pipelined = (overlaps if plan.pipeline == "auto" else plan.pipeline) and not waits
-    return Parallelism(window(1 if spread_images else plan.workers, pipelined=pipelined), spread_images)
-
-
-def parallelism_of(study: StoredStudy, plan: StudyPlan, objective: Objective) -> Parallelism:
-    """What a stored study began with, or begins with now, as a fork does; it is stored then.
-
-    Raises:
-        StudyMismatchError: the study file now asks for something else.
-        StudySpecError: images or stages are asked for that the objective does not have.
-    """
-    known = study.attributes
-    wanted = parallelism(plan, objective)
-    if known.get("window") is not None:
-        stored = Parallelism(known["window"], bool(known["spread_images"]))
-    elif any("inherited" not in trial.user_attrs for trial in study.trials()):
-        stored = Parallelism(window(plan.workers))  # an early version had no other way than whole candidates
-    else:
-        study.set_attribute("spread_images", wanted.spread_images)
-        study.set_attribute("window", wanted.window)  # last: it says that both are there
-        return wanted
-    if stored != wanted and (plan.spread, plan.pipeline) != ("auto", "auto"):
-        raise StudyMismatchError(
-            f"{study.name}: was begun with {_in_words(stored)}, and spread and pipeline now mean {_in_words(wanted)}; "
-            "leave the keys out, or give the study another name"
-        )
-    return stored
-
-
-def _in_words(parallel: Parallelism) -> str:
-    divided = " and images spread over the workers" if parallel.spread_images else ""
-    return f"{parallel.window} candidates at once{divided}"
+    waits = one_at_a_time or needs_gradient(optimizer)  # the graph of one candidate is kept at a time
+    pipelined = (overlaps if spec.pipeline == "auto" else spec.pipeline) and not waits
+    return Parallelism(most_in_flight(1 if spread_images else plan.workers, pipelined=pipelined), spread_images)
 
 
 def plans(
@@ -172,30 +203,11 @@ def plans(
     Raises:
         OptimizerError: naming an unknown optimizer or option, before anything is run.
     """
-    devices = spec.workers if isinstance(spec.workers, tuple) else ()
-    any_workers = spec.workers == "auto"
-    workers = spec.workers if isinstance(spec.workers, int) else len(devices) or workers_for_this_machine()
     chosen = [_listed_or_default(spec, name) for name in optimizers] or list(spec.optimizers)
     for optimizer in chosen:
         configure(optimizer)
     return [
-        StudyPlan(
-            experiment=spec.name,
-            objective=spec.objective,
-            space=spec.space,
-            optimizer=optimizer,
-            seed=seed,
-            workers=workers,
-            devices=devices,
-            any_workers=any_workers,
-            spread=spec.spread,
-            pipeline=spec.pipeline,
-            tells=spec.tells,
-            failures=spec.failures,
-            budget=spec.budget,
-            held_out=spec.held_out,
-            directory=directory,
-        )
+        StudyPlan(spec.model_copy(update={"optimizers": (optimizer,), "seeds": (seed,)}), directory)
         for seed in (seeds or spec.seeds)
         for optimizer in chosen
     ]
@@ -212,9 +224,10 @@ def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
     Raises:
         StudySpecError: when it is lower than the stored one.
     """
-    if total < plan.budget.total:
-        raise StudySpecError(f"--budget: {plan.name} has a budget of {plan.budget}, which cannot be lowered")
-    return dataclasses.replace(plan, budget=BudgetSpec(**{plan.budget.unit: total}))
+    budget = plan.spec.budget
+    if total < budget.total:
+        raise StudySpecError(f"--budget: {plan.name} has a budget of {budget}, which cannot be lowered")
+    return plan.changed(budget=BudgetSpec(**{budget.unit: total}))
 
 
 def stored_evaluations(url: str, name: str) -> int:
@@ -232,32 +245,20 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
     Raises:
         StudyStoreError: when it is not one of ours.
     """
-    stored = study.attributes
-    experiment = study.name.rsplit("/", 2)[0]
+    stored, experiment = study.attributes, study.name.rsplit("/", 2)[0]
     try:
-        held_out, directory, origin = stored["held_out_plan"], stored["directory"], stored["origin"]
+        kept = dict(stored["specification"])
+        listed = {"optimizers": [kept.pop("optimizer")], "seeds": [kept.pop("seed")]}
+        later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
+        spec = parse_study({"name": experiment, **kept, **listed, **later}, source="its specification")
+        directory, origin = stored["directory"], stored["origin"]
         return StudyPlan(
-            experiment=experiment,
-            objective=ObjectiveSpec(**stored["specification"]["objective"]),
-            space=SpaceSpec(**stored["specification"]["space"]),
-            optimizer=OptimizerSpec(**stored["specification"]["optimizer"]),
-            seed=stored["specification"]["seed"],
-            workers=stored["specification"]["workers"],
-            tells=stored["specification"]["tells"],
-            failures=FailureSpec(**stored["failures"]),
-            budget=BudgetSpec(**stored["budget"]),
-            held_out=None if held_out is None else HeldOutSpec(**held_out),
+            spec,
             directory=None if directory is None else Path(directory),
             origin=None if origin is None else tuple(origin),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, StudySpecError) as error:
         raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
-
-
-def first_budget(study: StoredStudy) -> BudgetSpec:
-    """The budget that a study began with, which its optimizer plans by; early versions stored it in evaluations."""
-    stored = study.attributes["optimizer_budget"]
-    return BudgetSpec(evaluations=stored) if isinstance(stored, int) else BudgetSpec(**stored)
 
 
 def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
@@ -311,32 +312,27 @@ def fork(
     Raises:
         StudyStoreError: when the source has no complete trial, or the new study exists.
     """
-    origin = chosen_trial(source)[1]
-    plan = stored_plan(source)
-    plan = dataclasses.replace(
-        plan,
-        experiment=_valid_name(experiment),
-        optimizer=optimizer or plan.optimizer,
-        seed=plan.seed if seed is None else seed,
-        budget=plan.budget if budget is None else BudgetSpec(**{plan.budget.unit: budget}),
-        origin=tuple(origin.tolist()),
+    origin, of_source = chosen_trial(source)[1], stored_plan(source)
+    known = of_source.spec
+    plan = of_source.changed(
+        name=parse_settings(NameSpec, {"name": experiment}, source="the new experiment").name,
+        optimizers=(optimizer or of_source.optimizer,),
+        seeds=(of_source.seed if seed is None else seed,),
+        budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
     )
+    plan = dataclasses.replace(plan, origin=tuple(origin.tolist()))
     configure(plan.optimizer)
-    same_way = plan.optimizer.name == stored_plan(source).optimizer.name  # another one may wait where this did not
+    same_way = plan.optimizer.name == of_source.optimizer.name  # another one may wait where this did not
     attributes = {
         **source.attributes,
         "specification": plan.specification(),
-        "budget": plan.budget.model_dump(),
+        "budget": plan.spec.budget.model_dump(),
         "origin": origin.tolist(),
-        "optimizer_budget": plan.budget.model_dump(),
+        "optimizer_budget": plan.spec.budget.model_dump(),
         "forked_from": source.name,
         "search_ended": None,
         "held_out": None,
-        **({} if same_way else {"window": None, "spread_images": None}),
+        **({} if same_way else {"parallelism": None}),
     }
     source.copy_to(plan.name, attributes)
     return plan
-
-
-def _valid_name(experiment: str) -> str:
-    return parse_settings(NameSpec, {"name": experiment}, source="the new experiment").name

@@ -5,7 +5,7 @@ case: the loop always starts at ask 0, and where a trial is stored already, the 
 coefficients again, bit for bit, and is told the stored result. A trial that was asked and not finished is
 evaluated again under its own number.
 
-*Ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - window were told. The
+*Ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - in_flight were told. The
 sequence of candidates then does not depend on which evaluation finishes first, nor on how many workers there are. Tells
 *as completed* happen in the order in which results were committed; the order is stored, so that the search still
 continues exactly, but another run of it would find another order.
@@ -60,7 +60,7 @@ class Search:
         evaluator: where candidates are evaluated.
         budget: the total over the study's life, without trials that it inherited.
         images_per_evaluation: what a candidate costs where its optimizer does not say how many images it wants.
-        window: how many trials may be between ask and tell; see :func:`window`.
+        in_flight: how many trials may be between ask and tell; see :func:`most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         describe_difference: says what changed in the environment, for the message when replay fails.
@@ -74,7 +74,7 @@ class Search:
         *,
         budget: BudgetSpec,
         images_per_evaluation: int = 0,
-        window: int = 1,
+        in_flight: int = 1,
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
         describe_difference: Callable[[], str] = lambda: "",
@@ -86,7 +86,7 @@ class Search:
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
-        self._window = window
+        self._most_in_flight = in_flight
         self._in_flight: list[_Asked] = []
         self._committed = 0
         self._worst: float | None = None
@@ -154,8 +154,8 @@ class Search:
     def _must_tell_before(self, number: int) -> bool:
         """Whether a tell comes before the ask of this number."""
         if self._tells == "as-completed" and number < len(self._stored):
-            return self.told < int(self._stored[number].user_attrs.get("tells_before", 0))
-        return len(self._in_flight) >= self._window
+            return self.told < int(self._stored[number].user_attrs["tells_before"])
+        return len(self._in_flight) >= self._most_in_flight
 
     def _ask(self, number: int) -> _Asked:
         with span(ASK), blas_threads(1):
@@ -257,7 +257,7 @@ class Search:
             )
 
 
-def window(workers: int, *, pipelined: bool = False) -> int:
+def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
     """How many trials may be between ask and tell.
 
     1.5 per worker, which keeps workers busy while tells wait their turn and candidates are written; one where there is

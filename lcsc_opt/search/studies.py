@@ -50,7 +50,7 @@ class Study:
             CatalogError: its file cannot be loaded.
         """
         plan = stored_plan(self._stored)
-        return loading.load_objective(plan.objective, beside=plan.directory)
+        return loading.load_objective(plan.spec.objective, beside=plan.directory)
 
     @property
     def state(self) -> str:

@@ -160,13 +160,6 @@ def test_a_budget_reads_as_a_sentence() -> None:
     assert str(BudgetSpec(images=300_000)) == "300,000 images"
 
 
-def test_an_optimizer_is_found_by_its_name() -> None:
-    spec = study(optimizers=["LCSC", {"CMA": {"step_size": 0.1}}])
-    assert spec.optimizer("CMA").options == {"step_size": 0.1}
-    with pytest.raises(StudySpecError, match=re.escape("optimizers: the study lists LCSC, CMA, not 'CMAA' (did you")):
-        spec.optimizer("CMAA")
-
-
 # what is wrong
 
 

@@ -153,14 +153,6 @@ def test_resume_finishes_and_raises_the_budget(tiny: Path, capsys: pytest.Captur
     assert "cannot be lowered" in complaint(capsys)
 
 
-def test_a_study_whose_first_budget_was_stored_in_evaluations_is_continued(tiny: Path) -> None:
-    assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"]) == 0
-    storage = open_storage("sqlite:///studies.db", write=True)
-    storage.set_study_user_attr(storage.get_study_id_from_name("tiny/CMA/0"), "optimizer_budget", 15)
-    assert lcsc(["resume", "tiny/CMA/0", "--budget", "17"]) == 0
-    assert len(optuna.load_study(study_name="tiny/CMA/0", storage="sqlite:///studies.db").trials) == 17
-
-
 def test_list_and_show(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"])
     capsys.readouterr()

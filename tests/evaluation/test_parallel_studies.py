@@ -14,7 +14,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import devices
-from lcsc_opt.search.plan import Parallelism, parallelism, plans
+from lcsc_opt.search.plan import Parallelism, plans, resolve
 from tests.evaluation.staged_examples import Stages
 
 OBJECTIVE = """
@@ -58,8 +58,8 @@ def asked(name: str = "e/CMA/0") -> list[list[float]]:
 
 
 def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:
-    known = stored(name).attributes
-    return known["window"], known["spread_images"]
+    known = stored(name).attributes["parallelism"]
+    return known["in_flight"], known["spread_images"]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
     folder: Path, optimizer: str, settings: dict[str, Any], expected: tuple[int, bool]
 ) -> None:
     [plan] = plans(read_study_file(Path(study_file(folder, optimizers=[optimizer], **settings))), folder)
-    assert parallelism(plan, Stages()) == Parallelism(*expected)
+    assert resolve(plan, Stages(), {}).parallelism == Parallelism(*expected)
 
 
 def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:
@@ -183,11 +183,8 @@ def test_devices_are_those_of_the_workers(folder: Path, monkeypatch: pytest.Monk
     assert [trial.value for trial in stored().trials()] == [4.0] * 6
 
 
-def test_a_study_of_an_early_version_goes_on_with_whole_candidates(folder: Path) -> None:
-    file = study_file(folder, optimizers=["LCSCGradient"], workers=2, spread="candidates")
-    assert lcsc(["run", file]) == 0
-    study = stored("e/LCSCGradient/0")
-    study.set_attribute("window", None)
-    study.set_attribute("spread_images", None)
-    assert lcsc(["resume", study.name, "--budget", "8", "--storage", "sqlite:///e.db"]) == 0
-    assert len(asked(study.name)) == 8
+def test_a_budget_in_images_is_refused_for_a_stored_study_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", study_file(folder, objective=WITHOUT_STAGES)]) == 0
+    assert lcsc(["run", study_file(folder, objective=WITHOUT_STAGES, budget={"images": 100})]) == 2
+    assert "budget.images: this objective samples no images" in capsys.readouterr().err
+    assert len(asked()) == 6

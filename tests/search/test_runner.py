@@ -26,7 +26,7 @@ from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEva
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search, window
+from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 30
@@ -153,7 +153,7 @@ def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: 
         study = open_study(f"sqlite:///{tmp_path / f'{other}.db'}")
         evaluator = ShuffledEvaluator(objective, 4, other)
         budget = BudgetSpec(evaluations=EVALUATIONS)
-        Search(study, optimizer("CMA", workers=4), evaluator, budget=budget, window=window(4)).run()
+        Search(study, optimizer("CMA", workers=4), evaluator, budget=budget, in_flight=most_in_flight(4)).run()
         found.append(trials_of(study))
     assert found[0] == found[1]
 
@@ -166,7 +166,7 @@ def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, obje
 
         evaluator = ShuffledEvaluator(objective, 4, stop_after)
         budget = BudgetSpec(evaluations=EVALUATIONS)
-        Search(study, optimizer(workers=4), evaluator, budget=budget, window=window(4)).run(on_tell)
+        Search(study, optimizer(workers=4), evaluator, budget=budget, in_flight=most_in_flight(4)).run(on_tell)
 
     clean = open_study(f"sqlite:///{tmp_path / 'clean.db'}")
     search(clean, -1)
@@ -178,9 +178,9 @@ def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, obje
     assert trials_of(study) == trials_of(clean)
 
 
-def test_the_window_keeps_tells_in_ask_order() -> None:
-    assert [window(workers) for workers in (1, 2, 4, 8)] == [1, 3, 6, 12]
-    assert [window(workers, pipelined=True) for workers in (1, 2, 8)] == [2, 4, 16]
+def test_how_many_trials_are_in_flight() -> None:
+    assert [most_in_flight(workers) for workers in (1, 2, 4, 8)] == [1, 3, 6, 12]
+    assert [most_in_flight(workers, pipelined=True) for workers in (1, 2, 8)] == [2, 4, 16]
 
 
 def test_a_higher_budget_goes_on_and_a_reached_one_does_nothing(url: str, objective: Objective) -> None:
@@ -343,8 +343,8 @@ def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, obje
         asked.tell = lambda parameter, loss: (told.append(("tell", loss)), original_tell(parameter, loss))
         evaluator = ShuffledEvaluator(objective, 4, stop_after)
         budget = BudgetSpec(evaluations=EVALUATIONS)
-        width = window(4)
-        Search(study, asked, evaluator, budget=budget, window=width, tells="as-completed").run(on_tell)
+        width = most_in_flight(4)
+        Search(study, asked, evaluator, budget=budget, in_flight=width, tells="as-completed").run(on_tell)
 
     with pytest.raises(Interrupted):
         search(14)

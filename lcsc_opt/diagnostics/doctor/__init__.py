@@ -129,12 +129,9 @@ def _plan(storage: RDBStorage, rows: StudyRows) -> StudyPlan | str:
     if rows.unreadable:
         return f"its attributes {', '.join(rows.unreadable)} are no JSON"
     try:
-        plan = stored_plan(StoredStudy.open(storage, rows.name))
+        return stored_plan(StoredStudy.open(storage, rows.name))
     except StudyStoreError as error:
         return " ".join(str(error).removeprefix(f"{rows.name}: ").split())
-    if not isinstance(plan.workers, int) or plan.workers < 1 or plan.tells not in ("ordered", "as-completed"):
-        return f"its specification has {plan.workers!r} workers and tells {plan.tells!r}"
-    return plan
 
 
 def repair(storage: RDBStorage, found: Iterable[Finding]) -> list[Finding]:

@@ -12,7 +12,6 @@ from lcsc_opt.coefficients.profiles import SUM_TOLERANCE, check_steps
 from lcsc_opt.diagnostics.doctor.findings import HELD_OUT, NO_REPAIR, NOTHING, SEARCH_ENDED, TELL_INDEX, Finding, shown
 from lcsc_opt.diagnostics.doctor.rows import StudyRows, TrialRows
 from lcsc_opt.search.plan import StudyPlan
-from lcsc_opt.search.runner import window
 
 REQUIRED = ("specification", "fingerprint", "budget", "steps", "failures", "optimizer_budget")
 STATES = ("RUNNING", "COMPLETE", "FAIL")  # that lcsc_opt writes
@@ -119,7 +118,7 @@ def _complete_faults(trial: TrialRows) -> Iterator[str]:
 def _check_tells(study: StudyRows, plan: StudyPlan) -> Iterator[Finding]:
     """Ordered, results are told in the order of their numbers; else the order of commits is the only record of it."""
     told = [trial for trial in study.trials if trial.own and trial.state in ("COMPLETE", "FAIL")]
-    if plan.tells == "ordered":
+    if plan.spec.tells == "ordered":
         sound = not list(_check_numbers(study))  # else a tell_index may be all that says which number a trial had
         for trial in told:
             stored = trial.attributes.get("tell_index")
@@ -137,8 +136,9 @@ def _check_tells(study: StudyRows, plan: StudyPlan) -> Iterator[Finding]:
 
 def _check_running(study: StudyRows, plan: StudyPlan, *, live: bool) -> Iterator[Finding]:
     running = [trial for trial in study.trials if trial.state == "RUNNING"]
-    allowed = study.attributes.get("window") or window(plan.workers)
-    if len(running) > allowed:
+    parallelism = study.attributes.get("parallelism")
+    allowed = parallelism.get("in_flight") if isinstance(parallelism, Mapping) else None
+    if _is_count(allowed) and len(running) > allowed:
         text = f"{len(running)} trials are running, and its {plan.workers} workers have at most {allowed} at once"
         yield _problem(study, "running", text)
     elif running and not live:
@@ -160,7 +160,7 @@ def _check_search_ended(study: StudyRows, plan: StudyPlan) -> Iterator[Finding]:
         return
     own = [trial for trial in study.trials if trial.own]
     finished = sum(trial.finished for trial in own)
-    budget = plan.budget.evaluations
+    budget = plan.spec.budget.evaluations
     if told <= finished and budget is not None and told < budget and not exhausted:
         text = f"its search ended after {told} evaluations, and its budget is now {budget}"
         yield Finding("unfinished", "note", text, f"run `lcsc resume {study.name}`", study.name)

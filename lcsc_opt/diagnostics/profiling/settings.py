@@ -73,7 +73,9 @@ def try_settings(plan: StudyPlan) -> tuple[Tried, ...]:
     known, device = sampling_settings(plan), sampling_device(base)
     changes = variants(known, images=base.images_per_evaluation, on_gpu=device is not None and device.type == "cuda")
     if not changes:
-        raise ObjectiveError(f"--settings: {plan.objective.file} has none of batch_size, dtype, channels_last, compile")
+        raise ObjectiveError(
+            f"--settings: {plan.spec.objective.file} has none of batch_size, dtype, channels_last, compile"
+        )
     measured = [_measure_base(base, known)]
     with progress("trying settings", len(changes)) as advance:
         for change in changes:
@@ -160,10 +162,11 @@ def _quiet() -> contextlib.AbstractContextManager[object]:
 
 
 def _load(plan: StudyPlan, change: Settings) -> MergeSampleScore:
-    spec = ObjectiveSpec(file=plan.objective.file, settings={**plan.objective.settings, **change})
-    objective = load_objective(spec, beside=plan.directory)
+    spec = plan.spec.objective
+    changed = ObjectiveSpec(file=spec.file, settings={**spec.settings, **change})
+    objective = load_objective(changed, beside=plan.directory)
     if not isinstance(objective, MergeSampleScore):
-        raise ObjectiveError(f"--settings: {plan.objective.file} samples no images; there is nothing to try")
+        raise ObjectiveError(f"--settings: {spec.file} samples no images; there is nothing to try")
     return objective
 
 

@@ -95,7 +95,7 @@ def profile_study(
         images=times.cost["images"],
         memory_bytes=memory,
         device_bytes=device_memory,
-        evaluations=total_evaluations(plan.budget, objective),
+        evaluations=total_evaluations(plan.spec.budget, objective),
         studies=studies,
         device=_name(device),
     )
@@ -107,10 +107,10 @@ def sampling_settings(plan: StudyPlan) -> dict[str, Any]:
 
     An objective's file says so by its class ``Settings``, as all of ours do; without one none are known.
     """
-    path = find("objectives", plan.objective.file, beside=plan.directory)
+    objective = plan.spec.objective
+    path = find("objectives", objective.file, beside=plan.directory)
     fields = getattr(getattr(load_file(path), "Settings", None), "model_fields", {})
-    given = plan.objective.settings
-    return {name: given.get(name, fields[name].default) for name in SETTINGS if name in fields}
+    return {name: objective.settings.get(name, fields[name].default) for name in SETTINGS if name in fields}
 
 
 @torch.no_grad()

@@ -112,10 +112,10 @@ def run_trials(experiment: Experiment, plan: StudyPlan, count: int, *, name: str
     Raises:
         SearchFailedError: no trial came to an end that could be measured.
     """
-    alone = dataclasses.replace(plan, workers=1, devices=(), any_workers=False, spread="auto", held_out=None)
+    alone = plan.changed(workers=1, spread="auto", held_out=None)
     experiment.check(alone)
-    short = dataclasses.replace(alone, experiment=name, budget=BudgetSpec(evaluations=count + WARM_UP))
-    planned = {"optimizer_budget": plan.budget.model_dump()}
+    short = alone.changed(name=name, budget=BudgetSpec(evaluations=count + WARM_UP))
+    planned = {"optimizer_budget": plan.spec.budget.model_dump()}
     study = StoredStudy.open_or_create(
         experiment.storage, short.name, {**short.attributes(experiment.objective), **planned}
     )
