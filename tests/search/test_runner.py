@@ -26,7 +26,7 @@ from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEva
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
-from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search
+from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search, most_in_flight
 
 STEPS = tuple(range(100, 2100, 100))
 EVALUATIONS = 30
