@@ -32,7 +32,9 @@ def write_study(
     metric: str | None = "fid",
 ) -> StoredStudy:
     """A study with a trial for each loss; ``None`` stands for one that failed."""
-    study = StoredStudy.open_or_create(storage, name, {"steps": STEPS, "budget": {"evaluations": 9, "images": None}})
+    fingerprint = {"objective": {}, "environment": {}}
+    created = {"steps": STEPS, "fingerprint": fingerprint, "budget": {"evaluations": 9, "images": None}}
+    study = StoredStudy.open_or_create(storage, name, created)
     for number, loss in enumerate(losses):
         key = study.add_candidate(Candidate(coefficients(number)))
         if loss is None:

@@ -73,7 +73,7 @@ class Recipe(pydantic.BaseModel):
         trial: its number.
         coefficients: ``[K]``.
         steps: ``[K]`` training steps of the checkpoints.
-        checkpoint_sha256: ``[K]``, of each checkpoint's tensors; empty in recipes of version 0.1.
+        checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: of all of them together.
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` where the training loop wrote the trajectory.
@@ -94,7 +94,7 @@ class Recipe(pydantic.BaseModel):
     trial: int
     coefficients: tuple[float, ...]
     steps: tuple[int, ...]
-    checkpoint_sha256: tuple[Sha256, ...] = ()
+    checkpoint_sha256: tuple[Sha256, ...]
     trajectory_sha256: Sha256
     constant: tuple[str, ...] = ()
     key: str | None = None
@@ -112,7 +112,7 @@ class Recipe(pydantic.BaseModel):
             raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
         if len(self.coefficients) != len(self.steps):
             raise ValueError(f"{len(self.coefficients)} coefficients for {len(self.steps)} steps")
-        if len(self.checkpoint_sha256) not in (0, len(self.steps)):
+        if len(self.checkpoint_sha256) != len(self.steps):
             raise ValueError(f"{len(self.checkpoint_sha256)} hashes for {len(self.steps)} steps")
         if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
             raise ValueError("the steps do not increase")
@@ -137,8 +137,6 @@ class Recipe(pydantic.BaseModel):
                 f"{self.study}: merged by {self.method!r}, which other machines round differently: copy the exported "
                 "file itself"
             )
-        if not self.checkpoint_sha256:
-            raise ObjectiveError(f"{self.study}: its recipe has no hashes, as in version 0.1; export the model again")
         coefficients = check_coefficients(self.coefficients, len(self.steps))
         return Combination(
             self.steps, coefficients, self.checkpoint_sha256, self.trajectory_sha256, frozenset(self.constant)
@@ -198,10 +196,9 @@ def packed_trajectory(weights: Any) -> Trajectory:
 def _check_same_checkpoints(study: StoredStudy, weights: Any) -> None:
     """Coefficients found on other checkpoints would make some other model, silently."""
     attributes = study.attributes
-    described = (attributes.get("fingerprint") or {}).get("objective") or {}
-    known = described.get("trajectory")
+    known = attributes["fingerprint"]["objective"].get("trajectory")
     other = isinstance(known, str) and known != weights.sha256
-    if other or tuple(attributes.get("steps", weights.steps)) != weights.steps:
+    if other or tuple(attributes["steps"]) != weights.steps:
         raise StudyMismatchError(
             f"{study.name}: {weights.path} holds other checkpoints than those it was searched on; "
             "put them back, or start a new study"

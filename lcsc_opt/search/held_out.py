@@ -182,14 +182,10 @@ def _held_out(
 
 
 def _known_groups(stored: Any, images: int, second: str | None) -> dict[int, Report]:
-    """Seed → what was measured already with so many images, the second metric, where there is one, among it.
-
-    Before there were groups, seed 0 was the only one.
-    """
+    """Seed → what was measured already with so many images, the second metric, where there is one, among it."""
     if not stored or stored["images"] != images:
         return {}
-    listed = stored.get("groups") or [{"seed": HELD_OUT.seed, "loss": stored["loss"], "metrics": stored["metrics"]}]
-    known = [group for group in listed if second is None or second in group["metrics"]]
+    known = [group for group in stored["groups"] if second is None or second in group["metrics"]]
     return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
 
 
@@ -262,14 +258,13 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, seco
 
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     """The best of the EMA grids of an experiment that have this study's objective; what they measured with it."""
-    fingerprint = (study.attributes.get("fingerprint") or {}).get("objective")
+    objective = study.attributes["fingerprint"]["objective"]
     names = [name for name in study_names(study.storage) if is_ours(name) and split_name(name)[0] == experiment]
     opened = {name: StoredStudy.open(study.storage, name) for name in names}
     grids = [
         summarize(other)
         for name, other in opened.items()
-        if BASELINES.get(split_name(name)[1]) == EMA
-        and (other.attributes.get("fingerprint") or {}).get("objective") == fingerprint
+        if BASELINES.get(split_name(name)[1]) == EMA and other.attributes["fingerprint"]["objective"] == objective
     ]
     ema = best_ema(grids)
     if ema is None or ema.best_coefficients is None:

@@ -32,6 +32,7 @@ from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
 
 STEPS = (1, 2, 3)
 COEFFICIENTS = np.array([-0.5, 0.25, 1.25])
+ATTRIBUTES = {"steps": STEPS, "fingerprint": {"objective": {}, "environment": {}}}
 
 
 def unet() -> Any:
@@ -69,7 +70,7 @@ def objective_over(trajectory: Any, network: Any = None) -> Objective:
 
 @pytest.fixture
 def study(url: str) -> StoredStudy:
-    made = StoredStudy.open_or_create(open_storage(url, write=True), "small/LCSC/0", {"steps": STEPS})
+    made = StoredStudy.open_or_create(open_storage(url, write=True), "small/LCSC/0", ATTRIBUTES)
     made.finish(made.add_candidate(Candidate(COEFFICIENTS)), Evaluation(2.5, {"fid": 2.5}), tell_index=0)
     return made
 

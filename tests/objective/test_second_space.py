@@ -150,7 +150,9 @@ def test_baselines_that_are_asked_for_serve_it_too(study: StoredStudy) -> None:
 
 
 def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
-    study = StoredStudy.open_or_create(open_storage(url, write=True), STUDY, {"steps": STEPS})
+    study = StoredStudy.open_or_create(
+        open_storage(url, write=True), STUDY, {"steps": STEPS, "fingerprint": {"objective": {}}}
+    )
     asked = [(5.0, 10, SEARCH), (0.1, 10, Noise("search", 3)), (0.2, 2, SEARCH), (4.0, 10, SEARCH)]
     for number, (loss, images, noise) in enumerate(asked[1:2]):
         key = study.add_candidate(Candidate(coefficients(number), noise=noise))

@@ -104,19 +104,6 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(study: StoredStudy) -> N
     assert objective.groups() == [("held-out", 2)]
 
 
-def test_what_was_stored_before_there_were_groups_is_group_zero(study: StoredStudy) -> None:
-    from lcsc_opt.database.store import TrialKey
-
-    for trial in study.trials():
-        if trial.value is not None:
-            old = {"loss": 7.5, "metrics": {"fid": 7.5}, "images": 20}
-            study.annotate(TrialKey.of(trial), {"held_out": old, "selection": old})
-    objective = Recording()
-    report = score_held_out(study, objective, HeldOutPlan(images=20, top=2))
-    assert objective.asked == []
-    assert report["loss"] == 7.5
-
-
 def test_ema_star_is_measured_on_the_same_noise(study: StoredStudy) -> None:
     ema = grid(study)
     before = ema.attributes, [trial.user_attrs for trial in ema.trials()]
