@@ -1,6 +1,6 @@
 """Where candidates are evaluated: in this process, or in worker processes, whole or divided by images."""
 
-from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome, evaluate_safely
+from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome, evaluate_safely, retrying
 from lcsc_opt.evaluation.devices import environments, workers_for_this_machine
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.evaluation.processes import ProcessEvaluator, WorkerPool
@@ -17,5 +17,6 @@ __all__ = [
     "WorkerPool",
     "environments",
     "evaluate_safely",
+    "retrying",
     "workers_for_this_machine",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
+from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
@@ -31,6 +32,10 @@ class Failure:
     reason: str
     seconds: float
     retry: bool = True
+
+    def worth_another(self, attempts: int, policy: FailureSpec) -> bool:
+        """Whether to try the candidate again after so many attempts."""
+        return self.retry and attempts <= policy.retries
 
 
 Outcome = Evaluation | Failure
@@ -84,6 +89,18 @@ def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
     if outcome.gradient is not None and not np.isfinite(outcome.gradient).all():
         return Failure("the gradient is not finite", seconds)
     return outcome
+
+
+def retrying(evaluate: Callable[[Candidate], Outcome], policy: FailureSpec) -> Callable[[Candidate], Outcome]:
+    """``evaluate``, but a failure is tried again as the policy allows."""
+
+    def again(candidate: Candidate) -> Outcome:
+        attempts, outcome = 1, evaluate(candidate)
+        while isinstance(outcome, Failure) and outcome.worth_another(attempts, policy):
+            attempts, outcome = attempts + 1, evaluate(candidate)
+        return outcome
+
+    return again
 
 
 def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: bool = False) -> Outcome:

@@ -29,6 +29,7 @@ from lcsc_opt.evaluation import (
     WorkerPool,
     environments,
     evaluate_safely,
+    retrying,
 )
 from lcsc_opt.exports import attach_figures
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -81,7 +82,7 @@ class Experiment:
                     self._search(study, plan, pool)
                 report = held_out is not None and study.attributes.get("held_out") is None
                 if held_out is not None and report:
-                    self._score(study, HeldOutPlan(held_out.images, held_out.top), pool)
+                    self._score(study, plan, HeldOutPlan(held_out.images, held_out.top), pool)
             if report:  # by this process, once the workers' devices are free
                 attach_figures(self.storage, study, self.objective)
             return _outcome(study)
@@ -109,15 +110,18 @@ class Experiment:
             StudyMismatchError: when it is not: its numbers would stand beside those of another one.
         """
         study.require("fingerprint", self.objective.describe(), part="objective")
-        with self._workers(stored_plan(study)) as pool:
-            report = self._score(study, plan, pool)
+        stored = stored_plan(study)
+        with self._workers(stored) as pool:
+            report = self._score(study, stored, plan, pool)
         attach_figures(self.storage, study, self.objective)
         return report
 
-    def _score(self, study: StoredStudy, plan: HeldOutPlan, pool: WorkerPool | None) -> dict[str, Any]:
+    def _score(
+        self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: WorkerPool | None
+    ) -> dict[str, Any]:
         """Choose among the best trials on other noise, and report on yet other noise."""
         with self._one_by_one(pool) as evaluate:
-            return score_held_out(study, self.objective, plan, evaluate)
+            return score_held_out(study, self.objective, held_out, retrying(evaluate, plan.spec.failures))
 
     def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None) -> None:
         attributes, budget = study.attributes, plan.spec.budget

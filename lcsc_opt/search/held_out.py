@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
-from lcsc_opt.base.study_file import FailureSpec, HeldOutSpec
+from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.second import second_of, warning_of
@@ -31,7 +31,6 @@ from lcsc_opt.database.summary import BASELINES, best_ema, is_ours, split_name, 
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
-RETRIES = FailureSpec().retries  # of what may go well another time, as where a worker process died
 DEFAULT_IMAGES = 50_000  # what FID is reported on (Liu et al. 2024, Section 5.1)
 DEFAULT_TOP = 5
 EMA = "EMA*"
@@ -191,10 +190,6 @@ def _known_groups(stored: Any, images: int, second: str | None) -> dict[int, Rep
 
 def _evaluated(evaluate: Evaluate, coefficients: Coefficients, noise: Noise, images: int, where: str) -> Evaluation:
     outcome = evaluate(Candidate(coefficients, images=images, noise=noise))
-    for _ in range(RETRIES):
-        if not isinstance(outcome, Failure) or not outcome.retry:
-            break
-        outcome = evaluate(Candidate(coefficients, images=images, noise=noise))
     if isinstance(outcome, Failure):
         raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
     return outcome

@@ -226,7 +226,7 @@ class Search:
         tell_index = asked.trial.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
             asked.attempts.append({"reason": outcome.reason, "seconds": round(outcome.seconds, 3)})
-            if outcome.retry and len(asked.attempts) <= self._policy.retries:
+            if outcome.worth_another(len(asked.attempts), self._policy):
                 self._study.annotate(asked.trial, {"attempts": asked.attempts})
                 self._submit(asked)
                 return

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, SearchFailedError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import HeldOutSpec
+from lcsc_opt.base.study_file import FailureSpec, HeldOutSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation import evaluate_safely, retrying
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, score_held_out
 from tests.model_studies import EMA_STUDY, STUDY, write_model_study
@@ -225,13 +228,55 @@ class Flaky(Recording):
 
 def test_what_may_go_well_another_time_is_tried_again(study: StoredStudy) -> None:
     objective = Flaky(OSError("a worker died"))
-    report = score_held_out(study, objective, HeldOutPlan(images=20, top=1))
+    evaluate = retrying(functools.partial(evaluate_safely, objective), FailureSpec(retries=1))
+    report = score_held_out(study, objective, HeldOutPlan(images=20, top=1), evaluate)
     assert objective.groups() == [("selection", 0), ("selection", 0), ("held-out", 0)]
     assert report == score_held_out(study, Recording(), HeldOutPlan(images=20, top=1))
 
 
 def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None:
     objective = Flaky(ObjectiveError("no such device"))
+    evaluate = retrying(functools.partial(evaluate_safely, objective), FailureSpec())
     with pytest.raises(SearchFailedError, match="no such device"):
-        score_held_out(study, objective, HeldOutPlan(images=20, top=1))
+        score_held_out(study, objective, HeldOutPlan(images=20, top=1), evaluate)
     assert objective.groups() == [("selection", 0)]
+
+
+FLAKY = """
+from pathlib import Path
+
+from lcsc_opt.objective import Objective
+from lcsc_opt.records import Evaluation
+
+
+class Flaky(Objective):
+    steps = (1, 2, 3)
+
+    def evaluate(self, candidate):
+        if candidate.noise.group != "search" and not Path("seen").exists():
+            Path("seen").touch()
+            raise OSError("a worker died")
+        return Evaluation(float(candidate.coefficients @ candidate.coefficients))
+
+    def describe(self):
+        return {}
+
+
+def build(settings):
+    return Flaky()
+"""
+
+
+@pytest.mark.parametrize(("retries", "status"), [(0, 1), (1, 0)])
+def test_the_studys_own_policy_says_how_often_it_is_tried_again(workplace: Path, retries: int, status: int) -> None:
+    (workplace / "flaky.py").write_text(FLAKY)
+    study = {
+        "name": "e",
+        "objective": {"file": "flaky.py"},
+        "optimizers": ["CMA"],
+        "budget": {"evaluations": 3},
+        "failures": {"retries": retries},
+        "held_out": {"images": 2, "top": 1},
+    }
+    (workplace / "e.yaml").write_text(yaml.safe_dump(study))
+    assert lcsc(["run", "e.yaml"]) == status
