@@ -1,9 +1,8 @@
-"""Saved checkpoints of one training run: found, read, packed into one mapped file, and merged.
+"""The K checkpoints of one training run in one mapped store: packed, written while a model trains, and merged.
 
-``formats`` reads what people have on disk, ``finding`` and ``selection`` say which files, ``packing`` turns them
-into one trajectory, ``writer`` makes one while a model trains (``staging`` copies the weights, ``saving`` writes rows),
-``store`` opens it and merges, ``inspection`` looks for what is wrong with one. ``layout`` and ``manifest`` are the file
-format; ``merging`` is the arithmetic; ``lora`` and ``recombination`` are for low-rank adapters.
+``packing`` makes a trajectory of files, ``writer`` one while a model trains. ``store`` opens it and merges. ``disk`` is how
+rows lie in the files, ``merge`` how they are combined at the speed of memory, on a CPU or a GPU; ``recombination`` does it
+bit for bit on any machine. ``lora`` and ``lora_products`` are for low-rank adapters, ``inspection`` looks for what is wrong.
 """
 
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_step, read_checkpoint

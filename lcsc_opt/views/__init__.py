@@ -1,1 +1,1 @@
-"""Read-only views of finished and running studies, as plain data and as figures. Imports no torch."""
+"""A study's history as people look at it: curves, rankings, figures, a report, the dashboard. Reads only; no torch."""
