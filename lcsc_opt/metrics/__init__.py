@@ -15,8 +15,8 @@
     extractors/     images → features [N, D]: published networks, and those of users
     reference/      the real images, as an extractor sees them; kept by content
 
-What needs torch-fidelity, torchvision or scikit-learn imports them where it uses them, so that importing this package
-stays cheap.
+What needs torch-fidelity, torchvision or scikit-learn imports them where it uses them, so that importing this
+package stays cheap.
 """
 
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
