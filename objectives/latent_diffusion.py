@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.lora import LoraAlphas
-from lcsc_opt.objective.combinable import Combinable
+from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
@@ -90,7 +90,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     trajectory = checked.trajectory()
     alphas = _alphas(checked, trajectory)
     device = checked.network_settings().torch_device()
-    weights: Combinable = trajectory
+    weights: Mergeable = trajectory
     if _multiplies(checked):
         weights = LoraProducts(trajectory, rank=checked.lora_rank, alphas=alphas, device=device)
     pipeline = _pipeline(checked)

@@ -33,26 +33,26 @@ class Pipeline:
     def __init__(self, objective: Objective) -> None:
         if not isinstance(objective, StagedObjective):
             raise TypeError(f"{type(objective).__name__} has no stages")
-        self._objective, self._stages = objective, objective
+        self._objective = objective
         self._merging, self._sampling, self._scoring = (_Thread(name) for name in ("merge", "sample", "score"))
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Start a whole evaluation."""
         if gradient:
             return self._sampling.submit(lambda: evaluate_safely(self._objective, candidate, gradient=True))
-        sampled = self.sample(candidate, 0, self._stages.images_of(candidate))
+        sampled = self.sample(candidate, 0, self._objective.images_of(candidate))
         return self._scoring.submit(lambda: self._score(candidate, sampled))
 
     def sample(self, candidate: Candidate, first: int, last: int, *, gradient: bool = False) -> Future[Any]:
         """Start the images ``[first, last)`` of a candidate; the future gives their part, or a :class:`Failure`."""
-        prepared = self._merging.submit(lambda: attempt(lambda: self._stages.prepare(candidate)))
+        prepared = self._merging.submit(lambda: attempt(lambda: self._objective.prepare(candidate)))
         return self._sampling.submit(lambda: self._sample(candidate, prepared, first, last, gradient))
 
     def slope(
         self, candidate: Candidate, first: int, last: int, back: Any
     ) -> Future[tuple[Coefficients, Cost] | Failure]:
         """Start the contribution of the images ``[first, last)`` to the gradient."""
-        return self._sampling.submit(lambda: attempt(lambda: self._stages.slope(candidate, first, last, back)))
+        return self._sampling.submit(lambda: attempt(lambda: self._objective.slope(candidate, first, last, back)))
 
     def close(self) -> None:
         """Stop, also in the middle of an evaluation: between two operations of it."""
@@ -66,13 +66,13 @@ class Pipeline:
         prepared = merged.result()
         if isinstance(prepared, Failure):
             return prepared
-        return attempt(lambda: self._stages.sample(candidate, prepared, first, last, gradient=gradient))
+        return attempt(lambda: self._objective.sample(candidate, prepared, first, last, gradient=gradient))
 
     def _score(self, candidate: Candidate, sampled: Future[Any]) -> Outcome:
         part = sampled.result()
         if isinstance(part, Failure):
             return part
-        return checked(attempt(lambda: self._stages.score(candidate, [part])[0]), gradient=False)
+        return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), gradient=False)
 
 
 def _as_many_threads_as_here() -> Callable[[], None]:

@@ -61,9 +61,8 @@ class SpreadEvaluator:
         if isinstance(scored, Failure):
             return scored
         evaluation, back = scored
-        if gradient:
-            evaluation = self._with_gradient(evaluation, candidate, ranges, back)
-        return checked(evaluation, gradient=gradient)
+        outcome = self._with_gradient(evaluation, candidate, ranges, back) if gradient else evaluation
+        return checked(outcome, gradient=gradient)
 
     def _with_gradient(
         self, evaluation: Evaluation, candidate: Candidate, ranges: Sequence[tuple[int, int]], back: Sequence[Any]

@@ -5,7 +5,7 @@
 """
 
 from lcsc_opt.database.summary import chosen_trial
-from lcsc_opt.exports.figures import attach_figures, samples_images
+from lcsc_opt.exports.figures import attach_figures
 from lcsc_opt.exports.recipe import Recipe, read_recipe
 
 __all__ = [
@@ -13,5 +13,4 @@ __all__ = [
     "attach_figures",
     "chosen_trial",
     "read_recipe",
-    "samples_images",
 ]

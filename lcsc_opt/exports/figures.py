@@ -51,9 +51,13 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
     ema = best_ema(known)
     _save_into_optuna_dashboard(storage, own, ema)
-    if ema is None or ema.study == own.study or not samples_images(objective):
+    if ema is None or ema.study == own.study or objective.sampler is None:
         return []
-    return _attach(storage, study, own.best_trial, _sheets(_images_of(objective), ema, own))
+    from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+
+    if not isinstance(objective, MergeSampleScore):
+        return []
+    return _attach(storage, study, own.best_trial, _sheets(objective, ema, own))
 
 
 def _save_into_optuna_dashboard(storage: RDBStorage, own: StudySummary, ema: StudySummary | None) -> None:
@@ -92,15 +96,6 @@ def _attach(storage: RDBStorage, study: StoredStudy, number: int, files: dict[st
             path.write_bytes(content)
             study.attach(trial, FileSystemArtifactStore(folder), path)
     return list(files)
-
-
-def samples_images(objective: Objective) -> bool:
-    """Whether the objective can show the images that a merged model samples."""
-    return hasattr(objective, "images") and hasattr(objective, "features")
-
-
-def _images_of(objective: Objective) -> MergeSampleScore:
-    return objective  # type: ignore[return-value]  # samples_images was asked
 
 
 def _sheets(objective: MergeSampleScore, ema: StudySummary, found: StudySummary) -> dict[str, bytes]:

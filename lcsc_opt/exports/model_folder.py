@@ -23,9 +23,8 @@ CLASS = "_class_name"
 
 def config_of(objective: Objective) -> str | None:
     """The configuration of the objective's network as diffusers writes it; ``None`` where the network is another."""
-    sampler = getattr(objective, "sampler", None)
     for name in ("network", "denoiser"):  # the second, of a whole pipeline
-        network: Any = getattr(sampler, name, None)
+        network: Any = getattr(objective.sampler, name, None)
         if hasattr(network, "to_json_string"):
             return str(network.to_json_string())
     return None

@@ -17,7 +17,7 @@ from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchE
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import Mergeable, Objective
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need
     from lcsc_opt.trajectory import Trajectory
@@ -153,12 +153,12 @@ def recipe_of(
         StudyMismatchError: when the checkpoints are not those that the study was made with.
         StudyStoreError: when there is no such complete trial.
     """
-    weights = getattr(objective, "trajectory", None)
+    weights = objective.trajectory
     if weights is None:
         raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
     trial, coefficients, attributes = chosen_trial(study, number)
     trajectory = packed_trajectory(weights)
-    _check_same_checkpoints(study, weights)
+    _check_same_checkpoints(study, weights, trajectory.path)
     now = environment()
     return Recipe(
         method=LINEAR if weights is trajectory else LORA_PRODUCTS,
@@ -179,28 +179,29 @@ def recipe_of(
     )
 
 
-def packed_trajectory(weights: Any) -> Trajectory:
+def packed_trajectory(weights: Mergeable | None) -> Trajectory:
     """The trajectory itself, or the one that products of LoRA factors are made of.
 
     Raises:
         ObjectiveError: when there is none.
     """
     from lcsc_opt.trajectory import Trajectory
+    from lcsc_opt.trajectory.lora_products import LoraProducts
 
-    for candidate in (weights, getattr(weights, "trajectory", None)):
-        if isinstance(candidate, Trajectory):
-            return candidate
+    packed = weights.trajectory if isinstance(weights, LoraProducts) else weights
+    if isinstance(packed, Trajectory):
+        return packed
     raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
 
 
-def _check_same_checkpoints(study: StoredStudy, weights: Any) -> None:
+def _check_same_checkpoints(study: StoredStudy, weights: Mergeable, path: Path) -> None:
     """Coefficients found on other checkpoints would make some other model, silently."""
     attributes = study.attributes
     known = attributes["fingerprint"]["objective"].get("trajectory")
     other = isinstance(known, str) and known != weights.sha256
     if other or tuple(attributes["steps"]) != weights.steps:
         raise StudyMismatchError(
-            f"{study.name}: {weights.path} holds other checkpoints than those it was searched on; "
+            f"{study.name}: {path} holds other checkpoints than those it was searched on; "
             "put them back, or start a new study"
         )
 

@@ -116,14 +116,16 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         StudyStoreError: when there is no such trial, or the file cannot be written.
     """
     recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
-    source: Any = objective.trajectory  # type: ignore[attr-defined]  # recipe_of has asked
     config = _config(to, objective)
     if to.form == "lora":
         recipe = recipe.model_copy(update={"lora": _lora_naming(study, objective, recipe)})
     if recipe.method == LINEAR:
-        weights = recombine(PackedCheckpoints(source), recipe.combination(), dtype=to.dtype)
+        weights = recombine(
+            PackedCheckpoints(packed_trajectory(objective.trajectory)), recipe.combination(), dtype=to.dtype
+        )
     else:
-        weights = cast(source.merge(recipe.coefficients), to.dtype)
+        assert objective.trajectory is not None  # the recipe is of it
+        weights = cast(objective.trajectory.merge(recipe.coefficients), to.dtype)
     write(weights, recipe, to, config=config)
     if to.form != "lora" and lora_flavour(weights) not in (None, "kohya"):
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
@@ -132,7 +134,7 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
 
 def _lora_naming(study: StoredStudy, objective: Objective, recipe: Recipe) -> LoraNaming:
     """Products come with alpha = rank; combined factors keep the alphas that the study was searched with."""
-    pipeline = getattr(getattr(objective, "sampler", None), "pipeline", None)
+    pipeline = getattr(objective.sampler, "pipeline", None)
     component = "unet" if getattr(pipeline, "transformer", None) is None else "transformer"
     layers = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "layers_per_block", None)
     naming = LoraNaming(component=component, layers_per_block=layers if isinstance(layers, int) else None)
@@ -142,7 +144,7 @@ def _lora_naming(study: StoredStudy, objective: Objective, recipe: Recipe) -> Lo
     for name in ("objective", "sampler", "lora", "alphas", "configs"):  # as a text-to-image objective describes itself
         known = known.get(name) if isinstance(known, dict) else None
     if known is None:
-        known = trajectory_alphas(packed_trajectory(objective.trajectory)).configs  # type: ignore[attr-defined]
+        known = trajectory_alphas(packed_trajectory(objective.trajectory)).configs
     return LoraNaming(**{**naming.model_dump(), "alphas": {name: dict(config) for name, config in known.items()}})
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +15,69 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.coefficients.profiles import check_coefficients
 
+if TYPE_CHECKING:  # torch is imported by objectives that need it
+    from torch import Tensor
+
+    from lcsc_opt.sampling import Sampler
+
+
+class Mergeable(Protocol):
+    """Checkpoints that are merged: a trajectory, or what merges the products of LoRA factors."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """``[K]`` training steps."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """The identity of what is merged, and how."""
+        ...
+
+    @property
+    def touched(self) -> bool:
+        """Whether the weights were written again since the identity was computed."""
+        ...
+
+    def verify(self) -> None:
+        """Compare the weights with the hashes that the identity is made of; raises where they differ."""
+        ...
+
+    def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
+        """The linear combination for ``[K]`` coefficients that sum to one."""
+        ...
+
+    def gram(self) -> npt.NDArray[np.float64]:
+        """``[K, K]`` inner products of the centered checkpoints."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableMergeable(Mergeable, Protocol):
+    """One whose merge is linear in the coefficients."""
+
+    @property
+    def varying(self) -> frozenset[str]:
+        """The names of the tensors that are not the same in all checkpoints."""
+        ...
+
+    def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
+        """The gradient in the merged tensors, by name → the gradient in the coefficients, ``[K]``."""
+        ...
+
 
 class Objective(abc.ABC):
     """A black box over coefficients: ``objective(coefficients) -> float``, lower is better.
 
     Nothing in the runner, the optimizers or the database knows about images; they know this class.
+
+    Attributes:
+        trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` where it has no weights.
+        sampler: what samples images with the merged weights; ``None`` where there are no images.
     """
+
+    trajectory: Mergeable | None = None
+    sampler: Sampler | None = None
 
     @property
     @abc.abstractmethod
@@ -38,7 +97,7 @@ class Objective(abc.ABC):
         """JSON-able: everything that changes results. A study resumes only where this is what it was."""
 
     def why_no_gradient(self) -> str | None:
-        """What keeps this objective from giving gradients, as the end of a sentence; ``None`` where it gives them."""
+        """Why gradients are unavailable, as the end of a sentence, or ``None``."""
         return "it gives a loss without a gradient"
 
     @property
@@ -54,13 +113,9 @@ class Objective(abc.ABC):
         """How many images one evaluation of a search samples; 0 where there are none."""
         return 0
 
-    def gram(self) -> npt.NDArray[np.float64]:
-        """``[K, K]`` inner products of the centered checkpoints, which the ``principal`` space needs.
-
-        Raises:
-            ObjectiveError: when the objective has no weights.
-        """
-        raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
+    def gram(self) -> npt.NDArray[np.float64] | None:
+        """``[K, K]`` inner products of the centered checkpoints, or ``None`` where there are no weights."""
+        return None if self.trajectory is None else self.trajectory.gram()
 
     def __call__(self, coefficients: npt.ArrayLike) -> float:
         """The loss of ``[K]`` coefficients that sum to one."""
@@ -68,43 +123,64 @@ class Objective(abc.ABC):
         return self.evaluate(Candidate(checked, noise=SEARCH)).loss
 
 
-@runtime_checkable
-class StagedObjective(Protocol):
+class StagedObjective(Objective):
     """An objective whose evaluations go through stages, which overlap those of others, and divide into parts by images.
 
-    ``evaluate`` is the same as one stage after the other, on all images. The stages of one candidate follow each
-    other; those of different candidates run at the same time in different threads, one at a time of each kind.
+    The stages of one candidate follow each other; those of different candidates run at the same time in different
+    threads, one at a time of each kind.
+
+    Attributes:
+        overlaps: whether the stages use different parts of the machine, so that it is worth to overlap them.
     """
 
-    @property
-    def overlaps(self) -> bool:
-        """Whether the stages use different parts of the machine, so that it is worth to overlap them."""
-        ...
+    overlaps: bool = False
 
+    @abc.abstractmethod
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on."""
-        ...
 
+    @abc.abstractmethod
     def prepare(self, candidate: Candidate) -> Any:
         """Merge; the answer stays in the process."""
-        ...
 
+    @abc.abstractmethod
     def sample(self, candidate: Candidate, prepared: Any, first: int, last: int, *, gradient: bool = False) -> Any:
         """Sample the images ``[first, last)`` and reduce them to what is small, and travels between processes."""
-        ...
 
-    def score(self, candidate: Candidate, parts: Sequence[Any], *, gradient: bool = False) -> Any:
+    @abc.abstractmethod
+    def score(
+        self, candidate: Candidate, parts: Sequence[Any], *, gradient: bool = False
+    ) -> tuple[Evaluation, Sequence[Any]]:
         """The evaluation, of all parts in the order of their images; with ``gradient`` also what each goes back from.
 
         Returns:
             The :class:`Evaluation`, its gradient still missing, and one object for each part, which travels, too;
             without ``gradient`` these are ``None``.
         """
-        ...
 
+    @abc.abstractmethod
     def slope(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
 
         Mostly called where this part was sampled with ``gradient`` just before, unless that process has died meanwhile.
         """
-        ...
+
+    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        """One stage after the other, on all images.
+
+        Raises:
+            ObjectiveError: a gradient is asked for, and unavailable.
+            Exception: any that a stage raises.
+        """
+        start = time.perf_counter()
+        if gradient and (reason := self.why_no_gradient()):
+            raise ObjectiveError(f"a gradient was asked for, and {reason}")
+        count = self.images_of(candidate)
+        part = self.sample(candidate, self.prepare(candidate), 0, count, gradient=gradient)
+        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
+        cost, slope = evaluation.cost, None
+        if gradient:
+            slope, extra = self.slope(candidate, 0, count, back)
+            cost += extra
+        cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
+        return dataclasses.replace(evaluation, cost=cost, gradient=slope)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,18 +19,18 @@ from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.objective.batch_size import AUTO
-from lcsc_opt.objective.combinable import Combinable, DifferentiableCombinable
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable, StagedObjective
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
-from lcsc_opt.objective.stages import Back, Merged, Sampled, Stopwatch, ranges, split_rows
+from lcsc_opt.objective.stages import FeatureGradients, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
+from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 REPORTED = (SELECTION.group, HELD_OUT.group)  # noise on which held-out metrics are computed, too
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 
 
-class MergeSampleScore(Objective):
+class MergeSampleScore(StagedObjective):
     """Loss and metrics of the images that the merged model samples, and the gradient of the loss.
 
     The gradient takes two passes: the features of all images without a graph give the gradient of the loss in them;
@@ -55,9 +53,12 @@ class MergeSampleScore(Objective):
         ObjectiveError: when the numbers make no sense.
     """
 
+    trajectory: Mergeable
+    sampler: Sampler
+
     def __init__(
         self,
-        trajectory: Combinable,
+        trajectory: Mergeable,
         sampler: Sampler,
         scores: Scores,
         *,
@@ -77,7 +78,8 @@ class MergeSampleScore(Objective):
         self._images, self._batch_size = images, batch_size
         self._gradient_batch_size = batch_size if gradient_batch_size is None else min(gradient_batch_size, batch_size)
         self._device, self._smaller_batch = torch.device(device), smaller_batch
-        self._moved: tuple[Combinable, Combinable] | None = None
+        self.overlaps = self._device.type != "cpu"  # where merging and metrics take the same cores as sampling
+        self._moved: tuple[Mergeable, Mergeable] | None = None
         self._kept: KeptGraph | None = None
 
     @property
@@ -96,45 +98,13 @@ class MergeSampleScore(Objective):
         metric = self.scores.second_metric
         return None if metric is None else str(metric)
 
-    def gram(self) -> npt.NDArray[np.float64]:
-        """``[K, K]`` inner products of the centered checkpoints."""
-        return self.trajectory.gram()
-
     def why_no_gradient(self) -> str | None:
-        """What of scores, sampler and trajectory has no gradient; ``None`` where all have one."""
+        """Why gradients are unavailable, or ``None``."""
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
-
-    @property
-    def overlaps(self) -> bool:
-        """Whether merging and metrics leave alone what samples: on a CPU all of them take the same cores."""
-        return self._device.type != "cpu"
 
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on."""
         return self._images if candidate.images is None else candidate.images
-
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """Merge, sample, extract features, and compute the metrics: the held-out ones too on the noise of a report.
-
-        In ``cost``, model calls count every call, those of a backward pass as two; its seconds belong to the part that
-        it goes back through.
-
-        Raises:
-            ObjectiveError: when a sample is not finite, or when there is no gradient where one is asked for.
-            MetricError: when features are not, or cannot be scored.
-        """
-        start = time.perf_counter()
-        if gradient and (reason := self.why_no_gradient()):
-            raise ObjectiveError(f"a gradient was asked for, and {reason}")
-        count = self.images_of(candidate)
-        part = self.sample(candidate, self.prepare(candidate), 0, count, gradient=gradient)
-        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
-        cost, slope = evaluation.cost, None
-        if back is not None:
-            slope, extra = self.slope(candidate, 0, count, back)
-            cost += extra
-        cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
-        return dataclasses.replace(evaluation, cost=cost, gradient=slope)
 
     def prepare(self, candidate: Candidate) -> Merged:
         """Merge."""
@@ -148,7 +118,9 @@ class MergeSampleScore(Objective):
     ) -> Sampled:
         """Put the merged weights into the model, sample the images ``[first, last)``, and reduce their features.
 
-        Raises as :meth:`evaluate`.
+        Raises:
+            ObjectiveError: an image is not finite.
+            MetricError: its features are not.
         """
         watch = Stopwatch()
         with watch.timing("merge"):
@@ -192,14 +164,15 @@ class MergeSampleScore(Objective):
 
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
-    ) -> tuple[Evaluation, list[Back | None]]:
+    ) -> tuple[Evaluation, list[FeatureGradients | None]]:
         """Loss and metrics of all parts in the order of their images; with ``gradient`` what each part goes back from.
 
-        Raises MetricError when features cannot be scored.
+        Raises:
+            MetricError: the features cannot be scored.
         """
         watch = Stopwatch()
         held_out = candidate.noise.group in REPORTED
-        back: list[Back | None] = [None] * len(parts)
+        back: list[FeatureGradients | None] = [None] * len(parts)
         with watch.timing("metric"), self._metric_threads():
             whole = self.scores.whole([sampled.part for sampled in parts], held_out=held_out)
             if gradient:
@@ -210,7 +183,7 @@ class MergeSampleScore(Objective):
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
-    def slope(self, candidate: Candidate, first: int, last: int, back: Back) -> tuple[Coefficients, Cost]:
+    def slope(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``.
 
         Where they were sampled with ``gradient`` just before, the graph of the last batch is there; what has none is
@@ -220,7 +193,7 @@ class MergeSampleScore(Objective):
             ObjectiveError: the gradient is not finite.
         """
         watch, sampler = Stopwatch(), self.sampler
-        assert isinstance(self._source, DifferentiableCombinable)  # why_no_gradient would have said so
+        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
         assert isinstance(sampler, DifferentiableSampler)
         rows = {name: torch.from_numpy(part) for name, part in back.items()}
         with contextlib.ExitStack() as stack, says_out_of_memory():
@@ -268,11 +241,11 @@ class MergeSampleScore(Objective):
         }
 
     @property
-    def _source(self) -> Combinable:
+    def _source(self) -> Mergeable:
         """What merges where the model is; whoever can do so only in this machine's memory does it there."""
         if self._moved is None or self._moved[0] is not self.trajectory:
-            move = getattr(self.trajectory, "on", None)
-            self._moved = self.trajectory, self.trajectory if move is None else move(self._device)
+            own = self.trajectory
+            self._moved = own, own.on(self._device) if isinstance(own, Trajectory) else own
         return self._moved[1]
 
     def _metric_threads(self) -> contextlib.AbstractContextManager[None]:
@@ -296,7 +269,7 @@ class MergeSampleScore(Objective):
         self, accumulator: Accumulator, candidate: Candidate, first: int, last: int, watch: Stopwatch
     ) -> None:
         """Complete the features with those of the last batch, whose graph is kept until :meth:`slope`."""
-        assert isinstance(self._source, DifferentiableCombinable)  # why_no_gradient would have said so
+        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
         assert isinstance(self.sampler, DifferentiableSampler)
         with contextlib.ExitStack() as stack, says_out_of_memory():
             leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
@@ -334,8 +307,8 @@ class MergeSampleScore(Objective):
         return images
 
 
-def _why_no_weight_gradient(trajectory: Combinable, sampler: Sampler) -> str | None:
-    if not isinstance(trajectory, DifferentiableCombinable):
+def _why_no_weight_gradient(trajectory: Mergeable, sampler: Sampler) -> str | None:
+    if not isinstance(trajectory, DifferentiableMergeable):
         return f"{type(trajectory).__name__} combines checkpoints in a way that has no gradient"
     if not isinstance(sampler, DifferentiableSampler):
         return f"{type(sampler).__name__} samples without a graph"

@@ -15,7 +15,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.scores import Scores, build_scores
 from lcsc_opt.metrics.second import published_second
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
-from lcsc_opt.objective.combinable import Combinable
+from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import ImageNoise, Sampler
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
@@ -141,7 +141,7 @@ class ImageObjectiveSettings(FrozenModel):
             **shared,
         )
 
-    def objective(self, sampler: Sampler, trajectory: Combinable) -> MergeSampleScore:
+    def objective(self, sampler: Sampler, trajectory: Mergeable) -> MergeSampleScore:
         """Put the parts together; the last checkpoint is put into the model, so that a wrong one is said now.
 
         Raises:

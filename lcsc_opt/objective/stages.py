@@ -17,7 +17,7 @@ from lcsc_opt.base.records import Cost
 from lcsc_opt.base.spans import span
 from lcsc_opt.metrics.parts import FeaturePart
 
-Back = dict[str, npt.NDArray[np.floating[Any]]]
+FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
 """Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""
 
 
@@ -79,7 +79,7 @@ def ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, last)
 
 
-def split_rows(gradients: Mapping[str, npt.NDArray[np.floating[Any]]], counts: Sequence[int]) -> list[Back]:
+def split_rows(gradients: Mapping[str, npt.NDArray[np.floating[Any]]], counts: Sequence[int]) -> list[FeatureGradients]:
     """Rows ``[N, D]`` of all images as those of parts with so many images each."""
     ends = np.cumsum(counts)[:-1]
     by_name = {name: np.split(rows, ends) for name, rows in gradients.items()}

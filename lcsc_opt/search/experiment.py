@@ -99,7 +99,7 @@ class Experiment:
         if difference:
             study.set_attribute("fingerprint", {**fingerprint, "environment": now})
         study.require("fingerprint", self.objective.describe(), part="objective")
-        trajectory = getattr(self.objective, "trajectory", None)
+        trajectory = self.objective.trajectory
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash is the manifest's; the weights may be others
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import CoefficientsError, ObjectiveError, StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import CoefficientsError, StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec
@@ -219,11 +219,9 @@ def _images_of(plan: StudyPlan) -> Any:
 def _projection(plan: StudyPlan, objective: Objective) -> dict[str, Any]:
     """``[2, K]`` inner products for projections in weight space, where the objective has weights."""
     plane = Plane.through(check_corners(plan.optimizer.options["corners"]), objective.steps)
-    if type(objective).gram is Objective.gram:
+    if objective.trajectory is not None:
+        notice(f"{plan.name}: reading every checkpoint once, so that candidates can be projected on the plane")
+    gram = objective.gram()
+    if gram is None:
         return {"space": "coefficients", "products": None}
-    notice(f"{plan.name}: reading every checkpoint once, so that candidates can be projected on the plane")
-    try:
-        products = plane.products(np.asarray(objective.gram(), dtype=np.float64))
-    except ObjectiveError:  # it has no weights
-        return {"space": "coefficients", "products": None}
-    return {"space": "weights", "products": products.tolist()}
+    return {"space": "weights", "products": plane.products(np.asarray(gram, dtype=np.float64)).tolist()}

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.errors import OptimizerError, StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import ObjectiveError, OptimizerError, StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import parse_settings
@@ -278,6 +278,9 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
     """The coefficient space that a specification names, over an objective's checkpoints.
 
     ``origin`` ``[K]`` takes the place of the specification's.
+
+    Raises:
+        ObjectiveError: principal directions of an objective that has no weights.
     """
     steps = objective.steps
     start = _origin(spec, steps) if origin is None else np.array(origin, dtype=np.float64)
@@ -285,7 +288,9 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
         return AffineSpace(steps, start)
     if spec.kind == "convex":
         return ConvexSpace(steps, start)
-    return PrincipalSpace(steps, start, principal_basis(objective.gram(), spec.directions or 0))
+    if (gram := objective.gram()) is None:
+        raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
+    return PrincipalSpace(steps, start, principal_basis(gram, spec.directions or 0))
 
 
 def _origin(spec: SpaceSpec, steps: tuple[int, ...]) -> Coefficients:

@@ -104,12 +104,11 @@ class Study:
             ObjectiveError: the objective has no weights to merge.
             StudyStoreError: no trial is complete yet.
         """
-        trajectory = getattr(self.objective, "trajectory", None)
+        trajectory = self.objective.trajectory
         if trajectory is None:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
         chosen = self.coefficients if coefficients is None else coefficients
-        merged: dict[str, Tensor] = trajectory.merge(check_coefficients(chosen, len(self.steps)))
-        return merged
+        return trajectory.merge(check_coefficients(chosen, len(self.steps)))
 
     @property
     def _stored(self) -> StoredStudy:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
-from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.contract import StagedObjective
 
 STEPS = (1, 2, 3)
 IMAGES = 12
@@ -30,7 +30,7 @@ class Part:
     environment: str | None
 
 
-class Stages(Objective):
+class Stages(StagedObjective):
     """The loss is the mean over images i of (a . (1, i, i^2))^2; stages take so many seconds.
 
     Where the first coefficient is 7, 8 or 9, merging, sampling or scoring fails; 6 gives NaN; 5 kills the process.
@@ -58,15 +58,6 @@ class Stages(Objective):
 
     def images_of(self, candidate: Candidate) -> int:
         return IMAGES if candidate.images is None else candidate.images
-
-    def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        count = self.images_of(candidate)
-        part = self.sample(candidate, self.prepare(candidate), 0, count, gradient=gradient)
-        evaluation, [back] = self.score(candidate, [part], gradient=gradient)
-        if gradient:
-            slope, _ = self.slope(candidate, 0, count, back)
-            return dataclasses.replace(evaluation, gradient=slope)
-        return evaluation
 
     def prepare(self, candidate: Candidate) -> Coefficients:
         self._stage("merge", candidate, 7.0)

@@ -12,8 +12,10 @@ import torch
 from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
+from lcsc_opt.base.study_file import SpaceSpec
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.search.plan import build_space
 
 STEPS = (10, 20, 30)
 
@@ -50,8 +52,10 @@ def test_an_objective_is_called_with_coefficients_and_gives_its_loss() -> None:
 
 def test_an_objective_without_images_or_weights_says_so() -> None:
     assert Recorder().images_per_evaluation == 0
+    assert Recorder().trajectory is None
+    assert Recorder().gram() is None
     with pytest.raises(ObjectiveError, match=r"^space\.principal: this objective has no weights"):
-        Recorder().gram()
+        build_space(SpaceSpec(kind="principal", directions=1), Recorder())
 
 
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])

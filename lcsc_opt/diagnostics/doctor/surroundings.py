@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
@@ -195,10 +194,9 @@ def _load(experiment: Experiment) -> tuple[Objective | None, str]:
         objective = experiment.objective
     except (Exception, SystemExit) as error:
         return None, f"its objective cannot be loaded: {_one_line(error)}"
-    trajectory: Any = getattr(objective, "trajectory", None)
     try:
-        if trajectory is not None:
-            trajectory.verify()
+        if objective.trajectory is not None:
+            objective.trajectory.verify()
     except (TrajectoryError, OSError) as error:
         return objective, _one_line(error)
     return objective, ""

@@ -32,7 +32,6 @@ from lcsc_opt.diagnostics.profiling.trace import write_trace
 from lcsc_opt.diagnostics.profiling.trials import TrialTimes, run_trials, throw_away_database
 from lcsc_opt.diagnostics.profiling.work import operations_per_image
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.sampling.network import DTYPES
 from lcsc_opt.search.experiment import Experiment
@@ -116,7 +115,7 @@ def sampling_settings(plan: StudyPlan) -> dict[str, Any]:
 @torch.no_grad()
 def sampling_device(objective: Objective) -> torch.device | None:
     """Where images come from; ``None`` where that is not known, or there are none."""
-    if not isinstance(objective, MergeSampleScore):
+    if objective.sampler is None:
         return None
     with torch.compiler.set_stance("force_eager"):  # one image is no shape to compile for
         return objective.sampler.sample(SEARCH, 0, 1).device
@@ -152,7 +151,7 @@ def _work(
 
 def _reading(objective: Objective, device: torch.device | None, *, gradient: bool) -> dict[str, float]:
     """Bytes of the store that a trial reads, which a gradient goes through once more, and how fast they can be read."""
-    trajectory = getattr(objective, "trajectory", None)
+    trajectory = objective.trajectory
     if not isinstance(trajectory, Trajectory):
         return {}
     size = trajectory.nbytes
@@ -164,7 +163,7 @@ def _reading(objective: Objective, device: torch.device | None, *, gradient: boo
 def _circumstances(
     plan: StudyPlan, objective: Objective, settings: dict[str, Any], device: torch.device | None
 ) -> Circumstances:
-    trajectory = getattr(objective, "trajectory", None)
+    trajectory = objective.trajectory
     stored = (trajectory.stored or EXACT) if isinstance(trajectory, Trajectory) else None
     on_gpu = device is not None and device.type == "cuda"
     places = torch.cuda.device_count() if on_gpu else _cores()
