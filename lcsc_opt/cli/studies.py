@@ -55,16 +55,17 @@ def run(
     if dry_run:
         _print_plans(spec, chosen, url)
     else:
-        _run_plans(chosen, url, take_over=take_over, accept_environment=accept_environment)
+        how = {"take_over": take_over, "accept_environment": accept_environment, "lower_budget": budget is not None}
+        _run_plans(chosen, url, **how)
 
 
 def _run_plans(chosen: Any, url: str, **how: bool) -> None:
-    from lcsc_opt.search.studies import checked_experiments
+    from lcsc_opt.search.studies import checked_experiments, run_each
 
-    to_run = checked_experiments(chosen, open_storage(url, write=True))
-    for experiment, plan in to_run:
-        say(f"{plan.name}: {experiment.run(plan, **how)}")
-    say(f"database: {masked(url)}")
+    try:
+        run_each(checked_experiments(chosen, open_storage(url, write=True)), on_end=say, **how)
+    finally:
+        say(f"database: {masked(url)}")
 
 
 def _print_plans(spec: StudySpec, chosen: Any, url: str) -> None:

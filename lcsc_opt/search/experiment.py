@@ -12,7 +12,7 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyMismatchError, StudySpecError
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
@@ -52,13 +52,21 @@ class Experiment:
         """The objective; loading it may train or read a model."""
         return load_objective(self._spec, beside=self._directory)
 
-    def run(self, plan: StudyPlan, *, take_over: bool = False, accept_environment: bool = False) -> str:
+    def run(
+        self,
+        plan: StudyPlan,
+        *,
+        take_over: bool = False,
+        accept_environment: bool = False,
+        lower_budget: bool = False,
+    ) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
 
         Args:
-            plan: what to run.
+            plan: what to run. Where the study has a larger budget already, that one counts, and this is said.
             take_over: from another process that holds the study and is dead, though it does not look so.
             accept_environment: continue though packages or BLAS are not those that the study was begun with.
+            lower_budget: the plan's budget counts also where it is the smaller one.
 
         Returns:
             One line for people: what it came to.
@@ -72,6 +80,8 @@ class Experiment:
             StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
         study = StoredStudy.open(self.storage, plan.name)
         plan = plan.continuing(study)
+        if not lower_budget:
+            plan = _with_larger_budget(plan, study)
         if is_finished(study, plan):
             return f"finished already; {_outcome(study)}"
         held_out = plan.spec.held_out
@@ -217,6 +227,14 @@ def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
             f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"
         )
     return []
+
+
+def _with_larger_budget(plan: StudyPlan, study: StoredStudy) -> StudyPlan:
+    stored, asked = BudgetSpec(**study.attributes["budget"]), plan.spec.budget
+    if stored.unit != asked.unit or stored.total <= asked.total:
+        return plan
+    notice(f"{plan.name}: its budget was raised to {stored} before, so {asked} of the study file do not count")
+    return plan.changed(budget=stored)
 
 
 def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:

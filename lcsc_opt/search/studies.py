@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
-from lcsc_opt.base.errors import ObjectiveError, StudyStoreError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, parse_study, read_study_file
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -145,16 +145,22 @@ def run(
 
     Raises:
         LcscError: the study file, the objective, a study or the database is not as it should be; the line says what.
-        SearchFailedError: too many evaluations failed; what was evaluated is in the database.
+        SearchFailedError: a study failed, or is run by another process; the others were run all the same, and what was
+            evaluated is in the database.
     """
     spec, directory = _specification(study_file)
     if budget is not None:
         spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
     url = storage_url(storage, spec.storage)
     opened = open_storage(url, write=True)
-    for experiment, plan in checked_experiments(plans(spec, directory, optimizers=optimizers, seeds=seeds), opened):
-        experiment.run(plan, take_over=take_over, accept_environment=accept_environment)
-    return [Study(plan.name, url) for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
+    chosen = plans(spec, directory, optimizers=optimizers, seeds=seeds)
+    run_each(
+        checked_experiments(chosen, opened),
+        take_over=take_over,
+        accept_environment=accept_environment,
+        lower_budget=budget is not None,
+    )
+    return [Study(plan.name, url) for plan in chosen]
 
 
 def checked_experiments(to_run: Sequence[StudyPlan], storage: RDBStorage) -> list[tuple[Experiment, StudyPlan]]:
@@ -163,6 +169,37 @@ def checked_experiments(to_run: Sequence[StudyPlan], storage: RDBStorage) -> lis
     for experiment, plan in found:
         experiment.check_new(plan)
     return found
+
+
+def run_each(
+    to_run: Sequence[tuple[Experiment, StudyPlan]], *, on_end: Callable[[str], None] = lambda _: None, **how: bool
+) -> None:
+    """Run one study after the other; one that fails, or that another process runs, does not stop those after it.
+
+    Args:
+        to_run: as :func:`checked_experiments` gives them.
+        on_end: is told one line when a study has ended, or cannot be run.
+        how: of :meth:`Experiment.run`.
+
+    Raises:
+        LcscError: of the only study.
+        SearchFailedError: some of several studies did not end as they should; names them.
+    """
+    failed = []
+    for experiment, plan in to_run:
+        try:
+            outcome = experiment.run(plan, **how)
+        except LcscError as error:
+            if len(to_run) == 1:
+                raise
+            failed.append(plan.name)
+            outcome = str(error).removeprefix(f"{plan.name}: ")
+        on_end(f"{plan.name}: {outcome}")
+    if failed:
+        raise SearchFailedError(
+            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, and "
+            "the same command continues them"
+        )
 
 
 def load_study(name: str, storage: str | None = None) -> Study:
