@@ -5,19 +5,15 @@ Liu et al. 2024 (Section 5.2, Table 5) overlap merging and FID with sampling in 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import sys
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked, evaluate_safely
-from lcsc_opt.objective.contract import Objective, StagedObjective
-
-Value = TypeVar("Value")
+from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told, stop_with
 
 
 class Pipeline:
@@ -34,7 +30,11 @@ class Pipeline:
         if not isinstance(objective, StagedObjective):
             raise TypeError(f"{type(objective).__name__} has no stages")
         self._objective = objective
-        self._merging, self._sampling, self._scoring = (_Thread(name) for name in ("merge", "sample", "score"))
+        self._stop = threading.Event()
+        begin = functools.partial(_begin_thread, self._stop, _torch_threads())
+        self._merging, self._sampling, self._scoring = self._threads = tuple(
+            ThreadPoolExecutor(1, f"lcsc-{name}", initializer=begin) for name in ("merge", "sample", "score")
+        )
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
         """Start a whole evaluation."""
@@ -55,17 +55,18 @@ class Pipeline:
         return self._sampling.submit(lambda: attempt(lambda: self._objective.slope(candidate, first, last, back)))
 
     def close(self) -> None:
-        """Stop, also in the middle of an evaluation: between two operations of it."""
-        threads = (self._merging, self._sampling, self._scoring)
-        for thread in threads:
-            thread.stop()
-        for thread in threads:
-            thread.join()
+        """Stop, also in the middle of an evaluation, where it looks for that (:func:`stop_if_told`)."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads:
+            thread.shutdown()
 
     def _sample(self, candidate: Candidate, merged: Future[Any], first: int, last: int, gradient: bool) -> Any:
         prepared = merged.result()
         if isinstance(prepared, Failure):
             return prepared
+        stop_if_told()
         return attempt(lambda: self._objective.sample(candidate, prepared, first, last, gradient=gradient))
 
     def _score(self, candidate: Candidate, sampled: Future[Any]) -> Outcome:
@@ -75,43 +76,14 @@ class Pipeline:
         return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), gradient=False)
 
 
-def _as_many_threads_as_here() -> Callable[[], None]:
-    """In a new thread, some of torch's libraries take all cores until they are told otherwise there."""
+def _torch_threads() -> int | None:
+    """How many threads torch takes here; ``None`` where nobody has imported it."""
     torch = sys.modules.get("torch")
-    if torch is None:
-        return lambda: None
-    return functools.partial(torch.set_num_threads, torch.get_num_threads())
+    return None if torch is None else int(torch.get_num_threads())
 
 
-class _Stopped(BaseException):
-    """Raised in a thread that is told to stop, as Ctrl-C raises KeyboardInterrupt in the main one."""
-
-
-class _Thread:
-    """One thread that does one thing after the other, and can be stopped in between two operations of Python."""
-
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, f"lcsc-{name}", initializer=_as_many_threads_as_here())
-        self._lock = threading.Lock()
-        self._busy: int | None = None
-
-    def submit(self, function: Callable[[], Value]) -> Future[Value]:
-        return self._pool.submit(self._run, function)
-
-    def _run(self, function: Callable[[], Value]) -> Value:
-        with self._lock:
-            self._busy = threading.get_ident()
-        try:
-            return function()
-        finally:
-            with self._lock:
-                self._busy = None
-
-    def stop(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            if self._busy is not None:  # threads have no other way to be stopped within a call that takes minutes
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._busy), ctypes.py_object(_Stopped))
-
-    def join(self) -> None:
-        self._pool.shutdown(wait=True)
+def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:
+    """In a new thread, some of torch's libraries take all cores until they are told otherwise there."""
+    stop_with(stop)
+    if torch_threads is not None:
+        sys.modules["torch"].set_num_threads(torch_threads)

@@ -6,7 +6,7 @@ of what a study file names.
 """
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise
-from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
 from lcsc_opt.objective.function import CoefficientFunction
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "Noise",
     "Objective",
     "StagedObjective",
+    "stop_if_told",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+import contextvars
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -19,6 +21,8 @@ if TYPE_CHECKING:  # torch is imported by objectives that need it
     from torch import Tensor
 
     from lcsc_opt.sampling import Sampler
+
+_stop: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("stop", default=None)
 
 
 class Mergeable(Protocol):
@@ -127,7 +131,7 @@ class StagedObjective(Objective):
     """An objective whose evaluations go through stages, which overlap those of others, and divide into parts by images.
 
     The stages of one candidate follow each other; those of different candidates run at the same time in different
-    threads, one at a time of each kind.
+    threads, one at a time of each kind. A stage that takes long calls :func:`stop_if_told` now and then.
 
     Attributes:
         overlaps: whether the stages use different parts of the machine, so that it is worth to overlap them.
@@ -184,3 +188,23 @@ class StagedObjective(Objective):
             cost += extra
         cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
         return dataclasses.replace(evaluation, cost=cost, gradient=slope)
+
+
+class Stopped(BaseException):
+    """Ends an evaluation that nobody waits for any more, as KeyboardInterrupt does in the main thread."""
+
+
+def stop_with(flag: threading.Event) -> None:
+    """Let the flag stop what this thread evaluates from now on."""
+    _stop.set(flag)
+
+
+def stop_if_told() -> None:
+    """Look, between two batches, whether anybody still waits for this evaluation.
+
+    Raises:
+        Stopped: nobody does.
+    """
+    flag = _stop.get()
+    if flag is not None and flag.is_set():
+        raise Stopped

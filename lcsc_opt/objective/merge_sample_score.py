@@ -19,7 +19,7 @@ from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.objective.batch_size import AUTO
-from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable, StagedObjective
+from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
 from lcsc_opt.objective.stages import FeatureGradients, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
@@ -211,6 +211,7 @@ class MergeSampleScore(StagedObjective):
                 with watch.timing("sample"):
                     total.add(kept.images, gradient)
             for start, stop in ranges(first, end, self._gradient_batch_size):
+                stop_if_told()
                 some = {name: part[start - first : stop - first] for name, part in rows.items()}
                 self._back_through(total, candidate.noise, start, stop, some, watch)
             with watch.timing("merge"):
@@ -258,6 +259,7 @@ class MergeSampleScore(StagedObjective):
 
     def _add_batches(self, accumulator: Accumulator, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
         for start, stop in ranges(first, last, self._batch_size):
+            stop_if_told()
             with watch.timing("sample"):
                 images = self._sample(noise, start, stop)
             with watch.timing("features"):

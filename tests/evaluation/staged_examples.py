@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
-from lcsc_opt.objective.contract import StagedObjective
+from lcsc_opt.objective.contract import StagedObjective, stop_if_told
 
 STEPS = (1, 2, 3)
 IMAGES = 12
@@ -132,6 +132,7 @@ class Slow(Stages):
             if "LCSC_TEST_MARKER" in os.environ:
                 Path(os.environ["LCSC_TEST_MARKER"]).touch()
             for _ in range(int(SLOW_SECONDS / 0.01)):
+                stop_if_told()
                 time.sleep(0.01)
 
 

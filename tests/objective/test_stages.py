@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
+from lcsc_opt.evaluation import Pipeline
 from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores
+from lcsc_opt.objective.contract import Stopped
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.stages import Merged
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
@@ -217,3 +221,29 @@ def test_stages_overlap_on_other_devices_than_the_cpu(tmp_path: Path) -> None:
     objective = build(tmp_path)
     assert not objective.overlaps
     assert build(tmp_path / "gpu", device="cuda").overlaps
+
+
+@pytest.mark.parametrize(("gradient", "closed_at", "batches"), [(False, 3, 40), (True, 3, 79), (True, 43, 79)])
+def test_closing_a_pipeline_stops_between_two_batches(
+    tmp_path: Path, gradient: bool, closed_at: int, batches: int
+) -> None:
+    objective = build(tmp_path, batch_size=1)
+    sample, sampled, reached = objective.sampler.sample, list[int](), threading.Event()
+
+    def slow(noise: Noise, start: int, stop: int) -> Tensor:
+        sampled.append(start)
+        if len(sampled) == closed_at:
+            reached.set()
+        time.sleep(0.02)
+        return sample(noise, start, stop)
+
+    objective.sampler.sample = slow  # type: ignore[method-assign]
+    pipeline = Pipeline(objective)
+    future = pipeline.submit(Candidate(EMA), gradient=gradient)
+    assert reached.wait(timeout=60)
+    pipeline.close()
+    assert isinstance(future.exception(), Stopped)
+    assert len(sampled) < batches - 20
+    sampled.clear()
+    objective.evaluate(Candidate(EMA), gradient=gradient)  # it was that pipeline's evaluation, not the objective
+    assert len(sampled) == batches
