@@ -245,8 +245,7 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
 FLAKY = """
 from pathlib import Path
 
-from lcsc_opt.objective import Objective
-from lcsc_opt.records import Evaluation
+from lcsc_opt.objective import Evaluation, Objective
 
 
 class Flaky(Objective):
