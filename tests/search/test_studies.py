@@ -26,10 +26,10 @@ STORAGE = "sqlite:///studies.db"
 
 @pytest.fixture
 def study_file(workplace: Path) -> str:
-    (workplace / "my_losses.py").write_text(MODULE)
+    (workplace / "losses_of_several.py").write_text(MODULE)
     study: dict[str, Any] = {
         "name": "several",
-        "objective": {"file": "function.py", "settings": {"callable": "my_losses:loss", "steps": [10, 20, 30, 40]}},
+        "objective": {"file": "function.py", "settings": {"callable": "losses_of_several:loss", "steps": [10, 20, 30]}},
         "optimizers": ["LCSC", "CMA", "DE"],
         "budget": {"evaluations": 12},
         "failures": {"retries": 0},
