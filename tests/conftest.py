@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from tests import database_servers
 
-# no deadline: the first example pays for imports, and machines are shared
-hypothesis.settings.register_profile("lcsc_opt", deadline=None)
+# no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared
+hypothesis.settings.register_profile("lcsc_opt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("lcsc_opt")
+
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
 
 STEPS = tuple(range(100, 2100, 100))
 

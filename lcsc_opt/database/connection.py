@@ -128,6 +128,12 @@ def _begin_immediate(engine: sa.Engine) -> None:
     def _begin(connection: sa.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
+    @sa.event.listens_for(engine, "handle_error")
+    def _let_go(context: sa.engine.ExceptionContext) -> None:
+        statement = context.execution_context
+        if statement is not None and statement.cursor is not None:  # Ctrl-C stopped it: it would keep the lock
+            statement.cursor.close()
+
     engine.dispose()  # connections made before the listeners were there
 
 

@@ -17,6 +17,7 @@ import os
 import platform
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,18 @@ def hold(
     with _heartbeat(lease.beat):
         try:
             yield lease
+        except (KeyboardInterrupt, SystemExit) as error:
+            _forget_locals(error)  # among them an interrupted statement, which keeps SQLite's lock while it is there
+            raise
         finally:
             _release(lease)
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Of the calls that an exception has left, and of those that it came after."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _release(lease: Lease) -> None:

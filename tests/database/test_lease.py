@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sqlite3
@@ -8,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from lcsc_opt.base.errors import LeaseLostError, StudyHeldError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import lease
+from lcsc_opt.database import connection, lease
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.lease import LEASE_SECONDS, Process, create_table, hold, holder
 from lcsc_opt.database.store import StoredStudy
 
+EVENTS = ("before_cursor_execute", "after_cursor_execute", "commit")
 ONE = Candidate(np.array([0.5, 0.5]))
 
 
@@ -165,3 +168,33 @@ def test_of_eight_processes_exactly_one_coordinates(any_url: str) -> None:
         assert process.exitcode == 0
     assert found == ["holds"] + ["refused"] * 7
     assert len(open_storage(any_url, write=False).get_all_studies()) == 1
+
+
+def test_ctrl_c_at_any_moment_of_a_write_leaves_neither_lock_nor_lease(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted statement that is still there would keep SQLite's lock, which giving up the lease waits for."""
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.1)
+    study, moment = open_study(url), 0
+    engine = study.storage.engine
+    while True:
+        moment += 1
+        moments = itertools.count(1)
+
+        def interrupt(*_: Any, moments: Any = moments, last: int = moment) -> None:
+            if next(moments) == last:
+                raise KeyboardInterrupt
+
+        try:
+            with study.hold():
+                for event in EVENTS:
+                    sa.event.listen(engine, event, interrupt)
+                try:
+                    study.finish(study.add_candidate(ONE), Evaluation(1.0), tell_index=0)
+                finally:
+                    for event in EVENTS:
+                        sa.event.remove(engine, event, interrupt)
+            break
+        except KeyboardInterrupt:
+            assert holder(engine, 1) is None, f"moment {moment}"
+    assert moment > 20

@@ -88,7 +88,9 @@ def test_a_result_that_cannot_be_written_whole_is_not_written_at_all(study: Stor
     assert "cost" not in trial.user_attrs
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
 def test_coefficients_come_back_bit_for_bit(study: StoredStudy, values: list[float]) -> None:
     study.add_candidate(candidate(*values))

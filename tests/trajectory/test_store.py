@@ -18,7 +18,9 @@ from lcsc_opt.trajectory.merge import merging
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
-shared_fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+shared_fixture = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=40, deadline=None
+)
 free = hnp.arrays(np.float64, K - 1, elements=st.floats(-3, 3, width=32))
 
 
