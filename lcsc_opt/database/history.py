@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.database.lease import Holder
-from lcsc_opt.database.names import compared, is_other_noise, label
+from lcsc_opt.database.names import SUCCEEDED, label
 from lcsc_opt.database.second import Second
 
 Floats = npt.NDArray[np.float64]
@@ -27,7 +27,6 @@ TRIAL = np.dtype(
         ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
-        ("other_noise", np.bool_),
         ("started", np.float64),
         ("ended", np.float64),
         ("loss", np.float64),
@@ -36,9 +35,8 @@ TRIAL = np.dtype(
     ]
 )
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
-where unknown; ``loss`` is NaN unless the trial is complete; ``other_noise`` is whether it was evaluated on other noise
-than the search's; ``asked`` is how many images a failed trial was asked for, zero where no number was named; what it
-cost is zero where it is not known.
+where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
+zero where no number was named; what it cost is zero where it is not known.
 ``tell_index`` is its place among the results that the optimizer was told, the number where nothing else is stored."""
 
 
@@ -182,7 +180,7 @@ class StudyHistory:
 
     @property
     def compared(self) -> Trials:
-        """:attr:`finished`, in which the losses that do not compare with others are NaN (:func:`compared`)."""
+        """:attr:`finished`, in which the losses that do not compare with others are NaN."""
         return compared_only(self.finished)
 
     @property
@@ -212,13 +210,9 @@ class StudyHistory:
 
 
 def compared_only(trials: Trials) -> Trials:
-    """A copy in which the losses that do not compare with others are NaN.
-
-    Args:
-        trials: at least all finished ones of a study.
-    """
+    """A copy in which the losses that do not compare with others are NaN."""
     kept = trials.copy()
-    kept["loss"][~compared(trials["loss"], trials["images"], trials["other_noise"])] = np.nan
+    kept["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
     return kept
 
 
@@ -242,7 +236,7 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
 
 
 Rows = list[tuple[Any, ...]]
-"""Of trials: study, trial, number, state, start, end, value, and the texts of ``noise``, ``cost`` and ``attempts``."""
+"""Of trials: study, trial, number, state, start, end, value, and the texts of ``cost`` and ``attempts``."""
 
 
 def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
@@ -289,18 +283,17 @@ def _merge(before: Trials, fresh: Trials) -> Trials:
 
 def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
     found = np.zeros(len(rows), dtype=TRIAL)
-    _, ids, numbers, states, started, ended, values, noises, costs, _ = zip(*rows, strict=True)
+    _, ids, numbers, states, started, ended, values, costs, _ = zip(*rows, strict=True)
     found["trial_id"], found["number"] = ids, numbers
     found["tell_index"] = [
         extras.get(key, {}).get("tell_index", number) for key, number in zip(ids, numbers, strict=True)
     ]
     found["inherited"] = ["inherited" in extras.get(key, {}) for key in ids]
-    found["other_noise"] = [is_other_noise(parse(text, None)) if text else False for text in noises]
     found["state"] = [state.value for state in states]
     found["started"], found["ended"] = seconds(started), seconds(ended)
     loss = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     found["asked"] = [extras.get(key, {}).get("images") or 0 for key in ids]
-    found["loss"] = np.where(found["state"] == TrialState.COMPLETE.value, loss, np.nan)
+    found["loss"] = np.where(np.isin(found["state"], [state.value for state in SUCCEEDED]), loss, np.nan)
     parsed = _parse_all(costs)
     for name in COSTS:
         found[name] = [cost.get(name, 0.0) for cost in parsed]

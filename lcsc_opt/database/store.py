@@ -4,7 +4,8 @@ One Optuna study stands for one (study file, optimizer, seed) and is called ``di
 is the index of its ask. Everything is reachable with plain Optuna:
 
 =====================  =======================================================================================
-trial                  value (the loss), state, ``datetime_start``, ``datetime_complete``; for Optuna's plots the
+trial                  value (the loss), state (``PRUNED``, with the loss as its intermediate value, where that does
+                       not compare with others), ``datetime_start``, ``datetime_complete``; for Optuna's plots the
                        parameters ``sum_abs`` (Σ|a|) and ``effective`` (checkpoints that matter)
 user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``images`` and ``noise`` where other
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
@@ -198,8 +199,11 @@ class StoredStudy:
 
         return self._write(add)
 
-    def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int) -> None:
-        """Commit a result: value, metrics, cost, gradient and the COMPLETE state, together."""
+    def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int, compares: bool = True) -> None:
+        """Commit a result: value, metrics, cost, gradient and the state, together.
+
+        The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
+        """
         attributes: dict[str, Any] = {
             "metrics": dict(evaluation.metrics),
             "cost": evaluation.cost.as_dict(),
@@ -207,7 +211,8 @@ class StoredStudy:
         }
         if evaluation.gradient is not None:
             attributes["gradient"] = evaluation.gradient.tolist()
-        self._close(trial, TrialState.COMPLETE, attributes, value=evaluation.loss)
+        state = TrialState.COMPLETE if compares else TrialState.PRUNED
+        self._close(trial, state, attributes, value=evaluation.loss)
 
     def fail(self, trial: TrialKey, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
         """Commit a failure with its attempts, each a ``reason`` and its ``seconds``; the last one's is the trial's."""

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import OptimizerError, ReplayError, SearchFailedError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.spans import ASK, TELL, span
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
+from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, TrialKey, candidate_attributes
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
@@ -232,7 +233,8 @@ class Search:
                 return
             self._study.fail(asked.trial, asked.attempts, tell_index=tell_index)
         else:
-            self._study.finish(asked.trial, outcome, tell_index=tell_index)
+            compares = request_of(asked.parameter).compares(self._images_per_evaluation)
+            self._study.finish(asked.trial, outcome, tell_index=tell_index, compares=compares)
         asked.outcome, asked.tell_index = outcome, tell_index
         self._committed += 1
 
@@ -271,7 +273,7 @@ def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
 def stored_outcome(trial: FrozenTrial) -> Outcome:
     """What a finished trial of the database ended with."""
     cost: Mapping[str, Any] = trial.user_attrs.get("cost", {})
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
+    if trial.state in SUCCEEDED and trial.value is not None:
         gradient = trial.user_attrs.get("gradient")
         known = None if gradient is None else np.array(gradient, dtype=np.float64)
         return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known)

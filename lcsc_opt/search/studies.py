@@ -88,8 +88,9 @@ class Study:
     def trials(self) -> list[dict[str, Any]]:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
-        ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``), ``loss``, ``coefficients`` (a list, ``[K]``),
-        ``metrics`` (name → value), ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` where unknown.
+        ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` where the loss does not compare with
+        others), ``loss``, ``coefficients`` (a list, ``[K]``), ``metrics`` (name → value), ``images``, ``seconds``, and
+        the ``reason`` of a failure; ``None`` where unknown.
         """
         return [_row(trial) for trial in self._stored.trials()]
 

@@ -156,7 +156,7 @@ UNREPAIRABLE: list[tuple[str, Callable[[], None], str, int | None]] = [
         2,
     ),
     ("reason", lambda: sql("UPDATE trials SET state = 'FAIL' WHERE number = 2"), "failed without a reason", 2),
-    ("state", lambda: sql("UPDATE trials SET state = 'PRUNED' WHERE number = 2"), "its state is PRUNED", 2),
+    ("state", lambda: sql("UPDATE trials SET state = 'WAITING' WHERE number = 2"), "its state is WAITING", 2),
     ("bad state", lambda: sql("UPDATE trials SET state = 'ODD' WHERE number = 2"), "its state is ODD", 2),
     ("specification", lambda: study_attribute("specification", None), "lacks what every study", None),
     ("fingerprint", lambda: study_attribute("fingerprint", {}), "does not name the objective", None),
