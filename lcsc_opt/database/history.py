@@ -125,6 +125,7 @@ class StudyHistory:
         seed: of the study.
         trials: ``[n]`` of :data:`TRIAL`, by number.
         reasons: number → why each of its attempts failed; of trials that failed, or succeeded when tried again.
+        tracebacks: reason → Python's text of the last exception with it.
         steps: ``[K]`` training steps of the checkpoints.
         budget: ``{"evaluations": n}`` or ``{"images": n}``.
         workers: how many evaluate at once.
@@ -145,6 +146,7 @@ class StudyHistory:
     seed: int
     trials: Trials
     reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps: tuple[int, ...] = ()
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
@@ -269,7 +271,19 @@ def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[st
     if not rows:
         return study
     trials = _merge(study.trials, _trials(rows, extras))
-    return dataclasses.replace(study, trials=trials, reasons={**study.reasons, **_reasons(rows, extras)})
+    attempts = _attempts(rows, extras)
+    reasons = {
+        number: tuple(str(attempt.get("reason", "unknown")) for attempt in made) for number, made in attempts.items()
+    }
+    texts = {
+        str(attempt["reason"]): str(attempt["traceback"])
+        for made in attempts.values()
+        for attempt in made
+        if "traceback" in attempt
+    }
+    return dataclasses.replace(
+        study, trials=trials, reasons={**study.reasons, **reasons}, tracebacks={**study.tracebacks, **texts}
+    )
 
 
 def _merge(before: Trials, fresh: Trials) -> Trials:
@@ -325,13 +339,13 @@ def parse(text: str | None, default: Any) -> Any:
         return default
 
 
-def _reasons(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[str, ...]]:
-    """Number → the reasons of its attempts, or the one that it was closed with."""
-    found = {}
+def _attempts(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    """Number → its attempts that failed, or the one that it was closed with."""
+    found: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         attempts = parse(row[-1], None) or [] if row[-1] else []
         if row[3] == TrialState.FAIL and not attempts:
             attempts = [extras.get(row[1], {})]
         if attempts:
-            found[row[2]] = tuple(str(attempt.get("reason", "unknown")) for attempt in attempts)
+            found[row[2]] = attempts
     return found

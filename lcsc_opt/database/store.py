@@ -9,9 +9,10 @@ trial                  value (the loss), state (``PRUNED``, with the loss as its
                        parameters ``sum_abs`` (Σ|a|) and ``effective`` (checkpoints that matter)
 user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``images`` and ``noise`` where other
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
-                       and the ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other
-                       noise; ``inherited`` of trials that were taken over from another study; ``tells_before`` where
-                       results are told as they are completed
+                       each with its ``traceback``, and the ``reason`` of a failed trial; ``told_failed`` where one is
+                       evaluated again, and its optimizer told of the failure; ``held_out``, ``selection`` of trials
+                       scored on other noise; ``inherited`` of trials that were taken over from another study;
+                       ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``origin``, ``directory``, ``created_by``,
                        ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``: how many trials
@@ -51,7 +52,9 @@ from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import tables as study_rows
 from lcsc_opt.database.connection import created_once, in_database, masked
 from lcsc_opt.database.lease import Lease, create_table, hold
+from lcsc_opt.database.names import SUCCEEDED
 
+TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
 INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
 
 T = TypeVar("T")
@@ -223,6 +226,34 @@ class StoredStudy:
             "tell_index": tell_index,
         }
         self._close(trial, TrialState.FAIL, attributes, value=None)
+
+    def retry_failed(self) -> tuple[int, int]:
+        """Let this study's failed trials be evaluated again when it goes on; the study is held.
+
+        What came after the last success is forgotten, and asked anew. A trial that failed before keeps its candidate,
+        and its optimizer is told of the failure again, since all later candidates follow from that; its new result
+        counts everywhere else.
+
+        Returns:
+            How many trials are evaluated again, and how many were forgotten.
+        """
+        own = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
+        last = max((trial.number for trial in own if trial.state in SUCCEEDED), default=-1)
+        again = [trial for trial in own if trial.number < last and trial.state == TrialState.FAIL]
+        tail = [trial for trial in own if trial.number > last]
+        forgotten = tail if any(trial.state == TrialState.FAIL for trial in tail) else []
+
+        def change(connection: sa.Connection) -> None:
+            for trial in again:
+                study_rows.reopen_trial(connection, trial._trial_id, forget=("reason", "attempts", "cost"))
+                study_rows.replace_attributes(connection, trial._trial_id, {TOLD_FAILED: True})
+            study_rows.delete_trials(connection, [trial._trial_id for trial in forgotten])
+
+        self._write(change)
+        if again or forgotten:
+            self.set_attribute("search_ended", None)
+            self.set_attribute("held_out", None)
+        return len(again), len(forgotten)
 
     def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
         """One transaction, through Optuna's own tables; its interface would need one for each attribute."""

@@ -29,7 +29,7 @@ DIRECTIONS = models.StudyDirectionModel.__table__
 TRIALS, VALUES = models.TrialModel.__table__, models.TrialValueModel.__table__
 INTERMEDIATE = models.TrialIntermediateValueModel.__table__
 ATTRIBUTES, PARAMETERS = models.TrialUserAttributeModel.__table__, models.TrialParamModel.__table__
-SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
+SYSTEM_ATTRIBUTES, HEARTBEATS = models.TrialSystemAttributeModel.__table__, models.TrialHeartbeatModel.__table__
 
 _WRITTEN = (
     STUDIES,
@@ -134,6 +134,19 @@ def end_trial(
     ended = datetime.datetime.now(datetime.timezone.utc)
     connection.execute(_END, {"of_trial": trial_id, "state": state, "datetime_complete": _utc(ended)})
     return True
+
+
+def reopen_trial(connection: sa.Connection, trial_id: int, *, forget: Sequence[str]) -> None:
+    """Make a failed trial RUNNING again, without these attributes."""
+    connection.execute(_END, {"of_trial": trial_id, "state": TrialState.RUNNING, "datetime_complete": None})
+    connection.execute(_FORGET, {"of_trial": trial_id, "keys": list(forget)})
+
+
+def delete_trials(connection: sa.Connection, trial_ids: Sequence[int]) -> None:
+    """Remove trials, with all that belongs to them."""
+    for table in (VALUES, INTERMEDIATE, ATTRIBUTES, PARAMETERS, SYSTEM_ATTRIBUTES, HEARTBEATS, TRIALS):
+        for trial_id in trial_ids:
+            connection.execute(sa.delete(table).where(table.c.trial_id == trial_id))
 
 
 def replace_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:

@@ -59,6 +59,8 @@ class Experiment:
         take_over: bool = False,
         accept_environment: bool = False,
         lower_budget: bool = False,
+        retry_failed: bool = False,
+        debug: bool = False,
     ) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
 
@@ -67,6 +69,8 @@ class Experiment:
             take_over: from another process that holds the study and is dead, though it does not look so.
             accept_environment: continue though packages or BLAS are not those that the study was begun with.
             lower_budget: the plan's budget counts also where it is the smaller one.
+            retry_failed: failed trials are evaluated again.
+            debug: print the whole traceback of an evaluation that fails.
 
         Returns:
             One line for people: what it came to.
@@ -82,14 +86,16 @@ class Experiment:
         plan = plan.continuing(study)
         if not lower_budget:
             plan = _with_larger_budget(plan, study)
-        if is_finished(study, plan):
+        if is_finished(study, plan) and not retry_failed:
             return f"finished already; {_outcome(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
             self._check_same(study, accept_environment=accept_environment)
+            if retry_failed:
+                _retry_failed(study)
             with self._workers(plan) as pool:
                 if not search_ended(study, plan):
-                    self._search(study, plan, pool)
+                    self._search(study, plan, pool, debug=debug)
                 report = held_out is not None and study.attributes.get("held_out") is None
                 if held_out is not None and report:
                     self._score(study, plan, HeldOutPlan(held_out.images, held_out.top), pool)
@@ -133,7 +139,7 @@ class Experiment:
         with self._one_by_one(pool) as evaluate:
             return score_held_out(study, self.objective, held_out, retrying(evaluate, plan.spec.failures))
 
-    def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None) -> None:
+    def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None, *, debug: bool) -> None:
         attributes, budget = study.attributes, plan.spec.budget
         resolved = resolve(plan, self.objective, attributes)
         if attributes.get("parallelism") is None:
@@ -142,6 +148,8 @@ class Experiment:
             study.set_attribute("search_ended", None)  # first, so that a crash in between leaves work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
+        if (policy := plan.spec.failures.model_dump()) != attributes["failures"]:
+            study.set_attribute("failures", policy)
         before = attributes["fingerprint"]["environment"]
         with contextlib.closing(self._evaluator(resolved.parallelism, pool)) as evaluator:
             search = Search(
@@ -154,6 +162,7 @@ class Experiment:
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
                 describe_difference=lambda: describe_difference(before, environment()),
+                debug=debug,
             )
             _run_with_progress(search, study.name, budget)
         exhausted = search.spent < budget.total
@@ -227,6 +236,12 @@ def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
             f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"
         )
     return []
+
+
+def _retry_failed(study: StoredStudy) -> None:
+    again, forgotten = study.retry_failed()
+    later = f"; {forgotten} after the last success are forgotten, and asked anew" if forgotten else ""
+    notice(f"{study.name}: {again} failed trials are evaluated again{later}")
 
 
 def _with_larger_budget(plan: StudyPlan, study: StoredStudy) -> StudyPlan:

@@ -42,6 +42,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "warning": summary.warning,
         "failed": summary.failures,
         "failure_reasons": failure_reasons(read[0]),
+        "tracebacks": dict(read[0].tracebacks),
         "seconds_per_trial": seconds_per_trial(read[0]),
     }
 

@@ -200,7 +200,10 @@ def test_an_objective_that_always_fails_is_a_failed_search(tiny: Path, capsys: p
     settings = {**STUDY["objective"]["settings"], "callable": "my_losses:broken"}  # type: ignore[index]
     write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
     assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"]) == 1
-    assert "the GPU is on fire" in complaint(capsys)
+    [*where, last] = capsys.readouterr().err.splitlines()
+    assert any("my_losses.py" in line for line in where)
+    assert last.startswith("lcsc: ")
+    assert "the GPU is on fire" in last
 
 
 BAD_STUDIES = [
