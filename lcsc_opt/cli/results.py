@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # drawing is imported where it is asked for
     from lcsc_opt.database.summary import OptimizerSummary
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Evaluate with other code of the objective than it was searched with.")
+]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
@@ -114,6 +117,7 @@ def evaluate(
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="Groups of held-out noise; several give a spread.")] = 1,
     first_group: Annotated[int, typer.Option(min=0, help="The seed of the first group; the others follow.")] = 0,
+    accept_code: AcceptCode = False,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
@@ -128,7 +132,7 @@ def evaluate(
     plan = stored_plan(stored)
     asked = HeldOutPlan.of(plan.spec.held_out, images=images, top=top, groups=groups, first_group=first_group)
     with stored.hold():
-        report = Experiment(opened, plan).evaluate(stored, asked)
+        report = Experiment(opened, plan).evaluate(stored, asked, accept_code=accept_code)
     if output is Format.json:
         print_json(report)
         return

@@ -21,6 +21,9 @@ TakeOver = Annotated[
 AcceptEnvironment = Annotated[
     bool, typer.Option("--accept-environment", help="Continue with other packages or another BLAS than before.")
 ]
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Continue with other code of the objective than before.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the whole traceback of an evaluation that fails.")]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
@@ -43,6 +46,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
+    accept_code: AcceptCode = False,
     debug: Debug = False,
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
@@ -57,9 +61,8 @@ def run(
     if dry_run:
         _print_plans(spec, chosen, url)
     else:
-        how = {"take_over": take_over, "accept_environment": accept_environment, "debug": debug}
-        how["lower_budget"] = budget is not None
-        _run_plans(chosen, url, **how)
+        how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code}
+        _run_plans(chosen, url, lower_budget=budget is not None, debug=debug, **how)
 
 
 def _run_plans(chosen: Any, url: str, **how: bool) -> None:
@@ -95,6 +98,7 @@ def resume(
     storage: Storage = None,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
+    accept_code: AcceptCode = False,
     debug: Debug = False,
 ) -> None:
     """Finish the original budget of one study, without its study file; --budget raises it."""
@@ -108,7 +112,7 @@ def resume(
         plan = raise_budget(plan, budget)
     if stop_share is not None:
         plan = plan.changed(failures=plan.spec.failures.model_copy(update={"stop_share": stop_share}))
-    how = {"take_over": take_over, "accept_environment": accept_environment, "debug": debug}
+    how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code, "debug": debug}
     outcome = Experiment(opened, plan).run(plan, retry_failed=retry_failed, **how)
     say(f"{plan.name}: {outcome}")
 

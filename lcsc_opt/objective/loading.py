@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
+from lcsc_opt.base.code import called_modules, local_code, module_file
 from lcsc_opt.base.errors import CatalogError, LcscError
 from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -27,10 +28,12 @@ def load_objective(spec: ObjectiveSpec, *, beside: Path | None = None) -> Object
     for folder in (beside, Path()):
         if folder is not None and str(folder.resolve()) not in sys.path:
             sys.path.append(str(folder.resolve()))
-    with study_directory(beside):
+    with study_directory(beside), called_modules() as called:
         objective = _build(load_file(path), path, dict(spec.settings))
     if not isinstance(objective, Objective):
         raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
+    files = {name: module_file(name) for name in called}
+    objective.code = local_code({path.name: path, **{name: file for name, file in files.items() if file is not None}})
     return objective
 
 

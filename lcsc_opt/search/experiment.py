@@ -11,12 +11,14 @@ from typing import Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.code import changed_code
 from lcsc_opt.base.errors import StudyMismatchError, StudySpecError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.summary import BASELINES, summarize
 from lcsc_opt.evaluation import (
@@ -58,6 +60,7 @@ class Experiment:
         *,
         take_over: bool = False,
         accept_environment: bool = False,
+        accept_code: bool = False,
         lower_budget: bool = False,
         retry_failed: bool = False,
         debug: bool = False,
@@ -68,6 +71,7 @@ class Experiment:
             plan: what to run. Where the study has a larger budget already, that one counts, and this is said.
             take_over: from another process that holds the study and is dead, though it does not look so.
             accept_environment: continue though packages or BLAS are not those that the study was begun with.
+            accept_code: continue though the code that the objective is made of is not what it was.
             lower_budget: the plan's budget counts also where it is the smaller one.
             retry_failed: failed trials are evaluated again.
             debug: print the whole traceback of an evaluation that fails.
@@ -90,7 +94,7 @@ class Experiment:
             return f"finished already; {_outcome(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
-            self._check_same(study, accept_environment=accept_environment)
+            self._check_same(study, accept_environment=accept_environment, accept_code=accept_code)
             if retry_failed:
                 _retry_failed(study)
             with self._workers(plan) as pool:
@@ -103,7 +107,7 @@ class Experiment:
                 attach_figures(self.storage, study, self.objective)
             return _outcome(study)
 
-    def _check_same(self, study: StoredStudy, *, accept_environment: bool) -> None:
+    def _check_same(self, study: StoredStudy, *, accept_environment: bool, accept_code: bool) -> None:
         """Other packages, another BLAS, other weights may give other numbers, and would do so silently."""
         fingerprint, now = study.attributes["fingerprint"], environment()
         difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
@@ -114,18 +118,41 @@ class Experiment:
             )
         if difference:
             study.set_attribute("fingerprint", {**fingerprint, "environment": now})
-        study.require("fingerprint", self.objective.describe(), part="objective")
+        self._check_objective(study, accept_code=accept_code)
         trajectory = self.objective.trajectory
         if trajectory is not None and trajectory.touched:
             trajectory.verify()  # its hash is the manifest's; the weights may be others
 
-    def evaluate(self, study: StoredStudy, plan: HeldOutPlan) -> dict[str, Any]:
+    def _check_objective(self, study: StoredStudy, *, accept_code: bool) -> None:
+        """Refuse another objective than the study's; its code may change while nothing has succeeded with it."""
+        fingerprint, now = study.attributes["fingerprint"], self.objective.fingerprint()
+        changed = changed_code(fingerprint["code"], now["code"])
+        trials = study.trials() if changed else []
+        if any(trial.state in SUCCEEDED for trial in trials) and not accept_code:
+            raise StudyMismatchError(
+                f"{study.name}: begun with other code: {changed}. Put it back, or give the study another name; where "
+                "the change cannot change a loss, continue with --accept-code"
+            )
+        if not changed:
+            study.require("fingerprint", now["objective"], part="objective")
+            return
+        weights = (fingerprint["objective"].get("trajectory"), now["objective"].get("trajectory"))
+        if weights[0] != weights[1]:
+            raise StudyMismatchError(
+                f"{study.name}: begun with the checkpoints {weights[0]}, and these are {weights[1]}"
+            )
+        notice(f"{study.name}: goes on with other code: {changed}")
+        changes = [*study.attributes.get("code_changes", []), {"before_trial": len(trials), "changed": changed}]
+        study.set_attribute("code_changes", changes)
+        study.set_attribute("fingerprint", {**fingerprint, **now})
+
+    def evaluate(self, study: StoredStudy, plan: HeldOutPlan, *, accept_code: bool = False) -> dict[str, Any]:
         """Report on a study that is held, with an objective that is still what it was.
 
         Raises:
             StudyMismatchError: when it is not: its numbers would stand beside those of another one.
         """
-        study.require("fingerprint", self.objective.describe(), part="objective")
+        self._check_objective(study, accept_code=accept_code)
         stored = stored_plan(study)
         with self._workers(stored) as pool:
             report = self._score(study, stored, plan, pool)
@@ -202,7 +229,7 @@ class Experiment:
             yield None
             return
         load = functools.partial(load_objective, plan.spec.objective, beside=plan.directory)
-        expected = self.objective.describe()
+        expected = self.objective.fingerprint()
         pool = WorkerPool(load, plan.workers, expected=expected, environments=_environments(plan))
         with contextlib.closing(pool):
             yield pool

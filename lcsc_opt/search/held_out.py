@@ -253,13 +253,13 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, seco
 
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     """The best of the EMA grids of an experiment that have this study's objective; what they measured with it."""
-    objective = study.attributes["fingerprint"]["objective"]
+    searched = _function_of(study)
     names = [name for name in study_names(study.storage) if is_ours(name) and split_name(name)[0] == experiment]
     opened = {name: StoredStudy.open(study.storage, name) for name in names}
     grids = [
         summarize(other)
         for name, other in opened.items()
-        if BASELINES.get(split_name(name)[1]) == EMA and other.attributes["fingerprint"]["objective"] == objective
+        if BASELINES.get(split_name(name)[1]) == EMA and _function_of(other) == searched
     ]
     ema = best_ema(grids)
     if ema is None or ema.best_coefficients is None:
@@ -267,6 +267,12 @@ def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.best_trial]
     origin = {"study": ema.study, "trial": trial.number}
     return _Baseline(EMA, ema.best_coefficients, origin, trial.user_attrs.get("held_out"))
+
+
+def _function_of(study: StoredStudy) -> tuple[Any, Any]:
+    """What it searched, and with which code."""
+    fingerprint = study.attributes["fingerprint"]
+    return fingerprint["objective"], fingerprint.get("code")
 
 
 def _measure_baseline(

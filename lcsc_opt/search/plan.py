@@ -98,7 +98,7 @@ class StudyPlan:
         budget, held_out = self.spec.budget.model_dump(), self.spec.held_out
         return {
             "specification": self.specification(),
-            "fingerprint": {"objective": objective.describe(), "environment": environment()},
+            "fingerprint": {**objective.fingerprint(), "environment": environment()},
             "budget": budget,
             "optimizer_budget": budget,
             "failures": self.spec.failures.model_dump(),

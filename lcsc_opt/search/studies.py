@@ -129,6 +129,7 @@ def run(
     storage: str | None = None,
     take_over: bool = False,
     accept_environment: bool = False,
+    accept_code: bool = False,
 ) -> list[Study]:
     """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
 
@@ -140,6 +141,7 @@ def run(
         storage: the database's URL; ``None`` takes that of ``LCSC_STORAGE``, the study file or ``sqlite:///studies.db``.
         take_over: from a process that is dead but seems to run a study.
         accept_environment: continue with other packages or another BLAS than a study was begun with.
+        accept_code: continue though the code that the objective is made of is not what it was.
 
     Returns:
         A study for each optimizer and seed, in the order of the file.
@@ -159,6 +161,7 @@ def run(
         checked_experiments(chosen, opened),
         take_over=take_over,
         accept_environment=accept_environment,
+        accept_code=accept_code,
         lower_budget=budget is not None,
     )
     return [Study(plan.name, url) for plan in chosen]

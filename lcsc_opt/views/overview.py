@@ -34,6 +34,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
         "space": {key: value for key, value in specification.get("space", {}).items() if value is not None},
         "objective": specification.get("objective", {}),
+        "code_changes": attributes.get("code_changes", []),
         "compared_trials": int(np.count_nonzero(~np.isnan(read[0].compared["loss"]))),
         "best_trial": summary.best_trial,
         "best_coefficients": None if best is None else describe_coefficients(best, summary.steps),

@@ -448,7 +448,7 @@ def test_a_worker_that_finds_other_files_than_the_search_began_with_evaluates_no
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    pool = WorkerPool(another_objective, 1, expected=make_objective().describe())
+    pool = WorkerPool(another_objective, 1, expected=make_objective().fingerprint())
     try:
         with pytest.raises(StudyMismatchError, match="other files"):
             ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05))).result(timeout=120)
