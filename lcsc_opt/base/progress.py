@@ -79,8 +79,26 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
         yield advance
 
 
+_said: set[str] | None = None  # in this command; None outside of one
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """While this is open, the same notice is not printed again: a command may load an objective for several studies."""
+    global _said
+    _said = set()
+    try:
+        yield
+    finally:
+        _said = None
+
+
 def notice(message: str) -> None:
     """One line on stderr: something that went well in the end, or that may go wrong later."""
+    if _said is not None:
+        if message in _said:
+            return
+        _said.add(message)
     sys.stderr.write(f"lcsc: {message}\n")
     sys.stderr.flush()
 

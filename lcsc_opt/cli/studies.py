@@ -123,15 +123,23 @@ def fork(
     optimizer: Annotated[str | None, typer.Option(help="Another optimizer, with its defaults.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="New evaluations or images, as the source counts.")] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(help="Begin on these, which hold the source's and more, from the coefficients that it found."),
+    ] = None,
+    accept_environment: AcceptEnvironment = False,
+    accept_code: AcceptCode = False,
     storage: Storage = None,
 ) -> None:
     """Start a new study from the trials of another one; none of them is evaluated again."""
     from lcsc_opt.search.experiment import Experiment
-    from lcsc_opt.search.plan import fork as fork_study
+    from lcsc_opt.search.forking import fork as fork_study
 
     opened = open_storage(storage_url(storage), write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
-    plan = fork_study(StoredStudy.open(opened, source), new, optimizer=chosen, seed=seed, budget=budget)
+    how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
+    how |= {"accept_environment": accept_environment, "accept_code": accept_code}
+    plan = fork_study(StoredStudy.open(opened, source), new, optimizer=chosen, **how)
     say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
 
 

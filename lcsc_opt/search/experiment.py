@@ -11,14 +11,12 @@ from typing import Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.code import changed_code
-from lcsc_opt.base.errors import StudyMismatchError, StudySpecError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
+from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
-from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.summary import BASELINES, summarize
 from lcsc_opt.evaluation import (
@@ -38,8 +36,9 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.search.plan import Parallelism, Resolved, StudyPlan, build_space, resolve, stored_plan
+from lcsc_opt.search.plan import Parallelism, Resolved, StudyPlan, build_space, checkpoints_of, resolve, stored_plan
 from lcsc_opt.search.runner import Search
+from lcsc_opt.search.sameness import accepted_changes, objective_changes
 
 
 class Experiment:
@@ -47,12 +46,18 @@ class Experiment:
 
     def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
         self.storage = storage
-        self._spec, self._directory = plan.spec.objective, plan.directory
+        self._spec, self._directory, self._name = plan.spec.objective, plan.directory, plan.spec.name
 
     @functools.cached_property
     def objective(self) -> Objective:
         """The objective; loading it may train or read a model."""
-        return load_objective(self._spec, beside=self._directory)
+        return self._load()
+
+    @property
+    def _load(self) -> Callable[[], Objective]:
+        """What loads it, here and in worker processes, on the checkpoints that the experiment began with."""
+        known = checkpoints_of(self.storage, self._name, self._spec)
+        return functools.partial(load_objective, self._spec, beside=self._directory, checkpoints=known)
 
     def run(
         self,
@@ -94,7 +99,10 @@ class Experiment:
             return f"finished already; {_outcome(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
-            self._check_same(study, accept_environment=accept_environment, accept_code=accept_code)
+            accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
+            self._note(study, accepted_changes(study, self.objective, **accepted))
+            if (specification := plan.specification()) != study.attributes["specification"]:
+                study.set_attribute("specification", specification)  # the checkpoints have moved
             if retry_failed:
                 _retry_failed(study)
             with self._workers(plan) as pool:
@@ -107,44 +115,9 @@ class Experiment:
                 attach_figures(self.storage, study, self.objective)
             return _outcome(study)
 
-    def _check_same(self, study: StoredStudy, *, accept_environment: bool, accept_code: bool) -> None:
-        """Other packages, another BLAS, other weights may give other numbers, and would do so silently."""
-        fingerprint, now = study.attributes["fingerprint"], environment()
-        difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
-        if difference and not accept_environment:
-            raise StudyMismatchError(
-                f"{study.name}: begun in another environment: {difference}. Go back to it, or continue in this one "
-                "with --accept-environment"
-            )
-        if difference:
-            study.set_attribute("fingerprint", {**fingerprint, "environment": now})
-        self._check_objective(study, accept_code=accept_code)
-        trajectory = self.objective.trajectory
-        if trajectory is not None and trajectory.touched:
-            trajectory.verify()  # its hash is the manifest's; the weights may be others
-
-    def _check_objective(self, study: StoredStudy, *, accept_code: bool) -> None:
-        """Refuse another objective than the study's; its code may change while nothing has succeeded with it."""
-        fingerprint, now = study.attributes["fingerprint"], self.objective.fingerprint()
-        changed = changed_code(fingerprint["code"], now["code"])
-        trials = study.trials() if changed else []
-        if any(trial.state in SUCCEEDED for trial in trials) and not accept_code:
-            raise StudyMismatchError(
-                f"{study.name}: begun with other code: {changed}. Put it back, or give the study another name; where "
-                "the change cannot change a loss, continue with --accept-code"
-            )
-        if not changed:
-            study.require("fingerprint", now["objective"], part="objective")
-            return
-        weights = (fingerprint["objective"].get("trajectory"), now["objective"].get("trajectory"))
-        if weights[0] != weights[1]:
-            raise StudyMismatchError(
-                f"{study.name}: begun with the checkpoints {weights[0]}, and these are {weights[1]}"
-            )
-        notice(f"{study.name}: goes on with other code: {changed}")
-        changes = [*study.attributes.get("code_changes", []), {"before_trial": len(trials), "changed": changed}]
-        study.set_attribute("code_changes", changes)
-        study.set_attribute("fingerprint", {**fingerprint, **now})
+    def _note(self, study: StoredStudy, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            study.set_attribute(name, value)
 
     def evaluate(self, study: StoredStudy, plan: HeldOutPlan, *, accept_code: bool = False) -> dict[str, Any]:
         """Report on a study that is held, with an objective that is still what it was.
@@ -152,7 +125,7 @@ class Experiment:
         Raises:
             StudyMismatchError: when it is not: its numbers would stand beside those of another one.
         """
-        self._check_objective(study, accept_code=accept_code)
+        self._note(study, objective_changes(study, self.objective, study.attributes, accept_code=accept_code))
         stored = stored_plan(study)
         with self._workers(stored) as pool:
             report = self._score(study, stored, plan, pool)
@@ -228,9 +201,8 @@ class Experiment:
         if plan.workers == 1 and not plan.devices:
             yield None
             return
-        load = functools.partial(load_objective, plan.spec.objective, beside=plan.directory)
         expected = self.objective.fingerprint()
-        pool = WorkerPool(load, plan.workers, expected=expected, environments=_environments(plan))
+        pool = WorkerPool(self._load, plan.workers, expected=expected, environments=_environments(plan))
         with contextlib.closing(pool):
             yield pool
 

@@ -49,8 +49,7 @@ class Study:
         Raises:
             CatalogError: its file cannot be loaded.
         """
-        plan = stored_plan(self._stored)
-        return loading.load_objective(plan.spec.objective, beside=plan.directory)
+        return Experiment(self._stored.storage, stored_plan(self._stored)).objective
 
     @property
     def state(self) -> str:
