@@ -129,7 +129,8 @@ class Experiment:
         stored = stored_plan(study)
         with self._workers(stored) as pool:
             report = self._score(study, stored, plan, pool)
-        attach_figures(self.storage, study, self.objective)
+        if plan.keep:
+            attach_figures(self.storage, study, self.objective)
         return report
 
     def _score(

@@ -174,7 +174,7 @@ def test_list_and_show(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluate_chooses_again_among_more(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
     capsys.readouterr()
-    assert lcsc(["evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--format", "json"]) == 0
+    assert lcsc(["evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["images"] == 20
     assert len(report["chosen_from"]) == 4
