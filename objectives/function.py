@@ -26,6 +26,10 @@ class Settings(FrozenModel):
     steps: list[int]
     gradient: str | None = None
 
+    def check(self) -> None:
+        """Import what is called."""
+        build(self.model_dump())
+
 
 def build(settings: dict[str, Any]) -> Objective:
     """Import the function and wrap it."""

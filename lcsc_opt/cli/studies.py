@@ -51,6 +51,7 @@ def run(
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
     from lcsc_opt.search.plan import plans
+    from lcsc_opt.search.studies import rehearse
 
     path = find("studies", study_file)
     spec = read_study_file(path)
@@ -58,11 +59,12 @@ def run(
         spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
     url = storage_url(storage, spec.storage)
     chosen = plans(spec, path.parent, optimizers=optimizer or (), seeds=seed or ())
+    accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
+        rehearse(chosen, url, **accepted)
         _print_plans(spec, chosen, url)
     else:
-        how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code}
-        _run_plans(chosen, url, lower_budget=budget is not None, debug=debug, **how)
+        _run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, debug=debug, **accepted)
 
 
 def _run_plans(chosen: Any, url: str, **how: bool) -> None:

@@ -50,6 +50,12 @@ def storage_url(option: str | None, study_file: str | None = None) -> str:
     return option or study_file or DEFAULT_STORAGE
 
 
+def is_there(url: str) -> bool:
+    """Whether there is a database to open; a server is taken to be there."""
+    file = _sqlite_file(_parse_url(url))
+    return file is None or file.exists()
+
+
 def open_storage(url: str, *, write: bool) -> RDBStorage:
     """Open a study database.
 
