@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.artifacts import artifact_directory, mimetype, read_artifact
+from lcsc_opt.views.artifacts import artifact_directory, caption, mimetype, read_artifact
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.pages import HOME
 from lcsc_opt.views.dashboard.server import shared_reader
@@ -155,7 +155,7 @@ def _missing(study: StudyHistory) -> str:
 
 def _pane(study: StudyHistory, artifact: str, name: str) -> Any:
     address = f"{HOME}images/file?{urlencode({'study': study.study, 'artifact': artifact})}"
-    described = f"{name} of {study.study}, trial {study.chosen}"
+    described = caption(study, name)
     picture = html.Div(
         html.Img(src=address, alt=described),
         className="pane",
@@ -163,4 +163,4 @@ def _pane(study: StudyHistory, artifact: str, name: str) -> Any:
         role="group",
         **parts.labelled(f"{described}; scrolls"),
     )
-    return html.Figure([picture, html.Figcaption(html.A(name, href=address, target="_blank"))])
+    return html.Figure([picture, html.Figcaption(html.A(described, href=address, target="_blank"))])
