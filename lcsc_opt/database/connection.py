@@ -79,6 +79,18 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     return storage
 
 
+def open_even_empty(url: str) -> RDBStorage:
+    """Open a study database to read it; an SQLite file that is not there yet is made, without studies in it.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    file = _sqlite_file(_parse_url(url))
+    if file is not None and not file.exists():
+        open_storage(url, write=True).engine.dispose()
+    return open_storage(url, write=False)
+
+
 def _connect_args(url: sa.URL) -> dict[str, Any]:
     """Of the driver: wait for a lock, but not for ever for a server that is gone. What the URL says comes first."""
     if url.get_backend_name() == "sqlite":
