@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rich.console import Console
@@ -79,10 +79,41 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
         yield advance
 
 
-def notice(message: str) -> None:
-    """One line on stderr: something that went well in the end, or that may go wrong later."""
-    sys.stderr.write(f"lcsc: {message}\n")
-    sys.stderr.flush()
+def notice(message: str, *, every_time: bool = False) -> None:
+    """One line on stderr: something that went well in the end, or that may go wrong later.
+
+    Args:
+        message: the line.
+        every_time: also where :func:`notices_once` has said it before.
+    """
+    if _listener is not None:
+        _listener(message)
+    elif _said is None or every_time or message not in _said:
+        sys.stderr.write(f"lcsc: {message}\n")
+        sys.stderr.flush()
+        if _said is not None:
+            _said.add(message)
+
+
+_said: set[str] | None = None  # of this process, whose threads give notice, too
+_listener: Callable[[str], None] | None = None
+
+
+@contextlib.contextmanager
+def notices_once() -> Iterator[None]:
+    """While this is open a line is said once: once a command, and not once a study."""
+    global _said
+    before, _said = _said, set() if _said is None else _said
+    try:
+        yield
+    finally:
+        _said = before
+
+
+def hand_notices_to(listener: Callable[[str], None]) -> None:
+    """Let somebody else say the lines of this process from now on: the one that has started it."""
+    global _listener
+    _listener = listener
 
 
 class _Lines:

@@ -319,7 +319,7 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             if pause is None or time.monotonic() + pause > start + PATIENCE_SECONDS or not is_transient(error):
                 safe = "what was committed is safe, run the same command to continue"
                 raise StudyStoreError(f"{problem}; {safe}") from error
-            notice(f"{problem}; trying again in {pause:g} s")
+            notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)
 
 
