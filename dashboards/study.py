@@ -20,7 +20,7 @@ from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.patterns import distances_of, improved_trials
-from lcsc_opt.views.progress import Progress, failures_of, progress_of, workers_of
+from lcsc_opt.views.progress import FailureReason, Progress, failures_of, progress_of, workers_of
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
@@ -172,7 +172,12 @@ def _failures(study: StudyHistory) -> Any:
         return ""
     rows = [[failure.reason, failure.attempts, failure.lost] for failure in found[:MOST_REASONS]]
     more = [html.P(f"and {len(found) - MOST_REASONS} more reasons", className="note")] * (len(found) > MOST_REASONS)
-    return parts.section("Failures", parts.table(("reason", "attempts", "trials lost"), rows), *more)
+    where = [_traceback(failure) for failure in found[:MOST_REASONS] if failure.traceback]
+    return parts.section("Failures", parts.table(("reason", "attempts", "trials lost"), rows), *more, *where)
+
+
+def _traceback(failure: FailureReason) -> Any:
+    return html.Details([html.Summary(failure.reason), html.Pre(failure.traceback)])
 
 
 def _links(study: StudyHistory) -> list[Any]:

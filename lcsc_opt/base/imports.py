@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lcsc_opt.base.code import note_called
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 
 
@@ -30,6 +27,7 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise error(f"{setting}: expected 'module:function', got {name!r}")
+    note_called(module_name)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as reason:
@@ -38,25 +36,6 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
         raise error(f"{setting}: {name!r} is a {type(found).__name__}; expected a function or a class")
     function: Callable[..., Any] = found
     return function
-
-
-def source_sha256(definition: Any) -> str | None:
-    """Digest of the file in which a function or a class is defined, whatever its comments and line breaks are.
-
-    A study goes on only where what it calls is what it was. ``None`` for what has no file of its own: built-in
-    functions, and those of installed packages, whose versions are known.
-    """
-    try:
-        path = inspect.getsourcefile(definition)
-    except TypeError:  # built in
-        return None
-    if path is None or "site-packages" in Path(path).parts:
-        return None
-    try:
-        parsed = ast.dump(ast.parse(Path(path).read_text(encoding="utf-8")))
-    except (OSError, SyntaxError, ValueError):
-        return None
-    return hashlib.sha256(parsed.encode()).hexdigest()
 
 
 STAND_IN = "torchvision._meta_registrations"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,43 @@ def cache_directory() -> Path:
     if chosen:
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownCheckpoints:
+    """The checkpoints that a study was begun with.
+
+    Attributes:
+        sha256: of the packed trajectory.
+        steps: ``[K]`` of training.
+        moved: whether the study file names another place now, where they have to be.
+        selected: whether they were chosen among more.
+    """
+
+    sha256: str
+    steps: tuple[int, ...]
+    moved: bool = False
+    selected: bool = False
+
+
+_known_checkpoints: contextvars.ContextVar[KnownCheckpoints | None] = contextvars.ContextVar(
+    "known_checkpoints", default=None
+)
+
+
+@contextlib.contextmanager
+def study_checkpoints(known: KnownCheckpoints | None) -> Iterator[None]:
+    """While this is open, :func:`known_checkpoints` are these."""
+    token = _known_checkpoints.set(known)
+    try:
+        yield
+    finally:
+        _known_checkpoints.reset(token)
+
+
+def known_checkpoints() -> KnownCheckpoints | None:
+    """Those of the study whose objective is being loaded; ``None`` where it is new."""
+    return _known_checkpoints.get()
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def notice(message: str, *, every_time: bool = False) -> None:
 
     Args:
         message: the line.
-        every_time: also where :func:`notices_once` has said it before.
+        every_time: also where :func:`said_once` has said it before.
     """
     if _listener is not None:
         _listener(message)
@@ -100,8 +100,8 @@ _listener: Callable[[str], None] | None = None
 
 
 @contextlib.contextmanager
-def notices_once() -> Iterator[None]:
-    """While this is open a line is said once: once a command, and not once a study."""
+def said_once() -> Iterator[None]:
+    """While this is open, a notice is not said again: a command may load an objective for several studies."""
     global _said
     before, _said = _said, set() if _said is None else _said
     try:

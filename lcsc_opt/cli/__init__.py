@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from lcsc_opt.base.errors import LcscError
-from lcsc_opt.base.progress import notices_once
+from lcsc_opt.base.progress import said_once
 from lcsc_opt.cli import dashboard, doctor, exports, landscape, profile, results, studies, trajectory
 from lcsc_opt.cli.output import complain
 
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run ``lcsc`` with these arguments; gives the exit status."""
     command = typer.main.get_command(app)
     try:
-        with notices_once():
+        with said_once():
             status = int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
     except LcscError as error:
         complain(str(error))

@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # drawing is imported where it is asked for
     from lcsc_opt.database.summary import OptimizerSummary
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Evaluate with other code of the objective than it was searched with.")
+]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
@@ -114,10 +117,17 @@ def evaluate(
     ] = None,
     groups: Annotated[int, typer.Option(min=1, help="Groups of held-out noise; several give a spread.")] = 1,
     first_group: Annotated[int, typer.Option(min=0, help="The seed of the first group; the others follow.")] = 0,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Make this the study's result, which export and compare go by.")
+    ] = False,
+    accept_code: AcceptCode = False,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Choose among the best trials on noise the search never saw; report that one, and EMA*, on yet other noise."""
+    """Choose among the best trials on noise the search never saw; report that one, and EMA*, on yet other noise.
+
+    The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
+    """
     from lcsc_opt.database.second import Second
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.held_out import HeldOutPlan
@@ -126,9 +136,12 @@ def evaluate(
     opened = open_storage(storage_url(storage), write=True)
     stored = StoredStudy.open(opened, study)
     plan = stored_plan(stored)
-    asked = HeldOutPlan.of(plan.spec.held_out, images=images, top=top, groups=groups, first_group=first_group)
+    how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
+    asked = HeldOutPlan.of(stored, **how, keep=keep)
     with stored.hold():
-        report = Experiment(opened, plan).evaluate(stored, asked)
+        report = Experiment(opened, plan).evaluate(stored, asked, accept_code=accept_code)
+    if not asked.keep:
+        say(f"{study}: a look only, the study's result is what it was; --keep replaces it")
     if output is Format.json:
         print_json(report)
         return
@@ -141,10 +154,9 @@ def evaluate(
 def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:
     by_number = {trial.number: trial for trial in study.trials()}
     shown = table("trial", "searched", _measured("selection", report), "", title=study.name)
-    for chosen in report["chosen_from"]:
-        trial = by_number[chosen]
+    for chosen, selection in zip(report["chosen_from"], report["selection"], strict=True):
         mark = "chosen" if chosen == report["trial"] else ""
-        shown.add_row(str(chosen), number(trial.value), number(trial.user_attrs["selection"]["loss"]), mark)
+        shown.add_row(str(chosen), number(by_number[chosen].value), number(selection), mark)
     console().print(shown)
 
 

@@ -21,6 +21,10 @@ TakeOver = Annotated[
 AcceptEnvironment = Annotated[
     bool, typer.Option("--accept-environment", help="Continue with other packages or another BLAS than before.")
 ]
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Continue with other code of the objective than before.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the whole traceback of an evaluation that fails.")]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
@@ -42,6 +46,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
+    accept_code: AcceptCode = False,
+    debug: Debug = False,
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
     from lcsc_opt.search.plan import plans
@@ -55,8 +61,8 @@ def run(
     if dry_run:
         _print_plans(spec, chosen, url)
     else:
-        how = {"take_over": take_over, "accept_environment": accept_environment, "lower_budget": budget is not None}
-        _run_plans(chosen, url, **how)
+        how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code}
+        _run_plans(chosen, url, lower_budget=budget is not None, debug=debug, **how)
 
 
 def _run_plans(chosen: Any, url: str, **how: bool) -> None:
@@ -83,9 +89,17 @@ def resume(
     budget: Annotated[
         int | None, typer.Option(min=1, help="A higher total, in the unit of the study's budget.")
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Evaluate the failed trials again, once their cause is mended.")
+    ] = False,
+    stop_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The share of failed trials that ends the search, from now on.")
+    ] = None,
     storage: Storage = None,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
+    accept_code: AcceptCode = False,
+    debug: Debug = False,
 ) -> None:
     """Finish the original budget of one study, without its study file; --budget raises it."""
     from lcsc_opt.search.experiment import Experiment
@@ -96,8 +110,10 @@ def resume(
     plan = stored_plan(StoredStudy.open(opened, study))
     if budget is not None:
         plan = raise_budget(plan, budget)
-    experiment = Experiment(opened, plan)
-    outcome = experiment.run(plan, take_over=take_over, accept_environment=accept_environment)
+    if stop_share is not None:
+        plan = plan.changed(failures=plan.spec.failures.model_copy(update={"stop_share": stop_share}))
+    how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code, "debug": debug}
+    outcome = Experiment(opened, plan).run(plan, retry_failed=retry_failed, **how)
     say(f"{plan.name}: {outcome}")
 
 
@@ -107,15 +123,23 @@ def fork(
     optimizer: Annotated[str | None, typer.Option(help="Another optimizer, with its defaults.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Another seed.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="New evaluations or images, as the source counts.")] = None,
+    checkpoints: Annotated[
+        list[str] | None,
+        typer.Option(help="Begin on these, which hold the source's and more, from the coefficients that it found."),
+    ] = None,
+    accept_environment: AcceptEnvironment = False,
+    accept_code: AcceptCode = False,
     storage: Storage = None,
 ) -> None:
     """Start a new study from the trials of another one; none of them is evaluated again."""
     from lcsc_opt.search.experiment import Experiment
-    from lcsc_opt.search.plan import fork as fork_study
+    from lcsc_opt.search.forking import fork as fork_study
 
     opened = open_storage(storage_url(storage), write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
-    plan = fork_study(StoredStudy.open(opened, source), new, optimizer=chosen, seed=seed, budget=budget)
+    how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
+    how |= {"accept_environment": accept_environment, "accept_code": accept_code}
+    plan = fork_study(StoredStudy.open(opened, source), new, optimizer=chosen, **how)
     say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
 
 
@@ -184,9 +208,11 @@ def show(
     for name, value in described.items():
         if name == "held_out_report" and value is not None:  # two of its parts have lines of their own
             value = {key: part for key, part in value.items() if key not in ("second", "warning")}
-        if name != "coefficients":
+        if name not in ("coefficients", "tracebacks"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)
+    for text in described["tracebacks"].values():
+        console().print(f"\n{text.rstrip()}", markup=False)
 
 
 def _readable(value: Any) -> str:

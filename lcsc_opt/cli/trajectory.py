@@ -49,7 +49,7 @@ def pack(
     """Pack saved checkpoints of one training run into one memory-mapped trajectory."""
     from lcsc_opt.trajectory import Selection
     from lcsc_opt.trajectory import pack as pack_checkpoints
-    from lcsc_opt.trajectory.packing import stored_in_words
+    from lcsc_opt.trajectory.opening import stored_in_words
 
     given = None if steps is None else [_step(part) for part in steps.split(",")]
     selection = Selection(last=last, first_step=first_step, window=window, interval=interval)

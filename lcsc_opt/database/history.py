@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.database.lease import Holder
-from lcsc_opt.database.names import compared, is_other_noise, label
+from lcsc_opt.database.names import SUCCEEDED, label
 from lcsc_opt.database.second import Second
 
 Floats = npt.NDArray[np.float64]
@@ -27,7 +27,6 @@ TRIAL = np.dtype(
         ("tell_index", np.int64),
         ("state", np.int8),
         ("inherited", np.bool_),
-        ("other_noise", np.bool_),
         ("started", np.float64),
         ("ended", np.float64),
         ("loss", np.float64),
@@ -36,9 +35,8 @@ TRIAL = np.dtype(
     ]
 )
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
-where unknown; ``loss`` is NaN unless the trial is complete; ``other_noise`` is whether it was evaluated on other noise
-than the search's; ``asked`` is how many images a failed trial was asked for, zero where no number was named; what it
-cost is zero where it is not known.
+where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
+zero where no number was named; what it cost is zero where it is not known.
 ``tell_index`` is its place among the results that the optimizer was told, the number where nothing else is stored."""
 
 
@@ -127,6 +125,7 @@ class StudyHistory:
         seed: of the study.
         trials: ``[n]`` of :data:`TRIAL`, by number.
         reasons: number → why each of its attempts failed; of trials that failed, or succeeded when tried again.
+        tracebacks: reason → Python's text of the last exception with it.
         steps: ``[K]`` training steps of the checkpoints.
         budget: ``{"evaluations": n}`` or ``{"images": n}``.
         workers: how many evaluate at once.
@@ -147,6 +146,7 @@ class StudyHistory:
     seed: int
     trials: Trials
     reasons: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    tracebacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
     steps: tuple[int, ...] = ()
     budget: Mapping[str, int] = dataclasses.field(default_factory=dict)
     workers: int = 1
@@ -182,7 +182,7 @@ class StudyHistory:
 
     @property
     def compared(self) -> Trials:
-        """:attr:`finished`, in which the losses that do not compare with others are NaN (:func:`compared`)."""
+        """:attr:`finished`, in which the losses that do not compare with others are NaN."""
         return compared_only(self.finished)
 
     @property
@@ -212,13 +212,9 @@ class StudyHistory:
 
 
 def compared_only(trials: Trials) -> Trials:
-    """A copy in which the losses that do not compare with others are NaN.
-
-    Args:
-        trials: at least all finished ones of a study.
-    """
+    """A copy in which the losses that do not compare with others are NaN."""
     kept = trials.copy()
-    kept["loss"][~compared(trials["loss"], trials["images"], trials["other_noise"])] = np.nan
+    kept["loss"][trials["state"] != TrialState.COMPLETE.value] = np.nan
     return kept
 
 
@@ -242,7 +238,7 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
 
 
 Rows = list[tuple[Any, ...]]
-"""Of trials: study, trial, number, state, start, end, value, and the texts of ``noise``, ``cost`` and ``attempts``."""
+"""Of trials: study, trial, number, state, start, end, value, and the texts of ``cost`` and ``attempts``."""
 
 
 def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
@@ -275,7 +271,19 @@ def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[st
     if not rows:
         return study
     trials = _merge(study.trials, _trials(rows, extras))
-    return dataclasses.replace(study, trials=trials, reasons={**study.reasons, **_reasons(rows, extras)})
+    attempts = _attempts(rows, extras)
+    reasons = {
+        number: tuple(str(attempt.get("reason", "unknown")) for attempt in made) for number, made in attempts.items()
+    }
+    texts = {
+        str(attempt["reason"]): str(attempt["traceback"])
+        for made in attempts.values()
+        for attempt in made
+        if "traceback" in attempt
+    }
+    return dataclasses.replace(
+        study, trials=trials, reasons={**study.reasons, **reasons}, tracebacks={**study.tracebacks, **texts}
+    )
 
 
 def _merge(before: Trials, fresh: Trials) -> Trials:
@@ -289,18 +297,17 @@ def _merge(before: Trials, fresh: Trials) -> Trials:
 
 def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
     found = np.zeros(len(rows), dtype=TRIAL)
-    _, ids, numbers, states, started, ended, values, noises, costs, _ = zip(*rows, strict=True)
+    _, ids, numbers, states, started, ended, values, costs, _ = zip(*rows, strict=True)
     found["trial_id"], found["number"] = ids, numbers
     found["tell_index"] = [
         extras.get(key, {}).get("tell_index", number) for key, number in zip(ids, numbers, strict=True)
     ]
     found["inherited"] = ["inherited" in extras.get(key, {}) for key in ids]
-    found["other_noise"] = [is_other_noise(parse(text, None)) if text else False for text in noises]
     found["state"] = [state.value for state in states]
     found["started"], found["ended"] = seconds(started), seconds(ended)
     loss = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
     found["asked"] = [extras.get(key, {}).get("images") or 0 for key in ids]
-    found["loss"] = np.where(found["state"] == TrialState.COMPLETE.value, loss, np.nan)
+    found["loss"] = np.where(np.isin(found["state"], [state.value for state in SUCCEEDED]), loss, np.nan)
     parsed = _parse_all(costs)
     for name in COSTS:
         found[name] = [cost.get(name, 0.0) for cost in parsed]
@@ -332,13 +339,13 @@ def parse(text: str | None, default: Any) -> Any:
         return default
 
 
-def _reasons(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, tuple[str, ...]]:
-    """Number → the reasons of its attempts, or the one that it was closed with."""
-    found = {}
+def _attempts(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    """Number → its attempts that failed, or the one that it was closed with."""
+    found: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         attempts = parse(row[-1], None) or [] if row[-1] else []
         if row[3] == TrialState.FAIL and not attempts:
             attempts = [extras.get(row[1], {})]
         if attempts:
-            found[row[2]] = tuple(str(attempt.get("reason", "unknown")) for attempt in attempts)
+            found[row[2]] = attempts
     return found

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
-from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.coefficients.plane import LANDSCAPE
 
 BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
@@ -45,35 +41,11 @@ def label(optimizer: str) -> str:
     return BASELINES.get(optimizer, optimizer)
 
 
-def compared(
-    losses: npt.NDArray[np.float64], images: npt.NDArray[np.float64], other_noise: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.bool_]:
-    """``[n]``, whether each trial of one study is compared with its others.
-
-    Those are the complete trials on the search's noise with as many images as the largest of them.
-
-    Args:
-        losses: ``[n]``, NaN where a trial is not complete.
-        images: ``[n]`` that each sampled; zeros where the objective samples none.
-        other_noise: ``[n]``, whether it was evaluated on other noise than the search's.
-    """
-    on_search = ~np.isnan(losses) & ~other_noise
-    return np.asarray(on_search & (images == images[on_search].max(initial=0)))
+SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
+"""Trials that have a loss. One whose loss does not compare with others, since its optimizer asked for other noise or
+another number of images, ends as pruned, so that nothing that reads Optuna's tables takes it for the best."""
 
 
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Those of a study's trials whose losses compare, in their order."""
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-    kept = compared(
-        np.array([trial.value for trial in complete], dtype=np.float64),
-        np.array([trial.user_attrs.get("cost", {}).get("images", 0) for trial in complete], dtype=np.float64),
-        np.array([is_other_noise(trial.user_attrs.get("noise")) for trial in complete], dtype=np.bool_),
-    )
-    return [trial for trial, is_kept in zip(complete, kept, strict=True) if is_kept]
-
-
-def is_other_noise(stored: Any) -> bool:
-    """Whether a trial's user attribute ``noise``, which trials on the search's noise lack, names another one."""
-    if not isinstance(stored, Mapping):
-        return False
-    return Noise(str(stored.get("group", SEARCH.group)), int(stored.get("seed", SEARCH.seed))) != SEARCH
+    return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]

@@ -217,8 +217,8 @@ def _empty(name: str, study_id: int) -> StudyHistory:
 
 
 def _select_trials(*conditions: Any) -> sa.Select[Any]:
-    """Study, trial, number, state, start, end, value, the candidate's noise, cost and attempts, as far as committed."""
-    attributes = [ATTRIBUTES.alias(key) for key in ("noise", "cost", "attempts")]
+    """Study, trial, number, state, start, end, value, its cost and its attempts, as far as committed."""
+    attributes = [ATTRIBUTES.alias(key) for key in ("cost", "attempts")]
     joined: Any = TRIALS.outerjoin(VALUES, (VALUES.c.trial_id == TRIALS.c.trial_id) & (VALUES.c.objective == 0))
     for attribute in attributes:
         joined = joined.outerjoin(

@@ -4,18 +4,22 @@ One Optuna study stands for one (study file, optimizer, seed) and is called ``di
 is the index of its ask. Everything is reachable with plain Optuna:
 
 =====================  =======================================================================================
-trial                  value (the loss), state, ``datetime_start``, ``datetime_complete``; for Optuna's plots the
+trial                  value (the loss), state (``PRUNED``, with the loss as its intermediate value, where that does
+                       not compare with others), ``datetime_start``, ``datetime_complete``; for Optuna's plots the
                        parameters ``sum_abs`` (Σ|a|) and ``effective`` (checkpoints that matter)
 user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index``; ``images`` and ``noise`` where other
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
-                       and the ``reason`` of a failed trial; ``held_out``, ``selection`` of trials scored on other
-                       noise; ``inherited`` of trials that were taken over from another study; ``tells_before`` where
+                       each with its ``traceback``, and the ``reason`` of a failed trial; ``told_failed`` where one is
+                       evaluated again, and its optimizer told of the failure; ``held_out``, ``selection`` of trials
+                       scored on other noise, ``look_held_out``, ``look_selection`` where that was a
+                       look; ``inherited`` of trials that were taken over from another study; ``tells_before`` where
                        results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
                        ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``:
                        how many trials may be between ask and tell; ``spread_images``), ``search_ended``, ``held_out``
-                       (the report), ``baselines`` (what was measured of EMA* and the like on held-out noise)
+                       (the report), ``baselines`` (what was measured of EMA* and the like on held-out noise),
+                       ``code_changes``
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
@@ -50,7 +54,9 @@ from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import tables as study_rows
 from lcsc_opt.database.connection import created_once, in_database, masked
 from lcsc_opt.database.lease import Lease, create_table, hold
+from lcsc_opt.database.names import SUCCEEDED
 
+TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
 INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
 
 T = TypeVar("T")
@@ -198,8 +204,11 @@ class StoredStudy:
 
         return self._write(add)
 
-    def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int) -> None:
-        """Commit a result: value, metrics, cost, gradient and the COMPLETE state, together."""
+    def finish(self, trial: TrialKey, evaluation: Evaluation, *, tell_index: int, compares: bool = True) -> None:
+        """Commit a result: value, metrics, cost, gradient and the state, together.
+
+        The state is COMPLETE; PRUNED where the loss does not compare with those of other trials.
+        """
         attributes: dict[str, Any] = {
             "metrics": dict(evaluation.metrics),
             "cost": evaluation.cost.as_dict(),
@@ -207,7 +216,8 @@ class StoredStudy:
         }
         if evaluation.gradient is not None:
             attributes["gradient"] = evaluation.gradient.tolist()
-        self._close(trial, TrialState.COMPLETE, attributes, value=evaluation.loss)
+        state = TrialState.COMPLETE if compares else TrialState.PRUNED
+        self._close(trial, state, attributes, value=evaluation.loss)
 
     def fail(self, trial: TrialKey, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
         """Commit a failure with its attempts, each a ``reason`` and its ``seconds``; the last one's is the trial's."""
@@ -218,6 +228,34 @@ class StoredStudy:
             "tell_index": tell_index,
         }
         self._close(trial, TrialState.FAIL, attributes, value=None)
+
+    def retry_failed(self) -> tuple[int, int]:
+        """Let this study's failed trials be evaluated again when it goes on; the study is held.
+
+        What came after the last success is forgotten, and asked anew. A trial that failed before keeps its candidate,
+        and its optimizer is told of the failure again, since all later candidates follow from that; its new result
+        counts everywhere else.
+
+        Returns:
+            How many trials are evaluated again, and how many were forgotten.
+        """
+        own = [trial for trial in self.trials() if "inherited" not in trial.user_attrs]
+        last = max((trial.number for trial in own if trial.state in SUCCEEDED), default=-1)
+        again = [trial for trial in own if trial.number < last and trial.state == TrialState.FAIL]
+        tail = [trial for trial in own if trial.number > last]
+        forgotten = tail if any(trial.state == TrialState.FAIL for trial in tail) else []
+
+        def change(connection: sa.Connection) -> None:
+            for trial in again:
+                study_rows.reopen_trial(connection, trial._trial_id, forget=("reason", "attempts", "cost"))
+                study_rows.replace_attributes(connection, trial._trial_id, {TOLD_FAILED: True})
+            study_rows.delete_trials(connection, [trial._trial_id for trial in forgotten])
+
+        self._write(change)
+        if again or forgotten:
+            self.set_attribute("search_ended", None)
+            self.set_attribute("held_out", None)
+        return len(again), len(forgotten)
 
     def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
         """One transaction, through Optuna's own tables; its interface would need one for each attribute."""

@@ -219,7 +219,7 @@ def different_samples(studies: Sequence[StudySummary]) -> str | None:
         return None
     return (
         "held-out losses are of different numbers of images or groups of noise and do not compare: "
-        "lcsc evaluate each STUDY with the same --images and --groups"
+        "lcsc evaluate each STUDY with the same --images and --groups, and --keep"
     )
 
 

@@ -27,10 +27,21 @@ ARTIFACT_PREFIX = "artifacts:"  # Optuna's key of a system attribute that descri
 STUDIES, STUDY_ATTRIBUTES = models.StudyModel.__table__, models.StudyUserAttributeModel.__table__
 DIRECTIONS = models.StudyDirectionModel.__table__
 TRIALS, VALUES = models.TrialModel.__table__, models.TrialValueModel.__table__
+INTERMEDIATE = models.TrialIntermediateValueModel.__table__
 ATTRIBUTES, PARAMETERS = models.TrialUserAttributeModel.__table__, models.TrialParamModel.__table__
-SYSTEM_ATTRIBUTES = models.TrialSystemAttributeModel.__table__
+SYSTEM_ATTRIBUTES, HEARTBEATS = models.TrialSystemAttributeModel.__table__, models.TrialHeartbeatModel.__table__
 
-_WRITTEN = (STUDIES, DIRECTIONS, STUDY_ATTRIBUTES, TRIALS, VALUES, ATTRIBUTES, PARAMETERS, SYSTEM_ATTRIBUTES)
+_WRITTEN = (
+    STUDIES,
+    DIRECTIONS,
+    STUDY_ATTRIBUTES,
+    TRIALS,
+    VALUES,
+    INTERMEDIATE,
+    ATTRIBUTES,
+    PARAMETERS,
+    SYSTEM_ATTRIBUTES,
+)
 _INSERT = {table: sa.insert(table) for table in _WRITTEN}
 _STUDY: sa.BindParameter[int] = sa.bindparam("of_study")
 _TRIAL: sa.BindParameter[int] = sa.bindparam("of_trial")
@@ -80,8 +91,7 @@ def _insert_ended(connection: sa.Connection, study_id: int, trials: Sequence[Fro
     ids = {number: int(key) for number, key in connection.execute(_NUMBERS, {"of_study": study_id})}
     attributes = [_attribute_rows("trial_id", ids[number], trial.user_attrs) for number, trial in enumerate(trials)]
     _insert(connection, ATTRIBUTES, [row for rows in attributes for row in rows])
-    values = [(ids[number], trial.value) for number, trial in enumerate(trials) if trial.value is not None]
-    _insert(connection, VALUES, [_value_row(trial_id, value) for trial_id, value in values])
+    _insert_values(connection, [(ids[number], trial.state, trial.value) for number, trial in enumerate(trials)])
 
 
 def insert_running(
@@ -120,11 +130,23 @@ def end_trial(
     if before != TrialState.RUNNING:
         return before == state and _has_result(connection, trial_id, attributes, value)
     replace_attributes(connection, trial_id, attributes)
-    if value is not None:
-        _insert(connection, VALUES, [_value_row(trial_id, value)])
+    _insert_values(connection, [(trial_id, state, value)])
     ended = datetime.datetime.now(datetime.timezone.utc)
     connection.execute(_END, {"of_trial": trial_id, "state": state, "datetime_complete": _utc(ended)})
     return True
+
+
+def reopen_trial(connection: sa.Connection, trial_id: int, *, forget: Sequence[str]) -> None:
+    """Make a failed trial RUNNING again, without these attributes."""
+    connection.execute(_END, {"of_trial": trial_id, "state": TrialState.RUNNING, "datetime_complete": None})
+    connection.execute(_FORGET, {"of_trial": trial_id, "keys": list(forget)})
+
+
+def delete_trials(connection: sa.Connection, trial_ids: Sequence[int]) -> None:
+    """Remove trials, with all that belongs to them."""
+    for table in (VALUES, INTERMEDIATE, ATTRIBUTES, PARAMETERS, SYSTEM_ATTRIBUTES, HEARTBEATS, TRIALS):
+        for trial_id in trial_ids:
+            connection.execute(sa.delete(table).where(table.c.trial_id == trial_id))
 
 
 def replace_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> None:
@@ -183,9 +205,22 @@ def _attribute_rows(owner: str, key: int, attributes: Mapping[str, Any]) -> list
     return [{owner: key, "key": name, "value_json": json.dumps(value)} for name, value in attributes.items()]
 
 
+def _insert_values(connection: sa.Connection, ended: Sequence[tuple[int, TrialState, float | None]]) -> None:
+    """The losses of trials; of a pruned one, as Optuna has it, also as its last intermediate value."""
+    known = [(trial_id, state, value) for trial_id, state, value in ended if value is not None]
+    _insert(connection, VALUES, [_value_row(trial_id, value) for trial_id, _, value in known])
+    pruned = [_intermediate_row(trial_id, value) for trial_id, state, value in known if state == TrialState.PRUNED]
+    _insert(connection, INTERMEDIATE, pruned)
+
+
 def _value_row(trial_id: int, value: float) -> dict[str, Any]:
     stored, kind = models.TrialValueModel.value_to_stored_repr(value)
     return {"trial_id": trial_id, "objective": 0, "value": stored, "value_type": kind}
+
+
+def _intermediate_row(trial_id: int, value: float) -> dict[str, Any]:
+    stored, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(value)
+    return {"trial_id": trial_id, "step": 0, "intermediate_value": stored, "intermediate_value_type": kind}
 
 
 def _summary_rows(trial_id: int, coefficients: Coefficients) -> list[dict[str, Any]]:

@@ -7,9 +7,10 @@ import gc
 import math
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,18 +21,26 @@ from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
+MOST_TRACEBACK = 8000  # characters that are kept of one, at its end
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
     """An evaluation that gave no finite loss: why, and how many seconds it took to find out.
 
-    ``retry`` is false where the library itself refused: it would do so again.
+    ``retry`` is false where the library itself refused: it would do so again. ``traceback`` is Python's text of the
+    exception, empty where there was none.
     """
 
     reason: str
     seconds: float
     retry: bool = True
+    traceback: str = ""
+
+    def as_attempt(self) -> dict[str, Any]:
+        """What the database keeps of it."""
+        known = {"reason": self.reason, "seconds": round(self.seconds, 3)}
+        return {**known, "traceback": self.traceback} if self.traceback else known
 
     def worth_another(self, attempts: int, policy: FailureSpec) -> bool:
         """Whether to try the candidate again after so many attempts."""
@@ -65,16 +74,17 @@ def _free_memory() -> None:
 
 
 def attempt(function: Callable[[], Value]) -> Value | Failure:
-    """Call, and turn an exception into a :class:`Failure` with its reason."""
+    """Call, and turn an exception, ``sys.exit`` too, into a :class:`Failure` with its reason."""
     start = time.perf_counter()
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line wherever it is shown
         retry = not isinstance(error, LcscError)
+        text = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
     _free_memory()
-    return Failure(reason, time.perf_counter() - start, retry)
+    return Failure(reason, time.perf_counter() - start, retry, text)
 
 
 def checked(outcome: Outcome, *, gradient: bool) -> Outcome:

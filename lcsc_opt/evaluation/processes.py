@@ -42,7 +42,7 @@ class WorkerPool:
     Args:
         load_objective: builds the objective inside each process; a picklable callable.
         workers: how many processes. The cores that this process may use are divided among them.
-        expected: what the objective of each process has to describe itself as: files may have changed since the
+        expected: the fingerprint that the objective of each process has to have: files may have changed since the
             coordinator loaded its own. Where it does not, futures raise StudyMismatchError. ``None`` checks nothing.
         environments: what each worker sets in its environment.
     """

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from threadpoolctl import threadpool_limits
 
+from lcsc_opt.base.code import changed_code
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
@@ -34,7 +35,7 @@ class WorkerSettings:
 
     Attributes:
         load_objective: builds the objective; picklable.
-        expected: what it has to describe itself as; ``None`` checks nothing.
+        expected: the fingerprint that it has to have; ``None`` checks nothing.
         threads: how many of the cores it may use.
         environment: set before torch looks for devices.
     """
@@ -97,10 +98,13 @@ def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
     _use_threads(settings.threads)
     objective = settings.load_objective()
     threadpool_limits(settings.threads, user_api="blas")  # of what is loaded by now
-    if settings.expected is not None and _as_json(objective.describe()) != _as_json(settings.expected):
+    if settings.expected is not None and _as_json(objective.fingerprint()) != _as_json(settings.expected):
+        code = changed_code(settings.expected["code"], objective.code)
         raise StudyMismatchError(
-            "a worker process found other files than the search began with (checkpoints, reference or weights changed "
-            "meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
+            f"a worker process found other code than the search began with: {code}; put it back"
+            if code
+            else "a worker process found other files than the search began with (checkpoints, reference or weights "
+            "changed meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
         )
     return Pipeline(objective) if isinstance(objective, StagedObjective) else InProcessEvaluator(objective)
 

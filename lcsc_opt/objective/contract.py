@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 import threading
 import time
+import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -78,10 +79,12 @@ class Objective(abc.ABC):
     Attributes:
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` where it has no weights.
         sampler: what samples images with the merged weights; ``None`` where there are no images.
+        code: digests of the user's own modules that it was loaded from, by name.
     """
 
     trajectory: Mergeable | None = None
     sampler: Sampler | None = None
+    code: Mapping[str, str] = types.MappingProxyType({})
 
     @property
     @abc.abstractmethod
@@ -99,6 +102,10 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON-able: everything that changes results. A study resumes only where this is what it was."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON-able: what :meth:`describe` says, and the code."""
+        return {"objective": self.describe(), "code": dict(self.code)}
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, as the end of a sentence, or ``None``."""

@@ -20,7 +20,7 @@ from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleSco
 from lcsc_opt.sampling import ImageNoise, Sampler
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.packing import open_or_pack
+from lcsc_opt.trajectory.opening import open_or_pack
 
 Positive = Annotated[int, Field(ge=1)]
 

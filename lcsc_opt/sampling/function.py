@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import source_sha256
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.differentiation import DifferentiableWeights, recomputed_calls
 from lcsc_opt.sampling.labels import ClassLabels
@@ -106,10 +105,9 @@ class FunctionSampler:
         return raised(self._checked(images, stop - start)).clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
-        """Settings that change the images, and the code of the function and of the model's class."""
+        """Settings that change the images; the code is :attr:`lcsc_opt.objective.contract.Objective.code`'s to tell."""
         return {
             "sampler": self.name,
-            "source": [source_sha256(defined) for defined in (self.function, type(self._network.module))],
             "options": self.options,
             "image_shape": list(self.image_shape),
             "labels": None if self.labels is None else self.labels.describe(),

@@ -11,10 +11,10 @@ from typing import Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import ObjectiveError, StudyMismatchError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
-from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
+from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.store import StoredStudy, study_names
@@ -36,8 +36,9 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.search.plan import Parallelism, Resolved, StudyPlan, build_space, resolve, stored_plan
+from lcsc_opt.search.plan import Parallelism, Resolved, StudyPlan, build_space, checkpoints_of, resolve, stored_plan
 from lcsc_opt.search.runner import Search
+from lcsc_opt.search.sameness import accepted_changes, objective_changes
 
 
 class Experiment:
@@ -45,12 +46,18 @@ class Experiment:
 
     def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
         self.storage = storage
-        self._spec, self._directory = plan.spec.objective, plan.directory
+        self._spec, self._directory, self._name = plan.spec.objective, plan.directory, plan.spec.name
 
     @functools.cached_property
     def objective(self) -> Objective:
         """The objective; loading it may train or read a model."""
-        return load_objective(self._spec, beside=self._directory)
+        return self._load()
+
+    @property
+    def _load(self) -> Callable[[], Objective]:
+        """What loads it, here and in worker processes, on the checkpoints that the experiment began with."""
+        known = checkpoints_of(self.storage, self._name, self._spec)
+        return functools.partial(load_objective, self._spec, beside=self._directory, checkpoints=known)
 
     def run(
         self,
@@ -58,7 +65,10 @@ class Experiment:
         *,
         take_over: bool = False,
         accept_environment: bool = False,
+        accept_code: bool = False,
         lower_budget: bool = False,
+        retry_failed: bool = False,
+        debug: bool = False,
     ) -> str:
         """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
 
@@ -66,7 +76,10 @@ class Experiment:
             plan: what to run. Where the study has a larger budget already, that one counts, and this is said.
             take_over: from another process that holds the study and is dead, though it does not look so.
             accept_environment: continue though packages or BLAS are not those that the study was begun with.
+            accept_code: continue though the code that the objective is made of is not what it was.
             lower_budget: the plan's budget counts also where it is the smaller one.
+            retry_failed: failed trials are evaluated again.
+            debug: print the whole traceback of an evaluation that fails.
 
         Returns:
             One line for people: what it came to.
@@ -82,14 +95,19 @@ class Experiment:
         plan = plan.continuing(study)
         if not lower_budget:
             plan = _with_larger_budget(plan, study)
-        if is_finished(study, plan):
+        if is_finished(study, plan) and not retry_failed:
             return f"finished already; {_outcome(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
-            self._check_same(study, accept_environment=accept_environment)
+            accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
+            self._note(study, accepted_changes(study, self.objective, **accepted))
+            if (specification := plan.specification()) != study.attributes["specification"]:
+                study.set_attribute("specification", specification)  # the checkpoints have moved
+            if retry_failed:
+                _retry_failed(study)
             with self._workers(plan) as pool:
                 if not search_ended(study, plan):
-                    self._search(study, plan, pool)
+                    self._search(study, plan, pool, debug=debug)
                 report = held_out is not None and study.attributes.get("held_out") is None
                 if held_out is not None and report:
                     self._report(study, plan, HeldOutPlan(held_out.images, held_out.top), pool)
@@ -103,23 +121,11 @@ class Experiment:
         else:
             notice(f"{plan.spec.name}: nothing is held out: {nothing}")
 
-    def _check_same(self, study: StoredStudy, *, accept_environment: bool) -> None:
-        """Other packages, another BLAS, other weights may give other numbers, and would do so silently."""
-        fingerprint, now = study.attributes["fingerprint"], environment()
-        difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
-        if difference and not accept_environment:
-            raise StudyMismatchError(
-                f"{study.name}: begun in another environment: {difference}. Go back to it, or continue in this one "
-                "with --accept-environment"
-            )
-        if difference:
-            study.set_attribute("fingerprint", {**fingerprint, "environment": now})
-        study.require("fingerprint", self.objective.describe(), part="objective")
-        trajectory = self.objective.trajectory
-        if trajectory is not None and trajectory.touched:
-            trajectory.verify()  # its hash is the manifest's; the weights may be others
+    def _note(self, study: StoredStudy, changes: Mapping[str, Any]) -> None:
+        for name, value in changes.items():
+            study.set_attribute(name, value)
 
-    def evaluate(self, study: StoredStudy, plan: HeldOutPlan) -> dict[str, Any]:
+    def evaluate(self, study: StoredStudy, plan: HeldOutPlan, *, accept_code: bool = False) -> dict[str, Any]:
         """Report on a study that is held, with an objective that is still what it was.
 
         Raises:
@@ -128,11 +134,12 @@ class Experiment:
         """
         if nothing := self.objective.why_nothing_held_out():
             raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
-        study.require("fingerprint", self.objective.describe(), part="objective")
+        self._note(study, objective_changes(study, self.objective, study.attributes, accept_code=accept_code))
         stored = stored_plan(study)
         with self._workers(stored) as pool:
             report = self._score(study, stored, plan, pool)
-        attach_figures(self.storage, study, self.objective)
+        if plan.keep:
+            attach_figures(self.storage, study, self.objective)
         return report
 
     def _score(
@@ -144,7 +151,7 @@ class Experiment:
         with self._one_by_one(pool) as evaluate:
             return score_held_out(study, self.objective, held_out, retrying(evaluate, plan.spec.failures))
 
-    def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None) -> None:
+    def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None, *, debug: bool) -> None:
         attributes, budget = study.attributes, plan.spec.budget
         resolved = resolve(plan, self.objective, attributes)
         if attributes.get("parallelism") is None:
@@ -153,6 +160,8 @@ class Experiment:
             study.set_attribute("search_ended", None)  # first, so that a crash in between leaves work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
+        if (policy := plan.spec.failures.model_dump()) != attributes["failures"]:
+            study.set_attribute("failures", policy)
         before = attributes["fingerprint"]["environment"]
         with contextlib.closing(self._evaluator(resolved.parallelism, pool)) as evaluator:
             search = Search(
@@ -165,6 +174,7 @@ class Experiment:
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
                 describe_difference=lambda: describe_difference(before, environment()),
+                debug=debug,
             )
             _run_with_progress(search, study.name, budget)
         exhausted = search.spent < budget.total
@@ -203,9 +213,8 @@ class Experiment:
         if plan.workers == 1 and not plan.devices:
             yield None
             return
-        load = functools.partial(load_objective, plan.spec.objective, beside=plan.directory)
-        expected = self.objective.describe()
-        pool = WorkerPool(load, plan.workers, expected=expected, environments=_environments(plan))
+        expected = self.objective.fingerprint()
+        pool = WorkerPool(self._load, plan.workers, expected=expected, environments=_environments(plan))
         with contextlib.closing(pool):
             yield pool
 
@@ -238,6 +247,12 @@ def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
             f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"
         )
     return []
+
+
+def _retry_failed(study: StoredStudy) -> None:
+    again, forgotten = study.retry_failed()
+    later = f"; {forgotten} after the last success are forgotten, and asked anew" if forgotten else ""
+    notice(f"{study.name}: {again} failed trials are evaluated again{later}")
 
 
 def _with_larger_budget(plan: StudyPlan, study: StoredStudy) -> StudyPlan:

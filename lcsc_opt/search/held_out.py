@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
+from lcsc_opt.base.errors import SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.base.study_file import HeldOutSpec
@@ -36,6 +36,7 @@ DEFAULT_TOP = 5
 EMA = "EMA*"
 LAST = "last checkpoint"
 DEFAULT_EMA = "default EMA"
+LOOK = "look_"  # before the names of attributes of evaluations that are not kept
 MEASURED = "baselines"  # the attribute of a study that keeps what was measured of them
 
 Report = dict[str, Any]
@@ -52,6 +53,7 @@ class HeldOutPlan:
         groups: of held-out noise.
         first_group: the seed of the first of them; the others follow.
         baselines: whether EMA* is measured on the same noise, too.
+        keep: whether the report becomes the study's result. What a look measures is remembered, and changes nothing.
     """
 
     images: int = DEFAULT_IMAGES
@@ -59,20 +61,36 @@ class HeldOutPlan:
     groups: int = 1
     first_group: int = 0
     baselines: bool = False
+    keep: bool = True
 
     @classmethod
     def of(
         cls,
-        spec: HeldOutSpec | None,
+        study: StoredStudy,
         *,
         images: int | None = None,
         top: int | None = None,
         groups: int = 1,
         first_group: int = 0,
+        keep: bool = False,
     ) -> HeldOutPlan:
-        """What ``lcsc evaluate`` was asked for; what it was not is the study file's, else the default."""
-        stored = HeldOutSpec(images=DEFAULT_IMAGES, top=DEFAULT_TOP) if spec is None else spec
-        return cls(images or stored.images, top or stored.top, groups, first_group, baselines=True)
+        """What ``lcsc evaluate`` was asked for; what it was not is the study file's, else the default.
+
+        It is kept where that is asked for, and where there is no result yet and it is no smaller than planned.
+
+        Raises:
+            StudySpecError: fewer images are to be kept than the study file asks for.
+        """
+        asked = study.attributes.get("held_out_plan")
+        planned = HeldOutSpec(images=DEFAULT_IMAGES, top=DEFAULT_TOP) if asked is None else HeldOutSpec(**asked)
+        images = images or planned.images
+        if keep and asked is not None and images < planned.images:
+            raise StudySpecError(
+                f"--keep: {images:,} images are fewer than the {planned.images:,} that the study file asks for; leave "
+                "--keep out for a look, or --images"
+            )
+        first = study.attributes.get("held_out") is None and images >= planned.images
+        return cls(images, top or planned.top, groups, first_group, baselines=True, keep=keep or first)
 
     @property
     def noises(self) -> list[Noise]:
@@ -96,17 +114,19 @@ def score_held_out(
     What an earlier call has measured with as many images, an interrupted one too, is not measured again.
 
     Args:
-        study: its trials get ``selection``, the chosen one and the study get ``held_out``.
+        study: its trials get ``selection``, the chosen one and the study get ``held_out``; of a look, trials get
+            ``look_selection`` and ``look_held_out`` instead, and the study nothing.
         objective: the study's.
         plan: with how many images, on which noise.
         evaluate: one candidate; ``None`` has the objective do it here.
 
     Returns:
         What the study's ``held_out`` attribute then is: ``trial``, ``loss``, ``metrics``, ``images``, ``groups`` (each
-        with its ``seed``, ``loss`` and ``metrics``), ``chosen_from``; of several groups ``loss`` and ``metrics`` are
-        means, and ``loss_std`` and ``metrics_std`` their sample standard deviations. ``baselines``, where some were
-        measured: name → ``loss``, ``metrics``, … and where it is from. ``second``, where the objective has a second
-        metric: see :class:`lcsc_opt.database.second.Second`; ``warning`` where it did not gain with the loss.
+        with its ``seed``, ``loss`` and ``metrics``), ``chosen_from`` with its ``selection`` losses; of several groups
+        ``loss`` and ``metrics`` are means, and ``loss_std`` and ``metrics_std`` their sample standard deviations.
+        ``baselines``, where some were measured: name → ``loss``, ``metrics``, … and where it is from. ``second``, where
+        the objective has a second metric: see :class:`lcsc_opt.database.second.Second`; ``warning`` where it did not
+        gain with the loss.
 
     Raises:
         StudyStoreError: when no trial is complete, or none of them on the search's noise.
@@ -124,19 +144,31 @@ def score_held_out(
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
         scored: list[tuple[float, FrozenTrial]] = []
         for trial in trials:
-            scored.append((_selection_loss(study, evaluate, trial, plan.images), trial))
+            scored.append((_selection_loss(study, evaluate, trial, plan), trial))
             advance()
         chosen = min(scored, key=lambda pair: (pair[0], pair[1].number))[1]
         reported = _held_out(study, evaluate, chosen, plan, second, advance)
-        report = {"trial": chosen.number, **reported, "chosen_from": [trial.number for trial in trials]}
+        choice = {"chosen_from": [trial.number for trial in trials], "selection": [loss for loss, _ in scored]}
+        report = {"trial": chosen.number, **reported, **choice}
         if baselines:
             measure = functools.partial(_measure_baseline, study, evaluate, plan=plan, second=second, advance=advance)
             measured = {baseline.name: measure(baseline) for baseline in baselines}
             report["baselines"] = {name: result for name, result in measured.items() if result is not None}
     if second is not None:
         _add_second(study, report, second)
-    study.set_attribute("held_out", report)
+    if plan.keep:
+        study.set_attribute("held_out", report)
     return report
+
+
+def _attribute(name: str, plan: HeldOutPlan) -> str:
+    """Where the database keeps what was measured for a plan."""
+    return name if plan.keep else f"{LOOK}{name}"
+
+
+def _measured(known: Mapping[str, Any], name: str) -> list[Any]:
+    """What was measured before, for a result or for a look."""
+    return [known[key] for key in (name, f"{LOOK}{name}") if known.get(key)]
 
 
 def _add_second(study: StoredStudy, report: Report, metric: str) -> None:
@@ -151,14 +183,15 @@ def _add_second(study: StoredStudy, report: Report, metric: str) -> None:
         notice(f"{study.name}: {warning}")
 
 
-def _selection_loss(study: StoredStudy, evaluate: Evaluate, trial: FrozenTrial, images: int) -> float:
-    known = trial.user_attrs.get(SELECTION.group)
-    if known is None or known["images"] != images:
-        where = f"{study.name}: trial {trial.number}"
-        evaluation = _evaluated(evaluate, _coefficients(trial), SELECTION, images, where)
-        known = {**_numbers(evaluation), "images": images}
-        study.annotate(TrialKey.of(trial), {SELECTION.group: known})
-    return float(known["loss"])
+def _selection_loss(study: StoredStudy, evaluate: Evaluate, trial: FrozenTrial, plan: HeldOutPlan) -> float:
+    for known in _measured(trial.user_attrs, SELECTION.group):
+        if known["images"] == plan.images:
+            return float(known["loss"])
+    where = f"{study.name}: trial {trial.number}"
+    evaluation = _evaluated(evaluate, _coefficients(trial), SELECTION, plan.images, where)
+    measured = {**_numbers(evaluation), "images": plan.images}
+    study.annotate(TrialKey.of(trial), {_attribute(SELECTION.group, plan): measured})
+    return evaluation.loss
 
 
 def _held_out(
@@ -170,21 +203,22 @@ def _held_out(
     advance: Callable[..., None],
 ) -> Report:
     """Every group of a trial; each is written as soon as it is known."""
-    groups = _known_groups(trial.user_attrs.get("held_out"), plan.images, second)
+    groups = _known_groups(_measured(trial.user_attrs, "held_out"), plan.images, second)
     for noise in plan.noises:
         if noise.seed not in groups:
             where = f"{study.name}: trial {trial.number}"
             groups[noise.seed] = _numbers(_evaluated(evaluate, _coefficients(trial), noise, plan.images, where))
-            study.annotate(TrialKey.of(trial), {"held_out": _summary(groups, plan.images)})
+            study.annotate(TrialKey.of(trial), {_attribute("held_out", plan): _summary(groups, plan.images)})
         advance(note=f"{groups[noise.seed]['loss']:.4g}")
+    if plan.keep:  # also what was measured for a look
+        study.annotate(TrialKey.of(trial), {"held_out": _summary(groups, plan.images)})
     return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
 
 
-def _known_groups(stored: Any, images: int, second: str | None) -> dict[int, Report]:
+def _known_groups(sources: Sequence[Any], images: int, second: str | None) -> dict[int, Report]:
     """Seed → what was measured already with so many images, the second metric, where there is one, among it."""
-    if not stored or stored["images"] != images:
-        return {}
-    known = [group for group in stored["groups"] if second is None or second in group["metrics"]]
+    groups = [group for stored in sources if stored["images"] == images for group in stored["groups"]]
+    known = [group for group in groups if second is None or second in group["metrics"]]
     return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
 
 
@@ -228,7 +262,7 @@ class _Baseline:
     name: str
     coefficients: Coefficients
     origin: Report
-    stored: Any = None
+    stored: Sequence[Any] = ()
 
 
 def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, second: str | None) -> list[_Baseline]:
@@ -253,20 +287,26 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, seco
 
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     """The best of the EMA grids of an experiment that have this study's objective; what they measured with it."""
-    objective = study.attributes["fingerprint"]["objective"]
+    searched = _function_of(study)
     names = [name for name in study_names(study.storage) if is_ours(name) and split_name(name)[0] == experiment]
     opened = {name: StoredStudy.open(study.storage, name) for name in names}
     grids = [
         summarize(other)
         for name, other in opened.items()
-        if BASELINES.get(split_name(name)[1]) == EMA and other.attributes["fingerprint"]["objective"] == objective
+        if BASELINES.get(split_name(name)[1]) == EMA and _function_of(other) == searched
     ]
     ema = best_ema(grids)
     if ema is None or ema.best_coefficients is None:
         return None
     [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.best_trial]
     origin = {"study": ema.study, "trial": trial.number}
-    return _Baseline(EMA, ema.best_coefficients, origin, trial.user_attrs.get("held_out"))
+    return _Baseline(EMA, ema.best_coefficients, origin, _measured(trial.user_attrs, "held_out"))
+
+
+def _function_of(study: StoredStudy) -> tuple[Any, Any]:
+    """What it searched, and with which code."""
+    fingerprint = study.attributes["fingerprint"]
+    return fingerprint["objective"], fingerprint.get("code")
 
 
 def _measure_baseline(
@@ -282,14 +322,13 @@ def _measure_baseline(
 
     What this study has measured of it before is kept with the study, also where it was interrupted.
     """
-    sources = (_kept(study, baseline), baseline.stored)
-    groups = {seed: group for known in sources for seed, group in _known_groups(known, plan.images, second).items()}
+    groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, second)
     try:
         for noise in plan.noises:
             if noise.seed not in groups:
                 evaluation = _evaluated(evaluate, baseline.coefficients, noise, plan.images, baseline.name)
                 groups[noise.seed] = _numbers(evaluation)
-                _keep(study, baseline, _summary(groups, plan.images))
+                _keep(study, baseline, _summary(groups, plan.images), _attribute(MEASURED, plan))
             advance()
     except SearchFailedError as error:
         notice(f"{error}; it is left out")
@@ -297,13 +336,12 @@ def _measure_baseline(
     return {**baseline.origin, **_summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)}
 
 
-def _kept(study: StoredStudy, baseline: _Baseline) -> Report | None:
-    """What this study has measured of the baseline, if it was the same model then."""
-    stored: Report | None = (study.attributes.get(MEASURED) or {}).get(baseline.name)
-    same = stored is not None and stored["coefficients"] == baseline.coefficients.tolist()
-    return stored if same else None
+def _kept(study: StoredStudy, baseline: _Baseline) -> list[Report]:
+    """What this study has measured of the baseline, where it was the same model then."""
+    known = [measured[baseline.name] for measured in _measured(study.attributes, MEASURED) if baseline.name in measured]
+    return [stored for stored in known if stored["coefficients"] == baseline.coefficients.tolist()]
 
 
-def _keep(study: StoredStudy, baseline: _Baseline, measured: Report) -> None:
+def _keep(study: StoredStudy, baseline: _Baseline, measured: Report, attribute: str) -> None:
     known = {baseline.name: {**baseline.origin, **measured, "coefficients": baseline.coefficients.tolist()}}
-    study.set_attribute(MEASURED, {**(study.attributes.get(MEASURED) or {}), **known})
+    study.set_attribute(attribute, {**(study.attributes.get(attribute) or {}), **known})

@@ -204,6 +204,7 @@ def _create(experiment: Experiment, plan: StudyPlan, source: StoredStudy, *, acc
             raise StudySpecError("--images: this objective does not sample as many images as it is told to")
         described = {**described, "images": stored["objective"].get("images")}
     source.require("fingerprint", described, part="objective")
+    source.require("fingerprint", dict(objective.code), part="code")
     attributes = {
         **plan.attributes(objective),
         PLANE_ATTRIBUTE: _projection(plan, objective),

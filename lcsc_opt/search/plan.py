@@ -9,21 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError, OptimizerError, StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import BudgetSpec, NameSpec, OptimizerSpec, SpaceSpec, StudySpec, parse_study
+from lcsc_opt.base.study_file import (
+    BudgetSpec,
+    ObjectiveSpec,
+    OptimizerSpec,
+    SpaceSpec,
+    StudySpec,
+    parse_study,
+)
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.names import is_ours, split_name
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import workers_for_this_machine
-from lcsc_opt.exports import chosen_trial
+from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
 from lcsc_opt.search.runner import most_in_flight
+
+CHECKPOINTS = "checkpoints"  # the setting that names them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +91,7 @@ class StudyPlan:
         """
         known = (study.attributes.get("specification") or {}).get("workers")
         plan = self.changed(workers=known) if self.spec.workers == "auto" and known else self
-        study.require("specification", plan.specification())
+        study.require("specification", _with_checkpoints_of(study, plan.specification()))
         return plan
 
     def specification(self) -> dict[str, Any]:
@@ -98,7 +110,7 @@ class StudyPlan:
         budget, held_out = self.spec.budget.model_dump(), self.spec.held_out
         return {
             "specification": self.specification(),
-            "fingerprint": {"objective": objective.describe(), "environment": environment()},
+            "fingerprint": {**objective.fingerprint(), "environment": environment()},
             "budget": budget,
             "optimizer_budget": budget,
             "failures": self.spec.failures.model_dump(),
@@ -106,8 +118,49 @@ class StudyPlan:
             "holds_out": objective.why_nothing_held_out() is None,
             "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
+            "checkpoints": _packed_sha256(objective),
             "directory": None if self.directory is None else str(self.directory),
         }
+
+
+def _packed_sha256(objective: Objective) -> str | None:
+    """The identity of the checkpoints themselves, however they are merged; ``None`` where they are not packed."""
+    try:
+        return packed_trajectory(objective.trajectory).sha256
+    except ObjectiveError:
+        return None
+
+
+def _checkpoints_named(specification: Mapping[str, Any]) -> Any:
+    return specification["objective"]["settings"].get(CHECKPOINTS)
+
+
+def _with_checkpoints_of(study: StoredStudy, specification: dict[str, Any]) -> dict[str, Any]:
+    """The specification, but checkpoints are named as in the stored study: their hash says which they are."""
+    stored, objective = study.attributes.get("specification"), specification["objective"]
+    if not stored or not study.attributes.get("checkpoints") or CHECKPOINTS not in objective["settings"]:
+        return specification
+    settings = {**objective["settings"], CHECKPOINTS: _checkpoints_named(stored)}
+    return {**specification, "objective": {**objective, "settings": settings}}
+
+
+def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) -> KnownCheckpoints | None:
+    """Those that the first study of an experiment with this objective was begun with; ``None`` where there is none.
+
+    All studies of an experiment are on the same checkpoints, or they could not be compared.
+    """
+    for name in study_names(storage):
+        if not (is_ours(name) and split_name(name)[0] == experiment):
+            continue
+        study = StoredStudy.open(storage, name)
+        stored = study.attributes
+        asked = {"objective": spec.model_dump()}
+        kept = (stored.get("specification") or {}).get("objective")
+        if stored.get("checkpoints") and _with_checkpoints_of(study, asked)["objective"] == kept:
+            moved = _checkpoints_named(asked) != kept["settings"].get(CHECKPOINTS)
+            selected = bool(kept["settings"].get("select"))
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved, selected)
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,49 +349,3 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
 
 def _origin(spec: SpaceSpec, steps: tuple[int, ...]) -> Coefficients:
     return default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
-
-
-def fork(
-    source: StoredStudy,
-    experiment: str,
-    *,
-    optimizer: OptimizerSpec | None = None,
-    seed: int | None = None,
-    budget: int | None = None,
-) -> StudyPlan:
-    """Create a study that takes over every finished trial of another one, without evaluating any again.
-
-    The new study is called ``experiment/optimizer/seed``. Its optimizer is told the inherited trials in their order
-    before it asks for its first candidate (those whose losses compare, unless it follows gradients), and it starts from
-    the best of them; its budget counts new evaluations.
-
-    Returns:
-        The plan to run.
-
-    Raises:
-        StudyStoreError: when the source has no complete trial, or the new study exists.
-    """
-    origin, of_source = chosen_trial(source)[1], stored_plan(source)
-    known = of_source.spec
-    plan = of_source.changed(
-        name=parse_settings(NameSpec, {"name": experiment}, source="the new experiment").name,
-        optimizers=(optimizer or of_source.optimizer,),
-        seeds=(of_source.seed if seed is None else seed,),
-        budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
-    )
-    plan = dataclasses.replace(plan, origin=tuple(origin.tolist()))
-    configure(plan.optimizer)
-    same_way = plan.optimizer.name == of_source.optimizer.name  # another one may wait where this did not
-    attributes = {
-        **source.attributes,
-        "specification": plan.specification(),
-        "budget": plan.spec.budget.model_dump(),
-        "origin": origin.tolist(),
-        "optimizer_budget": plan.spec.budget.model_dump(),
-        "forked_from": source.name,
-        "search_ended": None,
-        "held_out": None,
-        **({} if same_way else {"parallelism": None}),
-    }
-    source.copy_to(plan.name, attributes)
-    return plan

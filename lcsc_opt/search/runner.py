@@ -22,25 +22,32 @@ from typing import Any
 import numpy as np
 from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import OptimizerError, ReplayError, SearchFailedError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.spans import ASK, TELL, span
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
-from lcsc_opt.database.store import StoredStudy, TrialKey, candidate_attributes
+from lcsc_opt.database.names import SUCCEEDED
+from lcsc_opt.database.store import TOLD_FAILED, StoredStudy, TrialKey, candidate_attributes
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
+MOST_REASONS = 5  # that a run prints; the database keeps all
 FEW_TRIALS = 10  # before so many, a share of failures says nothing
 
 
 @dataclasses.dataclass
 class _Asked:
-    """A trial between ask and tell."""
+    """A trial between ask and tell.
+
+    Attributes:
+        told_failed: whether the optimizer was told of a failure, and is so again, whatever the trial comes to now.
+    """
 
     trial: TrialKey
     candidate: Candidate
@@ -49,6 +56,7 @@ class _Asked:
     future: concurrent.futures.Future[Outcome] | None = None
     outcome: Outcome | None = None
     tell_index: int | None = None
+    told_failed: bool = False
 
 
 class Search:
@@ -64,6 +72,7 @@ class Search:
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         describe_difference: says what changed in the environment, for the message when replay fails.
+        debug: whether the whole traceback of a failure is printed, and not only its last lines.
     """
 
     def __init__(
@@ -78,11 +87,12 @@ class Search:
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
         describe_difference: Callable[[], str] = lambda: "",
+        debug: bool = False,
     ) -> None:
         self._study, self._optimizer, self._evaluator = study, optimizer, evaluator
         self._budget, self._images_per_evaluation, self._tells = budget, images_per_evaluation, tells
         self._policy = FailureSpec() if failures is None else failures
-        self._describe_difference = describe_difference
+        self._describe_difference, self._debug = describe_difference, debug
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
@@ -91,6 +101,8 @@ class Search:
         self._committed = 0
         self._worst: float | None = None
         self._last_reason = ""
+        self._said: set[str] = set()  # reasons of failures
+        self._succeeded = any(trial.state in SUCCEEDED for trial in trials)
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
@@ -121,7 +133,10 @@ class Search:
         while self._in_flight:
             self._tell_next(on_tell)
         if self.told and self.failures == self.told:
-            raise SearchFailedError(f"{self._study.name}: all {self.told} trials failed; {self._last_reason}")
+            raise SearchFailedError(
+                f"{self._study.name}: all {self.told} trials failed; the last one: {self._last_reason}. Mend the "
+                f"cause, then: lcsc resume {self._study.name} --retry-failed"
+            )
 
     def _price(self, request: Request) -> int:
         """What a candidate takes of the budget."""
@@ -168,11 +183,13 @@ class Search:
         stored = self._stored[number]
         self._verify(stored, number, candidate)
         asked = _Asked(TrialKey.of(stored), candidate, parameter, list(stored.user_attrs.get("attempts", ())))
+        asked.told_failed = TOLD_FAILED in stored.user_attrs
+        if stored.state.is_finished() or asked.told_failed:
+            asked.tell_index = int(stored.user_attrs.get("tell_index", stored.number))  # unless closed elsewhere
+            self._committed = max(self._committed, asked.tell_index + 1)
         if not stored.state.is_finished():
             return self._submit(asked)
         asked.outcome = stored_outcome(stored)
-        asked.tell_index = int(stored.user_attrs.get("tell_index", stored.number))  # unless closed by another program
-        self._committed += 1
         return asked
 
     def _submit(self, asked: _Asked) -> _Asked:
@@ -197,8 +214,12 @@ class Search:
         self._in_flight.remove(asked)
         assert asked.outcome is not None
         request = request_of(asked.parameter)
-        loss = self._loss_to_tell(asked.outcome, asked.trial.number, request)
-        attach_evaluation(asked.parameter, asked.outcome if isinstance(asked.outcome, Evaluation) else None)
+        if asked.told_failed:
+            loss = self._loss_told_before(asked, request)
+        else:
+            loss = self._loss_to_tell(asked.outcome, asked.trial.number, request)
+        told = None if asked.told_failed or isinstance(asked.outcome, Failure) else asked.outcome
+        attach_evaluation(asked.parameter, told)
         with span(TELL), blas_threads(1):
             self._optimizer.tell(asked.parameter, loss)
         self.told += 1
@@ -210,8 +231,9 @@ class Search:
         if self._tells == "ordered":
             oldest = self._in_flight[0]
             return None if oldest.outcome is None else oldest
-        finished = [asked for asked in self._in_flight if asked.tell_index is not None]
-        return min(finished, key=lambda asked: asked.tell_index or 0, default=None)
+        placed = [asked for asked in self._in_flight if asked.tell_index is not None]
+        first = min(placed, key=lambda asked: asked.tell_index or 0, default=None)
+        return first if first is not None and first.outcome is not None else None
 
     def _commit_finished(self) -> None:
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
@@ -223,37 +245,78 @@ class Search:
 
     def _commit(self, asked: _Asked, outcome: Outcome) -> None:
         """Write a result; a failed attempt is written too, and the same candidate tried again."""
-        tell_index = asked.trial.number if self._tells == "ordered" else self._committed
+        tell_index = asked.tell_index
+        if tell_index is None:
+            tell_index = asked.trial.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
-            asked.attempts.append({"reason": outcome.reason, "seconds": round(outcome.seconds, 3)})
+            self._say_why(asked.trial.number, outcome)
+            asked.attempts.append(outcome.as_attempt())
             if outcome.worth_another(len(asked.attempts), self._policy):
                 self._study.annotate(asked.trial, {"attempts": asked.attempts})
                 self._submit(asked)
                 return
             self._study.fail(asked.trial, asked.attempts, tell_index=tell_index)
+            self._stop_when_nothing_can_succeed(asked)
         else:
-            self._study.finish(asked.trial, outcome, tell_index=tell_index)
+            self._succeeded = True
+            compares = request_of(asked.parameter).compares(self._images_per_evaluation)
+            self._study.finish(asked.trial, outcome, tell_index=tell_index, compares=compares)
         asked.outcome, asked.tell_index = outcome, tell_index
-        self._committed += 1
+        self._committed = max(self._committed, tell_index + 1)
+
+    def _say_why(self, number: int, failure: Failure) -> None:
+        """The first of the failures with one reason: where it was, or the whole traceback where that is wanted."""
+        if failure.reason in self._said or len(self._said) == MOST_REASONS:
+            return
+        self._said.add(failure.reason)
+        lines = failure.traceback.rstrip().splitlines()
+        frames = [index for index, line in enumerate(lines) if line.startswith("  File ")]
+        shown = lines if self._debug or not frames else lines[frames[-1] : -1]  # the last line is the reason
+        notice("\n".join([f"{self._study.name}: trial {number}: {failure.reason}", *shown]))
+
+    def _stop_when_nothing_can_succeed(self, asked: _Asked) -> None:
+        """A candidate that raised the same each time, before anything has succeeded: the code is broken."""
+        raised = {attempt["reason"] for attempt in asked.attempts if "traceback" in attempt}
+        if not self._succeeded and len(asked.attempts) > 1 and len(raised) == 1:
+            raise SearchFailedError(
+                f"{self._study.name}: trial {asked.trial.number} raised the same error {len(asked.attempts)} times, "
+                f"and nothing has succeeded yet: {asked.attempts[-1]['reason']}. Mend it, then: lcsc resume "
+                f"{self._study.name} --retry-failed; lcsc show prints the whole traceback"
+            )
+
+    def _loss_told_before(self, asked: _Asked, request: Request) -> float:
+        """What an optimizer was told of a trial that had failed and is evaluated again: its search is built on it."""
+        told = FIRST_FAILURE_LOSS if self._worst is None else self._worst
+        if isinstance(asked.outcome, Failure):
+            self._count_failure(asked.outcome)
+        elif asked.outcome is not None:
+            self._remember_best(asked.outcome.loss, asked.trial.number, request)
+        return told
+
+    def _remember_best(self, loss: float, number: int, request: Request) -> None:
+        if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
+            self.best = (loss, number)
+
+    def _count_failure(self, failure: Failure) -> None:
+        self.failures += 1
+        self._last_reason = failure.reason
 
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
         """The loss; for a failed trial the worst loss told before it, so that the optimizer turns away from there."""
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
-            if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
-                self.best = (loss, number)
+            self._remember_best(loss, number, request)
             return loss
-        self.failures += 1
-        self._last_reason = outcome.reason
+        self._count_failure(outcome)
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
 
     def _stop_when_too_many_failed(self) -> None:
         if self.told >= FEW_TRIALS and self.failures > self._policy.stop_share * self.told:
             raise SearchFailedError(
                 f"{self._study.name}: {self.failures} of {self.told} trials failed, more than failures.stop_share "
-                f"{self._policy.stop_share:g}; the last one: {self._last_reason}. Mend the cause, then go on with a "
-                "larger failures.stop_share in the study file, or begin again under another name"
+                f"{self._policy.stop_share:g}; the last one: {self._last_reason}. Mend the cause, then: lcsc resume "
+                f"{self._study.name} --retry-failed; or let more of them fail: --stop-share 1"
             )
 
 
@@ -271,7 +334,7 @@ def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
 def stored_outcome(trial: FrozenTrial) -> Outcome:
     """What a finished trial of the database ended with."""
     cost: Mapping[str, Any] = trial.user_attrs.get("cost", {})
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
+    if trial.state in SUCCEEDED and trial.value is not None:
         gradient = trial.user_attrs.get("gradient")
         known = None if gradient is None else np.array(gradient, dtype=np.float64)
         return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known)

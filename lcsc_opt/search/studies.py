@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
-from lcsc_opt.base.progress import notices_once
+from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, parse_study, read_study_file
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -50,8 +50,7 @@ class Study:
         Raises:
             CatalogError: its file cannot be loaded.
         """
-        plan = stored_plan(self._stored)
-        return loading.load_objective(plan.spec.objective, beside=plan.directory)
+        return Experiment(self._stored.storage, stored_plan(self._stored)).objective
 
     @property
     def state(self) -> str:
@@ -89,8 +88,9 @@ class Study:
     def trials(self) -> list[dict[str, Any]]:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
-        ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``), ``loss``, ``coefficients`` (a list, ``[K]``),
-        ``metrics`` (name → value), ``images``, ``seconds``, and the ``reason`` of a failure; ``None`` where unknown.
+        ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` where the loss does not compare with
+        others), ``loss``, ``coefficients`` (a list, ``[K]``), ``metrics`` (name → value), ``images``, ``seconds``, and
+        the ``reason`` of a failure; ``None`` where unknown.
         """
         return [_row(trial) for trial in self._stored.trials()]
 
@@ -129,6 +129,7 @@ def run(
     storage: str | None = None,
     take_over: bool = False,
     accept_environment: bool = False,
+    accept_code: bool = False,
 ) -> list[Study]:
     """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
 
@@ -140,6 +141,7 @@ def run(
         storage: the database's URL; ``None`` takes that of ``LCSC_STORAGE``, the study file or ``sqlite:///studies.db``.
         take_over: from a process that is dead but seems to run a study.
         accept_environment: continue with other packages or another BLAS than a study was begun with.
+        accept_code: continue though the code that the objective is made of is not what it was.
 
     Returns:
         A study for each optimizer and seed, in the order of the file.
@@ -155,11 +157,12 @@ def run(
     url = storage_url(storage, spec.storage)
     opened = open_storage(url, write=True)
     chosen = plans(spec, directory, optimizers=optimizers, seeds=seeds)
-    with notices_once():
+    with said_once():
         run_each(
             checked_experiments(chosen, opened),
             take_over=take_over,
             accept_environment=accept_environment,
+            accept_code=accept_code,
             lower_budget=budget is not None,
         )
     return [Study(plan.name, url) for plan in chosen]

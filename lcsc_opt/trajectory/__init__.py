@@ -8,7 +8,8 @@
 
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_step, read_checkpoint
 from lcsc_opt.checkpoints.finding import Selection, find_checkpoints
-from lcsc_opt.trajectory.packing import open_or_pack, pack
+from lcsc_opt.trajectory.opening import open_or_pack
+from lcsc_opt.trajectory.packing import pack
 from lcsc_opt.trajectory.store import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 

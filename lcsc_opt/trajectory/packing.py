@@ -83,64 +83,13 @@ def pack(
     checked_dtype(dtype)
     out = Path(out)
     _check_free(out, overwrite=overwrite)
-    sources = _selected(find_sources(find_checkpoints(patterns, key=key), steps), selection)
+    sources = selected(find_sources(find_checkpoints(patterns, key=key), steps), selection)
 
     def busy() -> None:
         raise TrajectoryError(f"Another process packs to {out}: wait until it is done.")
 
     with only_process(out, busy=busy):
-        return _pack(sources, out, key, fingerprint(sources, key, dtype), dtype)
-
-
-def open_or_pack(
-    patterns: Patterns,
-    *,
-    cache: Path,
-    key: str | None = None,
-    selection: Selection = EVERYTHING,
-    steps: Sequence[int] | None = None,
-    dtype: str | None = None,
-) -> Trajectory:
-    """Open a packed trajectory, or pack checkpoints once and open the result from then on.
-
-    What is packed lies in ``CACHE/trajectories`` under the hash of the sources' paths, sizes and times, their steps,
-    the key and the dtype, and stays there until somebody deletes it. A second process that asks for the same waits for
-    the first; after an interruption the next call goes on where it stopped.
-
-    Args:
-        patterns: a packed trajectory alone, or what :func:`pack` takes.
-        cache: the folder for what can be made again.
-        key: as for :func:`pack`; of a packed trajectory it must be the one it was packed with.
-        selection: as for :func:`pack`; a packed trajectory has been selected already.
-        steps: as for :func:`pack`.
-        dtype: as for :func:`pack`, ``None`` is ``exact``; of a packed trajectory it must be the one it stores.
-
-    Raises:
-        CheckpointError, TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
-    """
-    checked_dtype(dtype)
-    alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
-    if len(alone) == 1 and is_packed(Path(alone[0]).expanduser()):
-        return _open_packed(Path(alone[0]).expanduser(), key, selection, steps, dtype)
-    sources = _selected(find_sources(find_checkpoints(alone, key=key), steps), selection)
-    dtype = dtype or EXACT
-    identity = fingerprint(sources, key, dtype)
-    out = cache / "trajectories" / f"{identity[:24]}.trajectory"
-    if not out.exists():
-        with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
-            if not out.exists():  # nor made while this process waited
-                notice(f"packing {len(sources)} checkpoints once, to {out}")
-                packed = _pack(sources, out, key, identity, dtype)
-                if packed.stored:
-                    notice(stored_in_words(packed))
-    return Trajectory.open(out)
-
-
-def stored_in_words(trajectory: Trajectory) -> str:
-    """What storing differences costs, for people."""
-    error = trajectory.relative_error
-    measured = "not measured" if error is None else f"{error:.2g} of the merged weights"
-    return f"stored as {trajectory.stored} differences; their error in combinations such as searches find: {measured}"
+        return pack_sources(sources, out, key, fingerprint(sources, key, dtype), dtype)
 
 
 def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> list[Source]:
@@ -168,7 +117,12 @@ def _twice(earlier: Source, later: Source, paths: Sequence[Path]) -> TrajectoryE
     return TrajectoryError(f"{message} Leave one out.")
 
 
-def _selected(sources: list[Source], selection: Selection) -> list[Source]:
+def selected(sources: list[Source], selection: Selection) -> list[Source]:
+    """Those of the sources that are asked for; which these are is said.
+
+    Raises:
+        TrajectoryError: fewer than two.
+    """
     steps = [source.step for source in sources]
     chosen = [sources[position] for position in selection.choose(steps)]
     if selection.given:
@@ -203,25 +157,8 @@ def _identity(path: Path) -> tuple[str, int, int]:
     )
 
 
-def _open_packed(
-    path: Path, key: str | None, selection: Selection, steps: Sequence[int] | None, dtype: str | None
-) -> Trajectory:
-    trajectory = Trajectory.open(path)
-    if selection.given or steps is not None:
-        asked = ", ".join([*selection.given, *(["steps"] if steps is not None else [])])
-        raise TrajectoryError(f"{path} is packed already: leave out {asked}, or name the checkpoints it was made from.")
-    packed = trajectory.metadata.get("key", "")
-    if key is not None and key != packed:
-        raise TrajectoryError(f"{path} was packed with the key {packed!r}, not {key!r}: leave it out, or pack again.")
-    there = trajectory.stored or EXACT
-    if dtype not in (None, there):
-        raise TrajectoryError(
-            f"{path} stores {there}, not {dtype}: leave {dtype} out, or name the checkpoints it was made from."
-        )
-    return trajectory
-
-
-def _pack(sources: list[Source], out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
+def pack_sources(sources: list[Source], out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
+    """Pack into ``out``, going on where a call with the same ``identity`` stopped; nobody else does so meanwhile."""
     partial = out.with_name(f"{out.name}.partial")
     _discard_other(partial, identity)
     _fill(partial, sources, key, identity, dtype)

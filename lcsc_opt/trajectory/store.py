@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -48,19 +48,23 @@ class Trajectory:
         self._combining = self._from(Mapped(self._rows))
 
     @classmethod
-    def open(cls, path: str | Path) -> Trajectory:
+    def open(cls, path: str | Path, *, steps: Sequence[int] | None = None) -> Trajectory:
         """Map the trajectory at ``path``.
 
+        Args:
+            path: the folder.
+            steps: ``[K]``, of only these checkpoints; ``None`` takes all.
+
         Raises:
-            TrajectoryError: there is none, its manifest is broken, it holds no checkpoint, or it is
-                truncated.
+            TrajectoryError: there is none, its manifest is broken, it holds no checkpoint, it is truncated, or it has
+                none of one of the ``steps``.
         """
         path = Path(path)
         stamp = _stamp(path)  # before reading: a change in between is then noticed
         manifest = load_manifest(path)
         if not manifest.checkpoints:
             raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
-        return cls(path, manifest, stamp)
+        return cls(path, manifest if steps is None else _only(manifest, steps, path), stamp)
 
     def on(self, device: torch.device | str, *, how: How | None = None) -> Trajectory:
         """The same trajectory, merged and projected where that is wanted, in the fastest way there is.
@@ -88,7 +92,7 @@ class Trajectory:
         return placed
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Trajectory.open, (self.path,)
+        return _open, (self.path, self.steps)
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -319,6 +323,19 @@ class Trajectory:
         if not kept:
             raise TrajectoryError(f"{self.path} was changed since it was opened: open it again.")
         self._stamp = stamp
+
+
+def _open(path: Path, steps: tuple[int, ...]) -> Trajectory:
+    return Trajectory.open(path, steps=steps)
+
+
+def _only(manifest: Manifest, steps: Sequence[int], path: Path) -> Manifest:
+    """The manifest of some of its checkpoints."""
+    kept = tuple(saved for saved in manifest.checkpoints if saved.step in steps)
+    if missing := sorted(set(steps) - {saved.step for saved in kept}):
+        there = len(manifest.checkpoints)
+        raise TrajectoryError(f"{path} has no checkpoint of step {missing[0]}: it holds {there} others.")
+    return manifest.model_copy(update={"checkpoints": kept})
 
 
 def _rows(path: Path, manifest: Manifest) -> Rows:

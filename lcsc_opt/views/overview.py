@@ -34,6 +34,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
         "space": {key: value for key, value in specification.get("space", {}).items() if value is not None},
         "objective": specification.get("objective", {}),
+        "code_changes": attributes.get("code_changes", []),
         "compared_trials": int(np.count_nonzero(~np.isnan(read[0].compared["loss"]))),
         "best_trial": summary.best_trial,
         "best_coefficients": None if best is None else describe_coefficients(best, summary.steps),
@@ -42,6 +43,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "warning": summary.warning,
         "failed": summary.failures,
         "failure_reasons": failure_reasons(read[0]),
+        "tracebacks": dict(read[0].tracebacks),
         "seconds_per_trial": seconds_per_trial(read[0]),
     }
 

@@ -113,12 +113,16 @@ def workers_of(study: StudyHistory, *, now: float | None = None) -> Workers:
 
 @dataclasses.dataclass(frozen=True)
 class FailureReason:
-    """One reason, how often it came up, and in which trials; ``lost`` trials have failed, others succeeded later."""
+    """One reason, how often it came up, and in which trials; ``lost`` trials have failed, others succeeded later.
+
+    ``traceback`` is Python's text of the last exception with this reason, empty where there was none.
+    """
 
     reason: str
     attempts: int
     trials: tuple[int, ...]
     lost: int
+    traceback: str = ""
 
 
 def failures_of(study: StudyHistory) -> list[FailureReason]:
@@ -128,7 +132,8 @@ def failures_of(study: StudyHistory) -> list[FailureReason]:
     found = []
     for reason, count in attempts.most_common():
         numbers = tuple(sorted(number for number, reasons in study.reasons.items() if reason in reasons))
-        found.append(FailureReason(reason, count, numbers, len(lost.intersection(numbers))))
+        text = study.tracebacks.get(reason, "")
+        found.append(FailureReason(reason, count, numbers, len(lost.intersection(numbers)), text))
     return found
 
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.progress import notice, notices_once, progress
+from lcsc_opt.base.progress import notice, progress, said_once
 
 
 class Clock:
@@ -98,7 +98,7 @@ def test_a_terminal_gets_a_bar_with_count_rate_and_note(monkeypatch: pytest.Monk
 
 def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
-        with notices_once(), notices_once():
+        with said_once(), said_once():
             for _ in range(2):
                 notice("packing")
                 notice("trying again", every_time=True)

@@ -74,14 +74,14 @@ def build(settings):
 """
 
 
-def history(losses: Sequence[float], images: Sequence[int], other_noise: Sequence[int] = ()) -> StudyHistory:
+def history(losses: Sequence[float], images: Sequence[int], pruned: Sequence[int] = ()) -> StudyHistory:
     """A study whose trials lost so much over so many images; a second and two calls an image each."""
     trials = np.zeros(len(losses), dtype=TRIAL)
     trials["number"] = trials["tell_index"] = np.arange(len(losses))
     trials["state"] = TrialState.COMPLETE.value
     trials["loss"], trials["images"], trials["seconds"] = losses, images, 1
     trials["model_calls"] = 2 * trials["images"]
-    trials["other_noise"][list(other_noise)] = True
+    trials["state"][list(pruned)] = TrialState.PRUNED.value
     return StudyHistory(0, "digits-200/LCSC/0", "digits-200", "LCSC", 0, trials)
 
 
@@ -102,7 +102,7 @@ class TestAnswers:
         ]
 
     def test_trials_that_do_not_compare_cost_and_answer_nothing(self) -> None:
-        study = history([0.1, 9, 0.2, 8], [500, 1000, 1000, 1000], other_noise=[2])
+        study = history([0.1, 9, 0.2, 8], [500, 1000, 1000, 1000], pruned=[0, 2])
         found = answers(study, LIMITS)
         assert [(answer.limit, answer.trial) for answer in found] == [(2000, 1), (3000, 1), (5000, 3)]
         assert [(answer.images, answer.model_calls, answer.seconds) for answer in found] == [
@@ -110,7 +110,7 @@ class TestAnswers:
         ]
 
     def test_there_is_no_answer_before_the_first_trial_that_compares(self) -> None:
-        assert answers(history([0.1], [1000], other_noise=[0]), LIMITS) == []
+        assert answers(history([0.1], [1000], pruned=[0]), LIMITS) == []
 
     def test_a_search_that_has_ended_is_not_asked_again(self) -> None:
         assert [answer.limit for answer in answers(history([5, 3], [1000] * 2), LIMITS)] == [1000, 2000]

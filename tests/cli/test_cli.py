@@ -185,7 +185,7 @@ def test_list_and_show(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluate_chooses_again_among_more(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"])
     capsys.readouterr()
-    assert lcsc(["evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--format", "json"]) == 0
+    assert lcsc(["evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["images"] == 0  # a function samples none
     assert len(report["chosen_from"]) == 4
@@ -246,7 +246,10 @@ def test_an_objective_that_always_fails_is_a_failed_search(tiny: Path, capsys: p
     settings = {**STUDY["objective"]["settings"], "callable": "my_losses:broken"}  # type: ignore[index]
     write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
     assert lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"]) == 1
-    assert "the GPU is on fire" in complaint(capsys)
+    [*where, last] = capsys.readouterr().err.splitlines()
+    assert any("my_losses.py" in line for line in where)
+    assert last.startswith("lcsc: ")
+    assert "the GPU is on fire" in last
 
 
 BAD_STUDIES = [
@@ -405,7 +408,10 @@ def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path, caps
     with (tiny.parent / "my_losses.py").open("a") as module:  # loaded already, so a new process must see this
         module.write(f"\n_loss = loss\ndef loss(c):\n    open({str(calls)!r}, 'a').write('x')\n    return _loss(c)\n")
     command = ["-c", "from lcsc_opt.cli import main; main()", "fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA"]
-    subprocess.run([sys.executable, *command, "--budget", "6"], check=True)
+    command += ["--budget", "6"]
+    assert subprocess.run([sys.executable, *command], check=False).returncode == 2, "its code is not what it was"
+    assert "forked/CMA/0" not in optuna.get_all_study_names("sqlite:///studies.db")
+    subprocess.run([sys.executable, *command, "--accept-code"], check=True)
     study = optuna.load_study(study_name="forked/CMA/0", storage="sqlite:///studies.db")
     inherited, new = study.trials[:15], study.trials[15:]
     assert [t.value for t in inherited] == [t.value for t in source.trials]

@@ -34,7 +34,10 @@ def loss(coefficients):
 """
 STUDY = {
     "name": "tiny",
-    "objective": {"file": "function.py", "settings": {"callable": "doctors_losses:loss", "steps": [10, 20, 30]}},
+    "objective": {
+        "file": "function.py",
+        "settings": {"callable": "doctors_losses:loss", "held_out": "doctors_losses:loss", "steps": [10, 20, 30]},
+    },
     "optimizers": ["LCSC"],
     "seeds": [0],
     "budget": {"evaluations": 6},
@@ -156,7 +159,7 @@ UNREPAIRABLE: list[tuple[str, Callable[[], None], str, int | None]] = [
         2,
     ),
     ("reason", lambda: sql("UPDATE trials SET state = 'FAIL' WHERE number = 2"), "failed without a reason", 2),
-    ("state", lambda: sql("UPDATE trials SET state = 'PRUNED' WHERE number = 2"), "its state is PRUNED", 2),
+    ("state", lambda: sql("UPDATE trials SET state = 'WAITING' WHERE number = 2"), "its state is WAITING", 2),
     ("bad state", lambda: sql("UPDATE trials SET state = 'ODD' WHERE number = 2"), "its state is ODD", 2),
     ("specification", lambda: study_attribute("specification", None), "lacks what every study", None),
     ("fingerprint", lambda: study_attribute("fingerprint", {}), "does not name the objective", None),

@@ -130,7 +130,7 @@ def test_an_objective_that_a_worker_cannot_load_is_told_as_it_is() -> None:
 
 
 def test_parts_of_another_objective_are_refused() -> None:
-    pool = WorkerPool(Stages, 2, expected={"stages": False})
+    pool = WorkerPool(Stages, 2, expected={"objective": {"stages": False}, "code": {}})
     evaluator = SpreadEvaluator(Stages(), pool)
     try:
         with pytest.raises(StudyMismatchError, match="other files"):

@@ -156,12 +156,13 @@ def test_only_trials_that_compare_are_chosen_from(url: str) -> None:
     asked = [(5.0, 10, SEARCH), (0.1, 10, Noise("search", 3)), (0.2, 2, SEARCH), (4.0, 10, SEARCH)]
     for number, (loss, images, noise) in enumerate(asked[1:2]):
         key = study.add_candidate(Candidate(coefficients(number), noise=noise))
-        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number)
+        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=False)
     with pytest.raises(StudyStoreError, match="no complete trial on the search's noise"):
         score_held_out(study, TwoSpaces(), PLAN)
     for number, (loss, images, noise) in enumerate(asked, start=1):
         key = study.add_candidate(Candidate(coefficients(number), images=images, noise=noise))
-        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number)
+        compares = images == 10 and noise == SEARCH
+        study.finish(key, Evaluation(loss, {}, Cost(images=images)), tell_index=number, compares=compares)
     assert [trial.number for trial in best_trials(study.trials(), 5)] == [4, 1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import statistics
@@ -11,9 +12,9 @@ import optuna
 import pytest
 import yaml
 
-from lcsc_opt.base.errors import ObjectiveError, SearchFailedError
+from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudySpecError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.study_file import FailureSpec, HeldOutSpec
+from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
@@ -157,12 +158,43 @@ def test_a_baseline_that_fails_does_not_lose_the_report(study: StoredStudy, caps
     assert "out of memory; it is left out" in capsys.readouterr().err
 
 
-def test_options_come_before_the_study_file_and_that_before_the_defaults() -> None:
-    assert HeldOutPlan.of(None) == HeldOutPlan(DEFAULT_IMAGES, 5, baselines=True)
+def test_options_come_before_the_study_file_and_that_before_the_defaults(study: StoredStudy) -> None:
+    assert HeldOutPlan.of(study) == HeldOutPlan(DEFAULT_IMAGES, 5, baselines=True)
     assert DEFAULT_IMAGES == 50_000
-    spec = HeldOutSpec(images=300, top=2)
-    assert HeldOutPlan.of(spec) == HeldOutPlan(300, 2, baselines=True)
-    assert HeldOutPlan.of(spec, images=10, top=1, groups=3, first_group=4) == HeldOutPlan(10, 1, 3, 4, baselines=True)
+    study.set_attribute("held_out_plan", {"images": 300, "top": 2})
+    assert HeldOutPlan.of(study) == HeldOutPlan(300, 2, baselines=True)
+    look = HeldOutPlan(10, 1, 3, 4, baselines=True, keep=False)
+    assert HeldOutPlan.of(study, images=10, top=1, groups=3, first_group=4) == look
+
+
+def test_only_the_first_report_and_what_is_asked_for_is_kept(study: StoredStudy) -> None:
+    study.set_attribute("held_out_plan", {"images": 300, "top": 2})
+    assert HeldOutPlan.of(study, images=400).keep
+    study.set_attribute("held_out", {"loss": 1.0})
+    assert not HeldOutPlan.of(study, images=400).keep
+    assert HeldOutPlan.of(study, images=300, keep=True).keep
+    with pytest.raises(StudySpecError, match="299 images are fewer than the 300 that the study file asks for"):
+        HeldOutPlan.of(study, images=299, keep=True)
+    study.set_attribute("held_out_plan", None)
+    assert HeldOutPlan.of(study, images=20, keep=True).keep, "nobody planned more"
+
+
+def test_a_look_changes_nothing_and_is_not_measured_twice(study: StoredStudy) -> None:
+    kept = score_held_out(study, Recording(), HeldOutPlan(images=20, top=2))
+    before, rows = study.attributes, [dict(trial.user_attrs) for trial in study.trials()]
+    look = HeldOutPlan(images=30, top=4, groups=2, baselines=True, keep=False)
+    report = score_held_out(study, Recording(), look)
+    assert (report["images"], len(report["chosen_from"])) == (30, 4)
+    assert study.attributes["held_out"] == kept
+    assert {name: study.attributes.get(name) for name in before} == before
+    for trial, known in zip(study.trials(), rows, strict=True):
+        assert {name: trial.user_attrs.get(name) for name in known} == known
+    again = Recording()
+    assert score_held_out(study, again, look) == report
+    assert again.asked == []
+    assert score_held_out(study, again, dataclasses.replace(look, keep=True)) == report == study.attributes["held_out"]
+    assert again.asked == []
+    assert study.trials()[report["trial"]].user_attrs["held_out"]["loss"] == report["loss"]
 
 
 @pytest.fixture
@@ -179,7 +211,8 @@ def test_evaluate_prints_every_metric_and_ema_star(finished: Path, capsys: pytes
     assert "EMA*: small/EMAGrid/0" in printed
     assert all(column in printed for column in ("fid", "kid", "±"))
 
-    assert lcsc(["evaluate", STUDY, "--images", "30", "--groups", "3", "--format", "json"]) == 0
+    assert "held_out" not in optuna.load_study(study_name=STUDY, storage=STORAGE).user_attrs, "it was a look"
+    assert lcsc(["evaluate", STUDY, "--images", "30", "--groups", "3", "--keep", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["loss"] < report["baselines"]["EMA*"]["loss"]
     assert set(report["metrics_std"]) == {"fid", "kid"}

@@ -32,7 +32,7 @@ def test_a_budget_in_images_is_counted_in_images() -> None:
 
 def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     """As the runner counts them: it may ask for 40 images, and they are gone when none comes."""
-    columns = {"images": [10.0, 0.0, 0.0, 4.0], "asked": [0.0, 0.0, 40.0, 0.0], "other_noise": [0, 0, 1, 1]}
+    columns = {"images": [10.0, 0.0, 0.0, 4.0], "asked": [0.0, 0.0, 40.0, 0.0], "state": [1, 3, 3, 2]}
     study = history([3.0, None, None, 2.0], ended=False, holder=ALIVE, budget={"images": 100}, columns=columns)
     assert progress_of(study).done == 10 + 10 + 40 + 4
     inherited = history(

@@ -14,7 +14,7 @@ from lcsc_opt.diagnostics.doctor.rows import StudyRows, TrialRows
 from lcsc_opt.search.plan import StudyPlan
 
 REQUIRED = ("specification", "fingerprint", "budget", "steps", "failures", "optimizer_budget")
-STATES = ("RUNNING", "COMPLETE", "FAIL")  # that lcsc_opt writes
+STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL")  # that lcsc_opt writes
 TELL_ORDER = "tell order"  # what TELL_INDEX is where it cannot be repaired
 
 

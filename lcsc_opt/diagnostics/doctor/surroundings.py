@@ -205,6 +205,7 @@ def _load(experiment: Experiment) -> tuple[Objective | None, str]:
 def _compare(study: StoredStudy, objective: Objective) -> Iterator[Finding]:
     try:
         study.require("fingerprint", objective.describe(), part="objective")
+        study.require("fingerprint", dict(objective.code), part="code")
         study.require("steps", list(objective.steps))
     except StudyMismatchError as error:
         text = str(error).removeprefix(f"{study.name}: ").partition(". Give the study")[0]

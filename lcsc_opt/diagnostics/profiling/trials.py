@@ -12,13 +12,14 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.base.records import Cost
 from lcsc_opt.base.spans import listening
 from lcsc_opt.base.study_file import BudgetSpec
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import StudyPlan
@@ -133,7 +134,7 @@ def times_of(trials: Sequence[FrozenTrial], clock: SpanClock) -> TrialTimes:
     """
     ended = sorted((trial for trial in trials if trial.datetime_complete is not None), key=_end)
     measured = ended[WARM_UP:]
-    complete = [trial for trial in measured if trial.state == TrialState.COMPLETE]
+    complete = [trial for trial in measured if trial.state in SUCCEEDED]
     if not complete:
         reason = next((str(t.user_attrs["reason"]) for t in ended if "reason" in t.user_attrs), "there were too few")
         raise SearchFailedError(f"no trial could be measured: {reason}")

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.clip import ClipExtractor
 from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor
 from lcsc_opt.metrics.extractors.inception import InceptionExtractor
+from lcsc_opt.metrics.extractors.own import own_extractor
 
 PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
     "inception": InceptionExtractor,
@@ -47,7 +49,9 @@ def _from_factory(name: str, device: torch.device | str) -> FeatureExtractor:
         raise MetricError(
             f"extractor {name}: made {type(made).__name__}, which lacks name, dimension or the call images → features"
         )
-    return made
+    module = name.partition(":")[0]
+    file = module_file(module)
+    return own_extractor(made, {} if file is None else {module: file})
 
 
 def _takes_device(factory: Callable[..., Any]) -> bool:

@@ -1,0 +1,125 @@
+"""The user's own code that a study calls: which modules it is made of, and whether they are what they were.
+
+A study goes on only where what it calls has not changed. Installed packages are left out, since their versions are
+known, and so is this library.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import contextvars
+import hashlib
+import importlib.machinery
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from lcsc_opt.base.catalog import shipped_directory
+
+_called: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("called_modules", default=None)
+
+
+@contextlib.contextmanager
+def called_modules() -> Iterator[set[str]]:
+    """The names of the modules that a study file's ``module:function`` settings name while this is open."""
+    names: set[str] = set()
+    token = _called.set(names)
+    try:
+        yield names
+    finally:
+        _called.reset(token)
+
+
+def note_called(module: str) -> None:
+    """Say that a setting names this module."""
+    if (names := _called.get()) is not None:
+        names.add(module)
+
+
+def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
+    """Digests of modules of the user's own, and of all such modules that they import, wherever in their text.
+
+    Comments and line breaks do not count.
+
+    Args:
+        sources: name → file; a module's own name, where it has one by which others import it.
+
+    Returns:
+        Name → SHA-256 in hex, by name. What is installed, built in or cannot be read is left out.
+    """
+    found: dict[str, str] = {}
+    waiting = dict(sources)
+    while waiting:
+        name, path = waiting.popitem()
+        if name in found or not _is_local(path):
+            continue
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (OSError, SyntaxError, ValueError):
+            continue
+        found[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        files = {imported: module_file(imported) for imported in _imports(tree, package) if imported not in found}
+        waiting.update({imported: file for imported, file in files.items() if file is not None})
+    return dict(sorted(found.items()))
+
+
+def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What is different, in words; empty where nothing is."""
+    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    kinds = {"changed": changed, "new": sorted(now.keys() - before.keys()), "gone": sorted(before.keys() - now.keys())}
+    return "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names)
+
+
+def module_file(name: str) -> Path | None:
+    """The file of a module, found without importing it; ``None`` where it has none, or there is no such module."""
+    if name in sys.modules:
+        file = getattr(sys.modules[name], "__file__", None)
+    else:
+        spec = _spec(name)
+        file = None if spec is None else spec.origin
+    return None if file is None else Path(file)
+
+
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    parent = name.rpartition(".")[0]
+    try:
+        if not parent:
+            return importlib.util.find_spec(name)
+        package = _spec(parent)
+        if package is None or package.submodule_search_locations is None:
+            return None
+        return importlib.machinery.PathFinder.find_spec(name, package.submodule_search_locations)
+    except (ImportError, ValueError, AttributeError):  # a parent that is no package, a module without a spec
+        return None
+
+
+def _imports(tree: ast.AST, package: str) -> set[str]:
+    """Every module that may be meant: of ``from a.b import c`` those are ``a``, ``a.b`` and ``a.b.c``."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, package)
+            names.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
+    return {".".join(name.split(".")[: end + 1]) for name in names if name for end in range(name.count(".") + 1)}
+
+
+def _absolute(node: ast.ImportFrom, package: str) -> str:
+    try:
+        return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+    except ImportError:  # beyond the top
+        return ""
+
+
+def _is_local(path: Path) -> bool:
+    resolved = path.resolve()
+    if {"site-packages", "dist-packages"}.intersection(resolved.parts):
+        return False
+    own = (Path(__file__).parents[1].resolve(), shipped_directory("objectives").resolve())
+    standard = (Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib"))
+    return not any(resolved.is_relative_to(folder) for folder in (*own, *standard))

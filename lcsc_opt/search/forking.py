@@ -1,0 +1,134 @@
+"""A study that goes on from another one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lcsc_opt.base.errors import StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec
+from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.exports import chosen_trial
+from lcsc_opt.exports.recipe import packed_trajectory
+from lcsc_opt.optimizers import configure
+from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan, stored_plan
+from lcsc_opt.search.sameness import accepted_changes
+
+if TYPE_CHECKING:  # which imports torch
+    from lcsc_opt.trajectory import Trajectory
+
+
+def fork(
+    source: StoredStudy,
+    experiment: str,
+    *,
+    optimizer: OptimizerSpec | None = None,
+    seed: int | None = None,
+    budget: int | None = None,
+    checkpoints: Sequence[str] = (),
+    accept_environment: bool = False,
+    accept_code: bool = False,
+) -> StudyPlan:
+    """Create a study that goes on from another one, unless it could never be searched.
+
+    The new study is called ``experiment/optimizer/seed``. On the same checkpoints it takes over every finished trial,
+    without evaluating any again. Its optimizer is told these in their order before it asks for its first candidate
+    (those whose losses compare, unless it follows gradients), and it starts from the best of them; its budget counts
+    new evaluations. On other ``checkpoints``, which hold those of the source and more, it starts from the coefficients
+    that were found, and takes over no trials.
+
+    Returns:
+        The plan to run.
+
+    Raises:
+        StudyStoreError: the source has no complete trial, or the new study exists.
+        StudyMismatchError: the objective is not what the source was searched with, or ``checkpoints`` lack some of its.
+        LcscError: the new study could never be searched; nothing is stored then.
+    """
+    plan = _plan(source, experiment, optimizer, seed, budget, checkpoints)
+    if plan.name in study_names(source.storage):
+        raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
+    before = Experiment(source.storage, stored_plan(source))
+    accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
+    changes = accepted_changes(source, before.objective, **accepted)
+    if not checkpoints:
+        before.check(plan)
+        source.copy_to(plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
+        return plan
+    longer = Experiment(source.storage, plan)
+    was, now = (packed_trajectory(known.objective.trajectory) for known in (before, longer))
+    plan = dataclasses.replace(plan, origin=coefficients_on(plan.origin or (), was, now, source=source.name))
+    longer.check(plan)
+    attributes = {**plan.attributes(longer.objective), "forked_from": source.name}
+    StoredStudy.open_or_create(source.storage, plan.name, attributes)
+    return plan
+
+
+def _plan(
+    source: StoredStudy,
+    experiment: str,
+    optimizer: OptimizerSpec | None,
+    seed: int | None,
+    budget: int | None,
+    checkpoints: Sequence[str],
+) -> StudyPlan:
+    origin, of_source = chosen_trial(source)[1], stored_plan(source)
+    known = of_source.spec
+    plan = of_source.changed(
+        name=parse_settings(NameSpec, {"name": experiment}, source="the new experiment").name,
+        objective=_on_checkpoints(known.objective, checkpoints) if checkpoints else known.objective,
+        optimizers=(optimizer or of_source.optimizer,),
+        seeds=(of_source.seed if seed is None else seed,),
+        budget=known.budget if budget is None else BudgetSpec(**{known.budget.unit: budget}),
+    )
+    configure(plan.optimizer)
+    return dataclasses.replace(plan, origin=tuple(origin.tolist()))
+
+
+def _attributes(source: StoredStudy, plan: StudyPlan) -> dict[str, Any]:
+    """What is different from the source's."""
+    budget = plan.spec.budget.model_dump()
+    same_way = plan.optimizer.name == stored_plan(source).optimizer.name  # another one may wait where this did not
+    return {
+        "specification": plan.specification(),
+        "budget": budget,
+        "optimizer_budget": budget,
+        "origin": None if plan.origin is None else list(plan.origin),
+        "forked_from": source.name,
+        "search_ended": None,
+        "held_out": None,
+        **({} if same_way else {"parallelism": None}),
+    }
+
+
+def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSpec:
+    """The objective on all of these checkpoints, none of which is left out by a selection."""
+    if CHECKPOINTS not in spec.settings:
+        raise StudySpecError(f"--checkpoints: {spec.file} has no setting {CHECKPOINTS}")
+    paths: list[Any] = [str(Path(pattern).expanduser().absolute()) for pattern in patterns]
+    settings = {name: value for name, value in spec.settings.items() if name != "select"}
+    return spec.model_copy(update={"settings": {**settings, CHECKPOINTS: paths[0] if len(paths) == 1 else paths}})
+
+
+def coefficients_on(
+    coefficients: Sequence[float], before: Trajectory, now: Trajectory, *, source: str
+) -> tuple[float, ...]:
+    """Coefficients of some checkpoints as those of more of them, ``[K]``: zero for the new ones.
+
+    Raises:
+        StudyMismatchError: one of the checkpoints is not among them, or has other weights there.
+    """
+    known = dict(zip(now.steps, now.checkpoint_sha256, strict=True))
+    for step, digest in zip(before.steps, before.checkpoint_sha256, strict=True):
+        if known.get(step) != digest:
+            what = "other weights" if step in known else "no checkpoint"
+            raise StudyMismatchError(
+                f"--checkpoints: {what} there for step {step} of {source}; give all checkpoints of that study, and "
+                "later ones"
+            )
+    found = dict(zip(before.steps, coefficients, strict=True))
+    return tuple(found.get(step, 0.0) for step in now.steps)

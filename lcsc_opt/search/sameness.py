@@ -1,0 +1,76 @@
+"""Whether a study still is what it was begun as: its environment, its code, its checkpoints, its settings.
+
+Anything else may give other numbers, and would do so silently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lcsc_opt.base.code import changed_code
+from lcsc_opt.base.errors import StudyMismatchError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
+from lcsc_opt.database.names import SUCCEEDED
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.objective.contract import Objective
+
+
+def accepted_changes(
+    study: StoredStudy, objective: Objective, *, accept_environment: bool = False, accept_code: bool = False
+) -> dict[str, Any]:
+    """What has to be written into a study that goes on though something has changed; empty where nothing has.
+
+    Args:
+        study: as it is stored.
+        objective: as it was loaded now.
+        accept_environment: go on with other packages or another BLAS.
+        accept_code: go on with other code of the objective. While nothing has succeeded, that needs no leave.
+
+    Raises:
+        StudyMismatchError: something has changed and is not accepted; says what.
+        TrajectoryError: the weights on the disk are damaged.
+    """
+    changes = _environment(study, accept=accept_environment)
+    changes |= objective_changes(study, objective, {**study.attributes, **changes}, accept_code=accept_code)
+    trajectory = objective.trajectory
+    if trajectory is not None and trajectory.touched:
+        trajectory.verify()  # its hash is the manifest's; the weights may be others
+    return changes
+
+
+def _environment(study: StoredStudy, *, accept: bool) -> dict[str, Any]:
+    fingerprint, now = study.attributes["fingerprint"], environment()
+    difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
+    if difference and not accept:
+        raise StudyMismatchError(
+            f"{study.name}: begun in another environment: {difference}. Go back to it, or continue in this one "
+            "with --accept-environment"
+        )
+    return {"fingerprint": {**fingerprint, "environment": now}} if difference else {}
+
+
+def objective_changes(
+    study: StoredStudy, objective: Objective, attributes: dict[str, Any], *, accept_code: bool
+) -> dict[str, Any]:
+    """:func:`accepted_changes`, of the objective alone; ``attributes`` are the study's."""
+    fingerprint, now = attributes["fingerprint"], objective.fingerprint()
+    changed = changed_code(fingerprint["code"], now["code"])
+    if not changed:
+        study.require("fingerprint", now["objective"], part="objective")
+        return {}
+    trials = study.trials()
+    if any(trial.state in SUCCEEDED for trial in trials) and not accept_code:
+        raise StudyMismatchError(
+            f"{study.name}: begun with other code: {changed}. Put it back, or give the study another name; where "
+            "the change cannot change a loss, continue with --accept-code"
+        )
+    before, here = (known["objective"].get("trajectory") for known in (fingerprint, now))
+    if before != here:
+        raise StudyMismatchError(f"{study.name}: begun with the checkpoints {before}, and these are {here}")
+    notice(f"{study.name}: goes on with other code: {changed}")
+    known = attributes.get("code_changes", [])
+    return {
+        "code_changes": [*known, {"before_trial": len(trials), "changed": changed}],
+        "fingerprint": {**fingerprint, **now},
+    }

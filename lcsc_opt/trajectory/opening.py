@@ -1,0 +1,174 @@
+"""Checkpoints as a study file names them → a packed trajectory: opened, or packed once into the cache.
+
+A study knows its checkpoints by their steps and their hash. Where it goes on, it gets exactly these again: from the
+folder, which may have grown, or from the cache, when the folder is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import only_process
+from lcsc_opt.base.paths import KnownCheckpoints, known_checkpoints
+from lcsc_opt.base.progress import notice
+from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
+from lcsc_opt.trajectory.disk.manifest import load_manifest, trajectory_sha256
+from lcsc_opt.trajectory.disk.saving import EXACT, checked_dtype
+from lcsc_opt.trajectory.packing import EVERYTHING, PLAN, Source, find_sources, fingerprint, pack_sources, selected
+from lcsc_opt.trajectory.store import Trajectory
+
+
+def open_or_pack(
+    patterns: Patterns,
+    *,
+    cache: Path,
+    key: str | None = None,
+    selection: Selection = EVERYTHING,
+    steps: Sequence[int] | None = None,
+    dtype: str | None = None,
+) -> Trajectory:
+    """Open a packed trajectory, or pack checkpoints once and open the result from then on.
+
+    Where a study goes on (:func:`lcsc_opt.base.paths.study_checkpoints`), its own trajectory is opened instead.
+
+    What is packed lies in ``CACHE/trajectories`` under the hash of the sources' paths, sizes and times, their steps,
+    the key and the dtype, and stays there until somebody deletes it. A second process that asks for the same waits for
+    the first; after an interruption the next call goes on where it stopped.
+
+    Args:
+        patterns: a packed trajectory alone, or what :func:`pack` takes.
+        cache: the folder for what can be made again.
+        key: as for :func:`pack`; of a packed trajectory it must be the one it was packed with.
+        selection: as for :func:`pack`; a packed trajectory has been selected already.
+        steps: as for :func:`pack`.
+        dtype: as for :func:`pack`, ``None`` is ``exact``; of a packed trajectory it must be the one it stores.
+
+    Raises:
+        CheckpointError, TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
+    """
+    checked_dtype(dtype)
+    alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
+    if (known := known_checkpoints()) is not None:
+        return _open_known(known, alone, cache, key, steps, dtype or EXACT)
+    if len(alone) == 1 and is_packed(Path(alone[0]).expanduser()):
+        return _open_packed(Path(alone[0]).expanduser(), key, selection, steps, dtype)
+    return _packed_once(selected(find_sources(find_checkpoints(alone, key=key), steps), selection), cache, key, dtype)
+
+
+def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str | None) -> Trajectory:
+    dtype = dtype or EXACT
+    identity = fingerprint(sources, key, dtype)
+    out = _folder(cache) / f"{identity[:24]}.trajectory"
+    if not out.exists():
+        with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
+            if not out.exists():  # nor made while this process waited
+                notice(f"packing {len(sources)} checkpoints once, to {out}")
+                packed = pack_sources(sources, out, key, identity, dtype)
+                if packed.stored:
+                    notice(stored_in_words(packed))
+    return Trajectory.open(out)
+
+
+def stored_in_words(trajectory: Trajectory) -> str:
+    """What storing differences costs, for people."""
+    error = trajectory.relative_error
+    measured = "not measured" if error is None else f"{error:.2g} of the merged weights"
+    return f"stored as {trajectory.stored} differences; their error in combinations such as searches find: {measured}"
+
+
+def _open_packed(
+    path: Path, key: str | None, selection: Selection, steps: Sequence[int] | None, dtype: str | None
+) -> Trajectory:
+    trajectory = Trajectory.open(path)
+    if selection.given or steps is not None:
+        asked = ", ".join([*selection.given, *(["steps"] if steps is not None else [])])
+        raise TrajectoryError(f"{path} is packed already: leave out {asked}, or name the checkpoints it was made from.")
+    packed = trajectory.metadata.get("key", "")
+    if key is not None and key != packed:
+        raise TrajectoryError(f"{path} was packed with the key {packed!r}, not {key!r}: leave it out, or pack again.")
+    there = trajectory.stored or EXACT
+    if dtype not in (None, there):
+        raise TrajectoryError(
+            f"{path} stores {there}, not {dtype}: leave {dtype} out, or name the checkpoints it was made from."
+        )
+    return trajectory
+
+
+def _open_known(
+    known: KnownCheckpoints,
+    patterns: Sequence[str | Path],
+    cache: Path,
+    key: str | None,
+    steps: Sequence[int] | None,
+    dtype: str,
+) -> Trajectory:
+    """Exactly the checkpoints that a study knows: where they are named, else in the cache."""
+    named = ", ".join(map(str, patterns))
+    alone = Path(patterns[0]).expanduser() if len(patterns) == 1 else None
+    if alone is not None and is_packed(alone) and (found := _part(alone, known)) is not None:
+        if len(there := load_manifest(alone).checkpoints) > len(found):
+            notice(_grown(named, len(there), known))
+        return found
+    sources = _sources(patterns, key, steps)
+    own = [source for source in sources if source.step in known.steps]
+    if not known.moved and (found := _in_cache(cache, known)) is not None:
+        if own and fingerprint(own, key, dtype) != found.metadata.get(PLAN):
+            notice(f"{named}: was written to since the study began; it goes on with the packed copy of what was there")
+        elif not own:
+            notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
+        elif len(sources) > len(own) and not known.selected:
+            notice(_grown(named, len(sources), known))
+        return found
+    if len(own) == len(known.steps):
+        made = _packed_once(own, cache, key, dtype)
+        if made.sha256 == known.sha256:
+            return made
+    raise TrajectoryError(
+        f"{named}: does not hold the {len(known.steps)} checkpoints that the study was begun with (steps "
+        f"{known.steps[0]} to {known.steps[-1]}), or not with these weights, and the cache has no packed copy of them: "
+        "put them back, or give the study another name"
+    )
+
+
+def _sources(patterns: Sequence[str | Path], key: str | None, steps: Sequence[int] | None) -> list[Source]:
+    """What is there now; nothing, where it is gone or makes no sense any more."""
+    try:
+        return find_sources(find_checkpoints(patterns, key=key), steps)
+    except TrajectoryError:
+        return []
+
+
+def _grown(named: str, there: int, known: KnownCheckpoints) -> str:
+    return (
+        f"{named}: holds {there} checkpoints now, and the study goes on with its own {len(known.steps)}; to begin on "
+        f"all of them: lcsc fork STUDY NAME --checkpoints {named}"
+    )
+
+
+def _in_cache(cache: Path, known: KnownCheckpoints) -> Trajectory | None:
+    found = (_part(path, known) for path in _packed_in(cache))
+    return next((trajectory for trajectory in found if trajectory is not None), None)
+
+
+def _packed_in(cache: Path) -> Iterator[Path]:
+    """All packed trajectories of the cache, those that were used last first."""
+    folders = [path for path in _folder(cache).glob("*.trajectory") if is_packed(path)]
+    yield from sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _folder(cache: Path) -> Path:
+    return cache / "trajectories"
+
+
+def _part(path: Path, known: KnownCheckpoints) -> Trajectory | None:
+    """The checkpoints of these steps, where their hash is the known one."""
+    try:
+        manifest = load_manifest(path)
+        rows = [(saved.step, saved.sha256) for saved in manifest.checkpoints if saved.step in known.steps]
+        if trajectory_sha256(manifest.tensors, rows) != known.sha256:
+            return None
+        return Trajectory.open(path, steps=known.steps)
+    except TrajectoryError:  # being written, broken, or gone
+        return None

@@ -1,0 +1,97 @@
+"""The user's own code: what is followed, and what counts as a change."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from lcsc_opt.base.code import changed_code, local_code, module_file
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.objective.loading import load_objective
+
+SAMPLER = """
+import torch
+import numpy
+from code_helpers import scale
+from code_package import inner
+
+@torch.no_grad()
+def sample(model, noise):
+    from code_late import shift
+    return model(scale(noise)) + shift
+"""
+FILES = {
+    "code_sampler.py": SAMPLER,
+    "code_helpers.py": "def scale(noise):\n    return 2 * noise\n",
+    "code_late.py": "shift = 1\n",
+    "code_package/__init__.py": "from . import sibling\n",
+    "code_package/inner.py": "from .sibling import value\n",
+    "code_package/sibling.py": "value = 3\n",
+    "code_package/unused.py": "value = 4\n",
+    "code_broken.py": "def (\n",
+}
+FOLLOWED = ["code_helpers", "code_late", "code_package", "code_package.inner", "code_package.sibling", "code_sampler"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "code_package").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+def read(folder: Path) -> dict[str, str]:
+    return local_code({"code_sampler": folder / "code_sampler.py"})
+
+
+def test_every_local_module_that_it_imports_is_followed_and_none_is_imported(folder: Path) -> None:
+    assert list(read(folder)) == FOLLOWED
+    assert not [name for name in sys.modules if name.startswith("code_")]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ("code_package/unused.py", "code_broken.py")])
+def test_a_change_in_any_of_them_is_noticed_and_a_comment_is_not(folder: Path, name: str) -> None:
+    before, path = read(folder), folder / name
+    path.write_text("# a note\n\n" + FILES[name])
+    assert read(folder) == before
+    path.write_text(FILES[name] + "\nother = 1\n")
+    module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    assert changed_code(before, read(folder)) == f"{module} changed"
+
+
+def test_what_comes_and_goes_is_named(folder: Path) -> None:
+    before = read(folder)
+    (folder / "code_sampler.py").write_text(SAMPLER.replace("code_late", "code_package.unused"))
+    assert changed_code(before, read(folder)) == "code_sampler changed; code_package.unused new; code_late gone"
+
+
+def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:
+    import torch
+
+    import lcsc_opt.sampling.function
+
+    files = {"torch": Path(torch.__file__), "json": Path(importlib.import_module("json").__file__ or "")}
+    files["own"] = Path(lcsc_opt.sampling.function.__file__)
+    assert local_code({**files, "code_broken": folder / "code_broken.py", "gone": folder / "gone.py"}) == {}
+    assert module_file("code_nowhere.inner") is None
+    assert module_file("sys") is None
+
+
+def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) -> None:
+    (folder / "code_loss.py").write_text("import code_late\n\ndef lose(a):\n    return float(a[0])\n")
+    settings = {"callable": "code_loss:lose", "steps": [1, 2]}
+    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=folder)
+    assert list(objective.code) == ["code_late", "code_loss"], "the shipped file is the library's own"
+    (folder / "code_objective.py").write_text(
+        "import code_helpers\nfrom lcsc_opt.objective.function import CoefficientFunction\n\n"
+        "def build(settings):\n    return CoefficientFunction(lambda a: 1.0, [1, 2], name='f')\n"
+    )
+    objective = load_objective(ObjectiveSpec(file="code_objective.py", settings={}), beside=folder)
+    assert list(objective.code) == ["code_helpers", "code_objective.py"]
+    assert objective.fingerprint() == {"objective": objective.describe(), "code": objective.code}

@@ -1,0 +1,148 @@
+"""A study goes on only with the code that it was begun with, or where somebody says so."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lcsc_opt import load_study
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor
+from lcsc_opt.metrics.extractors.by_name import build_extractor
+
+LOSS = """
+import functools
+from edited_helper import SCALE
+
+def traced(function):
+    @functools.wraps(function)
+    def call(*arguments):
+        return function(*arguments)
+    return call
+
+@traced
+def lose(coefficients):
+    return SCALE * float((coefficients ** 2).sum())
+"""
+STUDY = """
+name: edited
+objective: {file: function.py, settings: {callable: "edited_loss:lose", steps: [100, 200, 300]}}
+optimizers: [LCSC]
+budget: {evaluations: 4}
+"""
+NAME = "edited/LCSC/0"
+
+
+def write(name: str, text: str) -> None:
+    """A module as a new process would find it."""
+    Path(f"{name}.py").write_text(text)
+    for loaded in ("edited_loss", "edited_helper", "edited_extractor"):
+        sys.modules.pop(loaded, None)
+    importlib.invalidate_caches()
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("edited.yaml").write_text(STUDY)
+    write("edited_helper", "SCALE = 1\n")
+    write("edited_loss", LOSS)
+    assert lcsc(["run", "edited.yaml"]) == 0
+    return tmp_path
+
+
+CHANGES = [
+    (["run", "edited.yaml", "--budget", "6"], "edited_helper", "SCALE = 32\n"),
+    (["resume", NAME, "--budget", "6"], "edited_loss", LOSS.replace("** 2", "** 4")),
+    (["evaluate", NAME, "--images", "20"], "edited_loss", LOSS.replace("SCALE *", "1 + SCALE *")),
+]
+
+
+@pytest.mark.parametrize(("command", "module", "text"), CHANGES)
+def test_other_code_is_refused_and_named_until_it_is_accepted(
+    place: Path, capsys: pytest.CaptureFixture[str], command: list[str], module: str, text: str
+) -> None:
+    write(module, text)
+    capsys.readouterr()
+    assert lcsc(command) == 2
+    said = capsys.readouterr().err
+    assert f"begun with other code: {module} changed" in said
+    assert "--accept-code" in said
+    assert len(load_study(NAME).trials) == 4
+    assert lcsc([*command, "--accept-code"]) == 0
+    assert f"goes on with other code: {module} changed" in capsys.readouterr().err
+    study = StoredStudy.open(open_storage("sqlite:///studies.db", write=False), NAME)
+    assert study.attributes["code_changes"] == [{"before_trial": 4, "changed": f"{module} changed"}]
+    assert lcsc(command) == 0, "it is the study's code now"
+
+
+def test_a_comment_is_no_change(place: Path) -> None:
+    write("edited_loss", "# what we lose\n" + LOSS)
+    assert lcsc(["resume", NAME, "--budget", "6"]) == 0
+
+
+EXTRACTOR = """
+import torch
+
+class Features:
+    name, dimension = "mine", 2
+
+    def __init__(self, weight):
+        self.network = torch.nn.Linear(4, 2)
+        torch.nn.init.constant_(self.network.weight, weight)
+        torch.nn.init.zeros_(self.network.bias)
+
+    def __call__(self, images):
+        return self.network(images.flatten(1))
+
+class Classes(Features):
+    def features_and_logits(self, images):
+        return self(images), images.flatten(1)
+
+def make():
+    return Features(WEIGHT)
+
+def classes():
+    return Classes(WEIGHT)
+"""
+
+
+def extractor(text: str, factory: str = "make") -> Any:
+    write("edited_extractor", text)
+    return build_extractor(f"edited_extractor:{factory}", weights=None, device="cpu")
+
+
+def test_an_extractor_has_another_name_when_its_weights_or_its_code_change(place: Path) -> None:
+    first = extractor("WEIGHT = 1.0\n" + EXTRACTOR)
+    again = extractor("WEIGHT = 1.0  # one\n" + EXTRACTOR)
+    weights = extractor("import os\nWEIGHT = float(os.environ.get('WEIGHT', 1))\n" + EXTRACTOR)
+    code = extractor("WEIGHT = 1.0\n" + EXTRACTOR.replace("flatten(1))", "flatten(1)) + 1"))
+    assert first.name == again.name
+    assert first.name.startswith("mine-")
+    assert len({first.name, weights.name, code.name}) == 3
+
+
+def test_weights_alone_are_enough(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "import os\nWEIGHT = float(os.environ['EDITED_WEIGHT'])\n" + EXTRACTOR
+    names = set()
+    for weight in ("1", "2"):
+        monkeypatch.setenv("EDITED_WEIGHT", weight)
+        names.add(extractor(text).name)
+    assert len(names) == 2
+
+
+def test_it_answers_as_what_was_made(place: Path) -> None:
+    images = torch.arange(8.0).reshape(2, 1, 2, 2)
+    plain, classes = (extractor("WEIGHT = 1.0\n" + EXTRACTOR, factory) for factory in ("make", "classes"))
+    assert torch.equal(plain(images), plain.made(images))
+    assert (isinstance(plain, ClassifyingExtractor), isinstance(classes, ClassifyingExtractor)) == (False, True)
+    assert torch.equal(classes.features_and_logits(images)[1], images.flatten(1))

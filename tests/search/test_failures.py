@@ -1,0 +1,203 @@
+"""Evaluations that fail: what is said of them, when they end a search, and how they are evaluated again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+
+from lcsc_opt.base.errors import SearchFailedError
+from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation import InProcessEvaluator
+from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.search.runner import Search
+from lcsc_opt.views.overview import overview
+from lcsc_opt.views.progress import failures_of
+
+STEPS = (100, 200, 300, 400)
+PATIENT = FailureSpec(retries=0, stop_share=1.0)
+
+
+def bowl(coefficients: np.ndarray) -> float:
+    return float(np.square(coefficients - [0.7, -0.2, 0.1, 0.4]).sum())
+
+
+class Breaking:
+    """The bowl; the calls of these numbers raise."""
+
+    def __init__(self, *broken: int, reason: str = "{call}") -> None:
+        self.broken, self.reason, self.calls = broken, reason, 0
+
+    def __call__(self, coefficients: np.ndarray) -> float:
+        self.calls += 1
+        if self.calls - 1 in self.broken:
+            table: dict[str, float] = {}
+            return table[self.reason.format(call=self.calls - 1)]
+        return bowl(coefficients)
+
+
+@pytest.fixture
+def study(url: str) -> StoredStudy:
+    return StoredStudy.open_or_create(open_storage(url, write=True), "e/LCSC/0", {"steps": STEPS})
+
+
+def search(study: StoredStudy, function: Callable[[Any], float], evaluations: int = 8, **changes: Any) -> Search:
+    space = AffineSpace(STEPS, default_origin(STEPS))
+    options = {"optimizer": "LCSC", "failures": PATIENT, **changes}
+    optimizer = build_optimizer(OptimizerSpec(name=options.pop("optimizer")), space, budget=8, workers=1, seed=0)
+    evaluator = InProcessEvaluator(CoefficientFunction(function, STEPS, name="function"))
+    found = Search(study, optimizer, evaluator, budget=BudgetSpec(evaluations=evaluations), **options)
+    found.run()
+    return found
+
+
+def rows(study: StoredStudy) -> list[tuple[int, str, float | None, bytes]]:
+    return [(t.number, t.state.name, t.value, np.array(t.user_attrs["coefficients"]).tobytes()) for t in study.trials()]
+
+
+class TestTracebacks:
+    def test_the_database_keeps_them_and_everything_shows_them(self, study: StoredStudy) -> None:
+        search(study, Breaking(2, reason="b"))
+        text = study.trials()[2].user_attrs["attempts"][0]["traceback"]
+        assert text.endswith("KeyError: 'b'\n")
+        assert f'File "{__file__}"' in text
+        assert "return table[self.reason.format(call=self.calls - 1)]" in text
+        assert overview(study)["tracebacks"] == {"KeyError: 'b'": text}
+        [history] = HistoryReader(study.storage).read_studies([study.name])
+        assert [failure.traceback for failure in failures_of(history)] == [text]
+
+    def test_the_terminal_says_where_it_was_once_for_each_reason(
+        self, study: StoredStudy, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        search(study, Breaking(2, 4, 5, reason="b"))
+        said = capsys.readouterr().err
+        assert said.count("e/LCSC/0: trial 2: KeyError: 'b'") == said.count("KeyError") == 1
+        assert "return table[self.reason" in said
+        assert "in attempt" not in said, "of the library's own frames, nothing"
+
+    def test_debug_prints_all_of_it(self, study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
+        search(study, Breaking(2, reason="b"), debug=True)
+        said = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in said
+        assert "in attempt" in said
+
+    def test_sys_exit_is_a_failure_like_others(self, study: StoredStudy) -> None:
+        def leaving(coefficients: np.ndarray) -> float:
+            if len(study.trials()) == 3:
+                sys.exit("no more")
+            return bowl(coefficients)
+
+        search(study, leaving)
+        assert [trial.state.name for trial in study.trials()].count("FAIL") == 1
+        assert study.trials()[2].user_attrs["reason"] == "SystemExit: no more"
+
+
+class TestNothingCanSucceed:
+    def test_the_same_error_again_and_again_before_any_success_ends_the_search(self, study: StoredStudy) -> None:
+        broken = Breaking(*range(99), reason="b")
+        with pytest.raises(SearchFailedError, match=r"raised the same error 3 times.*KeyError: 'b'.*--retry-failed"):
+            search(study, broken, failures=FailureSpec(retries=2))
+        assert (broken.calls, len(study.trials())) == (3, 1)
+
+    def test_other_errors_each_time_do_not(self, study: StoredStudy) -> None:
+        search(study, Breaking(0, 1, 2), failures=FailureSpec(retries=2))
+        assert [trial.state.name for trial in study.trials()] == ["FAIL"] + 7 * ["COMPLETE"]
+
+    def test_nor_does_it_after_a_success(self, study: StoredStudy) -> None:
+        search(study, Breaking(1, 2, 3, reason="b"), failures=FailureSpec(retries=2))
+        assert [trial.state.name for trial in study.trials()] == ["COMPLETE", "FAIL"] + 6 * ["COMPLETE"]
+
+
+class TestRetryFailed:
+    def test_what_failed_at_the_end_is_forgotten_and_the_search_goes_on_as_if_it_had_not(
+        self, study: StoredStudy
+    ) -> None:
+        search(study, Breaking(3, 4, 5, 6, 7))
+        assert study.retry_failed() == (0, 5)
+        assert [row[1] for row in rows(study)] == 3 * ["COMPLETE"]
+        search(study, bowl)
+        clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
+        search(clean, bowl)
+        assert rows(study) == rows(clean)
+
+    @pytest.mark.parametrize("changes", [{}, {"in_flight": 3}, {"in_flight": 3, "tells": "as-completed"}])
+    def test_what_failed_before_a_success_gets_its_result_and_the_search_stays_what_it_was(
+        self, study: StoredStudy, changes: dict[str, Any]
+    ) -> None:
+        search(study, Breaking(1, 4), **changes)
+        before = rows(study)
+        assert study.retry_failed() == (2, 0)
+        assert [row[1] for row in rows(study)].count("RUNNING") == 2
+        found = search(study, bowl, evaluations=12, **changes)
+        after = rows(study)
+        assert (found.told, found.failures) == (12, 0)
+        assert [row[3] for row in after[:8]] == [row[3] for row in before], "the same candidates"
+        assert [row[1] for row in after] == 12 * ["COMPLETE"]
+        assert [after[number][2] for number in (1, 4)] == [
+            bowl(np.frombuffer(after[number][3], dtype=np.float64)) for number in (1, 4)
+        ]
+        search(study, bowl, evaluations=14, **changes)  # and is replayed again
+        assert rows(study)[:12] == after
+
+    def test_one_that_fails_again_stays_failed(self, study: StoredStudy) -> None:
+        search(study, Breaking(1))
+        study.retry_failed()
+        search(study, Breaking(0), evaluations=9)
+        assert [row[1] for row in rows(study)] == ["COMPLETE", "FAIL"] + 7 * ["COMPLETE"]
+
+    def test_a_better_result_than_any_is_the_best(self, study: StoredStudy) -> None:
+        values = iter([5.0, float("nan"), 4.0, 3.0, 2.0, 1.0, 7.0, 8.0])
+        search(study, lambda _: next(values))
+        study.retry_failed()
+        found = search(study, lambda _: 0.5, evaluations=8)
+        assert found.best == (0.5, 1)
+        assert overview(study)["best_trial"] == 1
+
+    def test_trials_of_another_study_are_left_alone(self, study: StoredStudy) -> None:
+        search(study, Breaking(1))
+        study.copy_to("heir/LCSC/0", {})
+        heir = StoredStudy.open(study.storage, "heir/LCSC/0")
+        assert heir.retry_failed() == (0, 0)
+        assert heir.trials()[1].state == TrialState.FAIL
+
+
+BROKEN = "def lose(coefficients):\n    return {}['b']\n"
+MENDED = "def lose(coefficients):\n    return float((coefficients**2).sum())\n"
+STUDY = """
+name: mend
+objective: {file: function.py, settings: {callable: "losses_to_mend:lose", steps: [100, 200, 300]}}
+optimizers: [LCSC]
+budget: {evaluations: 6}
+"""
+
+
+def test_a_user_mends_the_cause_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    Path("mend.yaml").write_text(STUDY)
+    Path("losses_to_mend.py").write_text(BROKEN)
+    assert lcsc(["run", "mend.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert "return {}['b']" in said
+    advice = "lcsc resume mend/LCSC/0 --retry-failed"
+    assert advice in said
+    Path("losses_to_mend.py").write_text(MENDED)
+    for name in [name for name in sys.modules if name == "losses_to_mend"]:
+        del sys.modules[name]
+    assert lcsc(advice.split()[1:]) == 0
+    assert "after 6 evaluations" in capsys.readouterr().err
+    assert lcsc(["show", "mend/LCSC/0"]) == 0

@@ -1,0 +1,210 @@
+"""A study knows its checkpoints: whatever happens to the folder that they were in, it goes on with exactly these."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lcsc_opt import Trajectory, TrajectoryWriter, load_study
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from tests.model_studies import OBJECTIVE, state_dict
+
+STEPS = (10, 20, 30)
+OBJECTIVE_HERE = OBJECTIVE.replace("Trajectory.open(path)", "open_known(path)").replace(
+    "from lcsc_opt.trajectory import Trajectory",
+    "from lcsc_opt.base.paths import cache_directory, given_path\nfrom lcsc_opt.trajectory import open_or_pack\n\n\n"
+    "def open_known(path):\n    return open_or_pack([given_path(path)], cache=cache_directory())",
+)
+STUDY = """
+name: grown
+objective: {file: grown_model.py, settings: {checkpoints: runs}}
+optimizers: [LCSC, CMA]
+budget: {evaluations: 4}
+held_out: {images: 20, top: 2}
+"""
+NAME = "grown/LCSC/0"
+
+
+def save(step: int, folder: str = "runs", seed: int | None = None) -> None:
+    Path(folder).mkdir(exist_ok=True)
+    save_file(state_dict(step if seed is None else seed), Path(folder) / f"model{step:06d}.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    Path("grown_model.py").write_text(OBJECTIVE_HERE.replace('settings["path"]', 'settings["checkpoints"]'))
+    Path("grown.yaml").write_text(STUDY)
+    return tmp_path
+
+
+@pytest.fixture
+def begun() -> None:
+    for step in STEPS:
+        save(step)
+    assert lcsc(["run", "grown.yaml", "--optimizer", "LCSC"]) == 0
+
+
+def packed() -> int:
+    return len(list(Path("cache/trajectories").glob("*.trajectory")))
+
+
+COMMANDS = [
+    ["resume", NAME, "--budget", "6"],
+    ["run", "grown.yaml", "--budget", "6"],
+    ["evaluate", NAME, "--images", "30"],
+    ["export", NAME, "-o", "model.safetensors"],
+    ["recipe", NAME],
+    ["fork", NAME, "forked", "--budget", "2"],
+]
+
+
+def grow() -> None:
+    save(40)
+
+
+def touch() -> None:
+    os.utime("runs/model000020.safetensors")
+
+
+def remove() -> None:
+    shutil.rmtree("runs")
+
+
+def lose_one() -> None:
+    Path("runs/model000020.safetensors").unlink()
+
+
+def write_others() -> None:
+    save(20, seed=77)
+
+
+ACCIDENTS = {
+    grow: "holds 4 checkpoints now, and the study goes on with its own 3",
+    touch: "was written to since the study began",
+    remove: "the study's checkpoints are gone",
+    lose_one: "was written to since the study began",
+    write_others: "was written to since the study began",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+@pytest.mark.parametrize("accident", list(ACCIDENTS), ids=lambda accident: accident.__name__)
+def test_every_command_finds_them_again_says_so_and_packs_nothing(
+    begun: None, accident: object, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = load_study(NAME).objective.trajectory
+    assert before is not None
+    accident()  # type: ignore[operator]
+    capsys.readouterr()
+    assert lcsc(command) == 0
+    said = capsys.readouterr().err
+    assert said.count(ACCIDENTS[accident]) == 1  # type: ignore[index]
+    assert packed() == 1
+    assert load_study(NAME).objective.trajectory.sha256 == before.sha256  # type: ignore[union-attr]
+
+
+def test_studies_that_are_begun_later_are_on_the_same_checkpoints(begun: None) -> None:
+    grow()
+    assert lcsc(["run", "grown.yaml"]) == 0
+    assert load_study("grown/CMA/0").steps == STEPS
+
+
+def test_a_folder_that_was_packed_again_elsewhere_is_read_once_the_cache_is_cleared(begun: None) -> None:
+    grow()
+    shutil.rmtree("cache")
+    assert lcsc(["resume", NAME, "--budget", "6"]) == 0
+    assert load_study(NAME).steps == STEPS
+
+
+def test_other_weights_without_a_packed_copy_are_refused(begun: None, capsys: pytest.CaptureFixture[str]) -> None:
+    write_others()
+    shutil.rmtree("cache")
+    assert lcsc(["resume", NAME, "--budget", "6"]) == 2
+    assert "does not hold the 3 checkpoints that the study was begun with (steps 10 to 30)" in capsys.readouterr().err
+
+
+def test_a_folder_with_another_name_is_the_same_where_its_checkpoints_are(
+    begun: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs").rename("elsewhere")
+    Path("grown.yaml").write_text(STUDY.replace("checkpoints: runs", "checkpoints: elsewhere"))
+    assert lcsc(["run", "grown.yaml", "--optimizer", "LCSC", "--budget", "6"]) == 0
+    study = StoredStudy.open(open_storage("sqlite:///studies.db", write=False), NAME)
+    assert study.attributes["specification"]["objective"]["settings"]["checkpoints"] == "elsewhere"
+    for step in STEPS:
+        save(step, "others", seed=step + 1)
+    Path("grown.yaml").write_text(STUDY.replace("checkpoints: runs", "checkpoints: others"))
+    capsys.readouterr()
+    assert lcsc(["run", "grown.yaml", "--optimizer", "LCSC", "--budget", "8"]) == 2
+    assert "others: does not hold the 3 checkpoints" in capsys.readouterr().err.replace(str(Path.cwd()) + "/", "")
+
+
+def test_a_training_loop_that_goes_on_writing_disturbs_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrajectoryWriter("runs") as writer:
+        for step in STEPS:
+            writer.append(step, state_dict(step))
+    assert lcsc(["run", "grown.yaml", "--optimizer", "LCSC"]) == 0
+    with TrajectoryWriter("runs", resume=30) as writer:
+        writer.append(40, state_dict(40))
+    capsys.readouterr()
+    assert lcsc(["resume", NAME, "--budget", "6"]) == 0
+    assert "holds 4 checkpoints now" in capsys.readouterr().err
+    assert lcsc(["export", NAME, "-o", "model.safetensors"]) == 0
+    merged = Trajectory.open("runs", steps=STEPS).merge(load_study(NAME).coefficients)
+    for name, tensor in load_file("model.safetensors").items():
+        torch.testing.assert_close(tensor, merged[name])
+
+
+def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(
+    begun: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = load_study(NAME).coefficients
+    grow()
+    save(5)
+    assert lcsc(["fork", NAME, "longer", "--checkpoints", "runs", "--budget", "3"]) == 0
+    longer = load_study("longer/LCSC/0")
+    assert longer.steps == (5, 10, 20, 30, 40)
+    assert len(longer.trials) == 3
+    first = np.array(longer.trials[0]["coefficients"])
+    study = StoredStudy.open(open_storage("sqlite:///studies.db", write=False), longer.name)
+    assert study.attributes["origin"] == [0.0, *found.tolist(), 0.0]
+    assert study.attributes["forked_from"] == NAME
+    assert first.shape == (5,)
+    assert lcsc(["resume", "longer/LCSC/0", "--budget", "5"]) == 0
+
+
+@pytest.mark.parametrize(("accident", "message"), [(lose_one, "no checkpoint"), (write_others, "other weights")])
+def test_a_fork_onto_checkpoints_that_lack_some_leaves_nothing_behind(
+    begun: None, accident: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accident()  # type: ignore[operator]
+    assert lcsc(["fork", NAME, "longer", "--checkpoints", "runs"]) == 2
+    assert f"--checkpoints: {message} there for step 20 of {NAME}" in capsys.readouterr().err
+    with pytest.raises(Exception, match="no such study"):
+        load_study("longer/LCSC/0")
+
+
+def test_some_checkpoints_of_a_trajectory_are_a_trajectory() -> None:
+    for step in STEPS:
+        save(step)
+    from lcsc_opt.trajectory import pack
+
+    whole = pack("runs", "all.trajectory")
+    part = Trajectory.open("all.trajectory", steps=(10, 30))
+    assert (part.steps, len(part)) == ((10, 30), 2)
+    assert part.sha256 != whole.sha256
+    for name, tensor in part.merge([0.0, 1.0]).items():
+        assert (tensor == state_dict(30)[name]).all()
+    with pytest.raises(TrajectoryError, match="has no checkpoint of step 15"):
+        Trajectory.open("all.trajectory", steps=(10, 15))
