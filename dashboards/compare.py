@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dash
@@ -39,14 +39,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     app = parts.new_page(__name__, "Compare")
     app.layout = _layout
     parts.remember(app, CONTROLS)
-
-    @app.callback(
-        *(Output(control, "value") for control in CONTROLS),
-        Output("experiment", "options"),
-        Input("url", "search"),
-    )
-    def choose(search: str | None) -> tuple[Any, ...]:
-        return _chosen(reader, search)
+    parts.choose(app, CONTROLS, lambda asked: _chosen(reader, asked), reader.experiments)
 
     @app.callback(
         Output("problem", "children"),
@@ -66,27 +59,26 @@ def build(storage: RDBStorage) -> dash.Dash:
         _: int, theme: Any, experiment: str | None, axis: str, scale: Sequence[str], target: float | None, seen: str
     ) -> tuple[Any, ...]:
         if not experiment:
-            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", parts.IDLE_MS, ""
+            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", parts.RUNNING_MS, ""
         studies = reader.read(experiment)
         now = parts.signature(studies, theme, axis, scale, target)
         if now == seen:
             return (*[no_update] * 6, parts.rhythm(studies), no_update)
-        shown = _shown(studies, theme, axis, scale, target, columns=ctx.triggered_id != "tick")
+        shown = _shown(studies, theme, axis, scale, target, columns=set(ctx.triggered_prop_ids.values()) != {"tick"})
         return ("", *shown, parts.rhythm(studies), now)
 
     _offer_csv(app)
     return app
 
 
-def _chosen(reader: HistoryReader, search: str | None) -> tuple[Any, ...]:
-    """The values of the controls that an address asks for, and the experiments that there are."""
+def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
+    """The values of the controls that an address asks for."""
     known = reader.experiments()
-    asked = parts.asked_for(search)
     experiment = asked.get("experiment") or (known[-1] if known else None)
     studies = reader.read(experiment) if experiment in known else ()
     axis = asked["axis"] if asked.get("axis") in AXES else default_axis(studies)
     scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
-    return experiment, axis, scale, _number(asked.get("target")), known
+    return experiment, axis, scale, _number(asked.get("target"))
 
 
 def _shown(

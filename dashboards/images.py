@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.artifacts import artifact_directory, mimetype, read_artifact
+from lcsc_opt.views.artifacts import artifact_directory, caption, mimetype, read_artifact
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.pages import HOME
 from lcsc_opt.views.dashboard.server import shared_reader
@@ -32,13 +32,8 @@ def build(storage: RDBStorage) -> dash.Dash:
     app.layout = _layout
     parts.remember(app, CONTROLS)
     parts.in_browser(app, "zoom", Output("zoomed", "children"), Input("zoom", "value"))
+    parts.choose(app, CONTROLS, lambda asked: (parts.chosen_study(reader, asked), _zoom(asked)), reader.searches)
     app.server.add_url_rule("/file", view_func=lambda: _file(reader, folder))
-
-    @app.callback(Output("study", "value"), Output("zoom", "value"), Output("study", "options"), Input("url", "search"))
-    def choose(search: str | None) -> tuple[Any, ...]:
-        asked = parts.asked_for(search)
-        zoom = int(asked["zoom"]) if asked.get("zoom", "").isdecimal() else ZOOM[0]
-        return parts.chosen_study(reader, asked), min(max(zoom, ZOOM[0]), ZOOM[1]), reader.searches()
 
     @app.callback(
         *(Output(name, "children") for name in ("problem", "headline", "links", "images")),
@@ -50,7 +45,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     )
     def draw(_: int, name: str | None, seen: str | None) -> tuple[Any, ...]:
         if not name:
-            return "", NOTHING, "", "", parts.IDLE_MS, ""
+            return "", NOTHING, "", "", parts.RUNNING_MS, ""
         studies = reader.read_studies([name])
         if not studies:
             return f"{name}: no such study; choose another one", "", "", "", parts.IDLE_MS, ""
@@ -61,6 +56,11 @@ def build(storage: RDBStorage) -> dash.Dash:
         return "", _headline(studies[0]), _links(studies[0]), _panes(studies[0], shown), parts.rhythm(studies), now
 
     return app
+
+
+def _zoom(asked: Mapping[str, str]) -> int:
+    zoom = int(asked["zoom"]) if asked.get("zoom", "").isdecimal() else ZOOM[0]
+    return min(max(zoom, ZOOM[0]), ZOOM[1])
 
 
 def images_of(reader: HistoryReader, study: StudyHistory, folder: Path) -> list[tuple[str, str]]:
@@ -155,7 +155,7 @@ def _missing(study: StudyHistory) -> str:
 
 def _pane(study: StudyHistory, artifact: str, name: str) -> Any:
     address = f"{HOME}images/file?{urlencode({'study': study.study, 'artifact': artifact})}"
-    described = f"{name} of {study.study}, trial {study.chosen}"
+    described = caption(study, name)
     picture = html.Div(
         html.Img(src=address, alt=described),
         className="pane",
@@ -163,4 +163,4 @@ def _pane(study: StudyHistory, artifact: str, name: str) -> Any:
         role="group",
         **parts.labelled(f"{described}; scrolls"),
     )
-    return html.Figure([picture, html.Figcaption(html.A(name, href=address, target="_blank"))])
+    return html.Figure([picture, html.Figcaption(html.A(described, href=address, target="_blank"))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import dash
@@ -25,11 +26,11 @@ def build(storage: RDBStorage) -> dash.Dash:
     app.layout = _layout
     parts.remember(app, ["landscape"])
 
-    @app.callback(Output("landscape", "value"), Output("landscape", "options"), Input("url", "search"))
-    def choose(search: str | None) -> tuple[Any, ...]:
-        asked, known = parts.asked_for(search), landscapes.names()
-        near = landscapes.names(asked["experiment"]) if "experiment" in asked else known
-        return asked.get("landscape", near[-1] if near else None), known
+    def chosen(asked: Mapping[str, str]) -> tuple[str | None]:
+        near = landscapes.names(asked.get("experiment"))
+        return (asked.get("landscape", near[-1] if near else None),)
+
+    parts.choose(app, ["landscape"], chosen, landscapes.names)
 
     @app.callback(
         *(Output(name, "children") for name in ("problem", "headline", "points")),

@@ -40,10 +40,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     app = parts.new_page(__name__, "Study")
     app.layout = _layout
     parts.remember(app, ["study"])
-
-    @app.callback(Output("study", "value"), Output("study", "options"), Input("url", "search"))
-    def choose(search: str | None) -> tuple[Any, ...]:
-        return parts.chosen_study(reader, parts.asked_for(search)), reader.searches()
+    parts.choose(app, ["study"], lambda asked: (parts.chosen_study(reader, asked),), reader.searches)
 
     @app.callback(
         *(Output(name, "children") for name in ("problem", "headline", "progress", "failures", "links")),
@@ -57,7 +54,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     )
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
-            return "", NOTHING, "", "", "", *[empty_figure(NOTHING, theme)] * len(FIGURES), parts.IDLE_MS, None
+            return "", NOTHING, "", "", "", *[empty_figure(NOTHING, theme)] * len(FIGURES), parts.RUNNING_MS, None
         studies = reader.read(split_name(name)[0])
         study = next((study for study in studies if study.study == name), None)
         if study is None:

@@ -6,6 +6,7 @@
 
 ``my_function(coefficients)`` gets a float64 array ``[K]`` that sums to one and returns a number, lower is better.
 With ``gradient: "my_module:my_gradient"``, which returns ``[K]`` numbers, gradients can be followed, too.
+With ``held_out: "my_module:my_function_on_other_data"`` the answer has a held-out loss; without it there is none.
 ``my_module`` is looked for where Python looks, in the working directory, and beside the study file.
 """
 
@@ -20,11 +21,12 @@ from lcsc_opt.objective.function import CoefficientFunction
 
 
 class Settings(FrozenModel):
-    """``callable``, ``gradient``: ``module:function``; ``steps`` are the training steps of the checkpoints."""
+    """``callable``, ``gradient``, ``held_out``: ``module:function``; ``steps`` are those of the checkpoints."""
 
     callable: str
     steps: list[int]
     gradient: str | None = None
+    held_out: str | None = None
 
     def check(self) -> None:
         """Import what is called."""
@@ -36,4 +38,12 @@ def build(settings: dict[str, Any]) -> Objective:
     checked = parse_settings(Settings, settings, source="objective.settings")
     function = import_dotted(checked.callable, setting="callable")
     gradient = None if checked.gradient is None else import_dotted(checked.gradient, setting="gradient")
-    return CoefficientFunction(function, checked.steps, name=checked.callable, gradient=gradient)
+    held_out = None if checked.held_out is None else import_dotted(checked.held_out, setting="held_out")
+    return CoefficientFunction(
+        function,
+        checked.steps,
+        name=checked.callable,
+        gradient=gradient,
+        held_out=held_out,
+        held_out_name=checked.held_out,
+    )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.connection import open_even_empty
 from lcsc_opt.views.dashboard.server import serve
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -48,7 +48,7 @@ def served(url: str, **options: Any) -> str:
     """The address of a dashboard over a database, without its path; it ends with the tests."""
     addresses: queue.Queue[str] = queue.Queue()
     options = {"port": 0, "ready": addresses.put, **options}
-    threading.Thread(target=serve, args=(open_storage(url, write=False),), kwargs=options, daemon=True).start()
+    threading.Thread(target=serve, args=(open_even_empty(url),), kwargs=options, daemon=True).start()
     return addresses.get(timeout=60).partition("/lcsc/")[0]
 
 

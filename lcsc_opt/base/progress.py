@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rich.console import Console
@@ -79,28 +79,41 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
         yield advance
 
 
-_said: set[str] | None = None  # in this command; None outside of one
+def notice(message: str, *, every_time: bool = False) -> None:
+    """One line on stderr: something that went well in the end, or that may go wrong later.
+
+    Args:
+        message: the line.
+        every_time: also where :func:`said_once` has said it before.
+    """
+    if _listener is not None:
+        _listener(message)
+    elif _said is None or every_time or message not in _said:
+        sys.stderr.write(f"lcsc: {message}\n")
+        sys.stderr.flush()
+        if _said is not None:
+            _said.add(message)
+
+
+_said: set[str] | None = None  # of this process, whose threads give notice, too
+_listener: Callable[[str], None] | None = None
 
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """While this is open, the same notice is not printed again: a command may load an objective for several studies."""
+    """While this is open, a notice is not said again: a command may load an objective for several studies."""
     global _said
-    _said = set()
+    before, _said = _said, set() if _said is None else _said
     try:
         yield
     finally:
-        _said = None
+        _said = before
 
 
-def notice(message: str) -> None:
-    """One line on stderr: something that went well in the end, or that may go wrong later."""
-    if _said is not None:
-        if message in _said:
-            return
-        _said.add(message)
-    sys.stderr.write(f"lcsc: {message}\n")
-    sys.stderr.flush()
+def hand_notices_to(listener: Callable[[str], None]) -> None:
+    """Let somebody else say the lines of this process from now on: the one that has started it."""
+    global _listener
+    _listener = listener
 
 
 class _Lines:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lcsc_opt.cli.output import STORAGE_HELP, say
-from lcsc_opt.database.connection import masked, open_storage, storage_url
+from lcsc_opt.database.connection import masked, open_even_empty, storage_url
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -27,7 +27,7 @@ def dashboard(
     from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve
 
     url = storage_url(storage)
-    opened = open_storage(url, write=False)
+    opened = open_even_empty(url)
     token = None if is_loopback(host) else new_token()
 
     def tell(address: str) -> None:

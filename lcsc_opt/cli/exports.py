@@ -131,7 +131,7 @@ def _held_out(held_out: dict[str, Any] | None) -> str:
         return "not measured; `lcsc evaluate` does"
     numbers = {"loss": held_out["loss"], **held_out.get("metrics", {})}
     shown = ", ".join(f"{name} {number(value)}" for name, value in numbers.items())
-    return f"{shown}, on {held_out['images']:,} images"
+    return f"{shown}, on {held_out['images']:,} images" if held_out["images"] else shown
 
 
 def apply(

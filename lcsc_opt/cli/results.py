@@ -153,19 +153,26 @@ def evaluate(
 
 def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:
     by_number = {trial.number: trial for trial in study.trials()}
-    shown = table("trial", "searched", f"selection, {report['images']:,} images", "", title=study.name)
+    shown = table("trial", "searched", _measured("selection", report), "", title=study.name)
     for chosen, selection in zip(report["chosen_from"], report["selection"], strict=True):
         mark = "chosen" if chosen == report["trial"] else ""
         shown.add_row(str(chosen), number(by_number[chosen].value), number(selection), mark)
     console().print(shown)
 
 
+def _measured(what: str, report: dict[str, Any], *, groups: Sequence[dict[str, Any]] = ()) -> str:
+    """On how many images and which noise; what samples no images has neither."""
+    if not report["images"]:
+        return what
+    seeds = ", ".join(str(group["seed"]) for group in groups)
+    noise = f", noise group{'s' * (len(groups) > 1)} {seeds}" if groups else ""
+    return f"{what}, {report['images']:,} images{noise}"
+
+
 def _print_held_out(study: StoredStudy, report: dict[str, Any]) -> None:
     """A line for the answer and for each baseline, a column for each metric."""
     metrics = list(report["metrics"])
-    seeds = ", ".join(str(group["seed"]) for group in report["groups"])
-    title = f"held out, {report['images']:,} images, noise group{'s' * (len(report['groups']) > 1)} {seeds}"
-    shown = table("", "loss", *metrics, title=title)
+    shown = table("", "loss", *metrics, title=_measured("held out", report, groups=report["groups"]))
     for name, result in {f"{study.name}, trial {report['trial']}": report, **report.get("baselines", {})}.items():
         spread = result.get("metrics_std", {})
         cells = [number(result["metrics"].get(metric), spread.get(metric)) for metric in metrics]

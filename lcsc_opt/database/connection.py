@@ -85,6 +85,18 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     return storage
 
 
+def open_even_empty(url: str) -> RDBStorage:
+    """Open a study database to read it; an SQLite file that is not there yet is made, without studies in it.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    file = _sqlite_file(_parse_url(url))
+    if file is not None and not file.exists():
+        open_storage(url, write=True).engine.dispose()
+    return open_storage(url, write=False)
+
+
 def _connect_args(url: sa.URL) -> dict[str, Any]:
     """Of the driver: wait for a lock, but not for ever for a server that is gone. What the URL says comes first."""
     if url.get_backend_name() == "sqlite":
@@ -313,7 +325,7 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             if pause is None or time.monotonic() + pause > start + PATIENCE_SECONDS or not is_transient(error):
                 safe = "what was committed is safe, run the same command to continue"
                 raise StudyStoreError(f"{problem}; {safe}") from error
-            notice(f"{problem}; trying again in {pause:g} s")
+            notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)
 
 

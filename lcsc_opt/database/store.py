@@ -15,10 +15,11 @@ user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index
                        look; ``inherited`` of trials that were taken over from another study; ``tells_before`` where
                        results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
-                       ``optimizer_budget``, ``failures``, ``held_out_plan``, ``origin``, ``directory``, ``created_by``,
-                       ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``: how many trials
-                       may be between ask and tell; ``spread_images``), ``search_ended``, ``held_out`` (the report),
-                       ``baselines`` (what was measured of EMA* and the like on held-out noise), ``code_changes``
+                       ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
+                       ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``:
+                       how many trials may be between ask and tell; ``spread_images``), ``search_ended``, ``held_out``
+                       (the report), ``baselines`` (what was measured of EMA* and the like on held-out noise),
+                       ``code_changes``
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,

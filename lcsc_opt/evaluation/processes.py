@@ -18,7 +18,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.devices import cores
-from lcsc_opt.evaluation.worker import READY, Answer, Job, Kind, WorkerSettings, serve
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings, serve
 from lcsc_opt.objective.contract import Objective
 
 DIED = "the worker process died (killed, or out of memory)"
@@ -188,6 +188,8 @@ class _Process:
                 break
             if answer.number == READY:
                 self.ready = True
+            elif answer.number == NOTICE:
+                notice(pickle.loads(answer.content))  # noqa: S301 - of our own process
             else:
                 self._take(answer)
             self._changed()

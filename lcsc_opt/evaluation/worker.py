@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from lcsc_opt.base.code import changed_code
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
 from lcsc_opt.objective.contract import Objective, StagedObjective
@@ -55,8 +56,8 @@ class Job:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-READY = -1
-"""The number of the answer that says that the objective is loaded, or could not be."""
+READY, NOTICE = -1, -2
+"""Numbers of answers to no job: the objective is loaded, or could not be; a line for people, which may be known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,7 @@ def serve(connection: Connection, settings: WorkerSettings) -> None:
     threading.Thread(target=_end_with_coordinator, daemon=True).start()
     os.environ.update(settings.environment)
     answers = _Answers(connection)
+    hand_notices_to(answers.notice)
     evaluator: Pipeline | InProcessEvaluator | None = None
     refusal: LcscError | None = None
     try:
@@ -116,6 +118,10 @@ class _Answers:
     def ready(self) -> None:
         """Say that jobs may come."""
         self._put(Answer(READY))
+
+    def notice(self, message: str) -> None:
+        """Leave it to the coordinator to say a line, since all workers give notice of the same things."""
+        self.send(NOTICE, message)
 
     def take(self, number: int, done: Future[Any]) -> None:
         """Send what a future gave."""

@@ -21,7 +21,7 @@ from lcsc_opt.database.names import is_search
 from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.database.summary import StudySummary, best_ema, summaries
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.views.artifacts import artifact_directory
+from lcsc_opt.views.artifacts import EMA_IMAGES, artifact_directory, own_images
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -107,8 +107,8 @@ def _sheets(objective: MergeSampleScore, ema: StudySummary, found: StudySummary)
     distance = np.linalg.norm(objective.features(first) - objective.features(second), axis=1)
     shown = np.argsort(-distance, kind="stable")[:SHOWN]
     return {
-        "images_1_EMA.png": contact_sheet(first[shown].numpy()),
-        f"images_2_{found.optimizer}.png": contact_sheet(second[shown].numpy()),
+        EMA_IMAGES: contact_sheet(first[shown].numpy()),
+        own_images(found.optimizer): contact_sheet(second[shown].numpy()),
     }
 
 

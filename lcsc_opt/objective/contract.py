@@ -111,6 +111,10 @@ class Objective(abc.ABC):
         """Why gradients are unavailable, as the end of a sentence, or ``None``."""
         return "it gives a loss without a gradient"
 
+    def why_nothing_held_out(self) -> str | None:
+        """Why answers have no held-out loss, as the end of a sentence; ``None`` where ``candidate.noise`` matters."""
+        return None
+
     @property
     def second_metric(self) -> str | None:
         """The metric of held-out evaluations, lower is better, that a search cannot improve by cheating its loss.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import check_steps
 from lcsc_opt.objective.contract import Objective
 
@@ -23,6 +23,9 @@ class CoefficientFunction(Objective):
         steps: ``[K]`` training steps.
         name: what the study's fingerprint calls it.
         gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that want one.
+        held_out: ``[K]`` float64 → float, lower is better: what an answer comes to on data that the search does not
+            see. The answer is chosen by ``function`` all the same.
+        held_out_name: what the study's fingerprint calls that.
     """
 
     def __init__(
@@ -32,9 +35,11 @@ class CoefficientFunction(Objective):
         *,
         name: str,
         gradient: Callable[[Coefficients], npt.ArrayLike] | None = None,
+        held_out: Callable[[Coefficients], float] | None = None,
+        held_out_name: str | None = None,
     ) -> None:
         self._function, self._steps, self._name = function, check_steps(steps), name
-        self._gradient = gradient
+        self._gradient, self._held_out, self._held_out_name = gradient, held_out, held_out_name
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -45,16 +50,31 @@ class CoefficientFunction(Objective):
         """``None`` where the function's gradient was given."""
         return f"no gradient of {self._name} was given" if self._gradient is None else None
 
+    def why_nothing_held_out(self) -> str | None:
+        """``None`` where a held-out function was given."""
+        return f"no held_out function was given beside {self._name}" if self._held_out is None else None
+
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
         """Call the function, and its gradient where it is asked for, on copies of the coefficients.
 
         Raises:
-            ObjectiveError: the function's answer is no number, or the gradient's not one number for each coefficient.
+            ObjectiveError: the function's answer is no number, the gradient's not one number for each coefficient, or
+                nothing is held out for what is asked.
         """
         start = time.perf_counter()
-        loss = check_loss(self._function(candidate.coefficients.copy()))
+        loss = check_loss(self._function_for(candidate.noise)(candidate.coefficients.copy()))
         slope = self._slope(candidate.coefficients) if gradient else None
         return Evaluation(loss, cost=Cost(seconds=time.perf_counter() - start), gradient=slope)
+
+    def _function_for(self, noise: Noise) -> Callable[[Coefficients], float]:
+        """A function has no noise: only an answer's final number comes from another one."""
+        if noise.group != HELD_OUT.group:
+            return self._function
+        if self._held_out is None:
+            raise ObjectiveError(f"nothing is held out: {self.why_nothing_held_out()}")
+        if noise.seed != HELD_OUT.seed:
+            raise ObjectiveError("a held-out function has one group of noise; leave --groups and --first-group out")
+        return self._held_out
 
     def _slope(self, coefficients: Coefficients) -> Coefficients:
         if self._gradient is None:
@@ -65,8 +85,9 @@ class CoefficientFunction(Objective):
         return slope
 
     def describe(self) -> dict[str, Any]:
-        """The callable's name and the steps."""
-        return {"callable": self._name, "steps": list(self._steps)}
+        """The callables' names and the steps."""
+        held_out = {} if self._held_out is None else {"held_out": self._held_out_name}
+        return {"callable": self._name, "steps": list(self._steps), **held_out}
 
 
 def check_loss(value: Any) -> float:

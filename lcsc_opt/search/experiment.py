@@ -11,7 +11,7 @@ from typing import Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
@@ -110,10 +110,16 @@ class Experiment:
                     self._search(study, plan, pool, debug=debug)
                 report = held_out is not None and study.attributes.get("held_out") is None
                 if held_out is not None and report:
-                    self._score(study, plan, HeldOutPlan(held_out.images, held_out.top), pool)
+                    self._report(study, plan, HeldOutPlan(held_out.images, held_out.top), pool)
             if report:  # by this process, once the workers' devices are free
                 attach_figures(self.storage, study, self.objective)
             return _outcome(study)
+
+    def _report(self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: WorkerPool | None) -> None:
+        if (nothing := self.objective.why_nothing_held_out()) is None:
+            self._score(study, plan, held_out, pool)
+        else:
+            notice(f"{plan.spec.name}: nothing is held out: {nothing}")
 
     def _note(self, study: StoredStudy, changes: Mapping[str, Any]) -> None:
         for name, value in changes.items():
@@ -123,8 +129,11 @@ class Experiment:
         """Report on a study that is held, with an objective that is still what it was.
 
         Raises:
+            ObjectiveError: nothing is held out by this objective.
             StudyMismatchError: when it is not: its numbers would stand beside those of another one.
         """
+        if nothing := self.objective.why_nothing_held_out():
+            raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
         self._note(study, objective_changes(study, self.objective, study.attributes, accept_code=accept_code))
         stored = stored_plan(study)
         with self._workers(stored) as pool:
@@ -137,6 +146,8 @@ class Experiment:
         self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: WorkerPool | None
     ) -> dict[str, Any]:
         """Choose among the best trials on other noise, and report on yet other noise."""
+        if not self.objective.images_per_evaluation:
+            held_out = dataclasses.replace(held_out, images=0)
         with self._one_by_one(pool) as evaluate:
             return score_held_out(study, self.objective, held_out, retrying(evaluate, plan.spec.failures))
 
@@ -265,7 +276,7 @@ def _with_larger_budget(plan: StudyPlan, study: StoredStudy) -> StudyPlan:
     stored, asked = BudgetSpec(**study.attributes["budget"]), plan.spec.budget
     if stored.unit != asked.unit or stored.total <= asked.total:
         return plan
-    notice(f"{plan.name}: its budget was raised to {stored} before, so {asked} of the study file do not count")
+    notice(f"{plan.spec.name}: its budget was raised to {stored} before, so {asked} of the study file do not count")
     return plan.changed(budget=stored)
 
 
@@ -305,7 +316,8 @@ def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:
 
 def is_finished(study: StoredStudy, plan: StudyPlan) -> bool:
     """Whether nothing is left to do for a plan, found out without loading its objective."""
-    reported = plan.spec.held_out is None or study.attributes.get("held_out") is not None
+    stored = study.attributes
+    reported = plan.spec.held_out is None or stored.get("held_out") is not None or stored.get("holds_out") is False
     return reported and search_ended(study, plan)
 
 

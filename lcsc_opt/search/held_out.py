@@ -48,7 +48,7 @@ class HeldOutPlan:
     """How a study's answer is measured.
 
     Attributes:
-        images: for each trial and group of noise.
+        images: for each trial and group of noise; 0 where the objective samples none.
         top: of how many of the best trials the answer is chosen.
         groups: of held-out noise.
         first_group: the seed of the first of them; the others follow.
@@ -223,7 +223,7 @@ def _known_groups(sources: Sequence[Any], images: int, second: str | None) -> di
 
 
 def _evaluated(evaluate: Evaluate, coefficients: Coefficients, noise: Noise, images: int, where: str) -> Evaluation:
-    outcome = evaluate(Candidate(coefficients, images=images, noise=noise))
+    outcome = evaluate(Candidate(coefficients, images=images or None, noise=noise))
     if isinstance(outcome, Failure):
         raise SearchFailedError(f"{where} on {noise.group} noise: {outcome.reason}")
     return outcome

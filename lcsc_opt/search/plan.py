@@ -115,6 +115,7 @@ class StudyPlan:
             "optimizer_budget": budget,
             "failures": self.spec.failures.model_dump(),
             "held_out_plan": None if held_out is None else held_out.model_dump(),
+            "holds_out": objective.why_nothing_held_out() is None,
             "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
             "checkpoints": _packed_sha256(objective),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
+from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, parse_study, read_study_file
 from lcsc_opt.coefficients.profiles import check_coefficients
@@ -157,13 +158,14 @@ def run(
     url = storage_url(storage, spec.storage)
     opened = open_storage(url, write=True)
     chosen = plans(spec, directory, optimizers=optimizers, seeds=seeds)
-    run_each(
-        checked_experiments(chosen, opened),
-        take_over=take_over,
-        accept_environment=accept_environment,
-        accept_code=accept_code,
-        lower_budget=budget is not None,
-    )
+    with said_once():
+        run_each(
+            checked_experiments(chosen, opened),
+            take_over=take_over,
+            accept_environment=accept_environment,
+            accept_code=accept_code,
+            lower_budget=budget is not None,
+        )
     return [Study(plan.name, url) for plan in chosen]
 
 

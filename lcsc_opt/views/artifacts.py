@@ -13,6 +13,7 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 
 MOST_BYTES = 32 * 2**20  # of one image
+EMA_IMAGES = "images_1_EMA.png"
 SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 
 
@@ -53,6 +54,18 @@ def stored_images(reader: HistoryReader, study: StudyHistory, folder: Path, *, p
     read = ((str(meta["filename"]), read_artifact(folder, str(meta.get("artifact_id")))) for meta in named)
     found = ((name, content, mimetype(content)) for name, content in read if content is not None)
     return [StoredImage(name, kind, content) for name, content, kind in found if kind is not None]
+
+
+def own_images(optimizer: str) -> str:
+    """The name of the file with the images of an optimizer's answer; those of EMA* are in :data:`EMA_IMAGES`."""
+    return f"images_2_{optimizer}.png"
+
+
+def caption(study: StudyHistory, filename: str) -> str:
+    """Which model sampled the images that are stored beside a study's answer under this file name."""
+    if filename == EMA_IMAGES:
+        return f"EMA*, from the same noise as {study.study}"
+    return f"{study.study}, trial {study.chosen}" if filename == own_images(study.optimizer) else filename
 
 
 def read_artifact(folder: Path, artifact_id: str) -> bytes | None:

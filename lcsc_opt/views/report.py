@@ -21,7 +21,7 @@ from lcsc_opt.base.errors import FigureError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import summaries_of
-from lcsc_opt.views.artifacts import StoredImage, artifact_directory, stored_images
+from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
 from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.landscape import landscape_figure
@@ -126,8 +126,10 @@ def _summaries(reader: HistoryReader, studies: Sequence[StudyHistory]) -> Table:
 
 def _images(
     reader: HistoryReader, studies: Sequence[StudyHistory], folder: Path
-) -> list[tuple[StudyHistory, StoredImage]]:
-    return [(study, image) for study in studies for image in stored_images(reader, study, folder, prefix="images")]
+) -> list[tuple[str, list[tuple[str, StoredImage]]]]:
+    """Study → its images with their captions, of the studies that have some."""
+    found = [(study, stored_images(reader, study, folder, prefix="images")) for study in studies]
+    return [(study.study, [(caption(study, one.filename), one) for one in images]) for study, images in found if images]
 
 
 def _by_rank(studies: Sequence[StudyHistory], ranked: Sequence[Ranked]) -> list[StudyHistory]:

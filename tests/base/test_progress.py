@@ -6,7 +6,7 @@ import re
 import pytest
 
 from lcsc_opt.base import progress as module
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress, said_once
 
 
 class Clock:
@@ -94,6 +94,17 @@ def test_a_terminal_gets_a_bar_with_count_rate_and_note(monkeypatch: pytest.Monk
     assert "best 1.25" in last
     assert re.search(r"\d\.\d/s|s each|-/s", last)
     assert "left" in last
+
+
+def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        with said_once(), said_once():
+            for _ in range(2):
+                notice("packing")
+                notice("trying again", every_time=True)
+    notice("packing")
+    said = capsys.readouterr().err.splitlines()
+    assert said == 2 * ["lcsc: packing", "lcsc: trying again", "lcsc: trying again"] + ["lcsc: packing"]
 
 
 @pytest.mark.parametrize(("speed", "text"), [(0, "0.0/s"), (12.34, "12.3/s"), (1, "1.0/s"), (0.25, "4.0 s each")])

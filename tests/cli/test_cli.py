@@ -18,12 +18,16 @@ from lcsc_opt.base.errors import LeaseLostError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.search.studies import load_study
 
 MODULE = """
 import numpy as np
 
 def loss(coefficients):
     return float(np.square(coefficients - np.linspace(-0.2, 0.4, len(coefficients))).sum())
+
+def unseen(coefficients):
+    return loss(coefficients) + 0.001
 
 def broken(coefficients):
     raise RuntimeError("the GPU is on fire")
@@ -34,7 +38,14 @@ def nan_sometimes(coefficients):
 
 STUDY = {
     "name": "tiny",
-    "objective": {"file": "function.py", "settings": {"callable": "my_losses:loss", "steps": list(range(10, 210, 10))}},
+    "objective": {
+        "file": "function.py",
+        "settings": {
+            "callable": "my_losses:loss",
+            "held_out": "my_losses:unseen",
+            "steps": list(range(10, 210, 10)),
+        },
+    },
     "optimizers": ["EMAGrid", {"LCSC": {"mutation": 0.02}}, {"CMA": {"step_size": 0.05}}],
     "seeds": [0, 1],
     "budget": {"evaluations": 15},
@@ -176,11 +187,46 @@ def test_evaluate_chooses_again_among_more(tiny: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert lcsc(["evaluate", "tiny/LCSC/0", "--images", "20", "--top", "4", "--keep", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["images"] == 20
+    assert report["images"] == 0  # a function samples none
     assert len(report["chosen_from"]) == 4
     study = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db")
     assert study.user_attrs["held_out"] == report
     assert study.trials[report["trial"]].user_attrs["held_out"]["loss"] == report["loss"]
+
+
+def test_a_function_is_held_out_where_it_has_another_one_for_that(
+    tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lcsc(["run", "tiny.yaml", "--optimizer", "CMA", "--seed", "0"])
+    study = load_study("tiny/CMA/0")
+    assert study.held_out == pytest.approx((study.searched or 0.0) + 0.001)
+    assert study.trials[[row["loss"] for row in study.trials].index(study.searched)]["coefficients"] == pytest.approx(
+        study.coefficients.tolist()
+    )
+    capsys.readouterr()
+    assert lcsc(["evaluate", "tiny/CMA/0"]) == 0
+    printed = capsys.readouterr().out
+    assert "held out" in printed
+    assert "images" not in printed
+    assert "noise" not in printed
+    assert lcsc(["evaluate", "tiny/CMA/0", "--groups", "2"]) == 1
+    assert "a held-out function has one group of noise" in capsys.readouterr().err
+
+
+def test_a_plain_function_has_nothing_held_out(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {key: value for key, value in STUDY["objective"]["settings"].items() if key != "held_out"}  # type: ignore[index]
+    write_study(tiny.parent, objective={"file": "function.py", "settings": settings})
+    options = ["--optimizer", "EMAGrid", "--optimizer", "CMA"]
+    assert lcsc(["run", "tiny.yaml", *options]) == 0
+    assert capsys.readouterr().err.count("nothing is held out: no held_out function") == 1, "not once a study"
+    assert lcsc(["compare", "tiny"]) == 0
+    assert [line.split()[-5:-3] for line in capsys.readouterr().out.splitlines()[2:]] == [["-", "-"]] * 2
+    (tiny.parent / "my_losses.py").unlink()
+    assert lcsc(["run", "tiny.yaml", *options]) == 0, "finished: it is not even loaded"
+    (tiny.parent / "my_losses.py").write_text(MODULE)
+    capsys.readouterr()
+    assert lcsc(["evaluate", "tiny/CMA/0"]) == 2
+    assert "no held_out function was given" in complaint(capsys)
 
 
 def test_an_objective_that_fails_sometimes(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,21 @@ def test_every_page_opens_without_a_complaint(browser: Any, home: str, scheme: s
         assert view.problems == []
 
 
+def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, url: str) -> None:
+    with watched(browser, home := served(url)) as compare, watched(browser, home) as study:
+        compare.page.goto(f"{home}/lcsc/compare")
+        study.page.goto(f"{home}/lcsc/study")
+        assert headline(compare).endswith("Start one: lcsc run STUDY_FILE")
+        assert headline(study).endswith("Start one: lcsc run STUDY_FILE")
+        write_study(url, "digits/LCSC/0", [9.0, 4.0], held_out=3.0)
+        compare.page.wait_for_selector("#ranking .ag-row")
+        assert headline(compare).startswith("LCSC is ahead: held-out FID 3")
+        assert column(compare.page, "optimizer") == ["LCSC"]
+        study.page.wait_for_selector("#headline:has-text('digits/LCSC/0 is finished')")
+        study.drawn("coefficients")
+        assert compare.problems + study.problems == []
+
+
 def finished_trials(database: Path) -> int:
     """Read without Optuna, which would make the database."""
     try:

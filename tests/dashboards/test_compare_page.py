@@ -157,6 +157,16 @@ def test_an_empty_database_says_what_to_run(tmp_path: Path) -> None:
     assert shown["curves-new"]["data"]["layout"]["annotations"][0]["text"] == shown["headline"]["children"]
 
 
+def test_a_clock_offers_new_experiments_and_leaves_a_choice_alone(site: Site, url: str) -> None:
+    tick = {"triggered": "tick", "url": "", "tick": 3}
+    assert site.call("compare", "experiment.options", **tick, experiment=["digits"]) == {}
+    write_study(url, "new/CMA/0", [1.0])
+    assert site.call("compare", "experiment.options", **tick, experiment="digits") == {
+        "experiment": {"options": ["digits", "new"]}
+    }
+    assert site.call("compare", "experiment.options", **tick)["experiment"]["value"] == "new"
+
+
 def test_an_experiment_that_is_not_there_is_a_line_of_the_page(site: Site) -> None:
     shown = draw(site, experiment="digit<b>s")
     assert shown["problem"]["children"].startswith("digit<b>s: no such experiment (did you mean 'digits'?)")

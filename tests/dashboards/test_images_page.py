@@ -47,10 +47,13 @@ def test_the_images_of_the_answer_are_shown_and_served(site: Site) -> None:
 
 def test_two_grids_stand_side_by_side(site: Site, url: str, tmp_path: Path) -> None:
     study = write_study(url, "digits/CMA/0", [3.0], held_out=1.0)
-    for name in ("images-1.png", "images-2.png"):
+    for name in ("images_1_EMA.png", "images_2_CMA.png"):
         (tmp_path / name).write_bytes(PNG)
         attach(study, 0, tmp_path / name)
-    assert len(addresses(draw(site, "digits/CMA/0"))) == 2
+    shown = draw(site, "digits/CMA/0")
+    assert len(addresses(shown)) == 2
+    captions = re.findall(r'"children": "([^"]*digits/CMA/0[^"]*)"', json.dumps(shown["images"]))
+    assert captions == ["EMA*, from the same noise as digits/CMA/0", "digits/CMA/0, trial 0"]
 
 
 @pytest.mark.parametrize(

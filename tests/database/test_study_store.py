@@ -14,8 +14,9 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.database.connection import masked, open_even_empty, open_storage
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
+from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"
 
@@ -167,6 +168,15 @@ def test_reading_does_not_create_a_database(tmp_path: Path) -> None:
     with pytest.raises(StudyStoreError, match="no such database"):
         open_storage(f"sqlite:///{tmp_path / 'new.db'}", write=False)
     assert not (tmp_path / "new.db").exists()
+
+
+def test_what_shall_be_shown_while_it_fills_is_made_empty(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    assert study_names(open_even_empty(url)) == []
+    write_study(open_storage(url, write=True), "digits/LCSC/0", [1.0])
+    assert study_names(open_even_empty(url)) == ["digits/LCSC/0"]
+    with pytest.raises(StudyStoreError, match=r"folder .* does not exist"):
+        open_even_empty(f"sqlite:///{tmp_path / 'nowhere' / 'new.db'}")
 
 
 @pytest.mark.parametrize("script", ["", "CREATE TABLE notes (text)"])

@@ -34,7 +34,10 @@ def loss(coefficients):
 """
 STUDY = {
     "name": "tiny",
-    "objective": {"file": "function.py", "settings": {"callable": "doctors_losses:loss", "steps": [10, 20, 30]}},
+    "objective": {
+        "file": "function.py",
+        "settings": {"callable": "doctors_losses:loss", "held_out": "doctors_losses:loss", "steps": [10, 20, 30]},
+    },
     "optimizers": ["LCSC"],
     "seeds": [0],
     "budget": {"evaluations": 6},

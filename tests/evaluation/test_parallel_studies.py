@@ -188,3 +188,14 @@ def test_a_budget_in_images_is_refused_for_a_stored_study_too(folder: Path, caps
     assert lcsc(["run", study_file(folder, objective=WITHOUT_STAGES, budget={"images": 100})]) == 2
     assert "budget.images: this objective samples no images" in capsys.readouterr().err
     assert len(asked()) == 6
+
+
+def test_what_every_worker_notices_is_said_once_a_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = "    notice('read from the disk')\n    return"
+    (folder / "stages.py").write_text(
+        "from lcsc_opt.base.progress import notice\n" + OBJECTIVE.replace("    return", said)
+    )
+    file = study_file(folder, workers=2, seeds=[0, 1])
+    for _ in range(2):
+        assert lcsc(["run", file, "--storage", f"sqlite:///{len(list(folder.glob('*.db')))}.db"]) == 0
+        assert capfd.readouterr().err.count("read from the disk") == 1  # not by each study's two workers

@@ -91,6 +91,19 @@ def test_a_report_shows_the_winner_every_study_and_their_figures(experiment: RDB
     assert templates["light"]["layout"]["paper_bgcolor"] != templates["dark"]["layout"]["paper_bgcolor"]
 
 
+def test_images_say_which_model_sampled_them(storage: RDBStorage, tmp_path: Path) -> None:
+    study = write_study(storage, "digits/LCSC/0", [4.0, 2.0])
+    folder = artifact_directory(storage.url)
+    folder.mkdir()
+    for name in ("images_1_EMA.png", "images_2_LCSC.png"):
+        (tmp_path / name).write_bytes(PNG)
+        study.attach(TrialKey.of(study.trials()[1]), FileSystemArtifactStore(folder), tmp_path / name)
+    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
+    captions = ["EMA*, from the same noise as digits/LCSC/0", "digits/LCSC/0, trial 1"]
+    assert [attributes["alt"] for tag, attributes in page.elements if tag == "img"] == captions
+    assert [text for text in page.texts if text in captions] == captions, "written above each, not only in its alt"
+
+
 def test_a_report_has_the_second_metric_and_its_warning(storage: RDBStorage, tmp_path: Path) -> None:
     second = {"metric": HOSTILE, "value": 7.25, "against": "EMA*", "gain": 0.5, "second_gain": -0.1}
     report = {"trial": 1, "loss": 2.5, "second": second, "warning": "the loss is 50.0% below EMA*'s"}

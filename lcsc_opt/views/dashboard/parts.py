@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 from urllib.parse import parse_qs, quote
 
 import dash
 import sqlalchemy as sa
-from dash import ClientsideFunction, Input, Output, State, dcc, html
+from dash import ClientsideFunction, Input, Output, State, ctx, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError
@@ -76,6 +76,37 @@ def page_layout(*content: Content) -> html.Main:
 def remember(app: dash.Dash, controls: Sequence[str]) -> None:
     """Keep the values of these controls in the address."""
     in_browser(app, "remember", Output("remembered", "data"), *(Input(control, "value") for control in controls))
+
+
+def choose(
+    app: dash.Dash,
+    controls: Sequence[str],
+    asked: Callable[[Mapping[str, str]], tuple[Any, ...]],
+    known: Callable[[], list[str]],
+) -> None:
+    """Fill the controls when the page opens, and later, where there was nothing to choose, as soon as there is.
+
+    Args:
+        app: the page.
+        controls: the first one is a dropdown of ``known``.
+        asked: what the address asks for (:func:`asked_for`) → a value for each control.
+        known: what there is to choose from now.
+    """
+    first = controls[0]
+
+    @app.callback(
+        *(Output(control, "value") for control in controls),
+        Output(first, "options"),
+        Input("url", "search"),
+        Input("tick", "n_intervals"),
+        State(first, "value"),
+        State(first, "options"),
+    )
+    def fill(search: str | None, _: int, chosen: str | None, offered: list[str] | None) -> tuple[Any, ...]:
+        now = known()
+        if ctx.triggered_id != "tick" or (now and not chosen):
+            return *asked(asked_for(search)), now
+        return *[no_update] * len(controls), no_update if now == offered else now
 
 
 def asked_for(search: str | None) -> dict[str, str]:

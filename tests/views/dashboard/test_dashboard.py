@@ -4,6 +4,7 @@ import contextlib
 import json
 import queue
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -273,10 +274,20 @@ def test_the_command_prints_a_token_for_others_only(
     assert "http://0.0.0.0:18099/lcsc/?token=" in capsys.readouterr().err
 
 
-def test_the_command_without_a_database_is_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_opens_before_the_first_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
+    assert run(["dashboard", "--port", "18098"]) == 0
+    assert (workplace / "studies.db").exists()
+
+
+def test_the_command_over_another_program_s_database_is_one_line(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
+    with contextlib.closing(sqlite3.connect(workplace / "studies.db")) as connection:
+        connection.executescript("CREATE TABLE notes (text)")
     assert run(["dashboard"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert not list(workplace.iterdir())
+    assert "holds no studies" in capsys.readouterr().err
 
 
 def test_the_dashboard_needs_no_torch(url: str) -> None:
