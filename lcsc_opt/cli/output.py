@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import errno
 import json
+import os
 import sys
 from typing import Any
 
@@ -20,9 +22,15 @@ class Format(str, enum.Enum):
     json = "json"
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads any more: the command line says so, as for any other output."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def console() -> Console:
     """Standard output; wide enough for a table where it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
+    return _Output(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

@@ -12,7 +12,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, other_studies, study_names
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
 TakeOver = Annotated[
@@ -160,6 +160,8 @@ def list_(
 
     opened = open_storage(storage_url(storage), write=False)
     ours = [summarize(StoredStudy.open(opened, name)) for name in study_names(opened) if is_ours(name)]
+    if others := other_studies(opened):
+        say(f"{others} studies of other programs are in {masked(opened.url)}, too; they are left alone")
     if output is Format.json:
         print_json([study.as_row() for study in ours])
         return
