@@ -19,7 +19,7 @@ import typer
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import said_once
 from lcsc_opt.cli import dashboard, doctor, exports, landscape, profile, results, studies, trajectory
-from lcsc_opt.cli.output import complain
+from lcsc_opt.cli.output import OutputError, complain
 
 app = typer.Typer(
     name="lcsc",
@@ -39,7 +39,7 @@ profile.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 
-INTERRUPTED, TERMINATED, TRY_AGAIN, CLOSED = 130, 143, 75, 141
+INTERRUPTED, TERMINATED, TRY_AGAIN = 130, 143, 75
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = ("database or disk is full", "database is locked", "is locked by")
 
@@ -74,11 +74,17 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except LcscError as error:
         complain(str(error))
+        if isinstance(error, OutputError):
+            _forget_output()
         return TRY_AGAIN if _passes(error) else error.exit_status
     except USAGE_ERRORS as error:
         return _complain_about_usage(error)
     except OSError as error:
-        return _complain_about_output(error)
+        if error.errno not in FULL:
+            raise
+        complain(f"the output cannot be written: {error.strerror}")
+        _forget_output()
+        return TRY_AGAIN
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
@@ -97,14 +103,10 @@ def _passes(error: BaseException | None) -> bool:
     return False
 
 
-def _complain_about_output(error: OSError) -> int:
-    """Nobody reads the output any more, or there is no room for it; what else fails is a bug."""
-    if not isinstance(error, BrokenPipeError) and error.errno not in FULL:
-        raise error
-    with contextlib.suppress(OSError, ValueError):  # or the interpreter would try to write it once more
+def _forget_output() -> None:
+    """Or the interpreter would try to write it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    complain(f"the output cannot be written: {error.strerror}")
-    return CLOSED if isinstance(error, BrokenPipeError) else TRY_AGAIN
 
 
 def _complain_about_usage(error: Any) -> int:

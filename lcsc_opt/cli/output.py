@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lcsc_opt.base.errors import LcscError
+
 STORAGE_HELP = "Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db."
 
 
@@ -22,10 +24,19 @@ class Format(str, enum.Enum):
     json = "json"
 
 
+class OutputError(LcscError):
+    """Nobody reads the output any more; click would leave without a word."""
+
+    exit_status = 141
+
+    def __init__(self) -> None:
+        super().__init__(f"the output cannot be written: {os.strerror(errno.EPIPE)}")
+
+
 class _Output(Console):
     def on_broken_pipe(self) -> None:
-        """Nobody reads any more: the command line says so, as for any other output."""
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+        """Said as any other error is."""
+        raise OutputError
 
 
 def console() -> Console:
@@ -35,7 +46,11 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    try:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise OutputError from None
 
 
 def complain(message: str) -> None:

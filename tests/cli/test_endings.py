@@ -48,10 +48,11 @@ def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path,
     assert "after 6 evaluations" in again.stderr
 
 
-def test_output_that_nobody_reads_is_one_line(workplace: Path) -> None:
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_output_that_nobody_reads_is_one_line(workplace: Path, form: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [*LCSC, "list", "--catalog"]
+    command = [*LCSC, "list", "--catalog", "--format", form]
     found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert found.returncode == 141
