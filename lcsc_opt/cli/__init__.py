@@ -13,7 +13,7 @@ import typer
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import said_once
-from lcsc_opt.cli import dashboard, doctor, exports, landscape, profile, results, studies, trajectory
+from lcsc_opt.cli import cleaning, dashboard, doctor, exports, landscape, profile, results, studies, trajectory
 from lcsc_opt.cli.output import complain
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ landscape.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
 profile.add_commands(app)
+cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 

@@ -33,7 +33,9 @@ def lose(coefficients):
 """
 STUDY = """
 name: edited
-objective: {file: function.py, settings: {callable: "edited_loss:lose", held_out: "edited_loss:lose", steps: [100, 200, 300]}}
+objective:
+  file: function.py
+  settings: {callable: "edited_loss:lose", held_out: "edited_loss:lose", steps: [100, 200, 300]}
 optimizers: [LCSC]
 budget: {evaluations: 4}
 """
