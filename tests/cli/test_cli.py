@@ -178,7 +178,9 @@ def test_resume_finishes_and_raises_the_budget(tiny: Path, capsys: pytest.Captur
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"]) == 0
     first = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
     assert lcsc(["resume", "tiny/LCSC/0"]) == 0
+    assert "continuing" not in capsys.readouterr().err  # neither a new search nor a finished one
     assert lcsc(["resume", "tiny/LCSC/0", "--budget", "20"]) == 0
+    assert "lcsc: tiny/LCSC/0: continuing after trial 14\n" in capsys.readouterr().err
     raised = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
     assert len(raised) == 20
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]
