@@ -59,6 +59,11 @@ class Settings(ImageObjectiveSettings):
     labels: Labels | None = None
     guidance: GuidanceSettings | None = None
 
+    def check(self) -> None:
+        """Beside what all objectives over images check: the folder holds a model."""
+        super().check()
+        DiffusersFolder.read(given_path(self.model))
+
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
     """Build the network from its configuration; every candidate's weights come from the checkpoints."""

@@ -122,6 +122,11 @@ class Settings(ImageObjectiveSettings):
     guide: GuideSettings | None = None
     decoder: DecoderSettings | None = None
 
+    def check(self) -> None:
+        """Beside what all objectives over images check: the network's class can be imported."""
+        super().check()
+        import_dotted(self.network, setting="network")
+
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
     """Build the network from the user's class; every candidate's weights come from the checkpoints."""

@@ -28,6 +28,10 @@ class Settings(FrozenModel):
     gradient: str | None = None
     held_out: str | None = None
 
+    def check(self) -> None:
+        """Import what is called."""
+        build(self.model_dump())
+
 
 def build(settings: dict[str, Any]) -> Objective:
     """Import the function and wrap it."""

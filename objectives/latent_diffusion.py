@@ -81,6 +81,13 @@ class Settings(ImageObjectiveSettings):
             raise ValueError("lora_rank is for lora: products; combined factors keep the rank they have")
         return self
 
+    def check(self) -> None:
+        """Beside what all objectives over images check: the prompts can be read."""
+        super().check()
+        for prompts in (self.prompts, self.held_out_prompts):
+            if prompts is not None:
+                read_prompts(given_path(prompts))
+
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
     """Load the pipeline, open the checkpoints, and put sampler and metrics together."""

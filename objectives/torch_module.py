@@ -47,6 +47,12 @@ class Settings(ImageObjectiveSettings):
     classes: Positive | None = None
     labels: Labels | None = None
 
+    def check(self) -> None:
+        """Beside what all objectives over images check: both functions can be imported."""
+        super().check()
+        import_dotted(self.model, setting="model")
+        import_dotted(self.sampler, setting="sampler")
+
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
     """Import the functions and build the network; every candidate's weights come from the checkpoints."""

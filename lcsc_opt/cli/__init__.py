@@ -1,10 +1,15 @@
 """The command line: arguments in, text out. Each module is one group of commands; none of them holds logic.
 
-Exit status: 0 done, 1 a search that failed or problems that `doctor` found, 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 a search that failed or problems that `doctor` found, 2 wrong input, 75 a full disk or a locked
+database (try again), 130 interrupted, 141 nobody reads the output, 143 terminated.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +19,7 @@ import typer
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import said_once
 from lcsc_opt.cli import cleaning, dashboard, doctor, exports, landscape, profile, results, studies, trajectory
-from lcsc_opt.cli.output import complain
+from lcsc_opt.cli.output import OutputError, complain
 
 app = typer.Typer(
     name="lcsc",
@@ -35,15 +40,30 @@ cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED, TRY_AGAIN = 130, 143, 75
+FULL = (errno.ENOSPC, errno.EDQUOT)
+PASSING = ("database or disk is full", "database is locked", "is locked by")
 
 # typer brings its own click in some versions: the base of its errors is taken from where it is
 USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
+_signals: list[int] = []  # that ended the command
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``lcsc`` and leave with its exit status."""
+    """Run ``lcsc`` and leave with its exit status. After the first Ctrl-C or SIGTERM it ends in peace."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end_once)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _end_once(number: int, _frame: Any) -> None:
+    for ignored in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ignored, signal.SIG_IGN)
+    _signals.append(number)
+    raise KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,16 +72,42 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with said_once():
             status = int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
+        sys.stdout.flush()
     except LcscError as error:
         complain(str(error))
-        return error.exit_status
+        if isinstance(error, OutputError):
+            _forget_output()
+        return TRY_AGAIN if _passes(error) else error.exit_status
     except USAGE_ERRORS as error:
         return _complain_about_usage(error)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        complain(f"the output cannot be written: {error.strerror}")
+        _forget_output()
+        return TRY_AGAIN
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
         complain("interrupted; everything finished is kept, run the same command to continue")
+        return TERMINATED if signal.SIGTERM in _signals else INTERRUPTED
     return status
+
+
+def _passes(error: BaseException | None) -> bool:
+    """Whether the same command may succeed later: a disk was full, or a database locked."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in FULL
+        if full or any(text in str(error) for text in PASSING):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _forget_output() -> None:
+    """Or the interpreter would try to write it once more when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain_about_usage(error: Any) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import enum
+import errno
 import json
+import os
 import sys
 from typing import Any
 
@@ -11,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 
 STORAGE_HELP = "Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db."
 
@@ -23,14 +25,33 @@ class Format(str, enum.Enum):
     json = "json"
 
 
+class OutputError(LcscError):
+    """Nobody reads the output any more; click would leave without a word."""
+
+    exit_status = 141
+
+    def __init__(self) -> None:
+        super().__init__(f"the output cannot be written: {os.strerror(errno.EPIPE)}")
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Said as any other error is."""
+        raise OutputError
+
+
 def console() -> Console:
     """Standard output; wide enough for a table where it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
+    return _Output(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    try:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise OutputError from None
 
 
 def complain(message: str) -> None:

@@ -12,7 +12,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy, other_studies, study_names
 
 Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
 TakeOver = Annotated[
@@ -51,6 +51,7 @@ def run(
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
     from lcsc_opt.search.plan import plans
+    from lcsc_opt.search.studies import rehearse
 
     path = find("studies", study_file)
     spec = read_study_file(path)
@@ -58,11 +59,12 @@ def run(
         spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
     url = storage_url(storage, spec.storage)
     chosen = plans(spec, path.parent, optimizers=optimizer or (), seeds=seed or ())
+    accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
+        rehearse(chosen, url, **accepted)
         _print_plans(spec, chosen, url)
     else:
-        how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code}
-        _run_plans(chosen, url, lower_budget=budget is not None, debug=debug, **how)
+        _run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, debug=debug, **accepted)
 
 
 def _run_plans(chosen: Any, url: str, **how: bool) -> None:
@@ -158,6 +160,8 @@ def list_(
 
     opened = open_storage(storage_url(storage), write=False)
     ours = [summarize(StoredStudy.open(opened, name)) for name in study_names(opened) if is_ours(name)]
+    if others := other_studies(opened):
+        say(f"{others} studies of other programs are in {masked(opened.url)}, too; they are left alone")
     if output is Format.json:
         print_json([study.as_row() for study in ours])
         return

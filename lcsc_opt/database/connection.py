@@ -1,7 +1,8 @@
 """Opening a study database: SQLite, PostgreSQL, or whatever else SQLAlchemy and Optuna can use.
 
-A connection that is lost, or a lock that is not had in time, is tried again for about a minute. Everything else that
-a database raises becomes one line that says what to do, with the password hidden.
+A connection that is lost is tried again for about a minute. A lock of another process is waited for, and after some
+seconds it is said who holds it. Everything else that a database raises becomes one line that says what to do, with the
+password hidden.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import re
 import sqlite3
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +25,11 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import DEFAULT_STORAGE
+from lcsc_opt.database.locks import lock_holder
 
-BUSY_SECONDS = 60.0  # how long a database waits for another process's lock; less than a lease lasts
+LOCK_SECONDS = 60.0  # how long a command waits for another process's lock; a search that has begun waits for ever
+LOCK_PAUSE = 0.05  # seconds between two attempts, each of which waits for BUSY_SECONDS
+BUSY_SECONDS = 3.0  # how long SQLite waits before it is said who holds the lock
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 PATIENCE_SECONDS = 60.0  # no attempt begins later than this
 CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
@@ -50,6 +55,12 @@ def storage_url(option: str | None, study_file: str | None = None) -> str:
     return option or study_file or DEFAULT_STORAGE
 
 
+def is_there(url: str) -> bool:
+    """Whether there is a database to open; a server is taken to be there."""
+    file = _sqlite_file(_parse_url(url))
+    return file is None or file.exists()
+
+
 def open_storage(url: str, *, write: bool) -> RDBStorage:
     """Open a study database.
 
@@ -67,7 +78,8 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     if file is not None:
         _check_sqlite_file(file, write=write)
     try:
-        storage = _connect(_render(url, parsed), {"pool_pre_ping": True, "connect_args": _connect_args(parsed)})
+        how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
+        storage = when_unlocked(url, lambda: _connect(_render(url, parsed), how))
     except ImportError as error:
         raise StudyStoreError(f"{masked(url)}: no driver for it{_driver_advice(parsed)}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
@@ -164,7 +176,7 @@ def _begin_immediate(engine: sa.Engine) -> None:
 
 def _limit_waiting(engine: sa.Engine) -> None:
     """Let PostgreSQL give up waiting for a lock, and sooner than that end a transaction of a process that hangs."""
-    milliseconds = int(BUSY_SECONDS * 1000)
+    milliseconds = int(LOCK_SECONDS * 1000)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
@@ -258,7 +270,8 @@ def _holds_studies(file: Path) -> bool:
     """Whether Optuna's tables are there; a reader must not make them in somebody else's database."""
     wanted = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'studies'"
     try:
-        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        name = f"{file.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(name, uri=True, timeout=0)) as connection:
             return connection.execute(wanted).fetchone() is not None
     except sqlite3.Error:
         return True  # locked, or damaged: opening it says so
@@ -325,7 +338,7 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
     start, pauses = time.monotonic(), iter(RETRY_SECONDS)
     while True:
         try:
-            return work()
+            return when_unlocked(storage.url, work, for_ever=lambda: storage in _patient)
         except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
             pause = next(pauses, None)
@@ -334,6 +347,51 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
                 raise StudyStoreError(f"{problem}; {safe}") from error
             notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)
+
+
+_patient: weakref.WeakSet[RDBStorage] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def patient(storage: RDBStorage) -> Iterator[None]:
+    """While this is open, a lock of another process is waited for as long as it lasts: a search is under way."""
+    _patient.add(storage)
+    try:
+        yield
+    finally:
+        _patient.discard(storage)
+
+
+def when_unlocked(url: str, work: Callable[[], T], *, for_ever: Callable[[], bool] = lambda: False) -> T:
+    """Do ``work`` when nobody else holds the lock of an SQLite file; who does is said once.
+
+    Raises:
+        StudyStoreError: somebody has held it for a minute, and it is not waited for ``for_ever``.
+    """
+    start, said = time.monotonic(), False
+    while True:
+        try:
+            return work()
+        except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, sqlite3.Error) as error:
+            locked = _locked(url, error)
+            if locked is None:
+                raise
+            if not for_ever() and time.monotonic() > start + LOCK_SECONDS:
+                raise StudyStoreError(f"{locked}; what was committed is safe, try again") from error
+        if not said:
+            notice(f"{locked}; waiting", every_time=True)
+        said = True
+        time.sleep(LOCK_PAUSE)
+
+
+def _locked(url: str, error: BaseException | None) -> str | None:
+    """Who holds the lock of an SQLite file, where an error, or one that led to it, says that somebody does."""
+    file = _sqlite_file(sa.make_url(url))
+    while file is not None and error is not None:
+        if any(text in str(error) for text in TRANSIENT_MESSAGES):
+            return f"{file}: is locked by {lock_holder(file) or 'another process'}"
+        error = error.__cause__
+    return None
 
 
 def is_transient(error: BaseException | None) -> bool:

@@ -27,7 +27,7 @@ from sqlalchemy import orm
 
 from lcsc_opt.base.errors import LeaseLostError, StudyHeldError
 
-LEASE_SECONDS = 90.0  # longer than SQLite's busy timeout, so that waiting for a lock does not cost the lease
+LEASE_SECONDS = 90.0  # longer than anybody but a search waits for a lock, so that waiting does not cost the lease
 HEARTBEAT_SECONDS = 10.0
 
 
@@ -36,7 +36,10 @@ class _Base(orm.DeclarativeBase):
 
 
 class _Row(_Base):
-    """``holder`` is ``None`` when nobody holds the lease; times are seconds since 1970."""
+    """``holder`` is ``None`` when nobody holds the lease; times are seconds since 1970.
+
+    ``place`` says which file the lease was taken in: in a copy of it, nobody holds anything.
+    """
 
     __tablename__ = "lcsc_leases"
 
@@ -46,6 +49,7 @@ class _Row(_Base):
     machine: orm.Mapped[str | None] = orm.mapped_column(sa.String(255))
     process: orm.Mapped[int | None]
     process_started: orm.Mapped[str | None] = orm.mapped_column(sa.String(64))
+    place: orm.Mapped[str] = orm.mapped_column(sa.Text)
     acquired_at: orm.Mapped[float] = orm.mapped_column(sa.Float(53))
     heartbeat_at: orm.Mapped[float] = orm.mapped_column(sa.Float(53))
 
@@ -119,6 +123,7 @@ def holders(engine: sa.Engine) -> dict[int, Holder]:
                 str(row.holder), row.process, row.acquired_at, row.heartbeat_at, _is_alive(row, process)
             )
             for row in rows
+            if _is_of(row, engine)
         }
 
 
@@ -216,9 +221,9 @@ def _acquire(engine: sa.Engine, study: str, study_id: int, process: Process, *, 
                 session.add(row)
             elif _took(row, process, since):
                 return Lease(engine, study, study_id, row.token)
-            elif row.holder is not None and not take_over and _is_alive(row, process):
+            elif row.holder is not None and not take_over and _is_of(row, engine) and _is_alive(row, process):
                 raise StudyHeldError(_who_holds(row, study))
-            _take(row, process, since)
+            _take(row, process, since, _place(engine))
             return Lease(engine, study, study_id, row.token)
     except sa.exc.IntegrityError:  # somebody made the row at the same moment: look at it again
         return _acquire(engine, study, study_id, process, take_over=take_over, since=since)
@@ -230,11 +235,26 @@ def _took(row: _Row, process: Process, since: float) -> bool:
     return who == (process.host, process.machine, process.number, process.started, since)
 
 
-def _take(row: _Row, process: Process, since: float) -> None:
+def _place(engine: sa.Engine) -> str:
+    """The inode and the path of an SQLite file; empty for a server, of which there are no copies."""
+    name = engine.url.database
+    if engine.dialect.name != "sqlite" or name in (None, "", ":memory:"):
+        return ""
+    path = Path(str(name)).resolve()
+    return f"{path.stat().st_ino} {path}" if path.exists() else ""
+
+
+def _is_of(row: _Row, engine: sa.Engine) -> bool:
+    """Whether a lease was taken in this file, which may have been moved since, and not in one that it is a copy of."""
+    taken, here = (place.partition(" ") for place in (row.place, _place(engine)))
+    return taken[0] == here[0] or taken[2] == here[2]
+
+
+def _take(row: _Row, process: Process, since: float, place: str) -> None:
     row.token += 1
     row.holder, row.machine = process.host, process.machine
     row.process, row.process_started = process.number, process.started
-    row.acquired_at, row.heartbeat_at = since, time.time()
+    row.acquired_at, row.heartbeat_at, row.place = since, time.time(), place
 
 
 def _is_alive(row: _Row, asking: Process) -> bool:

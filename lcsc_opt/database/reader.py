@@ -43,11 +43,11 @@ from lcsc_opt.database.tables import (
     ARTIFACT_PREFIX,
     ATTRIBUTES,
     PARAMETERS,
-    STUDIES,
     STUDY_ATTRIBUTES,
     SYSTEM_ATTRIBUTES,
     TRIALS,
     VALUES,
+    our_studies,
 )
 
 BATCH = 400  # conditions of one statement, which databases limit
@@ -155,8 +155,7 @@ class HistoryReader:
 
     def _study_ids(self) -> dict[str, int]:
         with self.storage.engine.connect() as connection:
-            chosen = sa.select(STUDIES.c.study_name, STUDIES.c.study_id).order_by(STUDIES.c.study_id)
-            return {name: key for name, key in connection.execute(chosen) if is_ours(name)}
+            return {name: key for name, key in our_studies(connection).items() if is_ours(name)}
 
     def _refresh(self, names: Sequence[str]) -> None:
         """Bring the studies of these names up to date; what is known changes only when all was read."""

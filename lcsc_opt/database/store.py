@@ -52,7 +52,7 @@ from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreE
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import tables as study_rows
-from lcsc_opt.database.connection import created_once, in_database, masked
+from lcsc_opt.database.connection import created_once, in_database, masked, patient
 from lcsc_opt.database.lease import Lease, create_table, hold
 from lcsc_opt.database.names import SUCCEEDED
 
@@ -63,8 +63,23 @@ T = TypeVar("T")
 
 
 def study_names(storage: RDBStorage) -> list[str]:
-    """The names of all studies, in the order in which they were created."""
-    return [str(study.study_name) for study in in_database(storage, storage.get_all_studies)]
+    """The names of all studies that lcsc_opt made, in the order in which they were created."""
+
+    def read() -> list[str]:
+        with storage.engine.connect() as connection:
+            return list(study_rows.our_studies(connection))
+
+    return in_database(storage, read)
+
+
+def other_studies(storage: RDBStorage) -> int:
+    """How many studies of the database were made by other programs; they are left alone."""
+
+    def count() -> int:
+        with storage.engine.connect() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(study_rows.STUDIES)) or 0)
+
+    return in_database(storage, count) - len(study_names(storage))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +116,11 @@ class StoredStudy:
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
         self.storage, self.name, self._study_id = storage, name, study_id
 
+    @property
+    def key(self) -> int:
+        """The database's own."""
+        return self._study_id
+
     @classmethod
     def open(cls, storage: RDBStorage, name: str) -> StoredStudy:
         """Open an existing study.
@@ -109,10 +129,13 @@ class StoredStudy:
             StudyStoreError: when it is not there, naming what is.
         """
         try:
-            return cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
+            study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
         except KeyError as error:
             known = ", ".join(study_names(storage)) or "none"
             raise StudyStoreError(f"{name}: no such study in {masked(storage.url)}; it holds: {known}") from error
+        if name not in study_names(storage):
+            raise StudyStoreError(f"{name}: is a study of another program; give yours another name, or --storage")
+        return study
 
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
@@ -172,6 +195,7 @@ class StoredStudy:
         in_database(self.storage, lambda: created_once(lambda: create_table(engine)))
         sessions, since = self.storage.scoped_session.session_factory, time.time()
         with contextlib.ExitStack() as held:
+            held.enter_context(patient(self.storage))
 
             def take() -> Lease:
                 return held.enter_context(hold(engine, self.name, self._study_id, take_over=take_over, since=since))
@@ -270,14 +294,10 @@ class StoredStudy:
         """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
         self._write(lambda connection: study_rows.replace_attributes(connection, trial.trial_id, attributes))
 
-    @property
-    def study_id(self) -> int:
-        """The database's key of it."""
-        return self._study_id
-
     def artifacts(self) -> list[str]:
         """The ids of the artifacts of its trials."""
-        return self._read(lambda connection: study_rows.artifacts_of(connection, self._study_id))
+        named = self._read(lambda connection: study_rows.named_artifacts(connection, self._study_id))
+        return [artifact for _, artifact, _ in named]
 
     def stored_bytes(self) -> int:
         """About how much of the database it takes."""

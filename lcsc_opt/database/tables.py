@@ -47,6 +47,12 @@ _STUDY: sa.BindParameter[int] = sa.bindparam("of_study")
 _TRIAL: sa.BindParameter[int] = sa.bindparam("of_trial")
 _KEYS: sa.BindParameter[list[str]] = sa.bindparam("keys", expanding=True)
 _COUNT = sa.select(sa.func.count()).select_from(TRIALS).where(TRIALS.c.study_id == _STUDY)
+_OURS = (
+    sa.select(STUDIES.c.study_name, STUDIES.c.study_id)
+    .join(STUDY_ATTRIBUTES, STUDY_ATTRIBUTES.c.study_id == STUDIES.c.study_id)
+    .where(STUDY_ATTRIBUTES.c.key == "created_by", STUDY_ATTRIBUTES.c.value_json.startswith('"lcsc_opt'))
+    .order_by(STUDIES.c.study_id)
+)
 _NUMBERED = sa.select(TRIALS.c.trial_id).where(
     TRIALS.c.study_id == _STUDY, TRIALS.c.number == sa.bindparam("numbered"), TRIALS.c.state == TrialState.RUNNING
 )
@@ -62,6 +68,59 @@ _ARTIFACTS = sa.select(SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json).
 _FORGET_ARTIFACTS = sa.delete(SYSTEM_ATTRIBUTES).where(
     SYSTEM_ATTRIBUTES.c.trial_id == _TRIAL, SYSTEM_ATTRIBUTES.c.key.in_(_KEYS)
 )
+
+
+def our_studies(connection: sa.Connection) -> dict[str, int]:
+    """Name → key of the studies that lcsc_opt made, in the order in which that was."""
+    return {str(name): int(key) for name, key in connection.execute(_OURS)}
+
+
+def unreadable_attributes(connection: sa.Connection, study_id: int) -> list[tuple[int | None, str]]:
+    """Number of the trial, ``None`` for the study itself, and name of each user attribute that is no JSON."""
+    own = sa.select(sa.null(), STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json)
+    trials = sa.select(TRIALS.c.number, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json).join(
+        TRIALS, TRIALS.c.trial_id == ATTRIBUTES.c.trial_id
+    )
+    found = []
+    for statement in (own.where(STUDY_ATTRIBUTES.c.study_id == study_id), trials.where(TRIALS.c.study_id == study_id)):
+        for number, name, text in connection.execute(statement):
+            try:
+                json.loads(text)
+            except (TypeError, ValueError, RecursionError):
+                found.append((number, str(name)))
+    return found
+
+
+def named_artifacts(connection: sa.Connection, study_id: int | None) -> list[tuple[int, str, str]]:
+    """Number of the trial, artifact id and file name of each artifact of a study's trials; ``None``: of everything.
+
+    Of everything, those of studies and of optuna-dashboard are among them, as trial 0.
+    """
+    trial = sa.select(TRIALS.c.number, SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json).join(
+        TRIALS, TRIALS.c.trial_id == SYSTEM_ATTRIBUTES.c.trial_id
+    )
+    if study_id is not None:
+        statements = [trial.where(TRIALS.c.study_id == study_id, SYSTEM_ATTRIBUTES.c.key.startswith(ARTIFACT_PREFIX))]
+    else:
+        kinds = (models.TrialSystemAttributeModel.__table__, models.StudySystemAttributeModel.__table__)
+        statements = [
+            sa.select(sa.literal(0), kind.c.key, kind.c.value_json).where(kind.c.key.contains(ARTIFACT_PREFIX))
+            for kind in kinds
+        ]
+    rows = (row for statement in statements for row in connection.execute(statement))
+    return [(int(number), str(key).rpartition(":")[2], _shown_filename(text)) for number, key, text in rows]
+
+
+def _shown_filename(value_json: Any) -> str:
+    try:
+        return _filename(value_json)
+    except (TypeError, ValueError, KeyError):
+        return "without a readable description"
+
+
+def versions(connection: sa.Connection) -> str:
+    """Which version of Optuna made the tables."""
+    return str(connection.scalar(sa.select(models.VersionInfoModel.library_version)))
 
 
 def create_study(
@@ -109,17 +168,6 @@ def stored_bytes(connection: sa.Connection, study_id: int) -> int:
         if isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum)
     ]
     return sum(connection.scalar(text) or 0 for text in texts)
-
-
-def artifacts_of(connection: sa.Connection, study_id: int) -> list[str]:
-    """The ids of the artifacts of a study's trials."""
-    trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
-    keys = connection.scalars(
-        sa.select(SYSTEM_ATTRIBUTES.c.key).where(
-            SYSTEM_ATTRIBUTES.c.trial_id.in_(trials), SYSTEM_ATTRIBUTES.c.key.startswith(ARTIFACT_PREFIX)
-        )
-    )
-    return [str(key).removeprefix(ARTIFACT_PREFIX) for key in keys]
 
 
 def _of_study(study_id: int) -> list[tuple[sa.Table, sa.ColumnElement[bool]]]:

@@ -27,7 +27,12 @@ from lcsc_opt.metrics.names import (
     parse_names,
 )
 from lcsc_opt.metrics.parts import FeaturePart, WholeEvaluation
-from lcsc_opt.metrics.reference.building import ReferenceSetting, build_reference, references_by_extractor
+from lcsc_opt.metrics.reference.building import (
+    ReferenceSetting,
+    build_reference,
+    check_reference,
+    references_by_extractor,
+)
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
@@ -252,19 +257,14 @@ def build_scores(
 
     Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
-    names = dict.fromkeys((*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics)))
-    extractors = list(dict.fromkeys(name.extractor for name in names))
-    known = list(dict.fromkeys([*extractors, *([] if second is None else [second.metric.extractor])]))
-    files = _weights_by_extractor(weights or {}, known)
-    references = references_by_extractor(reference, known)
+    names = (*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics))
+    files, references = _files(names, reference, weights or {}, second)
     views = {}
-    for alias in extractors:
+    for alias in dict.fromkeys(name.extractor for name in names):
         formulas = {name.formula for name in names if name.extractor == alias}
         extractor = build_extractor(alias, weights=files.get(alias), device=device)
         built = None
         if formulas != {"is"}:
-            if alias not in references:
-                raise MetricError(f"reference: is missing for {alias}; give a folder of images, a file or a dataset")
             built = build_reference(
                 references[alias],
                 alias,
@@ -275,6 +275,46 @@ def build_scores(
             )
         views[alias] = View(extractor, built)
     return Scores(views, loss=loss, metrics=metrics, held_out_metrics=held_out_metrics, device=device, second=second)
+
+
+def check_scores(
+    *,
+    loss: str | Mapping[str, float],
+    metrics: Sequence[str],
+    held_out_metrics: Sequence[str],
+    reference: ReferenceSetting | None,
+    weights: Mapping[str, str],
+    second: SecondSpace | None,
+) -> None:
+    """Refuse settings that :func:`build_scores` would refuse, without reading images or networks.
+
+    Raises MetricError for an unknown metric or extractor, or a reference or weights that are not there.
+    """
+    names = (*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics))
+    files, references = _files(names, reference, weights, second)
+    for setting in references.values():
+        check_reference(setting)
+    for extractor, path in files.items():
+        if not path.exists():
+            raise MetricError(f"weights: {path} of {extractor} does not exist")
+
+
+def _files(
+    names: Sequence[MetricName],
+    reference: ReferenceSetting | None,
+    weights: Mapping[str, str],
+    second: SecondSpace | None,
+) -> tuple[dict[str, Path], dict[str, ReferenceSetting]]:
+    """Weights and references by extractor."""
+    extractors = dict.fromkeys(name.extractor for name in names)
+    known = list(dict.fromkeys([*extractors, *([] if second is None else [second.metric.extractor])]))
+    references = references_by_extractor(reference, known)
+    for name in names:
+        if name.formula != "is" and name.extractor not in references:
+            raise MetricError(
+                f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
+            )
+    return _weights_by_extractor(weights, known), references
 
 
 def _weights_by_extractor(weights: Mapping[str, str], extractors: Sequence[str]) -> dict[str, Path]:

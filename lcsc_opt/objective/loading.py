@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import called_modules, local_code, module_file
 from lcsc_opt.base.errors import CatalogError, LcscError
 from lcsc_opt.base.paths import KnownCheckpoints, study_checkpoints, study_directory
+from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.contract import Objective
 
@@ -32,16 +35,56 @@ def load_objective(
         CatalogError: when the file cannot be loaded or its ``build`` does not give an objective.
     """
     path = find("objectives", spec.file, beside=beside)
-    for folder in (beside, Path()):
-        if folder is not None and str(folder.resolve()) not in sys.path:
-            sys.path.append(str(folder.resolve()))
-    with study_directory(beside), study_checkpoints(checkpoints), called_modules() as called:
+    with _loading(beside, checkpoints), called_modules() as called:
         objective = _build(load_file(path), path, dict(spec.settings))
     if not isinstance(objective, Objective):
         raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
-    files = {name: module_file(name) for name in called}
-    objective.code = local_code({path.name: path, **{name: file for name, file in files.items() if file is not None}})
+    objective.code = _code(path, called)
     return objective
+
+
+def check_objective(
+    spec: ObjectiveSpec, *, beside: Path | None = None, checkpoints: KnownCheckpoints | None = None
+) -> dict[str, str]:
+    """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
+
+    An objective's file says so with a class ``Settings`` that has a method ``check``. Arguments and errors are those of
+    :func:`load_objective`.
+
+    Returns:
+        The objective's code, as far as its settings name it.
+    """
+    path = find("objectives", spec.file, beside=beside)
+    with _loading(beside, checkpoints), called_modules() as called:
+        kind = getattr(load_file(path), "Settings", None)
+        if isinstance(kind, type) and issubclass(kind, FrozenModel):
+            settings = parse_settings(kind, dict(spec.settings), source="objective.settings")
+            if isinstance(settings, CheckedSettings):
+                settings.check()
+    return _code(path, called)
+
+
+@runtime_checkable
+class CheckedSettings(Protocol):
+    """Settings of an objective that can be checked before it is built."""
+
+    def check(self) -> None:
+        """Raise an :class:`LcscError` where ``build`` would, and read no weights and no images."""
+        ...
+
+
+@contextlib.contextmanager
+def _loading(beside: Path | None, checkpoints: KnownCheckpoints | None) -> Iterator[None]:
+    for folder in (beside, Path()):
+        if folder is not None and str(folder.resolve()) not in sys.path:
+            sys.path.append(str(folder.resolve()))
+    with study_directory(beside), study_checkpoints(checkpoints):
+        yield
+
+
+def _code(path: Path, called: Iterable[str]) -> dict[str, str]:
+    files = {name: module_file(name) for name in called}
+    return local_code({path.name: path, **{name: file for name, file in files.items() if file is not None}})
 
 
 def _build(module: ModuleType, path: Path, settings: dict[str, Any]) -> Any:

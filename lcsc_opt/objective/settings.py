@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import BeforeValidator, Field, JsonValue, field_validator
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics.scores import Scores, build_scores
+from lcsc_opt.metrics.scores import Scores, build_scores, check_scores
 from lcsc_opt.metrics.second import published_second
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
 from lcsc_opt.objective.contract import Mergeable
@@ -20,7 +21,7 @@ from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleSco
 from lcsc_opt.sampling import ImageNoise, Sampler
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.opening import open_or_pack
+from lcsc_opt.trajectory.opening import check_checkpoints, open_or_pack
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -103,14 +104,42 @@ class ImageObjectiveSettings(FrozenModel):
         Raises:
             TrajectoryError: nothing that can be combined is there.
         """
-        given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
         return open_or_pack(
-            [given_path(pattern) for pattern in given],
+            self._patterns(),
             cache=cache_directory(),
             key=self.key,
             selection=Selection(**self.select.model_dump()),
             dtype=self.stored,
         )
+
+    def _patterns(self) -> list[Path]:
+        given = [self.checkpoints] if isinstance(self.checkpoints, str) else self.checkpoints
+        return [given_path(pattern) for pattern in given]
+
+    def check(self) -> None:
+        """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
+
+        Raises:
+            TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device is not there.
+        """
+        self.network_settings().torch_device()
+        selection = Selection(**self.select.model_dump())
+        where: dict[str, Any] = {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
+        check_checkpoints(self._patterns(), selection=selection, **where)
+        located = self._located()
+        check_scores(
+            loss=self.loss,
+            metrics=self.metrics,
+            held_out_metrics=self.held_out_metrics or (),
+            second=published_second(self.loss, cache=cache_directory(), **located),
+            **located,
+        )
+
+    def _located(self) -> dict[str, Any]:
+        return {
+            "reference": None if self.reference is None else _located(self.reference),
+            "weights": {extractor: str(given_path(path)) for extractor, path in self.weights.items()},
+        }
 
     def network_settings(self) -> NetworkSettings:
         """How the network is run."""
@@ -127,8 +156,7 @@ class ImageObjectiveSettings(FrozenModel):
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
         shared: dict[str, Any] = {
-            "reference": None if self.reference is None else _located(self.reference),
-            "weights": {extractor: str(given_path(path)) for extractor, path in self.weights.items()},
+            **self._located(),
             "device": self.network_settings().torch_device(),
             "batch_size": REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
             "cache": cache_directory(),

@@ -33,12 +33,12 @@ from lcsc_opt.evaluation import (
 )
 from lcsc_opt.exports import attach_figures
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import Parallelism, Resolved, StudyPlan, build_space, checkpoints_of, resolve, stored_plan
 from lcsc_opt.search.runner import Search
-from lcsc_opt.search.sameness import accepted_changes, objective_changes
+from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
 
 
 class Experiment:
@@ -196,6 +196,23 @@ class Experiment:
         """:meth:`check`, where the study is not begun yet."""
         if plan.name not in study_names(self.storage):
             self.check(plan)
+
+    def rehearse(self, plan: StudyPlan, *, accept_environment: bool = False, accept_code: bool = False) -> None:
+        """Refuse what :meth:`run` would refuse, as far as that is known without loading the objective; writes nothing.
+
+        Raises:
+            LcscError: as :meth:`run`.
+        """
+        known = checkpoints_of(self.storage, self._name, self._spec)
+        if plan.name not in study_names(self.storage):
+            check_objective(self._spec, beside=self._directory, checkpoints=known)
+            return
+        study = StoredStudy.open(self.storage, plan.name)
+        if is_finished(study, plan.continuing(study)):
+            return
+        environment_changes(study, accept=accept_environment)
+        code = check_objective(self._spec, beside=self._directory, checkpoints=known)
+        code_change(study, {**study.attributes["fingerprint"]["code"], **code}, accept=accept_code)
 
     def check(self, plan: StudyPlan) -> None:
         """Refuse what could never be searched, before anything is searched or stored.

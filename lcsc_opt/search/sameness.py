@@ -5,6 +5,7 @@ Anything else may give other numbers, and would do so silently.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lcsc_opt.base.code import changed_code
@@ -31,7 +32,7 @@ def accepted_changes(
         StudyMismatchError: something has changed and is not accepted; says what.
         TrajectoryError: the weights on the disk are damaged.
     """
-    changes = _environment(study, accept=accept_environment)
+    changes = environment_changes(study, accept=accept_environment)
     changes |= objective_changes(study, objective, {**study.attributes, **changes}, accept_code=accept_code)
     trajectory = objective.trajectory
     if trajectory is not None and trajectory.touched:
@@ -39,7 +40,8 @@ def accepted_changes(
     return changes
 
 
-def _environment(study: StoredStudy, *, accept: bool) -> dict[str, Any]:
+def environment_changes(study: StoredStudy, *, accept: bool) -> dict[str, Any]:
+    """:func:`accepted_changes`, of the environment alone."""
     fingerprint, now = study.attributes["fingerprint"], environment()
     difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
     if difference and not accept:
@@ -55,22 +57,31 @@ def objective_changes(
 ) -> dict[str, Any]:
     """:func:`accepted_changes`, of the objective alone; ``attributes`` are the study's."""
     fingerprint, now = attributes["fingerprint"], objective.fingerprint()
-    changed = changed_code(fingerprint["code"], now["code"])
+    changed = code_change(study, now["code"], accept=accept_code)
     if not changed:
         study.require("fingerprint", now["objective"], part="objective")
         return {}
-    trials = study.trials()
-    if any(trial.state in SUCCEEDED for trial in trials) and not accept_code:
-        raise StudyMismatchError(
-            f"{study.name}: begun with other code: {changed}. Put it back, or give the study another name; where "
-            "the change cannot change a loss, continue with --accept-code"
-        )
     before, here = (known["objective"].get("trajectory") for known in (fingerprint, now))
     if before != here:
         raise StudyMismatchError(f"{study.name}: begun with the checkpoints {before}, and these are {here}")
     notice(f"{study.name}: goes on with other code: {changed}")
     known = attributes.get("code_changes", [])
     return {
-        "code_changes": [*known, {"before_trial": len(trials), "changed": changed}],
+        "code_changes": [*known, {"before_trial": len(study.trials()), "changed": changed}],
         "fingerprint": {**fingerprint, **now},
     }
+
+
+def code_change(study: StoredStudy, code: Mapping[str, str], *, accept: bool) -> str:
+    """What is different in the objective's code, in words; empty where nothing is.
+
+    Raises:
+        StudyMismatchError: something is, is not accepted, and trials have succeeded with what was there before.
+    """
+    changed = changed_code(study.attributes["fingerprint"]["code"], code)
+    if changed and not accept and any(trial.state in SUCCEEDED for trial in study.trials()):
+        raise StudyMismatchError(
+            f"{study.name}: begun with other code: {changed}. Put it back, or give the study another name; where "
+            "the change cannot change a loss, continue with --accept-code"
+        )
+    return changed

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, parse_study, read_study_file
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.connection import is_there, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import StudySummary, comparison_rows, summaries, summarize
 from lcsc_opt.objective import loading
@@ -174,6 +175,20 @@ def checked_experiments(to_run: Sequence[StudyPlan], storage: RDBStorage) -> lis
     for experiment, plan in found:
         experiment.check_new(plan)
     return found
+
+
+def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> None:
+    """Refuse what a run of these plans would refuse, as far as that is known beforehand; nothing is written.
+
+    Raises:
+        LcscError: the first thing that is wrong.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        empty = f"sqlite:///{folder}/empty.db"
+        storage = open_storage(url, write=False) if is_there(url) else open_storage(empty, write=True)
+        for experiment, plan in experiments(to_run, storage):
+            experiment.rehearse(plan, accept_environment=accept_environment, accept_code=accept_code)
+        storage.engine.dispose()
 
 
 def run_each(

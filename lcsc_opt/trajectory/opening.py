@@ -57,6 +57,27 @@ def open_or_pack(
     return _packed_once(selected(find_sources(find_checkpoints(alone, key=key), steps), selection), cache, key, dtype)
 
 
+def check_checkpoints(
+    patterns: Patterns, *, cache: Path, key: str | None, selection: Selection, dtype: str | None
+) -> None:
+    """Refuse what :func:`open_or_pack` would refuse before it reads any weights; nothing is packed.
+
+    Raises:
+        CheckpointError, TrajectoryError: as :func:`open_or_pack`.
+    """
+    alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
+    packed = len(alone) == 1 and is_packed(Path(alone[0]).expanduser())
+    if (known := known_checkpoints()) is not None:
+        own = [source for source in _sources(alone, key, None) if source.step in known.steps]
+        if packed or len(own) == len(known.steps) or (not known.moved and _in_cache(cache, known) is not None):
+            return
+        raise _not_there(alone, known)
+    if packed:
+        _open_packed(Path(alone[0]).expanduser(), key, selection, None, dtype)
+    else:
+        selected(find_sources(find_checkpoints(alone, key=key)), selection)
+
+
 def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str | None) -> Trajectory:
     dtype = dtype or EXACT
     identity = fingerprint(sources, key, dtype)
@@ -125,7 +146,12 @@ def _open_known(
         made = _packed_once(own, cache, key, dtype)
         if made.sha256 == known.sha256:
             return made
-    raise TrajectoryError(
+    raise _not_there(patterns, known)
+
+
+def _not_there(patterns: Sequence[str | Path], known: KnownCheckpoints) -> TrajectoryError:
+    named = ", ".join(map(str, patterns))
+    return TrajectoryError(
         f"{named}: does not hold the {len(known.steps)} checkpoints that the study was begun with (steps "
         f"{known.steps[0]} to {known.steps[-1]}), or not with these weights, and the cache has no packed copy of them: "
         "put them back, or give the study another name"

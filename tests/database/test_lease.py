@@ -3,8 +3,10 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import shutil
 import sqlite3
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,3 +200,22 @@ def test_ctrl_c_at_any_moment_of_a_write_leaves_neither_lock_nor_lease(
         except KeyboardInterrupt:
             assert holder(engine, 1) is None, f"moment {moment}"
     assert moment > 20
+
+
+def test_in_a_copy_of_the_database_nobody_runs_anything(tmp_path: Path) -> None:
+    """But in the same file under another name, or seen under another path, its holder is still alive."""
+    place, copy, moved = (tmp_path / name for name in ("studies.db", "copy.db", "moved.db"))
+    study = open_study(f"sqlite:///{place}")
+    with study.hold():
+        shutil.copy(place, copy)
+        copied = StoredStudy.open(open_storage(f"sqlite:///{copy}", write=True), study.name)
+        assert holder(copied.storage.engine, copied.key) is None
+        with copied.hold():
+            copied.set_attribute("who", "the copy")
+        place.rename(moved)
+        other = StoredStudy.open(open_storage(f"sqlite:///{moved}", write=True), study.name)
+        with pytest.raises(StudyHeldError, match="is being run on"), other.hold():
+            pass
+        moved.rename(place)
+        study.set_attribute("who", "the first")
+    assert study.attributes["who"] == "the first"

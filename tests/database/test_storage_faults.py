@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import connection as database
-from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage
+from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage, patient
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
@@ -201,6 +203,7 @@ def storage(url: str, monkeypatch: pytest.MonkeyPatch) -> optuna.storages.RDBSto
 
 
 LOCKED = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database is locked"))
+LOST = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("it is gone"), connection_invalidated=True)
 FULL = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database or disk is full"))
 
 
@@ -229,10 +232,10 @@ def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failur
 
 
 def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storages.RDBStorage, capfd: Any) -> None:
-    assert attempts_of(storage, LOCKED, failures=2) == 3
-    assert attempts_of(storage, wrapped(LOCKED), failures=2) == 3
-    assert "database is locked; trying again" in capfd.readouterr().err
-    assert attempts_of(storage, LOCKED, failures=100) == -4
+    assert attempts_of(storage, LOST, failures=2) == 3
+    assert attempts_of(storage, wrapped(LOST), failures=2) == 3
+    assert "it is gone; trying again" in capfd.readouterr().err
+    assert attempts_of(storage, LOST, failures=100) == -4
     assert attempts_of(storage, FULL, failures=1) == -1
     assert attempts_of(storage, LeaseLostError("taken over"), failures=1) == -1
 
@@ -240,8 +243,58 @@ def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storag
 def test_a_lock_that_was_waited_for_long_enough_is_not_waited_for_again(
     storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "PATIENCE_SECONDS", -1.0)
+    monkeypatch.setattr(database, "LOCK_SECONDS", -1.0)
     assert attempts_of(storage, LOCKED, failures=1) == -1
+    assert attempts_of(storage, wrapped(LOCKED), failures=1) == -1
+    with patient(storage):
+        assert attempts_of(storage, LOCKED, failures=40) == 41, "a search that has begun waits for ever"
+
+
+STOPPED = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN " + sys.argv[2])
+print("held", flush=True)
+os.kill(os.getpid(), signal.SIGSTOP)
+connection.execute("ROLLBACK")
+"""
+
+
+@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
+def test_of_a_process_that_was_stopped_in_a_transaction_is_said_what_to_do(
+    url: str, objective: Objective, lock: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A search waits until it goes on, and loses nothing; what only reads says so, too; nobody advises a recovery."""
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.2)
+    study = open_study(url)
+    command = [sys.executable, "-c", STOPPED, file_of(url), lock]
+    stopped = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert stopped.stdout is not None
+        assert stopped.stdout.readline() == "held\n"
+        os.waitpid(stopped.pid, os.WUNTRACED)
+        said = f"is locked by process {stopped.pid} on {platform.node()}, which is stopped; kill -CONT {stopped.pid}"
+        assert lcsc(["doctor", "--storage", url]) == (75 if lock == "EXCLUSIVE" else 1)
+        printed = capfd.readouterr()
+        assert "recover" not in printed.out + printed.err
+        if lock == "EXCLUSIVE":
+            assert said in printed.err
+            assert lcsc(["list", "--storage", url]) == 75
+            assert said in capfd.readouterr().err
+
+        def wait_and_release(notice: str, **_: Any) -> None:
+            assert said in notice
+            os.kill(stopped.pid, signal.SIGCONT)
+
+        monkeypatch.setattr(database, "notice", wait_and_release)
+        with patient(study.storage):
+            run(study, objective, evaluations=5)
+        assert stopped.wait(timeout=60) == 0
+    finally:
+        stopped.kill()
+        stopped.communicate()
+    assert len(study.trials()) == 5
 
 
 class ServerError(Exception):

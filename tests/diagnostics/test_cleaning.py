@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore
@@ -101,12 +102,27 @@ def test_a_study_that_is_being_run_is_not_deleted(any_url: str, workplace: Path)
     assert study_names(study.storage) == []
 
 
+def test_a_file_that_a_database_names_elsewhere_is_not_deleted(url: str, tmp_path: Path) -> None:
+    storage = open_storage(url, write=True)
+    study = write_study(storage, NAME, [1.0])
+    file, mine = attach(study, tmp_path), tmp_path / "thesis.tex"
+    mine.write_text("mine")
+    with storage.engine.begin() as connection:
+        column = "update trial_system_attributes set key = replace(key, :old, :new)"
+        connection.execute(sa.text(column), {"old": file.name, "new": "../thesis.tex"})
+    assert study.artifacts() == ["../thesis.tex"]
+    deletable(storage, NAME).delete()
+    assert mine.read_text() == "mine"
+
+
 def test_only_studies_of_ours_that_are_there_are_deleted(url: str) -> None:
     storage = open_storage(url, write=True)
     write_study(storage, NAME, [1.0])
-    for name in ("digits/LCSC/1", "somebody elses"):
-        with pytest.raises(StudyStoreError):
-            deletable(storage, name)
+    optuna.create_study(storage=storage, study_name="digits/TPE/0")
+    with pytest.raises(StudyStoreError, match="no such study"):
+        deletable(storage, "digits/LCSC/1")
+    with pytest.raises(StudyStoreError, match="not made by lcsc_opt"):
+        deletable(storage, "digits/TPE/0")
 
 
 def test_the_command_asks_and_says_what_it_frees(

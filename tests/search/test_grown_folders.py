@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from lcsc_opt import Trajectory, TrajectoryWriter, load_study
@@ -208,3 +209,60 @@ def test_some_checkpoints_of_a_trajectory_are_a_trajectory() -> None:
         assert (tensor == state_dict(30)[name]).all()
     with pytest.raises(TrajectoryError, match="has no checkpoint of step 15"):
         Trajectory.open("all.trajectory", steps=(10, 15))
+
+
+class TestDryRun:
+    """It refuses what the run would refuse, and writes nothing."""
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *options: str) -> str:
+        before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert lcsc(["run", "grown.yaml", "--optimizer", "LCSC", "--dry-run", *options]) == 2
+        assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+        return capsys.readouterr().err
+
+    def test_changed_settings(self, begun: None, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("grown.yaml").write_text(STUDY.replace("{checkpoints: runs}", "{checkpoints: runs, delay: 0.5}"))
+        assert "the stored study differs" in self.refused(capsys)
+
+    def test_changed_code(self, begun: None, capsys: pytest.CaptureFixture[str]) -> None:
+        Path("grown_model.py").write_text(Path("grown_model.py").read_text() + "\nother = 1\n")
+        assert "begun with other code: grown_model.py changed" in self.refused(capsys, "--budget", "6")
+
+    def test_another_environment(self, begun: None, capsys: pytest.CaptureFixture[str]) -> None:
+        study = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), NAME)
+        fingerprint = study.attributes["fingerprint"]
+        fingerprint["environment"]["packages"]["numpy"] = "1.0.0"
+        study.set_attribute("fingerprint", fingerprint)
+        study.storage.engine.dispose()
+        assert "begun in another environment" in self.refused(capsys, "--budget", "6")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"checkpoints": "nowhere"}, "nowhere"),
+            ({"reference": "nowhere.npz"}, "nowhere.npz does not exist"),
+            ({"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}}, "w.pt of inception does"),
+            ({"loss": "fidd"}, "did you mean 'fid'"),
+            ({"device": "cuda:9"}, "device: cuda:9 is not there"),
+            ({"sampler": "no_such_module:sample"}, "sampler: 'no_such_module:sample' cannot be imported"),
+            ({"imags": 10}, "did you mean 'images'?"),
+        ],
+    )
+    def test_settings_of_an_objective_over_images(
+        self, changes: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for step in STEPS:
+            save(step)
+        Path("reference.npz").write_bytes(b"not looked into")
+        own = "tests.unet_examples:"
+        settings: dict[str, object] = {"checkpoints": "runs", "model": f"{own}unet", "sampler": f"{own}unet"}
+        settings |= {"image_shape": [1, 8, 8], "reference": "reference.npz", **changes}
+        study = {"name": "grown", "objective": {"file": "torch_module.py", "settings": settings}}
+        Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}))
+        assert message in self.refused(capsys)
+
+    def test_what_is_right_is_not_refused(self, begun: None) -> None:
+        grow()
+        assert lcsc(["run", "grown.yaml", "--dry-run", "--budget", "6"]) == 0
+        assert len(load_study(NAME).trials) == 4

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import StudyHeldError
+from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.lease import holder
-from lcsc_opt.database.names import split_name
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.artifacts import artifact_directory
+from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.views.artifacts import artifact_directory, is_artifact_id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +51,19 @@ def deletable(storage: RDBStorage, name: str) -> Deletable:
         StudyHeldError: a living process runs it.
         StudyStoreError: there is no such study, or it is not one of ours.
     """
-    split_name(name)
     study = StoredStudy.open(storage, name)
-    held_by = in_database(storage, lambda: holder(storage.engine, study.study_id))
+    if name not in study_names(storage):
+        raise StudyStoreError(f"{name}: not made by lcsc_opt, so it is not deleted; `optuna delete-study` does that")
+    held_by = in_database(storage, lambda: holder(storage.engine, study.key))
     if held_by is not None and held_by.alive:
         raise StudyHeldError(
             f"{name}: is being run on {held_by.host} by process {held_by.process}, so it is not deleted; stop it first"
         )
     folder = artifact_directory(storage.url)
-    files = [folder / artifact for artifact in study.artifacts()]
+    files = [folder / artifact for artifact in study.artifacts() if is_artifact_id(artifact)]
     sizes = []
     for file in files:
         with contextlib.suppress(OSError):  # it may be missing
             sizes.append(file.stat().st_size)
-    trials = in_database(storage, lambda: storage.get_n_trials(study.study_id))
+    trials = in_database(storage, lambda: storage.get_n_trials(study.key))
     return Deletable(study, trials, tuple(files), study.stored_bytes() + sum(sizes))

@@ -18,6 +18,7 @@ from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
+from lcsc_opt.metrics.extractors.own import OwnExtractor
 from lcsc_opt.metrics.reference.files import SUFFIXES, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
@@ -67,6 +68,7 @@ def build_reference(
 
     Raises MetricError when there is no such reference, it cannot be read, or it does not hold what is needed.
     """
+    check_reference(setting)
     cache = cache / "references"
     dataset = dataset_settings(setting)
     if dataset is not None and not (isinstance(setting, str) and Path(setting).exists()):
@@ -74,13 +76,22 @@ def build_reference(
         return _from_images(images, extractor, features=features, batch_size=batch_size, cache=cache)
     path = Path(str(setting)).expanduser()
     if path.is_dir() or path.suffix.lower() == ".zip":
-        _check_exists(path)
         images = ImageFiles(path, cache=cache)
         return _from_images(images, extractor, features=features, batch_size=batch_size, cache=cache)
-    _check_exists(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
     return _from_file(path, alias, extractor, features=features, batch_size=batch_size, cache=cache)
+
+
+def check_reference(setting: ReferenceSetting) -> None:
+    """Refuse what is there for no extractor, without reading it.
+
+    Raises MetricError for a path that does not exist, or a file of no known kind.
+    """
+    path = Path(str(setting)).expanduser()
+    if dataset_settings(setting) is not None and not (isinstance(setting, str) and path.exists()):
+        return
+    _check_exists(path)
+    if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
+        raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
 
 
 def holds_images(setting: ReferenceSetting) -> bool:
@@ -104,7 +115,8 @@ def _from_file(
     path: Path, alias: str, extractor: FeatureExtractor, *, features: bool, batch_size: int, cache: Path
 ) -> Reference:
     read = read_reference_file(path, alias, images=features)
-    if read.statistics is not None and read.statistics.extractor not in (None, extractor.name):
+    names = (extractor.name, extractor.made.name) if isinstance(extractor, OwnExtractor) else (extractor.name,)
+    if read.statistics is not None and read.statistics.extractor not in (None, *names):
         raise MetricError(
             f"{path}: was computed with {read.statistics.extractor} and not with {extractor.name}; "
             "give the images, or statistics of the same extractor"

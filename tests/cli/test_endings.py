@@ -1,0 +1,78 @@
+"""How a command ends when its output goes nowhere, or when it is told to end: one line, and a status that says it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LCSC = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
+SELF_ENDING = """
+import os, signal
+calls = 0
+
+def lose(coefficients):
+    global calls
+    calls += 1
+    if calls == 3:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.{signal})
+    return float((coefficients**2).sum())
+"""
+STUDY = """
+name: ending
+objective: {file: function.py, settings: {callable: "ending_losses:lose", steps: [100, 200, 300]}}
+optimizers: [LCSC]
+budget: {evaluations: 6}
+"""
+
+
+def complaints(process: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in process.stderr.splitlines() if line.startswith("lcsc: ") or "Error" in line]
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path, name: str, status: int) -> None:
+    Path("ending.yaml").write_text(STUDY)
+    Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name))
+    found = subprocess.run([*LCSC, "run", "ending.yaml"], capture_output=True, text=True, check=False)
+    assert found.returncode == status
+    assert complaints(found) == ["lcsc: interrupted; everything finished is kept, run the same command to continue"]
+    Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name).replace("calls == 3", "False"))
+    again = subprocess.run([*LCSC, "run", "ending.yaml", "--accept-code"], capture_output=True, text=True, check=False)
+    assert again.returncode == 0
+    assert "after 6 evaluations" in again.stderr
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_output_that_nobody_reads_is_one_line(workplace: Path, form: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*LCSC, "list", "--catalog", "--format", form]
+    found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert found.returncode == 141
+    assert found.stderr == "lcsc: the output cannot be written: Broken pipe\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_output_that_there_is_no_room_for_is_one_line(workplace: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [*LCSC, "list", "--catalog", "--format", "json"]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 75
+    assert found.stderr == "lcsc: the output cannot be written: No space left on device\n"
+
+
+def test_sigint_that_the_parent_ignores_stays_ignored(workplace: Path) -> None:
+    """As for what a shell starts in the background."""
+    Path("ending.yaml").write_text(STUDY)
+    Path("ending_losses.py").write_text(SELF_ENDING.format(signal="SIGINT"))
+    ignoring = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom lcsc_opt.cli import main; main()"
+    command = [sys.executable, "-c", ignoring, "run", "ending.yaml"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
