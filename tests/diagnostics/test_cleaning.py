@@ -121,7 +121,7 @@ def test_only_studies_of_ours_that_are_there_are_deleted(url: str) -> None:
     optuna.create_study(storage=storage, study_name="digits/TPE/0")
     with pytest.raises(StudyStoreError, match="no such study"):
         deletable(storage, "digits/LCSC/1")
-    with pytest.raises(StudyStoreError, match="not made by lcsc_opt"):
+    with pytest.raises(StudyStoreError, match="is a study of another program"):
         deletable(storage, "digits/TPE/0")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
+from lcsc_opt.base.errors import StudyHeldError
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.lease import holder
-from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory, is_artifact_id
 
 
@@ -52,8 +52,6 @@ def deletable(storage: RDBStorage, name: str) -> Deletable:
         StudyStoreError: there is no such study, or it is not one of ours.
     """
     study = StoredStudy.open(storage, name)
-    if name not in study_names(storage):
-        raise StudyStoreError(f"{name}: not made by lcsc_opt, so it is not deleted; `optuna delete-study` does that")
     held_by = in_database(storage, lambda: holder(storage.engine, study.key))
     if held_by is not None and held_by.alive:
         raise StudyHeldError(
