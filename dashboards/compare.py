@@ -178,9 +178,9 @@ def _columns(metric: str, axis: str, target: float | None, second: str | None) -
     return [
         {"field": "optimizer", "headerName": "Optimizer", "minWidth": 160, "cellStyle": swatch},
         {**_quantity("held_out", f"Held-out {metric}"), **LOSS},
-        {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 155},
+        {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 180},
         {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},
-        {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 180},
+        {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 155},
         *([] if second is None else [{**_quantity("second", f"Held-out {second}"), **LOSS}]),
         *costs,
         {**_quantity("searched", f"Searched {metric}"), **LOSS},

@@ -121,6 +121,11 @@ def unlock(lock: FileLock) -> None:
         lock.release()
 
 
+def lock_beside(out: Path) -> Path:
+    """The file that a process locks while it makes ``out``."""
+    return out.with_name(f".{out.name}.lock")
+
+
 @contextlib.contextmanager
 def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
     """Keep other processes from making ``out`` meanwhile; the lock goes with the process.
@@ -132,7 +137,7 @@ def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
     Raises:
         TrajectoryError: the folder around ``out`` cannot be written to.
     """
-    path = out.with_name(f".{out.name}.lock")
+    path = lock_beside(out)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = try_lock(path)

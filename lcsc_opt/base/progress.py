@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
@@ -30,6 +31,17 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
         """Count ``steps`` more as done."""
         ...
+
+
+class _CutColumn(ProgressColumn):
+    """A text that gets shorter where the terminal is narrow, so that the numbers beside it are whole."""
+
+    def __init__(self, text: Callable[[Task], str]) -> None:
+        super().__init__(Column(no_wrap=False))
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        return Text(self._text(task), no_wrap=True, overflow="ellipsis")
 
 
 class _RateColumn(ProgressColumn):
@@ -58,14 +70,14 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance
 @contextlib.contextmanager
 def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description}"),
+        _CutColumn(lambda task: task.description),
         BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        _RateColumn(),
-        TimeElapsedColumn(),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        _RateColumn(Column(no_wrap=True)),
+        TimeElapsedColumn(Column(no_wrap=True)),
         TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        _CutColumn(lambda task: str(task.fields["note"])),
     )
     with Progress(*columns, console=Console(stderr=True, emoji=False)) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")

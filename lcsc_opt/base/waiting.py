@@ -1,12 +1,12 @@
-"""Threads that wait for each other soon sleep instead of spinning, so that a search gets its share beside other work."""
+"""Threads that wait for each other fall asleep soon, so that a search gets its share beside other work."""
 
 from __future__ import annotations
 
 import os
 
 WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
-"""Of GNU's and of Intel's OpenMP, which read them when they are loaded, with torch. 10,000 turns are some ten microseconds:
-between two operations of a small network nobody falls asleep, which would take longer than the operations."""
+"""Of GNU's and of Intel's OpenMP, which read them when they are loaded, with torch. 10,000 turns are some ten
+microseconds: between two operations of a small network nobody falls asleep, which would take longer than they do."""
 
 
 def let_waiting_threads_sleep() -> None:

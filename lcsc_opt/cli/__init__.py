@@ -19,7 +19,7 @@ import typer
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.waiting import let_waiting_threads_sleep
-from lcsc_opt.cli import dashboard, doctor, exports, landscape, profile, results, studies, trajectory
+from lcsc_opt.cli import cleaning, dashboard, doctor, exports, landscape, profile, results, studies, trajectory
 from lcsc_opt.cli.output import OutputError, complain
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ landscape.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
 profile.add_commands(app)
+cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 

@@ -9,10 +9,11 @@ import os
 import sys
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 
 STORAGE_HELP = "Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db."
 
@@ -68,6 +69,27 @@ def number(value: float | None, spread: float | None = None) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
+
+
+def size(count: int) -> str:
+    """Bytes to three digits."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def confirmed(question: str, *, yes: bool) -> bool:
+    """Whether somebody at the terminal says yes to it, or has done so by ``--yes``.
+
+    Raises:
+        StudySpecError: there is no terminal to ask at.
+    """
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise StudySpecError(f"{question} Nobody can be asked here: give --yes")
+    return typer.confirm(question, err=True)
 
 
 def table(*columns: str, title: str | None = None) -> Table:

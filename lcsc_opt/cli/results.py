@@ -45,12 +45,12 @@ def compare(
     output: Output = Format.table,
 ) -> None:
     """Compare the optimizers of an experiment: a table over seeds, and a figure where one is asked for."""
-    from lcsc_opt.database.summary import different_samples, over_seeds, second_metric, summaries
+    from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds, second_metric, summaries
 
     opened = open_storage(storage_url(storage), write=False)
     studies = summaries(opened, experiment)
     if output is Format.json:
-        print_json([study.as_row() for study in studies])
+        print_json(comparison_rows(studies))
     else:
         _print_comparison(experiment, over_seeds(studies), second_metric(studies))
     unfinished = [study.study for study in studies if study.state != "finished"]
@@ -68,14 +68,16 @@ def compare(
 def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], second: str | None) -> None:
     """The second metric, held out too, has a column where it was measured."""
     other = [] if second is None else [second]
-    columns = ("seeds", "searched", "held-out", "against EMA*", *other, "evaluations", "images", "seconds")
+    sampled = ["on images"] if any(row.held_out_images for row in rows) else []
+    columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", *other, "evaluations", "images", "seconds")
     shown = table("optimizer", *columns, title=experiment)
     for row in rows:
         losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
         relative = "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
         beside = [number(*(row.second or (None, None)))] * len(other)
         costs = [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
-        shown.add_row(row.label, str(row.seeds), *losses, relative, *beside, *costs)
+        images = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
+        shown.add_row(row.label, str(row.seeds), *losses, *images, relative, *beside, *costs)
     console().print(shown)
 
 

@@ -103,6 +103,19 @@ def open_even_empty(url: str) -> RDBStorage:
     return open_storage(url, write=False)
 
 
+def shrink(url: str) -> bool:
+    """Give the room of deleted rows back to the disk, where SQLite is to do that; whether it could be done now."""
+    file = _sqlite_file(_parse_url(url))
+    if file is None:
+        return True
+    try:
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute("VACUUM")
+    except sqlite3.Error:
+        return False
+    return True
+
+
 def _connect_args(url: sa.URL) -> dict[str, Any]:
     """Of the driver: wait for a lock, but not for ever for a server that is gone. What the URL says comes first."""
     if url.get_backend_name() == "sqlite":

@@ -294,6 +294,19 @@ class StoredStudy:
         """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
         self._write(lambda connection: study_rows.replace_attributes(connection, trial.trial_id, attributes))
 
+    def artifacts(self) -> list[str]:
+        """The ids of the artifacts of its trials."""
+        named = self._read(lambda connection: study_rows.named_artifacts(connection, self._study_id))
+        return [artifact for _, artifact, _ in named]
+
+    def stored_bytes(self) -> int:
+        """About how much of the database it takes."""
+        return self._read(lambda connection: study_rows.stored_bytes(connection, self._study_id))
+
+    def delete(self) -> None:
+        """Delete it with its trials, in one transaction; only the row of its lease stays, whose token goes on."""
+        self._write(lambda connection: study_rows.delete_study(connection, self._study_id))
+
     def copy_to(self, name: str, attributes: Mapping[str, Any]) -> None:
         """Create another study that holds every finished trial of this one, marked as inherited, in one transaction.
 
@@ -353,6 +366,13 @@ class StoredStudy:
         for old in replaced:
             with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
                 store.remove(old)
+
+    def _read(self, read: Callable[[sa.Connection], T]) -> T:
+        def attempt() -> T:
+            with self.storage.engine.connect() as connection:
+                return read(connection)
+
+        return in_database(self.storage, attempt)
 
     def _write(self, change: Callable[[sa.Connection], T]) -> T:
         """One transaction; ``change`` is called again where it was not committed, or not known to be.

@@ -25,6 +25,7 @@ __all__ = [
     "OptimizerSummary",
     "StudySummary",
     "best_ema",
+    "comparison_rows",
     "describe_coefficients",
     "different_samples",
     "is_ours",
@@ -89,8 +90,13 @@ class StudySummary:
         """The optimizer as tables and legends call it."""
         return label(self.optimizer)
 
+    @property
+    def held_out_images(self) -> int | None:
+        """How many images its held-out loss is of; ``None`` where there is no such loss, or no images."""
+        return None if self.sample is None or self.held_out is None else self.sample[0] or None
+
     def as_row(self) -> dict[str, Any]:
-        """What ``lcsc compare --format json`` prints of a study."""
+        """What ``lcsc list --format json`` prints of a study."""
         names = (
             "study",
             "optimizer",
@@ -98,6 +104,7 @@ class StudySummary:
             "state",
             "searched",
             "held_out",
+            "held_out_images",
             "evaluations",
             "images",
             "seconds",
@@ -183,7 +190,8 @@ class OptimizerSummary:
     """One optimizer over its seeds; a spread is the sample standard deviation, ``None`` for a single seed.
 
     ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``second`` is the
-    metric in features that the loss does not look at.
+    metric in features that the loss does not look at; ``held_out_images`` are the different numbers of images that
+    held-out losses are of.
     """
 
     optimizer: str
@@ -196,6 +204,7 @@ class OptimizerSummary:
     seconds: float
     below_ema: float | None
     second: tuple[float, float | None] | None = None
+    held_out_images: tuple[int, ...] = ()
 
 
 def over_seeds(studies: Sequence[StudySummary]) -> list[OptimizerSummary]:
@@ -223,6 +232,16 @@ def different_samples(studies: Sequence[StudySummary]) -> str | None:
     )
 
 
+def comparison_rows(studies: Sequence[StudySummary]) -> list[dict[str, Any]]:
+    """What ``lcsc compare --format json`` prints: a row of each study, with the warnings that concern it."""
+    differ = different_samples(studies)
+    rows = []
+    for study in studies:
+        warnings = (None if study.held_out is None else differ, study.warning)
+        rows.append({**study.as_row(), "warnings": [warning for warning in warnings if warning is not None]})
+    return rows
+
+
 def _ema_beside(study: StudySummary, ema: StudySummary | None) -> float | None:
     if study.ema_beside is not None:
         return study.ema_beside
@@ -245,6 +264,7 @@ def _over_seeds(group: Sequence[StudySummary], ema: StudySummary | None) -> Opti
         seconds=statistics.fmean(study.seconds for study in group),
         below_ema=None if held_out is None or ema_mean is None else relative(held_out[0], ema_mean[0]),
         second=_mean_and_spread([None if study.second is None else study.second.value for study in group]),
+        held_out_images=tuple(sorted({images for study in group if (images := study.held_out_images) is not None})),
     )
 
 

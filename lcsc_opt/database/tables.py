@@ -153,6 +153,35 @@ def _insert_ended(connection: sa.Connection, study_id: int, trials: Sequence[Fro
     _insert_values(connection, [(ids[number], trial.state, trial.value) for number, trial in enumerate(trials)])
 
 
+def delete_study(connection: sa.Connection, study_id: int) -> None:
+    """Delete a study and all that belongs to it or its trials; nothing where it is gone already."""
+    for table, of_study in reversed(_of_study(study_id)):
+        connection.execute(sa.delete(table).where(of_study))
+
+
+def stored_bytes(connection: sa.Connection, study_id: int) -> int:
+    """About how much a study takes: the lengths of its texts, which are nearly all of it."""
+    texts = [
+        sa.select(sa.func.sum(sa.func.length(column))).where(of_study)
+        for table, of_study in _of_study(study_id)
+        for column in table.c
+        if isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum)
+    ]
+    return sum(connection.scalar(text) or 0 for text in texts)
+
+
+def _of_study(study_id: int) -> list[tuple[sa.Table, sa.ColumnElement[bool]]]:
+    """Optuna's tables with rows of studies, which of their rows are this one's; those that others refer to first."""
+    trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
+    found = []
+    for table in models.BaseModel.metadata.sorted_tables:
+        if "study_id" in table.c:
+            found.append((table, table.c.study_id == study_id))
+        elif "trial_id" in table.c:
+            found.append((table, table.c.trial_id.in_(trials)))
+    return found
+
+
 def insert_running(
     connection: sa.Connection, study_id: int, attributes: Mapping[str, Any], coefficients: Coefficients
 ) -> tuple[int, int]:

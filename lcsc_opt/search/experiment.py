@@ -282,6 +282,8 @@ def _with_larger_budget(plan: StudyPlan, study: StoredStudy) -> StudyPlan:
 
 def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
     shown = search.stored_spent
+    if (last := search.last_stored) is not None:
+        notice(f"{name}: continuing after trial {last}")
     with progress(name, budget.total, done=shown) as advance:
 
         def on_tell(search: Search) -> None:

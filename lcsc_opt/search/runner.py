@@ -109,6 +109,11 @@ class Search:
         self.failures = 0
 
     @property
+    def last_stored(self) -> int | None:
+        """The number of the last trial that was finished when it began; ``None`` where the search is new."""
+        return max((trial.number for trial in self._stored if trial.state.is_finished()), default=None)
+
+    @property
     def stored_spent(self) -> int:
         """What the finished trials that were there when it began took of the budget, in its unit."""
         return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())

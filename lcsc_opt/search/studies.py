@@ -25,7 +25,7 @@ from lcsc_opt.base.study_file import BudgetSpec, StudySpec, parse_study, read_st
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.connection import is_there, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import StudySummary, summaries, summarize
+from lcsc_opt.database.summary import StudySummary, comparison_rows, summaries, summarize
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.experiment import Experiment, experiments
@@ -259,13 +259,14 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
 
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
-        ``held_out`` (losses), ``evaluations``, ``images``, ``seconds``, and the metric of the second feature space.
+        ``held_out`` (losses), ``held_out_images`` (what the latter is of), ``evaluations``, ``images``, ``seconds``,
+        ``second`` (the metric of the second feature space), and ``warnings``.
 
     Raises:
         StudyStoreError: there is no such experiment.
     """
     opened = open_storage(storage_url(storage), write=False)
-    return [study.as_row() for study in summaries(opened, experiment)]
+    return comparison_rows(summaries(opened, experiment))
 
 
 def _specification(study_file: str | Path | Mapping[str, Any]) -> tuple[StudySpec, Path]:

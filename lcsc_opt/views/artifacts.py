@@ -68,16 +68,24 @@ def caption(study: StudyHistory, filename: str) -> str:
     return f"{study.study}, trial {study.chosen}" if filename == own_images(study.optimizer) else filename
 
 
+def is_artifact_id(text: str) -> bool:
+    """Whether this is the name of a file in the folder of artifacts: a database may name anything."""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
 def read_artifact(folder: Path, artifact_id: str) -> bytes | None:
     """The content of an artifact; ``None`` where its id is none of ours, or it is missing, a link, or too large."""
+    if not is_artifact_id(artifact_id):
+        return None
     try:
-        if str(uuid.UUID(artifact_id)) != artifact_id:
-            return None
         path = folder / artifact_id
         if path.is_symlink() or path.stat().st_size > MOST_BYTES:
             return None
         return path.read_bytes()
-    except (ValueError, OSError):
+    except OSError:
         return None
 
 

@@ -96,6 +96,18 @@ def test_a_terminal_gets_a_bar_with_count_rate_and_note(monkeypatch: pytest.Monk
     assert "left" in last
 
 
+def test_a_narrow_terminal_shows_the_numbers_whole_and_cuts_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = become_a_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "60")
+    with progress("digits_ddpm/LCSCGradient/0", 2_000_000, done=300_000) as advance:
+        advance(100_000, note="best 23.4567 in trial 1234, 12 failed")
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
+    (last, *_) = [line for line in reversed(shown) if "left" in line]
+    assert " 400000/2000000 " in last
+    assert re.search(r"\d:\d\d:\d\d left [\d-]+:[\d-]+", last)
+    assert len(last.rstrip()) <= 60
+
+
 def test_a_notice_is_said_once_while_a_command_lasts(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(2):
         with said_once(), said_once():

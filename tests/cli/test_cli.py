@@ -14,11 +14,13 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import lcsc_opt
 from lcsc_opt.base.errors import LeaseLostError
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.search.studies import load_study
+from tests.study_examples import write_study as write_finished
 
 MODULE = """
 import numpy as np
@@ -87,7 +89,7 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     assert lcsc(["compare", "tiny", "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     keys = {"study", "optimizer", "seed", "state", "searched", "held_out", "evaluations", "images", "seconds"}
-    assert all(set(row) == {*keys, "second"} for row in rows)
+    assert all(set(row) == {*keys, "second", "held_out_images", "warnings"} for row in rows)
     assert {row["state"] for row in rows} == {"finished"}
     by_name = {row["study"]: row for row in rows}
     assert by_name["tiny/CMA/0"]["evaluations"] == 15
@@ -105,6 +107,27 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     assert lcsc(["compare", "tiny", "--plot", "curves.json", "--axis", "sheep"]) == 2
     assert lcsc(["report", "tiny"]) == 0
     assert "tiny/CMA/1" in Path("tiny.html").read_text()
+
+
+def test_compare_says_of_how_many_images_held_out_losses_are(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = open_storage("sqlite:///studies.db", write=True)
+    for name, images in (("e/EMAGrid/0", 10_000), ("e/LCSC/0", 10_000), ("e/LCSC/1", 2_000)):
+        write_finished(storage, name, [3.0, 2.0], held_out={"trial": 1, "loss": 2.5, "images": images})
+    write_finished(storage, "e/CMA/0", [3.0])
+    assert lcsc(["compare", "e"]) == 0
+    printed = capsys.readouterr()
+    shown = {line.split()[0]: line for line in printed.out.splitlines()[1:]}
+    assert "on images" in shown["optimizer"]
+    assert "2,000, 10,000" in shown["LCSC"]
+    assert "do not compare" in printed.err
+    assert lcsc(["compare", "e", "--format", "json"]) == 0
+    rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)}
+    assert [row["held_out_images"] for row in rows.values()] == [10_000, 10_000, 2_000, None]
+    assert "do not compare" in rows["e/EMAGrid/0"]["warnings"][0]
+    assert rows["e/CMA/0"]["warnings"] == []
+    assert lcsc_opt.compare("e") == list(rows.values())
 
 
 def test_optuna_dashboard_shows_the_main_figures_and_a_note(tiny: Path) -> None:
@@ -155,7 +178,9 @@ def test_resume_finishes_and_raises_the_budget(tiny: Path, capsys: pytest.Captur
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "0"]) == 0
     first = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
     assert lcsc(["resume", "tiny/LCSC/0"]) == 0
+    assert "continuing" not in capsys.readouterr().err  # neither a new search nor a finished one
     assert lcsc(["resume", "tiny/LCSC/0", "--budget", "20"]) == 0
+    assert "lcsc: tiny/LCSC/0: continuing after trial 14\n" in capsys.readouterr().err
     raised = optuna.load_study(study_name="tiny/LCSC/0", storage="sqlite:///studies.db").trials
     assert len(raised) == 20
     assert [t.user_attrs["coefficients"] for t in raised[:15]] == [t.user_attrs["coefficients"] for t in first]

@@ -81,6 +81,33 @@ def test_no_number_of_the_ranking_is_cut(browser: Any, url: str) -> None:
         assert view.page.evaluate(f"{cut}.map(c => c.innerText)") == []
 
 
+@pytest.mark.parametrize("width", [480, 1280])
+def test_no_title_of_a_study_s_figures_is_cut(browser: Any, home: str, width: int) -> None:
+    cut = """[...document.querySelectorAll('.annotation-text, [class$=title]')].filter(text => {
+        const shown = text.getBoundingClientRect(), figure = text.closest('.js-plotly-plot')?.getBoundingClientRect();
+        return figure && shown.width && (shown.left < figure.left || shown.right > figure.right);
+    }).map(text => text.textContent)"""
+    with watched(browser, home, viewport={"width": width, "height": 900}) as view:
+        view.page.goto(f"{home}/lcsc/study?study=digits/LCSC/1")
+        for figure in ("best_so_far", "coefficients", "shape", "times", "distances"):
+            view.drawn(figure)
+        assert "trial 3" in view.page.text_content("#coefficients .annotation-text")
+        assert view.page.evaluate(cut) == []
+
+
+def test_a_verdict_takes_one_line(browser: Any, url: str) -> None:
+    write_study(url, "digits/LCSC/0", [3.0, 2.0], held_out=2.5)
+    write_study(url, "digits/CMA/0", [3.0, 2.0], held_out=2.6)
+    with watched(browser, home := served(url)) as view:
+        view.page.goto(f"{home}/lcsc/compare")
+        verdict = "document.querySelector('#ranking .ag-row:not(.ag-row-first) [col-id=verdict]')"
+        assert view.until(f"{verdict}?.innerText") == "one seed: no interval"
+        assert view.page.evaluate(f"{verdict}.scrollWidth <= {verdict}.clientWidth")
+        text = f"document.createTreeWalker({verdict}, NodeFilter.SHOW_TEXT).nextNode()"
+        lines = f"(range => (range.selectNode({text}), range.getClientRects().length))(document.createRange())"
+        assert view.page.evaluate(lines) == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_opens_without_a_complaint(browser: Any, home: str, scheme: str, tmp_path: Path) -> None:
     with watched(browser, home, color_scheme=scheme) as view:

@@ -85,6 +85,7 @@ def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
         "state": "finished",
         "searched": 2.0,
         "held_out": None,
+        "held_out_images": None,
         "evaluations": 2,
         "images": 20,
         "seconds": 1.0,

@@ -40,7 +40,7 @@ def coefficients_figure(
             _add_ema(made, ema, row)
         title = "coefficient per training step" if profile.density else "coefficient"
         made.update_yaxes(title_text=title, zeroline=True, row=row, col=1)
-    made.update_annotations(font_size=13).update_yaxes(matches="y")
+    made.update_annotations(font_size=13, x=0, xanchor="left", align="left").update_yaxes(matches="y")
     made.update_xaxes(tickformat="~s").update_xaxes(title_text=STEP_TITLE, row=count, col=1)
     made.update_layout(template=template(theme), uirevision=inert(f"coefficients/{profiles[0].study}/{count}"))
     return made.update_layout(barmode="overlay", bargap=0, height=180 + 240 * count, showlegend=ema is not None)
@@ -81,7 +81,7 @@ def _add_ema(made: go.Figure, ema: Profile, row: int) -> None:
 def _heading(profile: Profile) -> str:
     loss = "" if profile.loss is None else f"{profile.loss:.4g} {'held out' if profile.held_out else 'searched'}, "
     shape = f"Σ|a| = {profile.sum_abs:.2f}, {profile.effective:.0f} checkpoints matter"
-    return inert(f"{profile.study}, trial {profile.trial}: {loss}{shape}")
+    return f"{inert(f'{profile.study}, trial {profile.trial}')}<br>{inert(loss + shape)}"
 
 
 def movement_figure(data: Movement, *, study: str = "", theme: Theme = "light") -> go.Figure:

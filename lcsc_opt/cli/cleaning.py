@@ -1,0 +1,126 @@
+"""``lcsc delete`` and ``lcsc cache``."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.cli.output import STORAGE_HELP, Format, confirmed, console, print_json, say, size, table
+from lcsc_opt.database.connection import masked, open_storage, shrink, storage_url
+
+if TYPE_CHECKING:
+    from lcsc_opt.diagnostics.cleaning.cache import Cached
+
+SHOWN = 3  # studies that use one thing
+Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put this module's commands into the app."""
+    for command in (delete, cache):
+        app.command()(command)
+
+
+def delete(
+    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="experiment/optimizer/seed")],
+    yes: Yes = False,
+    storage: Storage = None,
+) -> None:
+    """Delete studies from the database, with their trials, figures and images; none that is being run."""
+    from lcsc_opt.diagnostics.cleaning.studies import deletable
+
+    url = storage_url(storage)
+    opened = open_storage(url, write=True)
+    chosen = [deletable(opened, name) for name in dict.fromkeys(studies)]
+    for one in chosen:
+        files = f" and {len(one.files)} files" if one.files else ""
+        say(f"{one.study.name}: {one.trials} trials{files}, {size(one.bytes)}")
+    if not confirmed(f"Delete {len(chosen)} of the studies of {masked(url)}?", yes=yes):
+        return
+    for one in chosen:
+        one.delete()
+    kept = "" if shrink(url) else "; somebody is using the database, whose file keeps that room for later studies"
+    say(f"deleted: {', '.join(one.study.name for one in chosen)}; {size(sum(one.bytes for one in chosen))} freed{kept}")
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is listed, but what is in use.")] = False,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="Only what no study of the database uses, and what was left unfinished.")
+    ] = False,
+    yes: Yes = False,
+    storage: Storage = None,
+    output: Annotated[
+        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
+    ] = Format.table,
+) -> None:
+    """List what lies in the cache, with its size, its last use and the studies that use it; or remove it."""
+    from lcsc_opt.diagnostics.cleaning.cache import contents
+
+    folder, url = cache_directory(), storage_url(storage)
+    try:
+        opened = open_storage(url, write=False)
+    except StudyStoreError as error:
+        if unused:
+            raise
+        say(f"which studies use what is not known: {error}")
+        opened = None
+    found = [entry for entry in contents(folder, opened) if entry.unused or not unused]
+    if output is Format.json:
+        print_json([_row(entry, folder) for entry in found])
+    else:
+        _print(found, folder)
+    if clear:
+        _clear([entry for entry in found if not entry.in_use], yes=yes)
+
+
+def _clear(entries: Sequence[Cached], *, yes: bool) -> None:
+    if not entries:
+        say("nothing to remove")
+    elif confirmed(f"Remove {len(entries)} of these, {_total(entries)}?", yes=yes):
+        removed = [entry for entry in entries if entry.remove()]
+        say(f"removed: {len(removed)}, {_total(removed)} freed")
+
+
+def _total(entries: Sequence[Cached]) -> str:
+    return size(sum(entry.bytes for entry in entries))
+
+
+def _print(entries: Sequence[Cached], folder: Path) -> None:
+    shown = table("", "kind", "size", "last used", "studies", title=f"{folder}: {_total(entries)}")
+    for column in (shown.columns[1], shown.columns[4]):
+        column.justify = "left"
+    for entry in entries:
+        name = str(entry.path.relative_to(folder))
+        shown.add_row(name, entry.kind, size(entry.bytes), _moment(entry).strftime("%Y-%m-%d"), _studies(entry))
+    console().print(shown)
+
+
+def _studies(entry: Cached) -> str:
+    if entry.studies is None:
+        return "not known"
+    more = len(entry.studies) - SHOWN
+    names = [*entry.studies[:SHOWN], *([f"{more} more"] if more > 0 else [])]
+    return ", ".join([*names, *(["in use now"] if entry.in_use else [])]) or "none"
+
+
+def _moment(entry: Cached) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(entry.used_at).astimezone()
+
+
+def _row(entry: Cached, folder: Path) -> dict[str, object]:
+    return {
+        "path": str(entry.path.relative_to(folder)),
+        "kind": entry.kind,
+        "bytes": entry.bytes,
+        "last_used": _moment(entry).isoformat(timespec="seconds"),
+        "studies": None if entry.studies is None else list(entry.studies),
+        "in_use": entry.in_use,
+    }

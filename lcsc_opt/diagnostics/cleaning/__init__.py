@@ -1,0 +1,1 @@
+"""Getting rid of studies (:mod:`.studies`) and of what lies in the cache (:mod:`.cache`)."""

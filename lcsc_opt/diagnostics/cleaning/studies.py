@@ -1,0 +1,67 @@
+"""Deleting a study with everything that the database and its folder of artifacts hold of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyHeldError
+from lcsc_opt.database.connection import in_database
+from lcsc_opt.database.lease import holder
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views.artifacts import artifact_directory, is_artifact_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Deletable:
+    """A study that nobody is running.
+
+    Attributes:
+        study: in its database.
+        trials: how many it has.
+        files: of its artifacts.
+        bytes: of its rows, about, and of the files.
+    """
+
+    study: StoredStudy
+    trials: int
+    files: tuple[Path, ...]
+    bytes: int
+
+    def delete(self) -> None:
+        """Delete the rows, then the files: a file that no row names is what ``lcsc doctor --repair`` removes.
+
+        Raises:
+            StudyHeldError: somebody has begun to run it.
+            StudyStoreError: the database refused.
+        """
+        with self.study.hold():
+            self.study.delete()
+        for file in self.files:
+            file.unlink(missing_ok=True)
+
+
+def deletable(storage: RDBStorage, name: str) -> Deletable:
+    """Look at a study that is to be deleted; writes nothing.
+
+    Raises:
+        StudyHeldError: a living process runs it.
+        StudyStoreError: there is no such study, or it is not one of ours.
+    """
+    study = StoredStudy.open(storage, name)
+    held_by = in_database(storage, lambda: holder(storage.engine, study.key))
+    if held_by is not None and held_by.alive:
+        raise StudyHeldError(
+            f"{name}: is being run on {held_by.host} by process {held_by.process}, so it is not deleted; stop it first"
+        )
+    folder = artifact_directory(storage.url)
+    files = [folder / artifact for artifact in study.artifacts() if is_artifact_id(artifact)]
+    sizes = []
+    for file in files:
+        with contextlib.suppress(OSError):  # it may be missing
+            sizes.append(file.stat().st_size)
+    trials = in_database(storage, lambda: storage.get_n_trials(study.key))
+    return Deletable(study, trials, tuple(files), study.stored_bytes() + sum(sizes))

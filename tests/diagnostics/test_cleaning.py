@@ -1,0 +1,299 @@
+"""Deleting studies, and what lies in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from optuna.artifacts import FileSystemArtifactStore
+
+from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
+from lcsc_opt.base.files import only_process, replacing
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
+from lcsc_opt.database.tables import models
+from lcsc_opt.diagnostics.cleaning.cache import UNFINISHED, contents, kind_of
+from lcsc_opt.diagnostics.cleaning.studies import deletable
+from lcsc_opt.diagnostics.doctor import diagnose
+from lcsc_opt.training.consistency import ConsistencyTraining
+from lcsc_opt.training.images import SECOND_DIMENSION, train_digits_network
+from lcsc_opt.trajectory import TrajectoryWriter
+from lcsc_opt.views.artifacts import artifact_directory
+from tests import model_studies
+from tests.study_examples import write_study
+
+NAME, OTHER = "digits/LCSC/0", "digits/CMA/0"
+URL = "sqlite:///studies.db"
+
+
+def rows(url: str) -> dict[str, list[Any]]:
+    """Everything in Optuna's tables."""
+    with sa.create_engine(url).connect() as connection:
+        tables = models.BaseModel.metadata.sorted_tables
+        return {table.name: sorted(map(str, connection.execute(sa.select(table)))) for table in tables}
+
+
+def attach(study: StoredStudy, folder: Path) -> Path:
+    """A file beside its first trial."""
+    (folder / "images.png").write_bytes(b"x" * 5000)
+    store = artifact_directory(study.storage.url)
+    store.mkdir(exist_ok=True)
+    study.attach(TrialKey.of(study.trials()[0]), FileSystemArtifactStore(store), folder / "images.png")
+    return store / study.artifacts()[0]
+
+
+@pytest.fixture
+def answering(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Somebody at a terminal who answers so; called by a test itself, since pytest replaces stdin, too."""
+
+    def answer(text: str) -> None:
+        stream = io.StringIO(f"{text}\n")
+        stream.isatty = lambda: True  # type: ignore[method-assign]
+        monkeypatch.setattr("sys.stdin", stream)
+
+    return answer
+
+
+# studies
+
+
+def test_a_deleted_study_leaves_no_row_and_no_file_and_others_as_they_were(
+    any_url: str, workplace: Path, tmp_path: Path
+) -> None:
+    storage = open_storage(any_url, write=True)
+    kept = attach(write_study(storage, OTHER, [2.0, None]), tmp_path)
+    before = rows(any_url)
+    study = write_study(storage, NAME, [1.0, None, 3.0], running=1, held_out={"loss": 1.5})
+    file = attach(study, tmp_path)
+    found = deletable(storage, NAME)
+    assert (found.trials, found.files) == (4, (file,))
+    assert 5000 + 500 < found.bytes < 5000 + 50_000
+    found.delete()
+    assert rows(any_url) == before
+    assert kept.exists()
+    assert not file.exists()
+    assert [finding for finding in diagnose(any_url).found if finding.severity == "problem" and not finding.study] == []
+    write_study(storage, NAME, [1.0])  # the name is free
+    with StoredStudy.open(storage, NAME).hold():
+        pass
+
+
+def test_a_study_that_is_being_run_is_not_deleted(any_url: str, workplace: Path) -> None:
+    storage = open_storage(any_url, write=True)
+    study = write_study(storage, NAME, [1.0])
+    before = rows(any_url)
+    found = deletable(storage, NAME)
+    with StoredStudy.open(open_storage(any_url, write=True), NAME).hold():
+        with pytest.raises(StudyHeldError, match=r"is being run on .* stop it first"):
+            deletable(storage, NAME)
+        with pytest.raises(StudyHeldError, match="is being run"):
+            found.delete()  # begun while somebody was asked
+        assert rows(any_url) == before
+    deletable(storage, NAME).delete()
+    assert study_names(study.storage) == []
+
+
+def test_a_file_that_a_database_names_elsewhere_is_not_deleted(url: str, tmp_path: Path) -> None:
+    storage = open_storage(url, write=True)
+    study = write_study(storage, NAME, [1.0])
+    file, mine = attach(study, tmp_path), tmp_path / "thesis.tex"
+    mine.write_text("mine")
+    with storage.engine.begin() as connection:
+        column = "update trial_system_attributes set key = replace(key, :old, :new)"
+        connection.execute(sa.text(column), {"old": file.name, "new": "../thesis.tex"})
+    assert study.artifacts() == ["../thesis.tex"]
+    deletable(storage, NAME).delete()
+    assert mine.read_text() == "mine"
+
+
+def test_only_studies_of_ours_that_are_there_are_deleted(url: str) -> None:
+    storage = open_storage(url, write=True)
+    write_study(storage, NAME, [1.0])
+    optuna.create_study(storage=storage, study_name="digits/TPE/0")
+    with pytest.raises(StudyStoreError, match="no such study"):
+        deletable(storage, "digits/LCSC/1")
+    with pytest.raises(StudyStoreError, match="is a study of another program"):
+        deletable(storage, "digits/TPE/0")
+
+
+def test_the_command_asks_and_says_what_it_frees(
+    workplace: Path, answering: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    storage = open_storage(URL, write=True)
+    for name in (NAME, OTHER):
+        write_study(storage, name, [float(loss) for loss in range(300)])
+    size = Path("studies.db").stat().st_size
+    assert lcsc(["delete", NAME]) == 2
+    assert "give --yes" in capsys.readouterr().err
+    answering("n")
+    assert lcsc(["delete", NAME]) == 0
+    assert f"{NAME}: 300 trials, " in capsys.readouterr().err
+    assert study_names(storage) == [NAME, OTHER]
+    answering("y")
+    assert lcsc(["delete", NAME]) == 0
+    assert study_names(storage) == [OTHER]
+    said = capsys.readouterr().err
+    assert f"deleted: {NAME}; " in said
+    assert " kB freed\n" in said
+    assert Path("studies.db").stat().st_size < 0.7 * size
+    assert lcsc(["delete", OTHER, "nothing/LCSC/0", "--yes"]) == 2
+    assert study_names(storage) == [OTHER], "all or none"
+    assert lcsc(["delete", OTHER, OTHER, "--yes"]) == 0
+    assert study_names(storage) == []
+
+
+# the cache
+
+
+@pytest.fixture
+def packed(workplace: Path) -> Path:
+    """Two studies that have packed their checkpoints into the cache; gives the folder there."""
+    file = model_studies.write_model_study(workplace, budget={"evaluations": 3})
+    opened = "open_or_pack(path, cache=cache_directory())"
+    module = model_studies.OBJECTIVE.replace("Trajectory.open(path)", opened)
+    imports = "from lcsc_opt.base.paths import cache_directory\nfrom lcsc_opt.trajectory.opening import open_or_pack\n"
+    (workplace / "small_model.py").write_text(imports + module)
+    file.write_text(file.read_text().replace("run.trajectory", "checkpoints"))
+    assert lcsc(["run", str(file)]) == 0
+    return Path(os.environ["LCSC_CACHE"])
+
+
+def listed(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, dict[str, Any]]:
+    capsys.readouterr()
+    assert lcsc(["cache", "--format", "json", *options]) == 0
+    return {row["path"]: row for row in json.loads(capsys.readouterr().out)}
+
+
+def test_the_cache_is_listed_with_its_users_and_the_unused_is_removed(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [(path, row)] = listed(capsys).items()
+    size = sum(file.stat().st_size for file in (packed / path).iterdir())
+    assert (row["kind"], row["bytes"], row["in_use"]) == ("trajectory", size, False)
+    assert sorted(row["studies"]) == ["small/EMAGrid/0", "small/LCSC/0"]
+    assert listed(capsys, "--unused", "--clear", "--yes") == {}
+    assert (packed / path).exists()
+    assert lcsc(["delete", "small/EMAGrid/0", "small/LCSC/0", "--yes"]) == 0
+    assert lcsc(["cache", "--unused"]) == 0
+    assert path in capsys.readouterr().out
+    assert (packed / path).exists(), "only listed"
+    assert lcsc(["cache", "--unused", "--clear"]) == 2
+    assert "give --yes" in capsys.readouterr().err
+    assert lcsc(["cache", "--unused", "--clear", "--yes"]) == 0
+    assert "removed: 1, " in capsys.readouterr().err
+    assert not (packed / path).exists()
+
+
+def test_networks_and_references_are_known_by_what_studies_are_fingerprinted_with(tmp_path: Path, url: str) -> None:
+    storage = open_storage(url, write=True)
+    views = {"own": {"name": "digits-64-abc", "reference": 64 * "1"}, "clip": {"name": "clip", "reference": None}}
+    fingerprint = {"objective": {"scores": {"extractors": views}}}
+    write_study(storage, NAME, [1.0]).set_attribute("fingerprint", fingerprint)
+    write_study(storage, OTHER, [1.0])
+    (tmp_path / "references").mkdir()
+    names = {
+        **{f"digits-network-{16 * '0'}.safetensors": (NAME,), f"photographs-network-{16 * '0'}.safetensors": ()},
+        **{f"references/{32 * '1'}.npz": (NAME,), f"references/{32 * '2'}.npy": ()},
+        **{f"references/images-{32 * '1'}.json": None},
+    }
+    for name in names:
+        (tmp_path / name).touch()
+    found = contents(tmp_path, storage)
+    assert {entry.path.relative_to(tmp_path).as_posix(): entry.studies for entry in found} == names
+
+
+def test_what_a_running_study_uses_stays(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [path] = listed(capsys)
+    with StoredStudy.open(open_storage(URL, write=True), "small/LCSC/0").hold():
+        assert listed(capsys, "--clear", "--yes")[path]["in_use"]
+        assert (packed / path).exists()
+    assert lcsc(["cache", "--clear", "--yes"]) == 0
+    assert not (packed / path).exists()
+
+
+def test_without_a_database_nothing_is_called_unused(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [row] = listed(capsys, "--storage", "sqlite:///other.db").values()
+    assert row["studies"] is None
+    assert lcsc(["cache", "--unused", "--storage", "sqlite:///other.db"]) == 2
+
+
+@contextlib.contextmanager
+def packing(partial: Path) -> Iterator[None]:
+    """As a process that packs."""
+    with only_process(partial.with_suffix(""), busy=lambda: None):
+        yield
+
+
+@contextlib.contextmanager
+def training(partial: Path) -> Iterator[None]:
+    """As a process that trains."""
+    with TrajectoryWriter(partial):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "making"),
+    [(f"trajectories/{24 * '0'}.trajectory.partial", packing), (f"digits-{16 * '0'}.trajectory.partial", training)],
+)
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_makes_is_not(
+    packed: Path, capsys: pytest.CaptureFixture[str], name: str, making: Any
+) -> None:
+    (packed / name).mkdir()
+    (packed / name / "weights.bin").write_bytes(b"x" * 100)
+    with making(packed / name):
+        (waiting,) = [entry for entry in contents(packed, None) if entry.kind == UNFINISHED]
+        assert waiting.in_use
+        assert not waiting.remove()
+        assert listed(capsys, "--unused") == {}
+        assert lcsc(["cache", "--clear", "--yes"]) == 0  # the studies' own trajectory goes, too
+        assert (packed / name / "weights.bin").exists()
+    row = listed(capsys, "--unused")[name]
+    assert (row["kind"], row["bytes"], row["studies"]) == (UNFINISHED, 100, [])
+    assert lcsc(["cache", "--unused", "--clear", "--yes"]) == 0
+    assert not (packed / name).exists()
+    assert [path for path in packed.rglob("*") if path.is_file()] == [], "no locks either"
+
+
+def test_a_file_that_is_being_written_is_none_that_was_left(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = packed / "references"
+    folder.mkdir()
+    with replacing(folder / f"{32 * '0'}.npz") as pending:
+        pending.write_bytes(b"half")
+        name = pending.relative_to(packed).as_posix()
+        assert listed(capsys)[name]["in_use"]
+        os.utime(pending, (1e9, 1e9))  # long ago
+        assert lcsc(["cache", "--unused", "--clear", "--yes"]) == 0
+        assert not pending.exists()
+        pending.write_bytes(b"for the one who has begun it")
+
+
+def test_other_files_of_the_folder_are_neither_listed_nor_removed(
+    packed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = [
+        *("thesis.tex", "run.trajectory/weights.bin", "run.trajectory.partial/weights.bin", "datasets/imagenet/1.png"),
+        *("references/real.npz", "trajectories/mine.trajectory/weights.bin", ".notes.partial"),
+    ]
+    for name in others:
+        (packed / name).parent.mkdir(parents=True, exist_ok=True)
+        (packed / name).write_text("mine")
+    assert len(listed(capsys)) == 1
+    assert lcsc(["cache", "--clear", "--yes"]) == 0
+    assert all((packed / name).read_text() == "mine" for name in others)
+    assert listed(capsys) == {}
+
+
+def test_the_names_are_those_that_are_given(tmp_path: Path) -> None:
+    assert kind_of(f"digits-ddpm-{ConsistencyTraining().key('network')}.trajectory") == "trajectory"
+    train_digits_network(seed=0, epochs=1, dimension=SECOND_DIMENSION, cache=tmp_path)
+    assert [entry.kind for entry in contents(tmp_path, None)] == ["feature network"]
+    assert contents(tmp_path / "nothing", None) == []
