@@ -1,0 +1,207 @@
+"""Saving a trajectory from other people's training loops: Lightning, Accelerate, and the Trainer of transformers.
+
+Each saves on one process only, goes back by itself when training goes on from a checkpoint that is older than the last
+row, and lets no checkpoint of the training be newer than what the trajectory holds on the disk.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.trajectory.store import Trajectory
+from lcsc_opt.trajectory.writer import TrajectoryWriter
+
+Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
+
+
+class TrajectorySaver:
+    """What the callbacks share; in a loop of one's own, with Accelerate, it is used as it is.
+
+    ::
+
+        saver = TrajectorySaver("run.trajectory", every=100, accelerator=accelerator)
+        accelerator.load_state(...)  # where training goes on; the saver goes back to the step that was saved
+        for step in ...:
+            ...
+            saver.step(step, ema_model)
+        saver.close()
+
+    Args:
+        path: of the trajectory.
+        every: save at steps that are multiples of it.
+        main: whether this process saves; the others do nothing.
+        accelerator: of Accelerate: its main process saves, its wrappers are taken off the model, and its ``save_state``
+            and ``load_state`` keep the step.
+        options: further ones of :class:`TrajectoryWriter`.
+    """
+
+    def __init__(
+        self, path: str | Path, *, every: int, main: bool = True, accelerator: Any = None, **options: Any
+    ) -> None:
+        self._path, self._options = Path(path), {"every": every, **options}
+        self._accelerator = accelerator
+        self._main = main if accelerator is None else bool(accelerator.is_main_process)
+        self._writer: TrajectoryWriter | None = None
+        self._last = 0
+        if accelerator is not None:
+            accelerator.register_for_checkpointing(self)
+
+    def begin(self, step: int) -> None:
+        """Training goes on after ``step``; 0 is its start. Rows of later steps are dropped.
+
+        Raises:
+            TrajectoryError: training starts, and the trajectory holds rows of another one.
+        """
+        self.close()
+        self._last = step
+        if not self._main:
+            return
+        if step == 0 and (there := _rows(self._path)):
+            raise TrajectoryError(
+                f"{self._path}: holds {there} checkpoints of another training, and this one starts: name another path, "
+                "or remove it"
+            )
+        self._writer = TrajectoryWriter(self._path, **self._options, resume=step if step else None)
+
+    def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
+        """Save the weights after ``step``, where that is a multiple of ``every``; the loop goes on meanwhile.
+
+        Raises:
+            TrajectoryError: they cannot be saved.
+        """
+        if self._writer is None and self._main:
+            self.begin(0)
+        if self._writer is not None and step != self._last:
+            unwrap = self._accelerator is not None and isinstance(weights, nn.Module)
+            self._writer.append(step, self._accelerator.unwrap_model(weights) if unwrap else weights, wait=False)
+        self._last = step
+
+    def flush(self) -> None:
+        """Wait until all rows are on the disk."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flush, and let another process write."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the training's own checkpoint, which is written when all rows before it are on the disk."""
+        self.flush()
+        return {"step": self._last}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to the step of the training's checkpoint."""
+        self.begin(int(state["step"]))
+
+
+def lightning_callback(path: str | Path, *, every: int, weights: Weights | None = None, **options: Any) -> Any:
+    """A callback for ``Trainer(callbacks=[...])`` of Lightning; steps are ``trainer.global_step``.
+
+    Args:
+        path: of the trajectory.
+        every: save at steps that are multiples of it.
+        weights: from the ``LightningModule`` to what is saved, such as its EMA; ``None`` saves all of it.
+        options: further ones of :class:`TrajectoryWriter`.
+
+    Raises:
+        TrajectoryError: Lightning is not installed.
+    """
+    base: Any = _lightning().Callback
+
+    class Callback(base):  # type: ignore[misc]
+        """Saves on rank 0."""
+
+        saver: TrajectorySaver | None = None
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+            self.saver = TrajectorySaver(path, every=every, main=bool(trainer.is_global_zero), **options)
+            self.saver.begin(int(trainer.global_step))
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if self.saver is not None:
+                self.saver.step(int(trainer.global_step), pl_module if weights is None else weights(pl_module))
+
+        def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Any) -> None:  # noqa: ARG002
+            if self.saver is not None:
+                self.saver.flush()
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+            if self.saver is not None:
+                self.saver.close()
+
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: ARG002
+            if self.saver is not None:
+                self.saver.close()
+
+    return Callback()
+
+
+def transformers_callback(path: str | Path, *, every: int, weights: Weights | None = None, **options: Any) -> Any:
+    """A callback for ``Trainer(callbacks=[...])`` of transformers; steps are ``state.global_step``.
+
+    Args:
+        path: of the trajectory.
+        every: save at steps that are multiples of it.
+        weights: from the model to what is saved; ``None`` saves the model.
+        options: further ones of :class:`TrajectoryWriter`.
+
+    Raises:
+        TrajectoryError: transformers is not installed.
+    """
+    try:
+        prepare_torchvision()
+        from transformers import TrainerCallback
+    except ImportError as error:
+        raise TrajectoryError(f"transformers cannot be imported ({error}): pip install transformers") from error
+
+    class Callback(TrainerCallback):
+        """Saves on the process that is zero in the world."""
+
+        saver: TrajectorySaver | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            self.saver = TrajectorySaver(path, every=every, main=bool(state.is_world_process_zero), **options)
+            self.saver.begin(int(state.global_step))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
+            if self.saver is not None:
+                self.saver.step(int(state.global_step), model if weights is None else weights(model))
+                if control.should_save:
+                    self.saver.flush()
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+            if self.saver is not None:
+                self.saver.close()
+
+    return Callback()
+
+
+def _rows(path: Path) -> int:
+    """How many checkpoints a trajectory holds; 0 where there is none."""
+    try:
+        return len(Trajectory.open(path))
+    except TrajectoryError:
+        return 0
+
+
+def _lightning() -> Any:
+    """Under its name of today, else under the one before."""
+    prepare_torchvision()
+    try:
+        return importlib.import_module("lightning.pytorch")
+    except ImportError:
+        pass
+    try:
+        return importlib.import_module("pytorch_lightning")
+    except ImportError as error:
+        raise TrajectoryError(f"Lightning cannot be imported ({error}): pip install lightning") from error

@@ -1,0 +1,199 @@
+"""Other people's training loops, interrupted and continued: the trajectory is that of a training that never was."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
+
+prepare_torchvision()  # which the trainers import
+
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+STEPS, SAVED_AT, DIES_AT = 10, 4, 7
+
+
+class DiedError(RuntimeError):
+    """What a preemption does."""
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.ones(4 * STEPS, 3)), batch_size=4)
+
+
+def lightning(folder: Path, dies_at: int | None, resume: bool) -> None:
+    pytest.importorskip("pytorch_lightning")
+    import pytorch_lightning as pl
+    from pytorch_lightning.callbacks import ModelCheckpoint
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def training_step(self, batch: Any, _index: int) -> Tensor:
+            if self.global_step == dies_at:
+                raise DiedError
+            return self.network(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), 1e-2)
+
+    saving = lightning_callback(folder / "run.trajectory", every=2, weights=lambda module: module.network)
+    keeping = ModelCheckpoint(folder / "kept", every_n_train_steps=SAVED_AT, save_top_k=-1, filename="{step}")
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_steps=STEPS, callbacks=[saving, keeping], accelerator="cpu", **quiet)
+    trainer.fit(Module(), loader(), ckpt_path=folder / "kept" / f"step={SAVED_AT}.ckpt" if resume else None)
+
+
+def accelerate(folder: Path, dies_at: int | None, resume: bool) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = network()
+    model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 1e-2))
+    saver = TrajectorySaver(folder / "run.trajectory", every=2, accelerator=accelerator)
+    if resume:
+        accelerator.load_state(str(folder / "kept"))
+    for step in range(SAVED_AT + 1 if resume else 1, STEPS + 1):
+        if step - 1 == dies_at:
+            saver.close()
+            raise DiedError
+        accelerator.backward(model(torch.ones(4, 3)).square().mean())
+        optimizer.step()
+        optimizer.zero_grad()
+        saver.step(step, model)
+        if step == SAVED_AT:
+            accelerator.save_state(str(folder / "kept"))
+    saver.close()
+
+
+class Scored(nn.Module):
+    """As the Trainer of transformers wants a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = network()
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": (self.network(inputs) - labels).square().mean()}
+
+
+def transformers(folder: Path, dies_at: int | None, resume: bool) -> None:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Dying(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == dies_at:
+                raise DiedError
+
+    arguments = TrainingArguments(
+        str(folder / "kept"), max_steps=STEPS, save_steps=SAVED_AT, learning_rate=1e-2, use_cpu=True, report_to=[],
+        disable_tqdm=True, per_device_train_batch_size=4,
+    )  # fmt: skip
+    saving = transformers_callback(folder / "run.trajectory", every=2, weights=lambda model: model.network)
+    data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * (4 * STEPS)
+    trainer = Trainer(model=Scored(), args=arguments, train_dataset=data, callbacks=[saving, Dying()])
+    try:
+        trainer.train(resume_from_checkpoint=str(folder / "kept" / f"checkpoint-{SAVED_AT}") if resume else None)
+    finally:
+        saving.saver.close()  # as the end of the process does
+
+
+Train = Callable[[Path, "int | None", bool], None]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("train", [lightning, accelerate, transformers])
+def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
+    tmp_path: Path, train: Train, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    train(whole, None, False)
+    with pytest.raises(DiedError):
+        train(died, DIES_AT, False)
+    assert Trajectory.open(died / "run.trajectory").steps == (2, 4, 6), "row 6 is later than the checkpoint of step 4"
+    train(died, None, True)
+    assert "training goes on from step 4, 1 later checkpoints are dropped" in capfd.readouterr().err
+    expected, found = (Trajectory.open(folder / "run.trajectory") for folder in (whole, died))
+    assert found.steps == (2, 4, 6, 8, 10)
+    assert found.sha256 == expected.sha256
+    with pytest.raises(TrajectoryError, match="holds 5 checkpoints of another training, and this one starts"):
+        train(died, None, False)
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1, main=False)
+    saver.load_state_dict({"step": 3})
+    saver.step(4, network())
+    assert saver.state_dict() == {"step": 4}
+    saver.close()
+    assert not (tmp_path / "run.trajectory").exists()
+
+
+def test_a_checkpoint_of_the_training_is_never_newer_than_the_trajectory(tmp_path: Path) -> None:
+    saver = TrajectorySaver(tmp_path / "run.trajectory", every=1)
+    saver.step(1, network())
+    assert saver.state_dict() == {"step": 1}
+    assert Trajectory.open(tmp_path / "run.trajectory").steps == (1,)
+    saver.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "packages"),
+    [
+        (lightning_callback, ("lightning", "lightning.pytorch", "pytorch_lightning")),
+        (transformers_callback, ("transformers",)),
+    ],
+)
+def test_a_trainer_that_is_not_installed_is_one_line(
+    make: Callable[..., Any], packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(TrajectoryError, match=r"cannot be imported .* pip install"):
+        make("run.trajectory", every=1)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pl = pytest.importorskip("pytorch_lightning")
+
+    class Module(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network()
+
+        def training_step(self, batch: Any, _index: int) -> Tensor:
+            return self.network(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    monkeypatch.chdir(tmp_path)
+    model = network()
+    data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * 80
+    known: dict[str, Any] = {"module": Module(), "loader": loader(), "network": model, "model": Scored()}
+    known |= {"optimizer": torch.optim.SGD(model.parameters(), 0.1), "dataset": data}
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
+    for block in blocks:
+        exec(compile(block, str(PAGE), "exec"), known)
+    rows = {path.stem: Trajectory.open(path).steps for path in tmp_path.glob("*.trajectory")}
+    eight = (2, 4, 6, 8)
+    assert rows == {"lightning": eight, "accelerate": (*eight, 10), "transformers": eight}
