@@ -7,7 +7,7 @@ where a key or a value looks misspelt. Nothing deeper in the library looks into 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -211,8 +211,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def read_study_file(path: Path) -> StudySpec:
+def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """Parse and validate one study file.
+
+    Args:
+        path: of the file.
+        overrides: ``objective.settings.images=500``: keys of the file with dots between, and YAML.
 
     Raises:
         StudySpecError: one line that names every wrong key with its path.
@@ -227,7 +231,32 @@ def read_study_file(path: Path) -> StudySpec:
         raise StudySpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
         raise StudySpecError(f"{path}: not valid YAML: nested too deeply") from error
-    return parse_study(content, source=str(path))
+    for override in overrides:
+        content = _overridden(content, override)
+    return parse_study(content, source=" ".join([str(path), *overrides]))
+
+
+def _overridden(content: Any, override: str) -> Any:
+    """The content with one value in place of what was there; mappings on the way to it are made where they are missing."""
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise StudySpecError(f"{override}: expected KEY=VALUE, as in objective.settings.images=500")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise StudySpecError(f"{override}: {text!r} is not valid YAML") from error
+    return _replaced(content, keys, value, override)
+
+
+def _replaced(content: Any, keys: Sequence[str], value: Any, override: str) -> Any:
+    if not keys:
+        return value
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
+        raise StudySpecError(f"{override}: {_shown(content)} has no key {keys[0]!r}; replace all of it")
+    return {**content, keys[0]: _replaced(content.get(keys[0]), keys[1:], value, override)}
 
 
 def parse_study(content: Any, *, source: str) -> StudySpec:

@@ -39,6 +39,10 @@ def add_commands(app: typer.Typer) -> None:
 
 def run(
     study_file: Annotated[str, typer.Argument(help="A study file, or the name of one in studies/.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Other values, as in objective.settings.images=500 seeds=[0,1]."),
+    ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Evaluations, in place of the file's budget.")] = None,
@@ -54,7 +58,7 @@ def run(
     from lcsc_opt.search.studies import rehearse
 
     path = find("studies", study_file)
-    spec = read_study_file(path)
+    spec = read_study_file(path, overrides or ())
     if budget is not None:
         spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
     url = storage_url(storage, spec.storage)

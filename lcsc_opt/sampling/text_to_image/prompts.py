@@ -30,13 +30,15 @@ EMBEDDINGS: dict[str, tuple[str, ...]] = {
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts of a text file, one a line; empty lines are left out.
+    """The prompts of a text file, one a line; empty lines are left out, and so is a byte-order mark.
+
+    A line that begins with # is a prompt like any other.
 
     Raises:
         ObjectiveError: it cannot be read, or holds none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ObjectiveError(
