@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lcsc_opt.base import VERSION
+from lcsc_opt.base.waiting import let_waiting_threads_sleep as _let_waiting_threads_sleep
 
 if TYPE_CHECKING:
     from lcsc_opt.objective.contract import Objective
@@ -50,6 +51,8 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'lcsc_opt' has no attribute {name!r}; it has {', '.join(__all__)}")
+    if name in ("load_objective", "run"):  # which evaluate
+        _let_waiting_threads_sleep()
     value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
     return value
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.checkpoints.contents import Refused
@@ -45,6 +47,23 @@ def read_header_texts(path: Path) -> Mapping[str, str]:
     """
     with _opened(path) as file:
         return dict(file.metadata() or {})
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str]) -> None:
+    """Write tensors with texts in the header: the same bytes each time, where safetensors leaves the texts' order open.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses.
+    """
+    save_file(tensors, path, metadata=dict(texts))
+    with path.open("r+b") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        ordered = {**header, "__metadata__": dict(sorted(texts.items()))}
+        content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(content) == size:  # else written in a way that is not known here, and as good
+            file.seek(8)
+            file.write(content)
 
 
 def _opened(path: Path) -> Any:

@@ -18,6 +18,7 @@ import typer
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import said_once
+from lcsc_opt.base.waiting import let_waiting_threads_sleep
 from lcsc_opt.cli import cleaning, dashboard, doctor, exports, landscape, profile, results, studies, trajectory
 from lcsc_opt.cli.output import OutputError, complain
 
@@ -53,6 +54,7 @@ _signals: list[int] = []  # that ended the command
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``lcsc`` and leave with its exit status. After the first Ctrl-C or SIGTERM it ends in peace."""
+    let_waiting_threads_sleep()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 from lcsc_opt.exports.recipe import FILE
 from lcsc_opt.objective.contract import Objective
 
@@ -97,4 +97,4 @@ def write_folder(
     folder.mkdir()
     (folder / CONFIG).write_text(config, encoding="utf-8")
     (folder / FILE).write_text(recipe, encoding="utf-8")
-    save_file(weights, folder / WEIGHTS, metadata=metadata)
+    write_safetensors(weights, folder / WEIGHTS, metadata)

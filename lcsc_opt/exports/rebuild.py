@@ -6,6 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.exports.model_folder import read_config
@@ -51,8 +55,19 @@ def rebuild(
     checkpoints = _open(patterns, recipe.key if key is None else key, steps)
     recipe = recipe.model_copy(update={"dtype": to.dtype, "lora": _lora_naming(recipe, checkpoints, to)})
     weights = recombine(checkpoints, combination, dtype=to.dtype)
+    weights |= _statistics(recipe)
     write(weights, recipe, to, config=config)
     return recipe
+
+
+def _statistics(recipe: Recipe) -> dict[str, Tensor]:
+    """What the recipe holds beside the coefficients."""
+    if recipe.statistics is None:
+        return {}
+    try:
+        return load(bytes.fromhex(recipe.statistics))
+    except (ValueError, SafetensorError) as error:
+        raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
 
 
 def _open(

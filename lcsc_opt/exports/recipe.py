@@ -78,6 +78,8 @@ class Recipe(pydantic.BaseModel):
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` where the training loop wrote the trajectory.
         dtype: that the model was exported in; ``None`` is each tensor's own.
+        statistics: tensors that were not merged but computed of the merged model, such as those of batch normalization:
+            a safetensors file in hexadecimal digits.
         lora: of one exported under other names than its checkpoints': the ``component`` and ``alphas`` that it needs.
         loss: that the search found.
         metrics: that the search measured.
@@ -99,6 +101,7 @@ class Recipe(pydantic.BaseModel):
     constant: tuple[str, ...] = ()
     key: str | None = None
     dtype: Dtype | None = None
+    statistics: str | None = None
     lora: LoraNaming | None = None
     loss: float
     metrics: dict[str, pydantic.JsonValue] = {}

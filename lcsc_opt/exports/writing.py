@@ -9,15 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
+from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.model_folder import check_fits, config_of, read_config, write_folder
 from lcsc_opt.exports.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
@@ -126,6 +128,9 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     else:
         assert objective.trajectory is not None  # the recipe is of it
         weights = cast(objective.trajectory.merge(recipe.coefficients), to.dtype)
+    if statistics := objective.statistics(np.array(recipe.coefficients)):
+        weights |= (kept := cast(dict(statistics), to.dtype))
+        recipe = recipe.model_copy(update={"statistics": save(kept).hex()})
     write(weights, recipe, to, config=config)
     if to.form != "lora" and lora_flavour(weights) not in (None, "kohya"):
         notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
@@ -193,7 +198,7 @@ def write(
         unet_config=None if layers is None else types.SimpleNamespace(layers_per_block=layers),
     )
     writers: dict[Form, Callable[[Path], None]] = {
-        "safetensors": lambda path: save_file(weights, path, metadata=metadata),
+        "safetensors": lambda path: write_safetensors(weights, path, metadata),
         "pt": lambda path: torch.save({STATE_DICT: weights, ENTRY: text}, path),
         "diffusers": lambda path: write_folder(path, weights, str(config), metadata, recipe=text),
         "lora": lambda path: lora(weights, path, "diffusers", {ENTRY: text}),

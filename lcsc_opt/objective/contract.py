@@ -128,6 +128,10 @@ class Objective(abc.ABC):
         """How many images one evaluation of a search samples; 0 where there are none."""
         return 0
 
+    def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - of those who have some
+        """What of the merged model is not merged but computed, by its name in the state dict; exports hold it, too."""
+        return {}
+
     def gram(self) -> npt.NDArray[np.float64] | None:
         """``[K, K]`` inner products of the centered checkpoints, or ``None`` where there are no weights."""
         return None if self.trajectory is None else self.trajectory.gram()

@@ -23,6 +23,7 @@ from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable, Stag
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
 from lcsc_opt.objective.stages import FeatureGradients, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
+from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
@@ -46,6 +47,7 @@ class MergeSampleScore(StagedObjective):
         gradient_batch_size: images that have a graph at once, which takes as much memory as training does; ``None``
             takes the batch size. It does not change the loss.
         device: where the sampler's model is; candidates are merged in its memory.
+        batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
         smaller_batch: for a batch size that was found, and not chosen: called with it where it does not fit into the
             device's memory, it gives the one to go on with. Such a size is no part of the description.
 
@@ -66,6 +68,7 @@ class MergeSampleScore(StagedObjective):
         batch_size: int = 500,
         gradient_batch_size: int | None = None,
         device: torch.device | str = "cpu",
+        batch_norm: BatchNormStatistics | None = None,
         smaller_batch: Callable[[int], int] | None = None,
     ) -> None:
         if images < 2 or batch_size < 1:
@@ -79,6 +82,7 @@ class MergeSampleScore(StagedObjective):
         self._gradient_batch_size = batch_size if gradient_batch_size is None else min(gradient_batch_size, batch_size)
         self._device, self._smaller_batch = torch.device(device), smaller_batch
         self.overlaps = self._device.type != "cpu"  # where merging and metrics take the same cores as sampling
+        self._batch_norm = batch_norm
         self._moved: tuple[Mergeable, Mergeable] | None = None
         self._kept: KeptGraph | None = None
 
@@ -227,6 +231,13 @@ class MergeSampleScore(StagedObjective):
         batches = ranges(0, count, self._batch_size)
         return torch.cat([self._sample(noise, first, last).cpu() for first, last in batches])
 
+    def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
+        """Those of batch normalization, where they are estimated again."""
+        if self._batch_norm is None:
+            return {}
+        self._load(self._source.merge(coefficients))
+        return self._batch_norm.values()
+
     def features(self, images: Tensor) -> npt.NDArray[np.float64]:
         """``[N, C, H, W]`` → ``[N, D]``, by the extractor of the loss."""
         return extract(self.scores.extractor, images, batch_size=self._batch_size)
@@ -239,6 +250,7 @@ class MergeSampleScore(StagedObjective):
             "scores": self.scores.describe(),
             "images": self._images,
             "batch_size": self._batch_size if self._smaller_batch is None else AUTO,
+            "batch_norm": None if self._batch_norm is None else self._batch_norm.describe(),
         }
 
     @property
@@ -256,6 +268,8 @@ class MergeSampleScore(StagedObjective):
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         self._forget_graph()
         self.sampler.load(weights)
+        if self._batch_norm is not None:
+            self._batch_norm.estimate()
 
     def _add_batches(self, accumulator: Accumulator, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
         for start, stop in ranges(first, last, self._batch_size):

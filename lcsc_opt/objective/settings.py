@@ -11,14 +11,16 @@ import numpy as np
 from pydantic import BeforeValidator, Field, JsonValue, field_validator
 
 from lcsc_opt.base.paths import cache_directory, given_path
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.scores import Scores, build_scores, check_scores
 from lcsc_opt.metrics.second import published_second
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
-from lcsc_opt.objective.contract import Mergeable
+from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
-from lcsc_opt.sampling import ImageNoise, Sampler
+from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
+from lcsc_opt.sampling.batch_norm import BatchNormStatistics, merged_statistics
 from lcsc_opt.sampling.network import Compile, Dtype, NetworkSettings
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.opening import check_checkpoints, open_or_pack
@@ -67,6 +69,9 @@ class ImageObjectiveSettings(FrozenModel):
         gradient_batch_size: how many at once in a backward pass, which takes as much memory as training does; without
             it, as many as ``batch_size``, or a quarter of what ``auto`` found.
         noise_seed: of all sampling noise.
+        batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
+            samples; ``merge`` combines the checkpoints' own, whose variances may then be negative. Without the setting
+            they are estimated again where they differ between checkpoints.
         device: ``auto`` takes the first GPU, else the CPU.
         dtype: the network's arithmetic.
         compile: through ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA graphs.
@@ -86,6 +91,7 @@ class ImageObjectiveSettings(FrozenModel):
     batch_size: BatchSize = 500
     gradient_batch_size: Positive | None = None
     noise_seed: Annotated[int, Field(ge=0)] = 0
+    batch_norm: Literal["reestimate", "merge"] | None = None
     device: str = "auto"
     dtype: Dtype = "fp32"
     compile: Compile = False
@@ -194,8 +200,25 @@ class ImageObjectiveSettings(FrozenModel):
             batch_size=batch_size,
             gradient_batch_size=gradient_batch_size,
             device=device,
+            batch_norm=self._batch_norm(sampler, trajectory),
             smaller_batch=smaller,
         )
+
+    def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
+        if self.batch_norm == "merge" or not isinstance(sampler, DifferentiableSampler):
+            return None
+        if not isinstance(trajectory, DifferentiableMergeable):
+            return None
+        network = sampler.weights.trained
+        merged = merged_statistics(network, trajectory.varying)
+        if not merged:
+            return None
+        if self.batch_norm is None:
+            notice(
+                f"{merged[0]}: statistics of batch normalization are estimated again for each candidate, since merged "
+                "variances may be negative; batch_norm: merge in the objective's settings combines them instead"
+            )
+        return BatchNormStatistics(sampler, network)
 
 
 def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:

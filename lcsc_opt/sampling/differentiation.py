@@ -24,6 +24,11 @@ Result = TypeVar("Result")
 class DifferentiableWeights(Protocol):
     """The weights that merged ones are copied into."""
 
+    @property
+    def trained(self) -> nn.Module:
+        """Whose state dict they are."""
+        ...
+
     def why_no_gradient(self, names: Collection[str]) -> str | None:
         """What keeps these weights from having a gradient, as the end of a sentence; ``None`` where they have one."""
         ...
@@ -91,18 +96,19 @@ class ModuleWeights:
     """
 
     def __init__(self, trained: nn.Module, *whole: nn.Module, reason: str | None = None) -> None:
-        self._trained, self._whole, self._reason = trained, (trained, *whole), reason
+        self.trained = trained
+        self._whole, self._reason = (trained, *whole), reason
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
         """Statistics that torch does not differentiate, or entries of the state dict that are made when it is read."""
         if self._reason is not None:
             return self._reason
-        for path, module in self._trained.named_modules():
+        for path, module in self.trained.named_modules():
             if isinstance(module, _NormBase):
                 running = [f"{path}.{name}".lstrip(".") for name in ("running_mean", "running_var")]
                 if varying := [name for name in running if name in names]:
                     return f"torch has no gradient in a batch normalization's {varying[0]}, which is merged, too"
-        tensors = {id(tensor) for tensor in (*self._trained.parameters(), *self._trained.buffers())}
+        tensors = {id(tensor) for tensor in (*self.trained.parameters(), *self.trained.buffers())}
         for name, tensor in self._state().items():
             if name in names and id(tensor) not in tensors:
                 return f"the network makes {name} only when its state dict is read"
@@ -133,6 +139,6 @@ class ModuleWeights:
     def _state(self) -> dict[str, Tensor]:
         return {
             name: tensor
-            for name, tensor in self._trained.state_dict(keep_vars=True).items()
+            for name, tensor in self.trained.state_dict(keep_vars=True).items()
             if isinstance(tensor, Tensor)
         }

@@ -271,12 +271,12 @@ def test_a_full_disk_leaves_the_old_model(
 ) -> None:
     Path("best.safetensors").write_bytes(b"precious")
 
-    def full(_weights: object, path: Path, **_options: object) -> None:
+    def full(_weights: object, path: Path, _texts: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lcsc_opt.exports.writing.save_file", full)
-    assert lcsc(["export", STUDY, "-o", "best.safetensors", "--overwrite"]) == 2
+    monkeypatch.setattr("lcsc_opt.exports.writing.write_safetensors", full)
+    assert lcsc(["export", STUDY, "-o", "best.safetensors", "--overwrite"]) == 75
     assert "No space left on device" in complaint(capsys)
     assert [path.name for path in Path().iterdir()] == ["best.safetensors"]
     assert Path("best.safetensors").read_bytes() == b"precious"

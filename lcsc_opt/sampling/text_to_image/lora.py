@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
@@ -26,6 +25,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_flavour,
     lora_modules,
 )
+from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 
 ADAPTER = "merged"
 FACTORS = {  # suffixes of a LoRA under the names that ``load_lora_weights`` takes → the parameter of PEFT's layer
@@ -263,6 +263,6 @@ def save_lora(
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     try:
         with replacing(path) as pending:
-            save_file(tensors, pending, metadata={"format": "pt", **(metadata or {})})
+            write_safetensors(tensors, pending, {"format": "pt", **(metadata or {})})
     except (OSError, SafetensorError) as error:
         raise TrajectoryError(f"Cannot write {path}: {error}.") from error

@@ -1,0 +1,86 @@
+"""Running statistics of batch normalization, estimated again with the merged weights.
+
+They are averages over what a network saw in training. A signed combination of variances may be negative, and then
+nothing that the network computes is a number. Forward passes of the merged network give statistics of its own, as
+torch's ``swa_utils.update_bn`` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lcsc_opt.base.records import Noise
+from lcsc_opt.sampling.base import Sampler
+
+IMAGES, BATCH = 256, 16  # whatever an evaluation's are: the same candidate has the same statistics everywhere
+NOISE = Noise("batch-norm")  # which no evaluation samples from
+
+
+def merged_statistics(network: nn.Module, varying: Collection[str]) -> list[str]:
+    """The names of the running statistics that differ between checkpoints, in the network's state dict."""
+    return [
+        name
+        for path, module in _normalizations(network)
+        for name in (f"{path}.{buffer}".lstrip(".") for buffer in ("running_mean", "running_var"))
+        if name in varying
+    ]
+
+
+class BatchNormStatistics:
+    """Estimates the statistics of a sampler's network, each time that weights were put into it.
+
+    Args:
+        sampler: samples with the network.
+        network: whose state dict the merged weights are.
+    """
+
+    def __init__(self, sampler: Sampler, network: nn.Module) -> None:
+        self._sampler, self._network = sampler, network
+
+    @torch.no_grad()
+    def estimate(self) -> None:
+        """Sample :data:`IMAGES` images; the averages of what each normalization sees are its statistics."""
+        with _averaging([module for _, module in _normalizations(self._network)]):
+            for first in range(0, IMAGES, BATCH):
+                self._sampler.sample(NOISE, first, first + BATCH)
+
+    def values(self) -> Mapping[str, Tensor]:
+        """The statistics as they are now, on the CPU, by their names in the state dict."""
+        names = {
+            f"{path}.{name}".lstrip(".")
+            for path, module in _normalizations(self._network)
+            for name, _ in module.named_buffers(recurse=False)
+        }
+        state = self._network.state_dict()
+        return {name: state[name].detach().cpu().clone() for name in sorted(names)}
+
+    def describe(self) -> dict[str, object]:
+        """What decides the statistics, beside the weights and the sampler."""
+        return {"images": IMAGES, "batch": BATCH}
+
+
+def _normalizations(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    for path, module in network.named_modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            yield path, module
+
+
+@contextlib.contextmanager
+def _averaging(modules: Collection[_BatchNorm]) -> Iterator[None]:
+    """While this is open, the modules take the plain average over all calls."""
+    momenta = [module.momentum for module in modules]
+    try:
+        for module in modules:
+            module.reset_running_stats()
+            module.momentum = None
+            module.train()
+        yield
+    finally:
+        for module, momentum in zip(modules, momenta, strict=True):
+            module.momentum = momentum
+            module.eval()

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lcsc_opt.base.waiting import WAITING, let_waiting_threads_sleep
+
+
+@pytest.fixture(autouse=True)
+def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*WAITING, "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_threads_sleep_unless_the_user_has_said_how_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    let_waiting_threads_sleep()
+    assert not any(name in os.environ for name in WAITING)
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    let_waiting_threads_sleep()
+    assert {name: os.environ[name] for name in WAITING} == WAITING
+
+
+@pytest.mark.parametrize(
+    "use", ["from lcsc_opt.cli import main; main(['list', '--catalog'])", "import lcsc_opt; lcsc_opt.run"]
+)
+def test_it_is_said_before_torch_is_there(use: str) -> None:
+    code = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            assert os.environ["GOMP_SPINCOUNT"] == {WAITING["GOMP_SPINCOUNT"]!r}
+sys.meta_path.insert(0, Watch())
+try:
+    {use}
+except SystemExit:
+    pass
+assert os.environ["GOMP_SPINCOUNT"] == {WAITING["GOMP_SPINCOUNT"]!r}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,121 @@
+"""Networks with batch normalization: a signed combination of variances is no variance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lcsc_opt import load_study
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import SEARCH, Candidate
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.evaluation import evaluate_safely
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.sampling.batch_norm import BATCH, IMAGES, NOISE
+from tests.objectives.image_objectives import build
+
+SIGNED = np.array([-2.0, 1.0, 2.0])
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.SiLU(), nn.Conv2d(4, 1, 3, padding=1))
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 3, padding=1))
+
+
+def sample(model: nn.Module, noise: Tensor) -> Tensor:
+    return torch.tanh(model(noise))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def objective(folder: Path, model: str = "network", **changes: object) -> MergeSampleScore:
+    made = {"network": network, "plain": plain}[model]
+    for step in (1, 2, 3):
+        torch.manual_seed(step)
+        weights = made().state_dict()
+        if "1.running_var" in weights:
+            weights["1.running_var"] = torch.full((4,), float(4 - step))  # which the coefficients make -6 + 2 + 2
+            weights["1.running_mean"] += step
+        save_file(weights, folder / f"model{step}.safetensors")
+    own = "tests.objective.test_batch_norm"
+    settings = {"checkpoints": "model*.safetensors", "model": f"{own}:{model}", "sampler": f"{own}:sample"}
+    return build("torch_module.py", folder, **{**settings, "image_shape": [1, 8, 8], **changes})
+
+
+def test_merged_variances_are_no_numbers_and_estimated_ones_are(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merging = objective(folder, batch_norm="merge")
+    assert capsys.readouterr().err.count("batch normalization") == 0
+    with pytest.raises(ObjectiveError, match="not finite"):
+        merging.evaluate(Candidate(SIGNED))
+    estimating = objective(folder)
+    assert "1.running_mean: statistics of batch normalization are estimated again" in capsys.readouterr().err
+    assert np.isfinite(estimating.evaluate(Candidate(SIGNED)).loss)
+    assert merging.describe() != estimating.describe()
+
+
+def test_they_are_the_averages_of_what_the_merged_network_sees(folder: Path) -> None:
+    """As torch's ``update_bn`` has them."""
+    estimating = objective(folder)
+    found = estimating.statistics(SIGNED)
+    expected = network()
+    expected.load_state_dict(estimating.trajectory.merge(SIGNED))
+    noise = estimating.sampler.noise  # type: ignore[attr-defined]
+    batches = [noise.batch(NOISE, first, first + BATCH, (1, 8, 8)) for first in range(0, IMAGES, BATCH)]
+    torch.optim.swa_utils.update_bn(batches, expected)
+    assert set(found) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected.state_dict()[name])
+
+
+def test_the_same_candidate_has_the_same_loss_whatever_was_there_before_and_however_large_batches_are(
+    folder: Path,
+) -> None:
+    first, other = objective(folder), objective(folder, batch_size=7)
+    expected = evaluate_safely(first, Candidate(SIGNED, noise=SEARCH))
+    first.evaluate(Candidate(np.array([1.0, 0.0, 0.0])))
+    again = evaluate_safely(first, Candidate(SIGNED, noise=SEARCH))
+    assert again.loss == expected.loss  # type: ignore[union-attr]
+    assert other.evaluate(Candidate(SIGNED)).loss == pytest.approx(expected.loss, rel=1e-4)  # type: ignore[union-attr]
+
+
+def test_networks_without_it_cost_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    without = objective(folder, "plain")
+    assert without.describe()["batch_norm"] is None
+    assert without.statistics(SIGNED) == {}
+    assert "batch normalization" not in capsys.readouterr().err
+
+
+def test_an_export_has_the_statistics_that_were_searched_with_and_so_has_what_its_recipe_makes(folder: Path) -> None:
+    objective(folder)
+    own = "tests.objective.test_batch_norm"
+    Path("bn.yaml").write_text(
+        "name: bn\nobjective:\n  file: torch_module.py\n  settings: {checkpoints: 'model*.safetensors', "
+        f"model: '{own}:network', sampler: '{own}:sample', image_shape: [1, 8, 8], reference: reference.npz, "
+        "loss: 'fid@tests.objectives.image_objectives:make_extractor', images: 24, device: cpu}\n"
+        "optimizers: [{LCSC: {mutation: 1.0}}]\nbudget: {evaluations: 8}\n"
+    )
+    assert lcsc(["run", "bn.yaml"]) == 0
+    study = load_study("bn/LCSC/0")
+    assert all(row["state"] == "COMPLETE" for row in study.trials)
+    assert lcsc(["export", "bn/LCSC/0", "-o", "best.safetensors"]) == 0
+    exported = load_file("best.safetensors")
+    searched = study.objective.statistics(study.coefficients)
+    for name, value in searched.items():
+        torch.testing.assert_close(exported[name], value)
+    assert lcsc(["apply", "best.safetensors", "model*.safetensors", "-o", "again.safetensors"]) == 0
+    assert Path("again.safetensors").read_bytes() == Path("best.safetensors").read_bytes()
