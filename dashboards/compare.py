@@ -176,15 +176,15 @@ def _columns(metric: str, axis: str, target: float | None, second: str | None) -
     if target is not None:
         costs.append({**_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"), **LINES})
     return [
-        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 160, "cellStyle": swatch},
+        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 150, "cellStyle": swatch},
         {**_quantity("held_out", f"Held-out {metric}"), **LOSS},
-        {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 180},
+        {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 170},
         {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},
-        {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 155},
+        {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 185},
         *([] if second is None else [{**_quantity("second", f"Held-out {second}"), **LOSS}]),
         *costs,
         {**_quantity("searched", f"Searched {metric}"), **LOSS},
-        {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 80},
+        {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 70},
     ]
 
 
