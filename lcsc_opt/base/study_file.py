@@ -237,7 +237,7 @@ def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
 
 
 def _overridden(content: Any, override: str) -> Any:
-    """The content with one value in place of what was there; mappings on the way to it are made where they are missing."""
+    """The content with one value in place of what was there; missing mappings on the way to it are made."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):

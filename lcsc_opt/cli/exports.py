@@ -33,7 +33,7 @@ Output = Annotated[Format, typer.Option("--format", help="A table for people, or
 
 def add_commands(app: typer.Typer) -> None:
     """Put this module's commands into the app."""
-    for command in (export, recipe, apply):
+    for command in (export, recipe, apply, average):
         app.command()(command)
 
 
@@ -60,7 +60,7 @@ def export(
     stored = StoredStudy.open(opened, study)
     made = write(stored, Experiment(opened, stored_plan(stored)).objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
-    say(f"{out}: trial {made.trial} of {study}, searched {made.loss:.4g}{known}")
+    say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
 
 
 def recipe(
@@ -97,7 +97,7 @@ def _print_recipe(shown: Recipe) -> None:
     from lcsc_opt.database.summary import describe_coefficients
 
     coefficients = np.array(shown.coefficients)
-    summary = table(f"{shown.study}, trial {shown.trial}", "")
+    summary = table(shown.title, "")
     summary.columns[1].justify = "left"
     numbers: dict[str, Any] = {"loss": shown.loss, **shown.metrics}
     rows = {
@@ -156,9 +156,52 @@ def apply(
     if form is None and followed.lora is not None and out.suffix == ".safetensors":
         form = "lora"  # as it was exported
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    given = None if steps is None else [_step(part) for part in steps.split(",")]
+    given = _steps(steps)
     made = rebuild(followed, checkpoints, to, key=key, steps=given)
-    say(f"{out}: trial {made.trial} of {made.study}, from {len(made.steps)} checkpoints")
+    say(f"{out}: {made.title}, from {len(made.steps)} checkpoints")
+
+
+def average(
+    checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
+    out: Out,
+    ema: Annotated[float | None, typer.Option(min=0, max=1, help="The rate per training step, as 0.9999.")] = None,
+    power: Annotated[float | None, typer.Option(help="The relative width of EDM2's power profile, as 0.1.")] = None,
+    coefficients: Annotated[
+        Path | None, typer.Option(help="JSON: a list with one for each checkpoint, or a mapping from steps.")
+    ] = None,
+    form: Form = None,
+    dtype: Dtype = None,
+    key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")
+    ] = None,
+    config: Config = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge once, without a study: an EMA, EDM2's power profile, or your own coefficients; with the recipe inside."""
+    import functools
+
+    from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
+    from lcsc_opt.exports import averaging
+    from lcsc_opt.exports.writing import Destination
+
+    ways: dict[str, Any] = {}
+    if ema is not None:
+        ways[f"EMA {ema:g}"] = functools.partial(ema_coefficients, rate=ema)
+    if power is not None:
+        ways[f"power EMA {power:g}"] = functools.partial(power_ema_coefficients, sigma_rel=power)
+    if coefficients is not None:
+        ways[f"coefficients of {coefficients.name}"] = functools.partial(averaging.listed_coefficients, coefficients)
+    if len(ways) != 1:
+        raise typer.BadParameter("give one of --ema, --power and --coefficients")
+    [(name, way)] = ways.items()
+    to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    made = averaging.average(checkpoints, way, to, name=name, key=key, steps=_steps(steps))
+    say(f"{out}: {name} of {len(made.steps)} checkpoints, steps {made.steps[0]} to {made.steps[-1]}")
+
+
+def _steps(text: str | None) -> list[int] | None:
+    return None if text is None else [_step(part) for part in text.split(",")]
 
 
 def _step(text: str) -> int:

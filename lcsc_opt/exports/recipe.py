@@ -70,7 +70,7 @@ class Recipe(pydantic.BaseModel):
         format: of the recipe itself.
         method: ``linear``, the combination that :func:`recombine` makes again bit for bit; or ``lora-products``.
         study: ``experiment/optimizer/seed``.
-        trial: its number.
+        trial: its number; ``None`` of an average that nobody searched.
         coefficients: ``[K]``.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
@@ -81,7 +81,7 @@ class Recipe(pydantic.BaseModel):
         statistics: tensors that were not merged but computed of the merged model, such as those of batch normalization:
             a safetensors file in hexadecimal digits.
         lora: of one exported under other names than its checkpoints': the ``component`` and ``alphas`` that it needs.
-        loss: that the search found.
+        loss: that the search found; ``None`` where there was none.
         metrics: that the search measured.
         held_out: what was measured on held-out noise, where it was.
         lcsc_opt: the version.
@@ -93,7 +93,7 @@ class Recipe(pydantic.BaseModel):
     format: int = FORMAT
     method: str = LINEAR
     study: str
-    trial: int
+    trial: int | None = None
     coefficients: tuple[float, ...]
     steps: tuple[int, ...]
     checkpoint_sha256: tuple[Sha256, ...]
@@ -103,7 +103,7 @@ class Recipe(pydantic.BaseModel):
     dtype: Dtype | None = None
     statistics: str | None = None
     lora: LoraNaming | None = None
-    loss: float
+    loss: float | None = None
     metrics: dict[str, pydantic.JsonValue] = {}
     held_out: dict[str, pydantic.JsonValue] | None = None
     lcsc_opt: str
@@ -120,6 +120,11 @@ class Recipe(pydantic.BaseModel):
         if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
             raise ValueError("the steps do not increase")
         return self
+
+    @property
+    def title(self) -> str:
+        """Which model it is."""
+        return self.study if self.trial is None else f"{self.study}, trial {self.trial}"
 
     def as_text(self) -> str:
         """One line of JSON; floats are written so that they are read again bit for bit."""

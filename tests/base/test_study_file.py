@@ -384,3 +384,34 @@ def test_near_misses(name: str, guess: str) -> None:
 
 def test_nothing_is_near_to_nothing() -> None:
     assert near_miss("LCSC", []) == ""
+
+
+class TestOverrides:
+    def write(self, tmp_path: Path) -> Path:
+        path = tmp_path / "mine.yaml"
+        path.write_text("name: mine\nobjective: {file: a.py}\noptimizers: [LCSC]\nbudget: {evaluations: 4}\n")
+        return path
+
+    def test_they_take_the_place_of_what_the_file_says(self, tmp_path: Path) -> None:
+        given = ["objective.settings.images=500", "seeds=[0, 1]", "budget.evaluations=9", "optimizers=[CMA]"]
+        spec = read_study_file(self.write(tmp_path), given)
+        assert spec.objective.settings == {"images": 500}
+        assert (spec.seeds, spec.budget.evaluations, spec.optimizers[0].name) == ((0, 1), 9, "CMA")
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("sedes=[0]", "sedes: unknown key (did you mean 'seeds'?)"),
+            ("seeds=many", "seeds: expected"),
+            ("seeds", "seeds: expected KEY=VALUE, as in objective.settings.images=500"),
+            ("seeds.first=1", "seeds.first=1"),
+            ("objective..file=a", "expected KEY=VALUE"),
+            ("seeds=[0", "'[0' is not valid YAML"),
+            ("name.first=1", "'mine' has no key 'first'; replace all of it"),
+        ],
+    )
+    def test_they_are_checked_as_the_file_is(self, tmp_path: Path, override: str, message: str) -> None:
+        with pytest.raises(StudySpecError) as caught:
+            read_study_file(self.write(tmp_path), [override])
+        assert message in str(caught.value)
+        assert override in str(caught.value)

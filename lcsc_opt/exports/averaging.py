@@ -1,0 +1,90 @@
+"""One merge without a study: an average of checkpoints with coefficients that somebody names, and its recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lcsc_opt.base import VERSION
+from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.exports.model_folder import read_config
+from lcsc_opt.exports.recipe import Recipe
+from lcsc_opt.exports.writing import Destination, write
+from lcsc_opt.trajectory import open_or_pack
+from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
+
+
+def average(
+    patterns: Sequence[str | Path],
+    coefficients_of: Callable[[tuple[int, ...]], Coefficients],
+    to: Destination,
+    *,
+    name: str,
+    key: str | None = None,
+    steps: Sequence[int] | None = None,
+) -> Recipe:
+    """Combine checkpoints once, and write the model with its recipe inside; ``lcsc apply`` makes the same bytes again.
+
+    Args:
+        patterns: a packed trajectory; else files, globs or folders, which are packed into the cache.
+        coefficients_of: training steps ``[K]`` → coefficients ``[K]`` that sum to one.
+        to: where, and in which form.
+        name: what the recipe calls it.
+        key: which state dict of each file.
+        steps: the training step of each file, where the names do not say them.
+
+    Raises:
+        TrajectoryError: checkpoints that cannot be read or do not belong together.
+        CoefficientsError: not as many as checkpoints, or another sum than one.
+        ObjectiveError: a folder of diffusers without a configuration.
+        StudyStoreError: the disk refuses.
+    """
+    if to.form == "diffusers" and to.config is None:
+        raise ObjectiveError(f"{to.path}: pass --config FOLDER of the model, which checkpoints do not hold")
+    config = None if to.config is None else read_config(to.config)
+    trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
+    coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
+    now = environment()
+    recipe = Recipe(
+        study=name,
+        coefficients=tuple(coefficients.tolist()),
+        steps=trajectory.steps,
+        checkpoint_sha256=trajectory.checkpoint_sha256,
+        trajectory_sha256=trajectory.sha256,
+        constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
+        key=trajectory.metadata.get("key"),
+        dtype=to.dtype,  # type: ignore[arg-type]
+        lcsc_opt=VERSION,
+        versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
+    )
+    write(recombine(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype), recipe, to, config=config)
+    return recipe
+
+
+def listed_coefficients(path: Path, steps: Sequence[int]) -> Coefficients:
+    """Those of a JSON file: ``[K]`` numbers, or steps with their coefficients, where others are zero.
+
+    Also under the key ``coefficients``, as recipes and ``lcsc show --format json`` have them.
+
+    Raises:
+        CoefficientsError: it cannot be read, or holds something else.
+    """
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CoefficientsError(f"{path}: cannot be read as JSON ({error})") from error
+    if isinstance(content, Mapping) and "coefficients" in content:
+        content = content["coefficients"]
+    if isinstance(content, Mapping):
+        given = {str(step): value for step, value in content.items()}
+        if unknown := sorted(set(given) - {str(step) for step in steps}):
+            there = f"there are {steps[0]} to {steps[-1]}"
+            raise CoefficientsError(f"{path}: no checkpoint has the step {unknown[0]}; {there}")
+        content = [given.get(str(step), 0.0) for step in steps]
+    return check_coefficients(content, len(steps))

@@ -1,0 +1,71 @@
+"""``lcsc average``: one merge without a study, whose recipe makes the same file again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
+from lcsc_opt.exports import read_recipe
+from lcsc_opt.trajectory import pack
+from tests.model_studies import STEPS, state_dict, write_checkpoints
+
+OWN = [0.5, -0.5, 0.25, 0.5, 0.25]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
+    write_checkpoints(Path("runs"))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--ema", "0.9"], ema_coefficients(STEPS, 0.9)),
+        (["--power", "0.1"], power_ema_coefficients(STEPS, 0.1)),
+        (["--coefficients", "list.json"], np.array(OWN)),
+        (["--coefficients", "steps.json"], np.array([0, 1.5, 0, 0, -0.5])),
+    ],
+)
+def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
+    options: list[str], expected: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("list.json").write_text(json.dumps({"coefficients": OWN}))
+    Path("steps.json").write_text(json.dumps({"20": 1.5, "50": -0.5}))
+    assert lcsc(["average", "runs", *options, "-o", "average.safetensors"]) == 0
+    merged = pack("runs", "all.trajectory").merge(expected)
+    for name, tensor in load_file("average.safetensors").items():
+        torch.testing.assert_close(tensor, merged[name])
+    assert read_recipe(Path("average.safetensors")).coefficients == tuple(expected.tolist())
+    assert lcsc(["recipe", "average.safetensors"]) == 0
+    assert lcsc(["apply", "average.safetensors", "runs", "-o", "again.safetensors"]) == 0
+    assert Path("again.safetensors").read_bytes() == Path("average.safetensors").read_bytes()
+    assert load_file("average.safetensors")["constant"].equal(state_dict(10)["constant"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give one of --ema, --power and --coefficients"),
+        (["--ema", "0.9", "--power", "0.1"], "give one of --ema, --power and --coefficients"),
+        (["--coefficients", "short.json"], "expected"),
+        (["--coefficients", "strange.json"], "no checkpoint has the step 25; there are 10 to 50"),
+        (["--coefficients", "missing.json"], "missing.json: cannot be read as JSON"),
+    ],
+)
+def test_what_cannot_be_averaged_is_one_line(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("short.json").write_text("[0.5, 0.5]")
+    Path("strange.json").write_text('{"25": 1.0}')
+    assert lcsc(["average", "runs", *options, "-o", "average.safetensors"]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("average.safetensors").exists()
