@@ -27,6 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql,text-to-image]'
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
+		echo "torchvision does not fit this torch: lcsc mends that by itself, scripts of your own by README's one line"
 	@touch $@
 
 demo: setup ## train a small model of digits, search with five optimizers, compare them in digits.html (minutes)

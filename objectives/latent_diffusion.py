@@ -31,7 +31,7 @@ from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.text_to_image.lora import LoraConversion, to_diffusers
 from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline
-from lcsc_opt.sampling.text_to_image.prompts import read_prompts
+from lcsc_opt.sampling.text_to_image.prompts import read_prompts, say_long_prompts
 from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.lora import trajectory_alphas
@@ -101,6 +101,9 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     if _multiplies(checked):
         weights = LoraProducts(trajectory, rank=checked.lora_rank, alphas=alphas, device=device)
     pipeline = _pipeline(checked)
+    for file in (checked.prompts, checked.held_out_prompts):
+        if file is not None:
+            say_long_prompts(given_path(file), pipeline)
     sampler = LatentDiffusionSampler(
         pipeline,
         component=checked.component,

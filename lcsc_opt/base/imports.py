@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,26 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
         raise error(f"{setting}: {name!r} is a {type(found).__name__}; expected a function or a class")
     function: Callable[..., Any] = found
     return function
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """While this is open, diffusers and transformers draw no bars and warn of nothing; what matters is said here."""
+    loud = []
+    for name in ("diffusers.utils.logging", "transformers.utils.logging"):
+        if name in sys.modules:
+            library: Any = sys.modules[name]
+            loud.append((library, library.get_verbosity(), library.is_progress_bar_enabled()))
+    try:
+        for library, _, _ in loud:
+            library.set_verbosity_error()
+            library.disable_progress_bar()
+        yield
+    finally:
+        for library, verbosity, bars in loud:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
 
 
 STAND_IN = "torchvision._meta_registrations"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-WAITING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0"}
-"""Of GNU's and of Intel's OpenMP, which read them when they are loaded, with torch. 10,000 turns are some ten
+WAITING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}
+"""Of GNU's and of Intel's OpenMP, which read them when they are loaded, with torch. 3,000 turns are some
 microseconds: between two operations of a small network nobody falls asleep, which would take longer than they do."""
 
 

@@ -157,7 +157,7 @@ def apply(
         form = "lora"  # as it was exported
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     given = _steps(steps)
-    made = rebuild(followed, checkpoints, to, key=key, steps=given)
+    made = rebuild(followed, checkpoints, to, key=key, steps=given, beside=recipe)
     say(f"{out}: {made.title}, from {len(made.steps)} checkpoints")
 
 

@@ -45,7 +45,7 @@ def run(
     ] = None,
     optimizer: Annotated[list[str] | None, typer.Option(help="Only this optimizer; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
-    budget: Annotated[int | None, typer.Option(min=1, help="Evaluations, in place of the file's budget.")] = None,
+    budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
     storage: Storage = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     take_over: TakeOver = False,
@@ -60,7 +60,7 @@ def run(
     path = find("studies", study_file)
     spec = read_study_file(path, overrides or ())
     if budget is not None:
-        spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
+        spec = spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})})
     url = storage_url(storage, spec.storage)
     chosen = plans(spec, path.parent, optimizers=optimizer or (), seeds=seed or ())
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}

@@ -309,7 +309,9 @@ def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory
         ATTRIBUTES.c.trial_id == trial_ids(study, [study.best])[0], ATTRIBUTES.c.key == "metrics"
     )
     metrics = parse(connection.scalar(chosen), {}) or {}
-    name = next((name.upper() for name, value in metrics.items() if value == study.searched), "loss")
+    name = next((name for name, value in metrics.items() if value == study.searched), "loss")
+    formula, at, extractor = name.partition("@")  # an extractor of one's own is called module:factory
+    name = name if name == "loss" else f"{formula.upper()}{at}{extractor}"
     return dataclasses.replace(study, metric=name)
 
 

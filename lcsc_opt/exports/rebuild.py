@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
-from lcsc_opt.exports.model_folder import read_config
+from lcsc_opt.exports.model_folder import CONFIG, check_fits, read_config
 from lcsc_opt.exports.recipe import LoraNaming, Recipe
 from lcsc_opt.exports.writing import Destination, write
 from lcsc_opt.trajectory import Trajectory
@@ -27,6 +27,7 @@ def rebuild(
     *,
     key: str | None = None,
     steps: Sequence[int] | None = None,
+    beside: Path | None = None,
 ) -> Recipe:
     """Combine the checkpoints of a recipe again, and write the model.
 
@@ -36,6 +37,7 @@ def rebuild(
         to: where; its dtype is the recipe's where it has none.
         key: which state dict of each file; ``None`` takes the recipe's.
         steps: the training step of each file, ``[N]``; ``None`` takes them from metadata and names.
+        beside: where the recipe was read: a folder of diffusers also has the configuration.
 
     Returns:
         The recipe that is inside the new model.
@@ -48,12 +50,16 @@ def rebuild(
     combination = recipe.combination()
     config = None
     if to.form == "diffusers":
-        if to.config is None:
+        own = beside is not None and (beside / CONFIG).is_file()
+        place = beside if own and to.config is None else to.config
+        if place is None:
             raise ObjectiveError(f"{to.path}: pass --config FOLDER of the model, which a recipe does not hold")
-        config = read_config(to.config)
+        config = read_config(place)
     to = dataclasses.replace(to, dtype=to.dtype or recipe.dtype)
     checkpoints = _open(patterns, recipe.key if key is None else key, steps)
     recipe = recipe.model_copy(update={"dtype": to.dtype, "lora": _lora_naming(recipe, checkpoints, to)})
+    if config is not None:  # before all of them are read
+        check_fits(config, checkpoints.read(checkpoints.steps[0]))
     weights = recombine(checkpoints, combination, dtype=to.dtype)
     weights |= _statistics(recipe)
     write(weights, recipe, to, config=config)

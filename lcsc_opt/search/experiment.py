@@ -36,7 +36,16 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
-from lcsc_opt.search.plan import Parallelism, Resolved, StudyPlan, build_space, checkpoints_of, resolve, stored_plan
+from lcsc_opt.search.plan import (
+    Parallelism,
+    Resolved,
+    StudyPlan,
+    build_space,
+    check_space,
+    checkpoints_of,
+    resolve,
+    stored_plan,
+)
 from lcsc_opt.search.runner import Search
 from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
 
@@ -220,8 +229,10 @@ class Experiment:
         Raises:
             OptimizerError: the optimizer follows gradients, and the objective gives none.
             StudySpecError: a budget or settings of workers that this objective or this machine does not have.
+            CoefficientsError, ObjectiveError: a space that it does not have.
         """
         resolve(plan, self.objective, {})
+        check_space(plan.spec.space, self.objective)
         _environments(plan)
 
     @contextlib.contextmanager

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import ObjectiveError, OptimizerError, StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import (
+    CoefficientsError,
+    ObjectiveError,
+    OptimizerError,
+    StudyMismatchError,
+    StudySpecError,
+    StudyStoreError,
+)
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
@@ -35,6 +42,7 @@ from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
 from lcsc_opt.search.runner import most_in_flight
 
+NO_DIRECTIONS = "space.principal: this objective has no weights to take directions from; use affine"
 CHECKPOINTS = "checkpoints"  # the setting that names them
 
 
@@ -328,6 +336,22 @@ def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
     return math.ceil((budget.images or 0) / objective.images_per_evaluation)
 
 
+def check_space(spec: SpaceSpec, objective: Objective) -> None:
+    """Refuse what :func:`build_space` would refuse, before any weights are read.
+
+    Raises:
+        ObjectiveError: principal directions of an objective that has no weights.
+        CoefficientsError: more of them than checkpoints allow.
+    """
+    if spec.kind != "principal":
+        return
+    if objective.trajectory is None and objective.gram() is None:
+        raise ObjectiveError(NO_DIRECTIONS)
+    if not 1 <= (spec.directions or 0) < len(objective.steps):
+        most = len(objective.steps) - 1
+        raise CoefficientsError(f"space.principal: expected 1 to {most} directions, got {spec.directions}")
+
+
 def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float] | None = None) -> CoefficientSpace:
     """The coefficient space that a specification names, over an objective's checkpoints.
 
@@ -343,7 +367,7 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
     if spec.kind == "convex":
         return ConvexSpace(steps, start)
     if (gram := objective.gram()) is None:
-        raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
+        raise ObjectiveError(NO_DIRECTIONS)
     return PrincipalSpace(steps, start, principal_basis(gram, spec.directions or 0))
 
 

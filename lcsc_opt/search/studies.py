@@ -138,7 +138,7 @@ def run(
         study_file: a path, the name of one in ``studies/``, or what one contains.
         optimizers: only these; one that the file does not list has its defaults.
         seeds: only these.
-        budget: evaluations, in place of the file's budget.
+        budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` takes that of ``LCSC_STORAGE``, the study file or ``sqlite:///studies.db``.
         take_over: from a process that is dead but seems to run a study.
         accept_environment: continue with other packages or another BLAS than a study was begun with.
@@ -154,7 +154,7 @@ def run(
     """
     spec, directory = _specification(study_file)
     if budget is not None:
-        spec = spec.model_copy(update={"budget": BudgetSpec(evaluations=budget)})
+        spec = spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})})
     url = storage_url(storage, spec.storage)
     opened = open_storage(url, write=True)
     chosen = plans(spec, directory, optimizers=optimizers, seeds=seeds)

@@ -36,9 +36,10 @@ def trajectory_alphas(trajectory: Trajectory) -> LoraAlphas:
         packed = _parse(trajectory.path, text)
         return LoraAlphas({name: _scale_entries(trajectory.path, config) for name, config in packed.items()})
     source = trajectory.sources[-1]
-    if source and Path(source).exists():
-        return read_alphas(source, key=trajectory.metadata.get("key")) or LoraAlphas()
-    if lora_flavour(trajectory.names) == "peft":
+    there = bool(source) and Path(source).exists()
+    if there and (found := read_alphas(source, key=trajectory.metadata.get("key"))) is not None:
+        return found
+    if lora_flavour(trajectory.names) == "peft" and not there:
         where = source or "the checkpoint"
         raise TrajectoryError(
             f"{trajectory.path}: the LoRA's alpha stands in {ADAPTER_CONFIG} beside {where}, which is not there: "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
@@ -202,3 +203,29 @@ def test_settings_that_do_not_fit_are_one_line(
     with pytest.raises(kind, match=said) as caught:
         objective(place, **changes)(COEFFICIENTS)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mark_at_the_files_start_is_no_prompt_and_long_ones_are_one_line_each(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What is cut off is said with its line, once, and neither by diffusers nor by transformers."""
+    long = place / "long.txt"
+    long.write_text("\ufeffa cat\n\n" + "very " * 500 + "red house\n", encoding="utf-8")
+    built = objective(place, prompts="long.txt", images=4)
+    built.evaluate(Candidate(COEFFICIENTS))
+    said = [line for line in capfd.readouterr().err.splitlines() if "token" in line.lower()]
+    assert len(said) == 1
+    assert f"{long}, line 3: " in said[0]
+    assert built.sampler.prompts[0] == "a cat"  # type: ignore[attr-defined]
+
+
+def test_an_alpha_that_nothing_tells_is_said_to_be_the_rank(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in STEPS:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        weights = load_file(place / "lora" / f"checkpoint-{step}" / "pytorch_lora_weights.safetensors")
+        save_file(weights, folder / "pytorch_lora_weights.safetensors")  # without what stands in the header
+    objective(place, checkpoints=str(tmp_path / "checkpoint-*" / "*.safetensors"))
+    assert "the LoRA's alpha is taken to be its rank" in capsys.readouterr().err

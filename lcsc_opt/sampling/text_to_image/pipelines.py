@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.imports import prepare_torchvision, quiet_libraries
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
@@ -51,7 +51,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     device = settings.torch_device()
     loader: Any = DiffusionPipeline
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_libraries():
             warnings.simplefilter("ignore")  # diffusers warns of how it calls others, and of the older name of dtype
             index = loader.load_config(name)
             _refuse_own_code(name, index)

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.imports import quiet_libraries
+from lcsc_opt.base.progress import notice
 
+LONGEST = 10_000  # tokens; a tokenizer that says more has no limit
 CACHE_BYTES = 4 * 2**30
 
 _TWO = ("prompt_embeds", "negative_prompt_embeds")
@@ -48,6 +51,19 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if not prompts:
         raise ObjectiveError(f"prompts: {path} holds no prompt; expected one a line")
     return prompts
+
+
+def say_long_prompts(path: Path, pipeline: Any) -> None:
+    """A line for each prompt of a file that is longer than what the text encoder takes; the rest is cut off."""
+    tokenizer = getattr(pipeline, "tokenizer", None)
+    most = getattr(tokenizer, "model_max_length", LONGEST)
+    if tokenizer is None or most >= LONGEST:
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        with quiet_libraries():
+            count = len(tokenizer(line.strip(), truncation=False)["input_ids"])
+        if count > most:
+            notice(f"{path}, line {number}: {count} tokens, of which the text encoder takes the first {most}")
 
 
 def prompts_sha256(prompts: Sequence[str]) -> str:
@@ -109,7 +125,7 @@ class PromptEmbeddings:
             arguments["negative_prompt"] = [self.negative_prompt] * len(prompts)
         encode = self._pipeline.encode_prompt
         taken = inspect.signature(encode).parameters
-        with torch.no_grad():
+        with torch.no_grad(), quiet_libraries():
             returned = encode(**{name: value for name, value in arguments.items() if name in taken})
         named = {
             name: tensor.cpu()
