@@ -7,7 +7,7 @@ where a key or a value looks misspelt. Nothing deeper in the library looks into 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ import yaml
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, _shown, parse_settings
 
+FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
 
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
@@ -261,7 +262,18 @@ def _replaced(content: Any, keys: Sequence[str], value: Any, override: str) -> A
 
 def parse_study(content: Any, *, source: str) -> StudySpec:
     """Validate what a study file contained; ``source`` begins the message of an error."""
+    if blanks := list(_blanks(content, "")):
+        raise StudySpecError(f"{source}: to be filled in: {'; '.join(blanks)}")
     return parse_settings(StudySpec, content, source=source)
+
+
+def _blanks(content: Any, path: str) -> Iterator[str]:
+    """What ``lcsc init`` could not find out, each with what it is."""
+    if isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _blanks(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(content, str) and content.startswith(f"{FILL_IN}: "):
+        yield f"{path}, {content.removeprefix(f'{FILL_IN}: ')}"
 
 
 """Pydantic's kinds of errors in a study file's words, where its own speak of Python's types."""

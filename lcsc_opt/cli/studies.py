@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
 from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
@@ -30,11 +32,40 @@ Output = Annotated[Format, typer.Option("--format", help="A table for people, or
 
 def add_commands(app: typer.Typer) -> None:
     """Put this module's commands into the app."""
+    app.command("init")(init)
     app.command("run")(run)
     app.command("resume")(resume)
     app.command("fork")(fork)
     app.command("list")(list_)
     app.command("show")(show)
+
+
+def init(
+    checkpoints: Annotated[Path, typer.Argument(help="A folder of checkpoints, a glob, or a packed trajectory.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="The study file.")] = Path("study.yaml"),
+    reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+) -> None:
+    """Look at checkpoints and write a study file: what cannot be found out is asked, or marked in it."""
+    from lcsc_opt.base.files import write_atomically
+    from lcsc_opt.objective.starting import draft
+
+    if out.exists() and not overwrite:
+        raise StudySpecError(f"{out}: exists already; give another name with -o, or --overwrite")
+    made = draft(checkpoints, reference=reference, ask=_ask)
+    write_atomically(out, made.text.encode(), error=StudySpecError)
+    say(f"{out}: {made.found}")
+    if made.missing:
+        say(f"to be filled in: {', '.join(made.missing)}; then: lcsc run {out} --dry-run")
+    else:
+        say(f"next: lcsc run {out}")
+
+
+def _ask(name: str, what: str) -> str | None:
+    """On a terminal; an empty answer leaves it to be filled in."""
+    if not sys.stdin.isatty():
+        return None
+    return str(typer.prompt(f"{name}: {what}", default="", show_default=False, err=True)) or None
 
 
 def run(
