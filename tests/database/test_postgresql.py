@@ -199,7 +199,7 @@ def test_backends_terminated_during_a_search_lose_and_double_nothing(
 def test_a_transaction_that_was_stopped_in_the_middle_does_not_block_for_ever(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 1.0)
+    monkeypatch.setattr(database, "LOCK_SECONDS", 1.0)
     stopped, other = open_study(postgresql_url), open_study(postgresql_url)
     session = stopped.storage.scoped_session()
     session.execute(sa.text("SELECT * FROM studies FOR UPDATE"))  # and its process is stopped here

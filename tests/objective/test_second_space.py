@@ -328,7 +328,7 @@ def test_run_compare_show_and_evaluate_say_it(workplace: Path, capsys: pytest.Ca
     assert lcsc(["compare", "small", "--format", "json"]) == 0
     rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)}
     found = rows[STUDY]["second"]
-    assert list(rows[STUDY])[-1] == "second"
+    assert list(rows[STUDY])[-2:] == ["second", "warnings"]
     assert (found["metric"], found["against"]) == (SECOND, "EMA*")
     assert found["value"] == pytest.approx(9 - rows[STUDY]["held_out"])
     assert lcsc(["show", STUDY]) == 0
