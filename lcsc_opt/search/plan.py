@@ -44,6 +44,7 @@ from lcsc_opt.search.runner import most_in_flight
 
 NO_DIRECTIONS = "space.principal: this objective has no weights to take directions from; use affine"
 CHECKPOINTS = "checkpoints"  # the setting that names them
+CHOOSING = ("key", "select", "stored")  # those that say which of them, and how they are packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,16 +140,12 @@ def _packed_sha256(objective: Objective) -> str | None:
         return None
 
 
-def _checkpoints_named(specification: Mapping[str, Any]) -> Any:
-    return specification["objective"]["settings"].get(CHECKPOINTS)
-
-
 def _with_checkpoints_of(study: StoredStudy, specification: dict[str, Any]) -> dict[str, Any]:
     """The specification, but checkpoints are named as in the stored study: their hash says which they are."""
     stored, objective = study.attributes.get("specification"), specification["objective"]
     if not stored or not study.attributes.get("checkpoints") or CHECKPOINTS not in objective["settings"]:
         return specification
-    settings = {**objective["settings"], CHECKPOINTS: _checkpoints_named(stored)}
+    settings = {**objective["settings"], CHECKPOINTS: stored["objective"]["settings"].get(CHECKPOINTS)}
     return {**specification, "objective": {**objective, "settings": settings}}
 
 
@@ -160,14 +157,14 @@ def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) ->
     for name in study_names(storage):
         if not (is_ours(name) and split_name(name)[0] == experiment):
             continue
-        study = StoredStudy.open(storage, name)
-        stored = study.attributes
-        asked = {"objective": spec.model_dump()}
+        stored = StoredStudy.open(storage, name).attributes
         kept = (stored.get("specification") or {}).get("objective")
-        if stored.get("checkpoints") and _with_checkpoints_of(study, asked)["objective"] == kept:
-            moved = _checkpoints_named(asked) != kept["settings"].get(CHECKPOINTS)
-            selected = bool(kept["settings"].get("select"))
-            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved, selected)
+        if not (stored.get("checkpoints") and kept and kept["file"] == spec.file):
+            continue
+        before = kept["settings"]
+        if all(before.get(setting) == spec.settings.get(setting) for setting in CHOOSING):
+            moved = before.get(CHECKPOINTS) != spec.settings.get(CHECKPOINTS)
+            return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved, bool(before.get("select")))
     return None
 
 

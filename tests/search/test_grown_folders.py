@@ -121,6 +121,12 @@ def test_studies_that_are_begun_later_are_on_the_same_checkpoints(begun: None) -
     assert load_study("grown/CMA/0").steps == STEPS
 
 
+def test_a_landscape_of_a_grown_folder_is_on_the_same_checkpoints(begun: None) -> None:
+    grow()
+    assert lcsc(["landscape", NAME, "--grid", "3"]) == 0
+    assert load_study("grown/Landscape/0").steps == STEPS
+
+
 def test_a_folder_that_was_packed_again_elsewhere_is_read_once_the_cache_is_cleared(begun: None) -> None:
     grow()
     shutil.rmtree("cache")
