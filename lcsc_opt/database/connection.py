@@ -13,7 +13,6 @@ import os
 import re
 import sqlite3
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,17 +24,14 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import DEFAULT_STORAGE
-from lcsc_opt.database.locks import lock_holder
+from lcsc_opt.database import locks
+from lcsc_opt.database.locks import TRANSIENT_MESSAGES, is_patient, sqlite_file, when_unlocked
 
-LOCK_SECONDS = 60.0  # how long a command waits for another process's lock; a search that has begun waits for ever
-LOCK_PAUSE = 0.05  # seconds between two attempts, each of which waits for BUSY_SECONDS
 BUSY_SECONDS = 3.0  # how long SQLite waits before it is said who holds the lock
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 PATIENCE_SECONDS = 60.0  # no attempt begins later than this
 CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
 
-# a lost connection that SQLAlchemy does not recognise as one, or a lock: of SQLite, of MySQL
-TRANSIENT_MESSAGES = ("database is locked", "database table is locked", "try restarting transaction")
 # PostgreSQL: connection lost, rolled back to end a deadlock, too many connections, lock timeout, idle for too long,
 # shutdown, crash of another backend, starting up
 TRANSIENT_SQLSTATES = ("08", "40", "53300", "55P03", "25P03", "57P01", "57P02", "57P03")
@@ -57,7 +53,7 @@ def storage_url(option: str | None, study_file: str | None = None) -> str:
 
 def is_there(url: str) -> bool:
     """Whether there is a database to open; a server is taken to be there."""
-    file = _sqlite_file(_parse_url(url))
+    file = sqlite_file(_parse_url(url))
     return file is None or file.exists()
 
 
@@ -74,9 +70,9 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
         StudyStoreError: one line that says why it cannot be opened.
     """
     parsed = _parse_url(url)
-    file = _sqlite_file(parsed)
+    file = sqlite_file(parsed)
     if file is not None:
-        _check_sqlite_file(file, write=write)
+        _checksqlite_file(file, write=write)
     try:
         how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
         storage = when_unlocked(url, lambda: _connect(_render(url, parsed), how))
@@ -97,7 +93,7 @@ def open_even_empty(url: str) -> RDBStorage:
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
     """
-    file = _sqlite_file(_parse_url(url))
+    file = sqlite_file(_parse_url(url))
     if file is not None and not file.exists():
         open_storage(url, write=True).engine.dispose()
     return open_storage(url, write=False)
@@ -105,7 +101,7 @@ def open_even_empty(url: str) -> RDBStorage:
 
 def shrink(url: str) -> bool:
     """Give the room of deleted rows back to the disk, where SQLite is to do that; whether it could be done now."""
-    file = _sqlite_file(_parse_url(url))
+    file = sqlite_file(_parse_url(url))
     if file is None:
         return True
     try:
@@ -176,7 +172,7 @@ def _begin_immediate(engine: sa.Engine) -> None:
 
 def _limit_waiting(engine: sa.Engine) -> None:
     """Let PostgreSQL give up waiting for a lock, and sooner than that end a transaction of a process that hangs."""
-    milliseconds = int(LOCK_SECONDS * 1000)
+    milliseconds = int(locks.LOCK_SECONDS * 1000)
 
     @sa.event.listens_for(engine, "connect")
     def _connect(connection: Any, _record: Any) -> None:
@@ -216,12 +212,7 @@ def _render(url: str, parsed: sa.URL) -> str:
     return url if same else parsed.render_as_string(hide_password=False)
 
 
-def _sqlite_file(url: sa.URL) -> Path | None:
-    in_memory = url.database in (None, "", ":memory:")
-    return None if url.get_backend_name() != "sqlite" or in_memory else Path(str(url.database))
-
-
-def _check_sqlite_file(file: Path, *, write: bool) -> None:
+def _checksqlite_file(file: Path, *, write: bool) -> None:
     if file.exists():
         try:
             with file.open("r+b" if write else "rb") as opened:
@@ -338,7 +329,7 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
     start, pauses = time.monotonic(), iter(RETRY_SECONDS)
     while True:
         try:
-            return when_unlocked(storage.url, work, for_ever=lambda: storage in _patient)
+            return when_unlocked(storage.url, work, for_ever=lambda: is_patient(storage))
         except (sa.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
             pause = next(pauses, None)
@@ -347,51 +338,6 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
                 raise StudyStoreError(f"{problem}; {safe}") from error
             notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)
-
-
-_patient: weakref.WeakSet[RDBStorage] = weakref.WeakSet()
-
-
-@contextlib.contextmanager
-def patient(storage: RDBStorage) -> Iterator[None]:
-    """While this is open, a lock of another process is waited for as long as it lasts: a search is under way."""
-    _patient.add(storage)
-    try:
-        yield
-    finally:
-        _patient.discard(storage)
-
-
-def when_unlocked(url: str, work: Callable[[], T], *, for_ever: Callable[[], bool] = lambda: False) -> T:
-    """Do ``work`` when nobody else holds the lock of an SQLite file; who does is said once.
-
-    Raises:
-        StudyStoreError: somebody has held it for a minute, and it is not waited for ``for_ever``.
-    """
-    start, said = time.monotonic(), False
-    while True:
-        try:
-            return work()
-        except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, sqlite3.Error) as error:
-            locked = _locked(url, error)
-            if locked is None:
-                raise
-            if not for_ever() and time.monotonic() > start + LOCK_SECONDS:
-                raise StudyStoreError(f"{locked}; what was committed is safe, try again") from error
-        if not said:
-            notice(f"{locked}; waiting", every_time=True)
-        said = True
-        time.sleep(LOCK_PAUSE)
-
-
-def _locked(url: str, error: BaseException | None) -> str | None:
-    """Who holds the lock of an SQLite file, where an error, or one that led to it, says that somebody does."""
-    file = _sqlite_file(sa.make_url(url))
-    while file is not None and error is not None:
-        if any(text in str(error) for text in TRANSIENT_MESSAGES):
-            return f"{file}: is locked by {lock_holder(file) or 'another process'}"
-        error = error.__cause__
-    return None
 
 
 def is_transient(error: BaseException | None) -> bool:

@@ -1,12 +1,87 @@
-"""Who holds the lock of an SQLite file: a process of this machine, as far as its kernel tells."""
+"""Waiting for the lock of an SQLite file, and who holds it: a process of this machine, as far as its kernel tells."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
+
+import optuna
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.progress import notice
+
+T = TypeVar("T")
+
+# a lost connection that SQLAlchemy does not recognise as one, or a lock: of SQLite, of MySQL
+TRANSIENT_MESSAGES = ("database is locked", "database table is locked", "try restarting transaction")
+
+
+LOCK_PAUSE = 0.05  # seconds between two attempts, each of which waits for BUSY_SECONDS
+LOCK_SECONDS = 60.0  # how long a command waits for another process's lock; a search that has begun waits for ever
+
+_patient: weakref.WeakSet[RDBStorage] = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def patient(storage: RDBStorage) -> Iterator[None]:
+    """While this is open, a lock of another process is waited for as long as it lasts: a search is under way."""
+    _patient.add(storage)
+    try:
+        yield
+    finally:
+        _patient.discard(storage)
+
+
+def when_unlocked(url: str, work: Callable[[], T], *, for_ever: Callable[[], bool] = lambda: False) -> T:
+    """Do ``work`` when nobody else holds the lock of an SQLite file; who does is said once.
+
+    Raises:
+        StudyStoreError: somebody has held it for a minute, and it is not waited for ``for_ever``.
+    """
+    start, said = time.monotonic(), False
+    while True:
+        try:
+            return work()
+        except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, sqlite3.Error) as error:
+            locked = _locked(url, error)
+            if locked is None:
+                raise
+            if not for_ever() and time.monotonic() > start + LOCK_SECONDS:
+                raise StudyStoreError(f"{locked}; what was committed is safe, try again") from error
+        if not said:
+            notice(f"{locked}; waiting", every_time=True)
+        said = True
+        time.sleep(LOCK_PAUSE)
+
+
+def is_patient(storage: RDBStorage) -> bool:
+    """Whether a search on it is under way."""
+    return storage in _patient
+
+
+def _locked(url: str, error: BaseException | None) -> str | None:
+    """Who holds the lock of an SQLite file, where an error, or one that led to it, says that somebody does."""
+    file = sqlite_file(sa.make_url(url))
+    while file is not None and error is not None:
+        if any(text in str(error) for text in TRANSIENT_MESSAGES):
+            return f"{file}: is locked by {lock_holder(file) or 'another process'}"
+        error = error.__cause__
+    return None
+
+
+def sqlite_file(url: sa.URL) -> Path | None:
+    """The file of a database; ``None`` for a server, and in memory."""
+    in_memory = url.database in (None, "", ":memory:")
+    return None if url.get_backend_name() != "sqlite" or in_memory else Path(str(url.database))
 
 
 def lock_holder(file: Path) -> str | None:

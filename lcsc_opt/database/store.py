@@ -37,7 +37,7 @@ import json
 import mimetypes
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,9 +52,10 @@ from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreE
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import tables as study_rows
-from lcsc_opt.database.connection import created_once, in_database, masked, patient
+from lcsc_opt.database.connection import created_once, in_database, masked
 from lcsc_opt.database.lease import Lease, create_table, hold
-from lcsc_opt.database.names import SUCCEEDED
+from lcsc_opt.database.locks import patient
+from lcsc_opt.database.names import SUCCEEDED, differences
 
 TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
 INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
@@ -172,10 +173,10 @@ class StoredStudy:
         stored = self.attributes.get(attribute)
         if part is not None and isinstance(stored, Mapping):
             attribute, stored = f"{attribute}.{part}", stored.get(part)
-        differences = list(_differences(stored, json.loads(json.dumps(expected)), attribute))
-        if differences:
+        found = list(differences(stored, json.loads(json.dumps(expected)), attribute))
+        if found:
             raise StudyMismatchError(
-                f"{self.name}: the stored study differs: {'; '.join(differences)}. "
+                f"{self.name}: the stored study differs: {'; '.join(found)}. "
                 "Give the study another name, or another --storage"
             )
 
@@ -393,16 +394,3 @@ def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trial
     created = {**attributes, "created_by": f"lcsc_opt {VERSION}"}
     with storage.engine.begin() as connection:
         study_rows.create_study(connection, name, created, trials)
-
-
-def _differences(stored: Any, expected: Any, path: str) -> Iterable[str]:
-    if isinstance(stored, Mapping) and isinstance(expected, Mapping):
-        for key in sorted({*stored, *expected}):
-            yield from _differences(stored.get(key), expected.get(key), f"{path}.{key}")
-    elif stored != expected:
-        yield f"{path} was {_short(stored)}, is now {_short(expected)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database import connection as database
+from lcsc_opt.database import locks
 from lcsc_opt.database.connection import masked, open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.objective.contract import Objective
@@ -199,7 +200,7 @@ def test_backends_terminated_during_a_search_lose_and_double_nothing(
 def test_a_transaction_that_was_stopped_in_the_middle_does_not_block_for_ever(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "LOCK_SECONDS", 1.0)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 1.0)
     stopped, other = open_study(postgresql_url), open_study(postgresql_url)
     session = stopped.storage.scoped_session()
     session.execute(sa.text("SELECT * FROM studies FOR UPDATE"))  # and its process is stopped here

@@ -24,7 +24,9 @@ from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database import connection as database
-from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage, patient
+from lcsc_opt.database import locks
+from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage
+from lcsc_opt.database.locks import patient
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
@@ -243,7 +245,7 @@ def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storag
 def test_a_lock_that_was_waited_for_long_enough_is_not_waited_for_again(
     storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "LOCK_SECONDS", -1.0)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", -1.0)
     assert attempts_of(storage, LOCKED, failures=1) == -1
     assert attempts_of(storage, wrapped(LOCKED), failures=1) == -1
     with patient(storage):
@@ -266,7 +268,7 @@ def test_of_a_process_that_was_stopped_in_a_transaction_is_said_what_to_do(
 ) -> None:
     """A search waits until it goes on, and loses nothing; what only reads says so, too; nobody advises a recovery."""
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(database, "LOCK_SECONDS", 0.2)
+    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.2)
     study = open_study(url)
     command = [sys.executable, "-c", STOPPED, file_of(url), lock]
     stopped = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -287,7 +289,7 @@ def test_of_a_process_that_was_stopped_in_a_transaction_is_said_what_to_do(
             assert said in notice
             os.kill(stopped.pid, signal.SIGCONT)
 
-        monkeypatch.setattr(database, "notice", wait_and_release)
+        monkeypatch.setattr(locks, "notice", wait_and_release)
         with patient(study.storage):
             run(study, objective, evaluations=5)
         assert stopped.wait(timeout=60) == 0
