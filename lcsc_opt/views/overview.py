@@ -16,7 +16,10 @@ from lcsc_opt.views.progress import OTHER, seconds_outside
 
 
 def overview(study: StoredStudy) -> dict[str, Any]:
-    """JSON-able: settings, state, best trial and its coefficients, failures by reason, seconds a trial by part.
+    """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds a trial by part.
+
+    ``best_trial`` has the lowest loss of the search, as plain Optuna says; ``chosen_trial`` is the answer, which other
+    noise has chosen among the best.
 
     Raises:
         StudyStoreError: when its name is not ``experiment/optimizer/seed``, or it is not there any more.
@@ -36,7 +39,8 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "objective": specification.get("objective", {}),
         "code_changes": attributes.get("code_changes", []),
         "compared_trials": int(np.count_nonzero(~np.isnan(read[0].compared["loss"]))),
-        "best_trial": summary.best_trial,
+        "best_trial": read[0].best,
+        "chosen_trial": summary.best_trial,
         "best_coefficients": None if best is None else describe_coefficients(best, summary.steps),
         "coefficients": None if best is None else best.tolist(),
         "held_out_report": attributes.get("held_out"),

@@ -23,7 +23,8 @@ def test_everything_about_a_study_is_json(url: str) -> None:
         3,
         1,
     )
-    assert (found["best_trial"], found["searched"], found["held_out"], found["checkpoints"]) == (0, 2.0, 5.0, 3)
+    assert (found["best_trial"], found["searched"], found["held_out"], found["checkpoints"]) == (2, 2.0, 5.0, 3)
+    assert found["chosen_trial"] == 0
     assert found["coefficients"] == coefficients(0).tolist()
     assert found["best_coefficients"] == describe_coefficients(coefficients(0), (100, 200, 300))
     assert found["failure_reasons"] == {"broken": 1}
