@@ -91,7 +91,7 @@ def _running(binaries: Path, folder: Path) -> Iterator[Postgresql]:
     password.write_text(f"{PASSWORD}\n")
     initdb = [binaries / "initdb", "-D", data, "-U", USER, "--pwfile", password, "-A", "scram-sha-256"]
     initdb += ["--no-sync", "-E", "UTF8", "--locale=C"]
-    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **who)
+    subprocess.run(initdb, check=True, capture_output=True, cwd=folder, **who)  # type: ignore[arg-type]
     settings = {"port": port, "listen_addresses": "127.0.0.1", "unix_socket_directories": folder, **FAST}
     options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     dies_with_us = ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []

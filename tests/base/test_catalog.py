@@ -66,7 +66,7 @@ def test_modules_beside_the_study_file_can_be_imported(workplace: Path, tmp_path
     study = tmp_path / "study folder"
     write(study, "beside_it.py", "def loss(coefficients):\n    return 1.0\n")
     settings = {"callable": "beside_it:loss", "steps": [1, 2]}
-    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=study)
+    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=study)  # type: ignore[arg-type]
     assert objective([0.5, 0.5]) == 1.0
 
 
@@ -74,7 +74,7 @@ def test_modules_beside_the_study_file_can_be_imported(workplace: Path, tmp_path
 def test_a_callable_that_cannot_be_imported_is_a_typed_error(callable_: str, workplace: Path) -> None:
     settings = {"callable": callable_, "steps": [1, 2]}
     with pytest.raises(ObjectiveError, match="callable: "):
-        load_objective(ObjectiveSpec(file="function.py", settings=settings))
+        load_objective(ObjectiveSpec(file="function.py", settings=settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", sorted(shipped_directory("studies").glob("*.yaml")), ids=lambda path: path.stem)

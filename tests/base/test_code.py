@@ -86,7 +86,7 @@ def test_what_is_installed_or_cannot_be_read_is_left_out(folder: Path) -> None:
 def test_an_objective_knows_its_file_and_what_its_settings_name(folder: Path) -> None:
     (folder / "code_loss.py").write_text("import code_late\n\ndef lose(a):\n    return float(a[0])\n")
     settings = {"callable": "code_loss:lose", "steps": [1, 2]}
-    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=folder)
+    objective = load_objective(ObjectiveSpec(file="function.py", settings=settings), beside=folder)  # type: ignore[arg-type]
     assert list(objective.code) == ["code_late", "code_loss"], "the shipped file is the library's own"
     (folder / "code_objective.py").write_text(
         "import code_helpers\nfrom lcsc_opt.objective.function import CoefficientFunction\n\n"

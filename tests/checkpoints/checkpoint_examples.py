@@ -175,7 +175,7 @@ def lightning(folder: Path) -> Written:
         callbacks=[saver, LambdaCallback(on_train_batch_end=remember)],
     )
     config = argparse.Namespace(path=Path("data"), kind=nn.Linear)
-    trainer.fit(Module(config), torch.utils.data.DataLoader(list(torch.ones(400, 3)), batch_size=1))
+    trainer.fit(Module(config), torch.utils.data.DataLoader(list(torch.ones(400, 3)), batch_size=1))  # type: ignore[arg-type]
     return {step: written[step] for step in STEPS}
 
 

@@ -104,7 +104,7 @@ def test_average_of_lightnings_callback(tmp_path):
     lightning = pytest.importorskip("pytorch_lightning")
     callbacks = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging")
 
-    class Module(lightning.LightningModule):
+    class Module(lightning.LightningModule):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.model = nn.Linear(3, 2)
@@ -124,7 +124,7 @@ def test_average_of_lightnings_callback(tmp_path):
     }
     trainer = lightning.Trainer(max_steps=3, accelerator="cpu", callbacks=[averaging], **quiet)
     module = Module()
-    trainer.fit(module, torch.utils.data.DataLoader(list(torch.ones(3, 3))))
+    trainer.fit(module, torch.utils.data.DataLoader(list(torch.ones(3, 3))))  # type: ignore[arg-type]
     averages = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     path = tmp_path / "last.ckpt"
     trainer.save_checkpoint(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped]
 from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch import nn

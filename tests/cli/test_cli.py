@@ -446,7 +446,7 @@ def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path, caps
     assert not any("inherited" in t.user_attrs for t in new)
     held_out = 2 + 1  # the two best on the selection noise, and one on the held-out noise
     assert len(calls.read_text()) == 6 + held_out
-    assert min(t.value for t in new) < source.best_value  # it went on from there
+    assert min(t.value for t in new) < source.best_value  # type: ignore[type-var]  # it went on from there
     assert lcsc(["fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA"]) == 2
     assert "exists already" in complaint(capsys)
 

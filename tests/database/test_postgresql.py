@@ -112,7 +112,7 @@ class Disturbed:
     def __init__(self, engine: sa.Engine, server: Postgresql, url: str, *, acknowledge: bool) -> None:
         self._commit, self._server, self._url = engine.dialect.do_commit, server, url
         self._acknowledge, self._commits, self.lost = acknowledge, 0, 0
-        engine.dialect.do_commit = self  # type: ignore[method-assign]
+        engine.dialect.do_commit = self  # type: ignore[assignment, method-assign]
 
     def __call__(self, connection: Any) -> None:
         self._commits += 1

@@ -61,7 +61,7 @@ def test_the_gradient_of_a_candidate_is_the_sum_over_its_workers(pool: WorkerPoo
     assert isinstance(expected, Evaluation)
     assert outcome.gradient is not None
     assert outcome.cost.model_calls == IMAGES
-    np.testing.assert_allclose(outcome.gradient, expected.gradient, rtol=1e-12)
+    np.testing.assert_allclose(outcome.gradient, expected.gradient, rtol=1e-12)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("first", "reason"), [(7.0, "merge"), (8.0, "sample"), (9.0, "score")])
@@ -220,7 +220,7 @@ def test_a_worker_that_dies_between_sample_and_slope_costs_an_attempt(
     assert isinstance(second, Evaluation)
     assert isinstance(expected, Evaluation)
     assert second.gradient is not None
-    np.testing.assert_allclose(second.gradient, expected.gradient, rtol=1e-12)
+    np.testing.assert_allclose(second.gradient, expected.gradient, rtol=1e-12)  # type: ignore[arg-type]
 
 
 def dies_while_loading() -> Stages:

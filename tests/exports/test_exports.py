@@ -159,7 +159,7 @@ def test_apply_takes_the_state_dict_that_the_recipe_names(finished: Path) -> Non
 
 def test_apply_depends_neither_on_threads_nor_on_the_processor(finished: Path) -> None:
     """In a process with other numbers of threads, in which numpy and torch use no wide vectors."""
-    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # type: ignore[import-not-found]
 
     assert lcsc(["export", STUDY, "-o", "best.safetensors", "--dtype", "bfloat16"]) == 0
     wide = " ".join(feature for feature in __cpu_dispatch__ if __cpu_features__.get(feature))

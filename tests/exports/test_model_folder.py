@@ -109,7 +109,7 @@ def test_from_pretrained_loads_the_folder(
         tmp_path / "best", torch_dtype=kind, output_loading_info=True, low_cpu_mem_usage=False
     )
     assert not any(info.values()), info
-    expected = recombine(PackedCheckpoints(objective.trajectory), recipe.combination(), dtype=dtype)  # type: ignore[attr-defined]
+    expected = recombine(PackedCheckpoints(objective.trajectory), recipe.combination(), dtype=dtype)  # type: ignore[arg-type, attr-defined]
     assert loaded.state_dict().keys() == expected.keys()
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == kind

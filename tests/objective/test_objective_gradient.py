@@ -192,7 +192,7 @@ def test_batches_change_nothing(changes: dict[str, Any]) -> None:
     expected = build(sampler).evaluate(Candidate(EMA), gradient=True)
     found = build(sampler, **changes).evaluate(Candidate(EMA), gradient=True)
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
-    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-9)
+    np.testing.assert_allclose(found.gradient, expected.gradient, rtol=1e-9)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def test_gains_of_losses_below_zero_have_no_share_and_warn_all_the_same() -> Non
     beside = {"loss": -1.0, "metrics": {SECOND: 4.0}}
     report = {"loss": -2.0, "metrics": {SECOND: 4.5}, "baselines": {"EMA*": beside}}
     found = second_of(report, SECOND, "EMA*")
-    assert found == Second(SECOND, 4.5, "EMA*", None, pytest.approx(-0.125))
+    assert found == Second(SECOND, 4.5, "EMA*", None, pytest.approx(-0.125))  # type: ignore[arg-type]
     assert found.text is None
     assert "the loss is below EMA*'s, but fid@second 12.5 % above" in (warning_of(report, found) or "")
 

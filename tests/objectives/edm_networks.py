@@ -49,7 +49,7 @@ class TinyPrecond(nn.Module):
         return self.sigma_data**2 / norm**2 * x + s * self.sigma_data / norm * output
 
     def __reduce__(self) -> Any:
-        state = {**super().__reduce__()[2], "_init_args": (), "_init_kwargs": self._stored}
+        state = {**super().__reduce__()[2], "_init_args": (), "_init_kwargs": self._stored}  # type: ignore[dict-item]
         meta = {
             "type": "class", "version": 6, "module_src": SOURCE, "class_name": type(self).__name__, "state": state
         }  # fmt: skip

@@ -36,7 +36,7 @@ def trained(seed: int) -> Any:
     from peft import LoraConfig
 
     network = tiny_pipelines.unet()
-    network.add_adapter(LoraConfig(r=2, lora_alpha=ALPHA, target_modules=["to_q", "to_v", "to_out.0", "conv1"]))
+    network.add_adapter(LoraConfig(r=2, lora_alpha=ALPHA, target_modules=["to_q", "to_v", "to_out.0", "conv1"]))  # type: ignore[arg-type]
     tiny_pipelines.randomize(network, seed, only="lora_")
     return network
 

@@ -191,7 +191,7 @@ def test_the_steps_do_not_depend_on_the_budget() -> None:
         [one.value for one in run(optimizer, Quadratic(), 100) if request_of(one).gradient][:60]
         for optimizer in (short, long)
     ]
-    np.testing.assert_array_equal(*paths)
+    np.testing.assert_array_equal(*paths)  # type: ignore[arg-type]
 
 
 def test_images_grow_with_the_search_in_whole_multiples() -> None:

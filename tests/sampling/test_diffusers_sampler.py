@@ -175,8 +175,8 @@ def test_an_image_depends_on_its_index_alone(name: Any) -> None:
     labels = ClassLabels(3, "random", noise=NOISE)
     options = {"labels": labels, "guidance": Guidance(2.0, null_label=0)}
     config = {"prediction_type": "v_prediction", "num_train_timesteps": 200}
-    together = images(make(network, build_scheduler(name, config), **options), stop=6)
-    sampler = make(network, build_scheduler(name, config), **options)
+    together = images(make(network, build_scheduler(name, config), **options), stop=6)  # type: ignore[arg-type]
+    sampler = make(network, build_scheduler(name, config), **options)  # type: ignore[arg-type]
     apart = torch.cat([images(sampler, start=4, stop=6), images(sampler, stop=1), images(sampler, start=1, stop=4)])
     assert differ(apart, together[[4, 5, 0, 1, 2, 3]]) < 1e-5
     assert differ(images(sampler, stop=6), together) < 1e-5

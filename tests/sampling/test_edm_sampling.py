@@ -114,7 +114,7 @@ def test_heun_is_the_one_of_diffusers() -> None:
 
 @pytest.mark.parametrize("schedule", [{}, {"s_churn": 20.0}, {"s_churn": 20.0, "s_min": 0.05, "s_max": 2.0}])
 def test_images_have_the_moments_of_the_data(schedule: dict[str, float]) -> None:
-    made = images(heun(steps=60, sigma_max=20.0, **schedule), stop=2000)
+    made = images(heun(steps=60, sigma_max=20.0, **schedule), stop=2000)  # type: ignore[arg-type]
     assert float(made.mean()) == pytest.approx(MEAN, abs=0.01)
     assert float(made.std()) == pytest.approx(SPREAD, rel=0.03)
 

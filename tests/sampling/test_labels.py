@@ -82,10 +82,10 @@ def test_the_labels_that_networks_of_diffusers_embed() -> None:
         num_attention_heads=1, attention_head_dim=4, in_channels=1, num_layers=2, sample_size=4, num_embeds_ada_norm=10,
         norm_num_groups=1,
     )  # fmt: skip
-    assert embedded_labels(dit) == 11  # the null label behind the classes
+    assert embedded_labels(dit) == 11  # type: ignore[arg-type]  # the null label behind the classes
     assert embedded_labels(unet(num_class_embeds=10, channels=3)) == 10
     assert embedded_labels(unet()) is None
-    labels = choose_labels("balanced", Guidance(2.0, 10), classes=10, noise=NOISE, embedded=embedded_labels(dit))
+    labels = choose_labels("balanced", Guidance(2.0, 10), classes=10, noise=NOISE, embedded=embedded_labels(dit))  # type: ignore[arg-type]
     assert labels is not None
     assert labels.classes == 10
 

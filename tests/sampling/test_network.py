@@ -190,7 +190,7 @@ class _Small(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(1, 1, 1)
         nn.init.normal_(self.layer.weight, generator=torch.Generator().manual_seed(seed))
-        nn.init.zeros_(self.layer.bias)
+        nn.init.zeros_(self.layer.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(self.layer(x)) * x
@@ -232,8 +232,8 @@ def test_only_the_trained_part_gets_weights() -> None:
     whole = nn.ModuleDict({"trained": _Small(0), "fixed": _Small(1)})
     network = PreparedNetwork(whole, NetworkSettings("cpu"), trained=whole["trained"])
     network.load(_Small(5).state_dict())
-    assert torch.equal(whole["trained"].layer.weight, _Small(5).layer.weight)  # type: ignore[union-attr]
-    assert torch.equal(whole["fixed"].layer.weight, _Small(1).layer.weight)  # type: ignore[union-attr]
+    assert torch.equal(whole["trained"].layer.weight, _Small(5).layer.weight)  # type: ignore[arg-type, union-attr]
+    assert torch.equal(whole["fixed"].layer.weight, _Small(1).layer.weight)  # type: ignore[arg-type, union-attr]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change: Any, me
     change(weights)
     with pytest.raises(ObjectiveError, match=f"do not fit the network: {message}"):
         network.load(weights)
-    assert torch.equal(network.module.layer.weight, _Small(0).layer.weight)
+    assert torch.equal(network.module.layer.weight, _Small(0).layer.weight)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x, None), lambda x: SimpleNamespace(sample=x)])
@@ -263,6 +263,6 @@ def test_outputs_are_unwrapped(wrap: Any) -> None:
 
 def test_an_output_without_images_is_refused() -> None:
     module = _Small(0)
-    module.forward = lambda x: {"images": x}  # type: ignore[method-assign]
+    module.forward = lambda x: {"images": x}  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(ObjectiveError, match="returned a dict; expected a tensor"):
         PreparedNetwork(module, NetworkSettings("cpu"))(IMAGES)

@@ -301,7 +301,7 @@ def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
     assert lcsc(["run", "e.yaml"]) == 2
     said = capsys.readouterr().err
     assert "optimizers.LCSCGradient: follows the gradient of the loss, and function.py gives none" in said
-    assert study_names(open_storage(content["storage"], write=False)) == []
+    assert study_names(open_storage(content["storage"], write=False)) == []  # type: ignore[arg-type]
 
 
 def test_processes_give_gradients() -> None:

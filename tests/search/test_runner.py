@@ -104,7 +104,7 @@ def test_a_search_interrupted_anywhere_asks_the_same_candidates(
             raise Interrupted
         return original(candidate)
 
-    objective.evaluate = evaluate  # type: ignore[method-assign]
+    objective.evaluate = evaluate  # type: ignore[assignment, method-assign]
     interruptions = 0
     while True:
         try:

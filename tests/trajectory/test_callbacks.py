@@ -63,7 +63,7 @@ def lightning(folder: Path, dies_at: int | None, resume: bool) -> None:
 
 
 def accelerate(folder: Path, dies_at: int | None, resume: bool) -> None:
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # type: ignore[import-untyped]
 
     accelerator = Accelerator(cpu=True)
     model = network()
@@ -175,7 +175,7 @@ def test_a_trainer_that_is_not_installed_is_one_line(
 def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pl = pytest.importorskip("pytorch_lightning")
 
-    class Module(pl.LightningModule):  # type: ignore[misc]
+    class Module(pl.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.network = network()

@@ -378,7 +378,7 @@ def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch
     """As the workers of one study do, each of which builds the objective."""
     command = [sys.executable, "-c", TOGETHER, str(tmp_path / "cache"), *map(str, files)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as worker:
+    with subprocess.Popen(command, **pipes) as worker:  # type: ignore[call-overload]
         assert worker.stdout.readline() == "read\n"  # it packs, and now stands still
         (partial,) = (tmp_path / "cache" / "trajectories").glob(".*.lock")
         out = partial.with_name(partial.name[1:].removesuffix(".lock"))

@@ -232,7 +232,7 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
 
 def test_entries_that_are_not_tensors_are_refused(tmp_path):
     with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match="'epoch' is int"):
-        writer.append(1, {"w": torch.ones(1), "epoch": 3})
+        writer.append(1, {"w": torch.ones(1), "epoch": 3})  # type: ignore[dict-item]
 
 
 def test_folder_that_holds_something_else_is_left_alone(tmp_path):

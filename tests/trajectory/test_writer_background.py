@@ -207,7 +207,7 @@ def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
             (other | {"epoch": 3}, "'epoch' is int"),
         ):
             with pytest.raises(TrajectoryError, match=message):
-                writer.append(5, weights, wait=False)
+                writer.append(5, weights, wait=False)  # type: ignore[arg-type]
         with pytest.raises(TrajectoryError, match="Step 2 comes after step 4"):  # left the window
             writer.append(2, state_dict(2), wait=False)
     assert_steps(tmp_path / "t", [3, 4])
@@ -311,7 +311,7 @@ def test_a_copy_from_a_gpu_is_waited_for_in_the_background(tmp_path, monkeypatch
 
     def take(self, layout, tensors):
         content = plain(self, layout, tensors).content
-        return staging.Staged(content, [Arrival(content)])
+        return staging.Staged(content, [Arrival(content)])  # type: ignore[list-item]
 
     monkeypatch.setattr(staging.Staging, "take", take)
     with TrajectoryWriter(tmp_path / "t") as writer:

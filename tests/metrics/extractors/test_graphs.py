@@ -79,7 +79,7 @@ def test_an_own_extractor_that_cuts_the_graph_is_named(cut, weights_ask, leaf):
 
 def test_an_own_extractor_that_switches_gradients_off_is_named():
     extractor = Network()
-    extractor.layer.forward = torch.no_grad()(extractor.layer.forward)
+    extractor.layer.forward = torch.no_grad()(extractor.layer.forward)  # type: ignore[method-assign]
     with pytest.raises(MetricError, match="have no graph back"):
         image_gradient(extractor, images(), rows())
 
@@ -106,7 +106,7 @@ class Wide(Network):
 
     def __init__(self):
         super().__init__()
-        self.layer = nn.Sequential(nn.Linear(4, 1000), nn.Tanh(), nn.Linear(1000, 3)).double().requires_grad_(False)
+        self.layer = nn.Sequential(nn.Linear(4, 1000), nn.Tanh(), nn.Linear(1000, 3)).double().requires_grad_(False)  # type: ignore[assignment]
         self.layer.weight = self.layer[0].weight
 
 

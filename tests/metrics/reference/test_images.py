@@ -172,8 +172,8 @@ def test_cifar10_is_read_as_torchvision_does(tmp_path, monkeypatch, datasets):
     monkeypatch.setattr(
         datasets.cifar, "check_integrity", lambda path, md5=None: True
     )  # these are not the published files
-    train = dataset_images(dataset_settings("cifar10-train"), root=tmp_path)
-    test = dataset_images(dataset_settings({"torchvision": "CIFAR10", "split": "test", "root": str(tmp_path)}), root="")
+    train = dataset_images(dataset_settings("cifar10-train"), root=tmp_path)  # type: ignore[arg-type]
+    test = dataset_images(dataset_settings({"torchvision": "CIFAR10", "split": "test", "root": str(tmp_path)}), root="")  # type: ignore[arg-type]
     assert (train.count, test.count, train.size) == (10, 2, (32, 32))
     assert np.array_equal(all_bytes(test), images[5::6])
     assert train.content != test.content
@@ -189,19 +189,19 @@ def test_grey_and_channel_first_datasets_are_turned_round(tmp_path, monkeypatch,
     stl10 = type("STL10", (Stands,), {"stored": planes.transpose(0, 3, 1, 2)})
     monkeypatch.setattr(datasets, "MNIST", mnist)
     monkeypatch.setattr(datasets, "STL10", stl10)
-    assert np.array_equal(all_bytes(dataset_images(dataset_settings("mnist-test"), root=tmp_path)), grey)
-    assert np.array_equal(all_bytes(dataset_images(dataset_settings("stl10-unlabeled"), root=tmp_path)), planes)
+    assert np.array_equal(all_bytes(dataset_images(dataset_settings("mnist-test"), root=tmp_path)), grey)  # type: ignore[arg-type]
+    assert np.array_equal(all_bytes(dataset_images(dataset_settings("stl10-unlabeled"), root=tmp_path)), planes)  # type: ignore[arg-type]
 
 
 def test_nothing_is_downloaded_unless_it_is_asked_for(tmp_path, monkeypatch, datasets):
     asked = []
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", lambda *a, **k: asked.append(a))
     with pytest.raises(MetricError, match="download: true") as caught:
-        dataset_images(dataset_settings("CIFAR10-train"), root=tmp_path)
+        dataset_images(dataset_settings("CIFAR10-train"), root=tmp_path)  # type: ignore[arg-type]
     assert not asked
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(MetricError, match="cannot be read"):
-        dataset_images(dataset_settings({"torchvision": "CIFAR10", "download": True}), root=tmp_path)
+        dataset_images(dataset_settings({"torchvision": "CIFAR10", "download": True}), root=tmp_path)  # type: ignore[arg-type]
     assert len(asked) == 1
 
 
@@ -209,7 +209,7 @@ def test_a_dataset_that_was_changed_is_not_unpickled(tmp_path):
     write_cifar10(tmp_path, pixels(12, 32, 32))
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Explosive()))
     with pytest.raises(MetricError, match="cannot be read"):
-        dataset_images(dataset_settings("cifar10-train"), root=tmp_path)
+        dataset_images(dataset_settings("cifar10-train"), root=tmp_path)  # type: ignore[arg-type]
 
 
 class Explosive:
@@ -226,7 +226,7 @@ class Explosive:
 )
 def test_unknown_datasets_are_refused(tmp_path, settings, message):
     with pytest.raises(MetricError, match=message):
-        dataset_images(dataset_settings(settings), root=tmp_path)
+        dataset_images(dataset_settings(settings), root=tmp_path)  # type: ignore[arg-type]
 
 
 def test_what_is_no_dataset_is_none():

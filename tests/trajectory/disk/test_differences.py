@@ -114,7 +114,7 @@ def test_stacked_tensors_are_those_of_the_checkpoints(trajectory):
 
 
 def test_export_does_not_depend_on_how_much_is_worked_on_at_once(trajectory):
-    combination = Combination.of(trajectory, COMBINATIONS[0])
+    combination = Combination.of(trajectory, COMBINATIONS[0])  # type: ignore[arg-type]
     exported = recombine(PackedCheckpoints(trajectory), combination)
     assert same_bits(exported, recombine(PackedCheckpoints(trajectory), combination, elements=3))
     stored = [trajectory.checkpoint(index)["double"].numpy() for index in range(K)]
@@ -207,7 +207,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, dtype, where):
     options = {"reference": broken} if where == "reference" else {}
     weights = state_dict(1) if where == "reference" else broken
     with (
-        TrajectoryWriter(tmp_path / "t", dtype=dtype, **options) as writer,
+        TrajectoryWriter(tmp_path / "t", dtype=dtype, **options) as writer,  # type: ignore[arg-type]
         pytest.raises(TrajectoryError, match=r"'half' at .* NaN or infinity"),
     ):
         writer.append(1, weights)

@@ -48,7 +48,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path, dtype: str, steps: tuple[int, ...] = STEPS, **options: int) -> Trajectory:
-    with TrajectoryWriter(path, dtype=dtype, reference=state_dict(STEPS[2]), **options) as writer:
+    with TrajectoryWriter(path, dtype=dtype, reference=state_dict(STEPS[2]), **options) as writer:  # type: ignore[arg-type]
         for step in steps:
             writer.append(step, state_dict(step))
     return Trajectory.open(path)
@@ -95,8 +95,8 @@ def test_merges_are_those_of_the_map(trajectory: Trajectory, way: str, row: list
 
 def test_float64_is_combined_in_float64(tmp_path: Path, way: str) -> None:
     trajectory = write(tmp_path / "run.trajectory", "exact")
-    expected = sum(a * state_dict(step)["double"] for a, step in zip(COMBINATIONS[0], STEPS, strict=True))
-    torch.testing.assert_close(put(trajectory, way).merge(COMBINATIONS[0])["double"], expected, rtol=1e-14, atol=1e-14)
+    expected = sum(a * state_dict(step)["double"] for a, step in zip(COMBINATIONS[0], STEPS, strict=True))  # type: ignore[call-overload]
+    torch.testing.assert_close(put(trajectory, way).merge(COMBINATIONS[0])["double"], expected, rtol=1e-14, atol=1e-14)  # type: ignore[arg-type]
 
 
 def test_projection_gram_and_norms_are_those_of_the_map(trajectory: Trajectory, way: str) -> None:
@@ -118,13 +118,13 @@ def test_slots_that_are_free_or_in_another_order_change_nothing(tmp_path: Path, 
 
 def test_results_belong_to_the_caller(trajectory: Trajectory, way: str) -> None:
     placed = put(trajectory, way)
-    first = placed.merge(COMBINATIONS[0])
+    first = placed.merge(COMBINATIONS[0])  # type: ignore[arg-type]
     kept = {name: tensor.clone() for name, tensor in first.items()}
-    placed.merge(COMBINATIONS[1])
+    placed.merge(COMBINATIONS[1])  # type: ignore[arg-type]
     assert same_bits(first, kept)
     for tensor in first.values():
         tensor.zero_()
-    assert same_bits(placed.merge(COMBINATIONS[0]), kept)
+    assert same_bits(placed.merge(COMBINATIONS[0]), kept)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("tile", [1, 10**9])
@@ -134,8 +134,8 @@ def test_size_of_tiles_does_not_matter(
     monkeypatch.setattr("lcsc_opt.trajectory.merge.combining.DEVICE_BLOCK_BYTES", tile)
     monkeypatch.setattr(merging, "FEWEST_COLUMNS", 5)
     placed = put(trajectory, way)
-    close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))
-    close(placed.merge_many(COMBINATIONS)[1], trajectory.merge(COMBINATIONS[1]))
+    close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))  # type: ignore[arg-type]
+    close(placed.merge_many(COMBINATIONS)[1], trajectory.merge(COMBINATIONS[1]))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("window", [1, 10**6])
@@ -144,7 +144,7 @@ def test_size_of_windows_does_not_matter(
 ) -> None:
     monkeypatch.setattr(sources, "_window_bytes", lambda *_: window)
     placed = put(trajectory, way)
-    close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))
+    close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))  # type: ignore[arg-type]
     gradient = {name: tensor.double() for name, tensor in state_dict(9).items() if name in COMBINED}
     np.testing.assert_allclose(placed.project(gradient), trajectory.project(gradient), rtol=1e-5, atol=1e-5)
 
@@ -165,13 +165,13 @@ def test_windows_are_little_beside_a_model_and_pieces_long_enough_for_a_disk(
 
 
 def test_memory_of_a_merge_is_used_again_when_nobody_holds_it(trajectory: Trajectory) -> None:
-    first = trajectory.merge(COMBINATIONS[0])
+    first = trajectory.merge(COMBINATIONS[0])  # type: ignore[arg-type]
     place, scale = first["weight"].data_ptr(), first["scale"]
     del first
-    second = trajectory.merge(COMBINATIONS[1])
+    second = trajectory.merge(COMBINATIONS[1])  # type: ignore[arg-type]
     assert second["weight"].data_ptr() != place  # its neighbour is still held
     del scale
-    assert trajectory.merge(COMBINATIONS[1])["weight"].data_ptr() == place
+    assert trajectory.merge(COMBINATIONS[1])["weight"].data_ptr() == place  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("limit", "kept"), [(0, 1), (10**6, 3)])
@@ -179,7 +179,7 @@ def test_memory_of_one_model_is_kept_and_of_more_where_they_are_small(
     trajectory: Trajectory, limit: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "KEPT_BYTES", limit)
-    trajectory.merge_many(COMBINATIONS)
+    trajectory.merge_many(COMBINATIONS)  # type: ignore[arg-type]
     assert {len(free) for free in trajectory._combining._rooms._free.values()} == {kept}
 
 
@@ -194,13 +194,13 @@ def test_several_threads_may_merge_at_once(trajectory: Trajectory, way: str) -> 
 def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tmp_path: Path, way: str) -> None:
     trajectory = make_trajectory(tmp_path / "run.trajectory")
     placed = put(trajectory, way)
-    expected = placed.merge(COMBINATIONS[0])
+    expected = placed.merge(COMBINATIONS[0])  # type: ignore[arg-type]
     with TrajectoryWriter(trajectory.path) as writer:
         writer.append(600, state_dict(600))
-    assert same_bits(placed.merge(COMBINATIONS[0]), expected)
+    assert same_bits(placed.merge(COMBINATIONS[0]), expected)  # type: ignore[arg-type]
     with TrajectoryWriter(trajectory.path, keep_last=3) as writer:
         writer.append(700, state_dict(700))
-    for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({}), placed.gram):
+    for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({}), placed.gram):  # type: ignore[arg-type]
         with pytest.raises(TrajectoryError, match="open it again"):
             use()
 
@@ -217,16 +217,16 @@ def test_other_questions_are_answered_as_before(trajectory: Trajectory, way: str
 
 def test_a_streamed_trajectory_is_read_again_after_an_error(tmp_path: Path) -> None:
     placed = write(tmp_path / "run.trajectory", "exact").on("cpu", how="streamed")
-    expected = placed.merge(COMBINATIONS[0])
+    expected = placed.merge(COMBINATIONS[0])  # type: ignore[arg-type]
     weights = tmp_path / "run.trajectory" / "weights.bin"
     content = weights.read_bytes()
     with weights.open("r+b") as file:
         file.truncate(len(content) - 200)
     with pytest.raises(TrajectoryError, match=r"weights\.bin is truncated"):
-        placed.merge(COMBINATIONS[0])
+        placed.merge(COMBINATIONS[0])  # type: ignore[arg-type]
     with weights.open("r+b") as file:
         file.write(content)
-    assert same_bits(placed.merge(COMBINATIONS[0]), expected)
+    assert same_bits(placed.merge(COMBINATIONS[0]), expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_what_it_does_not_hold_is_read_from_the_disk_and_not_kept(
     placed = trajectory.on("cpu")
     assert "5 checkpoints (" in (said := capsys.readouterr().err)
     assert "are read from the disk for each merge: 0.0 MB of memory are available\n" in said
-    close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))
+    close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))  # type: ignore[arg-type]
     assert disk
 
 

@@ -238,7 +238,7 @@ def contour(figure: go.Figure) -> Any:
 def test_colours_are_logarithmic_where_losses_differ_much() -> None:
     values = np.array([[10.0, 100.0], [1000.0, np.nan]])
     heights, ticks, labels = heights_of(values)
-    np.testing.assert_allclose(heights, [[0, 1], [2, np.nan]])
+    np.testing.assert_allclose(heights, [[0, 1], [2, np.nan]])  # type: ignore[arg-type]
     assert (ticks[0], ticks[-1]) == (0, 2)
     assert (labels[0], labels[-1]) == ("10", "1e+03")
 

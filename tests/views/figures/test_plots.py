@@ -196,7 +196,7 @@ def test_shape_and_distances_have_axes_with_names() -> None:
     [
         comparison_figure(comparison([])),
         coefficients_figure([]),
-        movement_figure(Movement(*[np.zeros(0)] * 3, np.zeros((0, 0)), 1, 0)),
+        movement_figure(Movement(*[np.zeros(0)] * 3, np.zeros((0, 0)), 1, 0)),  # type: ignore[arg-type, call-arg]
         shape_figure(Shape(*[np.zeros(0)] * 5)),
         times_figure(trial_times(history([]))),
         distances_figure(Distances(("LCSC/0",), np.zeros((1, 1)))),
