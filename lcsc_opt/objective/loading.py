@@ -39,7 +39,7 @@ def load_objective(
         objective = _build(load_file(path), path, dict(spec.settings))
     if not isinstance(objective, Objective):
         raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
-    objective.code = _code(path, called)
+    object.__setattr__(objective, "code", _code(path, called))  # also of a frozen dataclass
     return objective
 
 

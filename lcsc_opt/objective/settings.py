@@ -189,7 +189,8 @@ class ImageObjectiveSettings(FrozenModel):
         smaller: Callable[[int], int] | None = None
         if batch_size == AUTO:
             where: dict[str, Any] = {"device": device, "cache": cache_directory()}
-            batch_size = largest_batch(sampler, scores, **where)
+            found = largest_batch(sampler, scores, **where)
+            batch_size = found if found < self.images else self.images
             gradient_batch_size = gradient_batch_size or max(batch_size // GRAPH_MEMORY, 1)
             smaller = functools.partial(smaller_batch, sampler=sampler, scores=scores, **where)
         return MergeSampleScore(

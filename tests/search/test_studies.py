@@ -64,11 +64,11 @@ def test_a_study_that_fails_does_not_stop_the_others(
     study_file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BROKEN", "1")
-    assert lcsc(["run", study_file]) == 1
+    assert lcsc(["run", study_file, "--budget", "3"]) == 1
     said = capsys.readouterr().err
     assert "lcsc: 3 of 3 studies did not end: several/LCSC/0, several/CMA/0, several/DE/0" in said
     assert said.count("no image") >= 3
-    assert lcsc(["run", study_file, "--optimizer", "LCSC", "--seed", "1"]) == 1  # alone: its own error
+    assert lcsc(["run", study_file, "--optimizer", "LCSC", "--seed", "1", "--budget", "3"]) == 1  # alone: its own error
     assert "studies did not end" not in capsys.readouterr().err
 
 
