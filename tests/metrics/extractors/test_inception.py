@@ -118,10 +118,10 @@ class Explosive:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": Explosive()}, "cannot be read as weights alone"),
-        (torch.nn.Linear(2, 2), "cannot be read as weights alone"),
-        ([torch.zeros(2)], "is no state dict"),
-        ({"state_dict": {"a": torch.zeros(2)}}, "is no state dict"),
+        ({"model": Explosive()}, "give the weights of torch-fidelity's Inception"),
+        (torch.nn.Linear(2, 2), "holds a whole module"),
+        ([torch.zeros(2)], "holds a list, not a state dict"),
+        ({"state_dict": {"a": torch.zeros(2)}}, "has a dict at 'state_dict', not a tensor"),
         ({"fc.weight": torch.full((2, 2), torch.nan)}, "not finite"),
         ({"fc.weight": torch.zeros(2, 2)}, "belongs to another network"),
     ],
@@ -137,7 +137,7 @@ def test_files_that_are_no_inception_weights_are_refused(tmp_path, content, mess
 
 def test_broken_and_missing_files_are_refused(tmp_path):
     (tmp_path / "text.pth").write_text("these are no weights")
-    with pytest.raises(MetricError, match="cannot be read as weights alone"):
+    with pytest.raises(MetricError, match="is truncated or is not weights"):
         InceptionExtractor(tmp_path / "text.pth")
     with pytest.raises(MetricError, match="does not exist"):
         InceptionExtractor(tmp_path / "missing.pth")
