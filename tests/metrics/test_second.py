@@ -175,7 +175,7 @@ def test_clip_sees_the_reference_images(tmp_path, archive, photographs, numbers,
         ({"reference": "numbers"}, "it needs reference images"),
         ({"reference": {"inception": "numbers"}}, "reference images; give them under reference: {clip: a folder"),
         ({"reference": {"clip": "numbers"}}, "the reference statistics have 2048 features"),
-        ({"weights": {"clip": "missing.pt"}}, "missing.pt: does not exist"),
+        ({"weights": {"clip": "missing.pt"}}, "missing.pt does not exist"),
         ({"loss": "fid@m:f"}, "nothing says that it fits these images, which m:f is for"),
     ],
 )

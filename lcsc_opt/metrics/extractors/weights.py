@@ -65,12 +65,7 @@ def read_weights(path: Path, *, what: str) -> dict[str, Tensor]:
     try:
         read = read_checkpoint(path, key="").tensors
     except CheckpointError as error:
-        raise MetricError(f"{error} Here: give the weights of {what}.") from error
+        raise MetricError(f"{str(error).rstrip('.')}; give the weights of {what}") from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in read.values()):
         raise MetricError(f"{path}: holds weights that are not finite; fetch the file again")
     return {name: tensor.clone() for name, tensor in read.items()}  # not mapped: the file may be replaced
-
-
-def belongs_to_another_network(path: Path, what: str) -> MetricError:
-    """The error for a state dict that does not fit."""
-    return MetricError(f"{path}: belongs to another network; give the weights of {what}")

@@ -74,9 +74,9 @@ def test_gradient_of_the_network_is_that_of_central_differences(extractor):
     levels = to_levels(images_of(3, 1)).double().requires_grad_()
     generator = torch.Generator().manual_seed(2)
     weights, step = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (2048, levels.shape))
-    (gradient,) = torch.autograd.grad(double._of_levels(levels)[0] @ weights, levels)
+    (gradient,) = torch.autograd.grad(double._features(levels) @ weights, levels)
     with torch.inference_mode():
-        ahead, behind = (double._of_levels(levels + sign * 1e-6 * step)[0] @ weights for sign in (1, -1))
+        ahead, behind = (double._features(levels + sign * 1e-6 * step) @ weights for sign in (1, -1))
     assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5)
 
 
