@@ -89,8 +89,8 @@ def headline(study: StudyHistory, state: Progress) -> str:
     best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
     if study.held_out is not None and study.held_out.loss is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {parts.number(study.searched)} searched"
-        if (second := study.held_out.second) is not None:
-            best += f"; {second.metric} {second.value:.4g}"
+        if (cross_check := study.held_out.cross_check) is not None:
+            best += f"; {cross_check.metric} {cross_check.value:.4g}"
         if study.held_out.warning is not None:
             best += f". Warning: {study.held_out.warning}"
     left = "" if state.seconds_left is None else f", {parts.duration(state.seconds_left)} left"

@@ -66,8 +66,8 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         image_shape=IMAGE_SHAPE,
         noise=ImageNoise(checked.noise_seed),
     )
-    second = functools.partial(second_digits_view, cache)
-    scores = Scores.fid(extractor, reference_of(extractor, digits_images()), second=second)
+    cross_check = functools.partial(second_digits_view, cache)
+    scores = Scores.fid(extractor, reference_of(extractor, digits_images()), cross_check=cross_check)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

@@ -246,7 +246,7 @@ def show(
     shown.columns[1].justify = "left"
     for name, value in described.items():
         if name == "held_out_report" and value is not None:  # two of its parts have lines of their own
-            value = {key: part for key, part in value.items() if key not in ("second", "warning")}
+            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning")}
         if name not in ("coefficients", "tracebacks"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import TrialState
 
+from lcsc_opt.database.cross_check import CrossCheck
 from lcsc_opt.database.lease import Holder
 from lcsc_opt.database.names import SUCCEEDED, label
-from lcsc_opt.database.second import Second
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -51,8 +51,8 @@ class HeldOut:
         groups: the loss on each group of noise.
         baselines: name → loss on the same noise.
         seeds: of the groups of noise.
-        second: the answer in features that the loss does not look at, where it was measured.
-        warning: one line where the loss is below its baseline and the second metric is not, or not for certain.
+        cross_check: the answer in features that the loss does not look at, where it was measured.
+        warning: one line where the loss is below its baseline and the cross-check is not, or not for certain.
     """
 
     trial: int | None
@@ -61,7 +61,7 @@ class HeldOut:
     groups: tuple[float, ...] = ()
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
-    second: Second | None = None
+    cross_check: CrossCheck | None = None
     warning: str | None = None
 
     @property
@@ -84,7 +84,7 @@ class HeldOut:
             groups=groups,
             baselines=baselines,
             seeds=seeds,
-            second=Second.parse(stored.get("second")),
+            cross_check=CrossCheck.parse(stored.get("cross_check")),
             warning=stored.get("warning"),
         )
 

@@ -21,7 +21,7 @@ OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset({"kid", "precision", "reca
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
-SECOND = "second"  # an objective's own second extractor, which no study file names
+CROSS_CHECK = "cross_check"  # an objective's own extractor for it, which no study file names
 DISTANCES: tuple[Formula, ...] = ("fid", "kid")  # lower is better, and both of quality and of diversity
 
 

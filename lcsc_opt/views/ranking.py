@@ -68,9 +68,9 @@ class Ranked:
         to_value: axis → what it cost to reach the value that was asked for.
         difference: from the best optimizer; ``None`` for that one, and without held-out losses.
         verdict: in words.
-        second: the held-out metric in features that the loss does not look at, of the seeds that have one.
-        second_metric: its name.
-        doubtful: seeds whose loss gained over the baseline while the second metric did not.
+        cross_check: the held-out metric in features that the loss does not look at, of the seeds that have one.
+        cross_check_metric: its name.
+        doubtful: seeds whose loss gained over the baseline while the cross-check did not.
     """
 
     optimizer: str
@@ -83,8 +83,8 @@ class Ranked:
     to_value: Mapping[str, Reach]
     difference: Difference | None
     verdict: str
-    second: Spread | None = None
-    second_metric: str | None = None
+    cross_check: Spread | None = None
+    cross_check_metric: str | None = None
     doubtful: int = 0
 
     @property
@@ -95,17 +95,17 @@ class Ranked:
     def as_row(self, axis: str = "images") -> dict[str, Any]:
         """Numbers and texts only, for a table that sorts and for CSV; costs along one axis."""
         ema, value = self.to_ema.get(axis), self.to_value.get(axis)
-        shown = (self.searched, self.held_out, self.second)
-        searched, held_out, second = (spread or (None, None) for spread in shown)
+        shown = (self.searched, self.held_out, self.cross_check)
+        searched, held_out, cross_check = (spread or (None, None) for spread in shown)
         return {
             "optimizer": self.label,
             "seeds": self.seeds,
             "unfinished": self.seeds - self.finished,
             "held_out": held_out[0],
             "held_out_sd": held_out[1],
-            "second": second[0],
-            "second_sd": second[1],
-            "second_metric": self.second_metric,
+            "cross_check": cross_check[0],
+            "cross_check_sd": cross_check[1],
+            "cross_check_metric": self.cross_check_metric,
             "doubtful": self.doubtful,
             "searched": searched[0],
             "searched_sd": searched[1],
@@ -148,7 +148,7 @@ def _ranked(
 ) -> Ranked:
     losses = held_out_losses(group)
     held_out = spread(list(losses.values()))
-    other = [s.held_out.second for s in group if s.held_out is not None and s.held_out.second is not None]
+    other = [s.held_out.cross_check for s in group if s.held_out is not None and s.held_out.cross_check is not None]
     compared = None
     if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
         compared = difference(losses, held_out_losses(best))
@@ -163,8 +163,8 @@ def _ranked(
         to_value={} if value is None else cost_to_reach(group, value),
         difference=compared,
         verdict="best" if group is best else verdict(compared, measured=bool(losses)),
-        second=spread([found.value for found in other]),
-        second_metric=other[0].metric if other else None,
+        cross_check=spread([found.value for found in other]),
+        cross_check_metric=other[0].metric if other else None,
         doubtful=sum(study.held_out is not None and study.held_out.warning is not None for study in group),
     )
 
@@ -322,7 +322,7 @@ def _doubt(row: Ranked) -> str:
     if not row.doubtful:
         return ""
     where = "" if row.seeds == 1 else f" in {row.doubtful} of {row.seeds} seeds"
-    return f" (but {row.second_metric or 'the second metric'} gained nothing{where}: compare the images)"
+    return f" (but {row.cross_check_metric or 'the cross-check'} gained nothing{where}: compare the images)"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
         "evaluations": 2,
         "images": 20,
         "seconds": 1.0,
-        "second": None,
+        "cross_check": None,
     }
 
 

@@ -47,7 +47,7 @@ def test_the_loss_is_fid_against_all_crops(objective: MergeSampleScore) -> None:
 
 
 def test_another_network_of_crops_sees_what_is_reported(objective: MergeSampleScore, cache: Path) -> None:
-    trained_objectives.check_the_second_space(objective, second_photographs_view(cache))
+    trained_objectives.check_the_cross_check(objective, second_photographs_view(cache))
 
 
 def test_one_step_is_the_consistency_function_at_the_highest_noise(objective: MergeSampleScore) -> None:
