@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
+from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
+from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
 if TYPE_CHECKING:  # drawing is imported where it is asked for
     from lcsc_opt.database.summary import OptimizerSummary
-
-Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
-AcceptCode = Annotated[
-    bool, typer.Option("--accept-code", help="Evaluate with other code of the objective than it was searched with.")
-]
-Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -106,7 +101,7 @@ def report(
 
 
 def evaluate(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    study: Study,
     images: Annotated[
         int | None,
         typer.Option(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.extractors import by_name as extractors
+from lcsc_opt.metrics.extractors import by_name
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from tests.objectives.image_objectives import PIXELS, Means, settings
 
@@ -25,7 +25,7 @@ class Corners(Means):
 @pytest.fixture(autouse=True)
 def published(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("inception", "clip"):
-        monkeypatch.setitem(extractors.PUBLISHED, name, lambda weights, device: Corners())
+        monkeypatch.setitem(by_name.PUBLISHED, name, lambda weights, device: Corners())
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base import imports as torchvision_import
+from lcsc_opt.base import imports
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureExtractor, extract
@@ -189,7 +189,7 @@ class Importer:
         self.stand_ins = []
 
     def __call__(self, name):
-        self.stand_ins.append(torchvision_import.STAND_IN in sys.modules)
+        self.stand_ins.append(imports.STAND_IN in sys.modules)
         sys.modules["torchvision.half"] = sys
         if self.errors:
             raise self.errors.pop(0)
@@ -202,7 +202,7 @@ MISSING_OPERATOR = "operator torchvision::nms does not exist"
 def importing(monkeypatch, without_torchvision):
     def replace(*errors):
         importer = Importer(*errors)
-        monkeypatch.setattr(torchvision_import.importlib, "import_module", importer)
+        monkeypatch.setattr(imports.importlib, "import_module", importer)
         return importer
 
     yield replace
@@ -229,10 +229,10 @@ def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(importing,
     importing(*errors)
     with pytest.raises(ImportError, match="install the torchvision that belongs to this torch"):
         prepare_torchvision()
-    assert torchvision_import.STAND_IN not in sys.modules
+    assert imports.STAND_IN not in sys.modules
 
 
 def test_missing_torchvision_is_left_alone(monkeypatch, without_torchvision):
-    monkeypatch.setattr(torchvision_import.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(imports.importlib.util, "find_spec", lambda name: None)
     prepare_torchvision()
     assert "torchvision" not in sys.modules
