@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
+from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.metrics.extractors.weights import read_weights, torch_fidelity_module
 
 
@@ -75,13 +75,8 @@ class PublishedNetwork(ABC):
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """The first 12 hexadecimal digits of a SHA-256 of the names, types, shapes and bytes of ``weights``."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().to("cpu").contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
+    """The first 12 hexadecimal digits of :func:`~lcsc_opt.checkpoints.weights.weights_sha256`."""
+    return weights_sha256(weights)[:12]
 
 
 def to_bytes(images: Tensor) -> Tensor:
