@@ -89,30 +89,6 @@ class HeldOut:
         )
 
 
-def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
-    """EMA*'s loss on the noise that ``held_out`` is of; ``None`` where it was not measured on that.
-
-    Args:
-        held_out: of a study.
-        ema: of the EMA grid, whose own report may be of fewer images.
-    """
-    if held_out is None:
-        return None
-    if "EMA*" in held_out.baselines:
-        return held_out.baselines["EMA*"]
-    return ema.loss if ema is not None and ema.sample == held_out.sample else None
-
-
-def relative(value: float | None, reference: float | None) -> float | None:
-    """How far ``value`` is above ``reference``, as a share of it: -0.6 is 60 % below.
-
-    ``None`` where one is not known, or the two have different signs: a share then means nothing.
-    """
-    if value is None or not reference or value * reference < 0:
-        return None
-    return (value - reference) / abs(reference)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class StudyHistory:
     """One study at one moment.
@@ -168,6 +144,11 @@ class StudyHistory:
     def state(self) -> str:
         """``finished``, ``unfinished`` or ``empty``."""
         return "finished" if self.ended else "unfinished" if len(self.trials) else "empty"
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """The answer's loss on held-out noise; ``None`` before it was measured."""
+        return None if self.held_out is None else self.held_out.loss
 
     @property
     def running(self) -> bool:

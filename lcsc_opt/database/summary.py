@@ -13,8 +13,9 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.database.comparing import best_ema, ema_beside, mean_and_spread, relative
 from lcsc_opt.database.cross_check import CrossCheck
-from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
+from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import BASELINES, compared_trials, is_ours, label, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -24,7 +25,6 @@ __all__ = [
     "Floats",
     "OptimizerSummary",
     "StudySummary",
-    "best_ema",
     "comparison_rows",
     "cross_check_metric",
     "describe_coefficients",
@@ -91,6 +91,16 @@ class StudySummary:
         return label(self.optimizer)
 
     @property
+    def ended(self) -> bool:
+        """Whether the search is over."""
+        return self.state == "finished"
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """:attr:`held_out`, as a study's history calls it."""
+        return self.held_out
+
+    @property
     def held_out_images(self) -> int | None:
         """How many images its held-out loss is of; ``None`` where there is no such loss, or no images."""
         return None if self.sample is None or self.held_out is None else self.sample[0] or None
@@ -149,7 +159,7 @@ def _summary(reader: HistoryReader, study: StudyHistory) -> StudySummary:
         state=study.state,
         budget=dict(study.budget),
         searched=study.searched,
-        held_out=None if study.held_out is None else study.held_out.loss,
+        held_out=study.held_out_loss,
         evaluations=len(finished),
         failures=len(study.failed),
         images=int(finished["images"].sum()),
@@ -172,17 +182,6 @@ def _curve(study: StudyHistory) -> Floats:
     best = np.fmin.accumulate(trials["loss"])  # which leaves NaN out
     columns = (counts, np.cumsum(trials["images"]), np.cumsum(trials["seconds"]), best)
     return np.asarray(np.column_stack(columns)[~np.isnan(trials["loss"])])
-
-
-def best_ema(studies: Sequence[StudySummary]) -> StudySummary | None:
-    """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
-    complete = [study for study in studies if study.optimizer == "EMAGrid" and study.state == "finished"]
-    grids = [study for study in complete if study.searched is not None]
-    return min(grids, key=lambda study: (_or_infinite(study.held_out), study.searched), default=None)
-
-
-def _or_infinite(value: float | None) -> float:
-    return float("inf") if value is None else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,19 +250,19 @@ def _ema_beside(study: StudySummary, ema: StudySummary | None) -> float | None:
 def _over_seeds(group: Sequence[StudySummary], ema: StudySummary | None) -> OptimizerSummary:
     measured = [study for study in group if study.held_out is not None]
     beside = [_ema_beside(study, ema) for study in measured]
-    ema_mean = None if None in beside else _mean_and_spread(beside)
-    held_out = _mean_and_spread([study.held_out for study in group])
+    ema_mean = None if None in beside else mean_and_spread(beside)
+    held_out = mean_and_spread([study.held_out for study in group])
     return OptimizerSummary(
         optimizer=group[0].optimizer,
         label=group[0].label,
         seeds=len(group),
-        searched=_mean_and_spread([study.searched for study in group]),
+        searched=mean_and_spread([study.searched for study in group]),
         held_out=held_out,
         evaluations=statistics.fmean(study.evaluations for study in group),
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
         below_ema=None if held_out is None or ema_mean is None else relative(held_out[0], ema_mean[0]),
-        cross_check=_mean_and_spread(
+        cross_check=mean_and_spread(
             [None if study.cross_check is None else study.cross_check.value for study in group]
         ),
         held_out_images=tuple(sorted({images for study in group if (images := study.held_out_images) is not None})),
@@ -274,13 +273,6 @@ def cross_check_metric(studies: Sequence[StudySummary]) -> str | None:
     """What the cross-check of an experiment is called; ``None`` where none was measured."""
     names = {study.cross_check.metric for study in studies if study.cross_check is not None}
     return min(names) if len(names) == 1 else "cross-check" if names else None
-
-
-def _mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
 
 
 def describe_coefficients(coefficients: Floats, steps: Sequence[int]) -> dict[str, float]:

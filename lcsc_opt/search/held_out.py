@@ -24,10 +24,11 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.cross_check import cross_check_of, warning_of
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
-from lcsc_opt.database.summary import BASELINES, best_ema, is_ours, split_name, summarize
+from lcsc_opt.database.summary import BASELINES, is_ours, split_name, summarize
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 

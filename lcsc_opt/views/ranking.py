@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
+from lcsc_opt.database.comparing import best_ema, ema_beside, mean_and_spread, relative
+from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import label
-from lcsc_opt.views.curves import AXES, best_grid, best_so_far
+from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -128,7 +129,7 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
         studies: of one experiment.
         value: the cost of reaching this loss, on the search's noise, is told too.
     """
-    ema = best_grid(studies)
+    ema = best_ema(studies)
     grouped: dict[str, list[StudyHistory]] = {}
     for study in studies:
         grouped.setdefault(study.optimizer, []).append(study)
@@ -147,7 +148,7 @@ def _ranked(
     group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
 ) -> Ranked:
     losses = held_out_losses(group)
-    held_out = spread(list(losses.values()))
+    held_out = mean_and_spread(losses.values())
     other = [s.held_out.cross_check for s in group if s.held_out is not None and s.held_out.cross_check is not None]
     compared = None
     if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
@@ -156,14 +157,14 @@ def _ranked(
         optimizer=group[0].optimizer,
         seeds=len(group),
         finished=sum(study.ended for study in group),
-        searched=spread([study.searched for study in group if study.searched is not None]),
+        searched=mean_and_spread(study.searched for study in group),
         held_out=held_out,
         below_ema=below_ema(group, ema),
         to_ema={} if ema is None or ema.searched is None else cost_to_reach(group, ema.searched),
         to_value={} if value is None else cost_to_reach(group, value),
         difference=compared,
         verdict="best" if group is best else verdict(compared, measured=bool(losses)),
-        cross_check=spread([found.value for found in other]),
+        cross_check=mean_and_spread(found.value for found in other),
         cross_check_metric=other[0].metric if other else None,
         doubtful=sum(study.held_out is not None and study.held_out.warning is not None for study in group),
     )
@@ -186,15 +187,7 @@ def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int,
 
 def held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
     """Seed → held-out loss, of the studies that have one."""
-    known = ((study.seed, study.held_out) for study in studies if study.held_out is not None)
-    return {seed: held_out.loss for seed, held_out in known if held_out.loss is not None}
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation; ``None`` of nothing."""
-    if not values:
-        return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
 
 
 def cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, Reach]:
