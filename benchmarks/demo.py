@@ -15,11 +15,12 @@ from common import RESULTS, machine, write_csv
 from optuna.storages import RDBStorage
 
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.summary import OptimizerSummary, over_seeds, summaries
 from lcsc_opt.views.artifacts import artifact_directory, stored_images
-from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.curves import comparison
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.writing import write_figures
@@ -59,7 +60,7 @@ def draw(storage: RDBStorage) -> None:
     """The README's pictures, which take a Chrome or Chromium; and a page with everything."""
     reader = HistoryReader(storage)
     studies = reader.read("digits")
-    ema = best_grid(studies)
+    ema = best_ema(studies)
     found = next(study for study in studies if study.study == "digits/LCSCGradient/0")
     profiles = [profile_of(reader, study) for study in (found, ema) if study is not None]
     write_figures(

@@ -52,10 +52,10 @@ FIRST_SEED = 10  # settings were chosen with seeds below
 HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # and on group 0
 LIMITS = (2_000, 6_000, 20_000, 60_000)
 PER_CHECK = 1_000
-HEADER = ("row", "seed", *(f"fid_{limit}" for limit in LIMITS), "second_fid", "seconds")
+HEADER = ("row", "seed", *(f"fid_{limit}" for limit in LIMITS), "cross_check_fid", "seconds")
 Array = npt.NDArray[np.float64]
 Result = tuple[float, ...]
-"""Held-out FID at each limit, FID in a second feature space at the end, seconds; NaN where there is none."""
+"""Held-out FID at each limit, that of the cross-check at the end, seconds; NaN where there is none."""
 
 
 class AlteredLoss(Loss):
@@ -283,14 +283,14 @@ def view_of_digits(dimension: int) -> View:
 
 
 def measure(objective: MergeSampleScore, coefficients: Coefficients) -> tuple[float, float]:
-    """Held-out FID, and FID in the second feature space where the objective has one."""
+    """Held-out FID, and that of the cross-check where the objective has one."""
     evaluation = objective.evaluate(Candidate(coefficients, images=HELD_OUT_IMAGES, noise=HELD_OUT))
-    return evaluation.metrics["fid"], evaluation.metrics.get("fid@second", math.nan)
+    return evaluation.metrics["fid"], evaluation.metrics.get("fid@cross_check", math.nan)
 
 
 def print_table(known: Mapping[tuple[str, int], Result]) -> None:
     """Mean over seeds and, beside the last FID, the sample standard deviation; as docs/gradient.md has it."""
-    print("\n| | seeds |", " | ".join(f"{limit:,} images" for limit in LIMITS), "| second feature space |")
+    print("\n| | seeds |", " | ".join(f"{limit:,} images" for limit in LIMITS), "| cross-check |")
     print("|---|---|" + "---|" * (len(LIMITS) + 1))
     for name in NAMES:
         found = [result[:-1] for key, result in known.items() if key[0] == name]

@@ -30,7 +30,7 @@ from stress_search import (
     verdict,
 )
 
-from lcsc_opt.database import store as study_store
+from lcsc_opt.database import store
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
 from lcsc_opt.objective.contract import Objective
@@ -173,7 +173,7 @@ def _fail_points(side: str, k: int) -> Iterator[dict[str, int]]:
 
     for name in COMMITTING:
         setattr(StoredStudy, name, wrapped(getattr(StoredStudy, name)))
-    study_store._create = wrapped(study_store._create)
+    store._create = wrapped(store._create)
     sa.event.listen(sa.Engine, "commit", commit)
     yield counts
 

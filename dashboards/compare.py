@@ -91,8 +91,8 @@ def _shown(
     ranked = ranking(studies, value=target)
     data = comparison(studies, axis)
     figure = comparison_figure(data, log_x="x" in scale, log_y="y" in scale, theme=theme)
-    second = next((row.second_metric for row in ranked if row.second_metric is not None), None)
-    listed = _columns(data.metric, axis, target, second) if columns else no_update
+    cross_check = next((row.cross_check_metric for row in ranked if row.cross_check_metric is not None), None)
+    listed = _columns(data.metric, axis, target, cross_check) if columns else no_update
     return headline(ranked, data.metric), figure, listed, [_row(row, axis) for row in ranked], _studies(studies)
 
 
@@ -163,14 +163,14 @@ def _row(row: Ranked, axis: str) -> dict[str, Any]:
         **found,
         "colour": style(row.optimizer).colour,
         "held_out_text": parts.number(found["held_out"], found["held_out_sd"]),
-        "second_text": parts.number(found["second"], found["second_sd"]),
+        "cross_check_text": parts.number(found["cross_check"], found["cross_check_sd"]),
         "searched_text": parts.number(found["searched"], found["searched_sd"]),
         "below_ema_text": "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %",
         "difference_text": "–" if row.difference is None else f"{row.difference.mean:+.3g}{interval}",
     }
 
 
-def _columns(metric: str, axis: str, target: float | None, second: str | None) -> list[dict[str, Any]]:
+def _columns(metric: str, axis: str, target: float | None, cross_check: str | None) -> list[dict[str, Any]]:
     swatch = {"function": "({borderLeft: '6px solid ' + params.data.colour, fontWeight: 600})"}
     costs = [{**_quantity("to_ema", f"{AXES[axis].capitalize()} to EMA*"), **LINES}]
     if target is not None:
@@ -181,7 +181,7 @@ def _columns(metric: str, axis: str, target: float | None, second: str | None) -
         {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 170},
         {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},
         {**_quantity("difference", "Difference from the best"), **LINES, "minWidth": 185},
-        *([] if second is None else [{**_quantity("second", f"Held-out {second}"), **LOSS}]),
+        *([] if cross_check is None else [{**_quantity("cross_check", f"Held-out {cross_check}"), **LOSS}]),
         *costs,
         {**_quantity("searched", f"Searched {metric}"), **LOSS},
         {"field": "seeds", "headerName": "Seeds", "type": "rightAligned", "minWidth": 70},

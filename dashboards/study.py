@@ -9,10 +9,11 @@ import dash
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.curves import comparison
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.server import shared_reader
 from lcsc_opt.views.figures.comparison import comparison_figure
@@ -89,8 +90,8 @@ def headline(study: StudyHistory, state: Progress) -> str:
     best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
     if study.held_out is not None and study.held_out.loss is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {parts.number(study.searched)} searched"
-        if (second := study.held_out.second) is not None:
-            best += f"; {second.metric} {second.value:.4g}"
+        if (cross_check := study.held_out.cross_check) is not None:
+            best += f"; {cross_check.metric} {cross_check.value:.4g}"
         if study.held_out.warning is not None:
             best += f". Warning: {study.held_out.warning}"
     left = "" if state.seconds_left is None else f", {parts.duration(state.seconds_left)} left"
@@ -99,7 +100,7 @@ def headline(study: StudyHistory, state: Progress) -> str:
 
 def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:
     """Figure → what it is drawn from; coefficients are read again only when a better trial was found."""
-    ema = best_grid(studies)
+    ema = best_ema(studies)
     answers = [(other.study, other.chosen) for other in studies]
     found = repr((study.study, study.study_id, study.chosen, improved_trials(study)[-1:], theme, study.held_out))
     against = repr((None if ema is None else (ema.study, ema.chosen), found))
@@ -120,7 +121,7 @@ def _figures(
     """Those of the wanted figures."""
     found: dict[str, Any] = {}
     if "best_so_far" in wanted:
-        ema = best_grid(studies)
+        ema = best_ema(studies)
         both = [study] if ema is None or ema.study == study.study else [study, ema]
         found["best_so_far"] = comparison_figure(comparison(both), theme=theme)
     if "distances" in wanted:

@@ -56,8 +56,8 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     function = ConsistencyFunction(network(), sigma_data=training.sigma_data, sigma_min=training.sigma_min)
     sigmas = [training.sigma_max * 0.2**step for step in range(checked.nfe)]
     sampler = ConsistencySampler(function, image_shape=IMAGE_SHAPE, sigmas=sigmas, noise=ImageNoise(checked.noise_seed))
-    second = functools.partial(second_digits_view, cache)
-    scores = checked.scores(extractor, digits_images(), second)
+    cross_check = functools.partial(second_digits_view, cache)
+    scores = checked.scores(extractor, digits_images(), cross_check)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

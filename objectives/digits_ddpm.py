@@ -65,8 +65,8 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         image_shape=IMAGE_SHAPE,
         noise=ImageNoise(checked.noise_seed),
     )
-    second = functools.partial(second_digits_view, cache)
-    scores = checked.scores(extractor, digits_images(), second)
+    cross_check = functools.partial(second_digits_view, cache)
+    scores = checked.scores(extractor, digits_images(), cross_check)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

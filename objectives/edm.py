@@ -44,6 +44,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.checkpoints import read_init_arguments
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
+from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
@@ -60,7 +61,6 @@ from lcsc_opt.sampling import (
     choose_labels,
     load_autoencoder,
     load_weights,
-    weights_sha256,
 )
 from lcsc_opt.trajectory import read_checkpoint
 
@@ -172,7 +172,7 @@ def _denoiser(checked: Settings) -> EdmDenoiser:
     config: dict[str, object] = {"made_with": [arguments, checked.arguments], "dtype": checked.dtype}
     if checked.guide is None or guide is None:
         return EdmDenoiser(network, label_dim=label_dim, config=config)
-    config["guide"] = weights_sha256(guide)
+    config["guide"] = weights_sha256(guide.state_dict())
     return EdmDenoiser(network, label_dim=label_dim, guide=guide, guidance=checked.guide.scale, config=config)
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,3 +62,57 @@ def test_imports_go_downwards_only():
     linter = Path(sys.executable).with_name("lint-imports")
     done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+WRITTEN = [
+    *ROOT.glob("*.md"),
+    *(
+        path
+        for folder in ("lcsc_opt", "objectives", "studies", "dashboards", "benchmarks", "docs", "tests")
+        for suffix in ("py", "md", "yaml", "jinja")
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
+        if "_shipped" not in path.parts
+    ),
+]
+NOWHERE = {"lcsc_opt.nothing"}  # of a test of what happens then
+MADE = {"benchmarks/results/optimizers.db"}  # by `make bench`, and not kept with the code
+
+
+def written(pattern: str, suffix: str = "") -> dict[str, str]:
+    """What the pattern finds in our files → one of the files."""
+    return {
+        found: str(path.relative_to(ROOT))
+        for path in WRITTEN
+        if path.name.endswith(suffix)
+        for found in re.findall(pattern, path.read_text())
+    }
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[count:]:
+            if not hasattr(found, part):
+                return part in getattr(found, "__annotations__", {}) and part == parts[-1]
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def test_every_name_of_ours_that_is_written_somewhere_exists():
+    names = written(r"\blcsc_opt(?:\.[A-Za-z_]\w*)+")
+    assert len(names) > 200
+    assert {name: path for name, path in names.items() if name not in NOWHERE and not exists(name)} == {}
+    assert not any(exists(f"lcsc_opt.{place}.nothing") for place in ("search", "base.errors", "base.errors.LcscError"))
+
+
+def test_every_file_of_ours_that_the_documents_name_exists():
+    folders = "lcsc_opt|tests|benchmarks|objectives|studies|dashboards|docs"
+    files = written(rf"(?<![\w/.-])(?:{folders})/[\w/-]*(?:\.\w+)*", suffix=".md")
+    assert len(files) > 50
+    assert {file: path for file, path in files.items() if file not in MADE and not (ROOT / file).exists()} == {}

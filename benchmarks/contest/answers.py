@@ -38,7 +38,7 @@ class Measured:
 
     answer: Answer
     held_out: float
-    second: float | None
+    cross_check: float | None
 
 
 def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
@@ -77,11 +77,12 @@ def measured(found: Sequence[Answer], known: Mapping[str, Mapping[str, Any]]) ->
 
     Args:
         found: of one study.
-        known: number of the trial → ``loss``, and ``second`` or ``None``.
+        known: number of the trial → ``loss``, and ``cross_check`` or ``None``.
     """
     if any(str(answer.trial) not in known for answer in found):
         return None
     results = [known[str(answer.trial)] for answer in found]
     return [
-        Measured(answer, float(result["loss"]), result["second"]) for answer, result in zip(found, results, strict=True)
+        Measured(answer, float(result["loss"]), result["cross_check"])
+        for answer, result in zip(found, results, strict=True)
     ]

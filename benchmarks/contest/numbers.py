@@ -44,7 +44,7 @@ class Curves:
         limits: ``[M]`` numbers of images.
         held_out: ``[S, M]`` FID of the answer after so many images; NaN before there is one, and the last answer from
             where a search has ended.
-        second: ``[S, M]`` FID of the same in other features; NaN where there are none.
+        cross_check: ``[S, M]`` FID of the same in other features; NaN where there are none.
         searched: ``[S, M]`` FID of the same on the search's noise.
         images: ``[S, M]`` that were sampled, at most the limit.
         model_calls: ``[S, M]``.
@@ -57,7 +57,7 @@ class Curves:
     seeds: tuple[int, ...]
     limits: Floats
     held_out: Floats
-    second: Floats
+    cross_check: Floats
     searched: Floats
     images: Floats
     model_calls: Floats
@@ -94,7 +94,7 @@ def curves_of(
     seeds = tuple(sorted(studies))
     columns = {
         name: np.stack([_column(studies[seed], name, limits) for seed in seeds])
-        for name in ("held_out", "second", "searched", "images", "model_calls", "seconds")
+        for name in ("held_out", "cross_check", "searched", "images", "model_calls", "seconds")
     }
     final = [chosen.get(seed) for seed in seeds]
     return Curves(
@@ -117,7 +117,7 @@ def _column(points: Sequence[Measured], name: str, limits: Sequence[int]) -> Flo
 
 
 def _value(point: Measured, name: str) -> float:
-    value = getattr(point, name) if name in ("held_out", "second") else getattr(point.answer, name)
+    value = getattr(point, name) if name in ("held_out", "cross_check") else getattr(point.answer, name)
     return math.nan if value is None else float(value)
 
 
@@ -216,12 +216,12 @@ class Result:
         searched: FID of the answer on the search's noise.
         held_out: FID of the answer.
         chosen: FID of what ``lcsc run`` answers, which chooses among several trials on other noise.
-        second: FID of the answer in features that the search did not see.
+        cross_check: FID of the answer in features that the search did not see.
         to_ema: images to be as good as EMA*.
         to_paper: images to be as good as Algorithm 1 at its end.
         at_tenth: FID after a tenth of Algorithm 1's images, as a share of Algorithm 1's at its end.
         gain: 1 - FID / EMA*'s FID, in the features of the search.
-        transfer: the same gain in the second features, as a share of that in the first.
+        transfer: the same gain of the cross-check, as a share of the loss's.
         difference: of the held-out FID from the best contender's.
         verdict: in words.
     """
@@ -234,7 +234,7 @@ class Result:
     searched: float
     held_out: Interval
     chosen: Interval | None
-    second: Interval | None
+    cross_check: Interval | None
     to_ema: Crossing | None
     to_paper: Crossing | None
     at_tenth: Interval | None
@@ -271,7 +271,7 @@ def _result(cell: Cell, curves: Curves, best: Curves, ema: Curves | None, paper:
         searched=float(curves.searched[:, -1].mean()),
         held_out=mean_interval(curves.final),
         chosen=_known_interval(curves.chosen),
-        second=_known_interval(curves.second[:, -1]),
+        cross_check=_known_interval(curves.cross_check[:, -1]),
         to_ema=None if ema is None else crossing(curves, ema.final),
         to_paper=None if paper is None else crossing(curves, paper.final),
         at_tenth=None if paper is None or np.isnan(tenth).any() else ratio(tenth, paper.final),
@@ -290,13 +290,13 @@ def _by_seed(curves: Curves, other: Curves) -> dict[int, float]:
 
 
 def _gains(curves: Curves, ema: Curves) -> tuple[Floats, Floats | None]:
-    """``[S]`` each: how far the answer is below EMA*, as a share of it; and the same of the second features, as a
+    """``[S]`` each: how far the answer is below EMA*, as a share of it; and the same of the cross-check, as a
     share of that, where every seed has both.
     """
     gain = 1 - curves.final / ema.final.mean()
-    second = 1 - curves.second[:, -1] / ema.second[:, -1].mean()
-    known = (gain > 0).all() and not np.isnan(second).any()
-    return gain, second / gain if known else None
+    cross_check = 1 - curves.cross_check[:, -1] / ema.cross_check[:, -1].mean()
+    known = (gain > 0).all() and not np.isnan(cross_check).any()
+    return gain, cross_check / gain if known else None
 
 
 def _known_interval(values: Floats) -> Interval | None:

@@ -13,9 +13,9 @@ from lcsc_opt.database.names import label
 
 POINT_HEADER = (
     *("objective", "checkpoints", "optimizer", "seed", "limit", "images", "model_calls", "seconds"),
-    *("searched_fid", "held_out_fid", "second_fid"),
+    *("searched_fid", "held_out_fid", "cross_check_fid"),
 )
-INTERVALS = ("held_out", "chosen", "second", "at_tenth", "gain", "transfer")
+INTERVALS = ("held_out", "chosen", "cross_check", "at_tenth", "gain", "transfer")
 CROSSINGS = ("to_ema", "to_paper")
 SUMMARY_HEADER = (
     *("objective", "checkpoints", "budget", "optimizer", "seeds", "images", "model_calls", "seconds", "searched"),
@@ -24,7 +24,7 @@ SUMMARY_HEADER = (
     *("difference", "difference_low", "difference_high", "verdict"),
 )
 TABLE_HEADER = (
-    "| optimizer | seeds | images | model calls | FID | as `lcsc run` answers | second FID | images to EMA* "
+    "| optimizer | seeds | images | model calls | FID | as `lcsc run` answers | cross-check FID | images to EMA* "
     "| images to LCSC's end | at a tenth | transfer | seconds | against the best |"
 )
 
@@ -39,7 +39,7 @@ def point_rows(cell: Cell, contenders: Sequence[Curves]) -> list[tuple[Any, ...]
                     continue
                 head = (cell.objective, cell.checkpoints, curves.label, seed, int(limit))
                 spent = (int(curves.images[row, column]), int(curves.model_calls[row, column]))
-                losses = (curves.searched, curves.held_out, curves.second)
+                losses = (curves.searched, curves.held_out, curves.cross_check)
                 numbers = (_rounded(float(values[row, column])) for values in losses)
                 rows.append((*head, *spent, round(float(curves.seconds[row, column]), 2), *numbers))
     return rows
@@ -101,7 +101,7 @@ def _table_row(result: Result) -> str:
         f"{result.model_calls:,.0f}",
         shown(result.held_out),
         shown(result.chosen),
-        shown(result.second),
+        shown(result.cross_check),
         shown_crossing(result.to_ema),
         shown_crossing(result.to_paper),
         "" if result.label == PAPER else shown(result.at_tenth),
@@ -137,7 +137,7 @@ def _images(count: float) -> str:
 ASKED = (
     ("to_paper", f"{GRADIENT}: images to reach LCSC's final FID, as a share of LCSC's", "1/20", "1/100"),
     ("at_tenth", f"{GRADIENT}: FID after a tenth of LCSC's images, as a share of LCSC's final one", "0.75", "0.5"),
-    ("transfer", f"{GRADIENT}: gain over EMA* in the second features, as a share of that in the first", "0.5", "1"),
+    ("transfer", f"{GRADIENT}: gain over EMA* of the cross-check, as a share of the loss's", "0.5", "1"),
 )
 ASKED_FREE = ("images to reach LCSC's final FID, as a share of LCSC's", "1/2", "1/5")
 

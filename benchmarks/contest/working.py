@@ -28,7 +28,7 @@ from lcsc_opt.search.plan import StudyPlan, plans
 
 MEASURED = "held_out_answers"
 UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group 0
-"""The study's attribute: ``images``, and under ``trials`` number → ``loss`` and ``second`` on held-out noise."""
+"""The study's attribute: ``images``, and under ``trials`` number → ``loss`` and ``cross_check`` on held-out noise."""
 
 
 FAILED = "FAILED"
@@ -135,6 +135,6 @@ def measure(study: StoredStudy, objective: Objective, cell: Cell) -> None:
         outcome = evaluate_safely(objective, Candidate(coefficients, images=cell.held_out, noise=UNSEEN))
         if isinstance(outcome, Failure):
             raise SearchFailedError(f"{study.name}: trial {number} on held-out noise: {outcome.reason}")
-        second = None if objective.second_metric is None else outcome.metrics[objective.second_metric]
-        known[str(number)] = {"loss": outcome.loss, "second": second}
+        cross_check = None if objective.cross_check_metric is None else outcome.metrics[objective.cross_check_metric]
+        known[str(number)] = {"loss": outcome.loss, "cross_check": cross_check}
         study.set_attribute(MEASURED, {"images": cell.held_out, "trials": known})

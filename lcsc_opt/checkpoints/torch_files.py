@@ -1,4 +1,4 @@
-"""Files of ``torch.save``, old and new, and bare pickles: their content, before or after reading its tensors.
+"""Files of ``torch.save``, old and new, of ``torch.jit.save``, and bare pickles: their content without the tensors.
 
 ``torch.load(weights_only=True)`` is not used: it refuses files in which a class of Lightning, argparse or NVlabs stands
 beside the weights, a few bytes can make it allocate or hash without end, and it makes the optimizer's tensors too. Here
@@ -19,6 +19,7 @@ import torch
 from lcsc_opt.checkpoints.contents import Name, Refused, Span, StorageRef
 from lcsc_opt.checkpoints.pickles import MALFORMED, Budget, InertUnpickler
 from lcsc_opt.checkpoints.torch_objects import STORAGE_TYPES
+from lcsc_opt.checkpoints.torchscript import script_weights
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
 LEGACY_PROTOCOL = 1001
@@ -61,7 +62,10 @@ class _SmallReads:
 
 
 def _entries(data: memoryview, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
-    """The entries of a zip by name; torch stores them as they are, so anything compressed is refused."""
+    """The entries of a zip by name, without the program of ``torch.jit.save``.
+
+    Torch stores all others as they are, so anything compressed is refused.
+    """
     try:
         with zipfile.ZipFile(_SmallReads(file)) as archive:
             infos = archive.infolist()
@@ -70,6 +74,8 @@ def _entries(data: memoryview, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     entries: dict[str, zipfile.ZipInfo] = {}
     total = 0
     for info in infos:
+        if info.filename.partition("/")[2].startswith("code/"):
+            continue
         total += info.file_size
         stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
         if not stored or total > len(data) or info.filename in entries:
@@ -112,7 +118,8 @@ def _read_zip(data: memoryview, entries: dict[str, zipfile.ZipInfo], *, locate: 
         return StorageRef(dtype, size, _span(data, entry).start) if locate else StorageRef(dtype, size)
 
     span = _span(data, entries[pickles[0]])
-    return InertUnpickler(data[: span.stop], span.start, Budget(), storage=storage).load()
+    content = InertUnpickler(data[: span.stop], span.start, Budget(), storage=storage).load()
+    return script_weights(content) if f"{folder}constants.pkl" in entries else content
 
 
 def _storage_identity(identity: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:

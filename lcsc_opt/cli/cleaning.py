@@ -11,14 +11,14 @@ import typer
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.cli.output import STORAGE_HELP, Format, confirmed, console, print_json, say, size, table
+from lcsc_opt.cli.options import Output, Storage
+from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, size, table
 from lcsc_opt.database.connection import masked, open_storage, shrink, storage_url
 
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached
 
 SHOWN = 3  # studies that use one thing
-Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
@@ -57,9 +57,7 @@ def cache(
     ] = False,
     yes: Yes = False,
     storage: Storage = None,
-    output: Annotated[
-        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-    ] = Format.table,
+    output: Output = Format.table,
 ) -> None:
     """List what lies in the cache, with its size, its last use and the studies that use it; or remove it."""
     from lcsc_opt.diagnostics.cleaning.cache import contents

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from lcsc_opt.cli.output import STORAGE_HELP, say
+from lcsc_opt.cli.options import Storage
+from lcsc_opt.cli.output import say
 from lcsc_opt.database.connection import masked, open_even_empty, storage_url
 
 
@@ -21,7 +22,7 @@ def dashboard(
         str,
         typer.Option(help="Address to listen on. Others can reach anything but loopback: they need a token then."),
     ] = "127.0.0.1",
-    storage: Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)] = None,
+    storage: Storage = None,
 ) -> None:
     """Compare optimizers in the browser, live, with optuna-dashboard beside it. Only reads the study database."""
     from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve

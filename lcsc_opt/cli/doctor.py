@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, print_json, say, table
+from lcsc_opt.cli.options import Output, Storage
+from lcsc_opt.cli.output import Format, console, print_json, say, table
 from lcsc_opt.database.connection import storage_url
 
 PROBLEMS_REMAIN = 1
@@ -21,16 +22,14 @@ def doctor(
     study: Annotated[
         str | None, typer.Argument(help="experiment/optimizer/seed; without it, every study of the database.")
     ] = None,
-    storage: Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)] = None,
+    storage: Storage = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Do what is offered, in studies that nobody is running.")
     ] = False,
     deep: Annotated[
         bool, typer.Option("--deep", help="Load the objectives, too, and read every checkpoint; may take long.")
     ] = False,
-    output: Annotated[
-        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-    ] = Format.table,
+    output: Output = Format.table,
 ) -> None:
     """Check the study database: what is damaged or left over, and what to do. Leaves with 1 if problems remain."""
     from lcsc_opt.diagnostics.doctor import diagnose

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
+from lcsc_opt.cli.options import Output, Steps, Storage, Study, parse_steps
+from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
@@ -27,8 +28,6 @@ Config = Annotated[
     Path | None, typer.Option(help="A model's folder with config.json, for --as diffusers of another network.")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing export.")]
-Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
-Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -38,7 +37,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def export(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    study: Study,
     out: Out,
     form: Form = None,
     dtype: Dtype = None,
@@ -50,15 +49,14 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write the merged model, with the recipe in its metadata. Works while the study runs, too."""
-    from lcsc_opt.exports.writing import Destination
-    from lcsc_opt.exports.writing import export as write
+    from lcsc_opt.exports import writing
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.plan import stored_plan
 
-    to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    to = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     opened = open_storage(storage_url(storage), write=False)
     stored = StoredStudy.open(opened, study)
-    made = write(stored, Experiment(opened, stored_plan(stored)).objective, to, number=trial)
+    made = writing.export(stored, Experiment(opened, stored_plan(stored)).objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
     say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
 
@@ -141,9 +139,7 @@ def apply(
     form: Form = None,
     dtype: Dtype = None,
     key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are; else the recipe's.")] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")
-    ] = None,
+    steps: Steps = None,
     config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -156,7 +152,7 @@ def apply(
     if form is None and followed.lora is not None and out.suffix == ".safetensors":
         form = "lora"  # as it was exported
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    given = _steps(steps)
+    given = parse_steps(steps)
     made = rebuild(followed, checkpoints, to, key=key, steps=given, beside=recipe)
     say(f"{out}: {made.title}, from {len(made.steps)} checkpoints")
 
@@ -172,9 +168,7 @@ def average(
     form: Form = None,
     dtype: Dtype = None,
     key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are.")] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")
-    ] = None,
+    steps: Steps = None,
     config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -196,16 +190,5 @@ def average(
         raise typer.BadParameter("give one of --ema, --power and --coefficients")
     [(name, way)] = ways.items()
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    made = averaging.average(checkpoints, way, to, name=name, key=key, steps=_steps(steps))
+    made = averaging.average(checkpoints, way, to, name=name, key=key, steps=parse_steps(steps))
     say(f"{out}: {name} of {len(made.steps)} checkpoints, steps {made.steps[0]} to {made.steps[-1]}")
-
-
-def _steps(text: str | None) -> list[int] | None:
-    return None if text is None else [_step(part) for part in text.split(",")]
-
-
-def _step(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--steps: expected whole numbers with commas between, got {text!r}") from error

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
+from lcsc_opt.cli.options import AcceptEnvironment, Output, Storage, TakeOver
+from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
@@ -46,16 +47,10 @@ def landscape(
     plot: Annotated[
         list[Path] | None, typer.Option(help="Draw it, too: .html, .png, .svg, .pdf or .json; may be repeated.")
     ] = None,
-    storage: Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)] = None,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Take it over from a process that is dead but seems to run it.")
-    ] = False,
-    accept_environment: Annotated[
-        bool, typer.Option("--accept-environment", help="Go on with other packages or another BLAS than before.")
-    ] = False,
-    output: Annotated[
-        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-    ] = Format.table,
+    storage: Storage = None,
+    take_over: TakeOver = False,
+    accept_environment: AcceptEnvironment = False,
+    output: Output = Format.table,
 ) -> None:
     """Evaluate the plane through three models, as a study that can be interrupted; run again, it continues."""
     from lcsc_opt.search.landscape import LandscapeOptions, run_landscape

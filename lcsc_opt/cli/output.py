@@ -15,8 +15,6 @@ from rich.table import Table
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
 
-STORAGE_HELP = "Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db."
-
 
 class Format(str, enum.Enum):
     """How a command prints its answer."""

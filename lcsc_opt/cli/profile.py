@@ -10,6 +10,7 @@ import typer
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.study_file import read_study_file
+from lcsc_opt.cli.options import Output
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import storage_url
 
@@ -36,9 +37,7 @@ def profile(
     trace: Annotated[
         Path | None, typer.Option(help="Also write a Chrome trace of two trials, for chrome://tracing or Perfetto.")
     ] = None,
-    output: Annotated[
-        Format, typer.Option("--format", help="A table for people, or JSON for programs.")
-    ] = Format.table,
+    output: Output = Format.table,
 ) -> None:
     """Run a few trials, stored nowhere, and say where their time goes and what would make it less."""
     from lcsc_opt.diagnostics.profiling import check_trace_file, folder_of, plan_to_profile, profile_study, try_settings

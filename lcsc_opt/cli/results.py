@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
+from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
+from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
 if TYPE_CHECKING:  # drawing is imported where it is asked for
     from lcsc_opt.database.summary import OptimizerSummary
-
-Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
-AcceptCode = Annotated[
-    bool, typer.Option("--accept-code", help="Evaluate with other code of the objective than it was searched with.")
-]
-Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -45,14 +40,14 @@ def compare(
     output: Output = Format.table,
 ) -> None:
     """Compare the optimizers of an experiment: a table over seeds, and a figure where one is asked for."""
-    from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds, second_metric, summaries
+    from lcsc_opt.database.summary import comparison_rows, cross_check_metric, different_samples, over_seeds, summaries
 
     opened = open_storage(storage_url(storage), write=False)
     studies = summaries(opened, experiment)
     if output is Format.json:
         print_json(comparison_rows(studies))
     else:
-        _print_comparison(experiment, over_seeds(studies), second_metric(studies))
+        _print_comparison(experiment, over_seeds(studies), cross_check_metric(studies))
     unfinished = [study.study for study in studies if study.state != "finished"]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
@@ -65,16 +60,16 @@ def compare(
         _draw(opened, experiment, axis, plot)
 
 
-def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], second: str | None) -> None:
-    """The second metric, held out too, has a column where it was measured."""
-    other = [] if second is None else [second]
+def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], cross_check: str | None) -> None:
+    """The cross-check has a column where it was measured."""
+    other = [] if cross_check is None else [cross_check]
     sampled = ["on images"] if any(row.held_out_images for row in rows) else []
     columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", *other, "evaluations", "images", "seconds")
     shown = table("optimizer", *columns, title=experiment)
     for row in rows:
         losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
         relative = "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
-        beside = [number(*(row.second or (None, None)))] * len(other)
+        beside = [number(*(row.cross_check or (None, None)))] * len(other)
         costs = [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
         images = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
         shown.add_row(row.label, str(row.seeds), *losses, *images, relative, *beside, *costs)
@@ -106,7 +101,7 @@ def report(
 
 
 def evaluate(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    study: Study,
     images: Annotated[
         int | None,
         typer.Option(
@@ -130,7 +125,7 @@ def evaluate(
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
-    from lcsc_opt.database.second import Second
+    from lcsc_opt.database.cross_check import CrossCheck
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
@@ -149,8 +144,8 @@ def evaluate(
         return
     _print_choice(stored, report)
     _print_held_out(stored, report)
-    if (second := Second.parse(report.get("second"))) is not None and second.text is not None:
-        console().print(second.text)
+    if (cross_check := CrossCheck.parse(report.get("cross_check"))) is not None and cross_check.text is not None:
+        console().print(cross_check.text)
 
 
 def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:

@@ -12,22 +12,12 @@ from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
-from lcsc_opt.cli.output import STORAGE_HELP, Format, console, number, print_json, say, table
+from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
+from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy, other_studies, study_names
 
-Storage = Annotated[str | None, typer.Option("--storage", help=STORAGE_HELP)]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take a study over from a process that is dead but seems to run it.")
-]
-AcceptEnvironment = Annotated[
-    bool, typer.Option("--accept-environment", help="Continue with other packages or another BLAS than before.")
-]
-AcceptCode = Annotated[
-    bool, typer.Option("--accept-code", help="Continue with other code of the objective than before.")
-]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the whole traceback of an evaluation that fails.")]
-Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -122,7 +112,7 @@ def _print_plans(spec: StudySpec, chosen: Any, url: str) -> None:
 
 
 def resume(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    study: Study,
     budget: Annotated[
         int | None, typer.Option(min=1, help="A higher total, in the unit of the study's budget.")
     ] = None,
@@ -169,14 +159,14 @@ def fork(
     storage: Storage = None,
 ) -> None:
     """Start a new study from the trials of another one; none of them is evaluated again."""
+    from lcsc_opt.search import forking
     from lcsc_opt.search.experiment import Experiment
-    from lcsc_opt.search.forking import fork as fork_study
 
     opened = open_storage(storage_url(storage), write=True)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
     how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
     how |= {"accept_environment": accept_environment, "accept_code": accept_code}
-    plan = fork_study(StoredStudy.open(opened, source), new, optimizer=chosen, **how)
+    plan = forking.fork(StoredStudy.open(opened, source), new, optimizer=chosen, **how)
     say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
 
 
@@ -230,7 +220,7 @@ def _near(path: Path) -> str:
 
 
 def show(
-    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed")],
+    study: Study,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
@@ -246,7 +236,7 @@ def show(
     shown.columns[1].justify = "left"
     for name, value in described.items():
         if name == "held_out_report" and value is not None:  # two of its parts have lines of their own
-            value = {key: part for key, part in value.items() if key not in ("second", "warning")}
+            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning")}
         if name not in ("coefficients", "tracebacks"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lcsc_opt.cli.options import Output, Steps, parse_steps
 from lcsc_opt.cli.output import Format, console, print_json, say, table
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
@@ -35,9 +36,7 @@ class Stored(str, enum.Enum):
 def pack(
     checkpoints: Annotated[list[Path], typer.Argument(help="Files, quoted globs, or folders of checkpoints.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
-    steps: Annotated[
-        str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")
-    ] = None,
+    steps: Steps = None,
     key: Annotated[str | None, typer.Option(help=KEY_HELP)] = None,
     last: Annotated[int | None, typer.Option(help="Take the last N checkpoints.")] = None,
     first_step: Annotated[int | None, typer.Option(help="Take none that was saved before this step.")] = None,
@@ -47,13 +46,12 @@ def pack(
     dtype: Annotated[Stored, typer.Option(help=DTYPE_HELP)] = Stored.exact,
 ) -> None:
     """Pack saved checkpoints of one training run into one memory-mapped trajectory."""
-    from lcsc_opt.trajectory import Selection
-    from lcsc_opt.trajectory import pack as pack_checkpoints
+    from lcsc_opt.trajectory import Selection, packing
     from lcsc_opt.trajectory.opening import stored_in_words
 
-    given = None if steps is None else [_step(part) for part in steps.split(",")]
+    given = parse_steps(steps)
     selection = Selection(last=last, first_step=first_step, window=window, interval=interval)
-    trajectory = pack_checkpoints(
+    trajectory = packing.pack(
         checkpoints, out, steps=given, key=key, selection=selection, overwrite=overwrite, dtype=dtype.value
     )
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"
@@ -79,13 +77,6 @@ def truncate(
             say(f"{path}: ends at step {steps[-1]}; nothing to drop")
 
 
-def _step(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"--steps: expected whole numbers with commas between, got {text!r}") from error
-
-
 @app.command()
 def show(
     paths: Annotated[
@@ -96,7 +87,7 @@ def show(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read a packed trajectory whole and compare the hashes.")
     ] = False,
-    output: Annotated[Format, typer.Option("--format")] = Format.table,
+    output: Output = Format.table,
 ) -> None:
     """What is in a trajectory, how far its weights move, and what looks wrong with it."""
     from lcsc_opt.trajectory.inspection import inspect

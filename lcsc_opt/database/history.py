@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from optuna.trial import TrialState
 
+from lcsc_opt.database.cross_check import CrossCheck
 from lcsc_opt.database.lease import Holder
 from lcsc_opt.database.names import SUCCEEDED, label
-from lcsc_opt.database.second import Second
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -51,8 +51,8 @@ class HeldOut:
         groups: the loss on each group of noise.
         baselines: name → loss on the same noise.
         seeds: of the groups of noise.
-        second: the answer in features that the loss does not look at, where it was measured.
-        warning: one line where the loss is below its baseline and the second metric is not, or not for certain.
+        cross_check: the answer in features that the loss does not look at, where it was measured.
+        warning: one line where the loss is below its baseline and the cross-check is not, or not for certain.
     """
 
     trial: int | None
@@ -61,7 +61,7 @@ class HeldOut:
     groups: tuple[float, ...] = ()
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
-    second: Second | None = None
+    cross_check: CrossCheck | None = None
     warning: str | None = None
 
     @property
@@ -84,33 +84,9 @@ class HeldOut:
             groups=groups,
             baselines=baselines,
             seeds=seeds,
-            second=Second.parse(stored.get("second")),
+            cross_check=CrossCheck.parse(stored.get("cross_check")),
             warning=stored.get("warning"),
         )
-
-
-def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
-    """EMA*'s loss on the noise that ``held_out`` is of; ``None`` where it was not measured on that.
-
-    Args:
-        held_out: of a study.
-        ema: of the EMA grid, whose own report may be of fewer images.
-    """
-    if held_out is None:
-        return None
-    if "EMA*" in held_out.baselines:
-        return held_out.baselines["EMA*"]
-    return ema.loss if ema is not None and ema.sample == held_out.sample else None
-
-
-def relative(value: float | None, reference: float | None) -> float | None:
-    """How far ``value`` is above ``reference``, as a share of it: -0.6 is 60 % below.
-
-    ``None`` where one is not known, or the two have different signs: a share then means nothing.
-    """
-    if value is None or not reference or value * reference < 0:
-        return None
-    return (value - reference) / abs(reference)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,6 +144,11 @@ class StudyHistory:
     def state(self) -> str:
         """``finished``, ``unfinished`` or ``empty``."""
         return "finished" if self.ended else "unfinished" if len(self.trials) else "empty"
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """The answer's loss on held-out noise; ``None`` before it was measured."""
+        return None if self.held_out is None else self.held_out.loss
 
     @property
     def running(self) -> bool:

@@ -51,7 +51,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.spans import DATABASE, span
-from lcsc_opt.database import tables as study_rows
+from lcsc_opt.database import tables
 from lcsc_opt.database.connection import created_once, in_database, masked
 from lcsc_opt.database.lease import Lease, create_table, hold
 from lcsc_opt.database.locks import patient
@@ -78,7 +78,7 @@ def study_names(storage: RDBStorage) -> list[str]:
 
     def read() -> list[str]:
         with storage.engine.connect() as connection:
-            return list(study_rows.our_studies(connection))
+            return list(tables.our_studies(connection))
 
     return in_database(storage, read)
 
@@ -88,7 +88,7 @@ def other_studies(storage: RDBStorage) -> int:
 
     def count() -> int:
         with storage.engine.connect() as connection:
-            return int(connection.scalar(sa.select(sa.func.count()).select_from(study_rows.STUDIES)) or 0)
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(tables.STUDIES)) or 0)
 
     return in_database(storage, count) - len(study_names(storage))
 
@@ -231,10 +231,10 @@ class StoredStudy:
         def add(connection: sa.Connection) -> TrialKey:
             nonlocal number
             if number is not None:
-                trial_id = study_rows.find_running(connection, self._study_id, number, attributes)
+                trial_id = tables.find_running(connection, self._study_id, number, attributes)
                 if trial_id is not None:
                     return TrialKey(number, trial_id)
-            number, trial_id = study_rows.insert_running(connection, self._study_id, attributes, candidate.coefficients)
+            number, trial_id = tables.insert_running(connection, self._study_id, attributes, candidate.coefficients)
             return TrialKey(number, trial_id)
 
         return self._write(add)
@@ -284,9 +284,9 @@ class StoredStudy:
 
         def change(connection: sa.Connection) -> None:
             for trial in again:
-                study_rows.reopen_trial(connection, trial._trial_id, forget=("reason", "attempts", "cost"))
-                study_rows.replace_attributes(connection, trial._trial_id, {TOLD_FAILED: True})
-            study_rows.delete_trials(connection, [trial._trial_id for trial in forgotten])
+                tables.reopen_trial(connection, trial._trial_id, forget=("reason", "attempts", "cost"))
+                tables.replace_attributes(connection, trial._trial_id, {TOLD_FAILED: True})
+            tables.delete_trials(connection, [trial._trial_id for trial in forgotten])
 
         self._write(change)
         if again or forgotten:
@@ -298,27 +298,27 @@ class StoredStudy:
         """One transaction, through Optuna's own tables; its interface would need one for each attribute."""
 
         def close(connection: sa.Connection) -> None:
-            if not study_rows.end_trial(connection, trial.trial_id, state, attributes, value=value):
+            if not tables.end_trial(connection, trial.trial_id, state, attributes, value=value):
                 raise LeaseLostError(f"{self.name}: trial {trial.number} was finished by another process")
 
         self._write(close)
 
     def annotate(self, trial: TrialKey, attributes: Mapping[str, Any]) -> None:
         """Write user attributes of a trial that has ended, such as its held-out metrics, in one transaction."""
-        self._write(lambda connection: study_rows.replace_attributes(connection, trial.trial_id, attributes))
+        self._write(lambda connection: tables.replace_attributes(connection, trial.trial_id, attributes))
 
     def artifacts(self) -> list[str]:
         """The ids of the artifacts of its trials."""
-        named = self._read(lambda connection: study_rows.named_artifacts(connection, self._study_id))
+        named = self._read(lambda connection: tables.named_artifacts(connection, self._study_id))
         return [artifact for _, artifact, _ in named]
 
     def stored_bytes(self) -> int:
         """About how much of the database it takes."""
-        return self._read(lambda connection: study_rows.stored_bytes(connection, self._study_id))
+        return self._read(lambda connection: tables.stored_bytes(connection, self._study_id))
 
     def delete(self) -> None:
         """Delete it with its trials, in one transaction; only the row of its lease stays, whose token goes on."""
-        self._write(lambda connection: study_rows.delete_study(connection, self._study_id))
+        self._write(lambda connection: tables.delete_study(connection, self._study_id))
 
     def copy_to(self, name: str, attributes: Mapping[str, Any]) -> None:
         """Create another study that holds every finished trial of this one, marked as inherited, in one transaction.
@@ -375,7 +375,7 @@ class StoredStudy:
         names = {"artifact_id": artifact_id, "filename": path.name}
         described = {**names, "mimetype": mimetype or "application/octet-stream", "encoding": encoding}
         replaced: set[str] = set()  # over all attempts: the first may have been committed
-        self._write(lambda connection: replaced.update(study_rows.name_artifact(connection, trial.trial_id, described)))
+        self._write(lambda connection: replaced.update(tables.name_artifact(connection, trial.trial_id, described)))
         for old in replaced:
             with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
                 store.remove(old)
@@ -405,4 +405,4 @@ def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trial
     """One transaction: a study never exists without the specification that it was made from."""
     created = {**attributes, "created_by": f"lcsc_opt {VERSION}"}
     with storage.engine.begin() as connection:
-        study_rows.create_study(connection, name, created, trials)
+        tables.create_study(connection, name, created, trials)

@@ -13,10 +13,11 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
+from lcsc_opt.database.comparing import best_ema, ema_beside, mean_and_spread, relative
+from lcsc_opt.database.cross_check import CrossCheck
+from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import BASELINES, compared_trials, is_ours, label, split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.second import Second
 from lcsc_opt.database.store import StoredStudy
 
 __all__ = [
@@ -24,13 +25,12 @@ __all__ = [
     "Floats",
     "OptimizerSummary",
     "StudySummary",
-    "best_ema",
     "comparison_rows",
+    "cross_check_metric",
     "describe_coefficients",
     "different_samples",
     "is_ours",
     "over_seeds",
-    "second_metric",
     "split_name",
     "summaries",
     "summaries_of",
@@ -60,8 +60,8 @@ class StudySummary:
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         curve: ``[n, 4]`` evaluations, images, seconds, best loss so far, a row for each trial whose loss compares, in
             the order in which the optimizer was told of them. All trials count among what was spent.
-        second: the answer in features that the loss does not look at, where it was measured.
-        warning: one line where the loss gained over its baseline and the second metric did not.
+        cross_check: the answer in features that the loss does not look at, where it was measured.
+        warning: one line where the loss gained over its baseline and the cross-check did not.
     """
 
     study: str
@@ -82,13 +82,23 @@ class StudySummary:
     curve: Floats
     sample: tuple[int | None, tuple[int, ...]] | None = None
     ema_beside: float | None = None
-    second: Second | None = None
+    cross_check: CrossCheck | None = None
     warning: str | None = None
 
     @property
     def label(self) -> str:
         """The optimizer as tables and legends call it."""
         return label(self.optimizer)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the search is over."""
+        return self.state == "finished"
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """:attr:`held_out`, as a study's history calls it."""
+        return self.held_out
 
     @property
     def held_out_images(self) -> int | None:
@@ -110,7 +120,7 @@ class StudySummary:
             "seconds",
         )
         row = {name: getattr(self, name) for name in names}
-        return {**row, "second": None if self.second is None else dataclasses.asdict(self.second)}
+        return {**row, "cross_check": None if self.cross_check is None else dataclasses.asdict(self.cross_check)}
 
 
 def summarize(study: StoredStudy) -> StudySummary:
@@ -149,7 +159,7 @@ def _summary(reader: HistoryReader, study: StudyHistory) -> StudySummary:
         state=study.state,
         budget=dict(study.budget),
         searched=study.searched,
-        held_out=None if study.held_out is None else study.held_out.loss,
+        held_out=study.held_out_loss,
         evaluations=len(finished),
         failures=len(study.failed),
         images=int(finished["images"].sum()),
@@ -161,7 +171,7 @@ def _summary(reader: HistoryReader, study: StudyHistory) -> StudySummary:
         curve=curve,
         sample=None if study.held_out is None else study.held_out.sample,
         ema_beside=ema_beside(study.held_out, None),
-        second=None if study.held_out is None else study.held_out.second,
+        cross_check=None if study.held_out is None else study.held_out.cross_check,
         warning=None if study.held_out is None else study.held_out.warning,
     )
 
@@ -174,22 +184,11 @@ def _curve(study: StudyHistory) -> Floats:
     return np.asarray(np.column_stack(columns)[~np.isnan(trials["loss"])])
 
 
-def best_ema(studies: Sequence[StudySummary]) -> StudySummary | None:
-    """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
-    complete = [study for study in studies if study.optimizer == "EMAGrid" and study.state == "finished"]
-    grids = [study for study in complete if study.searched is not None]
-    return min(grids, key=lambda study: (_or_infinite(study.held_out), study.searched), default=None)
-
-
-def _or_infinite(value: float | None) -> float:
-    return float("inf") if value is None else value
-
-
 @dataclasses.dataclass(frozen=True)
 class OptimizerSummary:
     """One optimizer over its seeds; a spread is the sample standard deviation, ``None`` for a single seed.
 
-    ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``second`` is the
+    ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``cross_check`` is the
     metric in features that the loss does not look at; ``held_out_images`` are the different numbers of images that
     held-out losses are of.
     """
@@ -203,7 +202,7 @@ class OptimizerSummary:
     images: float
     seconds: float
     below_ema: float | None
-    second: tuple[float, float | None] | None = None
+    cross_check: tuple[float, float | None] | None = None
     held_out_images: tuple[int, ...] = ()
 
 
@@ -251,34 +250,29 @@ def _ema_beside(study: StudySummary, ema: StudySummary | None) -> float | None:
 def _over_seeds(group: Sequence[StudySummary], ema: StudySummary | None) -> OptimizerSummary:
     measured = [study for study in group if study.held_out is not None]
     beside = [_ema_beside(study, ema) for study in measured]
-    ema_mean = None if None in beside else _mean_and_spread(beside)
-    held_out = _mean_and_spread([study.held_out for study in group])
+    ema_mean = None if None in beside else mean_and_spread(beside)
+    held_out = mean_and_spread([study.held_out for study in group])
     return OptimizerSummary(
         optimizer=group[0].optimizer,
         label=group[0].label,
         seeds=len(group),
-        searched=_mean_and_spread([study.searched for study in group]),
+        searched=mean_and_spread([study.searched for study in group]),
         held_out=held_out,
         evaluations=statistics.fmean(study.evaluations for study in group),
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
         below_ema=None if held_out is None or ema_mean is None else relative(held_out[0], ema_mean[0]),
-        second=_mean_and_spread([None if study.second is None else study.second.value for study in group]),
+        cross_check=mean_and_spread(
+            [None if study.cross_check is None else study.cross_check.value for study in group]
+        ),
         held_out_images=tuple(sorted({images for study in group if (images := study.held_out_images) is not None})),
     )
 
 
-def second_metric(studies: Sequence[StudySummary]) -> str | None:
-    """What the second metric of an experiment is called; ``None`` where none was measured."""
-    names = {study.second.metric for study in studies if study.second is not None}
-    return min(names) if len(names) == 1 else "second metric" if names else None
-
-
-def _mean_and_spread(values: Sequence[float | None]) -> tuple[float, float | None] | None:
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None
+def cross_check_metric(studies: Sequence[StudySummary]) -> str | None:
+    """What the cross-check of an experiment is called; ``None`` where none was measured."""
+    names = {study.cross_check.metric for study in studies if study.cross_check is not None}
+    return min(names) if len(names) == 1 else "cross-check" if names else None
 
 
 def describe_coefficients(coefficients: Floats, steps: Sequence[int]) -> dict[str, float]:

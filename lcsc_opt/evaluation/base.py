@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.memory import free_memory
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
 from lcsc_opt.base.study_file import FailureSpec
@@ -65,14 +64,6 @@ class Evaluator(Protocol):
         ...
 
 
-def _free_memory() -> None:
-    """Give back what a failed attempt held, on the accelerator too, so that the next one can have it."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def attempt(function: Callable[[], Value]) -> Value | Failure:
     """Call, and turn an exception, ``sys.exit`` too, into a :class:`Failure` with its reason."""
     start = time.perf_counter()
@@ -83,7 +74,7 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
         retry = not isinstance(error, LcscError)
         text = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
-    _free_memory()
+    free_memory()
     return Failure(reason, time.perf_counter() - start, retry, text)
 
 

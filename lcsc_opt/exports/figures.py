@@ -17,9 +17,10 @@ from PIL import Image
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.names import is_search
 from lcsc_opt.database.store import StoredStudy, TrialKey
-from lcsc_opt.database.summary import StudySummary, best_ema, summaries
+from lcsc_opt.database.summary import StudySummary, summaries
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import EMA_IMAGES, artifact_directory, own_images
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.exports.recipe import FILE
 from lcsc_opt.objective.contract import Objective
 
@@ -53,20 +54,12 @@ def check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ObjectiveError: no such model, or the first tensor that does not fit it.
     """
-    expected = _shapes(json.loads(config))
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in weights:
-            raise ObjectiveError(f"the merged weights lack {name!r}, which the configuration's model has; {_OTHER}")
-        if name not in expected:
-            raise ObjectiveError(f"the merged weights have {name!r}, which the configuration's model lacks; {_OTHER}")
-        if tuple(weights[name].shape) != expected[name]:
-            raise ObjectiveError(
-                f"{name!r} has shape {list(weights[name].shape)}, in the configuration's model "
-                f"{list(expected[name])}; {_OTHER}"
-            )
-
-
-_OTHER = "pass --config FOLDER of the right model, or --as safetensors"
+    differs = difference(shapes_of(weights), _shapes(json.loads(config)))
+    if differs is not None:
+        raise ObjectiveError(
+            f"the merged model does not fit the configuration's: it {differs}; pass --config FOLDER of the right one, "
+            "or --as safetensors"
+        )
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -83,7 +76,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             made = cast("Any", model).from_config(dict(config))
         except Exception as error:  # whatever a model raises of wrong settings
             raise ObjectiveError(f"the configuration does not make a {name}: {error}") from error
-    return {key: tuple(tensor.shape) for key, tensor in made.state_dict().items()}
+    return shapes_of(made.state_dict())
 
 
 def write_folder(

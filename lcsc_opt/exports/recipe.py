@@ -257,10 +257,10 @@ def _read_text(path: Path) -> bytes:
 
 def _text_beside_weights(path: Path) -> str | None:
     """Of a .pt file; nothing in it is executed."""
-    import torch
+    from lcsc_opt.checkpoints.torch_files import read_content
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = read_content(path, locate=False)
     except Exception as error:  # a hostile pickle can raise anything
         raise CheckpointError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
     text = content.get(ENTRY) if isinstance(content, dict) else None

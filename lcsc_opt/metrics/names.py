@@ -21,13 +21,8 @@ OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"} 
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
-SECOND = "second"  # an objective's own second extractor, which no study file names
-DISTANCES: tuple[Formula, ...] = (
-    "fid",
-    "kid",
-    "sliced",
-    "cmmd",
-)  # lower is better, and both of quality and of diversity
+CROSS_CHECK = "cross_check"  # an objective's own extractor for it, which no study file names
+DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; of quality and of diversity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,9 @@ from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.keeping import kept_metric
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import (
+    CROSS_CHECK,
     DISTANCES,
     OF_REFERENCE_FEATURES,
-    SECOND,
     MetricName,
     check_extractor_name,
     parse_loss,
@@ -39,7 +39,7 @@ from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
 
 @dataclasses.dataclass(frozen=True)
-class SecondSpace:
+class CrossCheckSpace:
     """A metric in features that the loss does not look at, and what builds its view; None where it cannot."""
 
     metric: MetricName
@@ -59,7 +59,7 @@ class Scores:
         held_out_metrics: computed only where an accumulator is made with ``held_out``.
         keep: a metric that may not get worse than where a search begins: ``precision``, ``near``, ``hinge``.
         device: where distances between features are computed.
-        second: reported beside the held-out metrics unless these have a distance in other features than the loss
+        cross_check: reported beside the held-out metrics unless these have a distance in other features than the loss
             already. It decides nothing, and is no part of the description.
 
     Raises MetricError for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
@@ -75,13 +75,13 @@ class Scores:
         held_out_metrics: Sequence[str] = (),
         keep: str | None = None,
         device: torch.device | str = "cpu",
-        second: SecondSpace | None = None,
+        cross_check: CrossCheckSpace | None = None,
     ) -> None:
         weights = parse_loss(loss)
         kept = None if keep is None else kept_metric(keep)
         self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics), *([] if kept is None else [kept]))))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
-        self._second = second
+        self._cross_check = cross_check
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         missing = [name for name in names if name not in views]
         if missing:
@@ -97,17 +97,20 @@ class Scores:
         extractor: FeatureExtractor,
         reference: ReferenceStatistics,
         *,
-        second: Callable[[], View] | None = None,
+        cross_check: Callable[[], View] | None = None,
     ) -> Scores:
-        """The simple case: the loss is FID; ``second`` builds the view of ``fid@second``, when it is first needed.
+        """The loss is FID; ``cross_check`` builds the view of ``fid@cross_check`` when it is first needed.
 
         Raises MetricError when extractor and reference do not belong together.
         """
         views = {"inception": View(extractor, Reference.from_statistics(reference))}
-        return cls(views, second=None if second is None else SecondSpace(MetricName("fid", SECOND), second))
+        return cls(
+            views,
+            cross_check=None if cross_check is None else CrossCheckSpace(MetricName("fid", CROSS_CHECK), cross_check),
+        )
 
     @functools.cached_property
-    def second_metric(self) -> MetricName | None:
+    def cross_check_metric(self) -> MetricName | None:
         """The held-out metric that tells whether a gain shows in other features than the loss's; lower is better.
 
         None where there is none.
@@ -116,12 +119,12 @@ class Scores:
         named = [m for m in self._held_out_metrics if m.extractor not in searched and m.formula in DISTANCES]
         if named:
             return min(named, key=lambda metric: DISTANCES.index(metric.formula))
-        if self._second is None:
+        if self._cross_check is None:
             return None
-        metric = self._second.metric
+        metric = self._cross_check.metric
         view = self._views.get(metric.extractor)
         if view is None or view.reference is None:
-            view = self._second.build()
+            view = self._cross_check.build()
         if view is None:
             return None
         _check(metric, view)
@@ -159,7 +162,7 @@ class Scores:
 
         Raises MetricError when they are not the parts of one evaluation with these metrics and extractors.
         """
-        computed = self._computed(held_out=held_out)  # which may need to build the second space's view
+        computed = self._computed(held_out=held_out)  # which may need to build the cross-check's view
         whole = WholeEvaluation(self.loss, parts)
         if whole.metrics != computed:
             raise MetricError(
@@ -171,8 +174,8 @@ class Scores:
     def _computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
         if not held_out:
             return self._metrics
-        second = () if self.second_metric is None else (self.second_metric,)
-        return tuple(dict.fromkeys((*self._held_out_metrics, *second)))
+        cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
+        return tuple(dict.fromkeys((*self._held_out_metrics, *cross_check)))
 
     def warnings(self, images: int) -> list[str]:
         """A line for each thing to know about metrics of ``images`` samples against these references."""
@@ -246,7 +249,7 @@ def build_scores(
     device: torch.device | str = "cpu",
     batch_size: int = 250,
     cache: Path,
-    second: SecondSpace | None = None,
+    cross_check: CrossCheckSpace | None = None,
 ) -> Scores:
     """Scores from the settings of a study file; loads the networks and looks at the reference images.
 
@@ -260,12 +263,12 @@ def build_scores(
         device: where networks run and distances are computed.
         batch_size: reference images through a network at once.
         cache: a folder for what is computed from the reference.
-        second: reported beside the held-out metrics; ``reference`` and ``weights`` may name its extractor, too.
+        cross_check: reported beside the held-out metrics; ``reference`` and ``weights`` may name its extractor, too.
 
     Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
     names = _named(loss, metrics, held_out_metrics, keep)
-    files, references = _files(names, reference, weights or {}, second)
+    files, references = _files(names, reference, weights or {}, cross_check)
     views = {}
     for alias in dict.fromkeys(name.extractor for name in names):
         formulas = {name.formula for name in names if name.extractor == alias}
@@ -282,7 +285,7 @@ def build_scores(
             )
         views[alias] = View(extractor, built)
     named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
-    return Scores(views, **named, device=device, second=second)
+    return Scores(views, **named, device=device, cross_check=cross_check)
 
 
 def check_scores(
@@ -293,14 +296,14 @@ def check_scores(
     keep: str | None,
     reference: ReferenceSetting | None,
     weights: Mapping[str, str],
-    second: SecondSpace | None,
+    cross_check: CrossCheckSpace | None,
 ) -> None:
     """Refuse settings that :func:`build_scores` would refuse, without reading images or networks.
 
     Raises MetricError for an unknown metric or extractor, or a reference or weights that are not there.
     """
     names = _named(loss, metrics, held_out_metrics, keep)
-    files, references = _files(names, reference, weights, second)
+    files, references = _files(names, reference, weights, cross_check)
     for setting in references.values():
         check_reference(setting)
     for extractor, path in files.items():
@@ -320,11 +323,11 @@ def _files(
     names: Sequence[MetricName],
     reference: ReferenceSetting | None,
     weights: Mapping[str, str],
-    second: SecondSpace | None,
+    cross_check: CrossCheckSpace | None,
 ) -> tuple[dict[str, Path], dict[str, ReferenceSetting]]:
     """Weights and references by extractor."""
     extractors = dict.fromkeys(name.extractor for name in names)
-    known = list(dict.fromkeys([*extractors, *([] if second is None else [second.metric.extractor])]))
+    known = list(dict.fromkeys([*extractors, *([] if cross_check is None else [cross_check.metric.extractor])]))
     references = references_by_extractor(reference, known)
     for name in names:
         if name.formula != "is" and name.extractor not in references:

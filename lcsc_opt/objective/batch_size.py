@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import time
@@ -15,6 +14,7 @@ import torch
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.memory import free_memory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.metrics import Scores
@@ -135,13 +135,6 @@ def _says_out_of_memory() -> Iterator[None]:
         if "DefaultCPUAllocator" in str(error):
             raise MemoryError(str(error)) from error
         raise
-
-
-def free_memory() -> None:
-    """Give back what a failed attempt held, on the accelerator too."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def device_name(device: torch.device) -> str:

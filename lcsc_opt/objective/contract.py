@@ -116,7 +116,7 @@ class Objective(abc.ABC):
         return None
 
     @property
-    def second_metric(self) -> str | None:
+    def cross_check_metric(self) -> str | None:
         """The metric of held-out evaluations, lower is better, that a search cannot improve by cheating its loss.
 
         FID in features that the loss does not look at, say. ``None`` where there is none.

@@ -98,9 +98,9 @@ class MergeSampleScore(StagedObjective):
         return self._images
 
     @property
-    def second_metric(self) -> str | None:
+    def cross_check_metric(self) -> str | None:
         """The held-out metric in features that the loss does not look at."""
-        metric = self.scores.second_metric
+        metric = self.scores.cross_check_metric
         return None if metric is None else str(metric)
 
     def why_no_gradient(self) -> str | None:

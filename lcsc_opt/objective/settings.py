@@ -14,8 +14,8 @@ from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
+from lcsc_opt.metrics.cross_check import published_cross_check
 from lcsc_opt.metrics.scores import Scores, build_scores, check_scores
-from lcsc_opt.metrics.second import published_second
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
 from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
@@ -140,7 +140,7 @@ class ImageObjectiveSettings(FrozenModel):
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            second=published_second(self.loss, cache=cache_directory(), **located),
+            cross_check=published_cross_check(self.loss, cache=cache_directory(), **located),
             **located,
         )
 
@@ -175,7 +175,7 @@ class ImageObjectiveSettings(FrozenModel):
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            second=published_second(self.loss, **shared) if self.held_out_metrics is None else None,
+            cross_check=published_cross_check(self.loss, **shared) if self.held_out_metrics is None else None,
             **shared,
         )
 

@@ -9,7 +9,7 @@ from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOut
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.sampling.labels import ClassLabels, Guidance, Labels, choose_labels, embedded_labels
 from lcsc_opt.sampling.latents import LatentDecoder, load_autoencoder
-from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights, weights_sha256
+from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
 from lcsc_opt.sampling.schedulers import SCHEDULERS, SchedulerSettings, build_scheduler
 
@@ -41,5 +41,4 @@ __all__ = [
     "load_autoencoder",
     "load_weights",
     "noise_levels",
-    "weights_sha256",
 ]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.differentiation import recomputed
-from lcsc_opt.sampling.network import weights_sha256
 
 
 class LatentDecoder(nn.Module):
@@ -61,7 +61,7 @@ class LatentDecoder(nn.Module):
             "mean": self.mean.flatten().tolist(),
             "scale": self.scale.flatten().tolist(),
             "low": self.low,
-            "autoencoder": weights_sha256(self.autoencoder),
+            "autoencoder": weights_sha256(self.autoencoder.state_dict()),
         }
 
 

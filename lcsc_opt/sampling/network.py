@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -193,39 +193,13 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Raises:
         ObjectiveError: a name or a shape does not fit; the first one is said.
     """
-    difference = _difference(network.state_dict(), weights)
-    if difference is not None:
+    differs = difference(shapes_of(weights), shapes_of(network.state_dict()))
+    if differs is not None:
         raise ObjectiveError(
-            f"the trajectory's weights do not fit the network: {difference}; "
+            f"the trajectory's weights do not fit the network: a checkpoint {differs}; "
             "check the model's settings, and which state dict of the checkpoints was packed"
         )
     network.load_state_dict(weights)
-
-
-def weights_sha256(network: nn.Module) -> str:
-    """SHA-256 of all names, dtypes, shapes and values, for the fingerprint of a network that no trajectory holds."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _difference(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str | None:
-    parts = []
-    if missing := [name for name in expected if name not in given]:
-        parts.append(f"they lack {_first(missing)}")
-    if unexpected := [name for name in given if name not in expected]:
-        parts.append(f"the network has no {_first(unexpected)}")
-    for name in expected:
-        if name in given and given[name].shape != expected[name].shape:
-            parts.append(f"{name} is {list(given[name].shape)} and not {list(expected[name].shape)}")
-            break
-    return ", ".join(parts) or None
-
-
-def _first(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} (and {len(names) - 1} more)"
 
 
 def _unwrapped(output: Any) -> Tensor:

@@ -4,8 +4,8 @@ A search on one group of noise overfits it a little, and the best of several val
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out*
 noise, which decided nothing: on one group of it, or on several, whose spread says how far the number can be trusted.
 
-Where the objective has a second feature space, EMA* (else the EMA that searches start from) is measured on the
-same noise, and a warning says where the loss gained over it and the second metric did not.
+Where the objective has a cross-check, EMA* (else the EMA that searches start from) is measured on the
+same noise, and a warning says where the loss gained over it and the cross-check did not.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.database.comparing import best_ema
+from lcsc_opt.database.cross_check import cross_check_of, warning_of
 from lcsc_opt.database.names import compared_trials
-from lcsc_opt.database.second import second_of, warning_of
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
-from lcsc_opt.database.summary import BASELINES, best_ema, is_ours, split_name, summarize
+from lcsc_opt.database.summary import BASELINES, is_ours, split_name, summarize
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
@@ -124,9 +125,9 @@ def score_held_out(
         What the study's ``held_out`` attribute then is: ``trial``, ``loss``, ``metrics``, ``images``, ``groups`` (each
         with its ``seed``, ``loss`` and ``metrics``), ``chosen_from`` with its ``selection`` losses; of several groups
         ``loss`` and ``metrics`` are means, and ``loss_std`` and ``metrics_std`` their sample standard deviations.
-        ``baselines``, where some were measured: name → ``loss``, ``metrics``, … and where it is from. ``second``, where
-        the objective has a second metric: see :class:`lcsc_opt.database.second.Second`; ``warning`` where it did not
-        gain with the loss.
+        ``baselines``, where some were measured: name → ``loss``, ``metrics``, … and where it is from. ``cross_check``,
+        where the objective has one: see :class:`lcsc_opt.database.cross_check.CrossCheck`; ``warning`` where it did
+        not gain with the loss.
 
     Raises:
         StudyStoreError: when no trial is complete, or none of them on the search's noise.
@@ -138,8 +139,8 @@ def score_held_out(
             f"{study.name}: no complete trial on the search's noise to evaluate; let it search on, with a larger "
             "budget where this one is spent"
         )
-    second = objective.second_metric
-    baselines = _baselines(study, objective, plan, second)
+    cross_check = objective.cross_check_metric
+    baselines = _baselines(study, objective, plan, cross_check)
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
         scored: list[tuple[float, FrozenTrial]] = []
@@ -147,15 +148,17 @@ def score_held_out(
             scored.append((_selection_loss(study, evaluate, trial, plan), trial))
             advance()
         chosen = min(scored, key=lambda pair: (pair[0], pair[1].number))[1]
-        reported = _held_out(study, evaluate, chosen, plan, second, advance)
+        reported = _held_out(study, evaluate, chosen, plan, cross_check, advance)
         choice = {"chosen_from": [trial.number for trial in trials], "selection": [loss for loss, _ in scored]}
         report = {"trial": chosen.number, **reported, **choice}
         if baselines:
-            measure = functools.partial(_measure_baseline, study, evaluate, plan=plan, second=second, advance=advance)
+            measure = functools.partial(
+                _measure_baseline, study, evaluate, plan=plan, cross_check=cross_check, advance=advance
+            )
             measured = {baseline.name: measure(baseline) for baseline in baselines}
             report["baselines"] = {name: result for name, result in measured.items() if result is not None}
-    if second is not None:
-        _add_second(study, report, second)
+    if cross_check is not None:
+        _add_cross_check(study, report, cross_check)
     if plan.keep:
         study.set_attribute("held_out", report)
     return report
@@ -171,14 +174,14 @@ def _measured(known: Mapping[str, Any], name: str) -> list[Any]:
     return [known[key] for key in (name, f"{LOOK}{name}") if known.get(key)]
 
 
-def _add_second(study: StoredStudy, report: Report, metric: str) -> None:
-    """What the second metric says of the answer, beside the baseline that was measured for it."""
+def _add_cross_check(study: StoredStudy, report: Report, metric: str) -> None:
+    """What the cross-check says of the answer, beside the baseline that was measured for it."""
     against = next((name for name in (EMA, DEFAULT_EMA) if name in report.get("baselines", {})), None)
-    second = second_of(report, metric, against)
-    if second is None:
+    cross_check = cross_check_of(report, metric, against)
+    if cross_check is None:
         return
-    report["second"] = dataclasses.asdict(second)
-    if (warning := warning_of(report, second)) is not None:
+    report["cross_check"] = dataclasses.asdict(cross_check)
+    if (warning := warning_of(report, cross_check)) is not None:
         report["warning"] = warning
         notice(f"{study.name}: {warning}")
 
@@ -199,11 +202,11 @@ def _held_out(
     evaluate: Evaluate,
     trial: FrozenTrial,
     plan: HeldOutPlan,
-    second: str | None,
+    cross_check: str | None,
     advance: Callable[..., None],
 ) -> Report:
     """Every group of a trial; each is written as soon as it is known."""
-    groups = _known_groups(_measured(trial.user_attrs, "held_out"), plan.images, second)
+    groups = _known_groups(_measured(trial.user_attrs, "held_out"), plan.images, cross_check)
     for noise in plan.noises:
         if noise.seed not in groups:
             where = f"{study.name}: trial {trial.number}"
@@ -215,10 +218,10 @@ def _held_out(
     return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
 
 
-def _known_groups(sources: Sequence[Any], images: int, second: str | None) -> dict[int, Report]:
-    """Seed → what was measured already with so many images, the second metric, where there is one, among it."""
+def _known_groups(sources: Sequence[Any], images: int, cross_check: str | None) -> dict[int, Report]:
+    """Seed → what was measured already with so many images, the cross-check, where there is one, among it."""
     groups = [group for stored in sources if stored["images"] == images for group in stored["groups"]]
-    known = [group for group in groups if second is None or second in group["metrics"]]
+    known = [group for group in groups if cross_check is None or cross_check in group["metrics"]]
     return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
 
 
@@ -265,13 +268,13 @@ class _Baseline:
     stored: Sequence[Any] = ()
 
 
-def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, second: str | None) -> list[_Baseline]:
+def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, cross_check: str | None) -> list[_Baseline]:
     """EMA* of the same experiment; where there is no EMA grid, a default EMA, and the last checkpoint if asked for.
 
-    None where nobody asked for baselines and there is no second metric to set beside one.
+    None where nobody asked for baselines and there is no cross-check to set beside one.
     """
     experiment, optimizer, _ = split_name(study.name)
-    if BASELINES.get(optimizer) == EMA or not (plan.baselines or second):
+    if BASELINES.get(optimizer) == EMA or not (plan.baselines or cross_check):
         return []
     if (ema := _ema_star(study, experiment)) is not None:
         return [ema]
@@ -315,14 +318,14 @@ def _measure_baseline(
     baseline: _Baseline,
     *,
     plan: HeldOutPlan,
-    second: str | None,
+    cross_check: str | None,
     advance: Callable[..., None],
 ) -> Report | None:
     """On the same noise as the answer; ``None``, and a line about it, where it cannot be evaluated.
 
     What this study has measured of it before is kept with the study, also where it was interrupted.
     """
-    groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, second)
+    groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, cross_check)
     try:
         for noise in plan.noises:
             if noise.seed not in groups:

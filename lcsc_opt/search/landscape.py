@@ -29,9 +29,10 @@ from lcsc_opt.coefficients.plane import (
     grid_positions,
 )
 from lcsc_opt.coefficients.profiles import window_ema_rates
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.database.summary import best_ema, summaries
+from lcsc_opt.database.summary import summaries
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import configure
 from lcsc_opt.search.experiment import Experiment

@@ -260,7 +260,7 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (what the latter is of), ``evaluations``, ``images``, ``seconds``,
-        ``second`` (the metric of the second feature space), and ``warnings``.
+        ``cross_check`` (the metric of the cross-check), and ``warnings``.
 
     Raises:
         StudyStoreError: there is no such experiment.

@@ -60,7 +60,7 @@ def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs:
 
 
 def second_digits_view(cache: Path) -> View:
-    """Another network of the same images, with other features, at which no search looks: for ``fid@second``.
+    """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
 
     Raises MetricError when its cached file is broken or cannot be written.
     """
@@ -116,7 +116,7 @@ def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, ep
 
 
 def second_photographs_view(cache: Path) -> View:
-    """Another network of the same images, with other features, at which no search looks: for ``fid@second``.
+    """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
 
     Raises MetricError when its cached file is broken or cannot be written.
     """

@@ -11,8 +11,8 @@ from torch import Tensor
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics import Scores, View
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
-from lcsc_opt.metrics.names import INCEPTION, SECOND, MetricName
-from lcsc_opt.metrics.scores import SecondSpace
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
+from lcsc_opt.metrics.scores import CrossCheckSpace
 from lcsc_opt.training.classifier import view_of
 
 
@@ -40,7 +40,7 @@ class ScoredImages(FrozenModel):
         """The key of a training, for the data that it sees."""
         return training if self.data == "all" else f"{training}-{self.data}"
 
-    def scores(self, extractor: FeatureExtractor, images: Tensor, second: Callable[[], View]) -> Scores:
+    def scores(self, extractor: FeatureExtractor, images: Tensor, cross_check: Callable[[], View]) -> Scores:
         """Metrics in the features of ``extractor``, against those of ``images`` that are seen."""
         return Scores(
             {INCEPTION: view_of(extractor, self.seen(images))},
@@ -48,5 +48,5 @@ class ScoredImages(FrozenModel):
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics,
             keep=self.keep,
-            second=SecondSpace(MetricName("fid", SECOND), second),
+            cross_check=CrossCheckSpace(MetricName("fid", CROSS_CHECK), cross_check),
         )

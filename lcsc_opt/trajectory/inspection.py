@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints import checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.names import numbered_step
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.trajectory.disk.layout import Layout, all_finite, plan, row_sha256
 from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
 from lcsc_opt.trajectory.disk.saving import EXACT
@@ -238,7 +239,7 @@ def _read(path: Path, name: str, reading: _Reading) -> Mapping[str, Tensor] | No
     odd = _first_not_finite(layout, checkpoint.tensors)
     if odd is not None:
         reading.not_finite.append(f"NaN or infinity: tensor {odd!r} of {name}")
-    differs = difference(reading.layout, layout)
+    differs = difference(layout.shapes, reading.layout.shapes)
     if differs is None and layout != reading.layout:
         reading.retyped.append(f"mixed dtypes: {name} {_retyped(reading.layout, layout)}")
     elif differs is not None:
@@ -253,25 +254,6 @@ def _first_not_finite(layout: Layout, tensors: Mapping[str, Tensor]) -> str | No
     return next((name for name in merged if not all_finite(tensors[name])), None)
 
 
-def difference(first: Layout, other: Layout) -> str | None:
-    """How the names and shapes of another checkpoint differ from the first one's, in words."""
-    expected, there = ({spec.name: list(spec.shape) for spec in layout.tensors} for layout in (first, other))
-    lacks, adds = sorted(expected.keys() - there), sorted(there.keys() - expected)
-    reshaped = [name for name in sorted(expected.keys() & there) if expected[name] != there[name]]
-    parts = [
-        *_counted("lacks", lacks),
-        *_counted("has besides", adds),
-        *(f"{name!r} is {there[name]} and not {expected[name]}" for name in reshaped[:1]),
-    ]
-    more = f" and {len(reshaped) - 1} more" if len(reshaped) > 1 else ""
-    return ", ".join(parts) + more if parts else None
-
-
-def _counted(verb: str, names: list[str]) -> Iterator[str]:
-    if names:
-        yield f"{verb} {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
 def _retyped(first: Layout, other: Layout) -> str:
     expected = {spec.name: spec.dtype for spec in first.tensors}
     spec = next(spec for spec in other.tensors if expected[spec.name] != spec.dtype)
@@ -280,14 +262,10 @@ def _retyped(first: Layout, other: Layout) -> str:
 
 def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] | None) -> float | None:
     """The L2 norm of the difference, in float64; ``None`` where one is missing, they do not fit, or it is no number."""
-    if before is None or after is None or _shapes(before) != _shapes(after):
+    if before is None or after is None or shapes_of(before) != shapes_of(after):
         return None
     squares = sum(_squared(before[name], after[name]) for name in after if after[name].is_floating_point())
     return _finite(math.sqrt(squares))
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _squared(before: Tensor, after: Tensor) -> float:

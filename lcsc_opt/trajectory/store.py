@@ -26,7 +26,7 @@ from lcsc_opt.trajectory.disk.manifest import RELATIVE_ERROR, Manifest, load_man
 from lcsc_opt.trajectory.disk.rows import DifferenceRows, ExactRows, Rows, map_bytes
 from lcsc_opt.trajectory.merge import placement, projection
 from lcsc_opt.trajectory.merge.combining import Combining, StateDict
-from lcsc_opt.trajectory.merge.sources import How, Mapped, Source
+from lcsc_opt.trajectory.merge.sources import Mapped, Placement, Source
 
 
 class Trajectory:
@@ -66,7 +66,7 @@ class Trajectory:
             raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
         return cls(path, manifest if steps is None else _only(manifest, steps, path), stamp)
 
-    def on(self, device: torch.device | str, *, how: How | None = None) -> Trajectory:
+    def on(self, device: torch.device | str, *, how: Placement | None = None) -> Trajectory:
         """The same trajectory, merged and projected where that is wanted, in the fastest way there is.
 
         On a GPU: from a copy of the trajectory in its memory (``resident``) where that fits into a part of what is free
@@ -303,7 +303,7 @@ class Trajectory:
             yield from blocks
         self._check_unchanged()
 
-    def _source(self, device: torch.device, how: How | None) -> Source:
+    def _source(self, device: torch.device, how: Placement | None) -> Source:
         paths = [self.path / WEIGHTS] if self.stored is None else [self.path / WEIGHTS, self.path / REFERENCE]
         stored = placement.Stored(
             self.path.name, len(self), self.nbytes, paths, self._rows, self._segments, self._slots

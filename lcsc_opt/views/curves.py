@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import Floats, StudyHistory, Trials
 from lcsc_opt.database.names import label
 
@@ -23,7 +24,6 @@ AXES = {
 
 MOST_POINTS = 1000  # of one curve; a screen is hardly wider
 LEAST_PAUSE = 30.0  # seconds without an evaluation that may be an interruption
-EMA = "EMAGrid"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def comparison(studies: Sequence[StudyHistory], axis: str | None = None) -> Comp
         StudyStoreError: when there is no such axis.
     """
     axis = default_axis(studies) if axis is None else axis
-    ema = best_grid(studies)
+    ema = best_ema(studies)
     known = [study for study in studies if study.best is not None]
     grouped: dict[str, list[StudyHistory]] = {}
     for study in known:
@@ -134,9 +134,7 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
     positions = thinned(positions[positions >= start])
     values = np.stack([step.at(positions) for step in steps])
     marks = [
-        (end, study.held_out.loss)
-        for end, study in zip(ends, studies, strict=True)
-        if study.held_out is not None and study.held_out.loss is not None
+        (end, study.held_out_loss) for end, study in zip(ends, studies, strict=True) if study.held_out_loss is not None
     ]
     return Curve(
         optimizer=studies[0].optimizer,
@@ -214,14 +212,3 @@ def thinned(positions: Floats, most: int = MOST_POINTS) -> Floats:
     if len(positions) <= most:
         return positions
     return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])
-
-
-def best_grid(studies: Sequence[StudyHistory]) -> StudyHistory | None:
-    """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
-
-    def rank(study: StudyHistory) -> tuple[float, float]:
-        held_out = None if study.held_out is None else study.held_out.loss
-        return (np.inf if held_out is None else held_out, study.searched or 0.0)
-
-    grids = [study for study in studies if study.optimizer == EMA and study.ended and study.searched is not None]
-    return min(grids, key=rank, default=None)

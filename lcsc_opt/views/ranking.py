@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.history import Floats, StudyHistory, ema_beside, relative
+from lcsc_opt.database.comparing import best_ema, ema_beside, mean_and_spread, relative
+from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import label
-from lcsc_opt.views.curves import AXES, best_grid, best_so_far
+from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -68,9 +69,9 @@ class Ranked:
         to_value: axis → what it cost to reach the value that was asked for.
         difference: from the best optimizer; ``None`` for that one, and without held-out losses.
         verdict: in words.
-        second: the held-out metric in features that the loss does not look at, of the seeds that have one.
-        second_metric: its name.
-        doubtful: seeds whose loss gained over the baseline while the second metric did not.
+        cross_check: the held-out metric in features that the loss does not look at, of the seeds that have one.
+        cross_check_metric: its name.
+        doubtful: seeds whose loss gained over the baseline while the cross-check did not.
     """
 
     optimizer: str
@@ -83,8 +84,8 @@ class Ranked:
     to_value: Mapping[str, Reach]
     difference: Difference | None
     verdict: str
-    second: Spread | None = None
-    second_metric: str | None = None
+    cross_check: Spread | None = None
+    cross_check_metric: str | None = None
     doubtful: int = 0
 
     @property
@@ -95,17 +96,17 @@ class Ranked:
     def as_row(self, axis: str = "images") -> dict[str, Any]:
         """Numbers and texts only, for a table that sorts and for CSV; costs along one axis."""
         ema, value = self.to_ema.get(axis), self.to_value.get(axis)
-        shown = (self.searched, self.held_out, self.second)
-        searched, held_out, second = (spread or (None, None) for spread in shown)
+        shown = (self.searched, self.held_out, self.cross_check)
+        searched, held_out, cross_check = (spread or (None, None) for spread in shown)
         return {
             "optimizer": self.label,
             "seeds": self.seeds,
             "unfinished": self.seeds - self.finished,
             "held_out": held_out[0],
             "held_out_sd": held_out[1],
-            "second": second[0],
-            "second_sd": second[1],
-            "second_metric": self.second_metric,
+            "cross_check": cross_check[0],
+            "cross_check_sd": cross_check[1],
+            "cross_check_metric": self.cross_check_metric,
             "doubtful": self.doubtful,
             "searched": searched[0],
             "searched_sd": searched[1],
@@ -128,7 +129,7 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
         studies: of one experiment.
         value: the cost of reaching this loss, on the search's noise, is told too.
     """
-    ema = best_grid(studies)
+    ema = best_ema(studies)
     grouped: dict[str, list[StudyHistory]] = {}
     for study in studies:
         grouped.setdefault(study.optimizer, []).append(study)
@@ -147,8 +148,8 @@ def _ranked(
     group: Sequence[StudyHistory], best: Sequence[StudyHistory] | None, ema: StudyHistory | None, value: float | None
 ) -> Ranked:
     losses = held_out_losses(group)
-    held_out = spread(list(losses.values()))
-    other = [s.held_out.second for s in group if s.held_out is not None and s.held_out.second is not None]
+    held_out = mean_and_spread(losses.values())
+    other = [s.held_out.cross_check for s in group if s.held_out is not None and s.held_out.cross_check is not None]
     compared = None
     if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
         compared = difference(losses, held_out_losses(best))
@@ -156,15 +157,15 @@ def _ranked(
         optimizer=group[0].optimizer,
         seeds=len(group),
         finished=sum(study.ended for study in group),
-        searched=spread([study.searched for study in group if study.searched is not None]),
+        searched=mean_and_spread(study.searched for study in group),
         held_out=held_out,
         below_ema=below_ema(group, ema),
         to_ema={} if ema is None or ema.searched is None else cost_to_reach(group, ema.searched),
         to_value={} if value is None else cost_to_reach(group, value),
         difference=compared,
         verdict="best" if group is best else verdict(compared, measured=bool(losses)),
-        second=spread([found.value for found in other]),
-        second_metric=other[0].metric if other else None,
+        cross_check=mean_and_spread(found.value for found in other),
+        cross_check_metric=other[0].metric if other else None,
         doubtful=sum(study.held_out is not None and study.held_out.warning is not None for study in group),
     )
 
@@ -186,15 +187,7 @@ def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int,
 
 def held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
     """Seed → held-out loss, of the studies that have one."""
-    known = ((study.seed, study.held_out) for study in studies if study.held_out is not None)
-    return {seed: held_out.loss for seed, held_out in known if held_out.loss is not None}
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and sample standard deviation; ``None`` of nothing."""
-    if not values:
-        return None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    return {study.seed: study.held_out_loss for study in studies if study.held_out_loss is not None}
 
 
 def cost_to_reach(studies: Sequence[StudyHistory], target: float) -> dict[str, Reach]:
@@ -322,7 +315,7 @@ def _doubt(row: Ranked) -> str:
     if not row.doubtful:
         return ""
     where = "" if row.seeds == 1 else f" in {row.doubtful} of {row.seeds} seeds"
-    return f" (but {row.second_metric or 'the second metric'} gained nothing{where}: compare the images)"
+    return f" (but {row.cross_check_metric or 'the cross-check'} gained nothing{where}: compare the images)"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -101,15 +101,15 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
 def _ranking_table(ranked: Sequence[Ranked]) -> Table:
     header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
     costs = ("images to EMA*", "evaluations to EMA*")
-    second = [row.second_metric for row in ranked if row.second_metric is not None][:1]
+    cross_check = [row.cross_check_metric for row in ranked if row.cross_check_metric is not None][:1]
     rows = []
     for row in ranked:
         reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in ("images", "evaluations")]
         cells = [row.label, row.seeds, _spread(row.held_out), _spread(row.searched), _percent(row.below_ema)]
-        beside = [_spread(row.second)] * len(second)
+        beside = [_spread(row.cross_check)] * len(cross_check)
         rows.append([*cells, *beside, _difference(row), row.verdict, *reach])
     best = 0 if ranked and ranked[0].verdict == "best" else None
-    return (*header[:5], *second, *header[5:], *costs), rows, best
+    return (*header[:5], *cross_check, *header[5:], *costs), rows, best
 
 
 def _summaries(reader: HistoryReader, studies: Sequence[StudyHistory]) -> Table:
@@ -142,7 +142,7 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
     return {
         "name": study.study,
         "state": _state(study),
-        **_second(study),
+        **_cross_check(study),
         "figures": [(SECTION_TITLES[name], _figure(figure)) for name, figure in figures],
         "failures": [[f.reason, f.attempts, f.lost] for f in failures_of(study)],
     }
@@ -156,14 +156,16 @@ def _state(study: StudyHistory) -> str:
     return f"{progress.state}: {done} {progress.unit}{rate}{failed}."
 
 
-def _second(study: StudyHistory) -> dict[str, str | None]:
-    """What the answer's second metric says, where it was measured, and the warning."""
+def _cross_check(study: StudyHistory) -> dict[str, str | None]:
+    """What the answer's cross-check says, where it was measured, and the warning."""
     held_out = study.held_out
-    if held_out is None or held_out.second is None:
+    if held_out is None or held_out.cross_check is None:
         return {}
-    gains = held_out.second.text
-    line = f"Held-out {held_out.second.metric} {_number(held_out.second.value)}" + (f"; {gains}." if gains else ".")
-    return {"second": line, "warning": held_out.warning}
+    gains = held_out.cross_check.text
+    line = f"Held-out {held_out.cross_check.metric} {_number(held_out.cross_check.value)}" + (
+        f"; {gains}." if gains else "."
+    )
+    return {"cross_check": line, "warning": held_out.warning}
 
 
 def _figure(figure: go.Figure) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import platform
 
 import pytest
 
-from lcsc_opt.base import reproducibility as module
+from lcsc_opt.base import reproducibility
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 
 
@@ -21,7 +21,7 @@ def test_the_environment_can_be_stored_as_json() -> None:
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PACKAGES", ("numpy", "no-such-package-at-all"))
+    monkeypatch.setattr(reproducibility, "PACKAGES", ("numpy", "no-such-package-at-all"))
     assert environment()["packages"]["no-such-package-at-all"] is None
 
 

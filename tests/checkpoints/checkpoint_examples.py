@@ -6,6 +6,7 @@ A builder writes them into a folder and returns what a reader must find: step â†
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,17 @@ def bare(folder: Path) -> Written:
         torch.save({f"module.{name}": tensor for name, tensor in state.items()}, folder / f"weights_{step}.pth")
 
     return _each(folder, save)
+
+
+def torchscript(folder: Path) -> Written:
+    return _each(folder, lambda step, _: write_script(step, folder / f"script_{step}.pt"))
+
+
+def write_script(seed: int, path: Path) -> None:
+    """Traced, as OpenAI's CLIP is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, of its own future
+        torch.jit.save(torch.jit.trace(net(seed).eval(), torch.zeros(1, 2, 5, 5)), path)
 
 
 def nested(folder: Path) -> Written:
@@ -287,6 +299,7 @@ def safetensors(folder: Path) -> Written:
 
 EXAMPLES: dict[str, Callable[[Path], Written]] = {
     "PyTorch, bare": bare,
+    "TorchScript (OpenAI's CLIP)": torchscript,
     "PyTorch, nested (DiT, SiT, your own loop)": nested,
     "consistency_models, improved-diffusion, guided-diffusion": openai,
     "DDIM": ddim,

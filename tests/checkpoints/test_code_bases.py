@@ -13,10 +13,10 @@ from lcsc_opt.base.errors import CheckpointError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.checkpoints import checkpoint_series
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
-from tests.checkpoints import checkpoint_examples as examples
+from tests.checkpoints import checkpoint_examples
 from tests.trajectory.trajectory_examples import same_bits
 
-MODEL, EMA = examples.weights(1), examples.weights(2)
+MODEL, EMA = checkpoint_examples.weights(1), checkpoint_examples.weights(2)
 
 
 def saved(path, content):
@@ -26,7 +26,7 @@ def saved(path, content):
 
 
 def test_ddim_without_an_average(tmp_path):
-    path = saved(tmp_path / "ckpt.pth", [MODEL, examples.optimizer_state(), 3, 4000])
+    path = saved(tmp_path / "ckpt.pth", [MODEL, checkpoint_examples.optimizer_state(), 3, 4000])
     checkpoint = read_checkpoint(path)
     assert checkpoint.key == "model"
     assert same_bits(checkpoint.tensors, MODEL)
@@ -34,23 +34,23 @@ def test_ddim_without_an_average(tmp_path):
 
 
 def test_ddim_by_key(tmp_path):
-    path = saved(tmp_path / "ckpt.pth", [MODEL, examples.optimizer_state(), 3, 4000, EMA])
+    path = saved(tmp_path / "ckpt.pth", [MODEL, checkpoint_examples.optimizer_state(), 3, 4000, EMA])
     assert same_bits(read_checkpoint(path, key="model").tensors, MODEL)
     assert same_bits(read_checkpoint(path, key="ema").tensors, EMA)
 
 
 def test_optimizer_of_guided_diffusion_is_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match=r"opt000100\.pt holds no state dict"):
-        read_checkpoint(saved(tmp_path / "opt000100.pt", examples.optimizer_state()))
+        read_checkpoint(saved(tmp_path / "opt000100.pt", checkpoint_examples.optimizer_state()))
 
 
 def test_rates_of_guided_diffusion_are_told_apart(tmp_path):
-    examples.openai(tmp_path)
+    checkpoint_examples.openai(tmp_path)
     series = {checkpoint_series(path) for path in tmp_path.iterdir()}
     assert series == {"model", "ema_0.999", "ema_0.9999", "opt"}
 
 
-@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), examples.net(1)])
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), checkpoint_examples.net(1)])
 def test_averages_without_names_get_those_of_the_model(tmp_path, model):
     shadow = [parameter.detach() + 1 for parameter in model.parameters()]
     state = {"sigmas": torch.ones(7), **model.state_dict()}  # score_sde's models begin with a buffer
@@ -78,17 +78,17 @@ def test_averages_that_do_not_fit_in_one_way_are_refused(tmp_path, shadow):
 
 
 def test_averaged_model_of_torch(tmp_path):
-    averaged = torch.optim.swa_utils.AveragedModel(examples.net(3))
+    averaged = torch.optim.swa_utils.AveragedModel(checkpoint_examples.net(3))
     checkpoint = read_checkpoint(saved(tmp_path / "m.pt", {"ema": averaged.state_dict(), "model": MODEL}))
     assert checkpoint.key == "ema.module"
     assert same_bits(checkpoint.tensors, dict(averaged.module.state_dict()))
 
 
 def test_raw_weights_beside_an_average_in_one_state_dict(tmp_path):
-    examples.compvis(tmp_path)
+    checkpoint_examples.compvis(tmp_path)
     path = tmp_path / "epoch=000001.ckpt"
     assert read_checkpoint(path).key == "state_dict.model_ema"
-    assert same_bits(read_checkpoint(path, key="state_dict.model").tensors, examples.weights(101))
+    assert same_bits(read_checkpoint(path, key="state_dict.model").tensors, checkpoint_examples.weights(101))
     assert len(read_checkpoint(path, key="state_dict").tensors) == 2 * len(MODEL) + 2
 
 
@@ -142,7 +142,7 @@ def test_accelerate_folder_by_key(tmp_path):
     saved(folder / "model.safetensors", MODEL)
     saved(folder / "model_1.safetensors", EMA)
     saved(folder / "custom_checkpoint_0.pkl", {"step": 3, "model": EMA, "ema": MODEL})
-    saved(folder / "optimizer.bin", examples.optimizer_state())
+    saved(folder / "optimizer.bin", checkpoint_examples.optimizer_state())
     saved(folder / "random_states_0.pkl", {"torch_manual_seed": torch.zeros(8, dtype=torch.uint8)})
     assert same_bits(read_checkpoint(folder).tensors, MODEL)
     second, custom = (read_checkpoint(folder, key=key) for key in ("model_1", "custom_checkpoint_0"))
@@ -159,7 +159,7 @@ def test_folder_has_no_such_key(tmp_path, key):
     folder = tmp_path / "checkpoint_7"
     saved(folder / "model.safetensors", MODEL)
     saved(folder / "model_1.safetensors", EMA)
-    saved(folder / "optimizer.bin", examples.optimizer_state())
+    saved(folder / "optimizer.bin", checkpoint_examples.optimizer_state())
     with pytest.raises(CheckpointError, match="checkpoint_7"):
         read_checkpoint(folder, key=key)
 
@@ -202,7 +202,7 @@ def test_weights_in_several_files(tmp_path, suffix, index):
 
 
 def test_variant_that_diffusers_cut_into_several_files(tmp_path):
-    model = examples.unet(1)
+    model = checkpoint_examples.unet(1)
     model.save_pretrained(tmp_path / "unet", max_shard_size="8KB", variant="fp16")
     assert len(list((tmp_path / "unet").glob("*.fp16-*.safetensors"))) > 1
     assert same_bits(read_checkpoint(tmp_path).tensors, dict(model.state_dict()))
@@ -217,5 +217,5 @@ def test_index_that_is_none(tmp_path, content):
 
 def test_factors_of_a_lora_stay_ordinary_tensors(tmp_path):
     for name in ("pytorch_lora_weights", "adapter_model"):
-        saved(tmp_path / name / f"{name}.safetensors", examples.factors(1))
-        assert same_bits(read_checkpoint(tmp_path / name).tensors, examples.factors(1))
+        saved(tmp_path / name / f"{name}.safetensors", checkpoint_examples.factors(1))
+        assert same_bits(read_checkpoint(tmp_path / name).tensors, checkpoint_examples.factors(1))

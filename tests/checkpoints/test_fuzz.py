@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints import nvlabs_examples
-from tests.checkpoints.checkpoint_examples import optimizer_state, weights
+from tests.checkpoints.checkpoint_examples import optimizer_state, weights, write_script
 from tests.checkpoints.read_in_a_child import in_a_child
 
 FILES = 500
@@ -31,6 +31,7 @@ def originals(folder: Path) -> list[Path]:
     torch.save(content, folder / "new.pt")
     torch.save(content, folder / "old.pth", _use_new_zipfile_serialization=False)
     torch.save([model, optimizer_state(), 1, 2, ema], folder / "ddim.ckpt")
+    write_script(1, folder / "script.pt")
     foreign = {"state_dict": model, "hyper_parameters": {"path": Path("data"), "seen": {1, 2}}}
     torch.save(foreign, folder / "lightning.ckpt")
     save_file(model, folder / "model.safetensors", metadata={"step": "3"})

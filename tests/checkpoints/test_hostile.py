@@ -359,6 +359,34 @@ def laughing_modules(path: Path) -> None:
     path.write_bytes(PROTOCOL + b"}(" + text("ema") + content + b"u.")
 
 
+def script(path: Path, content: bytes) -> None:
+    """An archive as torch.jit.save lays it out, around any pickle."""
+    zipped(path, content)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("m/constants.pkl", b"\x80\x02).")
+
+
+SCRIPT_MODULE = b"c__torch__\nM\n)\x81\x94"
+
+
+def endless_script(path: Path) -> None:
+    script(path, PROTOCOL + SCRIPT_MODULE + b"}(" + text("a") + b"h\0" + text("b") + b"h\0ub.")
+
+
+def laughing_scripts(path: Path) -> None:
+    """Modules that hold the one before eight times, the innermost with many tensors; names as long as they may be."""
+    tensors = b"".join(text(str(index)) + (PLAIN + b"q\xff" if index == 0 else b"h\xff") for index in range(9_000))
+    content = SCRIPT_MODULE + b"}(" + tensors + b"ub"
+    for level in range(30):
+        children = b"".join(text(f"{n}{'x' * 30}") + b"h" + bytes([level]) for n in "abcdefgh")
+        content += b"0" + SCRIPT_MODULE + b"}(" + children + b"ub"
+    script(path, PROTOCOL + content + b".")
+
+
+def script_of_code(path: Path) -> None:
+    script(path, PROTOCOL + call("posix.system", text(f"touch {path.parent / 'ran'}")) + b".")
+
+
 def source_that_runs(path: Path) -> None:
     """This one is to be read: its weights are good, only its source is not."""
     marker = path.parent / "ran"
@@ -416,6 +444,7 @@ PICKLES: dict[str, tuple[str, Callable[[Path], None]]] = {
                 large_directory, system, evaluated, behind_the_weights, built_in_a_file, legacy_attack,
                 legacy_storage_that_is_not_there, long_shapes, many_arguments, many_pairs, long_function_name,
                 long_key, long_storage_key, many_wrappers, many_times_one_tensor, averages_without_names, long_wrapper,
+                endless_script, laughing_scripts, script_of_code,
             ),
         ),
         (

@@ -10,19 +10,19 @@ import torch
 from lcsc_opt.base.errors import CheckpointError
 from lcsc_opt.checkpoints import read_init_arguments
 from lcsc_opt.trajectory import read_checkpoint
-from tests.checkpoints import nvlabs_examples as nvlabs
+from tests.checkpoints import nvlabs_examples
 from tests.trajectory.trajectory_examples import same_bits
 
 
 @pytest.fixture
 def snapshot(tmp_path):
     path = tmp_path / "network-snapshot-000100.pkl"
-    nvlabs.write_snapshot(path, nvlabs.network(1), net=nvlabs.network(2))
+    nvlabs_examples.write_snapshot(path, nvlabs_examples.network(1), net=nvlabs_examples.network(2))
     return path
 
 
 def test_weights_are_those_of_the_unpickled_network(snapshot):
-    unpickled = nvlabs.unpickled_the_usual_way(snapshot)
+    unpickled = nvlabs_examples.unpickled_the_usual_way(snapshot)
     for key in ("ema", "net"):
         expected = unpickled[key].state_dict()
         found = read_checkpoint(snapshot, key=key).tensors
@@ -40,7 +40,7 @@ def test_average_is_the_default(snapshot, capsys):
 
 def test_halves_of_edm2(tmp_path):
     path = tmp_path / "network-snapshot-0000100-0.050.pkl"
-    written = nvlabs.write_snapshot(path, nvlabs.network(3), half=True)
+    written = nvlabs_examples.write_snapshot(path, nvlabs_examples.network(3), half=True)
     found = read_checkpoint(path).tensors
     assert found["enc.8x8_conv.weight"].dtype == torch.float16
     assert same_bits(found, written)
@@ -48,7 +48,7 @@ def test_halves_of_edm2(tmp_path):
 
 def test_training_state_of_edm(tmp_path):
     path = tmp_path / "training-state-000100.pt"
-    written = nvlabs.write_training_state(path, nvlabs.network(1))
+    written = nvlabs_examples.write_training_state(path, nvlabs_examples.network(1))
     checkpoint = read_checkpoint(path)
     assert checkpoint.key == "net"
     assert same_bits(checkpoint.tensors, written)
@@ -56,11 +56,11 @@ def test_training_state_of_edm(tmp_path):
 
 def test_training_state_of_edm2(tmp_path):
     """Plain dicts, and a list with the average of each width."""
-    net, first, second = (dict(nvlabs.network(seed).state_dict()) for seed in (1, 2, 3))
+    net, first, second = (dict(nvlabs_examples.network(seed).state_dict()) for seed in (1, 2, 3))
     ema = {"stds": [0.05, 0.1], "emas": [first, second]}
-    state = nvlabs.EasyDict(cur_nimg=100_000, total_elapsed_time=1.0)
+    state = nvlabs_examples.EasyDict(cur_nimg=100_000, total_elapsed_time=1.0)
     path = tmp_path / "training-state-0000100.pt"
-    with nvlabs.nvlabs_modules():
+    with nvlabs_examples.nvlabs_modules():
         torch.save({"state": state, "net": net, "loss_fn": {}, "optimizer": None, "ema": ema}, path)
     assert same_bits(read_checkpoint(path).tensors, net)
     assert same_bits(read_checkpoint(path, key="ema.emas.1").tensors, second)
@@ -86,9 +86,9 @@ def test_init_arguments_need_a_network(tmp_path, name):
 
 
 def test_init_argument_that_is_no_data_is_named(tmp_path):
-    net = nvlabs.network(1)
+    net = nvlabs_examples.network(1)
     net._init_kwargs = {"path": tmp_path}
-    nvlabs.write_snapshot(tmp_path / "m.pkl", net)
+    nvlabs_examples.write_snapshot(tmp_path / "m.pkl", net)
     with pytest.raises(CheckpointError, match=r"init_kwargs\.path is a pathlib\.PosixPath, not plain data"):
         read_init_arguments(tmp_path / "m.pkl")
     assert read_checkpoint(tmp_path / "m.pkl").tensors  # the weights do not care
@@ -96,12 +96,12 @@ def test_init_argument_that_is_no_data_is_named(tmp_path):
 
 def test_source_does_not_run(tmp_path):
     marker = tmp_path / "ran"
-    attacked = nvlabs.network(1, attack=f"open({str(marker)!r}, 'w').close()")
-    written = nvlabs.write_snapshot(tmp_path / "m.pkl", attacked)
+    attacked = nvlabs_examples.network(1, attack=f"open({str(marker)!r}, 'w').close()")
+    written = nvlabs_examples.write_snapshot(tmp_path / "m.pkl", attacked)
     assert same_bits(read_checkpoint(tmp_path / "m.pkl").tensors, written)
     read_init_arguments(tmp_path / "m.pkl")
     assert not marker.exists()
-    nvlabs.unpickled_the_usual_way(tmp_path / "m.pkl")
+    nvlabs_examples.unpickled_the_usual_way(tmp_path / "m.pkl")
     assert marker.exists()  # the attack is a real one
 
 

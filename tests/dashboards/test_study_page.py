@@ -53,13 +53,13 @@ def test_progress_and_every_figure_are_shown(url: str) -> None:
 
 def test_the_second_feature_space_and_its_warning_are_said(url: str) -> None:
     study = write_study(url, "digits/LCSC/0", [4.0, 2.0])
-    second = {"metric": "fid@second", "value": 7.25, "against": "EMA*", "gain": 0.5, "second_gain": -0.1}
-    study.set_attribute("held_out", {"loss": 2.5, "second": second})
+    cross_check = {"metric": "fid@cross_check", "value": 7.25, "against": "EMA*", "gain": 0.5, "cross_check_gain": -0.1}
+    study.set_attribute("held_out", {"loss": 2.5, "cross_check": cross_check})
     said = draw(Site(url), "digits/LCSC/0")["headline"]["children"]
-    assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched; fid@second 7.25"
-    study.set_attribute("held_out", {"loss": 2.5, "second": second, "warning": "the loss <i>is</i> below"})
+    assert said == "digits/LCSC/0 is finished: FID 2.5 held out, 2 searched; fid@cross_check 7.25"
+    study.set_attribute("held_out", {"loss": 2.5, "cross_check": cross_check, "warning": "the loss <i>is</i> below"})
     said = draw(Site(url), "digits/LCSC/0")["headline"]["children"]
-    assert said.endswith("; fid@second 7.25. Warning: the loss <i>is</i> below"), "a text, which a browser escapes"
+    assert said.endswith("; fid@cross_check 7.25. Warning: the loss <i>is</i> below"), "a text, which a browser escapes"
 
 
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:

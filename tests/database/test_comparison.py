@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.summary import (
     StudySummary,
-    best_ema,
     describe_coefficients,
     different_samples,
     is_ours,
@@ -89,7 +89,7 @@ def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
         "evaluations": 2,
         "images": 20,
         "seconds": 1.0,
-        "second": None,
+        "cross_check": None,
     }
 
 

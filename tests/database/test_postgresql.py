@@ -15,8 +15,7 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import connection as database
-from lcsc_opt.database import locks
+from lcsc_opt.database import connection, locks
 from lcsc_opt.database.connection import masked, open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.objective.contract import Objective
@@ -43,7 +42,7 @@ def study(postgresql_url: str) -> StoredStudy:
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "RETRY_SECONDS", (0.05, 0.1, 0.5, 1.0, 2.0))
+    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.05, 0.1, 0.5, 1.0, 2.0))
 
 
 def test_a_search_is_the_same_as_on_sqlite(study: StoredStudy, objective: Objective, clean: list[Any]) -> None:

@@ -23,8 +23,7 @@ import yaml
 from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import connection as database
-from lcsc_opt.database import locks
+from lcsc_opt.database import connection, locks
 from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage
 from lcsc_opt.database.locks import patient
 from lcsc_opt.database.store import StoredStudy
@@ -200,7 +199,7 @@ def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
 
 @pytest.fixture
 def storage(url: str, monkeypatch: pytest.MonkeyPatch) -> optuna.storages.RDBStorage:
-    monkeypatch.setattr(database, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.0, 0.0, 0.0))
     return open_storage(url, write=True)
 
 
@@ -267,7 +266,7 @@ def test_of_a_process_that_was_stopped_in_a_transaction_is_said_what_to_do(
     url: str, objective: Objective, lock: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A search waits until it goes on, and loses nothing; what only reads says so, too; nobody advises a recovery."""
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(locks, "LOCK_SECONDS", 0.2)
     study = open_study(url)
     command = [sys.executable, "-c", STOPPED, file_of(url), lock]
@@ -346,7 +345,7 @@ def test_network_file_systems_are_recognised(path: str, kind: str | None) -> Non
 def test_a_database_on_a_network_file_system_is_opened_with_a_warning(
     url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(database, "network_file_system", lambda path, mounts: "nfs4")
+    monkeypatch.setattr(connection, "network_file_system", lambda path, mounts: "nfs4")
     open_storage(url, write=True)
     (line,) = capsys.readouterr().err.splitlines()
     assert "lies on a network file system (nfs4)" in line

@@ -16,7 +16,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import tables as study_rows
+from lcsc_opt.database import tables
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 
@@ -48,7 +48,7 @@ def rows(storage: RDBStorage, table: Any) -> list[dict[str, Any]]:
 def with_optuna(storage: RDBStorage, attributes: Mapping[str, Any], value: float) -> None:
     study = optuna.create_study(study_name=NAME, storage=storage, direction="minimize")
     study.set_user_attr("steps", [1, 2])
-    trial = study.ask({"sum_abs": optuna.distributions.FloatDistribution(1.0, study_rows.LARGEST_SUM_ABS, log=True)})
+    trial = study.ask({"sum_abs": optuna.distributions.FloatDistribution(1.0, tables.LARGEST_SUM_ABS, log=True)})
     for name, attribute in attributes.items():
         trial.set_user_attr(name, attribute)
     study.tell(trial, value)
@@ -58,15 +58,15 @@ def with_optuna(storage: RDBStorage, attributes: Mapping[str, Any], value: float
 def test_rows_are_those_that_optuna_writes(storage: RDBStorage, value: float) -> None:
     attributes = {"coefficients": [0.1, 0.9], "metrics": {"fid": 0.1 + 0.2}, "tell_index": 0}
     with_optuna(storage, attributes, value)
-    tables = (study_rows.TRIALS, study_rows.VALUES, study_rows.DIRECTIONS)
-    expected = {table: rows(storage, table) for table in tables}
-    texts = {row["key"]: row["value_json"] for row in rows(storage, study_rows.ATTRIBUTES)}
+    compared = (tables.TRIALS, tables.VALUES, tables.DIRECTIONS)
+    expected = {table: rows(storage, table) for table in compared}
+    texts = {row["key"]: row["value_json"] for row in rows(storage, tables.ATTRIBUTES)}
     optuna.delete_study(study_name=NAME, storage=storage)
 
     study = StoredStudy.open_or_create(storage, NAME, {"steps": [1, 2]})
     key = study.add_candidate(Candidate(np.array([0.1, 0.9])))
     study.finish(key, Evaluation(value, {"fid": 0.1 + 0.2}), tell_index=0)
-    for table in tables:
+    for table in compared:
         for ours, optunas in zip(rows(storage, table), expected[table], strict=True):
             assert set(ours) == set(optunas)
             for name, found in ours.items():
@@ -74,9 +74,9 @@ def test_rows_are_those_that_optuna_writes(storage: RDBStorage, value: float) ->
                     assert abs((found - optunas[name]).total_seconds()) < 300, "both of one clock, in UTC"
                 else:
                     assert (found, type(found)) == (optunas[name], type(optunas[name]))
-    written = {row["key"]: row["value_json"] for row in rows(storage, study_rows.ATTRIBUTES)}
+    written = {row["key"]: row["value_json"] for row in rows(storage, tables.ATTRIBUTES)}
     assert {name: written[name] for name in texts} == texts
-    parameter = rows(storage, study_rows.PARAMETERS)[0]
+    parameter = rows(storage, tables.PARAMETERS)[0]
     assert (parameter["param_name"], parameter["param_value"]) == ("sum_abs", 1.0)
 
 
@@ -91,7 +91,7 @@ def test_a_copy_is_what_optuna_reads_of_the_original(storage: RDBStorage) -> Non
         trial.datetime_start = moment + datetime.timedelta(hours=hour)
         trial.datetime_complete = moment + datetime.timedelta(hours=hour, seconds=1)
     with storage.engine.begin() as connection:
-        study_rows.create_study(connection, NAME, {"steps": [1]}, trials)
+        tables.create_study(connection, NAME, {"steps": [1]}, trials)
     study = optuna.load_study(study_name=NAME, storage=storage)
     assert (study.direction.name, study.user_attrs) == ("MINIMIZE", {"steps": [1]})
     for number, (found, trial) in enumerate(zip(study.trials, trials, strict=True)):
@@ -103,8 +103,8 @@ def test_a_copy_is_what_optuna_reads_of_the_original(storage: RDBStorage) -> Non
 def test_a_study_of_a_name_that_is_taken_is_an_error_and_nothing_is_written(storage: RDBStorage) -> None:
     StoredStudy.open_or_create(storage, NAME, {})
     with pytest.raises(sa.exc.IntegrityError), storage.engine.begin() as connection:
-        study_rows.create_study(connection, NAME, {"steps": [1]}, [create_trial(value=1.0)])
-    assert rows(storage, study_rows.TRIALS) == []
+        tables.create_study(connection, NAME, {"steps": [1]}, [create_trial(value=1.0)])
+    assert rows(storage, tables.TRIALS) == []
 
 
 def test_a_trial_ends_once_and_the_same_end_again_is_no_error(storage: RDBStorage) -> None:
@@ -113,18 +113,18 @@ def test_a_trial_ends_once_and_the_same_end_again_is_no_error(storage: RDBStorag
 
     def end(attributes: dict[str, Any], value: float | None, state: TrialState = TrialState.COMPLETE) -> bool:
         with storage.engine.begin() as connection:
-            return study_rows.end_trial(connection, key, state, attributes, value=value)
+            return tables.end_trial(connection, key, state, attributes, value=value)
 
     assert end({"tell_index": 0}, 1.5)
-    before = rows(storage, study_rows.TRIALS)
+    before = rows(storage, tables.TRIALS)
     assert end({"tell_index": 0}, 1.5), "a commit that was not acknowledged"
     assert not end({"tell_index": 0}, 2.5)
     assert not end({"tell_index": 1}, 1.5)
     assert not end({"tell_index": 0}, 1.5, TrialState.FAIL)
-    assert rows(storage, study_rows.TRIALS) == before
-    assert len(rows(storage, study_rows.VALUES)) == 1
+    assert rows(storage, tables.TRIALS) == before
+    assert len(rows(storage, tables.VALUES)) == 1
     with storage.engine.begin() as connection:
-        assert not study_rows.end_trial(connection, key + 1, TrialState.COMPLETE, {}, value=1.0), "no such trial"
+        assert not tables.end_trial(connection, key + 1, TrialState.COMPLETE, {}, value=1.0), "no such trial"
 
 
 def test_a_candidate_is_one_commit_and_a_result_another(storage: RDBStorage) -> None:

@@ -15,8 +15,7 @@ import pytest
 
 from lcsc_opt.base.errors import CatalogError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.records import Evaluation
-from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, evaluate_safely
-from lcsc_opt.evaluation import devices as devices_module
+from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, devices, evaluate_safely
 from lcsc_opt.evaluation.devices import cores, environments, workers_for_this_machine
 from tests.evaluation.staged_examples import (
     IMAGES,
@@ -150,7 +149,7 @@ def test_workers_ignore_the_interrupt_that_is_meant_for_the_coordinator(pool: Wo
 
 
 def gpus_are(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    monkeypatch.setattr(devices_module, "gpus", lambda: list(names))
+    monkeypatch.setattr(devices, "gpus", lambda: list(names))
 
 
 def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

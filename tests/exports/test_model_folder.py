@@ -148,7 +148,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(
     weights = dict(network.state_dict())
     del weights["conv_in.bias"]
     objective = objective_over(pack_random(tmp_path / "other.trajectory", weights), network)
-    with pytest.raises(ObjectiveError, match=r"lack 'conv_in\.bias'.*--config FOLDER"):
+    with pytest.raises(ObjectiveError, match=r"lacks 'conv_in\.bias'.*--config FOLDER"):
         export(study, objective, Destination.of(tmp_path / "best"))
     assert not (tmp_path / "best").exists()
 

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference, ReferenceStatistics, Scores, View, extract
-from lcsc_opt.metrics import distances as kernel
+from lcsc_opt.metrics import FrechetReference, Reference, ReferenceStatistics, Scores, View, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance, kernel_distance_and_gradient
 
 seeds = st.integers(0, 2**32 - 1)
@@ -164,9 +163,9 @@ def test_features_without_a_distance_have_no_gradient(values, message):
 
 @pytest.fixture(params=["all", "subsets"])
 def subset_sizes(request, monkeypatch):
-    monkeypatch.setattr(kernel, "SUBSETS", 4)
+    monkeypatch.setattr(distances, "SUBSETS", 4)
     if request.param == "subsets":
-        monkeypatch.setattr(kernel, "SUBSET_SIZE", 7)
+        monkeypatch.setattr(distances, "SUBSET_SIZE", 7)
 
 
 @pytest.mark.parametrize("real", [12, 15])

@@ -8,8 +8,8 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores, View
+from tests.metrics.test_cross_check import Doubled, cross_check
 from tests.metrics.test_scores import Classifier, Pixels, both, images, reference, score, statistics
-from tests.metrics.test_second import Doubled, second
 
 COUNT = 43
 CUTS = {1: [43], 2: [30, 13], 3: [1, 20, 22], 7: [5, 1, 9, 2, 16, 3, 7]}
@@ -59,10 +59,10 @@ def test_metrics_of_kept_features_are_the_same_bit_for_bit(workers, count):
 
 @pytest.mark.parametrize("workers", CUTS)
 def test_held_out_metrics_and_the_second_space_have_parts_too(workers):
-    scores = Scores.fid(Pixels(), statistics(), second=second())
+    scores = Scores.fid(Pixels(), statistics(), cross_check=cross_check())
     expected = score(scores, images(COUNT), held_out=True)[1]
     found = scores.whole(parts_of(scores, CUTS[workers], held_out=True), held_out=True).result()[1]
-    assert list(found) == ["fid", "fid@second"]
+    assert list(found) == ["fid", "fid@cross_check"]
     assert found == pytest.approx(expected, rel=1e-11)
     scores = both(loss="fid", held_out_metrics=["kid@m:f", "is", "fid@m:f"])
     expected = score(scores, images(COUNT), held_out=True)[1]
@@ -91,15 +91,15 @@ def test_gradients_of_the_loss_in_the_features_of_all_parts(workers, loss):
 
 
 def test_the_second_space_is_built_where_parts_are_put_together():
-    spaces = second(), second()
-    worker, main = (Scores.fid(Pixels(), statistics(), second=space) for space in spaces)
+    spaces = cross_check(), cross_check()
+    worker, main = (Scores.fid(Pixels(), statistics(), cross_check=space) for space in spaces)
     found = main.whole(parts_of(worker, [20, 23], held_out=True), held_out=True).result()
     assert found[1] == pytest.approx(score(worker, images(COUNT), held_out=True)[1], rel=1e-11)
     assert [space.built for space in spaces] == [1, 1]
 
 
 def test_a_gradient_is_had_on_held_out_noise_too():
-    worker, main = (Scores.fid(Pixels(), statistics(), second=second()) for _ in range(2))
+    worker, main = (Scores.fid(Pixels(), statistics(), cross_check=cross_check()) for _ in range(2))
     parts = parts_of(worker, [20, 23], held_out=True, gradient=True)
     assert main.whole(parts, held_out=True).loss_gradients()["inception"].shape == (COUNT, 16)
 

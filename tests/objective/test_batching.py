@@ -15,7 +15,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH, Noise
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.objective import batch_size as batching
+from lcsc_opt.objective import batch_size
 from lcsc_opt.objective.batch_size import fastest_size, images_per_second, largest_batch, smaller_batch
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 
@@ -128,7 +128,7 @@ def linear(monkeypatch: pytest.MonkeyPatch) -> None:
         sampler.asked.append(count)
         return None if count > sampler.most else float(count)
 
-    monkeypatch.setattr(batching, "images_per_second", rate)
+    monkeypatch.setattr(batch_size, "images_per_second", rate)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself

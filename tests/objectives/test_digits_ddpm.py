@@ -44,7 +44,7 @@ def test_the_loss_is_fid_against_all_digits(objective: MergeSampleScore) -> None
 
 @pytest.mark.parametrize("name", ["digits_ddpm", "digits"])
 def test_another_network_of_digits_sees_what_is_reported(name: str, cache: Path) -> None:
-    trained_objectives.check_the_second_space(trained_objectives.build(name), second_digits_view(cache))
+    trained_objectives.check_the_cross_check(trained_objectives.build(name), second_digits_view(cache))
 
 
 def test_images_are_those_of_diffusers_own_solver(objective: MergeSampleScore) -> None:

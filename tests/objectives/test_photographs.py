@@ -11,7 +11,7 @@ from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ImageNoise
-from lcsc_opt.training import images as metrics_photographs
+from lcsc_opt.training import images
 from lcsc_opt.training.images import photographs_crops, second_photographs_view
 from lcsc_opt.training.networks import PatchedUNet
 from tests.objectives import trained_objectives
@@ -26,7 +26,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = trained_objectives.load("photographs")
     quick = functools.partial(module.train_photographs_network, epochs=1)
-    for place in (module, metrics_photographs):
+    for place in (module, images):
         monkeypatch.setattr(place, "train_photographs_network", quick)
     monkeypatch.setenv("LCSC_CACHE", str(cache))
 
@@ -47,7 +47,7 @@ def test_the_loss_is_fid_against_all_crops(objective: MergeSampleScore) -> None:
 
 
 def test_another_network_of_crops_sees_what_is_reported(objective: MergeSampleScore, cache: Path) -> None:
-    trained_objectives.check_the_second_space(objective, second_photographs_view(cache))
+    trained_objectives.check_the_cross_check(objective, second_photographs_view(cache))
 
 
 def test_one_step_is_the_consistency_function_at_the_highest_noise(objective: MergeSampleScore) -> None:

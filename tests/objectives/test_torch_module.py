@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_one_line(study: Path, changes: dict[str, Any], mes
 
 def test_weights_of_another_model_are_named(study: Path) -> None:
     settings = {**COMMON, "model_settings": {"width": 5}, "sampler": "users_own_model:sample"}
-    with pytest.raises(ObjectiveError, match=r"layers.0.weight is \[6, 1, 3, 3\] and not \[5, 1, 3, 3\]"):
+    with pytest.raises(ObjectiveError, match=r"'layers.0.bias' as \[6\] and not \[5\] and 2 more"):
         build("torch_module.py", study, **settings)
 
 

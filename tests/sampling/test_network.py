@@ -239,16 +239,16 @@ def test_only_the_trained_part_gets_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda w: w.pop("layer.bias"), "they lack layer.bias;"),
-        (lambda w: w.update(a=torch.ones(1), b=torch.ones(1)), r"the network has no a \(and 1 more\);"),
-        (lambda w: w.update({"layer.bias": torch.ones(2)}), r"layer.bias is \[2\] and not \[1\];"),
+        (lambda w: w.pop("layer.bias"), "a checkpoint lacks 'layer.bias';"),
+        (lambda w: w.update(a=torch.ones(1), b=torch.ones(1)), "has besides 'a' and 1 more;"),
+        (lambda w: w.update({"layer.bias": torch.ones(2)}), r"has 'layer.bias' as \[2\] and not \[1\];"),
     ],
 )
 def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change: Any, message: str) -> None:
     network = PreparedNetwork(_Small(0), NetworkSettings("cpu"))
     weights = _Small(1).state_dict()
     change(weights)
-    with pytest.raises(ObjectiveError, match=f"do not fit the network: {message}"):
+    with pytest.raises(ObjectiveError, match=f"do not fit the network: .*{message}"):
         network.load(weights)
     assert torch.equal(network.module.layer.weight, _Small(0).layer.weight)  # type: ignore[arg-type]
 

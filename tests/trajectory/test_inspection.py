@@ -132,7 +132,7 @@ def test_mixed_architectures_say_what_differs(folder):
     seen = inspect(folder)
     assert seen.warnings == [
         "mixed architectures: step 300 (model000300.safetensors) lacks 'bias' and 1 more, has besides 'extra', "
-        "'weight' is [7, 6] and not [7, 5]"
+        "has 'weight' as [7, 6] and not [7, 5]"
     ]
     assert seen.difference_norms[1:3] == [None, None]
     assert None not in (seen.difference_norms[0], seen.difference_norms[3])

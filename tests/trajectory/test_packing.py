@@ -92,7 +92,7 @@ def test_interrupted_pack_goes_on_where_it_stopped(files, tmp_path, monkeypatch,
 @pytest.mark.parametrize("change", ["content", "selection"])
 def test_partial_of_other_sources_is_not_continued(files, tmp_path, monkeypatch, change):
     torch.save({"w": torch.ones(1)}, tmp_path / "model000600.pt")
-    with pytest.raises(TrajectoryError, match=r"model000600\.pt: Tensor 'batches' is missing"):
+    with pytest.raises(TrajectoryError, match=r"model000600\.pt: .* it lacks 'batches'"):
         pack([*files, tmp_path / "model000600.pt"], tmp_path / "t")
     assert "t.partial" in names(tmp_path)
     if change == "content":

@@ -156,7 +156,7 @@ def test_checkpoints_of_another_model_are_refused(trajectory: Trajectory, files:
     other = state_dict(200)
     del other["bias"]
     save_file(other, files._paths[200])
-    with pytest.raises(TrajectoryError, match=r"model000200.*'bias' is missing"):
+    with pytest.raises(TrajectoryError, match=r"model000200.*it lacks 'bias'"):
         recombine(files, Combination.of(trajectory, COEFFICIENTS))
 
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,
-    best_grid,
     best_so_far,
     comparison,
     curve,
@@ -132,12 +132,12 @@ def test_curves_are_drawn_against_images_where_there_are_any() -> None:
 def test_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
     one, two = (history([value], optimizer="EMAGrid", held_out=out) for value, out in ((1.0, 3.0), (2.0, 2.5)))
     three = history([0.5], optimizer="EMAGrid")
-    assert best_grid([history([0.1]), one, two, three]) is two
-    assert best_grid([one, three]) is one
-    assert best_grid([history([0.1])]) is None
+    assert best_ema([history([0.1]), one, two, three]) is two
+    assert best_ema([one, three]) is one
+    assert best_ema([history([0.1])]) is None
     stopped = history([0.2], optimizer="EMAGrid", held_out=0.1, ended=False)  # its best may be to come
-    assert best_grid([stopped, one]) is one
-    assert best_grid([stopped]) is None
+    assert best_ema([stopped, one]) is one
+    assert best_ema([stopped]) is None
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:

@@ -10,7 +10,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.database.history import HeldOut, StudyHistory, relative
+from lcsc_opt.database.comparing import relative
+from lcsc_opt.database.history import HeldOut, StudyHistory
 from lcsc_opt.views.ranking import (
     Difference,
     Reach,

@@ -105,8 +105,8 @@ def test_images_say_which_model_sampled_them(storage: RDBStorage, tmp_path: Path
 
 
 def test_a_report_has_the_second_metric_and_its_warning(storage: RDBStorage, tmp_path: Path) -> None:
-    second = {"metric": HOSTILE, "value": 7.25, "against": "EMA*", "gain": 0.5, "second_gain": -0.1}
-    report = {"trial": 1, "loss": 2.5, "second": second, "warning": "the loss is 50.0% below EMA*'s"}
+    cross_check = {"metric": HOSTILE, "value": 7.25, "against": "EMA*", "gain": 0.5, "cross_check_gain": -0.1}
+    report = {"trial": 1, "loss": 2.5, "cross_check": cross_check, "warning": "the loss is 50.0% below EMA*'s"}
     write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     shown = " ".join(" ".join(page.texts).split())

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.memory import free_memory
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.diagnostics.profiling.study import sampling_device, sampling_settings
-from lcsc_opt.objective.batch_size import free_memory, images_per_second, largest_batch
+from lcsc_opt.objective.batch_size import images_per_second, largest_batch
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.search.plan import StudyPlan

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from lcsc_opt.diagnostics.profiling.parts import Profile, Work, divide
 from lcsc_opt.diagnostics.profiling.trace import write_trace
 from lcsc_opt.diagnostics.profiling.trials import TrialTimes, run_trials, throw_away_database
 from lcsc_opt.diagnostics.profiling.work import operations_per_image
+from lcsc_opt.evaluation.devices import cores
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.sampling.network import DTYPES
@@ -166,15 +165,8 @@ def _circumstances(
     trajectory = objective.trajectory
     stored = (trajectory.stored or EXACT) if isinstance(trajectory, Trajectory) else None
     on_gpu = device is not None and device.type == "cuda"
-    places = torch.cuda.device_count() if on_gpu else _cores()
+    places = torch.cuda.device_count() if on_gpu else cores()
     return Circumstances(settings, stored, plan.workers, places)
-
-
-def _cores() -> int:
-    """That this process may use."""
-    with contextlib.suppress(AttributeError):  # not on every system
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _name(device: torch.device | None) -> str:

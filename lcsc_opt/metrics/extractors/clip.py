@@ -8,79 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lcsc_opt.metrics.extractors.network import normalized, resized, rgb_levels, weights_hash
-from lcsc_opt.metrics.extractors.weights import (
-    belongs_to_another_network,
-    published_file,
-    read_weights,
-    torch_fidelity_module,
-)
+from lcsc_opt.metrics.extractors.network import PublishedNetwork, normalized, resized
+from lcsc_opt.metrics.extractors.weights import published_file
 
-MODEL = "clip-vit-b-32"  # torch-fidelity's name
-WEIGHTS = "OpenAI's CLIP ViT-B/32"
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class ClipExtractor:
-    """512 features of RGB or grey images of any size, equal to those of torch-fidelity.
+class ClipExtractor(PublishedNetwork):
+    """512 features, equal to those of torch-fidelity, from OpenAI's archive ``ViT-B-32.pt`` or a state dict out of it.
 
-    Images are rounded to 256 levels first, and a gradient goes straight through that, as for Inception.
-
-    Args:
-        weights: OpenAI's ``ViT-B-32.pt`` (of this archive only the tensors are read), or its state dict in a file of
-            its own; None takes the one in torch's hub folder, downloaded there when it is missing.
-        device: where the network runs.
-
-    Raises MetricError when torch-fidelity cannot be imported, or when the weights cannot be found, cannot be
-    downloaded, would execute code on loading, or belong to another network.
+    Arguments, name and errors are those of :class:`PublishedNetwork`.
     """
 
-    def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
-        module = torch_fidelity_module("feature_extractor_clip")
-        path = _hub_file(module) if weights is None else weights
-        state_dict = _image_encoder(read_weights(path, what=WEIGHTS))
-        self._network = _build(module, state_dict, path).to(device)
-        self._dimension = int(self._network.output_dim)
-        self._device = torch.device(device)
-        self._name = f"{MODEL}-{self._dimension}-{weights_hash(state_dict)}"
+    images_with_graph = 128  # an image's graph takes 27 MB
+    label = "clip-vit-b-32"  # as torch-fidelity calls it, too
+    published = "OpenAI's CLIP ViT-B/32"
+    module = "feature_extractor_clip"
 
-    @property
-    def name(self) -> str:
-        """``clip-vit-b-32-512-<hash of the image encoder's weights>``."""
-        return self._name
-
-    @property
-    def dimension(self) -> int:
-        """The number of features, D."""
-        return self._dimension
-
-    @property
-    def images_with_graph(self) -> int:
-        """At once: an image's graph takes 27 MB."""
-        return 128
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[B, 512]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
-        pixels = resized(rgb_levels(images, self._device), self._network.input_resolution)
+    def _features(self, levels: Tensor) -> Tensor:
+        pixels = resized(levels, self._network.input_resolution)
         features: Tensor = self._network(normalized(pixels, MEAN, STD))
         return features
 
+    def _published_file(self) -> Path:
+        digest = self._module.MODEL_METADATA[self.label]["hash"]
+        name = f"{self.label}-{digest}.pt"
+        return published_file(self._module.MODEL_URLS[self.label], name, setting="clip", hash_prefix=digest)
 
-def _hub_file(module: Any) -> Path:
-    digest = module.MODEL_METADATA[MODEL]["hash"]
-    return published_file(module.MODEL_URLS[MODEL], f"{MODEL}-{digest}.pt", setting="clip", hash_prefix=digest)
+    def _used(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The image encoder; torch-fidelity takes the size of its output from ``text_projection``."""
+        kept = ("visual.", "text_projection")
+        return {name: tensor for name, tensor in state_dict.items() if name.startswith(kept)}
 
-
-def _image_encoder(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the image encoder needs; torch-fidelity takes the size of its output from ``text_projection``."""
-    kept = ("visual.", "text_projection")
-    return {name: tensor for name, tensor in state_dict.items() if name.startswith(kept)}
-
-
-def _build(module: Any, state_dict: dict[str, Tensor], path: Path) -> Any:
-    try:
-        with torch.random.fork_rng(devices=[]):  # its layers draw their first weights from the global generator
-            return module.build_model(dict(state_dict), torch.float32).visual.eval().requires_grad_(False)
-    except (KeyError, RuntimeError, AttributeError, IndexError, ZeroDivisionError) as error:
-        raise belongs_to_another_network(path, WEIGHTS) from error
+    def _build(self, state_dict: dict[str, Tensor]) -> tuple[Any, int]:
+        network = self._module.build_model(dict(state_dict), torch.float32).visual
+        return network, int(network.output_dim)

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lcsc_opt.metrics.extractors.network import normalized, resized, rgb_levels, weights_hash
-from lcsc_opt.metrics.extractors.weights import belongs_to_another_network, published_file, read_weights
+from lcsc_opt.metrics.extractors.network import PublishedNetwork, normalized, resized
+from lcsc_opt.metrics.extractors.weights import published_file
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
-WEIGHTS = "DINOv2 without registers, dinov2_vitl14_pretrain.pth (S, B and g are known too)"
 SIZE = 224  # of images, as torch-fidelity and FD-DINOv2 take them
 PATCH = 14
 HEAD = 64  # channels of one attention head in all published sizes
@@ -27,47 +26,33 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet
 STD = (0.229, 0.224, 0.225)
 
 
-class DinoV2Extractor:
-    """The class token of RGB or grey images of any size: 1,024 features for the published ViT-L/14.
+class DinoV2Extractor(PublishedNetwork):
+    """The class token: 1,024 features for the published ViT-L/14; the size (S, B, L, g) is seen from the tensors.
 
-    Images are rounded to 256 levels first, and a gradient goes straight through that, as for Inception.
-
-    Args:
-        weights: the authors' file; its size (S, B, L, g) is seen from its tensors. None takes ViT-L/14 from torch's
-            hub folder, downloaded there when it is missing.
-        device: where the network runs.
-
-    Raises MetricError when torch-fidelity cannot be imported, or when the weights cannot be found, cannot be
-    downloaded, would execute code on loading, or belong to another network.
+    Arguments, name and errors are those of :class:`PublishedNetwork`.
     """
 
-    def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
-        path = published_file(URL, URL.rpartition("/")[2], setting="dinov2") if weights is None else weights
-        state_dict = read_weights(path, what=WEIGHTS)
-        self._network = _build(state_dict, path).to(device)
-        self._device = torch.device(device)
-        self._name = f"dinov2-{self.dimension}-{weights_hash(state_dict)}"
+    images_with_graph = 16  # an image's graph takes 255 MB in ViT-L/14
+    label = "dinov2"
+    published = "DINOv2 without registers, dinov2_vitl14_pretrain.pth (S, B and g are known too)"
+    module = "interpolate_compat_tensorflow"
 
-    @property
-    def name(self) -> str:
-        """``dinov2-<dimension>-<hash of the weights>``."""
-        return self._name
-
-    @property
-    def dimension(self) -> int:
-        """The number of features, D."""
-        return self._network.norm.normalized_shape[0]
-
-    @property
-    def images_with_graph(self) -> int:
-        """At once: an image's graph takes 255 MB in ViT-L/14."""
-        return 16
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
-        pixels = resized(rgb_levels(images, self._device), SIZE)
-        features: Tensor = self._network(normalized(pixels, MEAN, STD))
+    def _features(self, levels: Tensor) -> Tensor:
+        features: Tensor = self._network(normalized(resized(levels, SIZE), MEAN, STD))
         return features
+
+    def _published_file(self) -> Path:
+        return published_file(URL, URL.rpartition("/")[2], setting="dinov2")
+
+    def _build(self, state_dict: dict[str, Tensor]) -> tuple[VisionTransformer, int]:
+        """The network whose size the tensors show."""
+        positions, width = state_dict["pos_embed"].shape[1:]
+        depth = len({name.split(".")[1] for name in state_dict if name.startswith("blocks.")})
+        gated = "blocks.0.mlp.w12.weight" in state_dict
+        with torch.device("meta"):
+            network = VisionTransformer(width, depth, math.isqrt(positions - 1), gated=gated)
+        network.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()}, assign=True)
+        return network, width
 
 
 class VisionTransformer(nn.Module):
@@ -161,18 +146,3 @@ class GatedLayers(nn.Module):
         gate, value = self.w12(tokens).chunk(2, dim=-1)
         result: Tensor = self.w3(F.silu(gate) * value)
         return result
-
-
-def _build(state_dict: dict[str, Tensor], path: Path) -> VisionTransformer:
-    """The network whose size the tensors show."""
-    try:
-        positions, width = state_dict["pos_embed"].shape[1:]
-        depth = len({name.split(".")[1] for name in state_dict if name.startswith("blocks.")})
-        with torch.device("meta"):
-            network = VisionTransformer(
-                width, depth, math.isqrt(positions - 1), gated="blocks.0.mlp.w12.weight" in state_dict
-            )
-        network.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()}, assign=True)
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise belongs_to_another_network(path, WEIGHTS) from error
-    return network.eval().requires_grad_(False)

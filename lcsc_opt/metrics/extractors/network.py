@@ -1,25 +1,82 @@
-"""What the extractors of published networks share: levels in, and the hash that names the weights."""
+"""What the extractors of published networks share: weights found and read, images rounded to levels, and their name."""
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.extractors.weights import torch_fidelity_module
+from lcsc_opt.checkpoints.weights import weights_sha256
+from lcsc_opt.metrics.extractors.weights import read_weights, torch_fidelity_module
+
+
+class PublishedNetwork(ABC):
+    """An extractor around a network that others have trained: features of RGB or grey images of any size.
+
+    The network was made for bytes, so images are rounded to 256 levels as if they had been written to a PNG; a gradient
+    goes straight through the rounding.
+
+    Args:
+        weights: a file with its state dict; None takes the published one in torch's hub folder, downloaded there when
+            it is missing.
+        device: where the network runs.
+
+    Attributes:
+        name: ``<label>-<dimension>-<hash of the weights>``.
+        dimension: the number of features, D.
+        images_with_graph: of how many images the graph is kept at once.
+
+    Raises MetricError when torch-fidelity cannot be imported, or when the weights cannot be found, cannot be
+    downloaded, would run code on loading, or belong to another network.
+    """
+
+    images_with_graph: ClassVar[int]
+    label: ClassVar[str]  # in the extractor's name
+    published: ClassVar[str]  # what the weights are, for messages
+    module: ClassVar[str]  # of torch-fidelity, which it needs
+
+    def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
+        self._module = torch_fidelity_module(self.module)
+        path = self._published_file() if weights is None else weights
+        state_dict = self._used(read_weights(path, what=self.published))
+        try:
+            with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
+                network, self.dimension = self._build(state_dict)
+        except (LookupError, RuntimeError, AttributeError, ValueError, ZeroDivisionError) as error:
+            raise MetricError(f"{path}: belongs to another network; give the weights of {self.published}") from error
+        self._network = network.eval().requires_grad_(False).to(device)
+        self._device = torch.device(device)
+        self.name = f"{self.label}-{self.dimension}-{weights_hash(state_dict)}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
+        return self._features(rgb_levels(images, self._device))
+
+    @abstractmethod
+    def _published_file(self) -> Path:
+        """Where the published weights are, once they are downloaded."""
+
+    def _used(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the features depend on."""
+        return state_dict
+
+    @abstractmethod
+    def _build(self, state_dict: dict[str, Tensor]) -> tuple[Any, int]:
+        """The network, and its number of features; of what does not fit, any error that torch raises."""
+
+    @abstractmethod
+    def _features(self, levels: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [0, 255] → ``[B, D]``."""
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """The first 12 hexadecimal digits of a SHA-256 of the names, types, shapes and bytes of ``weights``."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        tensor = weights[name].detach().to("cpu").contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
+    """The first 12 hexadecimal digits of :func:`~lcsc_opt.checkpoints.weights.weights_sha256`."""
+    return weights_sha256(weights)[:12]
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import CheckpointError, MetricError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.torchscript import is_torchscript, read_torchscript
+from lcsc_opt.checkpoints import read_checkpoint
 
 
 def torch_fidelity_module(name: str) -> Any:
@@ -57,42 +54,18 @@ def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None
 
 
 def read_weights(path: Path, *, what: str) -> dict[str, Tensor]:
-    """The state dict in a PyTorch file, a TorchScript archive or a ``.safetensors`` file.
+    """The state dict in a file of any format that checkpoints have, such as OpenAI's archive; nothing in it is run.
 
     Args:
         path: the file.
         what: whose weights they are, for messages.
 
-    Raises MetricError when it does not exist, would execute code, or holds anything but finite tensors.
+    Raises MetricError when it does not exist, would run code, or holds anything but finite tensors.
     """
-    if not path.is_file():
-        raise MetricError(f"{path}: does not exist; give a file with the weights of {what}")
-    state_dict = _read(path, what)
-    if not isinstance(state_dict, dict) or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise MetricError(f"{path}: is no state dict; give the weights of {what}")
-    if not all(bool(torch.isfinite(value).all()) for value in state_dict.values()):
-        raise MetricError(f"{path}: holds weights that are not finite; fetch the file again")
-    return state_dict
-
-
-def belongs_to_another_network(path: Path, what: str) -> MetricError:
-    """The error for a state dict that does not fit."""
-    return MetricError(f"{path}: belongs to another network; give the weights of {what}")
-
-
-def _read(path: Path, what: str) -> Any:
     try:
-        if is_torchscript(path):
-            return read_torchscript(path)
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except MetricError:
-        raise
-    except (OSError, zipfile.BadZipFile, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MetricError(f"{path}: cannot be read ({reason}); fetch the weights of {what} again") from error
-    except Exception as error:  # torch.load raises whatever the broken content leads to
-        raise MetricError(
-            f"{path}: cannot be read as weights alone; give the weights of {what}, not a whole model"
-        ) from error
+        read = read_checkpoint(path, key="").tensors
+    except CheckpointError as error:
+        raise MetricError(f"{str(error).rstrip('.')}; give the weights of {what}") from error
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in read.values()):
+        raise MetricError(f"{path}: holds weights that are not finite; fetch the file again")
+    return {name: tensor.clone() for name, tensor in read.items()}  # not mapped: the file may be replaced

@@ -26,7 +26,8 @@ from safetensors.numpy import load_file
 from lcsc_opt.base.archives import array_members, read_array
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.feature_pickles import read_pickle
+from lcsc_opt.checkpoints.contents import Record, Refused, Span
+from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageArray
 from lcsc_opt.metrics.statistics import BROKEN_FILE, ReferenceStatistics
@@ -127,7 +128,10 @@ def _features(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def _from_edm2(path: Path, extractor: str) -> ReferenceStatistics:
-    stored = read_pickle(path.read_bytes(), _numpy_stand_ins())
+    try:
+        stored = read_content(path)
+    except Refused as error:
+        raise MetricError(f"is no dictionary of arrays alone: it {error}") from error
     name = EDM2_NAMES.get(extractor)
     statistics = stored.get(name) if isinstance(stored, dict) else None
     if not isinstance(statistics, dict) or not {"mu", "sigma"} <= set(statistics):
@@ -141,62 +145,40 @@ def _from_edm2(path: Path, extractor: str) -> ReferenceStatistics:
         )
     count = stored.get("num_images")
     return ReferenceStatistics(
-        _array(statistics["mu"]), _array(statistics["sigma"]), count if isinstance(count, int) else None
+        _array(statistics["mu"], path), _array(statistics["sigma"], path), count if isinstance(count, int) else None
     )
 
 
-def _array(value: Any) -> npt.NDArray[np.float64]:
-    build = getattr(value, "build", None)
-    if build is None:
-        raise MetricError("holds no arrays where mu and sigma should be")
-    array: npt.NDArray[np.float64] = build()
-    return array
+def _array(value: Any, path: Path) -> npt.NDArray[np.float64]:
+    """The array that a record of numpy's stands for; its numbers are in the file still, where they are not text."""
+    try:
+        _, shape, kind, column_major, content = _array_state(value)
+        name, order = kind.args[0], kind.state[1] if kind.state else "<"
+        if name not in ("f8", "f4", "float64", "float32") or not isinstance(content, (Span, str)):
+            raise MetricError("holds arrays of something else than numbers")
+        raw = content.encode("latin1") if isinstance(content, str) else _bytes(path, content)
+        flat = np.frombuffer(raw, dtype=np.dtype(name).newbyteorder(order))
+        return flat.reshape(shape, order="F" if column_major else "C").astype(np.float64)
+    except MetricError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise MetricError(f"holds a broken array ({type(error).__name__})") from error
 
 
-def _numpy_stand_ins() -> Any:
-    """Names in a pickle of float arrays → stand-ins; made anew for each file, since a pickle can change attributes."""
+def _array_state(value: Any) -> tuple[Any, ...]:
+    """What numpy's ``ndarray.__setstate__`` would get: version, shape, type, whether columns lie together, content."""
+    name = value.name.replace("numpy.core.", "numpy._core.") if isinstance(value, Record) else ""
+    if name == "numpy._core.multiarray._reconstruct" and isinstance(value.state, tuple):
+        *start, content = value.state
+        encoded = isinstance(content, Record) and content.name == "_codecs.encode"  # bytes, as protocol 2 writes them
+        return (*start, content.args[0] if encoded else content)
+    if name == "numpy._core.numeric._frombuffer":  # as protocol 5 writes them
+        content, kind, shape, order = value.args
+        return (1, shape, kind, order == "F", content)
+    raise MetricError("holds no arrays where mu and sigma should be")
 
-    class Kind:
-        """Stands for ``numpy.dtype``."""
 
-        def __init__(self, name: str = "", *_: Any) -> None:
-            self.name, self.order = name, "<"
-
-        def __setstate__(self, state: Any) -> None:
-            self.order = state[1]
-
-    class Array:
-        """Stands for ``numpy.ndarray``: the arguments, from which the array is built when it is wanted."""
-
-        state: Any = None
-
-        def __setstate__(self, state: Any) -> None:
-            self.state = state
-
-        def build(self) -> npt.NDArray[np.float64]:
-            _, shape, kind, column_major, content = self.state
-            if kind.name not in ("f8", "f4", "float64", "float32") or not isinstance(content, (bytes, bytearray, str)):
-                raise MetricError("holds arrays of something else than numbers")
-            raw = content.encode("latin1") if isinstance(content, str) else content
-            flat = np.frombuffer(raw, dtype=np.dtype(kind.name).newbyteorder(kind.order))
-            return flat.reshape(shape, order="F" if column_major else "C").astype(np.float64)
-
-    def from_buffer(content: Any, kind: Kind, shape: Any, order: str) -> Array:
-        array = Array()  # as protocol 5 writes them
-        array.state = (1, shape, kind, order == "F", content)
-        return array
-
-    def find(module: str, name: str) -> Any:
-        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
-            return from_buffer
-        if (module, name) == ("numpy", "dtype"):
-            return Kind
-        if (module, name) == ("numpy", "ndarray"):
-            return Array
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return lambda *_: Array()
-        if (module, name) == ("_codecs", "encode"):
-            return lambda text, *_: text
-        raise MetricError(f"is a pickle that wants {module}.{name}; only dictionaries of arrays are read")
-
-    return find
+def _bytes(path: Path, span: Span) -> bytes:
+    with path.open("rb") as file:
+        file.seek(span.start)
+        return file.read(span.stop - span.start)

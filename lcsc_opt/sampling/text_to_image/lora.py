@@ -26,6 +26,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_modules,
 )
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 
 ADAPTER = "merged"
 FACTORS = {  # suffixes of a LoRA under the names that ``load_lora_weights`` takes → the parameter of PEFT's layer
@@ -116,12 +117,8 @@ class LoraAdapter:
         raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(part).__name__}")
 
     def _check(self, factors: Mapping[str, Tensor]) -> None:
-        for name in sorted(factors.keys() | self._parameters.keys()):
-            if name not in factors or name not in self._parameters:
-                raise ObjectiveError(f"the LoRA has {name} where the first one had not, or lacks it")
-            given, expected = list(factors[name].shape), list(self._parameters[name].shape)
-            if given != expected:
-                raise ObjectiveError(f"the LoRA's {name} is {given}, and in the pipeline it is {expected}")
+        if (differs := difference(shapes_of(factors), shapes_of(self._parameters))) is not None:
+            raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {differs}")
 
 
 @contextlib.contextmanager

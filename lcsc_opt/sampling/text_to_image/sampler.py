@@ -7,7 +7,6 @@ prompts and generators.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, Noise
+from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.differentiation import (
     DifferentiableWeights,
     ModuleWeights,
@@ -226,12 +226,11 @@ def _checked_options(pipeline: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 def hash_weights(modules: Mapping[str, nn.Module]) -> str:
     """SHA-256 of the parameters and buffers of ``modules``, as they were before any LoRA was loaded."""
-    digest = hashlib.sha256()
-    for module, part in sorted(modules.items()):
-        for name, tensor in part.state_dict().items():
-            if ".lora_" in name:
-                continue
-            digest.update(f"{module}.{name.replace('.base_layer.', '.')} {tensor.dtype} {list(tensor.shape)}".encode())
-            plain = tensor.detach().cpu().contiguous().reshape(-1)
-            digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return weights_sha256(
+        {
+            f"{module}.{name.replace('.base_layer.', '.')}": tensor
+            for module, part in modules.items()
+            for name, tensor in part.state_dict().items()
+            if ".lora_" not in name
+        }
+    )

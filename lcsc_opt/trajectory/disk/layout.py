@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 
 ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load
 MOST_SCALARS = 2**48  # of one tensor
@@ -85,6 +86,11 @@ class Layout:
 
     tensors: tuple[TensorSpec, ...]
     row_bytes: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape."""
+        return {spec.name: spec.shape for spec in self.tensors}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,31 +255,19 @@ def check_same(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
     """Compare a later checkpoint with the first one, by name.
 
     Raises:
-        TrajectoryError: naming the first tensor that is missing, unexpected, or of another shape or dtype.
+        TrajectoryError: naming the first tensors that are missing, unexpected, or of another shape or dtype.
     """
-    expected = {spec.name: spec for spec in layout.tensors}
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors:
-            raise TrajectoryError(f"Tensor {name!r} is missing; the first checkpoint has it. {_SAME_MODEL}")
-        if name not in expected:
-            raise TrajectoryError(f"Tensor {name!r} is unexpected; the first checkpoint lacks it. {_SAME_MODEL}")
-        _check_like(expected[name], tensors[name])
+    if (differs := difference(shapes_of(tensors), layout.shapes)) is not None:
+        raise TrajectoryError(f"The checkpoint does not fit the first one: it {differs}. {_SAME_MODEL}")
+    for spec in layout.tensors:
+        dtype = _dtype_name(spec.name, tensors[spec.name])
+        if dtype != spec.dtype:
+            raise TrajectoryError(
+                f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
+            )
 
 
 _SAME_MODEL = "A trajectory holds checkpoints of one model."
-
-
-def _check_like(spec: TensorSpec, tensor: Tensor) -> None:
-    shape, dtype = tuple(tensor.shape), _dtype_name(spec.name, tensor)
-    if shape != spec.shape:
-        raise TrajectoryError(
-            f"Tensor {spec.name!r} has shape {list(shape)}; "
-            f"in the first checkpoint it is {list(spec.shape)}. {_SAME_MODEL}"
-        )
-    if dtype != spec.dtype:
-        raise TrajectoryError(
-            f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
-        )
 
 
 def _dtype_name(name: str, tensor: Tensor) -> str:

@@ -24,15 +24,15 @@ LEAST_GAP = 2**17  # bytes; a disk reads fewer as fast as it skips them
 
 
 @dataclasses.dataclass(frozen=True)
-class Strips:
-    """Where a segment lies in ``weights.bin``: in each of its strips one column follows the other.
+class Panels:
+    """Where a segment lies in ``weights.bin``: in each of its panels one column follows the other.
 
     Attributes:
-        first: the first byte of the first strip.
-        step: bytes from one strip to the next.
+        first: the first byte of the first panel.
+        step: bytes from one panel to the next.
         count: R, how many there are.
-        slots: how many slots a strip holds.
-        unit: bytes of a column in a strip.
+        slots: how many slots a panel holds.
+        unit: bytes of a column in a panel.
     """
 
     first: int
@@ -42,23 +42,23 @@ class Strips:
     unit: int
 
     def used(self, runs: list[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-        """The strips that hold slots of these runs, each with the places of its slots, ``[first, last)``."""
+        """The panels that hold slots of these runs, each with the places of its slots, ``[first, last)``."""
         used: dict[int, tuple[int, int]] = {}
-        for strip, place in (divmod(slot, self.slots) for run in sorted(runs) for slot in range(*run)):
-            used[strip] = used.get(strip, (place, 0))[0], place + 1
+        for panel, place in (divmod(slot, self.slots) for run in sorted(runs) for slot in range(*run)):
+            used[panel] = used.get(panel, (place, 0))[0], place + 1
         return used
 
-    def needed(self, cuts: Sequence[int], first: int, last: int) -> list[tuple[int, int]]:
-        """The bytes ``[begin, end)`` of a strip that its slots at ``[first, last)`` have, but for small gaps.
+    def needed(self, edges: Sequence[int], first: int, last: int) -> list[tuple[int, int]]:
+        """The bytes ``[begin, end)`` of a panel that its slots at ``[first, last)`` have, but for small gaps.
 
         Args:
-            cuts: neighbouring ones of the segment; bytes are counted from the first.
-            first: the place of a slot in the strip.
+            edges: neighbouring ones of the segment; bytes are counted from the first.
+            first: the place of a slot in the panel.
             last: the place behind another one.
         """
         needed: list[tuple[int, int]] = []
-        for start, stop in itertools.pairwise(cuts):
-            block, size = (start - cuts[0]) * self.unit, (stop - start) * self.unit // self.slots
+        for start, stop in itertools.pairwise(edges):
+            block, size = (start - edges[0]) * self.unit, (stop - start) * self.unit // self.slots
             begin, end = block + first * size, block + last * size
             if needed and begin - needed[-1][1] < LEAST_GAP:
                 begin = needed.pop()[0]
@@ -72,8 +72,8 @@ class Window:
 
     Attributes:
         segment: whose columns they are.
-        start, stop: two of its cuts.
-        strips: ``[R, (stop − start) · unit]`` uint8.
+        start, stop: two of its edges.
+        panels: ``[R, (stop − start) · unit]`` uint8.
         scales: ``[slots, blocks]`` float32; ``None`` where rows are exact.
         origin: the reference checkpoint's bytes; ``None`` where rows are exact.
     """
@@ -81,14 +81,14 @@ class Window:
     segment: Segment
     start: int
     stop: int
-    strips: Tensor
+    panels: Tensor
     scales: Tensor | None
     origin: Tensor | None
 
     def put(self, part: Window) -> None:
-        """Copy the strips and the origin of some of the columns to their places."""
+        """Copy the panels and the origin of some of the columns to their places."""
         columns = self.stop - self.start
-        pairs = [(self.strips, part.strips)]
+        pairs = [(self.panels, part.panels)]
         if self.origin is not None and part.origin is not None:
             pairs.append((self.origin, part.origin))
         for whole, some in pairs:
@@ -107,11 +107,11 @@ class Rows(Protocol):
         """Of the exact row of one checkpoint."""
         ...
 
-    def strips(self, segment: Segment) -> Strips:
+    def panels(self, segment: Segment) -> Panels:
         """Where the segment lies in the file."""
         ...
 
-    def cuts(self, segment: Segment) -> list[int]:
+    def edges(self, segment: Segment) -> list[int]:
         """The columns between which a segment may be cut into windows, with 0 and its end: ``[blocks + 1]``."""
         ...
 
@@ -152,12 +152,12 @@ class ExactRows:
         """See :class:`Rows`."""
         return hashlib.sha256(self._rows[slot].numpy().data).hexdigest()
 
-    def strips(self, segment: Segment) -> Strips:
-        """See :class:`Rows`; a strip is one row."""
+    def panels(self, segment: Segment) -> Panels:
+        """See :class:`Rows`; a panel is one row."""
         slots, row_bytes = self._rows.shape
-        return Strips(segment.start, row_bytes, slots, 1, segment.dtype.itemsize)
+        return Panels(segment.start, row_bytes, slots, 1, segment.dtype.itemsize)
 
-    def cuts(self, segment: Segment) -> list[int]:
+    def edges(self, segment: Segment) -> list[int]:
         """See :class:`Rows`."""
         return [*range(0, segment.columns, differences.BLOCK), segment.columns]
 
@@ -171,7 +171,7 @@ class ExactRows:
 
     def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:  # noqa: ARG002
         """See :class:`Rows`."""
-        numbers = window.strips.view(window.segment.dtype)[None, None]
+        numbers = window.panels.view(window.segment.dtype)[None, None]
         for start, stop in ranges(window.stop - window.start, width):
             yield Tile(window.start + start, window.start + stop, numbers[..., start:stop])
 
@@ -200,13 +200,13 @@ class DifferenceRows:
         """See :class:`Rows`."""
         return row_sha256(self._layout, {spec.name: self.tensor(slot, spec) for spec in self._layout.tensors})
 
-    def strips(self, segment: Segment) -> Strips:
-        """See :class:`Rows`; a strip is one panel."""
-        first, panel = self._stored.places[segment.tensors[0].name].offset, differences.PANEL
-        step = panel * self._stored.row_bytes
-        return Strips(panel * first, step, len(self._content) // step, panel, panel * self._stored.dtype.itemsize)
+    def panels(self, segment: Segment) -> Panels:
+        """See :class:`Rows`; a panel is ``PANEL`` rows."""
+        first, height = self._stored.places[segment.tensors[0].name].offset, differences.PANEL
+        step = height * self._stored.row_bytes
+        return Panels(height * first, step, len(self._content) // step, height, height * self._stored.dtype.itemsize)
 
-    def cuts(self, segment: Segment) -> list[int]:
+    def edges(self, segment: Segment) -> list[int]:
         """See :class:`Rows`; windows hold whole blocks."""
         begins = [column + first for spec, column in segment.places() for first in range(0, spec.numel, _block())]
         return [*begins, segment.columns]
@@ -217,10 +217,10 @@ class DifferenceRows:
 
     def window(self, segment: Segment) -> Window:
         """See :class:`Rows`."""
-        where = self.strips(segment)
-        strips = self._content[where.first :].as_strided((where.count, segment.columns * where.unit), (where.step, 1))
+        where = self.panels(segment)
+        panels = self._content[where.first :].as_strided((where.count, segment.columns * where.unit), (where.step, 1))
         origin = self._reference[segment.start : segment.stop]
-        return Window(segment, 0, segment.columns, strips, self.scales(segment), origin)
+        return Window(segment, 0, segment.columns, panels, self.scales(segment), origin)
 
     def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:
         """See :class:`Rows`; the numbers of a block share their scales."""
@@ -245,7 +245,7 @@ class DifferenceRows:
         assert window.origin is not None
         panel = differences.PANEL
         unit = panel * self._stored.dtype.itemsize
-        numbers = window.strips[:, (start - window.start) * unit : (stop - window.start) * unit]
+        numbers = window.panels[:, (start - window.start) * unit : (stop - window.start) * unit]
         numbers = numbers.view(self._stored.dtype).view(-1, blocks, panel, (stop - start) // blocks)
         origin = window.origin.view(window.segment.dtype)[start - window.start : stop - window.start]
         return Tile(start, stop, numbers, window.scales[:, block : block + blocks], origin)

@@ -14,7 +14,7 @@ from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.disk.rows import Rows, Window
 from lcsc_opt.trajectory.disk.tiles import Tile, accumulator
 from lcsc_opt.trajectory.merge import merging, projection
-from lcsc_opt.trajectory.merge.memory import Rooms
+from lcsc_opt.trajectory.merge.memory import ReusedMemory
 from lcsc_opt.trajectory.merge.sources import Source
 
 StateDict = dict[str, Tensor]
@@ -48,7 +48,7 @@ class Combining:
         self._slots = list(slots)
         self._stream = None if source.device.type != "cuda" else torch.cuda.Stream(source.device)  # type: ignore[no-untyped-call]
         self._constants: StateDict = {}
-        self._rooms = Rooms()
+        self._memory = ReusedMemory()
         if not source.threads:  # elsewhere they would travel each time
             self._constants = self._copy(0, tuple(spec for spec in tensors if spec.name not in varying))
 
@@ -116,7 +116,7 @@ class Combining:
     def _room(self, segment: Segment, result: StateDict) -> Tensor:
         """Put uninitialized tensors of the segment into a state dict; all of them, ``[columns]``."""
         if self.source.threads:
-            flat, tensors = self._rooms.take(segment)
+            flat, tensors = self._memory.take(segment)
             result.update(tensors)
             return flat
         flat = torch.empty(segment.columns, dtype=segment.dtype, device=self.source.device)

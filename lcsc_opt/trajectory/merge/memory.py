@@ -38,7 +38,7 @@ def page_aligned(size: int, *, pinned: bool) -> Tensor:
     return whole[first : first + size]
 
 
-class Rooms:
+class ReusedMemory:
     """Memory on the CPU for merged models, used again when nobody holds their tensors any more.
 
     The first touch of new memory costs as much as reading ten times its bytes. One model is kept, more of small ones.

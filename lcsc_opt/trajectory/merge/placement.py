@@ -16,7 +16,7 @@ from lcsc_opt.trajectory.disk.rows import Rows
 from lcsc_opt.trajectory.merge import sources
 from lcsc_opt.trajectory.merge.memory import available_bytes
 from lcsc_opt.trajectory.merge.merging import runs_of
-from lcsc_opt.trajectory.merge.sources import How, Mapped, Resident, Source, Streamed
+from lcsc_opt.trajectory.merge.sources import Mapped, Placement, Resident, Source, Streamed
 
 SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
 SHARE_OF_MEMORY = 0.8  # of what is available; the rest is for merged models and everything else
@@ -50,12 +50,12 @@ class Stored:
         return sum(self._segment_bytes(segment) for segment in self.segments)
 
     def _segment_bytes(self, segment: Segment) -> int:
-        where = self.rows.strips(segment)
+        where = self.rows.panels(segment)
         reference = segment.stop - segment.start if len(self.paths) > 1 else 0
         return where.count * segment.columns * where.unit + reference
 
 
-def place(stored: Stored, device: torch.device, how: How | None = None) -> Source:
+def place(stored: Stored, device: torch.device, how: Placement | None = None) -> Source:
     """Choose a way, say it where it is another than the map, and go it.
 
     Args:
@@ -83,7 +83,7 @@ def place(stored: Stored, device: torch.device, how: How | None = None) -> Sourc
     return resident or streamed
 
 
-def choose(size: int, device_free: int | None, available: int | None) -> How:
+def choose(size: int, device_free: int | None, available: int | None) -> Placement:
     """The way for a trajectory of ``size`` bytes.
 
     Args:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
 from lcsc_opt.trajectory.disk.tiles import Tile, accumulator
 
@@ -23,14 +24,9 @@ def check_gradients(gradients: Mapping[str, Tensor], specs: Collection[TensorSpe
     Raises:
         TrajectoryError: a name that the trajectory lacks, or another shape.
     """
-    shapes = {spec.name: spec.shape for spec in specs}
-    for name, gradient in gradients.items():
-        if name not in shapes:
-            raise TrajectoryError(f"There is a gradient in {name!r}, which the trajectory lacks: use its own names.")
-        if tuple(gradient.shape) != shapes[name]:
-            raise TrajectoryError(
-                f"The gradient in {name!r} has shape {list(gradient.shape)}; the tensor has {list(shapes[name])}."
-            )
+    expected = {spec.name: spec.shape for spec in specs}
+    if (differs := difference(expected | shapes_of(gradients), expected)) is not None:  # not all need have one
+        raise TrajectoryError(f"The gradients do not fit the trajectory: their model {differs}. Use its own names.")
 
 
 def flatten(gradients: Mapping[str, Tensor], segment: Segment, device: torch.device) -> Tensor | None:

@@ -19,7 +19,7 @@ READERS = 4  # threads; a disk has work while one of them waits for the other
 AT_ONCE = 4 * 2**20  # bytes that a thread asks for
 
 
-class Piece(NamedTuple):
+class Extent(NamedTuple):
     """``size`` bytes of a file from ``offset``, and where they go in the buffer.
 
     Whole pages are read, so that up to a page before and behind is overwritten, too, with what the file has there.
@@ -59,14 +59,14 @@ class Reader:
     def __exit__(self, *raised: object) -> None:
         self._exit.close()  # waits for what is being read
 
-    def begin(self, pieces: Sequence[Piece], buffer: Tensor) -> Reading:
+    def begin(self, extents: Sequence[Extent], buffer: Tensor) -> Reading:
         """Begin to read into ``buffer``, which nobody else may use until it is there.
 
         Args:
-            pieces: with targets that have the place in their page that the offset has in its.
+            extents: with targets that have the place in their page that the offset has in its.
             buffer: ``[bytes]`` uint8 on the CPU, its first byte that of a page.
         """
-        content, queue, lock = memoryview(buffer.numpy().data), iter(list(_jobs(pieces))), threading.Lock()
+        content, queue, lock = memoryview(buffer.numpy().data), iter(list(_jobs(extents))), threading.Lock()
         return Reading([self._pool.submit(self._read_all, queue, lock, content) for _ in range(READERS)])
 
     def _open_direct(self, path: Path, opened: contextlib.ExitStack) -> int | None:
@@ -145,12 +145,12 @@ class _Job(NamedTuple):
     needed: int
 
 
-def _jobs(pieces: Sequence[Piece]) -> Iterator[_Job]:
-    for piece in pieces:
-        before, end = piece.offset % PAGE, piece.offset + piece.size
-        for first in range(piece.offset - before, end, AT_ONCE):
+def _jobs(extents: Sequence[Extent]) -> Iterator[_Job]:
+    for extent in extents:
+        before, end = extent.offset % PAGE, extent.offset + extent.size
+        for first in range(extent.offset - before, end, AT_ONCE):
             size = min(AT_ONCE, -(-(end - first) // PAGE) * PAGE)
-            yield _Job(piece.file, first, size, piece.target + first - piece.offset, min(size, end - first))
+            yield _Job(extent.file, first, size, extent.target + first - extent.offset, min(size, end - first))
 
 
 def _open(path: Path) -> BinaryIO:

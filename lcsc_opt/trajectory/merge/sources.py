@@ -16,14 +16,14 @@ from torch import Tensor
 
 from lcsc_opt.base.progress import progress
 from lcsc_opt.trajectory.disk.layout import Segment
-from lcsc_opt.trajectory.disk.rows import Rows, Strips, Window
+from lcsc_opt.trajectory.disk.rows import Panels, Rows, Window
 from lcsc_opt.trajectory.merge.memory import PAGE, page_aligned
-from lcsc_opt.trajectory.merge.reading import Piece, Reader, Reading
+from lcsc_opt.trajectory.merge.reading import Extent, Reader, Reading
 
-How = Literal["mapped", "resident", "streamed"]
+Placement = Literal["mapped", "resident", "streamed"]
 WINDOW_BYTES = 64 * 2**20  # that are read at once, at most
 PIECE_BYTES = 2**20  # of neighbouring bytes, unless the windows became too large
-LANES = 3  # windows at once: one is combined, one is there or nearly, and the disk has work
+BUFFERS = 3  # windows at once: one is combined, one is there or nearly, and the disk has work
 CPU = torch.device("cpu")
 
 
@@ -63,45 +63,45 @@ class Mapped:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
+class _PlannedWindow:
     """Some blocks of a segment, and where they go in a buffer: each byte to the place in its page that it has on disk.
 
     Attributes:
         segment: whose blocks they are.
         first: the number of the first block.
-        cuts: the columns at which the blocks begin, and the end of the last one.
+        edges: the columns at which the blocks begin, and the end of the last one.
         where: the segment.
         coded: whether the reference checkpoint is read, too.
     """
 
     segment: Segment
     first: int
-    cuts: Sequence[int]
-    where: Strips
+    edges: Sequence[int]
+    where: Panels
     coded: bool
 
     @property
-    def strip_bytes(self) -> int:
-        return (self.cuts[-1] - self.cuts[0]) * self.where.unit
+    def panel_bytes(self) -> int:
+        return (self.edges[-1] - self.edges[0]) * self.where.unit
 
     @property
     def step(self) -> int:
-        """From one strip to the next."""
-        return _pages(self.strip_bytes) + 2 * PAGE + self.where.step % PAGE
+        """From one panel to the next."""
+        return _pages(self.panel_bytes) + 2 * PAGE + self.where.step % PAGE
 
     @property
     def begin(self) -> int:
         """In the file."""
-        return self.where.first + self.cuts[0] * self.where.unit
+        return self.where.first + self.edges[0] * self.where.unit
 
     @property
     def origin_begin(self) -> int:
         """In the file of the reference checkpoint."""
-        return self.segment.start + self.cuts[0] * self.segment.dtype.itemsize
+        return self.segment.start + self.edges[0] * self.segment.dtype.itemsize
 
     @property
     def origin_bytes(self) -> int:
-        return (self.cuts[-1] - self.cuts[0]) * self.segment.dtype.itemsize if self.coded else 0
+        return (self.edges[-1] - self.edges[0]) * self.segment.dtype.itemsize if self.coded else 0
 
     @property
     def origin_target(self) -> int:
@@ -112,21 +112,21 @@ class _Part:
         """Of a buffer, in whole pages."""
         return _pages(self.origin_target + self.origin_bytes)
 
-    def pieces(self, used: Mapping[int, tuple[int, int]]) -> Iterator[Piece]:
-        """What is read of the strips that are used, and of the reference checkpoint."""
-        for strip, places in used.items():
-            offset, target = self.begin + strip * self.where.step, self.begin % PAGE + strip * self.step
-            for first, last in self.where.needed(self.cuts, *places):
-                yield Piece(0, offset + first, last - first, target + first)
+    def extents(self, used: Mapping[int, tuple[int, int]]) -> Iterator[Extent]:
+        """What is read of the panels that are used, and of the reference checkpoint."""
+        for panel, places in used.items():
+            offset, target = self.begin + panel * self.where.step, self.begin % PAGE + panel * self.step
+            for first, last in self.where.needed(self.edges, *places):
+                yield Extent(0, offset + first, last - first, target + first)
         if self.coded:
-            yield Piece(1, self.origin_begin, self.origin_bytes, self.origin_target)
+            yield Extent(1, self.origin_begin, self.origin_bytes, self.origin_target)
 
-    def window(self, content: Tensor, scales: Tensor | None) -> Window:
+    def filled(self, content: Tensor, scales: Tensor | None) -> Window:
         """What was read, as a window."""
-        strips = content[self.begin % PAGE :].as_strided((self.where.count, self.strip_bytes), (self.step, 1))
+        panels = content[self.begin % PAGE :].as_strided((self.where.count, self.panel_bytes), (self.step, 1))
         origin = content[self.origin_target : self.origin_target + self.origin_bytes] if self.coded else None
-        own = None if scales is None else scales[:, self.first : self.first + len(self.cuts) - 1]
-        return Window(self.segment, self.cuts[0], self.cuts[-1], strips, own, origin)
+        own = None if scales is None else scales[:, self.first : self.first + len(self.edges) - 1]
+        return Window(self.segment, self.edges[0], self.edges[-1], panels, own, origin)
 
 
 def _pages(size: int) -> int:
@@ -134,7 +134,7 @@ def _pages(size: int) -> int:
 
 
 class Streamed:
-    """Read for each merge: while one window is combined, the next is read, in long pieces and a fixed memory.
+    """Read for each merge: while one window is combined, the next is read into memory of fixed size.
 
     For a GPU the memory is pinned, and a window is copied to it while the one before is combined. One merge at a time.
 
@@ -158,60 +158,60 @@ class Streamed:
         self.device, self.threads = device, device.type == "cpu"
         self._rows, self._paths, self._around_cache = rows, paths, around_cache
         self._scales = {segment: _to(rows.scales(segment), device) for segment in segments}
-        self._parts = {segment: list(self._cut(segment)) for segment in segments}
-        self._lanes: list[_Lane] = []
+        self._planned_windows = {segment: list(self._planned(segment)) for segment in segments}
+        self._buffers: list[_Buffer] = []
         self._lock = threading.Lock()
 
     def windows(self, segments: Sequence[Segment], runs: list[tuple[int, int]]) -> Generator[Window]:
         """See :class:`Source`."""
-        parts = [part for segment in segments for part in self._parts[segment]]
+        planned = [window for segment in segments for window in self._planned_windows[segment]]
         with self._lock, Reader(self._paths, around_cache=self._around_cache) as reader:
-            lanes = self._all_lanes()
+            buffers = self._all_buffers()
 
             def begin(number: int) -> Reading:
-                lane, part = lanes[number % LANES], parts[number]
-                lane.wait()
-                return reader.begin(list(part.pieces(part.where.used(runs))), lane.host)
+                buffer, window = buffers[number % BUFFERS], planned[number]
+                buffer.wait()
+                return reader.begin(list(window.extents(window.where.used(runs))), buffer.host)
 
-            ahead = collections.deque(begin(number) for number in range(min(LANES - 1, len(parts))))
-            for number, part in enumerate(parts):
+            ahead = collections.deque(begin(number) for number in range(min(BUFFERS - 1, len(planned))))
+            for number, window in enumerate(planned):
                 ahead.popleft().wait()
-                if number + LANES - 1 < len(parts):  # into the lane of the window before this one
-                    ahead.append(begin(number + LANES - 1))
-                lane = lanes[number % LANES]
-                yield part.window(lane.content(), self._scales[part.segment])
-                lane.used()
+                if number + BUFFERS - 1 < len(planned):  # into the buffer of the window before this one
+                    ahead.append(begin(number + BUFFERS - 1))
+                buffer = buffers[number % BUFFERS]
+                yield window.filled(buffer.content(), self._scales[window.segment])
+                buffer.used()
 
     def count(self, segments: Sequence[Segment]) -> int:
         """How many windows there are."""
-        return sum(len(self._parts[segment]) for segment in segments)
+        return sum(len(self._planned_windows[segment]) for segment in segments)
 
     def room(self, segment: Segment) -> Window:
         """Memory on the device for a whole segment, with its scales and nothing else in it yet."""
-        where, scales = self._rows.strips(segment), self._scales[segment]
-        strips = torch.empty(where.count, segment.columns * where.unit, dtype=torch.uint8, device=self.device)
+        where, scales = self._rows.panels(segment), self._scales[segment]
+        panels = torch.empty(where.count, segment.columns * where.unit, dtype=torch.uint8, device=self.device)
         size = segment.stop - segment.start
         origin = None if scales is None else torch.empty(size, dtype=torch.uint8, device=self.device)
-        return Window(segment, 0, segment.columns, strips, scales, origin)
+        return Window(segment, 0, segment.columns, panels, scales, origin)
 
-    def _all_lanes(self) -> list[_Lane]:
-        if not self._lanes:
-            size = max((part.size for parts in self._parts.values() for part in parts), default=0)
-            self._lanes = [_Lane(size, self.device) for _ in range(LANES)]
-        return self._lanes
+    def _all_buffers(self) -> list[_Buffer]:
+        if not self._buffers:
+            size = max((window.size for planned in self._planned_windows.values() for window in planned), default=0)
+            self._buffers = [_Buffer(size, self.device) for _ in range(BUFFERS)]
+        return self._buffers
 
-    def _cut(self, segment: Segment) -> Iterator[_Part]:
-        cuts, where = self._rows.cuts(segment), self._rows.strips(segment)
+    def _planned(self, segment: Segment) -> Iterator[_PlannedWindow]:
+        edges, where = self._rows.edges(segment), self._rows.panels(segment)
         width = _window_bytes(segment, where) // (where.count * where.unit)
         first = 0
-        while first < len(cuts) - 1:
-            last = max(bisect.bisect_right(cuts, cuts[first] + width) - 1, first + 1)
-            yield _Part(segment, first, cuts[first : last + 1], where, self._scales[segment] is not None)
+        while first < len(edges) - 1:
+            last = max(bisect.bisect_right(edges, edges[first] + width) - 1, first + 1)
+            yield _PlannedWindow(segment, first, edges[first : last + 1], where, self._scales[segment] is not None)
             first = last
 
 
-def _window_bytes(segment: Segment, where: Strips) -> int:
-    """All lanes are little beside a merged model, unless pieces became too short for a disk."""
+def _window_bytes(segment: Segment, where: Panels) -> int:
+    """All buffers are little beside a merged model, unless reads became too short for a disk."""
     model = segment.stop - segment.start
     return max(min(WINDOW_BYTES, model // 24), min(where.count * PIECE_BYTES, model // 8))
 
@@ -247,7 +247,7 @@ class Resident:
             yield self._windows[segment]
 
 
-class _Lane:
+class _Buffer:
     """Memory for one window at a time: on the CPU, and on the device where that is another."""
 
     def __init__(self, size: int, device: torch.device) -> None:

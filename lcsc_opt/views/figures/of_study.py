@@ -8,10 +8,11 @@ import plotly.graph_objects as go
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import best_grid, comparison
+from lcsc_opt.views.curves import comparison
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import Theme
 from lcsc_opt.views.figures.study import (
@@ -37,7 +38,7 @@ def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") ->
     if own is None:
         known = ", ".join(history.study for history in studies)
         raise StudyStoreError(f"{study}: no such study; the experiment has: {known}")
-    ema = best_grid(studies)
+    ema = best_ema(studies)
     both = [own] if ema is None or ema.study == study else [own, ema]
     compared = {"best_so_far": comparison_figure(comparison(both), theme=theme)}
     return {**compared, **own_figures(reader, own, studies, theme=theme)}
@@ -47,7 +48,7 @@ def own_figures(
     reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], *, theme: Theme = "light"
 ) -> dict[str, go.Figure]:
     """What is drawn of one study alone; ``studies`` are those of its experiment, of which EMA* is one."""
-    own, ema = profile_of(reader, study), best_grid(studies)
+    own, ema = profile_of(reader, study), best_ema(studies)
     against = None if ema is None else profile_of(reader, ema)
     drawn = {
         "coefficients": coefficients_figure([] if own is None else [own], against, theme=theme),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base import imports as torchvision_import
+from lcsc_opt.base import imports
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureExtractor, extract
@@ -74,9 +74,9 @@ def test_gradient_of_the_network_is_that_of_central_differences(extractor):
     levels = to_levels(images_of(3, 1)).double().requires_grad_()
     generator = torch.Generator().manual_seed(2)
     weights, step = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (2048, levels.shape))
-    (gradient,) = torch.autograd.grad(double._of_levels(levels)[0] @ weights, levels)
+    (gradient,) = torch.autograd.grad(double._features(levels) @ weights, levels)
     with torch.inference_mode():
-        ahead, behind = (double._of_levels(levels + sign * 1e-6 * step)[0] @ weights for sign in (1, -1))
+        ahead, behind = (double._features(levels + sign * 1e-6 * step) @ weights for sign in (1, -1))
     assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5)
 
 
@@ -118,10 +118,10 @@ class Explosive:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"model": Explosive()}, "cannot be read as weights alone"),
-        (torch.nn.Linear(2, 2), "cannot be read as weights alone"),
-        ([torch.zeros(2)], "is no state dict"),
-        ({"state_dict": {"a": torch.zeros(2)}}, "is no state dict"),
+        ({"model": Explosive()}, "give the weights of torch-fidelity's Inception"),
+        (torch.nn.Linear(2, 2), "holds a whole module"),
+        ([torch.zeros(2)], "holds a list, not a state dict"),
+        ({"state_dict": {"a": torch.zeros(2)}}, "has a dict at 'state_dict', not a tensor"),
         ({"fc.weight": torch.full((2, 2), torch.nan)}, "not finite"),
         ({"fc.weight": torch.zeros(2, 2)}, "belongs to another network"),
     ],
@@ -137,7 +137,7 @@ def test_files_that_are_no_inception_weights_are_refused(tmp_path, content, mess
 
 def test_broken_and_missing_files_are_refused(tmp_path):
     (tmp_path / "text.pth").write_text("these are no weights")
-    with pytest.raises(MetricError, match="cannot be read as weights alone"):
+    with pytest.raises(MetricError, match="is truncated or is not weights"):
         InceptionExtractor(tmp_path / "text.pth")
     with pytest.raises(MetricError, match="does not exist"):
         InceptionExtractor(tmp_path / "missing.pth")
@@ -189,7 +189,7 @@ class Importer:
         self.stand_ins = []
 
     def __call__(self, name):
-        self.stand_ins.append(torchvision_import.STAND_IN in sys.modules)
+        self.stand_ins.append(imports.STAND_IN in sys.modules)
         sys.modules["torchvision.half"] = sys
         if self.errors:
             raise self.errors.pop(0)
@@ -202,7 +202,7 @@ MISSING_OPERATOR = "operator torchvision::nms does not exist"
 def importing(monkeypatch, without_torchvision):
     def replace(*errors):
         importer = Importer(*errors)
-        monkeypatch.setattr(torchvision_import.importlib, "import_module", importer)
+        monkeypatch.setattr(imports.importlib, "import_module", importer)
         return importer
 
     yield replace
@@ -229,10 +229,10 @@ def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(importing,
     importing(*errors)
     with pytest.raises(ImportError, match="install the torchvision that belongs to this torch"):
         prepare_torchvision()
-    assert torchvision_import.STAND_IN not in sys.modules
+    assert imports.STAND_IN not in sys.modules
 
 
 def test_missing_torchvision_is_left_alone(monkeypatch, without_torchvision):
-    monkeypatch.setattr(torchvision_import.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(imports.importlib.util, "find_spec", lambda name: None)
     prepare_torchvision()
     assert "torchvision" not in sys.modules

@@ -55,8 +55,8 @@ def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({}, "'w' is missing"),
-        ({"w": torch.ones(2), "x": torch.ones(1)}, "'x' is unexpected"),
+        ({}, "it lacks 'w'"),
+        ({"w": torch.ones(2), "x": torch.ones(1)}, "it has besides 'x'"),
         ({"w": torch.ones(3)}, r"\[3\].*\[2\]"),
         ({"w": torch.ones(2).double()}, "float64.*float32"),
     ],

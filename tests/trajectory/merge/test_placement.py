@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk import differences
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
-from lcsc_opt.trajectory.disk.rows import Strips
+from lcsc_opt.trajectory.disk.rows import Panels
 from lcsc_opt.trajectory.disk.tiles import accumulator
 from lcsc_opt.trajectory.merge import memory, merging, placement, reading, sources
 from lcsc_opt.trajectory.merge.memory import PAGE, page_aligned
@@ -150,18 +150,18 @@ def test_size_of_windows_does_not_matter(
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "strips", "piece", "lanes"),
+    ("megabytes", "panels", "least", "models"),
     [(1200, 2, 2**24, 0.2), (1200, 50, 2**20, 0.2), (1200, 400, 2**18, 0.4), (80, 200, 2**15, 0.4)],
 )
 def test_windows_are_little_beside_a_model_and_pieces_long_enough_for_a_disk(
-    megabytes: int, strips: int, piece: int, lanes: float, monkeypatch: pytest.MonkeyPatch
+    megabytes: int, panels: int, least: int, models: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
     model = megabytes * 10**6
     segment = Segment((TensorSpec("weight", (model // 4,), "float32", 0),))
-    window = sources._window_bytes(segment, Strips(0, model, strips, 1, 4))
-    assert window / strips >= piece
-    assert sources.LANES * window < lanes * model
+    window = sources._window_bytes(segment, Panels(0, model, panels, 1, 4))
+    assert window / panels >= least
+    assert sources.BUFFERS * window < models * model
 
 
 def test_memory_of_a_merge_is_used_again_when_nobody_holds_it(trajectory: Trajectory) -> None:
@@ -180,7 +180,7 @@ def test_memory_of_one_model_is_kept_and_of_more_where_they_are_small(
 ) -> None:
     monkeypatch.setattr(memory, "KEPT_BYTES", limit)
     trajectory.merge_many(COMBINATIONS)  # type: ignore[arg-type]
-    assert {len(free) for free in trajectory._combining._rooms._free.values()} == {kept}
+    assert {len(free) for free in trajectory._combining._memory._free.values()} == {kept}
 
 
 def test_several_threads_may_merge_at_once(trajectory: Trajectory, way: str) -> None:
@@ -278,19 +278,19 @@ def test_what_it_does_not_hold_is_read_from_the_disk_and_not_kept(
     assert disk
 
 
-def test_pieces_longer_than_a_call_and_across_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extents_longer_than_a_call_and_across_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8)
     content.tofile(tmp_path / "file")
     monkeypatch.setattr(reading, "AT_ONCE", 2 * PAGE)
     for around_cache in (False, True):
         buffer = page_aligned(70_000, pinned=False)
-        pieces = [reading.Piece(0, 5, 30_000, 5), reading.Piece(0, 40_000, 10_000, 40_000 + 2 * PAGE)]
+        extents = [reading.Extent(0, 5, 30_000, 5), reading.Extent(0, 40_000, 10_000, 40_000 + 2 * PAGE)]
         with reading.Reader([tmp_path / "file"], around_cache=around_cache) as reader:
-            reader.begin(pieces, buffer).wait()
+            reader.begin(extents, buffer).wait()
             assert (reader._direct[0] is not None) == (around_cache and can_be_read_around_the_cache(tmp_path / "file"))
-        for piece in pieces:
-            read = buffer[piece.target : piece.target + piece.size].numpy()
-            assert np.array_equal(read, content[piece.offset : piece.offset + piece.size])
+        for extent in extents:
+            read = buffer[extent.target : extent.target + extent.size].numpy()
+            assert np.array_equal(read, content[extent.offset : extent.offset + extent.size])
 
 
 def can_be_read_around_the_cache(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A second feature space: which one, built when, and what is said where it cannot be had."""
+"""A cross-check: which one, built when, and what is said where it cannot be had."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Scores, View, frechet_distance
-from lcsc_opt.metrics import second as module
+from lcsc_opt.metrics import cross_check as module
+from lcsc_opt.metrics.cross_check import published_cross_check
 from lcsc_opt.metrics.extractors.clip import ClipExtractor
 from lcsc_opt.metrics.names import MetricName
-from lcsc_opt.metrics.scores import SecondSpace, build_scores
-from lcsc_opt.metrics.second import published_second
+from lcsc_opt.metrics.scores import CrossCheckSpace, build_scores
 from tests.metrics import network_files
 from tests.metrics.test_scores import Pixels, both, images, reference, score, statistics
 
@@ -37,26 +37,26 @@ class Space:
         return self.view
 
 
-def second(view=None):
+def cross_check(view=None):
     return Space(View(Doubled(), reference()) if view is None else view)
 
 
 def test_it_is_built_and_computed_for_held_out_reports_only():
-    space = second()
-    scores = Scores.fid(Pixels(), statistics(), second=space)
+    space = cross_check()
+    scores = Scores.fid(Pixels(), statistics(), cross_check=space)
     loss, metrics = score(scores)
     assert (metrics, space.built) == ({"fid": loss}, 0)
     for _ in range(2):
         reported, measured = score(scores, held_out=True)
-    assert (reported, list(measured), space.built) == (loss, ["fid", "fid@second"], 1)
+    assert (reported, list(measured), space.built) == (loss, ["fid", "fid@cross_check"], 1)
     features = 2 * images().flatten(1).flip(1).double().numpy()
     expected = frechet_distance(features.mean(0), np.cov(features.T), statistics().mean, statistics().cov)
-    assert measured["fid@second"] == pytest.approx(expected, rel=1e-6)
+    assert measured["fid@cross_check"] == pytest.approx(expected, rel=1e-6)
     assert score(scores)[1] == metrics, "a search does not compute it afterwards either"
 
 
 def test_it_is_no_part_of_the_description():
-    plain, scores = (Scores.fid(Pixels(), statistics(), second=space) for space in (None, second()))
+    plain, scores = (Scores.fid(Pixels(), statistics(), cross_check=space) for space in (None, cross_check()))
     assert scores.describe() == plain.describe()
     score(scores, held_out=True)
     assert scores.describe() == plain.describe()
@@ -69,35 +69,37 @@ def test_it_is_no_part_of_the_description():
         ({"held_out_metrics": ["kid@m:f", "fid@m:f"]}, "fid@m:f"),
         ({"metrics": ["fid@m:f"]}, "fid@m:f"),
         ({"loss": "fid@m:f", "metrics": ["fid"]}, "fid"),
-        ({"held_out_metrics": ["recall@m:f", "kid"]}, "fid@second"),  # no distance in other features
-        ({"loss": {"fid": 1, "fid@m:f": 1}}, "fid@second"),
+        ({"held_out_metrics": ["recall@m:f", "kid"]}, "fid@cross_check"),  # no distance in other features
+        ({"loss": {"fid": 1, "fid@m:f": 1}}, "fid@cross_check"),
     ],
 )
 def test_a_distance_that_was_asked_for_comes_first(settings, expected):
-    space = second()
-    scores = both(**{"loss": "fid", **settings}, second=SecondSpace(MetricName("fid", "second"), space))
-    assert str(scores.second_metric) == expected
-    assert space.built == (expected == "fid@second")
+    space = cross_check()
+    scores = both(**{"loss": "fid", **settings}, cross_check=CrossCheckSpace(MetricName("fid", "cross_check"), space))
+    assert str(scores.cross_check_metric) == expected
+    assert space.built == (expected == "fid@cross_check")
     assert expected in score(scores, held_out=True)[1]
 
 
 def test_a_view_that_metrics_use_already_is_not_built_again():
-    space = second()
-    scores = both(loss="fid", held_out_metrics=["recall@m:f"], second=SecondSpace(MetricName("fid", "m:f"), space))
-    assert (str(scores.second_metric), space.built) == ("fid@m:f", 0)
+    space = cross_check()
+    scores = both(
+        loss="fid", held_out_metrics=["recall@m:f"], cross_check=CrossCheckSpace(MetricName("fid", "m:f"), space)
+    )
+    assert (str(scores.cross_check_metric), space.built) == ("fid@m:f", 0)
     assert list(score(scores, held_out=True)[1]) == ["fid", "recall@m:f", "fid@m:f"]
 
 
 def test_one_that_cannot_be_built_is_left_out_and_tried_once():
     space = Space(None)
-    scores = Scores.fid(Pixels(), statistics(), second=space)
+    scores = Scores.fid(Pixels(), statistics(), cross_check=space)
     assert list(score(scores, held_out=True)[1]) == list(score(scores, held_out=True)[1]) == ["fid"]
-    assert (scores.second_metric, space.built) == (None, 1)
+    assert (scores.cross_check_metric, space.built) == (None, 1)
 
 
 def test_without_one_there_is_none():
-    assert Scores.fid(Pixels(), statistics()).second_metric is None
-    assert both(loss="fid", metrics=["precision@m:f"]).second_metric is None
+    assert Scores.fid(Pixels(), statistics()).cross_check_metric is None
+    assert both(loss="fid", metrics=["precision@m:f"]).cross_check_metric is None
 
 
 # published extractors
@@ -129,7 +131,7 @@ def numbers(tmp_path):
 
 
 def space_of(tmp_path, loss="fid", **settings):
-    return published_second(loss, **{"reference": None, "cache": tmp_path / "cache", **settings})
+    return published_cross_check(loss, **{"reference": None, "cache": tmp_path / "cache", **settings})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_clip_sees_the_reference_images(tmp_path, archive, photographs, numbers,
         ({"reference": "numbers"}, "it needs reference images"),
         ({"reference": {"inception": "numbers"}}, "reference images; give them under reference: {clip: a folder"),
         ({"reference": {"clip": "numbers"}}, "the reference statistics have 2048 features"),
-        ({"weights": {"clip": "missing.pt"}}, "missing.pt: does not exist"),
+        ({"weights": {"clip": "missing.pt"}}, "missing.pt does not exist"),
         ({"loss": "fid@m:f"}, "nothing says that it fits these images, which m:f is for"),
     ],
 )
@@ -187,7 +189,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path, archive, photographs, num
         given["reference"] = str(numbers)
     assert space_of(tmp_path, **given).build() is None
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no second feature space: fid" in line
+    assert "no cross-check: fid" in line
     assert reason in line
     assert "held_out_metrics" in line
 
@@ -216,6 +218,6 @@ def test_scores_of_a_study_file_take_its_reference_and_weights(tmp_path, archive
     with pytest.raises(MetricError, match="no metric uses an extractor 'clip'"):
         build_scores(**shared)
     capsys.readouterr()
-    scores = build_scores(second=published_second("fid", **shared), **shared)
+    scores = build_scores(cross_check=published_cross_check("fid", **shared), **shared)
     assert list(score(scores, held_out=True)[1]) == ["fid", "fid@clip"]
     assert "not read" not in capsys.readouterr().err

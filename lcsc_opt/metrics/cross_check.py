@@ -1,4 +1,4 @@
-"""A second feature space for held-out reports: a published extractor that the loss does not look through.
+"""A cross-check for held-out reports: a published extractor that the loss does not look through.
 
 A search can lower FID by what one extractor alone sees. In other features such a gain does not show.
 """
@@ -16,10 +16,10 @@ from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.names import EXTRACTORS, MetricName, parse_loss
 from lcsc_opt.metrics.reference.building import ReferenceSetting, build_reference, dataset_settings, holds_images
-from lcsc_opt.metrics.scores import Scores, SecondSpace
+from lcsc_opt.metrics.scores import CrossCheckSpace, Scores
 
 
-def published_second(
+def published_cross_check(
     loss: str | Mapping[str, float],
     *,
     reference: ReferenceSetting | None,
@@ -27,7 +27,7 @@ def published_second(
     device: torch.device | str = "cpu",
     batch_size: int = 250,
     cache: Path,
-) -> SecondSpace | None:
+) -> CrossCheckSpace | None:
     """FID in the features of CLIP where the loss looks through Inception, and else of Inception.
 
     It is built when it is first needed: what only searches needs neither its memory nor its weights. Where these or
@@ -70,7 +70,7 @@ def published_second(
             return None
         return view
 
-    return SecondSpace(metric, build)
+    return CrossCheckSpace(metric, build)
 
 
 def _check_published(searched: Set[str]) -> None:
@@ -81,7 +81,7 @@ def _check_published(searched: Set[str]) -> None:
 def _left_out(metric: MetricName, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     return (
-        f"no second feature space: {metric} would tell whether a gain is more than what the loss's own features see, "
+        f"no cross-check: {metric} would tell whether a gain is more than what the loss's own features see, "
         f"but {reason}. Name a metric in held_out_metrics of the study file, or none: []"
     )
 

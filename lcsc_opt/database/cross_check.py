@@ -1,4 +1,4 @@
-"""Whether what a search gained shows in a second feature space, too: plain data for reports."""
+"""Whether what a search gained shows in features that it did not look at, too: plain data for reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Second:
+class CrossCheck:
     """A study's answer in features that its loss does not look at, on held-out noise.
 
     Attributes:
@@ -18,23 +18,23 @@ class Second:
         against: what the gains are over, on the same noise; ``None`` where there is no baseline.
         gain: how far the loss is below that baseline's, as a share of it: 0.6 is 60 % below, -0.1 is 10 % above.
             ``None`` where a share means nothing, since one of the two is not positive.
-        second_gain: the same of ``metric``.
+        cross_check_gain: the same of ``metric``.
         gain_spread: the sample standard deviation of ``gain`` over the groups of noise, each beside the baseline on the
             same noise; ``None`` where there is one group.
-        second_gain_spread: the same of ``second_gain``.
+        cross_check_gain_spread: the same of ``cross_check_gain``.
     """
 
     metric: str
     value: float
     against: str | None = None
     gain: float | None = None
-    second_gain: float | None = None
+    cross_check_gain: float | None = None
     gain_spread: float | None = None
-    second_gain_spread: float | None = None
+    cross_check_gain_spread: float | None = None
 
     @classmethod
-    def parse(cls, stored: Any) -> Second | None:
-        """The part ``second`` of a held-out report; ``None`` where there is none."""
+    def parse(cls, stored: Any) -> CrossCheck | None:
+        """The part ``cross_check`` of a held-out report; ``None`` where there is none."""
         if not isinstance(stored, Mapping) or "value" not in stored:
             return None
         known = {field.name for field in dataclasses.fields(cls)}
@@ -47,14 +47,17 @@ class Second:
 
         ``None`` where one of them is not known.
         """
-        if self.gain is None or self.second_gain is None:
+        if self.gain is None or self.cross_check_gain is None:
             return None
-        loss, second = _percent(-self.gain, self.gain_spread), _percent(-self.second_gain, self.second_gain_spread)
-        return f"against {self.against}: loss {loss}, {self.metric} {second}"
+        loss, cross_check = (
+            _percent(-self.gain, self.gain_spread),
+            _percent(-self.cross_check_gain, self.cross_check_gain_spread),
+        )
+        return f"against {self.against}: loss {loss}, {self.metric} {cross_check}"
 
 
-def second_of(report: Mapping[str, Any], metric: str, against: str | None) -> Second | None:
-    """What a held-out report says of the second metric, beside one of its ``baselines``.
+def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) -> CrossCheck | None:
+    """What a held-out report says of the cross-check, beside one of its ``baselines``.
 
     ``None`` where the metric was not measured.
     """
@@ -63,26 +66,26 @@ def second_of(report: Mapping[str, Any], metric: str, against: str | None) -> Se
         return None
     baseline = _baseline(report, metric, against)
     if baseline is None:
-        return Second(metric, value)
+        return CrossCheck(metric, value)
     found = _Gain.of(report, baseline, None), _Gain.of(report, baseline, metric)
-    return Second(metric, value, against, *(gain.share for gain in found), *(gain.spread_share for gain in found))
+    return CrossCheck(metric, value, against, *(gain.share for gain in found), *(gain.spread_share for gain in found))
 
 
-def warning_of(report: Mapping[str, Any], second: Second | None) -> str | None:
-    """One line where the loss is below the baseline's and the second metric is not; else ``None``.
+def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None) -> str | None:
+    """One line where the loss is below the baseline's and the cross-check is not; else ``None``.
 
-    Where several groups of noise were measured, a gain of the second metric within its spread over them is none.
+    Where several groups of noise were measured, a gain of the cross-check within its spread over them is none.
     """
-    baseline = None if second is None else _baseline(report, second.metric, second.against)
-    if second is None or baseline is None:
+    baseline = None if cross_check is None else _baseline(report, cross_check.metric, cross_check.against)
+    if cross_check is None or baseline is None:
         return None
-    loss, other = _Gain.of(report, baseline, None), _Gain.of(report, baseline, second.metric)
+    loss, other = _Gain.of(report, baseline, None), _Gain.of(report, baseline, cross_check.metric)
     if loss.mean <= 0 or other.certain:
         return None
     doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
     if not loss.certain:
         doubt = "neither is a certain gain; measure with more --groups, or search on"
-    return f"the loss is {loss.text(whose=second.against)}, but {second.metric} {other.text()}: {doubt}"
+    return f"the loss is {loss.text(whose=cross_check.against)}, but {cross_check.metric} {other.text()}: {doubt}"
 
 
 @dataclasses.dataclass(frozen=True)

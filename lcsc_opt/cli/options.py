@@ -1,0 +1,45 @@
+"""The options that several commands have, each said once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from lcsc_opt.cli.output import Format
+
+Study = Annotated[str, typer.Argument(help="experiment/optimizer/seed")]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="Database URL. Without it: LCSC_STORAGE, OPTUNA_STORAGE, the study file's, sqlite:///studies.db.",
+    ),
+]
+Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take a study over from a process that is dead but seems to run it.")
+]
+AcceptEnvironment = Annotated[
+    bool, typer.Option("--accept-environment", help="Continue with other packages or another BLAS than before.")
+]
+AcceptCode = Annotated[
+    bool, typer.Option("--accept-code", help="Continue with other code of the objective than before.")
+]
+Steps = Annotated[str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")]
+
+
+def parse_steps(text: str | None) -> list[int] | None:
+    """The whole numbers of ``--steps``; None where it was not given.
+
+    Raises:
+        typer.BadParameter: one of them is none.
+    """
+    return None if text is None else [_step(part) for part in text.split(",")]
+
+
+def _step(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--steps: expected whole numbers with commas between, got {text!r}") from error
