@@ -95,7 +95,7 @@ def test_the_ranking_sorts_by_numbers_and_shows_texts(site: Site) -> None:
     assert first["to_ema_text"] == "3"
 
 
-def test_the_second_metric_is_a_column_where_it_was_measured(site: Site, url: str) -> None:
+def test_the_cross_check_is_a_column_where_it_was_measured(site: Site, url: str) -> None:
     assert "cross_check" not in [column["field"] for column in draw(site)["ranking"]["columnDefs"]]
     for seed, value in enumerate((2.0, 2.5, 3.0)):
         cross_check = {"metric": "fid@cross_check", "value": value}

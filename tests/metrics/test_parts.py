@@ -58,7 +58,7 @@ def test_metrics_of_kept_features_are_the_same_bit_for_bit(workers, count):
 
 
 @pytest.mark.parametrize("workers", CUTS)
-def test_held_out_metrics_and_the_second_space_have_parts_too(workers):
+def test_held_out_metrics_and_the_cross_check_have_parts_too(workers):
     scores = Scores.fid(Pixels(), statistics(), cross_check=cross_check())
     expected = score(scores, images(COUNT), held_out=True)[1]
     found = scores.whole(parts_of(scores, CUTS[workers], held_out=True), held_out=True).result()[1]
@@ -90,7 +90,7 @@ def test_gradients_of_the_loss_in_the_features_of_all_parts(workers, loss):
     assert whole.result()[0] == pytest.approx(score(scores, images(COUNT))[0], rel=1e-7)
 
 
-def test_the_second_space_is_built_where_parts_are_put_together():
+def test_the_cross_check_is_built_where_parts_are_put_together():
     spaces = cross_check(), cross_check()
     worker, main = (Scores.fid(Pixels(), statistics(), cross_check=space) for space in spaces)
     found = main.whole(parts_of(worker, [20, 23], held_out=True), held_out=True).result()

@@ -131,7 +131,7 @@ def test_ema_star_comes_before_it_and_costs_nothing_where_it_was_reported(study:
     assert {known for known, *_ in objective.asked} == {tuple(coefficients(1))}, "no model but the answer was sampled"
 
 
-def test_what_was_measured_before_there_was_a_second_metric_is_measured_again(study: StoredStudy) -> None:
+def test_what_was_measured_before_there_was_a_cross_check_is_measured_again(study: StoredStudy) -> None:
     before = score_held_out(study, TwoSpaces(None), PLAN)
     assert not {"cross_check", "baselines", "warning"} & set(before)
     objective = TwoSpaces()
@@ -271,7 +271,7 @@ def test_without_a_baseline_there_is_a_value_and_no_warning() -> None:
     assert cross_check_of(report, "kid@clip", None) is None
 
 
-def test_a_baseline_without_the_second_metric_is_none() -> None:
+def test_a_baseline_without_the_cross_check_is_none() -> None:
     report = {"loss": 1.0, "metrics": {CROSS_CHECK: 4.5}, "baselines": {"EMA*": {"loss": 2.0, "metrics": {}}}}
     assert cross_check_of(report, CROSS_CHECK, "EMA*") == CrossCheck(CROSS_CHECK, 4.5)
 

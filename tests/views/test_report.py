@@ -104,7 +104,7 @@ def test_images_say_which_model_sampled_them(storage: RDBStorage, tmp_path: Path
     assert [text for text in page.texts if text in captions] == captions, "written above each, not only in its alt"
 
 
-def test_a_report_has_the_second_metric_and_its_warning(storage: RDBStorage, tmp_path: Path) -> None:
+def test_a_report_has_the_cross_check_and_its_warning(storage: RDBStorage, tmp_path: Path) -> None:
     cross_check = {"metric": HOSTILE, "value": 7.25, "against": "EMA*", "gain": 0.5, "cross_check_gain": -0.1}
     report = {"trial": 1, "loss": 2.5, "cross_check": cross_check, "warning": "the loss is 50.0% below EMA*'s"}
     write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
