@@ -25,12 +25,14 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.connection import is_there, open_storage, storage_url
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import StudySummary, comparison_rows, summaries, summarize
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.experiment import Experiment, experiments
 from lcsc_opt.search.plan import StudyPlan, plans, stored_plan
+from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +189,7 @@ def plans_of(
     if budget is not None:
         if varied := [key for key in specs[0].vary if key.split(".")[0] == "budget"]:
             raise StudySpecError(
-                f"--budget: the study file varies {varied[0]}; give it one value: {varied[0]}={budget}"
+                f"--budget: the study file varies {varied[0]}; give {varied[0]}={budget} in place of the option"
             )
         specs = [spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})}) for spec in specs]
     return [plan for spec in specs for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
@@ -289,18 +291,20 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     """What the studies of an experiment found, a row each, for people and for ``pandas.DataFrame``.
 
     Args:
-        experiment: the name in the study file.
+        experiment: the name in the study file; where that varies settings, of the whole sweep or of one of its points.
         storage: the database's URL, as for :func:`run`.
 
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (what the latter is of), ``evaluations``, ``images``, ``seconds``,
-        ``second`` (the metric of the second feature space), and ``warnings``.
+        ``second`` (the metric of the second feature space), and ``warnings``; of a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.
     """
     opened = open_storage(storage_url(storage), write=False)
+    if is_sweep(reader := HistoryReader(opened), experiment):
+        return sweep_rows(points_of(reader, experiment))
     return comparison_rows(summaries(opened, experiment))
 
 
