@@ -109,7 +109,7 @@ def test_polynomial_decay_without_a_parameter_is_the_plain_average() -> None:
 
 
 def test_suffixes_are_averages_of_the_last_ones() -> None:
-    np.testing.assert_allclose(theory.suffixes(3), [[0, 0, 1], [0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]])
+    np.testing.assert_allclose(theory.suffixes(3), np.array([[0, 0, 1], [0, 0.5, 0.5], [1 / 3, 1 / 3, 1 / 3]]))
 
 
 @pytest.mark.parametrize("length", [1, 2, 32, 256])
