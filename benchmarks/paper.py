@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, machine
-from reproduction.claims import Found, Points
+from reproduction.claims import Points
 from reproduction.page import OPTIMIZERS, cost_lines, page
 from reproduction.published import TABLES
 
@@ -37,9 +37,9 @@ from lcsc_opt.database.summary import StudySummary, summaries_of
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000")
-QUICK_BUDGET = "budget.evaluations=60"
+QUICK_BUDGET = "budget.evaluations=30"
 QUICK_VARIED = {
-    "iterations": ("vary.budget.evaluations=[30,60,120]",),
+    "iterations": ("vary.budget.evaluations=[15,30,60]",),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
     "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
     "features": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
@@ -179,26 +179,30 @@ def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
     total = sum(len(job.studies()) for job in everything)
     missing = f"{len(left)} of {total} studies" if left else ""
     firsts = {job.study: job for job in reversed(everything)}
-    found = {table.study: _points(firsts[table.study], reader) for table in TABLES}
-    return page(found, _costs(found["ema"], reader), missing=missing, machine=machine(), quick=quick)
+    found = {table.study: _points(firsts[table.study], firsts.get(table.beside or ""), reader) for table in TABLES}
+    return page(found, _costs(found["features"], reader), missing=missing, machine=machine(), quick=quick)
 
 
-def _points(job: Job, reader: HistoryReader) -> Points:
+def _points(job: Job, beside: Job | None, reader: HistoryReader) -> Points:
     varied = [split_point(spec.name)[1] for spec in job.specs()]
     values = {key: list(dict.fromkeys(point[key] for point in varied)) for key in varied[0]}
-    known = set(reader.experiments())
-    found: dict[tuple[str, ...], dict[str, Found]] = {}
-    for spec, point in zip(job.specs(), varied, strict=True):
-        studies = summaries_of(reader, reader.read(spec.name)) if spec.name in known else []
+    found = {}
+    for i, point in enumerate(varied):
+        names = [other.specs()[i].name for other in (beside, job) if other is not None]  # its own take precedence
+        studies = [study for name in names for study in _ended(name, reader)]
         found[tuple(point.values())] = {
-            optimizer: {study.seed: study for study in studies if study.optimizer == optimizer and _ended(study)}
+            optimizer: {study.seed: study for study in studies if study.optimizer == optimizer}
             for optimizer in OPTIMIZERS
         }
     return Points(values, found)
 
 
-def _ended(study: StudySummary) -> bool:
-    return study.state == "finished" and study.held_out is not None
+def _ended(experiment: str, reader: HistoryReader) -> list[StudySummary]:
+    """The studies of an experiment that have their result; none where it is not begun."""
+    if experiment not in reader.experiments():
+        return []
+    studies = summaries_of(reader, reader.read(experiment))
+    return [study for study in studies if study.state == "finished" and study.held_out is not None]
 
 
 def _costs(points: Points, reader: HistoryReader) -> list[str]:
