@@ -8,10 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/optimizers.py benchmarks/stress%,$(sort $(wildcard benchmarks/[a-z]*.py)))
+BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/optimizers.py benchmarks/paper.py benchmarks/stress%,$(sort $(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench optimizers stress clean
+.PHONY: help setup demo test check bench optimizers paper stress clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,9 @@ bench: setup ## run every script in benchmarks/, one after the other (long)
 
 optimizers: setup ## which optimizer to pick: docs/benchmarks.md measured again (hours; OPTIONS=--quick: minutes)
 	$(BIN)/python benchmarks/optimizers.py $(OPTIONS)
+
+paper: setup ## the paper's tables at small scale: docs/paper.md measured again (hours; OPTIONS=--quick: minutes)
+	$(BIN)/python benchmarks/paper.py $(OPTIONS)
 
 clean: ## remove caches and built files; .venv, databases and trained models stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import dash
 import dash_ag_grid
@@ -21,6 +22,7 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import empty_figure, style
 from lcsc_opt.views.progress import progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
+from lcsc_opt.views.sweep import Point, points_of, varied_keys
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "scale", "target")
@@ -47,6 +49,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         parts.drawn(app, "curves"),
         Output("ranking", "columnDefs"),
         Output("ranking", "rowData"),
+        Output("sweep", "children"),
         Output("studies", "children"),
         Output("tick", "interval"),
         Output("seen", "data"),
@@ -59,13 +62,14 @@ def build(storage: RDBStorage) -> dash.Dash:
         _: int, theme: Any, experiment: str | None, axis: str, scale: Sequence[str], target: float | None, seen: str
     ) -> tuple[Any, ...]:
         if not experiment:
-            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", parts.RUNNING_MS, ""
+            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", "", parts.RUNNING_MS, ""
         studies = reader.read(experiment)
-        now = parts.signature(studies, theme, axis, scale, target)
+        sweep = _sweep(points_of(reader, experiment), experiment)
+        now = parts.signature(studies, theme, axis, scale, target, str(sweep))
         if now == seen:
-            return (*[no_update] * 6, parts.rhythm(studies), no_update)
+            return (*[no_update] * 7, parts.rhythm(studies), no_update)
         shown = _shown(studies, theme, axis, scale, target, columns=set(ctx.triggered_prop_ids.values()) != {"tick"})
-        return ("", *shown, parts.rhythm(studies), now)
+        return ("", *shown, sweep, _studies(studies), parts.rhythm(studies), now)
 
     _offer_csv(app)
     return app
@@ -84,7 +88,7 @@ def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
 def _shown(
     studies: Sequence[StudyHistory], theme: Any, axis: str, scale: Sequence[str], target: float | None, *, columns: bool
 ) -> tuple[Any, ...]:
-    """Headline, curves, the ranking's columns and rows, and the list of studies.
+    """Headline, curves, and the ranking's columns and rows.
 
     A refresh leaves the columns alone: a reader may have made them wider.
     """
@@ -93,7 +97,7 @@ def _shown(
     figure = comparison_figure(data, log_x="x" in scale, log_y="y" in scale, theme=theme)
     cross_check = next((row.cross_check_metric for row in ranked if row.cross_check_metric is not None), None)
     listed = _columns(data.metric, axis, target, cross_check) if columns else no_update
-    return headline(ranked, data.metric), figure, listed, [_row(row, axis) for row in ranked], _studies(studies)
+    return headline(ranked, data.metric), figure, listed, [_row(row, axis) for row in ranked]
 
 
 def _offer_csv(app: dash.Dash) -> None:
@@ -147,6 +151,7 @@ def _layout() -> html.Main:
             "Costs are medians over seeds, on the search's noise.",
             className="note",
         ),
+        html.Div(id="sweep"),
         parts.section("Studies", html.Div(id="studies")),
     )
 
@@ -197,6 +202,29 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
         "filter": "agNumberColumnFilter",
         "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
     }
+
+
+def _sweep(points: Sequence[Point], experiment: str) -> Any:
+    """All points of the sweep that the experiment is one of: the values of its settings, and what was found."""
+    if not points:
+        return ""
+    keys = varied_keys(points)
+    header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
+    rows = []
+    for point in points:
+        here = (
+            "shown" if point.experiment == experiment else html.A("show", href=f"?experiment={quote(point.experiment)}")
+        )
+        for row in point.optimizers:
+            values = [point.varied.get(key, "–") for key in keys]
+            below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
+            losses = [
+                parts.number(*(row.held_out or (None, None))),
+                below,
+                parts.number(*(row.searched or (None, None))),
+            ]
+            rows.append([*values, row.label, row.seeds, *losses, here])
+    return parts.section("Sweep", parts.table(header, rows, text=len(keys) + 1))
 
 
 def _studies(studies: Sequence[StudyHistory]) -> Any:

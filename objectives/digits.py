@@ -16,6 +16,7 @@ from torch import nn
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import SelectionSettings
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.training.consistency import ConsistencyTraining, train_consistency
 from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
@@ -27,7 +28,10 @@ NETWORK = "UNet2DModel 16-32"
 
 
 class Settings(ScoredImages):
-    """``images`` an evaluation samples; ``nfe`` steps of sampling; the length and seed of the training."""
+    """``images`` an evaluation samples; ``nfe`` steps of sampling; the length and seed of the training.
+
+    ``select`` says which of its checkpoints are combined.
+    """
 
     images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
     batch_size: Annotated[int, Field(ge=1)] = 500
@@ -36,11 +40,18 @@ class Settings(ScoredImages):
     training_steps: Annotated[int, Field(ge=2)] = 4000
     checkpoint_every: Annotated[int, Field(ge=1)] = 20
     training_seed: Annotated[int, Field(ge=0)] = 0
+    select: SelectionSettings = SelectionSettings()
+
+    def check(self) -> None:
+        """Refuse a selection that leaves nothing to combine, before anything is trained."""
+        every = self.checkpoint_every
+        self.select.check(range(every, self.training_steps + 1, every))
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
     """Train, or take from the cache, the trajectory and the feature network."""
     checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check()
     training = ConsistencyTraining(
         steps=checked.training_steps, checkpoint_every=checked.checkpoint_every, seed=checked.training_seed
     )
@@ -58,7 +69,8 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     sampler = ConsistencySampler(function, image_shape=IMAGE_SHAPE, sigmas=sigmas, noise=ImageNoise(checked.noise_seed))
     cross_check = functools.partial(second_digits_view, cache)
     scores = checked.scores(extractor, digits_images(), cross_check)
-    return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
+    combined = checked.select.of(trajectory)
+    return MergeSampleScore(combined, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 
 def network() -> nn.Module:

@@ -16,6 +16,7 @@ import yaml
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, _shown, parse_settings
+from lcsc_opt.base.sweep import VARY, points, replaced
 
 FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
@@ -26,12 +27,23 @@ Spread = Literal["auto", "candidates", "images"]
 Workers = int | Literal["auto"] | tuple[str, ...]
 DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=[A-Za-z0-9._+-]+)*")
+
+
+def _check_experiment(name: str) -> str:
+    if len(name) <= 100 and EXPERIMENT.fullmatch(name):
+        return name
+    raise ValueError(f"expected at most 100 letters, digits, dots, dashes and underscores, got {_shown(name)}")
+
+
+Experiment = Annotated[str, pydantic.AfterValidator(_check_experiment)]
+"""The name of an experiment; a point of a sweep is called ``NAME,KEY=VALUE``."""
 
 
 class NameSpec(FrozenModel):
-    """The name of an experiment: letters, digits, dots, dashes and underscores."""
+    """The name of an experiment."""
 
-    name: Name
+    name: Experiment
 
 
 class ObjectiveSpec(FrozenModel):
@@ -116,10 +128,11 @@ class StudySpec(FrozenModel):
     ``workers`` is a number of processes, ``auto`` for one on each GPU, or the device of each. ``spread`` says what is
     spread over them: ``candidates``, or the ``images`` of one candidate; ``auto`` spreads images where the optimizer
     waits for each result. ``pipeline`` overlaps the merging of the next candidate and the metric of the last one with
-    sampling; ``auto`` does so where these use different parts of the machine.
+    sampling; ``auto`` does so where these use different parts of the machine. ``vary`` says which value each varied
+    key has here (:mod:`lcsc_opt.base.sweep`).
     """
 
-    name: Name
+    name: Experiment
     objective: ObjectiveSpec
     space: SpaceSpec = SpaceSpec()
     optimizers: Annotated[tuple[OptimizerSpec, ...], pydantic.Field(min_length=1)]
@@ -132,6 +145,7 @@ class StudySpec(FrozenModel):
     failures: FailureSpec = FailureSpec()
     storage: str = DEFAULT_STORAGE
     held_out: HeldOutSpec | None = None
+    vary: dict[str, list[pydantic.JsonValue]] = pydantic.Field(default_factory=dict)
 
     @pydantic.field_validator("space", mode="before")
     @classmethod
@@ -213,15 +227,33 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
-    """Parse and validate one study file.
+    """Parse and validate a study file that stands for one experiment; arguments as of :func:`read_studies`.
+
+    Raises:
+        StudySpecError: one line that names every wrong key with its path; or the file varies settings.
+    """
+    return parse_study(_content(path, overrides), source=_source(path, overrides))
+
+
+def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, ...]:
+    """Parse and validate one study file: an experiment, or one for each point of its sweep.
 
     Args:
         path: of the file.
-        overrides: ``objective.settings.images=500``: keys of the file with dots between, and YAML.
+        overrides: ``objective.settings.images=500``: keys of the file with dots between, and YAML. A key that the file
+            varies then has this value only.
 
     Raises:
         StudySpecError: one line that names every wrong key with its path.
     """
+    return parse_studies(_content(path, overrides), source=_source(path, overrides))
+
+
+def _source(path: Path, overrides: Sequence[str]) -> str:
+    return " ".join([str(path), *overrides])
+
+
+def _content(path: Path, overrides: Sequence[str]) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -234,11 +266,11 @@ def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
         raise StudySpecError(f"{path}: not valid YAML: nested too deeply") from error
     for override in overrides:
         content = _overridden(content, override)
-    return parse_study(content, source=" ".join([str(path), *overrides]))
+    return content
 
 
 def _overridden(content: Any, override: str) -> Any:
-    """The content with one value in place of what was there; missing mappings on the way to it are made."""
+    """The content with one value in place of what was there; in ``vary``, too, where all after it is one key."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -247,21 +279,52 @@ def _overridden(content: Any, override: str) -> Any:
         value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise StudySpecError(f"{override}: {text!r} is not valid YAML") from error
-    return _replaced(content, keys, value, override)
-
-
-def _replaced(content: Any, keys: Sequence[str], value: Any, override: str) -> Any:
-    if not keys:
-        return value
-    if content is None:
-        content = {}
-    if not isinstance(content, Mapping):
-        raise StudySpecError(f"{override}: {_shown(content)} has no key {keys[0]!r}; replace all of it")
-    return {**content, keys[0]: _replaced(content.get(keys[0]), keys[1:], value, override)}
+    if keys[0] == VARY and len(keys) > 1:
+        return replaced(content, [VARY, ".".join(keys[1:])], value, where=override)
+    varied = content.get(VARY) if isinstance(content, Mapping) else None
+    if isinstance(varied, Mapping) and path in varied:
+        return {**content, VARY: {**varied, path: [value]}}
+    return replaced(content, keys, value, where=override)
 
 
 def parse_study(content: Any, *, source: str) -> StudySpec:
-    """Validate what a study file contained; ``source`` begins the message of an error."""
+    """Validate what a study file contained that stands for one experiment.
+
+    Args:
+        content: of the file.
+        source: begins the message of an error.
+
+    Raises:
+        StudySpecError: one line that names every wrong key with its path; or the file varies settings.
+    """
+    return only_one(parse_studies(content, source=source), source=source)
+
+
+def only_one(studies: Sequence[StudySpec], *, source: str) -> StudySpec:
+    """The only experiment of a study file; ``source`` begins the message of an error.
+
+    Raises:
+        StudySpecError: the file varies settings, and so stands for several.
+    """
+    if len(studies) > 1:
+        raise StudySpecError(
+            f"{source}: varies {', '.join(studies[0].vary)} and stands for {len(studies)} experiments, where one is "
+            "needed; give each of these keys one value"
+        )
+    return studies[0]
+
+
+def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
+    """Validate what a study file contained: an experiment, or one for each point of its sweep.
+
+    Arguments and errors are those of :func:`parse_study`, which wants one experiment only.
+    """
+    if not isinstance(content, Mapping) or VARY not in content:
+        return (_parsed(content, source),)
+    return tuple(_parsed(point.content, f"{source} {point.shown}".rstrip()) for point in points(content, source=source))
+
+
+def _parsed(content: Any, source: str) -> StudySpec:
     if blanks := list(_blanks(content, "")):
         raise StudySpecError(f"{source}: to be filled in: {'; '.join(blanks)}")
     return parse_settings(StudySpec, content, source=source)
@@ -274,6 +337,3 @@ def _blanks(content: Any, path: str) -> Iterator[str]:
             yield from _blanks(value, f"{path}.{key}" if path else str(key))
     elif isinstance(content, str) and content.startswith(f"{FILL_IN}: "):
         yield f"{path}, {content.removeprefix(f'{FILL_IN}: ')}"
-
-
-"""Pydantic's kinds of errors in a study file's words, where its own speak of Python's types."""

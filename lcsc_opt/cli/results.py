@@ -15,7 +15,8 @@ from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
 if TYPE_CHECKING:  # drawing is imported where it is asked for
-    from lcsc_opt.database.summary import OptimizerSummary
+    from lcsc_opt.database.summary import OptimizerSummary, StudySummary
+    from lcsc_opt.views.sweep import Point
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -39,25 +40,63 @@ def compare(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Compare the optimizers of an experiment: a table over seeds, and a figure where one is asked for."""
+    """Compare the optimizers of an experiment, or of all points of a sweep: a table over seeds, and a figure."""
+    from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.summary import comparison_rows, cross_check_metric, different_samples, over_seeds, summaries
+    from lcsc_opt.views.sweep import is_sweep, points_of
 
     opened = open_storage(storage_url(storage), write=False)
+    if is_sweep(reader := HistoryReader(opened), experiment):
+        if plot is not None:
+            raise typer.BadParameter(
+                f"--plot: {experiment} is a sweep; name one of its points, as lcsc list shows them"
+            )
+        _compare_sweep(experiment, points_of(reader, experiment), output)
+        return
     studies = summaries(opened, experiment)
     if output is Format.json:
         print_json(comparison_rows(studies))
     else:
         _print_comparison(experiment, over_seeds(studies), cross_check_metric(studies))
+    if (warning := different_samples(studies)) is not None:
+        say(warning)
+    _say_of_each(studies)
+    if plot is not None:
+        _draw(opened, experiment, axis, plot)
+
+
+def _say_of_each(studies: Sequence[StudySummary]) -> None:
+    """Which studies are unfinished, and warnings."""
     unfinished = [study.study for study in studies if study.state != "finished"]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
-    if (warning := different_samples(studies)) is not None:
-        say(warning)
     for study in studies:
         if study.warning is not None:
             say(f"{study.study}: {study.warning}")
-    if plot is not None:
-        _draw(opened, experiment, axis, plot)
+
+
+def _compare_sweep(name: str, points: Sequence[Point], output: Format) -> None:
+    """A row of each optimizer at each point."""
+    from lcsc_opt.views.sweep import sweep_rows, varied_keys
+
+    if output is Format.json:
+        print_json(sweep_rows(points))
+    else:
+        keys = varied_keys(points)
+        columns = (*keys, "optimizer", "seeds", "searched", "held-out", "against EMA*", "evaluations", "seconds")
+        shown = table(*columns, title=name)
+        for point in points:
+            for row in point.optimizers:
+                values = [point.varied.get(key, "-") for key in keys]
+                losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
+                costs = [f"{row.evaluations:.0f}", f"{row.seconds:.1f}"]
+                shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *costs)
+        console().print(shown)
+    _say_of_each([study for point in points for study in point.studies])
+
+
+def _against_ema(row: OptimizerSummary) -> str:
+    return "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
 
 
 def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], cross_check: str | None) -> None:
@@ -68,11 +107,10 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], cross_c
     shown = table("optimizer", *columns, title=experiment)
     for row in rows:
         losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
-        relative = "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
         beside = [number(*(row.cross_check or (None, None)))] * len(other)
         costs = [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
         images = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
-        shown.add_row(row.label, str(row.seeds), *losses, *images, relative, *beside, *costs)
+        shown.add_row(row.label, str(row.seeds), *losses, *images, _against_ema(row), *beside, *costs)
     console().print(shown)
 
 

@@ -11,7 +11,7 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec, StudySpec, read_study_file
+from lcsc_opt.base.study_file import OptimizerSpec, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
@@ -75,19 +75,16 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
-    from lcsc_opt.search.plan import plans
-    from lcsc_opt.search.studies import rehearse
+    from lcsc_opt.search.studies import plans_of, rehearse
 
     path = find("studies", study_file)
-    spec = read_study_file(path, overrides or ())
-    if budget is not None:
-        spec = spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})})
-    url = storage_url(storage, spec.storage)
-    chosen = plans(spec, path.parent, optimizers=optimizer or (), seeds=seed or ())
+    specs = read_studies(path, overrides or ())
+    url = storage_url(storage, specs[0].storage)
+    chosen = plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
         rehearse(chosen, url, **accepted)
-        _print_plans(spec, chosen, url)
+        _print_plans(chosen, url)
     else:
         _run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, debug=debug, **accepted)
 
@@ -101,13 +98,13 @@ def _run_plans(chosen: Any, url: str, **how: bool) -> None:
         say(f"database: {masked(url)}")
 
 
-def _print_plans(spec: StudySpec, chosen: Any, url: str) -> None:
+def _print_plans(chosen: Any, url: str) -> None:
     from lcsc_opt.search.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
     for plan in chosen:
         options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
-        shown.add_row(plan.name, options, str(spec.budget), f"{stored_evaluations(url, plan.name)} evaluations")
+        shown.add_row(plan.name, options, str(plan.spec.budget), f"{stored_evaluations(url, plan.name)} evaluations")
     console().print(shown)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,6 +47,30 @@ class SelectionSettings(FrozenModel):
     first_step: Annotated[int, Field(ge=0)] | None = None
     window: Positive | None = None
     interval: Positive | None = None
+
+    @property
+    def selection(self) -> Selection:
+        """The same, as what chooses."""
+        return Selection(**self.model_dump())
+
+    def check(self, steps: Sequence[int]) -> None:
+        """Refuse what leaves fewer than two of these training steps.
+
+        Raises:
+            TrajectoryError: it does; the message says which steps there are.
+        """
+        self.selection.choose(steps)
+
+    def of(self, trajectory: Trajectory) -> Trajectory:
+        """These checkpoints of a packed trajectory; all of them, where nothing selects.
+
+        Raises:
+            TrajectoryError: fewer than two are left.
+        """
+        if not self.selection.given:
+            return trajectory
+        steps = trajectory.steps
+        return Trajectory.open(trajectory.path, steps=[steps[i] for i in self.selection.choose(steps)])
 
 
 class ImageObjectiveSettings(FrozenModel):
@@ -116,7 +140,7 @@ class ImageObjectiveSettings(FrozenModel):
             self._patterns(),
             cache=cache_directory(),
             key=self.key,
-            selection=Selection(**self.select.model_dump()),
+            selection=self.select.selection,
             dtype=self.stored,
         )
 
@@ -131,9 +155,8 @@ class ImageObjectiveSettings(FrozenModel):
             TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device is not there.
         """
         self.network_settings().torch_device()
-        selection = Selection(**self.select.model_dump())
         where: dict[str, Any] = {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
-        check_checkpoints(self._patterns(), selection=selection, **where)
+        check_checkpoints(self._patterns(), selection=self.select.selection, **where)
         located = self._located()
         check_scores(
             loss=self.loss,

@@ -62,6 +62,10 @@ class Experiment:
         """The objective; loading it may train or read a model."""
         return self._load()
 
+    def forget_objective(self) -> None:
+        """Let go of the objective and its memory; it is loaded again where it is needed."""
+        self.__dict__.pop("objective", None)
+
     @property
     def _load(self) -> Callable[[], Objective]:
         """What loads it, here and in worker processes, on the checkpoints that the experiment began with."""
@@ -206,16 +210,22 @@ class Experiment:
         if plan.name not in study_names(self.storage):
             self.check(plan)
 
+    def check_settings(self, plan: StudyPlan) -> None:
+        """:meth:`check`, where the study is not begun yet, as far as it goes without loading the objective."""
+        if plan.name not in study_names(self.storage):
+            known = checkpoints_of(self.storage, self._name, self._spec)
+            check_objective(self._spec, beside=self._directory, checkpoints=known)
+
     def rehearse(self, plan: StudyPlan, *, accept_environment: bool = False, accept_code: bool = False) -> None:
         """Refuse what :meth:`run` would refuse, as far as that is known without loading the objective; writes nothing.
 
         Raises:
             LcscError: as :meth:`run`.
         """
-        known = checkpoints_of(self.storage, self._name, self._spec)
         if plan.name not in study_names(self.storage):
-            check_objective(self._spec, beside=self._directory, checkpoints=known)
+            self.check_settings(plan)
             return
+        known = checkpoints_of(self.storage, self._name, self._spec)
         study = StoredStudy.open(self.storage, plan.name)
         if is_finished(study, plan.continuing(study)):
             return

@@ -31,6 +31,7 @@ from lcsc_opt.base.study_file import (
     StudySpec,
     parse_study,
 )
+from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.database.connection import open_storage
@@ -152,10 +153,11 @@ def _with_checkpoints_of(study: StoredStudy, specification: dict[str, Any]) -> d
 def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) -> KnownCheckpoints | None:
     """Those that the first study of an experiment with this objective was begun with; ``None`` where there is none.
 
-    All studies of an experiment are on the same checkpoints, or they could not be compared.
+    All studies of an experiment are on the same checkpoints, or they could not be compared; so are points of a sweep
+    that name the same ones.
     """
     for name in study_names(storage):
-        if not (is_ours(name) and split_name(name)[0] == experiment):
+        if not is_ours(name) or split_point(split_name(name)[0])[0] != split_point(experiment)[0]:
             continue
         stored = StoredStudy.open(storage, name).attributes
         kept = (stored.get("specification") or {}).get("objective")
@@ -164,6 +166,8 @@ def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) ->
         before = kept["settings"]
         if all(before.get(setting) == spec.settings.get(setting) for setting in CHOOSING):
             moved = before.get(CHECKPOINTS) != spec.settings.get(CHECKPOINTS)
+            if moved and split_name(name)[0] != experiment:
+                continue
             return KnownCheckpoints(stored["checkpoints"], tuple(stored["steps"]), moved, bool(before.get("select")))
     return None
 

@@ -6,6 +6,7 @@ round. Progress goes to stderr.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import tempfile
@@ -18,18 +19,20 @@ from optuna.storages import RDBStorage
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
-from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudyStoreError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.study_file import BudgetSpec, StudySpec, parse_study, read_study_file
+from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.connection import is_there, open_storage, storage_url
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import StudySummary, comparison_rows, summaries, summarize
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.experiment import Experiment, experiments
 from lcsc_opt.search.plan import StudyPlan, plans, stored_plan
+from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,19 +148,17 @@ def run(
         accept_code: continue though the code that the objective is made of is not what it was.
 
     Returns:
-        A study for each optimizer and seed, in the order of the file.
+        A study for each optimizer and seed, in the order of the file; of a sweep, one point after the other.
 
     Raises:
         LcscError: the study file, the objective, a study or the database is not as it should be; the line says what.
         SearchFailedError: a study failed, or is run by another process; the others were run all the same, and what was
             evaluated is in the database.
     """
-    spec, directory = _specification(study_file)
-    if budget is not None:
-        spec = spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})})
-    url = storage_url(storage, spec.storage)
+    specs, directory = _specifications(study_file)
+    url = storage_url(storage, specs[0].storage)
     opened = open_storage(url, write=True)
-    chosen = plans(spec, directory, optimizers=optimizers, seeds=seeds)
+    chosen = plans_of(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with said_once():
         run_each(
             checked_experiments(chosen, opened),
@@ -169,11 +170,43 @@ def run(
     return [Study(plan.name, url) for plan in chosen]
 
 
+def plans_of(
+    specs: Sequence[StudySpec],
+    directory: Path | None,
+    *,
+    optimizers: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    budget: int | None = None,
+) -> list[StudyPlan]:
+    """The studies of all points of a sweep, one point after the other, as :func:`plans` gives them.
+
+    ``budget`` is another total for each, in the unit of its own.
+
+    Raises:
+        OptimizerError: naming an unknown optimizer or option, before anything is run.
+        StudySpecError: a total for studies whose budget is what they vary.
+    """
+    if budget is not None:
+        if varied := [key for key in specs[0].vary if key.split(".")[0] == "budget"]:
+            raise StudySpecError(
+                f"--budget: the study file varies {varied[0]}; give {varied[0]}={budget} in place of the option"
+            )
+        specs = [spec.model_copy(update={"budget": BudgetSpec(**{spec.budget.unit: budget})}) for spec in specs]
+    return [plan for spec in specs for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
+
+
 def checked_experiments(to_run: Sequence[StudyPlan], storage: RDBStorage) -> list[tuple[Experiment, StudyPlan]]:
-    """Each plan with the experiment that runs it; what could never be searched is refused before anything is."""
+    """Each plan with the experiment that runs it; what could never be searched is refused before anything is.
+
+    Of a sweep only the first objective is loaded for that. Of the others the settings are checked.
+    """
     found = list(experiments(to_run, storage))
+    for experiment, plan in found[1:]:
+        if experiment is not found[0][0]:
+            experiment.check_settings(plan)
     for experiment, plan in found:
-        experiment.check_new(plan)
+        if experiment is found[0][0]:
+            experiment.check_new(plan)
     return found
 
 
@@ -206,6 +239,7 @@ def run_each(
         SearchFailedError: some of several studies did not end as they should; names them.
     """
     failed = []
+    left = collections.Counter(id(experiment) for experiment, _ in to_run)
     for experiment, plan in to_run:
         try:
             outcome = experiment.run(plan, **how)
@@ -214,6 +248,9 @@ def run_each(
                 raise
             failed.append(plan.name)
             outcome = str(error).removeprefix(f"{plan.name}: ")
+        left[id(experiment)] -= 1
+        if not left[id(experiment)]:
+            experiment.forget_objective()
         on_end(f"{plan.name}: {outcome}")
     if failed:
         raise SearchFailedError(
@@ -246,34 +283,36 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
     Raises:
         LcscError: the study file is wrong, or its objective cannot be built.
     """
-    spec, directory = _specification(study_file)
-    return loading.load_objective(spec.objective, beside=directory)
+    specs, directory = _specifications(study_file)
+    return loading.load_objective(only_one(specs, source="load_objective").objective, beside=directory)
 
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:
     """What the studies of an experiment found, a row each, for people and for ``pandas.DataFrame``.
 
     Args:
-        experiment: the name in the study file.
+        experiment: the name in the study file; where that varies settings, of the whole sweep or of one of its points.
         storage: the database's URL, as for :func:`run`.
 
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (what the latter is of), ``evaluations``, ``images``, ``seconds``,
-        ``cross_check`` (the metric of the cross-check), and ``warnings``.
+        ``cross_check`` (the metric of the cross-check), and ``warnings``; of a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.
     """
     opened = open_storage(storage_url(storage), write=False)
+    if is_sweep(reader := HistoryReader(opened), experiment):
+        return sweep_rows(points_of(reader, experiment))
     return comparison_rows(summaries(opened, experiment))
 
 
-def _specification(study_file: str | Path | Mapping[str, Any]) -> tuple[StudySpec, Path]:
+def _specifications(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudySpec, ...], Path]:
     if isinstance(study_file, Mapping):
-        return parse_study(dict(study_file), source="study"), Path.cwd()
+        return parse_studies(dict(study_file), source="study"), Path.cwd()
     path = find("studies", str(study_file))
-    return read_study_file(path), path.parent
+    return read_studies(path), path.parent
 
 
 def _row(trial: Any) -> dict[str, Any]:

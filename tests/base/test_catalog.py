@@ -7,7 +7,9 @@ import pytest
 from lcsc_opt.base.catalog import entries, find, shipped_directory
 from lcsc_opt.base.errors import CatalogError, ObjectiveError
 from lcsc_opt.base.paths import given_path, study_directory
-from lcsc_opt.base.study_file import ObjectiveSpec, read_study_file
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import load_objective
 
 GOOD = """
@@ -77,10 +79,14 @@ def test_a_callable_that_cannot_be_imported_is_a_typed_error(callable_: str, wor
         load_objective(ObjectiveSpec(file="function.py", settings=settings))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", sorted(shipped_directory("studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_study_is_valid_and_its_objective_is_there(path: Path) -> None:
-    spec = read_study_file(path)
-    assert find("objectives", spec.objective.file, beside=path.parent).is_file()
+@pytest.mark.parametrize("path", sorted(shipped_directory("studies").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_could_be_run(path: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", str(path), "--dry-run"]) == 0
+    name = path.stem if path.parent.name == "studies" else f"{path.parent.name}_{path.stem}"
+    lines = capsys.readouterr().out.splitlines()[2:]
+    assert {split_point(line.split("/")[0])[0] for line in lines} == {name}
+    assert len(lines) >= 2
+    assert not any(workplace.iterdir())
 
 
 def test_paths_in_settings_are_taken_from_beside_the_study_file_first(workplace: Path) -> None:

@@ -108,6 +108,26 @@ def test_the_cross_check_is_a_column_where_it_was_measured(site: Site, url: str)
     assert "(but fid@cross_check gained nothing in 2 of 3 seeds: compare the images)" in shown["headline"]["children"]
 
 
+def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> None:
+    assert draw(site)["sweep"]["children"] == ""
+    for images, held_out in ((200, 9.0), (1000, 4.0)):
+        write_study(url, f"sweep,images={images}/EMAGrid/0", [12.0], held_out=10.0)
+        write_study(url, f"sweep,images={images}/LCSC/0", [3.0], held_out=held_out)
+    shown = json.dumps(draw(site, experiment="sweep,images=200")["sweep"]["children"])
+    for text in ("images", "200", "1000", "LCSC", "-10.0 %", "-60.0 %"):
+        assert json.dumps(text) in shown
+    assert shown.count('"?experiment=sweep%2Cimages%3D1000"') == 2
+    assert shown.count('"shown"') == 2
+
+
+def test_a_new_point_of_a_sweep_is_news(site: Site, url: str) -> None:
+    write_study(url, "sweep,images=200/LCSC/0", [3.0])
+    seen = draw(site, experiment="sweep,images=200")["seen"]["data"]
+    write_study(url, "sweep,images=300/LCSC/0", [3.0])
+    news = draw(site, experiment="sweep,images=200", triggered="tick", seen=seen)
+    assert "300" in json.dumps(news["sweep"])
+
+
 def test_the_cost_of_a_chosen_loss_is_a_column(site: Site) -> None:
     shown = draw(site, target=1.1, axis="images")["ranking"]
     assert [row["to_value_text"] for row in shown["rowData"]] == ["20 (not reached 1 of 3)", "not reached 3 of 3"]

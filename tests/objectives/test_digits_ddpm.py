@@ -7,7 +7,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from torch import Tensor
 
-from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -83,6 +83,24 @@ def test_other_training_is_another_trajectory(objective: MergeSampleScore, chang
     other = trained_objectives.build("digits_ddpm", **change)
     assert other.trajectory.path != objective.trajectory.path
     assert other.describe() != objective.describe()
+
+
+def test_some_of_the_checkpoints_are_combined_without_another_training(objective: MergeSampleScore) -> None:
+    some = trained_objectives.build("digits_ddpm", nfe=7, select={"interval": 4})
+    assert some.steps == (2, 6)
+    assert some.trajectory.path == objective.trajectory.path
+    assert some.describe() != objective.describe()
+    assert some([0.25, 0.75]) == pytest.approx(objective([0.25, 0.0, 0.75]), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_ddpm", "photographs"])
+def test_a_selection_that_leaves_nothing_is_refused_before_anything_is_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(TrajectoryError, match="window 1 leaves 1 of 3 checkpoints"):
+        trained_objectives.build(name, select={"window": 1})
+    assert not (tmp_path / "empty").exists()
 
 
 @pytest.mark.parametrize("setting", [{"nfe": 1}, {"images": 64}, {"steps": 10}])

@@ -121,6 +121,19 @@ def test_studies_that_are_begun_later_are_on_the_same_checkpoints(begun: None) -
     assert load_study("grown/CMA/0").steps == STEPS
 
 
+def test_all_points_of_a_sweep_are_on_the_same_checkpoints(place: Path) -> None:
+    for step in STEPS:
+        save(step)
+    sweep = ["run", "grown.yaml", "--optimizer", "LCSC", "vary.space=[affine,convex]", "held_out=null"]
+    assert lcsc([*sweep, "space=affine"]) == 0
+    grow()
+    assert lcsc(sweep) == 0
+    assert load_study("grown,space=convex/LCSC/0").steps == STEPS
+    shutil.copytree("runs", "others")
+    assert lcsc(["run", "grown.yaml", "--optimizer", "LCSC", "vary.objective.settings.checkpoints=[others]"]) == 0
+    assert load_study("grown,checkpoints=others/LCSC/0").steps == (*STEPS, 40)
+
+
 def test_a_landscape_of_a_grown_folder_is_on_the_same_checkpoints(begun: None) -> None:
     grow()
     assert lcsc(["landscape", NAME, "--grid", "3"]) == 0

@@ -1,0 +1,226 @@
+"""The paper's tables on models that two cores train: runs ``studies/paper/*.yaml``, and writes ``docs/paper.md``.
+
+    python benchmarks/paper.py [--quick] [--table NAME …] [--seeds 5] [--jobs 2] [--tables]
+
+All studies are in ``results/paper.db``: interrupted, the same command continues, and ``--tables`` writes the page of
+what is there. ``--jobs`` processes run at once, each with one thread and a study file with one seed; all files are run
+with one seed before any is with the next. ``--quick`` has short trainings, short searches and two seeds, in
+``results/paper_quick.*``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, machine
+from reproduction.claims import Points
+from reproduction.page import OPTIMIZERS, cost_lines, page
+from reproduction.published import TABLES
+
+import lcsc_opt
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.study_file import StudySpec, read_studies
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import StudySummary, summaries_of
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000")
+QUICK_BUDGET = "budget.evaluations=30"
+QUICK_VARIED = {
+    "iterations": ("vary.budget.evaluations=[15,30,60]",),
+    "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
+    "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
+    "features": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One study file with one seed."""
+
+    study: str
+    seed: int
+    overrides: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """Of the study file."""
+        return ROOT / "studies" / "paper" / f"{self.study}.yaml"
+
+    def specs(self) -> tuple[StudySpec, ...]:
+        """Its points."""
+        return read_studies(self.path, self.overrides)
+
+    def studies(self) -> list[str]:
+        """The names of all its studies."""
+        return [f"{spec.name}/{optimizer.name}/{self.seed}" for spec in self.specs() for optimizer in spec.optimizers]
+
+    def run(self, url: str) -> str | None:
+        """Do it in a process of its own; gives the last line that it printed where it failed."""
+        command = [
+            sys.executable,
+            "-c",
+            "from lcsc_opt.cli import main; main()",
+            "run",
+            str(self.path),
+            *self.overrides,
+        ]
+        done = subprocess.run(
+            [*command, "--seed", str(self.seed), "--storage", url],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )
+        return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
+
+
+def jobs(chosen: Sequence[str], seeds: int, *, quick: bool) -> list[Job]:
+    """All of them, seed by seed."""
+    return [Job(study, seed, _overrides(study, quick=quick)) for seed in range(seeds) for study in chosen]
+
+
+def _overrides(study: str, *, quick: bool) -> tuple[str, ...]:
+    return (*QUICK, *QUICK_VARIED.get(study, (QUICK_BUDGET,))) if quick else ()
+
+
+def main() -> None:
+    """Run what is missing; then the page of all that is there."""
+    arguments = _arguments()
+    name = "paper_quick" if arguments.quick else "paper"
+    url = f"sqlite:///{RESULTS / name}.db"
+    RESULTS.mkdir(exist_ok=True)
+    everything = jobs(
+        [table.study for table in TABLES], arguments.seeds or (2 if arguments.quick else 5), quick=arguments.quick
+    )
+    chosen = [job for job in everything if job.study in (arguments.table or [job.study])]
+    try:
+        failed = 0 if arguments.tables else run(chosen, url, arguments.jobs)
+        out = RESULTS / f"{name}.md" if arguments.quick else ROOT / "docs" / "paper.md"
+        out.write_text(written(everything, url, quick=arguments.quick))
+        print(out)
+    except LcscError as error:
+        sys.exit(f"paper.py: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: nothing is lost; the same command continues, --tables shows what is there", file=sys.stderr)
+        sys.exit(130)
+    if failed:
+        sys.exit(f"{failed} study files failed; mend the cause and run the same command again")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="short trainings and searches, two seeds: minutes")
+    parser.add_argument("--table", action="append", choices=[table.study for table in TABLES], help="only this one")
+    parser.add_argument("--seeds", type=int, help="how many: 5, with --quick 2")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once: one for each core")
+    parser.add_argument("--tables", action="store_true", help="run nothing: the page of what is there")
+    return parser.parse_args()
+
+
+def unfinished(job: Job, reader: HistoryReader) -> list[str]:
+    """The studies of a job that have not ended yet."""
+    known = set(reader.names())
+    ended = {study.study for study in reader.read_studies(known.intersection(job.studies())) if study.ended}
+    return [study for study in job.studies() if study not in ended]
+
+
+def run(chosen: Sequence[Job], url: str, processes: int) -> int:
+    """Do what is missing; returns how many jobs failed."""
+    reader = HistoryReader(open_storage(url, write=True))
+    missing = [job for job in chosen if unfinished(job, reader)]
+    print(f"{machine()}\n{len(chosen)} study files with a seed, {len(chosen) - len(missing)} of them done", flush=True)
+    train(missing)
+    start, failed = time.perf_counter(), 0
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        running = {pool.submit(job.run, url): job for job in missing}
+        try:
+            for count, done in enumerate(concurrent.futures.as_completed(running), start=1):
+                failed += done.result() is not None
+                job, seconds = running[done], time.perf_counter() - start
+                print(
+                    f"{count}/{len(missing)}, {seconds:.0f} s: {job.study}, seed {job.seed}: {done.result() or 'done'}",
+                    flush=True,
+                )
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def train(missing: Sequence[Job]) -> None:
+    """Every model once, before several processes would train it at the same time."""
+    needed: dict[str, dict[str, Any]] = {}
+    for job in missing:
+        for spec in job.specs():
+            settings = {key: value for key, value in spec.objective.settings.items() if key.startswith("training_")}
+            objective = {"file": spec.objective.file, "settings": settings}
+            needed.setdefault(str(objective), {"name": "training", "objective": objective})
+    for content in needed.values():
+        lcsc_opt.load_objective({**content, "optimizers": ["EMAGrid"], "budget": {"evaluations": 1}})
+
+
+def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
+    """The page of what is there."""
+    reader = HistoryReader(open_storage(url, write=False))
+    left = {study for job in everything for study in unfinished(job, reader)}
+    total = sum(len(job.studies()) for job in everything)
+    missing = f"{len(left)} of {total} studies" if left else ""
+    firsts = {job.study: job for job in reversed(everything)}
+    found = {table.study: _points(firsts[table.study], firsts.get(table.beside or ""), reader) for table in TABLES}
+    return page(found, _costs(found["features"], reader), missing=missing, machine=machine(), quick=quick)
+
+
+def _points(job: Job, beside: Job | None, reader: HistoryReader) -> Points:
+    varied = [split_point(spec.name)[1] for spec in job.specs()]
+    values = {key: list(dict.fromkeys(point[key] for point in varied)) for key in varied[0]}
+    found = {}
+    for i, point in enumerate(varied):
+        names = [other.specs()[i].name for other in (beside, job) if other is not None]  # its own take precedence
+        studies = [study for name in names for study in _ended(name, reader)]
+        found[tuple(point.values())] = {
+            optimizer: {study.seed: study for study in studies if study.optimizer == optimizer}
+            for optimizer in OPTIMIZERS
+        }
+    return Points(values, found)
+
+
+def _ended(experiment: str, reader: HistoryReader) -> list[StudySummary]:
+    """The studies of an experiment that have their result; none where it is not begun."""
+    if experiment not in reader.experiments():
+        return []
+    studies = summaries_of(reader, reader.read(experiment))
+    return [study for study in studies if study.state == "finished" and study.held_out is not None]
+
+
+def _costs(points: Points, reader: HistoryReader) -> list[str]:
+    stages: dict[str, list[dict[str, float]]] = {}
+    totals = []
+    for index, objective in enumerate(("CM of digits", "DM of digits", "CM of photographs")):
+        for optimizer in OPTIMIZERS:
+            studies = list(points.at({"file": index}, optimizer).values())
+            if not studies:
+                continue
+            numbers = ("evaluations", "images", "seconds")
+            means = [sum(getattr(study, name) for study in studies) / len(studies) for name in numbers]
+            totals.append([objective, optimizer, *(f"{mean:,.0f}" for mean in means)])
+            if optimizer == OPTIMIZERS[0]:
+                trials = StoredStudy.open(reader.storage, studies[0].study).trials()
+                stages[objective] = [trial.user_attrs["cost"] for trial in trials if trial.value is not None]
+    return cost_lines(stages, totals)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""For ``benchmarks/paper.py``: the paper's numbers, what is claimed of them, and the page that says what holds."""

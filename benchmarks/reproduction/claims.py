@@ -1,0 +1,96 @@
+"""Ratios of losses over seeds, their intervals, and the word for a claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from scipy.special import stdtrit
+
+from lcsc_opt.database.summary import StudySummary
+from reproduction.published import Claim, Where
+
+HOLDS, NOT, UNKNOWN = "holds", "holds not", "cannot be told here"
+CONFIDENCE = 0.95
+
+Found = Mapping[int, StudySummary]
+"""Seed → study, of one optimizer at one point."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """Geometric mean over seeds with a 95 % interval; ``None`` for its ends where there is one seed."""
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 1
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:.3g}, {self.high:.3g}]"
+        return f"{self.mean:.3g}{interval}"
+
+
+def ratio_of(values: Sequence[float]) -> Ratio | None:
+    """Of each seed's ratio: Student's interval for the mean of the logarithms; ``None`` of nothing."""
+    logs = [math.log(value) for value in values if value > 0 and math.isfinite(value)]
+    if not logs:
+        return None
+    mean = statistics.fmean(logs)
+    if len(logs) == 1:
+        return Ratio(math.exp(mean))
+    half = float(stdtrit(len(logs) - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
+
+
+def verdict(ratio: Ratio | None) -> str:
+    """Of the claim that a ratio is below one."""
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return UNKNOWN
+    return HOLDS if ratio.high < 1 else NOT if ratio.low > 1 else UNKNOWN
+
+
+def against_ema(found: Found, *, cross_check: bool = False) -> Ratio | None:
+    """Held-out loss over EMA*'s on the same noise; with ``cross_check``, in the second network's features."""
+    if cross_check:
+        gains = [study.cross_check.cross_check_gain for study in found.values() if study.cross_check is not None]
+        return ratio_of([1 - gain for gain in gains if gain is not None])
+    known = [(study.held_out, study.ema_beside) for study in found.values()]
+    return ratio_of([loss / ema for loss, ema in known if loss is not None and ema])
+
+
+def between(better: Found, worse: Found) -> Ratio | None:
+    """Held-out loss of one over the other, seed by seed, where both are of the same images and noise."""
+    pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
+    same = [(one.held_out, other.held_out) for one, other in pairs if one.sample == other.sample]
+    return ratio_of([one / other for one, other in same if one is not None and other])
+
+
+class Points:
+    """What was found at every point of a study file.
+
+    Args:
+        values: short name of a varied key → its values, in the order of the file.
+        found: point, as its values → optimizer → seed → study.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Sequence[str]], found: Mapping[tuple[str, ...], Mapping[str, Found]]
+    ) -> None:
+        self._values, self._found = values, found
+
+    def at(self, where: Where, optimizer: str) -> Found:
+        """The studies of an optimizer at a point; nothing where there are none yet."""
+        chosen = tuple(
+            values[where.get(key, 0)] for key, values in self._values.items() if where.get(key, 0) < len(values)
+        )
+        return self._found.get(chosen, {}).get(optimizer, {})
+
+    def ratio(self, claim: Claim, optimizer: str) -> Ratio | None:
+        """What was measured of a claim."""
+        better = self.at(claim.better, optimizer)
+        if claim.worse is None:
+            return against_ema(better, cross_check=claim.cross_check)
+        return between(better, self.at(claim.worse, optimizer))

@@ -1,0 +1,207 @@
+"""The paper's numbers (Liu et al. 2024, first version), what it says of them, and which study file asks the same.
+
+A setting is named by positions in the lists that a study file varies, so that a quicker run may vary other values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+Where = Mapping[str, int]
+"""Short name of a varied key → position of its value in the study file's list."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One row of a table.
+
+    Attributes:
+        label: what the paper calls it.
+        where: which point of the study file it is.
+        fid: of LCSC in the paper.
+        ema: of EMA* in the paper, or of EMA where there is no EMA* for this model; ``None`` where there is neither.
+    """
+
+    label: str
+    where: Where
+    fid: float
+    ema: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """Something the paper says: one loss is below another one.
+
+    Attributes:
+        text: in short.
+        better: the point whose loss is below.
+        paper: the ratio of both in the paper.
+        worse: the point whose loss is above; ``None`` stands for EMA* of the first point.
+        cross_check: both losses are those in the second network's features.
+    """
+
+    text: str
+    better: Where
+    paper: float
+    worse: Where | None = None
+    cross_check: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One study file, and what of the paper it asks.
+
+    Attributes:
+        study: the file's name in ``studies/paper``.
+        title: which tables and figures.
+        note: what differs here.
+        settings: its rows.
+        claims: what is said of them.
+        beside: another file of the same points, whose searches stand beside those that this one lacks.
+    """
+
+    study: str
+    title: str
+    note: str
+    settings: tuple[Setting, ...]
+    claims: tuple[Claim, ...]
+    beside: str | None = None
+
+
+CM, DM, COLOUR = {"file": 0}, {"file": 1}, {"file": 2}
+CD_250K = 4.08  # EMA at 250K iterations, Table 11; the paper has no EMA* there
+
+TABLES = (
+    Table(
+        "samples",
+        "Table 4: number of samples",
+        "10K, 5K and 2K images are 1,000, 500 and 200 here. The paper has no EMA of a DM at 250K iterations.",
+        (
+            Setting("CM, 10K", {**CM, "images": 2}, 2.76, CD_250K),
+            Setting("CM, 5K", {**CM, "images": 1}, 2.79, CD_250K),
+            Setting("CM, 2K", {**CM, "images": 0}, 3.40, CD_250K),
+            Setting("DM, 10K", {**DM, "images": 2}, 3.87),
+            Setting("DM, 5K", {**DM, "images": 1}, 4.04),
+            Setting("DM, 2K", {**DM, "images": 0}, 9.23),
+        ),
+        (
+            Claim("CM: 10K is better than 2K", {**CM, "images": 2}, 2.76 / 3.40, {**CM, "images": 0}),
+            Claim("CM: 10K is better than 5K", {**CM, "images": 2}, 2.76 / 2.79, {**CM, "images": 1}),
+            Claim("DM: 10K is better than 2K", {**DM, "images": 2}, 3.87 / 9.23, {**DM, "images": 0}),
+            Claim("DM: 10K is better than 5K", {**DM, "images": 2}, 3.87 / 4.04, {**DM, "images": 1}),
+            Claim("CM: 2K is better than EMA", {**CM, "images": 0}, 3.40 / CD_250K),
+        ),
+    ),
+    Table(
+        "iterations",
+        "Table 4: search iterations",
+        "1K, 2K and 4K iterations are 100, 200 and 400 here. A search along the gradient ends by itself.",
+        (
+            Setting("CM, 1K", {**CM, "evaluations": 0}, 3.03, CD_250K),
+            Setting("CM, 2K", {**CM, "evaluations": 1}, 2.76, CD_250K),
+            Setting("CM, 4K", {**CM, "evaluations": 2}, 2.69, CD_250K),
+            Setting("DM, 1K", {**DM, "evaluations": 0}, 4.01),
+            Setting("DM, 2K", {**DM, "evaluations": 1}, 3.87),
+            Setting("DM, 4K", {**DM, "evaluations": 2}, 3.79),
+        ),
+        (
+            Claim("CM: 2K is better than 1K", {**CM, "evaluations": 1}, 2.76 / 3.03, {**CM, "evaluations": 0}),
+            Claim("CM: 4K is better than 2K", {**CM, "evaluations": 2}, 2.69 / 2.76, {**CM, "evaluations": 1}),
+            Claim("DM: 2K is better than 1K", {**DM, "evaluations": 1}, 3.87 / 4.01, {**DM, "evaluations": 0}),
+            Claim("DM: 4K is better than 2K", {**DM, "evaluations": 2}, 3.79 / 3.87, {**DM, "evaluations": 1}),
+        ),
+    ),
+    Table(
+        "interval",
+        "Table 4 (b): interval between checkpoints",
+        "50, 100 and 200 steps (801, 401 and 201 checkpoints) are 20, 40 and 80 here (200, 100 and 50 checkpoints).",
+        (
+            Setting("CM, 50", {"interval": 0}, 2.71, CD_250K),
+            Setting("CM, 100", {"interval": 1}, 2.76, CD_250K),
+            Setting("CM, 200", {"interval": 2}, 2.84, CD_250K),
+        ),
+        (
+            Claim("50 steps are better than 100", {"interval": 0}, 2.71 / 2.76, {"interval": 1}),
+            Claim("100 steps are better than 200", {"interval": 1}, 2.76 / 2.84, {"interval": 2}),
+        ),
+    ),
+    Table(
+        "window",
+        "Table 9: window",
+        "10K, 40K and 50K steps of 250K are 800, 3,200 and 3,980 of 4,000 here, so ours reach further back.",
+        (
+            Setting("CM, 10K", {"window": 0}, 2.89, CD_250K),
+            Setting("CM, 40K", {"window": 1}, 2.76, CD_250K),
+            Setting("CM, 50K", {"window": 2}, 2.73, CD_250K),
+        ),
+        (
+            Claim("40K is better than 10K", {"window": 1}, 2.76 / 2.89, {"window": 0}),
+            Claim("50K is better than 40K", {"window": 2}, 2.73 / 2.76, {"window": 1}),
+        ),
+    ),
+    Table(
+        "seeds",
+        "Table 13: other seeds",
+        "The paper has two seeds, 2.76 and 2.69; their mean is shown.",
+        (Setting("CM, two seeds", {}, 2.725, CD_250K),),
+        (Claim("whatever the seed, LCSC is better than EMA", {}, 2.725 / CD_250K),),
+    ),
+    Table(
+        "convex",
+        "Table 14: without and with restriction to the convex hull",
+        "The DM's 350K iterations have an EMA of 4.45 (Table 11).",
+        (
+            Setting("CM, w/o", {**CM, "space": 0}, 2.76, CD_250K),
+            Setting("CM, w", {**CM, "space": 1}, 3.38, CD_250K),
+            Setting("DM, w/o", {**DM, "space": 0}, 3.56, 4.45),
+            Setting("DM, w", {**DM, "space": 1}, 3.59, 4.45),
+        ),
+        (
+            Claim("CM: any sign is better than convex", {**CM, "space": 0}, 2.76 / 3.38, {**CM, "space": 1}),
+            Claim("DM: any sign is better than convex", {**DM, "space": 0}, 3.56 / 3.59, {**DM, "space": 1}),
+        ),
+    ),
+    Table(
+        "ema",
+        "Table 10: against all EMA rates",
+        "The paper's CT is LCSC at 400K iterations beside the best EMA at 800K; ours are of the same length.",
+        (
+            Setting("CD (ours: CM of digits)", CM, 2.42, 3.51),
+            Setting("DM (ours: DM of digits)", DM, 3.18, 3.96),
+            Setting("CT (ours: CM of photographs)", COLOUR, 8.60, 9.69),
+        ),
+        (
+            Claim("CD: LCSC is better than the best EMA rate", CM, 2.42 / 3.51),
+            Claim("DM: LCSC is better than the best EMA rate", DM, 3.18 / 3.96),
+            Claim("CT: LCSC is better than the best EMA rate", COLOUR, 8.60 / 9.69),
+        ),
+        beside="features",
+    ),
+    Table(
+        "features",
+        "Tables 11 and 12: FID in other features",
+        "There FID@CLIP beside that of the default EMA rate; here FID in a second network's features beside EMA*'s.",
+        (
+            Setting("CD, 800K (ours: CM of digits)", CM, 14.8, 17.7),
+            Setting("DM, 800K (ours: DM of digits)", DM, 36.4, 42.7),
+            Setting("CT, 400K (ours: CM of photographs)", COLOUR, 29.5, 43.0),
+        ),
+        (
+            Claim("CD: LCSC is better in other features, too", CM, 14.8 / 17.7, cross_check=True),
+            Claim("DM: LCSC is better in other features, too", DM, 36.4 / 42.7, cross_check=True),
+            Claim("CT: LCSC is better in other features, too", COLOUR, 29.5 / 43.0, cross_check=True),
+        ),
+    ),
+)
+
+NOT_HERE = (
+    (
+        "Tables 1 to 3, Figure 4",
+        "trainings of several lengths and batch sizes, and NFE: `cd.yaml`, `ct.yaml`, `dm.yaml` need the recipes",
+    ),
+    ("Tables 6 to 8", "search against training: they need the same recipes, which measure their own seconds"),
+    ("Figures 3, 6", "the landscape: `lcsc landscape` draws it for any study; no number is compared"),
+    ("Figures 5, 7, 8", "patterns of coefficients: the dashboard's page of a study draws them; no number is compared"),
+    ("full scale", "CIFAR-10 and ImageNet-64: no data, no GPU"),
+)

@@ -1,0 +1,147 @@
+"""A sweep: one study file that varies settings stands for an experiment at each point of their product.
+
+``vary: {objective.settings.images: [200, 1000]}`` in an experiment ``samples`` gives the experiments
+``samples,images=200`` and ``samples,images=1000``. The names alone say which experiments belong together.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.settings import _shown
+
+VARY = "vary"
+FIXED = ("name", "storage", VARY)  # of the whole file
+IN_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One point of a sweep.
+
+    Attributes:
+        content: of a study file for this point alone.
+        shown: ``images=200,nfe=2``, as in its name.
+    """
+
+    content: dict[str, Any]
+    shown: str
+
+
+def points(content: Mapping[str, Any], *, source: str) -> list[Point]:
+    """Every point of a study file's sweep, the last of the varied keys changing fastest.
+
+    Args:
+        content: of a study file that has ``vary``.
+        source: begins the message of an error.
+
+    Raises:
+        StudySpecError: ``vary`` is no mapping of keys to lists of values, a key cannot be varied, or two points would
+            have one name.
+    """
+    varied = _checked(content[VARY], source)
+    short = short_names(list(varied))
+    made = []
+    for values in itertools.product(*varied.values()):
+        here = dict(zip(varied, values, strict=True))
+        shown = ",".join(f"{short[key]}={_text(value)}" for key, value in here.items())
+        point: Any = {**content, VARY: {key: [value] for key, value in here.items()}}
+        for key, value in here.items():
+            point = replaced(point, key.split("."), value, where=f"{source}: {VARY}.{key}")
+        if here and isinstance(content.get("name"), str):
+            point["name"] = f"{content['name']},{shown}"
+        made.append(Point(point, shown))
+    twice = [shown for shown, count in collections.Counter(point.shown for point in made).items() if count > 1]
+    if twice:
+        raise StudySpecError(f"{source}: {VARY}: two points are called {twice[0]}; each needs a name of its own")
+    return made
+
+
+def _checked(varied: Any, source: str) -> dict[str, list[Any]]:
+    example = f"expected keys with lists of values, as in {VARY}: {{objective.settings.images: [200, 1000]}}"
+    if not isinstance(varied, Mapping):
+        raise StudySpecError(f"{source}: {VARY}: {example}, got {_shown(varied)}")
+    for key, values in varied.items():
+        if not isinstance(key, str) or not all(key.split(".")):
+            raise StudySpecError(f"{source}: {VARY}: expected keys with dots between, got {_shown(key)}")
+        if key.split(".")[0] in FIXED:
+            raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
+        if not isinstance(values, list) or not values:
+            raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {_shown(values)}")
+        inside = [other for other in varied if other != key and str(other).startswith(f"{key}.")]
+        if inside:
+            raise StudySpecError(f"{source}: {VARY}.{inside[0]}: is a part of {key}, which is varied too; vary one")
+    return dict(varied)
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Key → its last part, or as many of its last parts as tell it from the others."""
+    short = {}
+    for key in keys:
+        parts = key.split(".")
+        tails = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+        others = [f".{other}" for other in keys if other != key]
+        short[key] = next((tail for tail in tails if not any(o.endswith(f".{tail}") for o in others)), key)
+    return short
+
+
+def _text(value: Any) -> str:
+    """A value as it stands in a name: letters, digits and ``._+-``."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if text and not IN_A_NAME.search(text) else IN_A_NAME.sub("-", text).strip("-") or "none"
+
+
+def split_point(experiment: str) -> tuple[str, dict[str, str]]:
+    """``samples,images=200`` → ``samples`` and ``{"images": "200"}``; the latter is empty where nothing is varied."""
+    sweep, *varied = experiment.split(",")
+    return sweep, dict(part.partition("=")[::2] for part in varied)
+
+
+def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> Any:
+    """The content with one value in place of what was there; missing mappings on the way to it are made.
+
+    Args:
+        content: of a study file, or a part of it; it is left as it is.
+        keys: the way to the value. In a list of optimizers a key is the name of one, and the next one of its options.
+        value: the new one.
+        where: begins the message of an error.
+
+    Raises:
+        StudySpecError: there is something else than a mapping on the way.
+    """
+    if not keys:
+        return value
+    if content is None:
+        content = {}
+    if isinstance(content, list):
+        return _replaced_in_list(content, keys, value, where)
+    if not isinstance(content, Mapping):
+        raise StudySpecError(f"{where}: {_shown(content)} has no key {keys[0]!r}; replace all of it")
+    return {**content, keys[0]: replaced(content.get(keys[0]), keys[1:], value, where=where)}
+
+
+def _replaced_in_list(entries: list[Any], keys: Sequence[str], value: Any, where: str) -> list[Any]:
+    """In the ways that optimizers are written: ``LCSC``, ``LCSC: {…}`` and ``{name: LCSC, options: {…}}``."""
+    name, rest = keys[0], keys[1:]
+    if not any(_is_called(entry, name) for entry in entries):
+        raise StudySpecError(f"{where}: {_shown(entries)} has no {name!r}")
+    changed = []
+    for entry in entries:
+        if not _is_called(entry, name):
+            changed.append(entry)
+        elif isinstance(entry, Mapping) and "name" in entry:
+            changed.append(replaced(entry, ["options", *rest], value, where=where))
+        else:
+            changed.append(replaced(entry if isinstance(entry, Mapping) else {}, keys, value, where=where))
+    return changed
+
+
+def _is_called(entry: Any, name: str) -> bool:
+    return entry == name or (isinstance(entry, Mapping) and (entry.get("name") == name or list(entry) == [name]))

@@ -1,0 +1,65 @@
+"""A sweep as one table: what each point of it found, with the values of its varied settings; plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.summary import OptimizerSummary, StudySummary, comparison_rows, over_seeds, summaries_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One point of a sweep.
+
+    Attributes:
+        experiment: its name, ``samples,images=200``.
+        varied: short name of a varied key → its value here.
+        studies: of this experiment.
+        optimizers: what they found over seeds, the best first.
+    """
+
+    experiment: str
+    varied: Mapping[str, str]
+    studies: tuple[StudySummary, ...]
+    optimizers: tuple[OptimizerSummary, ...]
+
+
+def is_sweep(reader: HistoryReader, name: str) -> bool:
+    """Whether this is what points of a sweep have in common, and not an experiment itself."""
+    known = reader.experiments()
+    return name not in known and any(split_point(experiment)[0] == name for experiment in known)
+
+
+def points_of(reader: HistoryReader, name: str) -> list[Point]:
+    """The points of a sweep, in the order in which they were begun.
+
+    Args:
+        reader: of the database.
+        name: of the sweep, or of one of its points.
+
+    Returns:
+        Nothing where no experiment of this name varies anything.
+    """
+    return list(_points(reader, split_point(name)[0]))
+
+
+def _points(reader: HistoryReader, sweep: str) -> Iterator[Point]:
+    for experiment in reader.experiments():
+        of, varied = split_point(experiment)
+        if of == sweep and varied:
+            studies = tuple(summaries_of(reader, reader.read(experiment)))
+            yield Point(experiment, varied, studies, tuple(over_seeds(studies)))
+
+
+def varied_keys(points: Sequence[Point]) -> list[str]:
+    """The short names of all keys that the points vary, in the order of the names."""
+    return list(dict.fromkeys(key for point in points for key in point.varied))
+
+
+def sweep_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """What ``lcsc compare --format json`` prints of a sweep: a row of each study, with the values in ``varied``."""
+    return [{**row, "varied": dict(point.varied)} for point in points for row in comparison_rows(point.studies)]

@@ -1,0 +1,184 @@
+"""A study file that varies settings stands for an experiment at each point of the product."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.base.study_file import OptimizerSpec, StudySpec, parse_studies, parse_study, read_studies, read_study_file
+from lcsc_opt.base.sweep import replaced, short_names, split_point
+
+MINIMAL = {"name": "s", "objective": {"file": "a.py"}, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}
+IMAGES = "objective.settings.images"
+
+
+def studies(varied: Any, **changes: Any) -> tuple[StudySpec, ...]:
+    return parse_studies({**MINIMAL, **changes, "vary": varied}, source="test")
+
+
+def refusal(varied: Any, **changes: Any) -> str:
+    with pytest.raises(StudySpecError) as caught:
+        studies(varied, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_every_point_of_the_product_is_an_experiment_with_its_values_in_its_name() -> None:
+    made = studies(
+        {IMAGES: [200, 1000], "objective.settings.nfe": [1, 2]}, objective={"file": "a.py", "settings": {"x": 1}}
+    )
+    assert [spec.name for spec in made] == [
+        "s,images=200,nfe=1",
+        "s,images=200,nfe=2",
+        "s,images=1000,nfe=1",
+        "s,images=1000,nfe=2",
+    ]
+    assert made[1].objective.settings == {"x": 1, "images": 200, "nfe": 2}
+    assert made[1].vary == {IMAGES: [200], "objective.settings.nfe": [2]}
+
+
+def test_other_keys_are_varied_as_well() -> None:
+    made = studies({"budget.evaluations": [4, 8], "space": ["affine", {"principal": 2}]})
+    assert [(spec.budget.evaluations, spec.space.kind) for spec in made] == [
+        (4, "affine"),
+        (4, "principal"),
+        (8, "affine"),
+        (8, "principal"),
+    ]
+    assert made[-1].name == "s,evaluations=8,space=principal-2"
+
+
+@pytest.mark.parametrize(
+    "entry", ["LCSC", {"LCSC": {"max_parents": 3}}, {"name": "LCSC", "options": {"max_parents": 3}}, {"LCSC": None}]
+)
+def test_an_option_of_an_optimizer_is_reached_by_its_name(entry: Any) -> None:
+    first, second = studies({"optimizers.LCSC.mutation": [0.1, 0.2]}, optimizers=["CMA", entry])
+    kept = {} if entry in ("LCSC", {"LCSC": None}) else {"max_parents": 3}
+    assert first.optimizers == (
+        OptimizerSpec(name="CMA"),
+        OptimizerSpec(name="LCSC", options={**kept, "mutation": 0.1}),
+    )
+    assert second.optimizers[1].options["mutation"] == 0.2
+    assert [spec.name for spec in (first, second)] == ["s,mutation=0.1", "s,mutation=0.2"]
+
+
+def test_what_is_varied_is_not_changed_in_the_content_itself() -> None:
+    content = {"objective": {"settings": {"images": 5}}}
+    assert replaced(content, ["objective", "settings", "images"], 6, where="x") == {
+        "objective": {"settings": {"images": 6}}
+    }
+    assert content == {"objective": {"settings": {"images": 5}}}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "true"),
+        (None, "null"),
+        (1e-5, "1e-05"),
+        (-2, "-2"),
+        ("runs/a b", "runs-a-b"),
+        ([1, 2], "1-2"),
+        ("/", "none"),
+    ],
+)
+def test_values_in_names_have_no_letters_that_a_shell_reads(value: Any, text: str) -> None:
+    [spec] = studies({"objective.settings.x": [value]})
+    assert spec.name == f"s,x={text}"
+    assert spec.objective.settings["x"] == value
+    assert split_point(spec.name) == ("s", {"x": text})
+
+
+def test_keys_with_equal_ends_are_told_apart_by_more_of_them() -> None:
+    assert short_names(["held_out.images", IMAGES, "space"]) == {
+        "held_out.images": "held_out.images",
+        IMAGES: "settings.images",
+        "space": "space",
+    }
+    assert short_names(["images", "held_out.images"]) == {"images": "images", "held_out.images": "held_out.images"}
+
+
+def test_an_experiment_that_varies_nothing_is_no_point() -> None:
+    assert split_point("digits") == ("digits", {})
+    assert [spec.name for spec in studies({})] == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("varied", "said"),
+    [
+        ([1], "test: vary: expected keys with lists of values, as in vary: {objective.settings.images: [200, 1000]}"),
+        ({IMAGES: 200}, f"vary.{IMAGES}: expected a list of values, got 200"),
+        ({IMAGES: []}, f"vary.{IMAGES}: expected a list of values, got []"),
+        ({"objective..x": [1]}, "vary: expected keys with dots between, got 'objective..x'"),
+        ({3: [1]}, "vary: expected keys with dots between, got 3"),
+        ({"name": ["a"]}, "vary.name: cannot be varied"),
+        ({"storage": ["a"]}, "vary.storage: cannot be varied"),
+        ({"vary.x": [1]}, "vary.vary.x: cannot be varied"),
+        ({IMAGES: [1, 1]}, "vary: two points are called images=1; each needs a name of its own"),
+        (
+            {"objective.settings": [{}], IMAGES: [1]},
+            f"vary.{IMAGES}: is a part of objective.settings, which is varied too",
+        ),
+        ({"objective.setings.images": [1]}, "images=1: objective.setings: unknown key (did you mean 'settings'?)"),
+        ({"budgt.evaluations": [1]}, "evaluations=1: budgt: unknown key (did you mean 'budget'?)"),
+        (
+            {"budget.evaluations": [4, 0]},
+            "evaluations=0: budget.evaluations: expected greater than or equal to 1, got 0",
+        ),
+        ({"optimizers.CMA.step_size": [1]}, "vary.optimizers.CMA.step_size: ['LCSC'] has no 'CMA'"),
+        ({"name.first": [1]}, "vary.name.first: cannot be varied"),
+        ({"space.kind.x": [1]}, "vary.space.kind.x: 'affine' has no key 'kind'; replace all of it"),
+    ],
+)
+def test_what_is_wrong_is_one_line(varied: Any, said: str) -> None:
+    assert said in refusal(varied, space="affine")
+
+
+def test_a_missing_name_is_said_as_elsewhere() -> None:
+    with pytest.raises(StudySpecError, match="name: missing"):
+        parse_studies(
+            {key: value for key, value in MINIMAL.items() if key != "name"} | {"vary": {IMAGES: [1]}}, source="s"
+        )
+
+
+def test_where_one_experiment_is_needed_a_sweep_is_refused() -> None:
+    assert parse_study({**MINIMAL, "vary": {IMAGES: [7]}}, source="s").objective.settings == {"images": 7}
+    with pytest.raises(StudySpecError, match=r"varies objective\.settings\.images and stands for 2 experiments"):
+        parse_study({**MINIMAL, "vary": {IMAGES: [7, 8]}}, source="s")
+
+
+class TestOverrides:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        path = tmp_path / "s.yaml"
+        path.write_text(
+            "name: s\nobjective: {file: a.py}\noptimizers: [LCSC]\nbudget: {evaluations: 4}\n"
+            "vary: {objective.settings.images: [200, 1000]}\n"
+        )
+        return path
+
+    def test_another_key_changes_at_every_point(self, path: Path) -> None:
+        made = read_studies(path, ["objective.settings.nfe=2", "seeds=[3]"])
+        assert [(spec.name, spec.objective.settings["nfe"], spec.seeds) for spec in made] == [
+            ("s,images=200", 2, (3,)),
+            ("s,images=1000", 2, (3,)),
+        ]
+
+    def test_a_varied_key_then_has_one_value_and_the_point_its_name(self, path: Path) -> None:
+        spec = read_study_file(path, [f"{IMAGES}=500"])
+        assert (spec.name, spec.objective.settings) == ("s,images=500", {"images": 500})
+
+    def test_what_is_varied_can_be_replaced_and_added_to(self, path: Path) -> None:
+        made = read_studies(path, [f"vary.{IMAGES}=[7, 8]", "vary.space=[affine, convex]"])
+        assert [spec.name for spec in made] == [f"s,images={n},space={s}" for n in (7, 8) for s in ("affine", "convex")]
+        assert [spec.name for spec in read_studies(path, ["vary={}"])] == ["s"]
+
+    def test_a_file_that_varies_nothing_takes_them_too(self, path: Path) -> None:
+        path.write_text(path.read_text().split("vary")[0])
+        assert [spec.name for spec in read_studies(path, ["vary.budget.evaluations=[1, 2]"])] == [
+            "s,evaluations=1",
+            "s,evaluations=2",
+        ]

@@ -1,0 +1,170 @@
+"""A study file that varies settings: refused, rehearsed, run and compared as one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import lcsc_opt
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import study_names
+
+OBJECTIVE = """
+from pathlib import Path
+
+import numpy as np
+
+from lcsc_opt.base.records import Cost, Evaluation
+from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.objective.contract import Objective
+
+
+class Settings(FrozenModel):
+    images: int = 5
+    shift: float = 0.0
+
+    def check(self):
+        from lcsc_opt.base.errors import ObjectiveError
+
+        if self.images > 100:
+            raise ObjectiveError("images: more than there are")
+
+
+class Shifted(Objective):
+    steps = (1, 2, 3, 4)
+
+    def __init__(self, settings):
+        self.settings = settings
+
+    def evaluate(self, candidate):
+        loss = float(np.square(candidate.coefficients - self.settings.shift).sum())
+        return Evaluation(loss, {}, Cost(images=self.settings.images, seconds=0.1))
+
+    def describe(self):
+        return self.settings.model_dump()
+
+
+def build(settings):
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    with Path("built.txt").open("a") as file:
+        file.write(f"{checked.images} {checked.shift}\\n")
+    return Shifted(checked)
+"""
+STUDY = """
+name: sweep
+objective: {file: swept_objective.py, settings: {shift: 0.1}}
+optimizers: [EMAGrid, LCSC]
+budget: {evaluations: 5}
+vary: {objective.settings.images: [2, 3]}
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(workplace: Path) -> Path:
+    (workplace / "swept_objective.py").write_text(OBJECTIVE)
+    (workplace / "sweep.yaml").write_text(STUDY)
+    return workplace
+
+
+def built() -> list[str]:
+    return Path("built.txt").read_text().splitlines() if Path("built.txt").exists() else []
+
+
+def studies() -> list[str]:
+    return sorted(study_names(open_storage("sqlite:///studies.db", write=False)))
+
+
+EVERY = [f"sweep,images={images}/{optimizer}/0" for images in (2, 3) for optimizer in ("EMAGrid", "LCSC")]
+
+
+def test_a_sweep_is_run_continued_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "sweep.yaml"]) == 0
+    assert studies() == EVERY
+    capsys.readouterr()
+    assert lcsc(["run", "sweep.yaml"]) == 0
+    assert capsys.readouterr().err.count("finished already") == 4
+
+    assert lcsc(["compare", "sweep"]) == 0
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title.strip() == "sweep"
+    assert header.split()[:2] == ["images", "optimizer"]
+    assert sorted(row.split()[:2] for row in rows) == [["2", "EMA*"], ["2", "LCSC"], ["3", "EMA*"], ["3", "LCSC"]]
+    assert lcsc(["compare", "sweep", "--format", "json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [(row["study"], row["varied"]) for row in printed] == [
+        (name, {"images": name.split("=")[1].split("/")[0]}) for name in EVERY
+    ]
+    assert lcsc_opt.compare("sweep") == printed
+    assert lcsc(["compare", "sweep,images=3"]) == 0
+    assert lcsc(["compare", "sweep", "--plot", "x.html"]) == 2
+
+
+def test_a_study_of_a_sweep_is_resumed_by_its_name() -> None:
+    assert lcsc(["run", "sweep.yaml", "objective.settings.images=2"]) == 0
+    assert lcsc(["resume", "sweep,images=2/LCSC/0", "--budget", "7"]) == 0
+    assert lcsc_opt.load_study("sweep,images=2/LCSC/0").trials[-1]["number"] == 6
+
+
+def test_an_objective_is_loaded_when_its_turn_comes_and_only_once() -> None:
+    assert lcsc(["run", "sweep.yaml", "vary.objective.settings.shift=[0.1,0.2]"]) == 0
+    assert built() == ["2 0.1", "2 0.2", "3 0.1", "3 0.2"]
+
+
+def test_points_with_the_same_objective_share_it() -> None:
+    assert lcsc(["run", "sweep.yaml", "vary={space: [affine, convex]}"]) == 0
+    assert built() == ["5 0.1"]
+    assert {name.split("/")[0] for name in studies()} == {"sweep,space=affine", "sweep,space=convex"}
+
+
+@pytest.mark.parametrize("rehearsed", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("vary.objective.settings.imagez=[1]", "objective.settings: imagez: unknown key (did you mean 'images'?)"),
+        ("vary.objective.settings.images=[2,many]", "objective.settings: images: expected a valid integer, got 'many'"),
+        ("vary.objective.settings.images=[2,101]", "images: more than there are"),
+        ("vary.optimizers=[[LCSC],[LCSCC]]", "LCSCC"),
+        ("vary.sedes=[[1]]", "sedes: unknown key (did you mean 'seeds'?)"),
+    ],
+)
+def test_what_is_wrong_at_any_point_is_one_line_before_anything_is_built(
+    override: str, said: str, rehearsed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lcsc(["run", "sweep.yaml", override, *rehearsed]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert built() == []
+
+
+def test_a_dry_run_shows_every_point_and_runs_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "sweep.yaml", "vary.budget.evaluations=[4,6]", "--dry-run"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(row[0], row[2]) for row in rows] == [
+        (f"sweep,images={images},evaluations={budget}/{optimizer}/0", str(budget))
+        for images in (2, 3)
+        for budget in (4, 6)
+        for optimizer in ("EMAGrid", "LCSC")
+    ]
+    assert built() == []
+    assert not Path("studies.db").exists()
+
+
+def test_another_budget_holds_at_every_point_unless_it_is_varied(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "sweep.yaml", "--budget", "3", "--dry-run"]) == 0
+    assert capsys.readouterr().out.count("3 evaluations") == 4
+    assert lcsc(["run", "sweep.yaml", "vary={budget.evaluations: [4, 6]}", "--budget", "3"]) == 2
+    assert (
+        "--budget: the study file varies budget.evaluations; give budget.evaluations=3 in place"
+        in capsys.readouterr().err
+    )
+
+
+def test_from_python_a_sweep_is_run_and_one_objective_is_asked_for() -> None:
+    assert [study.name for study in lcsc_opt.run("sweep.yaml", budget=3)] == EVERY
+    with pytest.raises(StudySpecError, match=r"varies objective\.settings\.images and stands for 2 experiments"):
+        lcsc_opt.load_objective("sweep.yaml")
