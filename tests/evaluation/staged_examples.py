@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective.contract import StagedObjective, stop_if_told
@@ -161,6 +160,8 @@ class ThreadsInLoss(Stages):
     def sample(
         self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
     ) -> Part:
+        import torch  # here, since it would be half of the time that a worker takes to start
+
         return Part(float(torch.get_num_threads()) * (last - first), last - first, os.getpid(), None)
 
 
