@@ -13,8 +13,17 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["nevergrad", "torch", "alembic.runtime.environment", "optuna_dashboard", "lcsc_opt.cli", "lcsc_opt.search.studies"]
-    + ["lcsc_opt.exports.figures", "lcsc_opt.trajectory", "lcsc_opt.views.figures.of_study"]
+    [
+        *(
+            "nevergrad",
+            "torch",
+            "alembic.runtime.environment",
+            "optuna_dashboard",
+            "lcsc_opt.cli",
+            "lcsc_opt.trajectory",
+        ),
+        *("lcsc_opt.search.studies", "lcsc_opt.exports.figures", "lcsc_opt.views.figures.of_study"),
+    ]
 )
 SECONDS = 300.0
 

@@ -64,7 +64,9 @@ def run(signal_at: str) -> Ended:
 
 
 def trials() -> Trials:
-    studies = (optuna.load_study(study_name=f"long/{name}/0", storage="sqlite:///studies.db") for name in ("LCSC", "CMA"))
+    studies = (
+        optuna.load_study(study_name=f"long/{name}/0", storage="sqlite:///studies.db") for name in ("LCSC", "CMA")
+    )
     return {
         study.study_name: [(t.number, t.user_attrs["coefficients"], t.value, t.state) for t in study.trials]
         for study in studies
