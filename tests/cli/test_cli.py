@@ -18,6 +18,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.search.studies import load_study
+from tests.processes import lcsc_process
 from tests.study_examples import write_study as write_finished
 
 MODULE = """
