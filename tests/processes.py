@@ -1,4 +1,4 @@
-"""``lcsc`` in processes of its own, forked from one that has imported what it needs: they start in milliseconds."""
+"""Waiting for other processes; and ``lcsc`` in one that is forked from another, which has imported what it needs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -35,6 +36,14 @@ class Ended:
     status: int | None
     out: str
     err: str
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    """Look again and again; fails after minutes."""
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline, "it did not become true"
+        time.sleep(0.01)
 
 
 class Lcsc:
