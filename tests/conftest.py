@@ -103,6 +103,14 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
+def networks_train_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks that judge digits see them once; what they learn of 40 times is tested with the training."""
+    from lcsc_opt.training.images import train_digits_network
+
+    monkeypatch.setattr(train_digits_network, "__kwdefaults__", {"dimension": 64, "epochs": 1})
+
+
+@pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory with a cache of its own and no storage in the environment."""
     folder = tmp_path / "work"

@@ -382,7 +382,7 @@ def small_digits(workplace: Path) -> Path:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("networks_train_briefly")
 def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
     study = optuna.load_study(study_name="small/LCSC/0", storage="sqlite:///studies.db")
