@@ -8,6 +8,7 @@ Writes ``results/stress.md``, unless ``--only`` leaves rows out.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import gc
 import os
@@ -39,6 +40,8 @@ from stress_objectives import (
 )
 from stress_postgres import postgres_server
 from stress_search import Clean, Row, Work, search, sqlite_url
+
+ON_A_SERVER = ("random_kills_postgres", "terminated_backend", "eight_coordinators_postgres", "paused_postgres")
 
 
 def main() -> None:
@@ -74,7 +77,7 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
     gc.collect()
     gc.freeze()  # and need not be looked at, and copied, in every forked process
     clean = Clean(folder)
-    with postgres_server() as server:
+    with postgres_server() if any(only in name for name in ON_A_SERVER) else contextlib.nullcontext() as server:
         faults: list[tuple[str, Callable[[], Row]]] = [
             ("random_kills_1", lambda: random_kills(folder, clean, workers=1, kills=10 if quick else 200)),
             ("random_kills_4", lambda: random_kills(folder, clean, workers=4, kills=10 if quick else 100)),

@@ -87,7 +87,7 @@ def postgresql() -> Iterator[Postgresql]:
 @contextlib.contextmanager
 def _running(binaries: Path, folder: Path) -> Iterator[Postgresql]:
     who = _someone_but_root(folder)
-    data, password, port = folder / "data", folder / "password", _free_port()
+    data, password, port = folder / "data", folder / "password", free_port()
     password.write_text(f"{PASSWORD}\n")
     initdb = [binaries / "initdb", "-D", data, "-U", USER, "--pwfile", password, "-A", "scram-sha-256"]
     initdb += ["--no-sync", "-E", "UTF8", "--locale=C"]
@@ -121,7 +121,8 @@ def _someone_but_root(folder: Path) -> dict[str, Any]:
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """On loopback."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])

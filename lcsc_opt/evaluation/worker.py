@@ -10,6 +10,7 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -155,6 +156,7 @@ def _end_with_coordinator() -> None:
 
 
 def _use_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
+    """Also of a torch that is imported later: that takes seconds, and not every objective needs it."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)

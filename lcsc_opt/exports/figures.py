@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # imports torch, which listing studies does not need
 
 PAIRS = 1000  # images drawn from either model
 SHOWN = 40  # of them, those that differ most
-MAIN_FIGURES = ("best_so_far", "coefficients")
 
 
 def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective) -> list[str]:
@@ -67,11 +66,10 @@ def _save_into_optuna_dashboard(storage: RDBStorage, own: StudySummary, ema: Stu
     from lcsc_opt.views.figures.of_study import study_figures
 
     study = optuna.load_study(study_name=own.study, storage=storage)
-    figures = study_figures(storage, own.study)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        for name in MAIN_FIGURES:
-            optuna_dashboard.save_plotly_graph_object(study, figures[name], graph_object_id=name)
+        for name, figure in study_figures(storage, own.study).items():
+            optuna_dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
         optuna_dashboard.save_note(study, _note(own, ema))
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -20,6 +18,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.search.studies import load_study
+from tests.processes import lcsc_process
 from tests.study_examples import write_study as write_finished
 
 MODULE = """
@@ -383,7 +382,7 @@ def small_digits(workplace: Path) -> Path:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("networks_train_briefly")
 def test_a_real_model_end_to_end(small_digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
     study = optuna.load_study(study_name="small/LCSC/0", storage="sqlite:///studies.db")
@@ -432,11 +431,10 @@ def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path, caps
     calls = tiny.parent / "calls"
     with (tiny.parent / "my_losses.py").open("a") as module:  # loaded already, so a new process must see this
         module.write(f"\n_loss = loss\ndef loss(c):\n    open({str(calls)!r}, 'a').write('x')\n    return _loss(c)\n")
-    command = ["-c", "from lcsc_opt.cli import main; main()", "fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA"]
-    command += ["--budget", "6"]
-    assert subprocess.run([sys.executable, *command], check=False).returncode == 2, "its code is not what it was"
+    command = ["fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "6"]
+    assert lcsc_process(*command).status == 2, "its code is not what it was"
     assert "forked/CMA/0" not in optuna.get_all_study_names("sqlite:///studies.db")
-    subprocess.run([sys.executable, *command, "--accept-code"], check=True)
+    assert lcsc_process(*command, "--accept-code").status == 0
     study = optuna.load_study(study_name="forked/CMA/0", storage="sqlite:///studies.db")
     inherited, new = study.trials[:15], study.trials[15:]
     assert [t.value for t in inherited] == [t.value for t in source.trials]

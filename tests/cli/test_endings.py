@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import Ended, lcsc_process
+
 LCSC = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
 SELF_ENDING = """
 import os, signal
@@ -31,21 +33,21 @@ budget: {evaluations: 6}
 """
 
 
-def complaints(process: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in process.stderr.splitlines() if line.startswith("lcsc: ") or "Error" in line]
+def complaints(ended: Ended) -> list[str]:
+    return [line for line in ended.err.splitlines() if line.startswith("lcsc: ") or "Error" in line]
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
 def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path, name: str, status: int) -> None:
     Path("ending.yaml").write_text(STUDY)
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name))
-    found = subprocess.run([*LCSC, "run", "ending.yaml"], capture_output=True, text=True, check=False)
-    assert found.returncode == status
+    found = lcsc_process("run", "ending.yaml")
+    assert found.status == status
     assert complaints(found) == ["lcsc: interrupted; everything finished is kept, run the same command to continue"]
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name).replace("calls == 3", "False"))
-    again = subprocess.run([*LCSC, "run", "ending.yaml", "--accept-code"], capture_output=True, text=True, check=False)
-    assert again.returncode == 0
-    assert "after 6 evaluations" in again.stderr
+    again = lcsc_process("run", "ending.yaml", "--accept-code")
+    assert again.status == 0
+    assert "after 6 evaluations" in again.err
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
@@ -61,18 +63,18 @@ def test_output_that_nobody_reads_is_one_line(workplace: Path, form: str) -> Non
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_output_that_there_is_no_room_for_is_one_line(workplace: Path) -> None:
-    with Path("/dev/full").open("w") as full:
-        command = [*LCSC, "list", "--catalog", "--format", "json"]
-        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert found.returncode == 75
-    assert found.stderr == "lcsc: the output cannot be written: No space left on device\n"
+    found = lcsc_process("list", "--catalog", "--format", "json", out=Path("/dev/full"))
+    assert found.status == 75
+    assert found.err == "lcsc: the output cannot be written: No space left on device\n"
+
+
+def ignore_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def test_sigint_that_the_parent_ignores_stays_ignored(workplace: Path) -> None:
     """As for what a shell starts in the background."""
     Path("ending.yaml").write_text(STUDY)
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal="SIGINT"))
-    ignoring = "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom lcsc_opt.cli import main; main()"
-    command = [sys.executable, "-c", ignoring, "run", "ending.yaml"]
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert lcsc_process("run", "ending.yaml", first=ignore_sigint).status == 0
     assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import csv
-import sqlite3
-import subprocess
-import sys
+import signal
 import textwrap
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from PIL import Image
 
 from tests.browser import Watched, chromium, served, watched
 from tests.dashboard_site import add_result, attach, write_study
+from tests.processes import Lcsc, finished_trials, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -141,15 +139,6 @@ def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, url: s
         assert compare.problems + study.problems == []
 
 
-def finished_trials(database: Path) -> int:
-    """Read without Optuna, which would make the database."""
-    try:
-        with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
-            return int(connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
-
-
 def test_the_curve_grows_while_a_study_runs(browser: Any, workplace: Path) -> None:
     (workplace / "slow.py").write_text(
         textwrap.dedent("""
@@ -168,12 +157,9 @@ def test_the_curve_grows_while_a_study_runs(browser: Any, workplace: Path) -> No
         storage: sqlite:///studies.db
         """)
     )
-    search = subprocess.Popen(
-        [sys.executable, "-c", "from lcsc_opt.cli import main; main()", "run", "slow.yaml"], stderr=subprocess.DEVNULL
-    )
+    search = Lcsc("run", "slow.yaml")
     try:
-        while finished_trials(workplace / "studies.db") < 5:
-            time.sleep(0.1)
+        wait_until(lambda: finished_trials() >= 5)
         home = served("sqlite:///studies.db")
         with watched(browser, home) as view:
             view.page.goto(f"{home}/lcsc/compare?experiment=slow")
@@ -191,8 +177,8 @@ def test_the_curve_grows_while_a_study_runs(browser: Any, workplace: Path) -> No
             assert "is running" in headline(view)
             assert view.problems == []
     finally:
-        search.terminate()
-        search.wait(timeout=60)
+        search.signal(signal.SIGTERM)
+        assert search.wait().status == 143
 
 
 def test_the_ranking_sorts_filters_and_downloads(browser: Any, home: str, tmp_path: Path) -> None:
@@ -209,7 +195,6 @@ def test_the_ranking_sorts_filters_and_downloads(browser: Any, home: str, tmp_pa
         assert column(page, "optimizer") == ["EMA*", "CMA", "LCSC"]
         page.locator("#ranking input[aria-label*='Optimizer']").fill("C")
         view.until("document.querySelectorAll('#ranking .ag-center-cols-container .ag-row').length === 2")
-        page.wait_for_timeout(500)
         with page.expect_download() as download:
             page.click("text=Download as CSV")
         download.value.save_as(tmp_path / "ranking.csv")
@@ -329,8 +314,7 @@ def test_with_a_token_a_browser_gets_in_once_it_has_it(browser: Any, url: str) -
     home = served(url, token="correct-horse")
     with watched(browser, home) as view:
         assert view.page.goto(f"{home}/lcsc/compare").status == 403
-        view.page.wait_for_timeout(200)
-        view.problems.clear()
+    with watched(browser, home) as view:
         view.page.goto(f"{home}/lcsc/?token=correct-horse")
         view.drawn("curves")
         assert "token" not in view.page.url

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import shutil
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from lcsc_opt.database import connection, lease
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.lease import LEASE_SECONDS, Process, create_table, hold, holder
 from lcsc_opt.database.store import StoredStudy
+from tests.processes import CONTEXT, wait_until
 
 EVENTS = ("before_cursor_execute", "after_cursor_execute", "commit")
 ONE = Candidate(np.array([0.5, 0.5]))
@@ -136,14 +135,9 @@ def test_the_heartbeat_goes_on_while_the_holder_is_busy(
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.05)
     with study.hold():
         age_heartbeat(url, LEASE_SECONDS + 1)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            time.sleep(0.1)
-            try:
-                open_study(url).hold().__enter__()
-            except StudyHeldError:
-                return
-            pytest.fail("a beating lease was taken")
+        wait_until(lambda: (held := holder(study.storage.engine, study.key)) is not None and held.alive)
+        with pytest.raises(StudyHeldError):
+            open_study(url).hold().__enter__()
 
 
 def coordinate(url: str, barrier: Any, answers: Any) -> None:
@@ -159,9 +153,8 @@ def coordinate(url: str, barrier: Any, answers: Any) -> None:
 
 
 def test_of_eight_processes_exactly_one_coordinates(any_url: str) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(8), context.Queue()
-    processes = [context.Process(target=coordinate, args=(any_url, barrier, answers)) for _ in range(8)]
+    barrier, answers = CONTEXT.Barrier(8), CONTEXT.Queue()
+    processes = [CONTEXT.Process(target=coordinate, args=(any_url, barrier, answers)) for _ in range(8)]
     for process in processes:
         process.start()
     found = sorted(answers.get(timeout=120) for _ in processes)

@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,19 @@ from lcsc_opt.database.locks import patient
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
+from tests.processes import lcsc_process
 from tests.search.test_runner import open_study, run, trials_of
 
 STEPS = tuple(range(100, 2100, 100))
 ONE = Candidate(np.array([0.5, 0.5]))
 
 HOLD_THE_LOCK = """
-import sqlite3, sys, time
-connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=300)
+sys.stdin.readline()
 connection.execute("BEGIN IMMEDIATE")
 print("held", flush=True)
-time.sleep(3)
+sys.stdin.readline()
 connection.execute("ROLLBACK")
 """
 
@@ -56,24 +57,38 @@ def file_of(url: str) -> str:
 
 
 def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
-    url: str, objective: Objective, clean: list[Any]
+    url: str, objective: Objective, clean: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     study = open_study(url)
-    others: list[subprocess.Popen[str]] = []
+    command = [sys.executable, "-c", HOLD_THE_LOCK, file_of(url)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    begun, said = False, list[str]()
 
     def locked(coefficients: np.ndarray) -> float:
-        if len(study.trials()) == 10 and not others:
-            command = [sys.executable, "-c", HOLD_THE_LOCK, file_of(url)]
-            others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-            assert others[0].stdout is not None
-            assert others[0].stdout.readline() == "held\n"
+        nonlocal begun
+        if len(study.trials()) == 10 and not begun:
+            begun = True
+            print(file=other.stdin, flush=True)
+            assert other.stdout.readline() == "held\n"
         return objective(coefficients)
 
-    start = time.monotonic()
-    with study.hold():
-        run(study, CoefficientFunction(locked, STEPS, name="locked"))
-    assert others[0].communicate(timeout=120) == ("", None)
-    assert time.monotonic() - start >= 2.5
+    def release(notice: str, **_: Any) -> None:
+        said.append(notice)
+        if len(said) == 1:
+            print(file=other.stdin, flush=True)
+
+    monkeypatch.setattr(locks, "notice", release)
+    try:
+        with study.hold():
+            run(study, CoefficientFunction(locked, STEPS, name="locked"))
+        assert other.wait(timeout=120) == 0
+    finally:
+        other.kill()
+        other.communicate()
+    assert f"is locked by process {other.pid}" in said[0]
     assert trials_of(study) == clean
 
 
@@ -166,26 +181,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
 
 
-def lcsc_run(database: Path, *, fill: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", "run", "full.yaml"]
-    environment = {**os.environ, **({} if fill is None else {"FILL": str(fill)})}
-    arguments = [*command, "--storage", f"sqlite:///{database}"]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120, check=False)
-
-
 def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
     workplace: Path, small_disk: Path
 ) -> None:
     (workplace / "losses_that_fill.py").write_text(MODULE)
     (workplace / "full.yaml").write_text(yaml.safe_dump(STUDY))
     filler, file = small_disk / "filler", small_disk / "studies.db"
-    failed = lcsc_run(file, fill=filler)
-    assert failed.returncode != 0
-    assert "database or disk is full" in failed.stderr
-    assert "run the same command to continue" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    command = ["run", "full.yaml", "--storage", f"sqlite:///{file}"]
+    failed = lcsc_process(*command, environment={"FILL": str(filler)})
+    assert failed.status == 75
+    assert "database or disk is full" in failed.err
+    assert "run the same command to continue" in failed.err
+    assert "Traceback" not in failed.err
     filler.unlink()
-    assert lcsc_run(file).returncode == 0
+    assert lcsc_process(*command).status == 0
     assert lcsc(["run", "full.yaml", "--storage", f"sqlite:///{workplace / 'clean.db'}"]) == 0
     found, expected = (
         trials_of(StoredStudy.open(open_storage(f"sqlite:///{path}", write=False), "full/LCSC/0"))

@@ -26,6 +26,7 @@ from tests.evaluation.staged_examples import (
     Slow,
     Stages,
     ThreadsInLoss,
+    Whole,
     candidate,
     wait_for_file,
 )
@@ -81,6 +82,21 @@ def test_whole_candidates_go_to_whoever_is_free(pool: WorkerPool) -> None:
     assert [outcome.loss for outcome in outcomes if isinstance(outcome, Evaluation)] == [
         Stages().evaluate(one).loss for one in asked
     ]
+
+
+def test_an_objective_without_stages_gives_its_loss_and_its_gradient() -> None:
+    pool, asked = WorkerPool(Whole, 1), candidate(0.5, 0.75, -0.25)
+    try:
+        evaluator = ProcessEvaluator(pool)
+        plain, other = (evaluator.submit(asked, gradient=gradient).result(timeout=120) for gradient in (False, True))
+    finally:
+        pool.close()
+    assert isinstance(plain, Evaluation)
+    assert isinstance(other, Evaluation)
+    assert plain.loss == other.loss == 0.4375
+    assert plain.gradient is None
+    assert other.gradient is not None
+    assert other.gradient.tolist() == [0.5, 0.75, -0.25]
 
 
 def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:

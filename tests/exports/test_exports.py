@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import optuna
@@ -23,6 +21,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, read_checkpoint
 from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine
 from tests.model_studies import STEPS, STUDY, state_dict, write_model_study
+from tests.processes import Lcsc, finished_trials, wait_until
 
 STORAGE = "sqlite:///studies.db"
 
@@ -301,37 +300,22 @@ def test_other_checkpoints_than_the_study_searched_are_refused(
 
 def test_the_best_model_so_far_is_exported_while_the_study_runs(workplace: Path) -> None:
     """Without the study's lease, and without disturbing the process that holds it."""
-    study_file = write_model_study(workplace, delay=0.1, budget={"evaluations": 5000}, optimizers=["LCSC"])
-    main = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
-    runner = subprocess.Popen([*main, "run", str(study_file)], stderr=subprocess.PIPE)
+    study_file = write_model_study(workplace, delay=0.05, budget={"evaluations": 5000}, optimizers=["LCSC"])
+    runner = Lcsc("run", str(study_file))
     try:
-        _wait_for_trials(runner, 3)
+        wait_until(lambda: finished_trials() >= 3)
         assert lcsc(["export", STUDY, "-o", "best.safetensors"]) == 0
-        assert runner.poll() is None
-        _wait_for_trials(runner, 6)
+        before = finished_trials()
+        wait_until(lambda: finished_trials() > before)
     finally:
-        runner.send_signal(signal.SIGINT)
-        stderr = runner.communicate(timeout=120)[1]
-    assert runner.returncode == 130, stderr
+        runner.signal(signal.SIGINT)
+        assert runner.wait().status == 130
     exported = recipe_in("best.safetensors")
     study = optuna.load_study(study_name=STUDY, storage=STORAGE)
     trial = study.trials[int(str(exported["trial"]))]
     assert (exported["coefficients"], exported["loss"]) == (trial.user_attrs["coefficients"], trial.value)
     assert exported["held_out"] is None
     assert all(trial.state != optuna.trial.TrialState.FAIL for trial in study.trials)
-
-
-def _wait_for_trials(runner: subprocess.Popen[bytes], count: int) -> None:
-    while runner.poll() is None:
-        try:
-            with sqlite3.connect("file:studies.db?mode=ro", uri=True) as connection:
-                finished = connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
-        except sqlite3.OperationalError:
-            finished = 0
-        if finished >= count:
-            return
-        time.sleep(0.02)
-    pytest.fail("the study ended early")
 
 
 def test_exporting_writes_nothing_into_the_database(finished: Path) -> None:

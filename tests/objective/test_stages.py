@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import threading
-import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.evaluation import Pipeline
 from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores
-from lcsc_opt.objective.contract import Stopped
+from lcsc_opt.objective.contract import Stopped, stop_if_told
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.stages import Merged
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.processes import wait_until
 
 STEPS = (10, 20, 30)
 EMA, OTHER = ema_coefficients(STEPS, 0.95), np.array([1.5, -1.0, 0.5])
@@ -232,9 +233,10 @@ def test_closing_a_pipeline_stops_between_two_batches(
 
     def slow(noise: Noise, start: int, stop: int) -> Tensor:
         sampled.append(start)
-        if len(sampled) == closed_at:
+        if len(sampled) == closed_at and not reached.is_set():
             reached.set()
-        time.sleep(0.02)
+            with contextlib.suppress(Stopped):
+                wait_until(stop_if_told)  # which raises once the pipeline is being closed
         return sample(noise, start, stop)
 
     objective.sampler.sample = slow  # type: ignore[method-assign]
@@ -243,7 +245,7 @@ def test_closing_a_pipeline_stops_between_two_batches(
     assert reached.wait(timeout=60)
     pipeline.close()
     assert isinstance(future.exception(), Stopped)
-    assert len(sampled) < batches - 20
+    assert len(sampled) == closed_at
     sampled.clear()
     objective.evaluate(Candidate(EMA), gradient=gradient)  # it was that pipeline's evaluation, not the objective
     assert len(sampled) == batches

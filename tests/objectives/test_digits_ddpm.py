@@ -23,7 +23,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_cache(cache: Path, networks_train_briefly: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LCSC_CACHE", str(cache))
 
 

@@ -1,101 +1,108 @@
-"""Ctrl-C and ``kill -9`` of a real process at any moment: the continued study equals the undisturbed one."""
+"""Ctrl-C and ``kill -9`` of a real process at counted events: the continued study equals the undisturbed one."""
 
 from __future__ import annotations
 
-import os
-import random
 import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
 
-MODULE = """
-import os, signal, sys, threading
-import numpy as np
+from lcsc_opt.cli import run as lcsc
+from tests.processes import Ended, lcsc_process
 
-NAME, AT, SECONDS = os.environ.get("LCSC_TEST_SIGNAL", "SIGINT 0 0").split()
-calls = 0
+MODULE = """
+import os, signal
+import numpy as np
+import sqlalchemy as sa
+
+NAME, EVENT, AT = os.environ.get("LCSC_TEST_SIGNAL", "SIGINT evaluation 0").split()
+seen = 0
+
+def count(*_):
+    global seen
+    seen += 1
+    if seen == int(AT):
+        os.kill(os.getpid(), getattr(signal, NAME))
+
+if EVENT != "evaluation":
+    sa.event.listen(sa.Engine, EVENT, count)
 
 def loss(coefficients):
-    global calls
-    calls += 1
-    if calls == int(AT):  # so many seconds later, at whatever the process then does; evaluations wait for it
-        send = threading.Timer(float(SECONDS), os.kill, (os.getpid(), getattr(signal, NAME)))
-        send.start()
-    if int(AT) and calls >= int(AT) + 10:
-        send.join()
+    if EVENT == "evaluation":
+        count()
     return float(np.square(coefficients - np.linspace(-0.2, 0.4, len(coefficients))).sum())
 """
-
+EVALUATIONS = 40
 STUDY = {
     "name": "long",
-    "objective": {"file": "function.py", "settings": {"callable": "my_losses:loss", "steps": list(range(10, 310, 10))}},
+    "objective": {
+        "file": "function.py",
+        "settings": {"callable": "interrupted_losses:loss", "steps": list(range(10, 310, 10))},
+    },
     "optimizers": ["LCSC", "CMA"],
-    "budget": {"evaluations": 80},
+    "budget": {"evaluations": EVALUATIONS},
 }
-KILLS = 4
+KILLS = (  # one after the other, of one search
+    *("evaluation 1", "before_cursor_execute 60", "after_cursor_execute 61", "commit 30", "evaluation 20"),
+)
+Trials = dict[str, list[tuple[int, list[float], float | None, TrialState]]]
 
 
-@pytest.fixture
-def study_file(workplace: Path) -> Path:
-    (workplace / "my_losses.py").write_text(MODULE)
-    path = workplace / "long.yaml"
-    path.write_text(yaml.safe_dump(STUDY))
-    return path
+def place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "interrupted_losses.py").write_text(MODULE)
+    (folder / "long.yaml").write_text(yaml.safe_dump(STUDY))
 
 
-def run(database: str, signal_at: str = "SIGINT 0 0") -> int:
-    """The exit status of a search to which a signal comes some seconds after it began its n-th evaluation."""
-    command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
-    arguments = ["run", "long.yaml", "--storage", f"sqlite:///{database}"]
-    environment = {**os.environ, "LCSC_TEST_SIGNAL": signal_at}
-    with Path(f"{database}.log").open("a") as log:
-        return subprocess.run([*command, *arguments], stderr=log, env=environment, check=False).returncode
+def run(signal_at: str) -> Ended:
+    """A search to which a signal comes at the n-th event of a kind."""
+    return lcsc_process("run", "long.yaml", environment={"LCSC_TEST_SIGNAL": signal_at})
 
 
-def trials(database: str) -> dict[str, list[tuple[int, bytes, float | None, TrialState]]]:
-    storage = f"sqlite:///{database}"
-    found = {}
-    for name in ("long/LCSC/0", "long/CMA/0"):
-        study = optuna.load_study(study_name=name, storage=storage)
-        found[name] = [
-            (t.number, np.array(t.user_attrs["coefficients"]).tobytes(), t.value, t.state) for t in study.trials
-        ]
+def trials() -> Trials:
+    studies = (
+        optuna.load_study(study_name=f"long/{name}/0", storage="sqlite:///studies.db") for name in ("LCSC", "CMA")
+    )
+    return {
+        study.study_name: [(t.number, t.user_attrs["coefficients"], t.value, t.state) for t in study.trials]
+        for study in studies
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    with pytest.MonkeyPatch.context() as patch:
+        place(tmp_path_factory.mktemp("undisturbed"), patch)
+        assert lcsc(["run", "long.yaml"]) == 0
+        found = trials()
+    assert {len(study) for study in found.values()} == {EVALUATIONS}
     return found
 
 
-@pytest.fixture
-def undisturbed(study_file: Path) -> dict[str, list[tuple[int, bytes, float | None, TrialState]]]:
-    assert run("undisturbed.db") == 0
-    found = trials("undisturbed.db")
-    assert {len(study) for study in found.values()} == {80}
-    return found
-
-
-@pytest.mark.slow
-def test_a_search_killed_again_and_again_ends_as_the_undisturbed_one(undisturbed: object) -> None:
-    chance = random.Random(3)
-    for _ in range(KILLS):
-        status = run("killed.db", f"SIGKILL {chance.randint(1, 20)} {chance.random() * 0.02}")
-        assert status == -signal.SIGKILL
-    assert run("killed.db") == 0
-    assert trials("killed.db") == undisturbed
-    with sqlite3.connect("killed.db") as connection:
+def test_a_search_killed_again_and_again_ends_as_the_undisturbed_one(
+    undisturbed: Trials, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(workplace, monkeypatch)
+    for at in KILLS:
+        assert run(f"SIGKILL {at}").status == -signal.SIGKILL, at
+    assert run("SIGKILL evaluation 0").status == 0
+    assert trials() == undisturbed
+    with sqlite3.connect("studies.db") as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_continue_and_loses_nothing(undisturbed: object) -> None:
-    assert run("interrupted.db", "SIGINT 40 0") == 130
-    printed = Path("interrupted.db.log").read_text()
-    assert "run the same command to continue" in printed
-    assert "Traceback" not in printed
-    assert run("interrupted.db") == 0
-    assert trials("interrupted.db") == undisturbed
+def test_ctrl_c_says_how_to_continue_and_loses_nothing(
+    undisturbed: Trials, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place(workplace, monkeypatch)
+    for at in ("before_cursor_execute 50", "commit 25", "evaluation 30"):
+        ended = run(f"SIGINT {at}")
+        assert ended.status == 130, at
+        assert "run the same command to continue" in ended.err
+        assert "Traceback" not in ended.err
+    assert run("SIGINT evaluation 0").status == 0
+    assert trials() == undisturbed

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.search.landscape import LandscapeOptions, default_corners_of, landscape_plan, run_landscape
 from lcsc_opt.search.plan import stored_plan
+from tests.processes import lcsc_process
 
 STEPS = [10, 20, 30, 40, 50]
 CORNERS = (10, 30, 50)
@@ -83,9 +82,20 @@ STUDY: dict[str, Any] = {
 }
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished search."""
+    folder = tmp_path_factory.mktemp("searched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write(folder)
+    return folder
+
+
 @pytest.fixture
-def database(workplace: Path) -> str:
-    return write(workplace)
+def database(workplace: Path, searched: Path) -> str:
+    shutil.copytree(searched, workplace, dirs_exist_ok=True)
+    return "sqlite:///studies.db"
 
 
 def write(folder: Path, *, search: bool = True, **changes: Any) -> str:
@@ -317,9 +327,8 @@ def test_wrong_corners_are_one_line(database: str, capsys: pytest.CaptureFixture
 def test_an_interrupted_landscape_continues_to_the_same_values(workplace: Path) -> None:
     database = write(workplace, objective={"file": "weights.py", "settings": {"images": 10}}, optimizers=["EMAGrid"])
     arguments = ["landscape", "small/EMAGrid/0", "--grid", "6", "--corners", "10,30,50"]
-    command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", *arguments]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, env={**os.environ, "INTERRUPTED_AT": "7"}, check=False)
-    assert ended.returncode == 130, ended.stderr
+    ended = lcsc_process(*arguments, environment={"INTERRUPTED_AT": "7"})
+    assert ended.status == 130, ended.err
     done = finished(database)
     assert done in (6, 7)  # the seventh may have been told before the signal was looked at
     kept = losses(StoredStudy.open(open_storage(database, write=False), "small/Landscape/0"))[:done]

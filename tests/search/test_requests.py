@@ -19,7 +19,7 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.evaluation import Failure, InProcessEvaluator, ProcessEvaluator, WorkerPool, evaluate_safely
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, evaluate_safely
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
@@ -302,21 +302,6 @@ def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
     said = capsys.readouterr().err
     assert "optimizers.LCSCGradient: follows the gradient of the loss, and function.py gives none" in said
     assert study_names(open_storage(content["storage"], write=False)) == []  # type: ignore[arg-type]
-
-
-def test_processes_give_gradients() -> None:
-    pool = WorkerPool(Bowl, 1)
-    evaluator = ProcessEvaluator(pool)
-    try:
-        outcome = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0])), gradient=True).result(timeout=120)
-        plain = evaluator.submit(Candidate(np.array([0.0, 0.0, 1.0]))).result(timeout=120)
-    finally:
-        pool.close()
-    assert isinstance(outcome, Evaluation)
-    assert isinstance(plain, Evaluation)
-    assert outcome.gradient is not None
-    assert outcome.gradient.tolist() == [-0.5, -0.5, 1.0]
-    assert plain.gradient is None
 
 
 def test_a_function_may_bring_its_gradient() -> None:

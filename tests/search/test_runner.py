@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import gc
-import os
 import random
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,14 +13,14 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import ReplayError, SearchFailedError, StudyMismatchError
+from lcsc_opt.base.errors import ReplayError, SearchFailedError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, ProcessEvaluator, WorkerPool, evaluate_safely
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
@@ -358,20 +356,6 @@ def test_tells_as_completed_keep_their_order_and_continue_exactly(url: str, obje
     assert order != sorted(order)  # they did finish out of order
 
 
-def make_objective() -> Objective:
-    return CoefficientFunction(_quadratic_or_die, STEPS, name="worker")
-
-
-def _quadratic_or_die(coefficients: np.ndarray) -> float:
-    if coefficients[0] > 0.5:
-        import os
-        import signal
-
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.01)
-    return float(np.square(coefficients).sum())
-
-
 def test_a_failed_attempt_gives_its_memory_back() -> None:
     class Tensor:
         """Stands for gigabytes."""
@@ -393,64 +377,3 @@ def test_a_failed_attempt_gives_its_memory_back() -> None:
     assert isinstance(outcome, Failure)
     assert outcome.reason == "MemoryError: CUDA out of memory"
     assert held[0]() is None
-
-
-def slow_objective() -> Objective:
-    return CoefficientFunction(_sleep, STEPS, name="slow")
-
-
-def _sleep(_: np.ndarray) -> float:
-    Path(os.environ["LCSC_TEST_MARKER"]).touch()
-    time.sleep(300)
-    return 0.0
-
-
-def test_closing_does_not_wait_for_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LCSC_TEST_MARKER", str(tmp_path / "sleeps"))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    pool = WorkerPool(slow_objective, 1)
-    future = ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05)))
-    while not (tmp_path / "sleeps").exists():
-        time.sleep(0.01)
-    start = time.monotonic()
-    pool.close()
-    assert time.monotonic() - start < 150
-    assert future.cancelled()
-
-
-def test_worker_processes_give_the_same_values_and_one_that_dies_fails_one_candidate(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    pool = WorkerPool(make_objective, 2)
-    evaluator = ProcessEvaluator(pool)
-    try:
-        good = [np.full(20, 0.05), np.linspace(-1, 1.1, 20) / np.linspace(-1, 1.1, 20).sum()]
-        deadly = np.array([1.0] + [0.0] * 19)
-        outcomes = [evaluator.submit(Candidate(c)) for c in (good[0], deadly, good[1], good[0])]
-        first, died, second, third = (future.result(timeout=120) for future in outcomes)
-    finally:
-        pool.close()
-    assert isinstance(first, Evaluation)
-    assert isinstance(second, Evaluation)
-    assert isinstance(third, Evaluation)
-    assert first.loss == third.loss == pytest.approx(0.05)
-    assert second.loss == float(np.square(good[1]).sum())
-    assert not isinstance(died, Evaluation)
-    assert "worker process died" in died.reason
-
-
-def another_objective() -> CoefficientFunction:
-    return CoefficientFunction(sum, STEPS, name="another")
-
-
-def test_a_worker_that_finds_other_files_than_the_search_began_with_evaluates_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    pool = WorkerPool(another_objective, 1, expected=make_objective().fingerprint())
-    try:
-        with pytest.raises(StudyMismatchError, match="other files"):
-            ProcessEvaluator(pool).submit(Candidate(np.full(20, 0.05))).result(timeout=120)
-    finally:
-        pool.close()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
+from tests.processes import wait_until
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 
@@ -387,12 +388,12 @@ def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch
         monkeypatch.setattr(packing, "read_checkpoint", None)  # it shall open what the first has packed
         with ThreadPoolExecutor() as pool:
             waiting = pool.submit(open_or_pack, files, cache=tmp_path / "cache")
-            assert not wait([waiting], timeout=1).done
+            wait_until(lambda: "waiting" in capsys.readouterr().err)
+            assert not waiting.done()
             worker.stdin.write("\n" * len(files))
             worker.stdin.close()
             trajectory = waiting.result(timeout=120)
         assert worker.stdout.read().split()[-1] == trajectory.sha256
-    assert "waiting" in capsys.readouterr().err
     assert trajectory.steps == STEPS
     assert names(tmp_path / "cache" / "trajectories") == {trajectory.path.name}
 

@@ -27,7 +27,7 @@ from lcsc_opt.views.progress import failures_of, trial_times
 
 
 def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:
-    """The figures of one study, to be saved into optuna-dashboard: name → figure; names are valid HTML ids.
+    """What is saved into optuna-dashboard of a study: ``best_so_far`` and ``coefficients``, both valid HTML ids.
 
     Raises:
         StudyStoreError: when there is no such study.
@@ -40,18 +40,18 @@ def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") ->
         raise StudyStoreError(f"{study}: no such study; the experiment has: {known}")
     ema = best_ema(studies)
     both = [own] if ema is None or ema.study == study else [own, ema]
-    compared = {"best_so_far": comparison_figure(comparison(both), theme=theme)}
-    return {**compared, **own_figures(reader, own, studies, theme=theme)}
+    return {
+        "best_so_far": comparison_figure(comparison(both), theme=theme),
+        "coefficients": _coefficients(reader, own, ema, theme),
+    }
 
 
 def own_figures(
     reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], *, theme: Theme = "light"
 ) -> dict[str, go.Figure]:
     """What is drawn of one study alone; ``studies`` are those of its experiment, of which EMA* is one."""
-    own, ema = profile_of(reader, study), best_ema(studies)
-    against = None if ema is None else profile_of(reader, ema)
     drawn = {
-        "coefficients": coefficients_figure([] if own is None else [own], against, theme=theme),
+        "coefficients": _coefficients(reader, study, best_ema(studies), theme),
         "movement": movement_figure(movement_of(reader, study), study=study.study, theme=theme),
         "shape": shape_figure(shape_of(reader, study), study=study.study, theme=theme),
         "times": times_figure(trial_times(study), study=study.study, theme=theme),
@@ -59,3 +59,8 @@ def own_figures(
     if failures := failures_of(study):
         drawn["failures"] = failures_figure(failures, study=study.study, theme=theme)
     return drawn
+
+
+def _coefficients(reader: HistoryReader, study: StudyHistory, ema: StudyHistory | None, theme: Theme) -> go.Figure:
+    own, against = profile_of(reader, study), None if ema is None else profile_of(reader, ema)
+    return coefficients_figure([] if own is None else [own], against, theme=theme)

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import queue
 import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -20,7 +18,9 @@ from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.cli import run
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.views.dashboard.server import forbid_writing, is_loopback, serve, shared_reader
+from tests.browser import served
 from tests.dashboard_site import Site, attach, write_study
+from tests.database_servers import free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -39,11 +39,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Site, Path]:
 def home(url: str) -> str:
     """The address of a server in a thread of its own."""
     write_study(url, "digits/LCSC/0", held_out=1.5)
-    addresses: queue.Queue[str] = queue.Queue()
-    threading.Thread(
-        target=serve, args=(open_storage(url, write=False),), kwargs={"port": 0, "ready": addresses.put}, daemon=True
-    ).start()
-    return addresses.get(timeout=60)
+    return f"{served(url)}/lcsc/"
 
 
 def test_it_serves_on_loopback(home: str) -> None:
@@ -268,15 +264,15 @@ def test_the_command_prints_a_token_for_others_only(
 ) -> None:
     write_study(url, "digits/LCSC/0")
     monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
-    assert run(["dashboard", "--storage", url, "--port", "18099"]) == 0
-    assert "http://127.0.0.1:18099/lcsc/ shows" in capsys.readouterr().err
-    assert run(["dashboard", "--storage", url, "--port", "18099", "--host", "0.0.0.0"]) == 0
-    assert "http://0.0.0.0:18099/lcsc/?token=" in capsys.readouterr().err
+    assert run(["dashboard", "--storage", url, "--port", (port := str(free_port()))]) == 0
+    assert f"http://127.0.0.1:{port}/lcsc/ shows" in capsys.readouterr().err
+    assert run(["dashboard", "--storage", url, "--port", port, "--host", "0.0.0.0"]) == 0
+    assert f"http://0.0.0.0:{port}/lcsc/?token=" in capsys.readouterr().err
 
 
 def test_the_command_opens_before_the_first_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("werkzeug.serving.BaseWSGIServer.serve_forever", lambda self: None)
-    assert run(["dashboard", "--port", "18098"]) == 0
+    assert run(["dashboard", "--port", str(free_port())]) == 0
     assert (workplace / "studies.db").exists()
 
 

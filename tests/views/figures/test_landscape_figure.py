@@ -215,7 +215,7 @@ def test_a_landscape_is_no_search(storage: RDBStorage, tmp_path: Path) -> None:
     ranked, _, rest = page.partition("<h2>Landscape</h2>")
     assert "Landscape" not in ranked
     assert "<summary>digits/Landscape/0</summary>" not in rest
-    assert "times" in study_figures(storage, "digits/Landscape/0")
+    assert "coefficients" in study_figures(storage, "digits/Landscape/0")
 
 
 def test_an_experiment_of_landscapes_alone_is_none(storage: RDBStorage) -> None:

@@ -12,10 +12,11 @@ from optuna_dashboard._custom_plot_data import is_valid_graph_object_id
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import DARK, LIGHT, STYLES, empty_figure, inert, style, template
-from lcsc_opt.views.figures.of_study import study_figures
+from lcsc_opt.views.figures.of_study import own_figures, study_figures
 from lcsc_opt.views.figures.study import (
     coefficients_figure,
     distances_figure,
@@ -230,8 +231,11 @@ def test_the_figures_of_a_study_can_be_saved_into_optuna_dashboard(url: str) -> 
     write_study(storage, "digits/EMAGrid/0", [9.0, 8.0])
     write_study(storage, "digits/LCSC/0", [4.0, None, 2.0], held_out={"trial": 2, "loss": 2.5})
     made = study_figures(storage, "digits/LCSC/0")
-    assert list(made) == ["best_so_far", "coefficients", "movement", "shape", "times", "failures"]
-    assert all(is_valid_graph_object_id(name) for name in made)
+    assert list(made) == ["best_so_far", "coefficients"]
+    *_, own = studies = (reader := HistoryReader(storage)).read("digits")
+    drawn = own_figures(reader, own, studies)
+    assert list(drawn) == ["coefficients", "movement", "shape", "times", "failures"]
+    assert all(is_valid_graph_object_id(name) for name in [*made, *drawn])
     assert {trace.name for trace in made["best_so_far"].data if trace.mode == "lines"} == {"EMA*", "LCSC"}
     assert len(made["coefficients"].data) == 2
     with pytest.raises(StudyStoreError, match=r"digits/LCSC/1: no such study; the experiment has: digits/EMAGrid/0"):

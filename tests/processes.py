@@ -1,0 +1,115 @@
+"""Waiting for other processes; and ``lcsc`` in one that is forked from another, which has imported what it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        *(
+            "nevergrad",
+            "torch",
+            "alembic.runtime.environment",
+            "optuna_dashboard",
+            "lcsc_opt.cli",
+            "lcsc_opt.trajectory",
+        ),
+        *("lcsc_opt.search.studies", "lcsc_opt.exports.figures", "lcsc_opt.views.figures.of_study"),
+    ]
+)
+SECONDS = 300.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a process ended: minus the number of the signal that killed it, or its exit status; what it said."""
+
+    status: int | None
+    out: str
+    err: str
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    """Look again and again; fails after minutes."""
+    deadline = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < deadline, "it did not become true"
+        time.sleep(0.01)
+
+
+def finished_trials() -> int:
+    """Those in ``studies.db`` here, read without Optuna, which would make the database."""
+    try:
+        with sqlite3.connect("file:studies.db?mode=ro", uri=True) as connection:
+            return int(connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+class Lcsc:
+    """A running ``lcsc ARGUMENTS``, in the working directory and with the environment of now.
+
+    Args:
+        arguments: of the command.
+        environment: what else is in the environment.
+        out: where its output goes, in place of :attr:`Ended.out`.
+        first: what the process does before; a function of a module.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        out: Path | None = None,
+        first: Callable[[], object] | None = None,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._out, self._err = out or Path(self._folder.name) / "out", Path(self._folder.name) / "err"
+        known = {**os.environ, **(environment or {})}
+        target = (arguments, known, str(self._out), str(self._err), first)
+        self.process: ForkServerProcess = CONTEXT.Process(target=_lcsc, args=target)
+        self.process.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def wait(self) -> Ended:
+        """Until it ends."""
+        self.process.join(SECONDS)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        with self._folder:
+            out = self._out.read_text() if self._out.is_file() else ""
+            return Ended(self.process.exitcode, out, self._err.read_text())
+
+
+def lcsc_process(*arguments: str, environment: Mapping[str, str] | None = None, **options: object) -> Ended:
+    """Run ``lcsc ARGUMENTS`` to its end; see :class:`Lcsc`."""
+    return Lcsc(*arguments, environment=environment, **options).wait()  # type: ignore[arg-type]
+
+
+def _lcsc(
+    arguments: tuple[str, ...], environment: dict[str, str], out: str, err: str, first: Callable[[], object] | None
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    for name, descriptor in ((out, 1), (err, 2)):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
+    if first is not None:
+        first()
+    from lcsc_opt.cli import main
+
+    main(arguments)
