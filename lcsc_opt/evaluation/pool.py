@@ -59,8 +59,11 @@ class Machines(Protocol):
         """Start a worker, or ask for one that starts when there is room. Raises OSError where it cannot be started."""
         ...
 
-    def set_aside(self, link: Link, error: LcscError) -> bool:
-        """Whether others go on without the machine of a worker that could not load the objective, or had another."""
+    def refused(self, link: Link, error: LcscError) -> LcscError | None:
+        """A worker could not load the objective, or has another: what its jobs raise, or ``None``.
+
+        With ``None`` the worker is started again, elsewhere.
+        """
         ...
 
 
@@ -184,6 +187,7 @@ class _Worker:
         self._reader: threading.Thread | None = None
         self._closing = False
         self._deaths = 0
+        self._refusal: LcscError | None = None
         self.ready = False
         self.given_up = ""
 
@@ -207,6 +211,9 @@ class _Worker:
             self._reader.start()
 
     def send(self, waiting: _Waiting) -> None:
+        if self._refusal is not None:
+            waiting.future.set_exception(self._refusal)
+            return
         waiting.started = time.perf_counter()
         with self._lock:
             self._jobs[waiting.job.number] = waiting
@@ -235,10 +242,11 @@ class _Worker:
             except (EOFError, OSError):
                 break
             if answer.number == READY:
-                refusal = pickle.loads(answer.content) if answer.content else None  # noqa: S301 - of our own worker
-                if refusal is not None and self._machines.set_aside(link, refusal):
-                    link.terminate()
-                    break
+                if answer.content:
+                    self._refusal = self._machines.refused(link, pickle.loads(answer.content))  # noqa: S301 - our own
+                    if self._refusal is None:
+                        link.terminate()
+                        break
                 self.ready = True
             elif answer.number == NOTICE:
                 notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
@@ -264,12 +272,13 @@ class _Worker:
 
     def _bury(self, link: Link) -> None:
         """Fail what the worker had when it died; the next job starts another one, unless it dies again and again."""
+        self.ready = False
+        ending = link.join()
         with self._lock:
             if self._closing:
                 return
-            ending = link.join()
             lost, self._jobs = self._jobs, {}
-            self._link, self.ready = None, False
+            self._link = None
             self._deaths += ending.counts
             if self._deaths >= MOST_DEATHS:
                 self.given_up = (

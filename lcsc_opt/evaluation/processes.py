@@ -25,9 +25,9 @@ class ThisMachine:
         """A process of its own."""
         return Process(settings)
 
-    def set_aside(self, link: object, error: LcscError) -> bool:  # noqa: ARG002 - as of other machines
+    def refused(self, link: object, error: LcscError) -> LcscError:  # noqa: ARG002 - as of other machines
         """There is no other machine."""
-        return False
+        return error
 
 
 class Process:

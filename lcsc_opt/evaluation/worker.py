@@ -107,23 +107,19 @@ def answer_jobs(coordinator: Coordinator, settings: WorkerSettings) -> None:
     os.environ.update(settings.environment)
     answers = _Answers(coordinator)
     hand_notices_to(answers.notice)
-    evaluator: Pipeline | InProcessEvaluator | None = None
-    refusal: LcscError | None = None
     try:
         evaluator = _evaluator(settings)
     except LcscError as error:
-        refusal = error
-    answers.ready(refusal)
+        answers.send(READY, error)  # and no jobs will come
+    else:
+        answers.ready()
     while True:
         try:
             job = coordinator.recv()
         except (EOFError, OSError):
             return
-        if refusal is not None:
-            answers.send(job.number, refusal)
-        else:
-            future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
-            future.add_done_callback(lambda done, number=job.number: answers.take(number, done))  # type: ignore[misc]
+        future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
+        future.add_done_callback(lambda done, number=job.number: answers.take(number, done))  # type: ignore[misc]
 
 
 def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
@@ -147,12 +143,9 @@ class _Answers:
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator, self._lock = coordinator, threading.Lock()
 
-    def ready(self, refusal: LcscError | None) -> None:
-        """Say that jobs may come, or why they will all be refused."""
-        if refusal is None:
-            self._put(Answer(READY))
-        else:
-            self.send(READY, refusal)
+    def ready(self) -> None:
+        """Say that jobs may come."""
+        self._put(Answer(READY))
 
     def notice(self, message: str) -> None:
         """Leave it to the coordinator to say a line, since all workers give notice of the same things."""
