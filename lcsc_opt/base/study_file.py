@@ -174,7 +174,9 @@ class StudySpec(FrozenModel):
     @pydantic.field_validator("workers", mode="plain")
     @classmethod
     def _read_workers(cls, value: Any) -> Workers:
-        if value == "auto" or isinstance(value, RayWorkers):
+        if value == "auto":
+            return "auto"
+        if isinstance(value, RayWorkers):
             return value
         if isinstance(value, Mapping):
             return _ray_workers(value)

@@ -60,6 +60,9 @@ class Packed:
     def found(self, read: Read) -> Path:
         """Where it is on this machine: at the same place, or in the cache, into which it is fetched where it is not.
 
+        Args:
+            read: reads it where the coordinator is.
+
         Raises:
             ClusterError: there is no room for it.
             TrajectoryError: what came is damaged.
@@ -98,16 +101,14 @@ class NodeObjective:
     Attributes:
         spec: of the objective.
         files: of the study.
-        packed: its trajectory; ``None`` where it has none.
+        packed: its trajectory, and where that is fetched from; ``None`` where it has none.
         software: of the coordinator, as :func:`software` gives it.
-        read: where the trajectory is fetched from.
     """
 
     spec: ObjectiveSpec
     files: Travelling
-    packed: Packed | None
+    packed: tuple[Packed, Read] | None
     software: dict[str, Any]
-    read: Read
 
     def __call__(self) -> Objective:
         """Load it.
@@ -135,9 +136,8 @@ class NodeObjective:
             raise ClusterError(f"has other software than the coordinator: {difference}; install the same there")
         if self.packed is None:
             return None
-        return KnownCheckpoints(
-            self.packed.sha256, self.packed.steps, selected=True, packed=self.packed.found(self.read)
-        )
+        packed, read = self.packed
+        return KnownCheckpoints(packed.sha256, packed.steps, selected=True, packed=packed.found(read))
 
 
 def software() -> dict[str, Any]:

@@ -99,8 +99,8 @@ class Cluster:
         self._here = ray.get_runtime_context().get_node_id()
         uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self._nodes())
         self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
-        read = Read(self._files(packed)) if packed is not None else None
-        self._load = NodeObjective(spec, files, None if packed is None else Packed.of(packed), software(), read)
+        fetched = None if packed is None else (Packed.of(packed), Read(self._files(packed)))
+        self._load = NodeObjective(spec, files, fetched, software())
 
     def pool(self) -> WorkerPool:
         """The workers, which begin as nodes have room for them."""
@@ -137,7 +137,11 @@ class Cluster:
         selector = {"label_selector": {NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
         try:
             actor = self._ray.remote(RayWorker)
-            options = {"num_cpus": self._wanted.cpus, "num_gpus": self.gpus, "max_concurrency": CALLS_AT_ONCE}
+            options: dict[str, Any] = {
+                "num_cpus": self._wanted.cpus,
+                "num_gpus": self.gpus,
+                "max_concurrency": CALLS_AT_ONCE,
+            }
             options |= {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD", **selector}
             return RayLink(self._ray, actor.options(**options).remote(settings))
         except self._ray.exceptions.RayError as error:
@@ -166,10 +170,11 @@ class Cluster:
     def _too_small(self) -> str:
         nodes = self._nodes()
         there, most = ({name: f(_has(node, name) for node in nodes) for name in ("CPU", "GPU")} for f in (sum, max))
+        each = f"{self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs"
         return (
-            f"{self._wanted.ray} workers with {self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs each are asked for, and "
-            f"the cluster has {there['GPU']:g} GPUs and {there['CPU']:g} CPUs on {len(nodes)} nodes, at most "
-            f"{most['GPU']:g} and {most['CPU']:g} on one: lower gpus and cpus, or add nodes"
+            f"{self._wanted.ray} workers with {each} each are asked for, and the cluster has {there['GPU']:g} GPUs and "
+            f"{there['CPU']:g} CPUs on {len(nodes)} nodes, at most {most['GPU']:g} and {most['CPU']:g} on one: lower "
+            "gpus and cpus, or add nodes"
         )
 
     def _files(self, packed: Trajectory) -> Any:
