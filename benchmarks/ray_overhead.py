@@ -2,7 +2,7 @@
 
     python benchmarks/ray_overhead.py [--jobs 400] [--evaluations 100] [--rounds 5] [--quick]
 
-``overhead``: milliseconds from a candidate to its loss where evaluating takes no time, by a local worker and by one of Ray
+``overhead``: milliseconds from a candidate to its loss where evaluating takes no time, by a local worker and one of Ray
 in turns, candidate by candidate. ``two workers``: searches with CMA-ES whose evaluations wait a tenth of a second.
 """
 
