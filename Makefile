@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/optimizers.py benchmarks/paper.py benchmarks/stress%,$(sort $(wildcard benchmarks/[a-z]*.py)))
+BENCHMARKS := $(filter-out benchmarks/common.py benchmarks/ray_nodes.py benchmarks/ray_objective.py benchmarks/optimizers.py benchmarks/paper.py benchmarks/stress%,$(sort $(wildcard benchmarks/[a-z]*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench optimizers paper stress clean
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "this Python cannot make environments: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt $(TORCH)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql,text-to-image]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,postgresql,ray,text-to-image]'
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
 		echo "torchvision does not fit this torch: lcsc mends that by itself, scripts of your own by README's one line"
 	@touch $@

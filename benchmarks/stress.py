@@ -39,6 +39,7 @@ from stress_objectives import (
     weights_swapped,
 )
 from stress_postgres import postgres_server
+from stress_ray import ray_killed
 from stress_search import Clean, Row, Work, search, sqlite_url
 
 ON_A_SERVER = ("random_kills_postgres", "terminated_backend", "eight_coordinators_postgres", "paused_postgres")
@@ -85,6 +86,7 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
             ("commit_points", lambda: commit_points(folder, clean, every=20 if quick else 1)),
             ("workers_killed", lambda: workers_killed(folder, clean, kills=1 if quick else 3)),
             ("workers_orphaned", lambda: workers_orphaned(folder, clean)),
+            ("ray_killed", lambda: ray_killed(folder, workers=4 if quick else 20, whole=1 if quick else 5)),
             ("failing_objective", lambda: failing_objective(folder)),
             ("failing_worker", lambda: failing_worker(folder, clean)),
             ("lock_held", lambda: lock_held(folder, clean, seconds=3 if quick else 30)),

@@ -81,13 +81,22 @@ def _own_folders(kind: Kind, beside: Path | None) -> list[Path]:
     return [*near, Path(kind), shipped_directory(kind)]
 
 
+_originals: dict[Path, Path] = {}
+
+
+def stands_for(copy: Path, original: Path) -> None:
+    """Load a copy under the name of its original on another machine, so that what it defines travels between both."""
+    _originals[copy.resolve()] = original
+
+
 def load_file(path: Path) -> ModuleType:
     """Run a catalog file as a module of its own.
 
     Raises:
         CatalogError: when it raises, or defines no ``build``.
     """
-    name = f"_lcsc_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    original = _originals.get(path, path)
+    name = f"_lcsc_{path.stem}_{hashlib.sha256(str(original).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import contextvars
+import functools
 import hashlib
 import importlib.machinery
 import importlib.util
@@ -65,6 +66,15 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
         files = {imported: module_file(imported) for imported in _imports(tree, package) if imported not in found}
         waiting.update({imported: file for imported, file in files.items() if file is not None})
     return dict(sorted(found.items()))
+
+
+@functools.cache
+def library_sha256() -> str:
+    """Of this library's own modules, whatever version they say they are."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:

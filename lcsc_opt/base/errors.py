@@ -10,6 +10,7 @@
     │   └── CheckpointError        one checkpoint file
     ├── MetricError                features, reference statistics, distances
     ├── ObjectiveError             an objective that cannot evaluate what it was asked for
+    ├── ClusterError               machines that evaluations are to run on
     ├── OptimizerError             an unknown optimizer, or options that it does not have
     ├── StudyStoreError            the study database
     │   ├── StudyMismatchError     the stored study was made with other settings
@@ -56,6 +57,10 @@ class MetricError(LcscError, ValueError):
 
 class ObjectiveError(LcscError):
     """An objective that cannot be built, or that cannot evaluate what it was asked for."""
+
+
+class ClusterError(LcscError):
+    """Machines that evaluations are to run on: not there, too small, or with other software."""
 
 
 class OptimizerError(LcscError, ValueError):

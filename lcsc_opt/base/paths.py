@@ -29,12 +29,14 @@ class KnownCheckpoints:
         steps: ``[K]`` of training.
         moved: whether the study file names another place now, where they have to be.
         selected: whether they were chosen among more.
+        packed: where they lie packed on this machine, where that is known.
     """
 
     sha256: str
     steps: tuple[int, ...]
     moved: bool = False
     selected: bool = False
+    packed: Path | None = None
 
 
 _known_checkpoints: contextvars.ContextVar[KnownCheckpoints | None] = contextvars.ContextVar(

@@ -24,7 +24,6 @@ DEFAULT_STORAGE = "sqlite:///studies.db"
 Settings = dict[str, pydantic.JsonValue]  # the database keeps them as JSON
 Tells = Literal["ordered", "as-completed"]
 Spread = Literal["auto", "candidates", "images"]
-Workers = int | Literal["auto"] | tuple[str, ...]
 DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=[A-Za-z0-9._+-]+)*")
@@ -122,14 +121,41 @@ class FailureSpec(FrozenModel):
     stop_share: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
 
 
+class RayWorkers(FrozenModel):
+    """Workers that a Ray cluster runs, which takes nothing but their number to be the same study elsewhere.
+
+    Attributes:
+        ray: how many.
+        gpus: of each; ``None`` is one where the cluster has GPUs and the objective may use them. A part of one, as 0.5,
+            puts several workers on one GPU.
+        cpus: of each, which are its threads, too.
+        address: of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
+    """
+
+    ray: Annotated[int, pydantic.Field(ge=1)]
+    gpus: Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)] | None = None
+    cpus: Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)] = 1
+    address: Annotated[str, pydantic.StringConstraints(min_length=1)] = "auto"
+
+    @pydantic.model_validator(mode="after")
+    def _whole_above_one(self) -> RayWorkers:
+        for name, value in (("gpus", self.gpus), ("cpus", self.cpus)):
+            if value is not None and value > 1 and value != int(value):
+                raise ValueError(f"{name}: expected a part of one, or a whole number, got {value}")
+        return self
+
+
+Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
+
+
 class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
-    ``workers`` is a number of processes, ``auto`` for one on each GPU, or the device of each. ``spread`` says what is
-    spread over them: ``candidates``, or the ``images`` of one candidate; ``auto`` spreads images where the optimizer
-    waits for each result. ``pipeline`` overlaps the merging of the next candidate and the metric of the last one with
-    sampling; ``auto`` does so where these use different parts of the machine. ``vary`` says which value each varied
-    key has here (:mod:`lcsc_opt.base.sweep`).
+    ``workers`` is a number of processes, ``auto`` for one on each GPU, the device of each, or workers of a Ray cluster.
+    ``spread`` says what is spread over them: ``candidates``, or the ``images`` of one candidate; ``auto`` spreads
+    images where the optimizer waits for each result. ``pipeline`` overlaps the merging of the next candidate and the
+    metric of the last one with sampling; ``auto`` does so where these use different parts of the machine. ``vary`` says
+    which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
     """
 
     name: Experiment
@@ -164,12 +190,18 @@ class StudySpec(FrozenModel):
     def _read_workers(cls, value: Any) -> Workers:
         if value == "auto":
             return "auto"
+        if isinstance(value, RayWorkers):
+            return value
+        if isinstance(value, Mapping):
+            return _ray_workers(value)
         if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
             return value
         listed = value if isinstance(value, (list, tuple)) else []
         if listed and all(isinstance(device, str) and DEVICE.fullmatch(device) for device in listed):
             return tuple(listed)
-        raise ValueError(f"expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got {_shown(value)}")
+        raise ValueError(
+            f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {_shown(value)}"
+        )
 
     @pydantic.field_validator("pipeline", mode="plain")
     @classmethod
@@ -203,6 +235,26 @@ def _expand_space(value: Any) -> Any:
             return {"kind": kind, **rest}
         return {"kind": kind, "directions": rest}
     return value
+
+
+def _ray_workers(value: Mapping[Any, Any]) -> RayWorkers:
+    try:
+        return parse_settings(RayWorkers, value, source="")
+    except StudySpecError as error:  # its lines get the path of the key
+        raise ValueError(str(error).removeprefix(": ")) from error
+
+
+def on_ray(workers: Workers, address: str) -> RayWorkers:
+    """As many workers, on the Ray cluster at this address.
+
+    Raises:
+        StudySpecError: the number is one of this machine's devices.
+    """
+    if isinstance(workers, RayWorkers):
+        return workers.model_copy(update={"address": address})
+    if isinstance(workers, int):
+        return RayWorkers(ray=workers, address=address)
+    raise StudySpecError("--ray: workers counts the devices of this machine; give a number, as in workers=8")
 
 
 def _expand_optimizer(entry: Any) -> Any:

@@ -11,12 +11,16 @@ import typer
 from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import OptimizerSpec, read_studies
+from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy, other_studies, study_names
 
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Evaluate on this Ray cluster: host:port of its head, or auto."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Print the whole traceback of an evaluation that fails.")]
 
 
@@ -68,6 +72,7 @@ def run(
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Only this seed; may be repeated.")] = None,
     budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
     storage: Storage = None,
+    ray: Ray = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
@@ -79,6 +84,8 @@ def run(
 
     path = find("studies", study_file)
     specs = read_studies(path, overrides or ())
+    if ray is not None:
+        specs = [spec.model_copy(update={"workers": on_ray(spec.workers, ray)}) for spec in specs]
     url = storage_url(storage, specs[0].storage)
     chosen = plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
@@ -120,6 +127,7 @@ def resume(
         float | None, typer.Option(min=0, max=1, help="The share of failed trials that ends the search, from now on.")
     ] = None,
     storage: Storage = None,
+    ray: Ray = None,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
     accept_code: AcceptCode = False,
@@ -136,6 +144,8 @@ def resume(
         plan = raise_budget(plan, budget)
     if stop_share is not None:
         plan = plan.changed(failures=plan.spec.failures.model_copy(update={"stop_share": stop_share}))
+    if ray is not None:
+        plan = plan.changed(workers=on_ray(plan.spec.workers, ray))
     how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code, "debug": debug}
     outcome = Experiment(opened, plan).run(plan, retry_failed=retry_failed, **how)
     say(f"{plan.name}: {outcome}")

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked
-from lcsc_opt.evaluation.processes import WorkerPool
+from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Part = TypeVar("Part")

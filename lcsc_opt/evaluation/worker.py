@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from threadpoolctl import threadpool_limits
 
@@ -58,7 +58,7 @@ class Job:
 
 
 READY, NOTICE = -1, -2
-"""Numbers of answers to no job: the objective is loaded, or could not be; a line for people, which may be known."""
+"""Numbers of answers to no job: the objective is loaded, or why it could not be; a line, which may be known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,30 +69,58 @@ class Answer:
     content: bytes = b""
 
 
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a worker ended.
+
+    Attributes:
+        how: for people.
+        reason: of the attempts that failed with it.
+        counts: whether the worker itself is to blame, and not the machine that went away.
+    """
+
+    how: str
+    reason: str
+    counts: bool = True
+
+
+class Coordinator(Protocol):
+    """The way to the one who asks; both raise OSError where it is gone, and so may ``recv`` with EOFError."""
+
+    def recv(self) -> Job:
+        """Wait for a job."""
+        ...
+
+    def send(self, answer: Answer, /) -> None:
+        """Say something."""
+        ...
+
+
 def serve(connection: Connection, settings: WorkerSettings) -> None:
-    """Answer jobs until the coordinator closes the connection, or is gone."""
+    """Answer jobs, in a process of its own, until the coordinator closes the connection, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then lets the workers go
     threading.Thread(target=_end_with_coordinator, daemon=True).start()
+    answer_jobs(connection, settings)
+
+
+def answer_jobs(coordinator: Coordinator, settings: WorkerSettings) -> None:
+    """Load the objective, and answer jobs until the coordinator is gone."""
     os.environ.update(settings.environment)
-    answers = _Answers(connection)
+    answers = _Answers(coordinator)
     hand_notices_to(answers.notice)
-    evaluator: Pipeline | InProcessEvaluator | None = None
-    refusal: LcscError | None = None
     try:
         evaluator = _evaluator(settings)
     except LcscError as error:
-        refusal = error
-    answers.ready()
+        answers.send(READY, error)  # and no jobs will come
+    else:
+        answers.ready()
     while True:
         try:
-            job: Job = connection.recv()
+            job = coordinator.recv()
         except (EOFError, OSError):
             return
-        if refusal is not None:
-            answers.send(job.number, refusal)
-        else:
-            future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
-            future.add_done_callback(lambda done, number=job.number: answers.take(number, done))  # type: ignore[misc]
+        future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
+        future.add_done_callback(lambda done, number=job.number: answers.take(number, done))  # type: ignore[misc]
 
 
 def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
@@ -113,8 +141,8 @@ def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
 class _Answers:
     """The way back, used by several threads."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator, self._lock = coordinator, threading.Lock()
 
     def ready(self) -> None:
         """Say that jobs may come."""
@@ -140,7 +168,7 @@ class _Answers:
 
     def _put(self, answer: Answer) -> None:
         with self._lock, contextlib.suppress(OSError):  # nobody is there any more
-            self._connection.send(answer)
+            self._coordinator.send(answer)
 
 
 def _as_json(description: dict[str, Any]) -> str:

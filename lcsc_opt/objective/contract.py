@@ -181,7 +181,8 @@ class StagedObjective(Objective):
     def slope(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
 
-        Mostly called where this part was sampled with ``gradient`` just before, unless that process has died meanwhile.
+        Mostly called where this part was sampled with ``gradient`` just before, unless that process has died meanwhile,
+        or had several parts; what was kept must then be made again, bit for bit where trials are to repeat.
         """
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:

@@ -68,6 +68,7 @@ class KeptGraph:
 
     Attributes:
         candidate: whose images they are.
+        part: first and last index of the part that they are the last batch of.
         first: index of the first of them.
         images: ``[n, C, H, W]``, with the graph back to the weights.
         leaf: the same images, where the features' graph begins.
@@ -77,6 +78,7 @@ class KeptGraph:
     """
 
     candidate: Candidate
+    part: tuple[int, int]
     first: int
     images: Tensor
     leaf: Tensor
@@ -84,10 +86,10 @@ class KeptGraph:
     total: WeightGradient
     open: contextlib.ExitStack
 
-    def is_of(self, candidate: Candidate) -> bool:
-        """Whether it is this candidate's, which may have travelled."""
+    def is_of(self, candidate: Candidate, first: int, last: int) -> bool:
+        """Whether it is this part of this candidate, which may have travelled."""
         own = self.candidate
-        same_way = (own.images, own.noise) == (candidate.images, candidate.noise)
+        same_way = (own.images, own.noise, self.part) == (candidate.images, candidate.noise, (first, last))
         return same_way and own.coefficients.tobytes() == candidate.coefficients.tobytes()
 
     def image_gradient(self, rows: Mapping[str, Tensor]) -> Tensor:

@@ -171,9 +171,9 @@ class MergeSampleScore(StagedObjective):
             gradient=gradient,
         )
         if gradient:
-            kept = min((last - first - 1) % self._batch_size + 1, self._gradient_batch_size)
-            self._add_batches(accumulator, candidate.noise, first, last - kept, watch)
-            self._keep_graph(accumulator, candidate, last - kept, last, watch)
+            kept = self._last_batch(first, last)
+            self._add_batches(accumulator, candidate.noise, first, kept, watch)
+            self._keep_graph(accumulator, candidate, (first, last), kept, watch)
         else:
             self._add_batches(accumulator, candidate.noise, first, last, watch)
         with watch.timing("features"):
@@ -219,12 +219,14 @@ class MergeSampleScore(StagedObjective):
         rows = {name: torch.from_numpy(part) for name, part in back.items()}
         with contextlib.ExitStack() as stack, says_out_of_memory():
             stack.callback(self._forget_graph)
-            kept = self._kept if self._kept is not None and self._kept.is_of(candidate) else None
+            kept = self._kept if self._kept is not None and self._kept.is_of(candidate, first, last) else None
             if kept is None:
                 with watch.timing("merge"):
                     self._load(self._source.merge(candidate.coefficients))
                 leaves = stack.enter_context(sampler.weights.differentiable(self._source.varying))
-                total, end = WeightGradient(leaves), last
+                total, end = WeightGradient(leaves), self._last_batch(first, last)
+                some = {name: part[end - first :] for name, part in rows.items()}
+                self._back_through(total, candidate.noise, end, last, some, watch)  # sums are those of a kept graph
             else:
                 total, end = kept.total, kept.first
                 with watch.timing("features"):
@@ -239,7 +241,7 @@ class MergeSampleScore(StagedObjective):
                 slope = self._source.project(total.sums)
         if not np.isfinite(slope).all():
             raise ObjectiveError("the gradient is not finite")
-        again = (end - first) * sampler.nfe + (last - first) * sampler.recomputed
+        again = ((end if kept else last) - first) * sampler.nfe + (last - first) * sampler.recomputed
         return slope, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
 
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
@@ -299,7 +301,7 @@ class MergeSampleScore(StagedObjective):
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def _keep_graph(
-        self, accumulator: Accumulator, candidate: Candidate, first: int, last: int, watch: Stopwatch
+        self, accumulator: Accumulator, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
     ) -> None:
         """Complete the features with those of the last batch, whose graph is kept until :meth:`slope`."""
         assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
@@ -307,11 +309,17 @@ class MergeSampleScore(StagedObjective):
         with contextlib.ExitStack() as stack, says_out_of_memory():
             leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
             with watch.timing("sample"):
-                images = self._sample_finite(candidate.noise, first, last)
+                images = self._sample_finite(candidate.noise, first, part[1])
             leaf = images.detach().requires_grad_()
             with watch.timing("features"):
                 features = accumulator.add_with_graph(leaf)
-            self._kept = KeptGraph(candidate, first, images, leaf, features, WeightGradient(leaves), stack.pop_all())
+            self._kept = KeptGraph(
+                candidate, part, first, images, leaf, features, WeightGradient(leaves), stack.pop_all()
+            )
+
+    def _last_batch(self, first: int, last: int) -> int:
+        """Where the batch begins that gradients begin with, and whose graph is kept."""
+        return last - min((last - first - 1) % self._batch_size + 1, self._gradient_batch_size)
 
     def _forget_graph(self) -> None:
         if self._kept is not None:

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
-from lcsc_opt.base.study_file import BudgetSpec, SpaceSpec
+from lcsc_opt.base.study_file import BudgetSpec, RayWorkers, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.summary import BASELINES, summarize
@@ -32,11 +32,13 @@ from lcsc_opt.evaluation import (
     retrying,
 )
 from lcsc_opt.exports import attach_figures
+from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import (
+    RAY,
     Parallelism,
     Resolved,
     StudyPlan,
@@ -49,6 +51,9 @@ from lcsc_opt.search.plan import (
 from lcsc_opt.search.runner import Search
 from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
 
+if TYPE_CHECKING:  # Ray is optional
+    from lcsc_opt.evaluation.ray import Cluster
+
 
 class Experiment:
     """Runs plans that share an objective, which is loaded when the first of them needs it."""
@@ -56,6 +61,7 @@ class Experiment:
     def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
         self.storage = storage
         self._spec, self._directory, self._name = plan.spec.objective, plan.directory, plan.spec.name
+        self._cluster_is_checked = False
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -116,6 +122,8 @@ class Experiment:
             self._note(study, accepted_changes(study, self.objective, **accepted))
             if (specification := plan.specification()) != study.attributes["specification"]:
                 study.set_attribute("specification", specification)  # the checkpoints have moved
+            if plan.ray_attribute != study.attributes.get(RAY):
+                study.set_attribute(RAY, plan.ray_attribute)
             if retry_failed:
                 _retry_failed(study)
             with self._workers(plan) as pool:
@@ -189,7 +197,7 @@ class Experiment:
                 describe_difference=lambda: describe_difference(before, environment()),
                 debug=debug,
             )
-            _run_with_progress(search, study.name, budget)
+            _run_with_progress(search, study.name, budget, pool if plan.ray is not None else None)
         exhausted = search.spent < budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
@@ -239,15 +247,24 @@ class Experiment:
         Raises:
             OptimizerError: the optimizer follows gradients, and the objective gives none.
             StudySpecError: a budget or settings of workers that this objective or this machine does not have.
+            ClusterError: there is no such Ray cluster, or it cannot evaluate this.
             CoefficientsError, ObjectiveError: a space that it does not have.
         """
         resolve(plan, self.objective, {})
         check_space(plan.spec.space, self.objective)
         _environments(plan)
+        if plan.ray is not None:
+            with self._cluster(plan.ray):
+                pass  # it is checked by connecting to it
 
     @contextlib.contextmanager
     def _workers(self, plan: StudyPlan) -> Iterator[WorkerPool | None]:
         """The plan's processes, which start when they are first used; ``None`` where this process is the only one."""
+        if plan.ray is not None:
+            _environments(plan)
+            with self._cluster(plan.ray) as cluster, contextlib.closing(cluster.pool()) as pool:
+                yield pool
+            return
         if plan.workers == 1 and not plan.devices:
             yield None
             return
@@ -255,6 +272,22 @@ class Experiment:
         pool = WorkerPool(self._load, plan.workers, expected=expected, environments=_environments(plan))
         with contextlib.closing(pool):
             yield pool
+
+    @contextlib.contextmanager
+    def _cluster(self, wanted: RayWorkers) -> Iterator[Cluster]:
+        """The Ray cluster, which is checked once."""
+        from lcsc_opt.evaluation.ray import ray_cluster
+
+        objective = self.objective
+        try:
+            packed = packed_trajectory(objective.trajectory)
+        except ObjectiveError:
+            packed = None
+        with ray_cluster(wanted, self._spec, objective, study=self._directory, packed=packed) as cluster:
+            if not self._cluster_is_checked:
+                cluster.check()
+                self._cluster_is_checked = True
+            yield cluster
 
     def _evaluator(self, parallel: Parallelism, pool: WorkerPool | None) -> Evaluator:
         if pool is None:
@@ -278,6 +311,10 @@ class Experiment:
 def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
     """Of the workers; one that the objective's settings put on a device is left there."""
     device = plan.spec.objective.settings.get("device", "auto")
+    if plan.ray is not None:
+        if device not in ("auto", "cuda", "cuda:0", "cpu"):
+            raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
+        return []
     if device in ("auto", "cuda"):
         return environments(plan.workers, plan.devices) if plan.workers > 1 or plan.devices else []
     if plan.devices:
@@ -301,7 +338,8 @@ def _with_larger_budget(plan: StudyPlan, study: StoredStudy) -> StudyPlan:
     return plan.changed(budget=stored)
 
 
-def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
+def _run_with_progress(search: Search, name: str, budget: BudgetSpec, pool: WorkerPool | None) -> None:
+    """``pool``: of workers that come and go, so that it is said how many are there."""
     shown = search.stored_spent
     if (last := search.last_stored) is not None:
         notice(f"{name}: continuing after trial {last}")
@@ -311,7 +349,8 @@ def _run_with_progress(search: Search, name: str, budget: BudgetSpec) -> None:
             nonlocal shown
             best = [] if search.best is None else [f"best {search.best[0]:.4g} in trial {search.best[1]}"]
             failed = [f"{search.failures} failed"] if search.failures else []
-            advance(max(search.spent - shown, 0), note=", ".join(best + failed))
+            there = [] if pool is None else [f"{pool.alive} of {len(pool)} workers"]
+            advance(max(search.spent - shown, 0), note=", ".join(best + failed + there))
             shown = max(search.spent, shown)
 
         search.run(on_tell)

@@ -27,6 +27,7 @@ from lcsc_opt.base.study_file import (
     BudgetSpec,
     ObjectiveSpec,
     OptimizerSpec,
+    RayWorkers,
     SpaceSpec,
     StudySpec,
     parse_study,
@@ -45,6 +46,7 @@ from lcsc_opt.search.runner import most_in_flight
 
 NO_DIRECTIONS = "space.principal: this objective has no weights to take directions from; use affine"
 CHECKPOINTS = "checkpoints"  # the setting that names them
+RAY = "ray"  # the attribute of a study that says which cluster evaluates it
 CHOOSING = ("key", "select", "stored")  # those that say which of them, and how they are packed
 
 
@@ -83,8 +85,15 @@ class StudyPlan:
         return self.spec.workers if isinstance(self.spec.workers, tuple) else ()
 
     @property
+    def ray(self) -> RayWorkers | None:
+        """The Ray cluster's, where it evaluates."""
+        return self.spec.workers if isinstance(self.spec.workers, RayWorkers) else None
+
+    @property
     def workers(self) -> int:
         """How many processes evaluate; ``auto`` is as many as suit this machine."""
+        if self.ray is not None:
+            return self.ray.ray
         if self.spec.workers == "auto":
             return workers_for_this_machine()
         return self.spec.workers if isinstance(self.spec.workers, int) else len(self.devices)
@@ -115,11 +124,17 @@ class StudyPlan:
             "tells": self.spec.tells,
         }
 
+    @property
+    def ray_attribute(self) -> dict[str, Any] | None:
+        """JSON-able: which cluster evaluates, so that the study goes on there; no part of its specification."""
+        return None if self.ray is None else self.ray.model_dump()
+
     def attributes(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes when it is created."""
         budget, held_out = self.spec.budget.model_dump(), self.spec.held_out
         return {
             "specification": self.specification(),
+            RAY: self.ray_attribute,
             "fingerprint": {**objective.fingerprint(), "environment": environment()},
             "budget": budget,
             "optimizer_budget": budget,
@@ -311,6 +326,8 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
     stored, experiment = study.attributes, study.name.rsplit("/", 2)[0]
     try:
         kept = dict(stored["specification"])
+        if (cluster := stored.get(RAY)) is not None:
+            kept["workers"] = cluster
         listed = {"optimizers": [kept.pop("optimizer")], "seeds": [kept.pop("seed")]}
         later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
         spec = parse_study({"name": experiment, **kept, **listed, **later}, source="its specification")

@@ -68,6 +68,8 @@ def check_checkpoints(
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     packed = len(alone) == 1 and is_packed(Path(alone[0]).expanduser())
     if (known := known_checkpoints()) is not None:
+        if known.packed is not None:
+            return
         own = [source for source in _sources(alone, key, None) if source.step in known.steps]
         if packed or len(own) == len(known.steps) or (not known.moved and _in_cache(cache, known) is not None):
             return
@@ -125,10 +127,12 @@ def _open_known(
     steps: Sequence[int] | None,
     dtype: str,
 ) -> Trajectory:
-    """Exactly the checkpoints that a study knows: where they are named, else in the cache."""
+    """Exactly the checkpoints that a study knows: where they are known to be or named, else in the cache."""
+    if known.packed is not None and (found := part_of(known.packed, known)) is not None:
+        return found
     named = ", ".join(map(str, patterns))
     alone = Path(patterns[0]).expanduser() if len(patterns) == 1 else None
-    if alone is not None and is_packed(alone) and (found := _part(alone, known)) is not None:
+    if alone is not None and is_packed(alone) and (found := part_of(alone, known)) is not None:
         if len(there := load_manifest(alone).checkpoints) > len(found):
             notice(_grown(named, len(there), known))
         return found
@@ -174,7 +178,7 @@ def _grown(named: str, there: int, known: KnownCheckpoints) -> str:
 
 
 def _in_cache(cache: Path, known: KnownCheckpoints) -> Trajectory | None:
-    found = (_part(path, known) for path in _packed_in(cache))
+    found = (part_of(path, known) for path in _packed_in(cache))
     return next((trajectory for trajectory in found if trajectory is not None), None)
 
 
@@ -188,8 +192,8 @@ def _folder(cache: Path) -> Path:
     return cache / "trajectories"
 
 
-def _part(path: Path, known: KnownCheckpoints) -> Trajectory | None:
-    """The checkpoints of these steps, where their hash is the known one."""
+def part_of(path: Path, known: KnownCheckpoints) -> Trajectory | None:
+    """The checkpoints of these steps out of the packed ones at ``path``; ``None`` where they are not there."""
     try:
         manifest = load_manifest(path)
         rows = [(saved.step, saved.sha256) for saved in manifest.checkpoints if saved.step in known.steps]

@@ -213,7 +213,7 @@ def test_a_budget_reads_as_a_sentence() -> None:
         ({"seeds": ["one"]}, "seeds[0]: expected a valid integer, got 'one'"),
         (
             {"workers": "two"},
-            "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got 'two'",
+            "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 'two'",
         ),
         ({"storage": 3}, "storage: expected a valid string, got 3"),
         ({"name": 3}, "name: expected a valid string, got 3"),
@@ -253,13 +253,22 @@ def test_a_budget_reads_as_a_sentence() -> None:
         ({"name": "a/b"}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got 'a/b'"),
         ({"name": ""}, "name: expected at most 100 letters, digits, dots, dashes and underscores, got ''"),
         ({"optimizers": ["LC/SC"]}, "optimizers[0].name: expected text that matches …"),
-        ({"workers": 0}, "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got 0"),
+        (
+            {"workers": 0},
+            "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
+        ),
         (
             {"workers": ["gpu"]},
-            "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got ['gpu']",
+            "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got ['gpu']",
         ),
-        ({"workers": []}, "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got []"),
-        ({"workers": True}, "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got True"),
+        (
+            {"workers": []},
+            "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got []",
+        ),
+        (
+            {"workers": True},
+            "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got True",
+        ),
         ({"pipeline": 1}, "pipeline: expected auto, true or false, got 1"),
         (
             {"spread": "image"},
@@ -284,7 +293,7 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     said = complaint({"objective": {"file": 3}, "workers": 0, "budgt": 3}).split("; ")
     assert said[:3] == [
         "objective.file: expected a valid string, got 3",
-        "workers: expected a number from 1, auto, or devices such as [cuda:0, cuda:1], got 0",
+        "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         "budgt: unknown key (did you mean 'budget'?)",
     ]
 

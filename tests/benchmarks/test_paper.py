@@ -98,7 +98,13 @@ def report(loss: float, *, images: int = 10_000, cross_check: float = 0.5) -> di
         "images": images,
         "groups": [{"loss": loss, "seed": 0}],
         "baselines": {"EMA*": {"loss": EMA}},
-        "cross_check": {"metric": "fid@cross_check", "value": 3.0, "against": "EMA*", "gain": 0.1, "cross_check_gain": cross_check},
+        "cross_check": {
+            "metric": "fid@cross_check",
+            "value": 3.0,
+            "against": "EMA*",
+            "gain": 0.1,
+            "cross_check_gain": cross_check,
+        },
     }
 
 

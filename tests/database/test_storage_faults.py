@@ -59,7 +59,7 @@ def file_of(url: str) -> str:
 def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
     url: str, objective: Objective, clean: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
     study = open_study(url)
     command = [sys.executable, "-c", HOLD_THE_LOCK, file_of(url)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

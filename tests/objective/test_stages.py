@@ -139,10 +139,29 @@ def test_a_slope_is_the_same_whatever_was_sampled_meanwhile(tmp_path: Path, mean
     slope, cost = objective.slope(candidate, 0, 40, back)
     expected = build(tmp_path / "three").evaluate(candidate, gradient=True)
     assert expected.gradient is not None
-    np.testing.assert_allclose(slope, expected.gradient, rtol=1e-5)
+    assert slope.tobytes() == expected.gradient.tobytes()
     assert cost.model_calls == (35 if meanwhile == "nothing" else 40) + 2 * 40
     again, _ = objective.slope(candidate, 0, 40, back)
-    np.testing.assert_allclose(again, expected.gradient, rtol=1e-5)
+    assert again.tobytes() == expected.gradient.tobytes()
+
+
+def test_a_slope_is_the_same_where_one_worker_samples_several_parts(tmp_path: Path) -> None:
+    candidate, ranges = Candidate(OTHER), [(0, 20), (20, 40)]
+    two, one = [build(tmp_path / name) for name in ("first", "second")], build(tmp_path / "one")
+    slopes = []
+    for workers in (two, [one, one]):
+        both = list(zip(workers, ranges, strict=True))
+        parts = [worker.sample(candidate, worker.prepare(candidate), *images, gradient=True) for worker, images in both]
+        _, back = one.score(candidate, parts, gradient=True)
+        slopes.append(
+            [
+                worker.slope(candidate, *images, rows)[0].tobytes()
+                for (worker, images), rows in zip(both, back, strict=True)
+                if rows is not None
+            ]
+        )
+    assert slopes[0] == slopes[1]
+    assert len(slopes[0]) == 2
 
 
 def test_merged_weights_are_let_go_before_images_are_sampled(objective: MergeSampleScore) -> None:

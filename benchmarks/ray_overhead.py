@@ -1,0 +1,109 @@
+"""What a trial costs on a Ray cluster of this machine beside a local worker, and how busy two workers are.
+
+    python benchmarks/ray_overhead.py [--jobs 400] [--evaluations 100] [--rounds 5] [--quick]
+
+``overhead``: milliseconds from a candidate to its loss where evaluating takes no time, by a local worker and one of Ray
+in turns, candidate by candidate. ``two workers``: searches with CMA-ES whose evaluations wait a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import machine, write_json
+from ray_nodes import OBJECTIVE, nodes, study_file
+from workers import search
+
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.evaluation import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.ray import ray_cluster
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import load_objective
+
+MOST_OVERHEAD, LEAST_USE = 5.0, 0.97  # milliseconds a trial; of local workers' rate
+SECONDS = 0.1
+
+Times = dict[str, list[float]]
+Pools = dict[str, WorkerPool]
+
+
+def main() -> None:
+    """Measure, print, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=400)
+    parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="10 of each, one round, nothing written, no verdict")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.jobs, arguments.evaluations, arguments.rounds = 10, 10, 1
+    print(machine())
+    with tempfile.TemporaryDirectory() as folder, nodes(2) as cluster:
+        with pools(Path(folder), cluster.address, 0.0, workers=1) as (objective, there):
+            milliseconds = round_trips(objective, there, arguments.jobs)
+        with pools(Path(folder), cluster.address, SECONDS, workers=2) as (objective, there):
+            busy = searches(objective, there, arguments.evaluations, arguments.rounds)
+    local, ray = (statistics.median(milliseconds[where]) for where in ("local", "ray"))
+    use = statistics.median(busy["local"]) / statistics.median(busy["ray"])
+    print(f"from candidate to loss: {local:.2f} ms local, {ray:.2f} ms on Ray: {ray - local:.2f} ms more")
+    print(f"two workers, {SECONDS:g} s an evaluation: on Ray {use:.1%} of the trials a second of local ones")
+    if arguments.quick:
+        return
+    kept = {"overhead_milliseconds": round(ray - local, 3), "use_of_two_workers": round(use, 4), "two_workers": busy}
+    medians = {"local": round(local, 3), "ray": round(ray, 3)}
+    print(write_json("ray_overhead", {**vars(arguments), "milliseconds": medians, **kept}))
+    if ray - local > MOST_OVERHEAD or use < LEAST_USE:
+        sys.exit(f"missed: at most {MOST_OVERHEAD:g} ms a trial more, and {LEAST_USE:.0%} of the rate of local workers")
+
+
+@contextlib.contextmanager
+def pools(folder: Path, address: str, seconds: float, *, workers: int) -> Iterator[tuple[Objective, Pools]]:
+    """Workers here and on the cluster, which have loaded the objective."""
+    study_file(folder)
+    spec = ObjectiveSpec(file=OBJECTIVE, settings={"seconds": seconds})
+    load = functools.partial(load_objective, spec, beside=folder)
+    objective = load()
+    with (
+        ray_cluster(RayWorkers(ray=workers, address=address), spec, objective, study=folder) as cluster,
+        contextlib.closing(WorkerPool(load, workers)) as local,
+        contextlib.closing(cluster.pool()) as ray,
+    ):
+        for pool in (local, ray):
+            while pool.alive < len(pool):
+                pool.submit("submit", Candidate(default_origin(objective.steps))).result()
+        yield objective, {"local": local, "ray": ray}
+
+
+def round_trips(objective: Objective, there: Pools, jobs: int) -> Times:
+    """Milliseconds of each."""
+    candidate, times = Candidate(default_origin(objective.steps)), {where: list[float]() for where in there}
+    for _ in range(jobs):
+        for where, pool in there.items():
+            start = time.perf_counter()
+            pool.submit("submit", candidate).result()
+            times[where].append(round(1000 * (time.perf_counter() - start), 3))
+    return times
+
+
+def searches(objective: Objective, there: Pools, evaluations: int, rounds: int) -> Times:
+    """Milliseconds a trial of each search."""
+    times = {where: list[float]() for where in there}
+    for _ in range(rounds):
+        for where, pool in there.items():
+            took, _ = search(objective, ProcessEvaluator(pool), evaluations, workers=2)
+            times[where].append(round(1000 * took / evaluations, 3))
+    return times
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Workers that evaluate: jobs handed out to those that are free, their answers taken, those that die replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import pickle
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from lcsc_opt.base.errors import LcscError, ObjectiveError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import Candidate
+from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.processes import ThisMachine
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, Kind, WorkerSettings
+from lcsc_opt.objective.contract import Objective
+
+MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
+
+
+class Link(Protocol):
+    """The way to one worker that was started, and back."""
+
+    def send(self, job: Job) -> None:
+        """Give it a job. Raises OSError where it is gone, which :meth:`receive` says, too."""
+        ...
+
+    def receive(self) -> Answer:
+        """Wait for its next answer. Raises EOFError or OSError where it is gone."""
+        ...
+
+    def terminate(self) -> None:
+        """Stop it, also in the middle of a job; :meth:`receive` then ends."""
+        ...
+
+    def join(self) -> Ending:
+        """Wait until it is gone."""
+        ...
+
+
+class Machines(Protocol):
+    """Where workers run."""
+
+    @property
+    def elastic(self) -> bool:
+        """Whether workers come and go with their machines, and others do what one that is not there should do."""
+        ...
+
+    def threads(self, workers: int) -> int:
+        """How many each of so many workers may use."""
+        ...
+
+    def start(self, settings: WorkerSettings) -> Link:
+        """Start a worker, or ask for one that starts when there is room. Raises OSError where it cannot be started."""
+        ...
+
+    def refused(self, link: Link, error: LcscError) -> LcscError | None:
+        """A worker could not load the objective, or has another: what its jobs raise, or ``None``.
+
+        With ``None`` the worker is started again, elsewhere.
+        """
+        ...
+
+
+@dataclasses.dataclass
+class _Waiting:
+    """A job that somebody waits for."""
+
+    job: Job
+    worker: int | None  # which has to do it; None for any
+    depth: int  # how many jobs a worker may have with this one
+    future: Future[Any] = dataclasses.field(default_factory=Future)
+    started: float = 0.0
+
+
+class WorkerPool:
+    """Workers, started with the first job; one that dies fails only the jobs that it had, and is replaced.
+
+    Args:
+        load_objective: builds the objective in each worker; a picklable callable.
+        workers: how many.
+        expected: the fingerprint that the objective of each worker has to have: files may have changed since the
+            coordinator loaded its own. Where it does not, futures raise StudyMismatchError. ``None`` checks nothing.
+        environments: what each worker sets in its environment.
+        machines: where they run; ``None`` for processes on this machine, which share its cores.
+    """
+
+    def __init__(
+        self,
+        load_objective: Callable[[], Objective],
+        workers: int,
+        *,
+        expected: dict[str, Any] | None = None,
+        environments: Sequence[Mapping[str, str]] = (),
+        machines: Machines | None = None,
+    ) -> None:
+        self._closing = False
+        self._numbers = itertools.count()
+        self._queue: list[_Waiting] = []
+        self._lock = threading.RLock()
+        self._machines = ThisMachine() if machines is None else machines
+        threads = self._machines.threads(workers)
+        own = environments or [{}] * workers
+        settings = [WorkerSettings(load_objective, expected, threads, environment) for environment in own]
+        self._workers = [_Worker(self._hand_out, self._machines, one, n) for n, one in enumerate(settings)]
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    @property
+    def alive(self) -> int:
+        """How many of them have loaded the objective and answer now."""
+        return sum(worker.ready for worker in self._workers)
+
+    def submit(
+        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
+    ) -> Future[Any]:
+        """Queue a job.
+
+        Args:
+            kind: what to do.
+            arguments: of it.
+            worker: which one has to do it, where it is there; ``None`` for the next one that is free.
+            depth: a worker is free for this job while it has fewer than so many.
+            options: of what to do, too.
+
+        Returns:
+            What the job gives, or a :class:`Failure` where the worker died. Raises ObjectiveError where no worker can
+            be kept alive; it is cancelled when the pool is closed.
+        """
+        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth)
+        with self._lock:
+            self._queue.append(waiting)
+        self._hand_out()
+        return waiting.future
+
+    def close(self) -> None:
+        """Stop the workers, also in the middle of a job; what is waited for is cancelled."""
+        with self._lock:
+            self._closing = True
+        for worker in self._workers:
+            worker.terminate()
+        left = [waiting for worker in self._workers for waiting in worker.join()]
+        for waiting in left:
+            waiting.future.cancel()
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give what waits, in its order, to those who have the least to do."""
+        with self._lock:
+            for waiting in tuple(self._queue):
+                if self._closing:
+                    self._queue.remove(waiting)
+                    waiting.future.cancel()
+                    continue
+                allowed = self._workers if waiting.worker is None else self._instead_of(waiting.worker)
+                alive = [worker for worker in allowed if not worker.given_up]
+                for worker in alive:
+                    worker.ensure_started()
+                free = [worker for worker in alive if worker.ready and worker.load < waiting.depth]
+                if free:
+                    self._queue.remove(waiting)
+                    min(free, key=lambda worker: worker.load).send(waiting)
+                elif not alive:
+                    self._queue.remove(waiting)
+                    waiting.future.set_exception(ObjectiveError(allowed[0].given_up))
+
+    def _instead_of(self, number: int) -> Sequence[_Worker]:
+        """That worker; where workers come and go and it is not there, any."""
+        own = self._workers[number]
+        return self._workers if self._machines.elastic and not own.ready else [own]
+
+
+class _Worker:
+    """One of the workers, in all its lives, and the thread that takes its answers."""
+
+    def __init__(self, changed: Callable[[], None], machines: Machines, settings: WorkerSettings, number: int) -> None:
+        self._changed, self._machines, self._settings, self._number = changed, machines, settings, number
+        self._lock = threading.RLock()
+        self._jobs: dict[int, _Waiting] = {}
+        self._link: Link | None = None
+        self._reader: threading.Thread | None = None
+        self._closing = False
+        self._deaths = 0
+        self._refusal: LcscError | None = None
+        self.ready = False
+        self.given_up = ""
+
+    @property
+    def load(self) -> int:
+        """How many jobs it has."""
+        return len(self._jobs)
+
+    def ensure_started(self) -> None:
+        with self._lock:
+            if self._link is not None or self._closing:
+                return
+            try:
+                self._link = self._machines.start(self._settings)
+            except OSError as error:
+                self.given_up = (
+                    f"worker {self._number} cannot be started: {error}; close other programs, or set workers"
+                )
+                return
+            self._reader = threading.Thread(target=self._read, args=(self._link,), daemon=True)
+            self._reader.start()
+
+    def send(self, waiting: _Waiting) -> None:
+        if self._refusal is not None:
+            waiting.future.set_exception(self._refusal)
+            return
+        waiting.started = time.perf_counter()
+        with self._lock:
+            self._jobs[waiting.job.number] = waiting
+            with contextlib.suppress(OSError):  # it died: the reader sees that, too
+                assert self._link is not None  # it is ready
+                self._link.send(waiting.job)
+
+    def terminate(self) -> None:
+        with self._lock:
+            self._closing = True
+            if self._link is not None:
+                self._link.terminate()
+
+    def join(self) -> list[_Waiting]:
+        """Wait until it is gone; gives what it has not done."""
+        link, reader = self._link, self._reader
+        if link is not None and reader is not None:
+            link.join()
+            reader.join()
+        return list(self._jobs.values())
+
+    def _read(self, link: Link) -> None:
+        while True:
+            try:
+                answer = link.receive()
+            except (EOFError, OSError):
+                break
+            if answer.number == READY:
+                if answer.content:
+                    self._refusal = self._machines.refused(link, pickle.loads(answer.content))  # noqa: S301 - our own
+                    if self._refusal is None:
+                        link.terminate()
+                        break
+                self.ready = True
+            elif answer.number == NOTICE:
+                notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
+            else:
+                self._take(answer)
+            self._changed()
+        self._bury(link)
+        self._changed()
+
+    def _take(self, answer: Answer) -> None:
+        with self._lock:
+            waiting = self._jobs.pop(answer.number)
+            self._deaths = 0
+        try:
+            value = pickle.loads(answer.content)  # noqa: S301 - of our own worker
+        except Exception as error:
+            waiting.future.set_exception(ObjectiveError(f"what a worker answered cannot be read: {error}"))
+            return
+        if isinstance(value, BaseException):
+            waiting.future.set_exception(value)
+        else:
+            waiting.future.set_result(value)
+
+    def _bury(self, link: Link) -> None:
+        """Fail what the worker had when it died; the next job starts another one, unless it dies again and again."""
+        self.ready = False
+        ending = link.join()
+        with self._lock:
+            if self._closing:
+                return
+            lost, self._jobs = self._jobs, {}
+            self._link = None
+            self._deaths += ending.counts
+            if self._deaths >= MOST_DEATHS:
+                self.given_up = (
+                    f"worker {self._number} died {self._deaths} times in a row ({ending.how}); give it more memory, "
+                    "or run with fewer workers"
+                )
+                notice(f"{self.given_up}; the other workers go on")
+        for waiting in lost.values():
+            waiting.future.set_result(Failure(ending.reason, time.perf_counter() - waiting.started))
+
+
+class ProcessEvaluator:
+    """Candidates spread over workers.
+
+    Args:
+        pool: the workers, which are somebody else's to close.
+        depth: how many candidates one worker has at once: two where the stages of its evaluations overlap.
+    """
+
+    def __init__(self, pool: WorkerPool, *, depth: int = 1) -> None:
+        self._pool, self._depth = pool, depth
+
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+        """Queue a candidate for the next worker that is free."""
+        return self._pool.submit("submit", candidate, gradient=gradient, depth=self._depth)
+
+    def close(self) -> None:
+        """The workers stay, for the next one who evaluates there."""

@@ -1,0 +1,269 @@
+"""Workers on the machines of a Ray cluster. Ray places them; retries, and what is done with a death, stay ours."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lcsc_opt.base.errors import ClusterError, LcscError
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
+from lcsc_opt.evaluation.devices import CPU, VISIBLE
+from lcsc_opt.evaluation.nodes import NodeObjective, Packed, software
+from lcsc_opt.evaluation.pool import Link, WorkerPool
+from lcsc_opt.evaluation.ray_worker import CALLS_AT_ONCE, Files, RayLink, RayWorker, Read, node_name
+from lcsc_opt.evaluation.travelling import Travelling, collect
+from lcsc_opt.evaluation.worker import WorkerSettings
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.trajectory import Trajectory
+
+CONNECT_SECONDS = 5.0
+START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
+NODE_ID = "ray.io/node-id"  # a label that every node has
+
+Node = dict[str, Any]
+"""As Ray describes it."""
+
+
+@contextlib.contextmanager
+def ray_cluster(
+    wanted: RayWorkers,
+    spec: ObjectiveSpec,
+    objective: Objective,
+    *,
+    study: Path | None = None,
+    packed: Trajectory | None = None,
+) -> Iterator[Cluster]:
+    """Connect to a cluster while this is open; the study's own files go there.
+
+    A program that is connected already stays so, and its own runtime environment counts.
+
+    Args:
+        wanted: which one, and what its workers need.
+        spec: of the objective.
+        objective: as it was loaded here.
+        study: the study file's folder.
+        packed: the objective's trajectory, where it has one that is packed.
+
+    Raises:
+        ClusterError: there is no Ray, or no cluster.
+    """
+    ray = import_ray()
+    with tempfile.TemporaryDirectory() as copies:
+        files = collect(spec, study, objective, Path(copies))
+        own = not ray.is_initialized()
+        if own:
+            _connect(ray, wanted.address, copies)
+    try:
+        yield Cluster(ray, wanted, spec, files, objective, packed)
+    finally:
+        if own:
+            ray.shutdown()
+
+
+class Cluster:
+    """The machines of a Ray cluster, as places where workers run.
+
+    Args:
+        ray: the module, connected.
+        wanted: what each worker needs.
+        spec: of the objective.
+        files: that have travelled.
+        objective: as it was loaded here.
+        packed: its trajectory.
+    """
+
+    elastic = True
+
+    def __init__(
+        self,
+        ray: Any,
+        wanted: RayWorkers,
+        spec: ObjectiveSpec,
+        files: Travelling,
+        objective: Objective,
+        packed: Trajectory | None,
+    ) -> None:
+        self._ray, self._wanted = ray, wanted
+        self._expected = objective.fingerprint()
+        self._without: dict[str, LcscError] = {}  # nodes by their id
+        self._here = ray.get_runtime_context().get_node_id()
+        uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self._nodes())
+        self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
+        fetched = None if packed is None else (Packed.of(packed), Read(self._files(packed)))
+        self._load = NodeObjective(spec, files, fetched, software())
+
+    def pool(self) -> WorkerPool:
+        """The workers, which begin as nodes have room for them."""
+        environments = [{} if self.gpus else {VISIBLE: ""}] * self._wanted.ray
+        return WorkerPool(
+            self._load, self._wanted.ray, expected=self._expected, environments=environments, machines=self
+        )
+
+    def check(self) -> None:
+        """Refuse a cluster that could not evaluate; get its nodes ready otherwise.
+
+        Raises:
+            ClusterError: no node has room for a worker; one has other software, or no room for the trajectory.
+            LcscError: a node could not load the objective.
+        """
+        fitting = [node for node in self._nodes() if self._room(node)]
+        if not fitting:
+            raise ClusterError(f"workers.ray: {self._too_small()}")
+        room = sum(self._room(node) for node in fitting)
+        if room < self._wanted.ray:
+            notice(
+                f"the cluster has room for {room} of {self._wanted.ray} workers; the others begin when nodes join it"
+            )
+        asked = {node["NodeID"]: self._ask(node) for node in fitting}
+        for node in fitting:
+            self._check(node, asked[node["NodeID"]])
+
+    def threads(self, workers: int) -> int:  # noqa: ARG002 - as of other machines
+        """The CPUs that were asked for."""
+        return max(int(self._wanted.cpus), 1)
+
+    def start(self, settings: WorkerSettings) -> RayLink:
+        """Ask for a worker, which begins when there is room. Raises OSError where Ray is gone."""
+        selector = {"label_selector": {NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
+        try:
+            actor = self._ray.remote(RayWorker)
+            options: dict[str, Any] = {
+                "num_cpus": self._wanted.cpus,
+                "num_gpus": self.gpus,
+                "max_concurrency": CALLS_AT_ONCE,
+            }
+            options |= {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD", **selector}
+            return RayLink(self._ray, actor.options(**options).remote(settings))
+        except self._ray.exceptions.RayError as error:
+            raise OSError(f"Ray refused it ({_first_line(error)})") from error
+
+    def refused(self, link: Link, error: LcscError) -> LcscError | None:
+        """Do without the node of this worker from now on, where there are others."""
+        assert isinstance(link, RayLink)
+        said = type(error)(f"node {node_name(self._ray, link.node)}: {error}")
+        known = link.node in self._without
+        self._without[link.node] = error
+        if not any(self._room(node) for node in self._nodes() if node["NodeID"] not in self._without):
+            return said
+        if not known:
+            notice(f"{said}; the search goes on without it")
+        return None
+
+    def _nodes(self) -> list[Node]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def _room(self, node: Node) -> int:
+        """How many workers fit on a node that has nothing else to do."""
+        needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
+        return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
+
+    def _too_small(self) -> str:
+        nodes = self._nodes()
+        there, most = ({name: f(_has(node, name) for node in nodes) for name in ("CPU", "GPU")} for f in (sum, max))
+        each = f"{self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs"
+        return (
+            f"{self._wanted.ray} workers with {each} each are asked for, and the cluster has {there['GPU']:g} GPUs and "
+            f"{there['CPU']:g} CPUs on {len(nodes)} nodes, at most {most['GPU']:g} and {most['CPU']:g} on one: lower "
+            "gpus and cpus, or add nodes"
+        )
+
+    def _files(self, packed: Trajectory) -> Any:
+        """What reads the trajectory on this machine."""
+        strategy = self._strategy(self._here)
+        return self._ray.remote(Files).options(num_cpus=0, max_restarts=-1, **strategy).remote(packed.path)
+
+    def _ask(self, node: Node) -> Any:
+        remote = self._ray.remote(_check_here)
+        return remote.options(num_cpus=0, max_retries=0, **self._strategy(node["NodeID"])).remote(self._load)
+
+    def _check(self, node: Node, asked: Any) -> None:
+        name = node_name(self._ray, node["NodeID"])
+        try:
+            error = self._ray.get(asked)
+        except self._ray.exceptions.RayError as failed:
+            if node["NodeID"] not in [other["NodeID"] for other in self._nodes()]:
+                return  # it went away meanwhile
+            raise ClusterError(
+                f"node {name}: lcsc_opt does not run there ({_last_line(failed)}); install what is here"
+            ) from failed
+        if error is not None:
+            raise type(error)(f"node {name}: {error}")
+
+    def _strategy(self, node: str) -> dict[str, Any]:
+        scheduling = importlib.import_module("ray.util.scheduling_strategies")
+        return {"scheduling_strategy": scheduling.NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def _check_here(load: NodeObjective) -> LcscError | None:
+    return load.check()
+
+
+def _has(node: Node, resource: str) -> float:
+    return float(node["Resources"].get(resource, 0.0))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def import_ray() -> Any:
+    """Ray's module.
+
+    Raises:
+        ClusterError: it is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ClusterError(f"workers.ray: Ray cannot be imported ({error}): pip install 'lcsc-opt[ray]'") from error
+
+
+def _connect(ray: Any, address: str, copies: str) -> None:
+    """Raises ClusterError where that cannot be."""
+    chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if "://" in chosen:
+        raise ClusterError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto")
+    if chosen != "auto":
+        _check_listening(chosen)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=chosen,
+            runtime_env={"working_dir": copies},
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+        )
+    except Exception as error:  # of many kinds
+        ray.shutdown()
+        raise ClusterError(
+            f"workers.ray: no Ray cluster can be reached at {chosen} ({_first_line(error)}); {START}"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # which Ray has taken
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"workers.ray: address: expected host:port, or auto, got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"workers.ray: nothing listens at {address} ({error}); {START}") from error

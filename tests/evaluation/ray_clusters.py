@@ -1,0 +1,85 @@
+"""A small Ray cluster on this machine, and an objective that says where it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+
+from lcsc_opt.base.records import Candidate, Coefficients, Cost
+from tests.evaluation.staged_examples import Part, Stages
+
+ROOT = Path(__file__).parents[2]
+MEMORY = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@contextlib.contextmanager
+def small_cluster(*nodes: dict[str, Any]) -> Iterator[Cluster]:
+    """A head that evaluates nothing, and these nodes."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    head = {"num_cpus": 0, "object_store_memory": MEMORY, "node_name": "head", "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "env_vars": ENVIRONMENT})
+    try:
+        for node in nodes:
+            add_node(cluster, **node)
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+def add_node(cluster: Cluster, *, env_vars: dict[str, str] | None = None, **node: Any) -> Any:
+    """One more machine."""
+    return cluster.add_node(**{"object_store_memory": MEMORY, "env_vars": {**ENVIRONMENT, **(env_vars or {})}, **node})
+
+
+@contextlib.contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """This process asks the cluster something."""
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Logged(Stages):
+    """Takes a moment; writes down which process samples; samples again what another process has sampled."""
+
+    def __init__(self, log: str = "", seconds: float = 0.0) -> None:
+        super().__init__(sample=seconds)
+        self.log_file = log
+
+    def sample(
+        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
+    ) -> Part:
+        if self.log_file:
+            with Path(self.log_file).open("a") as file:
+                file.write(f"{os.getpid()}\n")
+        return super().sample(candidate, prepared, first, last, gradient=gradient)
+
+    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
+        self.kept = candidate
+        return super().slope(candidate, first, last, back)
+
+
+def processes(log: Path) -> list[int]:
+    """Those that have sampled so far, in order."""
+    return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def wait_for(what: Any, seconds: float = 120.0) -> bool:
+    """Whether it came true."""
+    until = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
