@@ -92,12 +92,10 @@ def run(request: Request, *, resume: bool = False) -> Path:
     begin = _beginning(request, recipe, teacher)
     accelerator = new_accelerator(request.precision)
     latents = _given_latents(request, data, accelerator)
-    trained = latents is None and recipe.latent  # an autoencoder, when all else is known to fit
-    shape = (
-        small_latent_shape(data.shape) if trained else (data.pixels if latents is None else latents.values).shape[1:]
-    )
-    network = _network(request, recipe, shape, begin)
-    if trained:
+    network = _network(request, recipe, _trained_shape(recipe, data, latents), begin)
+    if accelerator.is_main_process:
+        _write_description(request, recipe)
+    if recipe.latent and latents is None:  # all else is known to fit
         latents = _small_latents(request, data, accelerator)
     pixels = data.pixels if latents is None else latents.values
     job = Job(
@@ -165,7 +163,7 @@ def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
 
 def _leftovers(request: Request) -> tuple[Path, ...]:
     """What a training writes, its trajectory first."""
-    return request.out, *(request.beside(suffix) for suffix in (".state", ".model", ".jsonl"))
+    return request.out, *(request.beside(suffix) for suffix in (".state", ".model", ".jsonl", ".yaml"))
 
 
 def _described(request: Request, recipe: Recipe) -> dict[str, Any]:
@@ -219,6 +217,14 @@ def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model
             f"{' or '.join(recipe.begins_from)}"
         )
     return model
+
+
+def _trained_shape(recipe: Recipe, data: TrainingData, latents: Latents | None) -> tuple[int, int, int]:
+    """``[C, H, W]`` of what the network sees, also where the autoencoder is still to be trained."""
+    if latents is None:
+        return small_latent_shape(data.shape) if recipe.latent else data.shape
+    channels, height, width = latents.values.shape[1:]
+    return channels, height, width
 
 
 def _given_latents(request: Request, data: TrainingData, accelerator: Any) -> Latents | None:
@@ -294,6 +300,11 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
         )
 
 
+def _write_description(request: Request, recipe: Recipe) -> None:
+    text = json.dumps(_described(request, recipe), indent=2) + "\n"
+    write_atomically(request.beside(".model") / "training.json", text.encode(), error=TrainingError)
+
+
 def _write_beside(
     request: Request, recipe: Recipe, job: Job, data: TrainingData, latents: Latents | None, *, resume: bool
 ) -> None:
@@ -302,8 +313,6 @@ def _write_beside(
     write_config(model, job.network, recipe.scheduler(), timestep_scale(recipe.kind, job.noise_scale))
     if data.reference is None:
         data.write_reference(model / "images.npz")
-    description = json.dumps(_described(request, recipe), indent=2) + "\n"
-    write_atomically(model / "training.json", description.encode(), error=TrainingError)
     if not (resume and request.beside(".yaml").exists()):
         text = study_text(request, recipe, data, latents)
         write_atomically(request.beside(".yaml"), text.encode(), error=TrainingError)

@@ -149,20 +149,20 @@ class _Loop:
     def begin(self, *, resume: bool) -> None:
         """Take up the last state, or save the first one."""
         states = self.job.beside(".state")
-        if resume:
-            try:
-                name = (states / LATEST).read_text(encoding="utf-8")
-                if name == "step0" and self.accelerator.is_main_process:
-                    remove(self.job.out)  # its rows are made again
-                self.accelerator.wait_for_everyone()
-                self.accelerator.load_state(str(states / name))
-            except (OSError, RuntimeError, ValueError, KeyError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise TrainingError(f"{states}: cannot be gone on from ({reason}); train anew elsewhere") from error
-            self.curve.rewind(self.step)
-        else:
+        name = self._latest(states) if resume else None
+        if resume and name in (None, "step0") and self.accelerator.is_main_process:
+            remove(self.job.out)  # its rows are made again
+        self.accelerator.wait_for_everyone()
+        if name is None:
             self.saver.begin(0)
             self.save_state()
+            return
+        try:
+            self.accelerator.load_state(str(states / name))
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(f"{states}: cannot be gone on from ({reason}); train anew elsewhere") from error
+        self.curve.rewind(self.step)
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or nothing where nobody has waited for it."""
