@@ -28,12 +28,14 @@ class TrainingData:
         name: as it was given.
         pixels: ``[n, C, H, W]`` uint8, or float32 in [-1, 1].
         extractor: ``module:factory`` of the features that suit them; ``None`` for Inception's.
+        second: the same, of features that a held-out report looks through, too.
         reference: what a study file calls the real images; ``None`` where they have to be written beside it.
     """
 
     name: str
     pixels: Tensor
     extractor: str | None = None
+    second: str | None = None
     reference: str | None = None
 
     @property
@@ -96,11 +98,16 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def _digits() -> TrainingData:
-    return TrainingData("digits", digits_images(), extractor="lcsc_opt.training.images:digits_extractor")
+    return _bundled("digits", digits_images())
 
 
 def _photographs() -> TrainingData:
-    return TrainingData("photographs", photographs_crops(), extractor="lcsc_opt.training.images:photographs_extractor")
+    return _bundled("photographs", photographs_crops())
+
+
+def _bundled(name: str, images: Tensor) -> TrainingData:
+    factories = f"lcsc_opt.training.images:{name}_extractor", f"lcsc_opt.training.images:second_{name}_extractor"
+    return TrainingData(name, images, *factories)
 
 
 BUNDLED: dict[str, Callable[[], TrainingData]] = {"digits": _digits, "photographs": _photographs}

@@ -73,6 +73,11 @@ def digits_extractor() -> ClassifierExtractor:
     return train_digits_network(seed=0, cache=cache_directory())
 
 
+def second_digits_extractor() -> ClassifierExtractor:
+    """Another network of the digits, at which no search looks."""
+    return train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
+
+
 def _load_digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
@@ -134,6 +139,11 @@ def second_photographs_view(cache: Path) -> View:
 def photographs_extractor() -> ClassifierExtractor:
     """The photographs objective's own network, from the cache."""
     return train_photographs_network(seed=0, cache=cache_directory())
+
+
+def second_photographs_extractor() -> ClassifierExtractor:
+    """Another network of the photographs, at which no search looks."""
+    return train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 
 def _load_crops() -> tuple[Tensor, Tensor]:

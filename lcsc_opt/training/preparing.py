@@ -327,6 +327,7 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
         "model": model,
         "sampler": recipe.sampler,
         "loss": features,
+        **({} if data.second is None else {"held_out_metrics": [f"fid@{data.second}"]}),
         "reference": data.reference or f"{model}/images.npz",
         "images": 1000,
     }
