@@ -36,7 +36,6 @@ from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, principal_basis
 from lcsc_opt.metrics import Scores
 from lcsc_opt.metrics.comparison import Comparison, Features
-from lcsc_opt.metrics.extractors.base import extract
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import parse_loss
 from lcsc_opt.metrics.reference.reference import Reference
@@ -46,7 +45,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient
 from lcsc_opt.optimizers.parametrization import coefficient_array
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.classifier import reference_of
+from lcsc_opt.training.classifier import view_of
 from lcsc_opt.training.images import digits_images, train_digits_network
 
 FIRST_SEED = 10  # settings were chosen with seeds below
@@ -280,9 +279,7 @@ def answers(optimizer: Optimizer, objective: MergeSampleScore, limits: Sequence[
 def view_of_digits(dimension: int) -> View:
     """The network that digits are searched in (64 features), or another; with the features of the real images."""
     extractor = train_digits_network(seed=0, dimension=dimension, cache=cache_directory())
-    features = extract(extractor, digits_images()).astype(np.float32)
-    reference = Reference.from_statistics(reference_of(extractor, digits_images()))
-    return View(extractor, dataclasses.replace(reference, all_features=features))
+    return view_of(extractor, digits_images())
 
 
 def measure(objective: MergeSampleScore, coefficients: Coefficients) -> tuple[float, float]:

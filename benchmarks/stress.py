@@ -19,6 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common import RESULTS, machine
+from stress_accidents import (
+    file_of_studies,
+    grown_folder,
+    rewound_training,
+    smaller_budget,
+    stopped_in_a_transaction,
+)
 from stress_databases import disk_full, eight_coordinators, lock_held, paused_coordinator, terminated_backend
 from stress_endings import endings
 from stress_kills import commit_points, kills_postgres, random_kills, workers_killed, workers_orphaned
@@ -88,6 +95,11 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
             ("weights_swapped", lambda: weights_swapped(folder)),
             ("environment_changed", lambda: environment_changed(folder)),
             ("endings", lambda: endings(folder, number=42 if quick else 504)),
+            ("rewound_training", lambda: rewound_training(folder, kills=6 if quick else 50)),
+            ("grown_folder", lambda: grown_folder(folder, kills=3 if quick else 30)),
+            ("smaller_budget", lambda: smaller_budget(folder, kills=3 if quick else 30)),
+            ("file_of_studies", lambda: file_of_studies(folder, kills=3 if quick else 30)),
+            ("stopped_sqlite", lambda: stopped_in_a_transaction(folder, clean, times=1 if quick else 5, seconds=6)),
             ("replay", lambda: replay(folder, trials=1000 if quick else 10_000)),
         ]
         for name, fault in faults:

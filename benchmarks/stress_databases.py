@@ -28,7 +28,7 @@ def lock_held(folder: Path, clean: Clean, *, seconds: float) -> Row:
     expected = clean.rows(work)
     url, stop = sqlite_url(folder, "locked"), folder / "stop-polling"
     coordinator = Child(lambda: search(url, work))
-    _wait_for_trials(url, 20, coordinator)
+    wait_for_trials(url, 20, coordinator)
     reader = Child(lambda: _poll(url, work.name, stop))
     locker = Child(lambda: _hold_lock(url, seconds))
     kind, answer = coordinator.result()
@@ -100,7 +100,7 @@ def _trials(url: str) -> int:
         return 0
 
 
-def _wait_for_trials(url: str, count: int, child: Child) -> None:
+def wait_for_trials(url: str, count: int, child: Child) -> None:
     while _trials(url) < count and not child.wait(0.01):
         pass
 
@@ -152,7 +152,7 @@ def terminated_backend(server: Server | None, clean: Clean, *, times: int) -> Ro
         url = server.new_database()
         expected = clean.rows(work)
         child = Child(lambda url=url, work=work: search(url, work))
-        _wait_for_trials(url, 1, child)
+        wait_for_trials(url, 1, child)
         while hit < times and not child.wait(chance.uniform(0.05, 0.3)):
             hit += _terminate(server, url)
         kind, message = child.result()
@@ -225,7 +225,7 @@ def paused_coordinator(folder: Path, server: Server | None, clean: Clean, *, tim
         expected = clean.rows(work)
         url = sqlite_url(folder, f"paused{number}") if server is None else server.new_database()
         first = Child(lambda url=url, work=work: search(url, work))
-        _wait_for_trials(url, chance.randint(1, 20), first)
+        wait_for_trials(url, chance.randint(1, 20), first)
         time.sleep(chance.uniform(0, 0.03))
         again += _stop(first, url)
         if number % 2:
@@ -258,14 +258,15 @@ def _stop(child: Child, url: str) -> int:
     """Stop it outside of a transaction. How often it had to be let go on, since it was in one."""
     for again in range(1000):
         child.signal(signal.SIGSTOP)
-        if _is_unlocked(url):
+        if is_unlocked(url):
             return again
         child.signal(signal.SIGCONT)
         time.sleep(0.003)
     raise ChildError("never outside of a transaction")
 
 
-def _is_unlocked(url: str) -> bool:
+def is_unlocked(url: str) -> bool:
+    """Whether nobody holds the lock of the database."""
     lock = "BEGIN IMMEDIATE" if url.startswith("sqlite") else "SELECT * FROM lcsc_leases FOR UPDATE NOWAIT"
     try:
         with _connect(url, timeout=0) as connection:

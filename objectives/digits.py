@@ -14,20 +14,19 @@ from pydantic import Field
 from torch import nn
 
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.metrics import Scores
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
-from lcsc_opt.training.classifier import reference_of
 from lcsc_opt.training.consistency import ConsistencyTraining, train_consistency
 from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
 from lcsc_opt.training.networks import small_unet
+from lcsc_opt.training.scoring import ScoredImages
 
 IMAGE_SHAPE = (1, 8, 8)
 NETWORK = "UNet2DModel 16-32"
 
 
-class Settings(FrozenModel):
+class Settings(ScoredImages):
     """``images`` an evaluation samples; ``nfe`` steps of sampling; the length and seed of the training."""
 
     images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
@@ -49,16 +48,16 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     extractor = train_digits_network(seed=0, cache=cache)
     trajectory = train_consistency(
         network,
-        digits_images(),
+        checked.seen(digits_images()),
         training=training,
-        path=cache / f"digits-{training.key(NETWORK)}.trajectory",
+        path=cache / f"digits-{checked.key(training.key(NETWORK))}.trajectory",
         description="training a consistency model of digits",
     )
     function = ConsistencyFunction(network(), sigma_data=training.sigma_data, sigma_min=training.sigma_min)
     sigmas = [training.sigma_max * 0.2**step for step in range(checked.nfe)]
     sampler = ConsistencySampler(function, image_shape=IMAGE_SHAPE, sigmas=sigmas, noise=ImageNoise(checked.noise_seed))
     second = functools.partial(second_digits_view, cache)
-    scores = Scores.fid(extractor, reference_of(extractor, digits_images()), second=second)
+    scores = checked.scores(extractor, digits_images(), second)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

@@ -14,21 +14,20 @@ from pydantic import Field
 from torch import nn
 
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.metrics import Scores
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import DiffusersSampler, ImageNoise
 from lcsc_opt.sampling.schedulers import build_scheduler
-from lcsc_opt.training.classifier import reference_of
 from lcsc_opt.training.diffusion import DiffusionTraining, train_diffusion
 from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
 from lcsc_opt.training.networks import small_unet
+from lcsc_opt.training.scoring import ScoredImages
 
 IMAGE_SHAPE = (1, 8, 8)
 NETWORK = "UNet2DModel 16-32"
 
 
-class Settings(FrozenModel):
+class Settings(ScoredImages):
     """``images`` an evaluation samples, in ``nfe`` steps of the solver; the length and seed of the training."""
 
     images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
@@ -54,9 +53,9 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     extractor = train_digits_network(seed=0, cache=cache)
     trajectory = train_diffusion(
         network,
-        digits_images(),
+        checked.seen(digits_images()),
         training=training,
-        path=cache / f"digits-ddpm-{training.key(NETWORK)}.trajectory",
+        path=cache / f"digits-ddpm-{checked.key(training.key(NETWORK))}.trajectory",
         description="training a diffusion model of digits",
     )
     sampler = DiffusersSampler(
@@ -67,7 +66,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         noise=ImageNoise(checked.noise_seed),
     )
     second = functools.partial(second_digits_view, cache)
-    scores = Scores.fid(extractor, reference_of(extractor, digits_images()), second=second)
+    scores = checked.scores(extractor, digits_images(), second)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

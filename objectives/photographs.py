@@ -14,20 +14,19 @@ from pydantic import Field
 from torch import nn
 
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.metrics import Scores
+from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
-from lcsc_opt.training.classifier import reference_of
 from lcsc_opt.training.consistency import ConsistencyTraining, train_consistency
 from lcsc_opt.training.images import photographs_crops, second_photographs_view, train_photographs_network
 from lcsc_opt.training.networks import PatchedUNet
+from lcsc_opt.training.scoring import ScoredImages
 
 IMAGE_SHAPE = (3, 32, 32)
 NETWORK = "PatchedUNet 4, 32-64"
 
 
-class Settings(FrozenModel):
+class Settings(ScoredImages):
     """``images`` an evaluation samples; ``nfe`` steps of sampling; the length and seed of the training."""
 
     images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
@@ -57,16 +56,16 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     extractor = train_photographs_network(seed=0, cache=cache)
     trajectory = train_consistency(
         network,
-        crops,
+        checked.seen(crops),
         training=training,
-        path=cache / f"photographs-{training.key(NETWORK)}.trajectory",
+        path=cache / f"photographs-{checked.key(training.key(NETWORK))}.trajectory",
         description="training a consistency model of photographs",
     )
     function = ConsistencyFunction(network(), sigma_data=training.sigma_data, sigma_min=training.sigma_min)
     sigmas = [training.sigma_max * 0.1**step for step in range(checked.nfe)]
     sampler = ConsistencySampler(function, image_shape=IMAGE_SHAPE, sigmas=sigmas, noise=ImageNoise(checked.noise_seed))
     second = functools.partial(second_photographs_view, cache)
-    scores = Scores.fid(extractor, reference_of(extractor, crops), second=second)
+    scores = checked.scores(extractor, crops, second)
     return MergeSampleScore(trajectory, sampler, scores, images=checked.images, batch_size=checked.batch_size)
 
 

@@ -38,11 +38,13 @@ class Candidate:
         coefficients: ``[K]`` float64, sum to one.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
+        keep_weight: of the metric that is kept, in a gradient; ``None`` takes the penalty that the loss has.
     """
 
     coefficients: Coefficients
     images: int | None = None
     noise: Noise = SEARCH
+    keep_weight: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +90,11 @@ class Evaluation:
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
         gradient: ``[K]`` float64, of the loss in the coefficients, where it was asked for.
+        excess: by how many standard errors the metric that is kept is above its value at the start, where one is.
     """
 
     loss: float
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cost: Cost = Cost()
     gradient: Coefficients | None = dataclasses.field(default=None, compare=False)
+    excess: float | None = None

@@ -58,7 +58,17 @@ from lcsc_opt.database.locks import patient
 from lcsc_opt.database.names import SUCCEEDED, differences
 
 TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
-INHERITED_ATTRIBUTES = ("coefficients", "images", "noise", "metrics", "cost", "gradient", "reason", "attempts")
+INHERITED_ATTRIBUTES = (
+    "coefficients",
+    "images",
+    "noise",
+    "metrics",
+    "cost",
+    "gradient",
+    "excess",
+    "reason",
+    "attempts",
+)
 
 T = TypeVar("T")
 
@@ -241,6 +251,8 @@ class StoredStudy:
         }
         if evaluation.gradient is not None:
             attributes["gradient"] = evaluation.gradient.tolist()
+        if evaluation.excess is not None:
+            attributes["excess"] = evaluation.excess
         state = TrialState.COMPLETE if compares else TrialState.PRUNED
         self._close(trial, state, attributes, value=evaluation.loss)
 

@@ -1,9 +1,9 @@
-"""One set of samples against the reference: FID, KID, Inception Score, precision and recall.
+"""One set of samples against the reference: every metric by its name.
 
-Each is the number that torch-fidelity computes. FID is the distance of ``frechet.py``; the Inception Score is
-torch-fidelity's own function; KID (``kernel.py``) takes its subsets, and precision and recall (``neighbours.py``) its
-neighbourhoods, but both run where the networks do, and distances inside the reference are computed once and not in
-every evaluation.
+FID, KID, the Inception Score, precision and recall are the numbers that torch-fidelity computes. FID is the distance of
+``frechet.py``; the Inception Score is torch-fidelity's own; KID takes its subsets, and precision and recall its
+neighbourhoods, but both run where the networks do (``distances.py``), and distances inside the reference are computed
+once and not in every evaluation. The others are those of ``fidelity.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, coverage, kernel_distance, kernel_distance_and_gradient, radii
 from lcsc_opt.metrics.extractors.weights import torch_fidelity_module
+from lcsc_opt.metrics.fidelity import FIDELITY, deviation, distance, distance_and_gradient
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import Array, FeatureStatistics
@@ -106,6 +107,24 @@ class Comparison:
         """The fraction of real images that lie among the samples."""
         return self._precision_and_recall[1]
 
+    def distance(self, formula: Formula) -> float:
+        """A metric of :data:`FIDELITY`."""
+        return distance(formula, self._differentiable_samples(), self._required_reference)
+
+    def distance_and_gradient(self, formula: Formula) -> tuple[float, Array]:
+        """:meth:`distance`, and its derivative in the features."""
+        value, gradient = distance_and_gradient(formula, self._differentiable_samples(), self._required_reference)
+        return value, gradient.cpu().numpy()
+
+    def deviation(self, formula: Formula) -> float:
+        """The standard deviation between samples of a metric that is a mean over them."""
+        return deviation(formula, self._differentiable_samples(), self._required_reference)
+
+    def _differentiable_samples(self) -> Tensor:
+        if len(self._required_reference.features) <= NEIGHBOURHOOD:
+            raise MetricError(f"this metric needs more than {NEIGHBOURHOOD} reference images")
+        return torch.from_numpy(self._required_features).to(self._device)
+
     @cached_property
     def _precision_and_recall(self) -> tuple[float, float]:
         samples, real = self._samples_and_real(
@@ -136,14 +155,24 @@ class Comparison:
         return self._reference
 
 
+def _distance(formula: Formula) -> Callable[[Comparison], float]:
+    return lambda comparison: comparison.distance(formula)
+
+
+def _distance_and_gradient(formula: Formula) -> Callable[[Comparison], tuple[float, Array]]:
+    return lambda comparison: comparison.distance_and_gradient(formula)
+
+
 METRICS: Mapping[Formula, Callable[[Comparison], float]] = {
     "fid": Comparison.fid,
     "kid": Comparison.kid,
     "is": Comparison.inception_score,
     "precision": Comparison.precision,
     "recall": Comparison.recall,
+    **{formula: _distance(formula) for formula in FIDELITY},
 }
 DIFFERENTIATED: Mapping[Formula, Callable[[Comparison], tuple[float, Array]]] = {
     "fid": Comparison.fid_and_gradient,
     "kid": Comparison.kid_and_gradient,
+    **{formula: _distance_and_gradient(formula) for formula in FIDELITY},
 }

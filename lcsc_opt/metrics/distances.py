@@ -103,7 +103,7 @@ def radii(features: Tensor) -> Tensor:
     """``[N]`` distance of each of ``[N, D]`` features to its third nearest neighbour; N above three."""
     found = [
         torch.cdist(rows, features).kthvalue(NEIGHBOURHOOD + 1, dim=1).values  # the nearest is the feature itself
-        for rows in torch.split(features, _rows(len(features)))
+        for rows in torch.split(features, rows_at_once(len(features)))
     ]
     return torch.cat(found)
 
@@ -123,7 +123,7 @@ def coverage(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Te
     """
     realistic = 0
     covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    step = _rows(len(real))
+    step = rows_at_once(len(real))
     for rows, rows_radii in zip(torch.split(samples, step), torch.split(sample_radii, step), strict=True):
         distances = torch.cdist(rows, real)  # [rows, M]
         realistic += int((distances <= real_radii).any(dim=1).sum())
@@ -131,5 +131,6 @@ def coverage(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Te
     return realistic / len(samples), int(covered.sum()) / len(real)
 
 
-def _rows(columns: int) -> int:
+def rows_at_once(columns: int) -> int:
+    """How many rows of so many distances are held at once."""
     return max(1, BLOCK // columns)

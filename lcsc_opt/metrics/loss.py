@@ -12,6 +12,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_with_graph, image_gradient
+from lcsc_opt.metrics.keeping import Start
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import Array
@@ -32,18 +33,30 @@ class Loss:
         weights: of the metrics in the sum.
         views: by the extractor's name in the metrics; of metrics beside the loss, too.
         device: where distances between features are computed.
+        keep: a metric that may not get worse than at the start.
+
+    Attributes:
+        start: what the kept metric is bounded by, from when it is known on; before, nothing is.
     """
 
     def __init__(
-        self, weights: Mapping[MetricName, float], views: Mapping[str, View], device: torch.device | str = "cpu"
+        self,
+        weights: Mapping[MetricName, float],
+        views: Mapping[str, View],
+        device: torch.device | str = "cpu",
+        *,
+        keep: MetricName | None = None,
     ) -> None:
         self.weights, self._views, self._device = weights, views, device
+        self.keep = keep
+        self.start: Start | None = None
         self._size_checked = False
 
     @property
     def extractors(self) -> tuple[str, ...]:
         """The names of the extractors whose features the loss is made of."""
-        return tuple(dict.fromkeys(metric.extractor for metric in self.weights))
+        kept = () if self.keep is None else (self.keep,)
+        return tuple(dict.fromkeys(metric.extractor for metric in (*self.weights, *kept)))
 
     @property
     def extractor_names(self) -> dict[str, str]:
@@ -54,22 +67,40 @@ class Loss:
         """Why gradients are unavailable, as one clause; ``None`` where the loss has a gradient in the features."""
         for metric in self.weights:
             if metric.formula not in DIFFERENTIATED:
-                return f"{metric} in the loss has no gradient, only {' and '.join(DIFFERENTIATED)} have one"
+                return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIATED)} have one"
         return None
 
-    def value(self, values: Mapping[MetricName, float]) -> float:
-        """The weighted sum of metrics that the search minimizes."""
-        return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items())
+    def value(self, values: Mapping[MetricName, float], images: int) -> float:
+        """The weighted sum of metrics that the search minimizes, of so many images, and the kept one's penalty."""
+        penalty = 0.0
+        if self.keep is not None and self.start is not None:
+            penalty = self.start.penalty(values[self.keep], images)
+        return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items()) + penalty
 
-    def gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
+    def gradients(
+        self, comparisons: Mapping[str, Comparison], images: int, keep_weight: float | None = None
+    ) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in the features ``[N, D]`` of its comparison, float64.
+
+        Args:
+            comparisons: by the extractor's name.
+            images: N.
+            keep_weight: of the kept metric in the sum, in place of its penalty: 1 counts its value at the start as
+                much as the loss there.
 
         Raises MetricError when a metric of the loss has no gradient.
         """
         if reason := self.why_no_gradient():
             raise MetricError(f"{reason}; take another loss, or search without gradients")
         gradients: dict[str, Array] = {}
-        for metric, weight in self.weights.items():
+        weights = dict(self.weights)
+        if self.keep is not None and self.start is not None:
+            # the gradient first: it computes the value, too
+            comparisons[self.keep.extractor].gradient(self.keep.formula)
+            value = comparisons[self.keep.extractor].compute(self.keep.formula)
+            slope = self.start.penalty_slope(value, images) if keep_weight is None else keep_weight * self.start.scale
+            weights[self.keep] = weights.get(self.keep, 0.0) + slope
+        for metric, weight in weights.items():
             part = weight * metric.sign * comparisons[metric.extractor].gradient(metric.formula)
             gradients[metric.extractor] = gradients.get(metric.extractor, 0) + part
         return gradients

@@ -14,15 +14,20 @@ from typing import Any, Literal, get_args
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import near_miss
 
-Formula = Literal["fid", "kid", "is", "precision", "recall"]
+Formula = Literal["fid", "kid", "is", "precision", "recall", "near", "hinge", "clusters", "sliced", "cmmd"]
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall"})
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset({"kid", "precision", "recall"})  # mean and covariance do not do
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance do not do
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
 SECOND = "second"  # an objective's own second extractor, which no study file names
-DISTANCES: tuple[Formula, ...] = ("fid", "kid")  # lower is better, and both of quality and of diversity
+DISTANCES: tuple[Formula, ...] = (
+    "fid",
+    "kid",
+    "sliced",
+    "cmmd",
+)  # lower is better, and both of quality and of diversity
 
 
 @dataclasses.dataclass(frozen=True)

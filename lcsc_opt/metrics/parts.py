@@ -9,6 +9,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.comparison import Comparison, Features, Samples
+from lcsc_opt.metrics.keeping import Start
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.statistics import Array, FeatureStatistics
@@ -69,15 +70,29 @@ class WholeEvaluation:
     def result(self) -> tuple[float, dict[str, float]]:
         """The loss, and every metric by its name. Raises MetricError when the features do not allow it."""
         values = {m: self._comparison(m.extractor).compute(m.formula) for m in self.metrics}
-        return self._loss.value(values), {str(metric): value for metric, value in values.items()}
+        loss = self._loss.value(values, self._parts[0].total)
+        return loss, {str(metric): value for metric, value in values.items()}
 
-    def loss_gradients(self) -> dict[str, Array]:
+    def excess(self) -> float | None:
+        """By how many standard errors the kept metric is above its value at the start; ``None`` where none is kept."""
+        keep, start = self._loss.keep, self._loss.start
+        if keep is None or start is None:
+            return None
+        return start.excess(self._comparison(keep.extractor).compute(keep.formula), self._parts[0].total)
+
+    def start(self, keep: MetricName) -> Start:
+        """These images as those that a search begins with, for the metric that is to be kept."""
+        comparison = self._comparison(keep.extractor)
+        return Start(self.result()[0], comparison.compute(keep.formula), comparison.deviation(keep.formula))
+
+    def loss_gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
 
-        Where it is asked for before :meth:`result`, both share one decomposition. Raises MetricError when a metric of
-        the loss has no gradient, or when its features were not kept.
+        ``keep_weight`` is that of :meth:`Loss.gradients`. Where it is asked for before :meth:`result`, both share one
+        decomposition. Raises MetricError when a metric of the loss has no gradient, or its features were not kept.
         """
-        return self._loss.gradients({name: self._comparison(name) for name in self._loss.extractors})
+        comparisons = {name: self._comparison(name) for name in self._loss.extractors}
+        return self._loss.gradients(comparisons, self._parts[0].total, keep_weight)
 
     def _comparison(self, name: str) -> Comparison:
         if name not in self._comparisons:

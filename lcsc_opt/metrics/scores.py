@@ -16,6 +16,7 @@ from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.keeping import kept_metric
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import (
     DISTANCES,
@@ -56,6 +57,7 @@ class Scores:
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only where an accumulator is made with ``held_out``.
+        keep: a metric that may not get worse than where a search begins: ``precision``, ``near``, ``hinge``.
         device: where distances between features are computed.
         second: reported beside the held-out metrics unless these have a distance in other features than the loss
             already. It decides nothing, and is no part of the description.
@@ -71,11 +73,13 @@ class Scores:
         loss: str | Mapping[str, float] = "fid",
         metrics: Sequence[str] = (),
         held_out_metrics: Sequence[str] = (),
+        keep: str | None = None,
         device: torch.device | str = "cpu",
         second: SecondSpace | None = None,
     ) -> None:
         weights = parse_loss(loss)
-        self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics))))
+        kept = None if keep is None else kept_metric(keep)
+        self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics), *([] if kept is None else [kept]))))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
         self._second = second
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
@@ -83,7 +87,7 @@ class Scores:
         if missing:
             raise MetricError(f"no extractor {missing[0]!r} was given, which a metric names")
         self._views = {name: views[name] for name in names}
-        self.loss = Loss(weights, self._views, device)
+        self.loss = Loss(weights, self._views, device, keep=kept)
         for metric in self._held_out_metrics:
             _check(metric, self._views[metric.extractor])
 
@@ -108,7 +112,7 @@ class Scores:
 
         None where there is none.
         """
-        searched = {metric.extractor for metric in self.loss.weights}
+        searched = set(self.loss.extractors)
         named = [m for m in self._held_out_metrics if m.extractor not in searched and m.formula in DISTANCES]
         if named:
             return min(named, key=lambda metric: DISTANCES.index(metric.formula))
@@ -194,6 +198,7 @@ class Scores:
         }
         return {
             "loss": {str(metric): weight for metric, weight in self.loss.weights.items()},
+            **({} if self.loss.keep is None else {"keep": str(self.loss.keep)}),
             "metrics": sorted(str(metric) for metric in self._metrics),
             "held_out_metrics": sorted(str(metric) for metric in self._held_out_metrics),
             "extractors": views,
@@ -235,6 +240,7 @@ def build_scores(
     loss: str | Mapping[str, float] = "fid",
     metrics: Sequence[str] = (),
     held_out_metrics: Sequence[str] = (),
+    keep: str | None = None,
     reference: ReferenceSetting | None = None,
     weights: Mapping[str, str] | None = None,
     device: torch.device | str = "cpu",
@@ -248,6 +254,7 @@ def build_scores(
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only on noise that the search does not use.
+        keep: a metric that may not get worse than where a search begins.
         reference: a folder, a file or a dataset, for all extractors; or a mapping from extractors to these.
         weights: extractor → file; without one, published weights are downloaded where they are not there yet.
         device: where networks run and distances are computed.
@@ -257,7 +264,7 @@ def build_scores(
 
     Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
-    names = (*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics))
+    names = _named(loss, metrics, held_out_metrics, keep)
     files, references = _files(names, reference, weights or {}, second)
     views = {}
     for alias in dict.fromkeys(name.extractor for name in names):
@@ -274,7 +281,8 @@ def build_scores(
                 cache=cache,
             )
         views[alias] = View(extractor, built)
-    return Scores(views, loss=loss, metrics=metrics, held_out_metrics=held_out_metrics, device=device, second=second)
+    named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
+    return Scores(views, **named, device=device, second=second)
 
 
 def check_scores(
@@ -282,6 +290,7 @@ def check_scores(
     loss: str | Mapping[str, float],
     metrics: Sequence[str],
     held_out_metrics: Sequence[str],
+    keep: str | None,
     reference: ReferenceSetting | None,
     weights: Mapping[str, str],
     second: SecondSpace | None,
@@ -290,13 +299,21 @@ def check_scores(
 
     Raises MetricError for an unknown metric or extractor, or a reference or weights that are not there.
     """
-    names = (*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics))
+    names = _named(loss, metrics, held_out_metrics, keep)
     files, references = _files(names, reference, weights, second)
     for setting in references.values():
         check_reference(setting)
     for extractor, path in files.items():
         if not path.exists():
             raise MetricError(f"weights: {path} of {extractor} does not exist")
+
+
+def _named(
+    loss: str | Mapping[str, float], metrics: Sequence[str], held_out_metrics: Sequence[str], keep: str | None
+) -> tuple[MetricName, ...]:
+    """All metrics that settings name."""
+    kept = () if keep is None else (kept_metric(keep),)
+    return (*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics), *kept)
 
 
 def _files(

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
+from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.parts import FeaturePart
@@ -126,6 +127,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: an image is not finite.
             MetricError: its features are not.
         """
+        self._know_start()
         watch = Stopwatch()
         with watch.timing("merge"):
             self._load(prepared.take())
@@ -133,6 +135,17 @@ class MergeSampleScore(StagedObjective):
             pass
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
         return Sampled(part, prepared.cost + cost)
+
+    def _know_start(self) -> None:
+        """Evaluate where searches begin, once, when a metric is kept there; it is no evaluation of the search."""
+        loss = self.scores.loss
+        if loss.keep is None or loss.start is not None:
+            return
+        self._load(self._source.merge(default_origin(self.steps)))
+        accumulator = self.scores.accumulator(self._images)
+        self._add_batches(accumulator, SEARCH, 0, self._images, Stopwatch())
+        with self._metric_threads():
+            loss.start = self.scores.whole([accumulator.part()]).start(loss.keep)
 
     def _part(
         self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
@@ -174,16 +187,20 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
+        self._know_start()
         watch = Stopwatch()
         held_out = candidate.noise.group in REPORTED
         back: list[FeatureGradients | None] = [None] * len(parts)
         with watch.timing("metric"), self._metric_threads():
             whole = self.scores.whole([sampled.part for sampled in parts], held_out=held_out)
             if gradient:
-                back = [*split_rows(whole.loss_gradients(), [sampled.cost.images for sampled in parts])]
+                back = [
+                    *split_rows(whole.loss_gradients(candidate.keep_weight), [sampled.cost.images for sampled in parts])
+                ]
             loss, metrics = whole.result()
+            excess = whole.excess()
         cost = Cost.of_parts([sampled.cost for sampled in parts]) + watch.cost()
-        return Evaluation(loss, metrics, cost), back
+        return Evaluation(loss, metrics, cost, excess=excess), back
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()

@@ -62,6 +62,7 @@ class ImageObjectiveSettings(FrozenModel):
         metrics: reported beside the loss, with every evaluation.
         held_out_metrics: reported where noise other than the search's is evaluated; without the setting FID in
             features that the loss does not look at, where these can be had.
+        keep: ``precision``, or another metric of single images, which may not get worse than where the search begins.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none.
         weights: extractor → file of its weights; without one they are downloaded.
         images: how many an evaluation of the search samples.
@@ -85,6 +86,7 @@ class ImageObjectiveSettings(FrozenModel):
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
+    keep: str | None = None
     reference: str | dict[str, JsonValue] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
@@ -137,6 +139,7 @@ class ImageObjectiveSettings(FrozenModel):
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
+            keep=self.keep,
             second=published_second(self.loss, cache=cache_directory(), **located),
             **located,
         )
@@ -171,6 +174,7 @@ class ImageObjectiveSettings(FrozenModel):
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
+            keep=self.keep,
             second=published_second(self.loss, **shared) if self.held_out_metrics is None else None,
             **shared,
         )

@@ -24,11 +24,13 @@ class Request:
         images: how many; ``None`` leaves it to the objective's settings.
         noise: which group of noise.
         gradient: whether the gradient of the loss in the coefficients is wanted, too.
+        keep_weight: of the metric that is kept, in that gradient; ``None`` takes the penalty that the loss has.
     """
 
     images: int | None = None
     noise: Noise = SEARCH
     gradient: bool = False
+    keep_weight: float | None = None
 
     def compares(self, images: int | None = None) -> bool:
         """Whether its loss compares with others: on the search's noise, with as many images as plain evaluations have.
@@ -53,7 +55,8 @@ def request_of(parameter: ng.p.Parameter) -> Request:
 def candidate_of(parameter: ng.p.Parameter) -> Candidate:
     """What an optimizer asked, as an objective takes it: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
     request = request_of(parameter)
-    return Candidate(np.asarray(parameter.value, dtype=np.float64), images=request.images, noise=request.noise)
+    coefficients = np.asarray(parameter.value, dtype=np.float64)
+    return Candidate(coefficients, request.images, request.noise, request.keep_weight)
 
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:

@@ -342,7 +342,8 @@ def stored_outcome(trial: FrozenTrial) -> Outcome:
     if trial.state in SUCCEEDED and trial.value is not None:
         gradient = trial.user_attrs.get("gradient")
         known = None if gradient is None else np.array(gradient, dtype=np.float64)
-        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known)
+        excess = trial.user_attrs.get("excess")
+        return Evaluation(trial.value, trial.user_attrs.get("metrics", {}), Cost.from_dict(cost), known, excess)
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 
 

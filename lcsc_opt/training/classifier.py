@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -201,15 +202,11 @@ def train_classifier(
     return ClassifierExtractor(recipe, network, held_out_accuracy=accuracy)
 
 
-def reference_of(extractor: FeatureExtractor, images: Tensor) -> ReferenceStatistics:
-    """What samples are compared with: the statistics of the features of real ``images`` ``[n, C, H, W]``."""
-    statistics = FeatureStatistics.from_features(extract(extractor, images, batch_size=500))
-    return ReferenceStatistics.from_statistics(statistics, extractor.name)
-
-
 def view_of(extractor: FeatureExtractor, images: Tensor) -> View:
     """An extractor beside real ``images`` ``[n, C, H, W]`` as it sees them."""
-    return View(extractor, Reference.from_statistics(reference_of(extractor, images)))
+    features = extract(extractor, images, batch_size=500)
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), extractor.name)
+    return View(extractor, Reference(statistics, statistics.sha256, features.astype(np.float32)))
 
 
 @contextlib.contextmanager

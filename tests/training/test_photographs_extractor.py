@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, extract
-from lcsc_opt.training.classifier import ClassifierExtractor, reference_of
+from lcsc_opt.training.classifier import ClassifierExtractor, view_of
 from lcsc_opt.training.images import photographs_crops, photographs_parts, train_photographs_network
 
 
@@ -55,8 +55,9 @@ def test_two_epochs_already_tell_parts_apart(extractor: ClassifierExtractor, cro
 
 
 def test_worse_images_have_a_larger_distance(extractor: ClassifierExtractor, crops: torch.Tensor) -> None:
-    statistics = reference_of(extractor, crops)
-    reference = FrechetReference(statistics.mean, statistics.cov)
+    seen = view_of(extractor, crops).reference
+    assert seen is not None
+    reference = FrechetReference(seen.statistics.mean, seen.statistics.cov)
     generator = torch.Generator().manual_seed(0)
     some = crops[torch.randperm(len(crops), generator=generator)[:1500]]
     noise = torch.randn(some.shape, generator=generator)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,8 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, radii
 from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.statistics import ReferenceStatistics
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,9 +59,7 @@ class Reference:
         """``[M]`` distance of each real image to its third nearest, for precision. Raises MetricError below four."""
         if len(self.features) <= NEIGHBOURHOOD:
             raise MetricError(f"precision and recall need more than {NEIGHBOURHOOD} reference images")
-        if str(device) not in self._radii:
-            self._radii[str(device)] = radii(self.features_on(device))
-        return self._radii[str(device)]
+        return self.once("radii", device, radii)
 
     def features_on(self, device: torch.device | str) -> Tensor:
         """``[M, D]`` float32, kept on ``device``. Raises MetricError where only mean and covariance are known."""
@@ -65,16 +67,27 @@ class Reference:
             self._features[str(device)] = torch.from_numpy(self.features).to(device)
         return self._features[str(device)]
 
-    @cached_property
-    def _radii(self) -> dict[str, Tensor]:
-        return {}
+    def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
+        """What ``compute`` makes of the features ``[M, D]`` on ``device``, the first time that it is asked for.
+
+        Raises MetricError where only mean and covariance are known.
+        """
+        place = (name, str(device))
+        if place not in self._computed:
+            with torch.no_grad():
+                self._computed[place] = compute(self.features_on(device))
+        return cast("T", self._computed[place])
 
     @cached_property
     def _features(self) -> dict[str, Tensor]:
         return {}
 
+    @cached_property
+    def _computed(self) -> dict[tuple[str, str], object]:
+        return {}
+
 
 NO_FEATURES = (
-    "kid, precision and recall compare features, and this reference holds mean and covariance only; "
+    "this metric compares features, and the reference holds mean and covariance only; "
     "give the images themselves (a folder, a .zip, ADM's .npz) or saved features [N, D]"
 )

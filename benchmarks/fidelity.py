@@ -1,0 +1,207 @@
+"""FID against single images: what each loss does to precision, on real images that no search and no training saw.
+
+    python benchmarks/fidelity.py [--seeds 2] [--images 60000] [--only WORD]
+
+The model is a one-step consistency model of half A of the digits, with K = 100 checkpoints. Searches see half A through
+one network; judges see half B, and both halves through another network. Reported on 10,000 images of held-out noise of
+the check that selection noise likes best among the five best, as a study chooses. What is there already in
+``results/fidelity.csv`` is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from common import RESULTS, machine, write_csv
+
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients
+from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec
+from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.metrics import View, extract
+from lcsc_opt.metrics.comparison import Comparison
+from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
+from lcsc_opt.training.classifier import view_of
+from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
+
+REPORTED, SELECTED, TOP = 10_000, 10_000, 5
+SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 2000, "checkpoint_every": 20, "images": 1000}
+JUDGES = ("fid", "precision", "recall", "near", "cmmd", "sliced")
+SPACES = ("A", "B", "A2", "B2")  # halves through the network of the search, and through another one
+HEADER = ("search", "seed", "images", *(f"{judge} {space}" for space in SPACES for judge in JUDGES))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One search: an optimizer, and what it minimizes."""
+
+    name: str
+    optimizer: str = "LCSCGradient"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+ROWS = (
+    Row("EMA*", ""),
+    Row("LCSC", "LCSC"),
+    Row("LCSC, keep precision", "LCSC", {"keep": "precision"}),
+    Row("LCSCQuadratic", "LCSCQuadratic"),
+    Row("LCSCQuadratic, keep precision", "LCSCQuadratic", {"keep": "precision"}),
+    Row("FID"),
+    Row("FID, keep precision", settings={"keep": "precision"}),
+    Row("FID, keep near", settings={"keep": "near"}),
+    Row("FID + 6 near", settings={"loss": {"fid": 1, "near": 6}}),
+    Row("clusters + FID", settings={"loss": {"fid": 1, "clusters": 1}}),
+    Row("sliced", settings={"loss": "sliced"}),
+)
+
+
+def main() -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--only", default="", help="only searches whose name contains this")
+    arguments = parser.parse_args()
+    print(machine())
+    judges, known = Judges(), read()
+    for row in ROWS:
+        for seed in range(arguments.seeds if row.optimizer else 1):
+            images = arguments.images if row.optimizer else 0
+            if arguments.only in row.name and (row.name, seed, images) not in known:
+                coefficients = search(row, seed, images) if row.optimizer else best_ema()
+                known[row.name, seed, images] = judges.of(coefficients)
+                write(known)
+                print(row.name, seed, *(f"{value:.3f}" for value in known[row.name, seed, images]), flush=True)
+    print(table(known, judges))
+
+
+Known = dict[tuple[str, int, int], tuple[float, ...]]
+
+
+def objective_of(**settings: Any) -> MergeSampleScore:
+    """Half A of the digits."""
+    objective = load_objective(ObjectiveSpec(file="digits.py", settings={**SETTINGS, **settings}))
+    assert isinstance(objective, MergeSampleScore)
+    return objective
+
+
+def best_ema() -> Coefficients:
+    """EMA*: the best of the window's rates on the search's noise."""
+    objective = objective_of()
+    grid = [ema_coefficients(objective.steps, rate) for rate in window_ema_rates(objective.steps)]
+    return min(grid, key=lambda coefficients: objective.evaluate(Candidate(coefficients)).loss)
+
+
+def search(row: Row, seed: int, images: int) -> Coefficients:
+    """The answer of one search of so many images."""
+    objective = objective_of(**row.settings)
+    checks = list(compared(objective, row.optimizer, seed, images))
+    best = sorted(checks, key=lambda found: found[0])[:TOP]
+
+    def selected(found: tuple[float, Coefficients]) -> float:
+        return objective.evaluate(Candidate(found[1], images=SELECTED, noise=SELECTION)).loss
+
+    return min(best, key=selected)[1]
+
+
+def compared(
+    objective: MergeSampleScore, optimizer: str, seed: int, images: int
+) -> Iterator[tuple[float, Coefficients]]:
+    """Losses that compare, and their coefficients."""
+    per_evaluation, spent = objective.images_per_evaluation, 0
+    space = AffineSpace(objective.steps, default_origin(objective.steps))
+    asking = build_optimizer(
+        OptimizerSpec(name=optimizer), space, budget=images // per_evaluation, workers=1, seed=seed
+    )
+    if hasattr(asking, "plan_budget"):
+        asking.plan_budget(evaluations=None, images=images, images_per_evaluation=per_evaluation)
+    while True:
+        parameter = asking.ask()
+        candidate, request = candidate_of(parameter), request_of(parameter)
+        spent += candidate.images or per_evaluation
+        if spent > images:
+            return
+        evaluation = objective.evaluate(candidate, gradient=request.gradient)
+        attach_evaluation(parameter, evaluation)
+        asking.tell(parameter, evaluation.loss)
+        if request.compares(per_evaluation):
+            yield evaluation.loss, candidate.coefficients
+
+
+class Judges:
+    """Both halves of the digits as two networks see them."""
+
+    def __init__(self) -> None:
+        self._objective = objective_of()
+        images, cache = digits_images(), cache_directory()
+        networks = (train_digits_network(seed=0, cache=cache), second_digits_view(cache).extractor)
+        self._views: dict[str, View] = {
+            f"{half}{number}": view_of(network, images[first::2])
+            for number, network in zip(("", "2"), networks, strict=True)
+            for half, first in (("A", 0), ("B", 1))
+        }
+        self._halves = images[0::2], images[1::2]
+
+    def of(self, coefficients: Coefficients) -> tuple[float, ...]:
+        """All judges of 10,000 images on held-out noise."""
+        return self._judged(self._objective.images(coefficients, HELD_OUT, REPORTED))
+
+    def floor(self) -> tuple[float, ...]:
+        """The real half A as if it had been sampled."""
+        return self._judged(self._halves[0])
+
+    def _judged(self, images: Any) -> tuple[float, ...]:
+        values = []
+        for space in SPACES:
+            view = self._views[space]
+            comparison = Comparison(extract(view.extractor, images).astype(np.float32), None, view.reference)
+            values += [comparison.compute(judge) for judge in JUDGES]
+        return tuple(values)
+
+
+def read() -> Known:
+    """What is there already."""
+    path = RESULTS / "fidelity.csv"
+    if not path.exists():
+        return {}
+    with path.open() as file:
+        rows = list(csv.reader(line for line in file if not line.startswith("#")))[1:]
+    return {(name, int(seed), int(images)): tuple(map(float, values)) for name, seed, images, *values in rows}
+
+
+def write(known: Known) -> None:
+    """All of it."""
+    write_csv("fidelity", HEADER, [(*key, *(round(value, 4) for value in values)) for key, values in known.items()])
+
+
+def table(known: Known, judges: Judges) -> str:
+    """Means over seeds, with their standard deviations."""
+    shown = ("fid A", "fid B", "precision A", "recall A", "precision A2", "fid B2", "near A", "cmmd B", "sliced B")
+    places = [HEADER.index(name) - 3 for name in shown]
+    lines = [f"| search | images | seeds | {' | '.join(shown)} |", "|---|---|---|" + "---|" * len(shown)]
+    floor = judges.floor()
+    lines.append("| half A itself | | | " + " | ".join(f"{floor[place]:.3g}" for place in places) + " |")
+    for name, images in dict.fromkeys((name, images) for name, _, images in known):
+        found = [values for key, values in known.items() if (key[0], key[2]) == (name, images)]
+        cells = [_cell([values[place] for values in found]) for place in places]
+        lines.append(f"| {name} | {images:,} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3g}{spread}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""How the objectives that are trained here are scored: by networks that are trained here, too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.metrics import Scores, View
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.metrics.names import INCEPTION, SECOND, MetricName
+from lcsc_opt.metrics.scores import SecondSpace
+from lcsc_opt.training.classifier import view_of
+
+
+class ScoredImages(FrozenModel):
+    """``loss``, ``metrics``, ``held_out_metrics``, ``keep`` as for all images; ``data`` that is trained on.
+
+    ``half`` of the images leaves the other half for judges that nobody has seen.
+    """
+
+    loss: str | dict[str, float] = "fid"
+    metrics: list[str] = Field(default_factory=list)
+    held_out_metrics: list[str] = Field(default_factory=lambda: ["precision", "recall"])
+    keep: str | None = None
+    data: Literal["all", "half"] = "all"
+
+    def seen(self, images: Tensor) -> Tensor:
+        """The real images ``[n, C, H, W]`` that training and loss may look at."""
+        return images if self.data == "all" else images[::2]
+
+    def unseen(self, images: Tensor) -> Tensor:
+        """The others; none where all are seen."""
+        return images[:0] if self.data == "all" else images[1::2]
+
+    def key(self, training: str) -> str:
+        """The key of a training, for the data that it sees."""
+        return training if self.data == "all" else f"{training}-{self.data}"
+
+    def scores(self, extractor: FeatureExtractor, images: Tensor, second: Callable[[], View]) -> Scores:
+        """Metrics in the features of ``extractor``, against those of ``images`` that are seen."""
+        return Scores(
+            {INCEPTION: view_of(extractor, self.seen(images))},
+            loss=self.loss,
+            metrics=self.metrics,
+            held_out_metrics=self.held_out_metrics,
+            keep=self.keep,
+            second=SecondSpace(MetricName("fid", SECOND), second),
+        )

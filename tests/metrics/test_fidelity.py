@@ -1,0 +1,129 @@
+"""Distances of single samples, clusters, projections and kernels: by hand, and their gradients by differences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import ot
+import pytest
+import torch
+from sklearn.metrics.pairwise import rbf_kernel
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import Reference, ReferenceStatistics
+from lcsc_opt.metrics.comparison import Comparison
+from lcsc_opt.metrics.fidelity import DIRECTIONS, FIDELITY, distance, distance_and_gradient
+from lcsc_opt.metrics.names import Formula
+from lcsc_opt.metrics.statistics import FeatureStatistics
+
+FORMULAS = list(FIDELITY)
+
+
+def reference_of(features: Tensor) -> Reference:
+    known = features.float().numpy()
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(known), "test")
+    return Reference(statistics, "test", known)
+
+
+def drawn(count: int, dimension: int = 5, *, seed: int = 0, shift: float = 0.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, dimension, generator=generator, dtype=torch.float64) + shift
+
+
+LINE = reference_of(torch.tensor([[0.0], [1.0], [3.0], [7.0], [20.0]]))
+RADII = {0: 7.0, 1: 6.0, 3: 4.0, 7: 7.0, 20: 19.0}  # to the third nearest other
+
+
+def test_near_by_hand() -> None:
+    assert distance("near", torch.tensor([[0.5], [5.0], [-4.0]]), LINE) == pytest.approx((0.5 + 2 + 4) / 3)
+
+
+def test_hinge_by_hand_is_zero_inside_of_the_spheres_that_precision_counts() -> None:
+    assert distance("hinge", torch.tensor([[0.5], [14.0], [30.0]]), LINE) == 0
+    outside = torch.tensor([[-14.0], [50.0], [2.0]], dtype=torch.float64)
+    expected = [min((x - r) ** 2 / radius**2 for r, radius in RADII.items()) - 1 for x in (-14, 50)]
+    assert distance("hinge", outside, LINE) == pytest.approx(sum(expected) / 3)
+
+
+def test_hinge_is_positive_exactly_where_precision_is_below_one() -> None:
+    reference, samples = reference_of(drawn(60)), drawn(200, seed=1, shift=1.0).float()
+    for row in samples[:50]:
+        precise = Comparison(row.expand(5, -1).numpy(), None, reference).precision()
+        assert (distance("hinge", row[None], reference) == 0) == (precise == 1)
+
+
+def test_sliced_is_that_of_exact_transport_in_each_direction() -> None:
+    samples, real = drawn(17, seed=1), drawn(30, seed=2, shift=0.5)
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(5, DIRECTIONS, generator=generator, dtype=torch.float64)
+    directions = (directions / directions.norm(dim=0)).numpy()
+    known = real.float().double().numpy()
+    per_direction = ot.wasserstein_1d(samples.numpy() @ directions, known @ directions, p=2)
+    assert distance("sliced", samples, reference_of(real)) == pytest.approx(5 * per_direction.mean(), rel=1e-5)
+
+
+def test_sliced_of_a_shift_is_its_squared_length() -> None:
+    real = drawn(40, 64)
+    shifted = distance("sliced", real + 0.5, reference_of(real))
+    assert shifted == pytest.approx(64 * 0.25, rel=0.15)  # up to the directions that were drawn
+
+
+def test_cmmd_is_the_biased_mmd_of_unit_vectors() -> None:
+    samples, real = drawn(12, seed=1).float(), drawn(30, seed=2, shift=0.5).float()
+    x, y = (part / part.norm(dim=1, keepdim=True) for part in (samples, real))
+    gamma = 1 / (2 * 10**2)
+    expected = rbf_kernel(x, gamma=gamma).mean() + rbf_kernel(y, gamma=gamma).mean()
+    expected = 1000 * (expected - 2 * rbf_kernel(x, y, gamma=gamma).mean())
+    assert distance("cmmd", samples.double(), reference_of(real)) == pytest.approx(expected, rel=1e-3)
+
+
+def test_clusters_is_zero_for_the_real_images_and_sees_what_happens_to_one_of_them() -> None:
+    centres = 40 * torch.eye(10, 5, dtype=torch.float64) + 40 * torch.eye(10, 5, dtype=torch.float64).roll(5, 0) * -1
+    real = (centres[:, None] + drawn(300).reshape(10, 30, 5)).reshape(-1, 5)
+    reference = reference_of(real)
+    assert distance("clusters", real, reference) == pytest.approx(0, abs=1e-3)
+    spoiled = real.clone()
+    spoiled[:30] += 1.0
+    assert distance("clusters", spoiled, reference) == pytest.approx(0.1 * 5, rel=0.05)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize(("count", "real"), [(4, 50), (12, 12), (13, 9)])
+def test_gradient_is_that_of_central_differences(formula: Formula, count: int, real: int) -> None:
+    reference, samples = reference_of(drawn(real)), 0.8 * drawn(count, seed=3, shift=0.6)
+    value, gradient = distance_and_gradient(formula, samples, reference)
+    assert value == pytest.approx(distance(formula, samples, reference), rel=1e-12)
+    assert gradient.dtype == torch.float64
+    expected, step = torch.empty_like(samples), 1e-7
+    for index in np.ndindex(*samples.shape):
+        moved = torch.zeros_like(samples)
+        moved[index] = step
+        ahead, behind = (distance(formula, samples + sign * moved, reference) for sign in (1, -1))
+        expected[index] = (ahead - behind) / (2 * step)
+    assert float((gradient - expected).norm()) <= 1e-5 * max(float(expected.norm()), 1e-3)
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_float32_features_as_networks_give_them(formula: Formula) -> None:
+    reference, samples = reference_of(drawn(40)), drawn(30, seed=3, shift=0.6)
+    exact, exact_gradient = distance_and_gradient(formula, samples, reference)
+    value, gradient = distance_and_gradient(formula, samples.float(), reference)
+    assert value == pytest.approx(exact, rel=1e-3)
+    assert float((gradient - exact_gradient).norm()) <= 1e-2 * float(exact_gradient.norm())
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_real_images_that_are_there_several_times_and_samples_on_top_of_them(formula: Formula) -> None:
+    real = drawn(20).repeat_interleave(5, dim=0)
+    value, gradient = distance_and_gradient(formula, real[:10].float().double(), reference_of(real))
+    assert math.isfinite(value)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_reference_of_three_images_is_refused(formula: Formula) -> None:
+    comparison = Comparison(drawn(5).numpy(), None, reference_of(drawn(3)))
+    with pytest.raises(MetricError, match="more than 3 reference images"):
+        comparison.compute(formula)

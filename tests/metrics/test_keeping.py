@@ -1,0 +1,95 @@
+"""A metric that may not get worse than at the start: its bound, its penalty, and both gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import Reference, ReferenceStatistics, Scores, View
+from lcsc_opt.metrics.keeping import PENALTY, SLACK, Start, kept_metric
+from lcsc_opt.metrics.parts import WholeEvaluation
+from lcsc_opt.metrics.statistics import FeatureStatistics
+
+
+class Pixels:
+    """The four pixels of an image as features."""
+
+    name, dimension, input_size = "pixels", 4, None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+def drawn(count: int, *, seed: int, spread: float = 0.3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return spread * torch.randn(count, 1, 2, 2, generator=generator, dtype=torch.float64)
+
+
+def scores(keep: str | None = "precision") -> Scores:
+    features = drawn(60, seed=0).flatten(1).numpy()
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), "pixels")
+    return Scores({"inception": View(Pixels(), Reference(statistics, "real", features.astype(np.float32)))}, keep=keep)
+
+
+def seen(made: Scores, images: torch.Tensor) -> WholeEvaluation:
+    accumulator = made.accumulator(len(images), gradient=True)
+    accumulator.add(images)
+    return made.whole([accumulator.part()])
+
+
+@pytest.mark.parametrize(
+    ("text", "metric"), [("precision", "hinge"), ("precision@clip", "hinge@clip"), ("near", "near")]
+)
+def test_precision_is_kept_by_what_has_a_gradient(text: str, metric: str) -> None:
+    assert str(kept_metric(text)) == metric
+
+
+@pytest.mark.parametrize("text", ["fid", "recall", "precison", ""])
+def test_what_cannot_be_kept_is_refused(text: str) -> None:
+    with pytest.raises(MetricError, match="cannot be kept; known: precision, near, hinge"):
+        kept_metric(text)
+
+
+def test_the_start_is_measured_without_a_penalty() -> None:
+    made, images = scores(), drawn(50, seed=1, spread=0.5)
+    plain, metrics = seen(scores(None), images).result()
+    assert made.loss.keep is not None
+    start = seen(made, images).start(made.loss.keep)
+    assert start.loss == plain == metrics["fid"]
+    assert start.value == seen(made, images).result()[1]["hinge"] > 0
+    assert start.deviation > 0
+
+
+def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not() -> None:
+    made, images = scores(), drawn(50, seed=1, spread=0.6)
+    plain, metrics = seen(made, images).result()
+    value = metrics["hinge"]
+    made.loss.start = Start(plain, value * 1.1, value)
+    assert seen(made, images).result()[0] == plain
+    assert seen(made, images).excess() == pytest.approx(-0.1 * 50**0.5)
+    made.loss.start = Start(plain, value / 2, value / 100)
+    slack = SLACK * value / 100 / 50**0.5
+    assert seen(made, images).result()[0] == pytest.approx(plain + PENALTY * plain * (value / 2 - slack) / (value / 2))
+
+
+@pytest.mark.parametrize("keep_weight", [None, 0.0, 0.7])
+def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_is_asked(
+    keep_weight: float | None,
+) -> None:
+    made, images = scores(), drawn(12, seed=1, spread=0.6)
+    made.loss.start = Start(3.0, 0.2, 0.01)
+
+    def value(some: torch.Tensor) -> float:
+        loss, metrics = seen(made, some).result()
+        if keep_weight is None:
+            return loss
+        return metrics["fid"] + keep_weight * 3.0 / 0.2 * metrics["hinge"]
+
+    gradient = seen(made, images).loss_gradients(keep_weight)["inception"].reshape(12, 1, 2, 2)
+    for index in [(0, 0, 0, 0), (3, 0, 1, 0), (7, 0, 0, 1), (11, 0, 1, 1)]:
+        moved = torch.zeros_like(images)
+        moved[index] = 1e-6
+        expected = (value(images + moved) - value(images - moved)) / 2e-6
+        assert gradient[index] == pytest.approx(expected, rel=1e-4, abs=1e-7)
