@@ -102,6 +102,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
 
     preparing.train = remembered
     study_file = preparing.run(request(name, folder, arguments.steps))
+    assert study_file is not None  # one process
     trained = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
     found = fid(name, study_file, arguments)
     loops = costs(jobs[0], arguments.rounds)

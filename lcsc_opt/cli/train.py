@@ -68,4 +68,5 @@ def train(
         precision=precision.value,
     )
     study = run(request, resume=resume)
-    say(f"{out}: trained; next: lcsc run {study}")
+    if study is not None:
+        say(f"{out}: trained; next: lcsc run {study}")

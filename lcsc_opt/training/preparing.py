@@ -70,7 +70,7 @@ class Request:
         return self.out.with_name(self.out.name.removesuffix(".trajectory") + suffix)
 
 
-def run(request: Request, *, resume: bool = False) -> Path:
+def run(request: Request, *, resume: bool = False) -> Path | None:
     """Train, and leave a trajectory, a model's folder and a study file.
 
     Args:
@@ -78,7 +78,7 @@ def run(request: Request, *, resume: bool = False) -> Path:
         resume: go on with what is there.
 
     Returns:
-        The study file.
+        The study file, in the process that has written it.
 
     Raises:
         TrainingError: something that was asked for is wrong, or the loss is not finite.
@@ -110,14 +110,14 @@ def run(request: Request, *, resume: bool = False) -> Path:
         noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
         teacher=None if teacher is None else teacher.denoiser(),
     )
-    study = request.beside(".yaml")
     if accelerator.is_main_process:
         _write_beside(request, recipe, job, data, latents, resume=resume)
     accelerator.wait_for_everyone()
     train(job, accelerator=accelerator, resume=resume)
-    if accelerator.is_main_process:
-        _write_average(request, network)
-    return study
+    if not accelerator.is_main_process:
+        return None
+    _write_average(request, network)
+    return request.beside(".yaml")
 
 
 def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
