@@ -17,7 +17,9 @@ prediction type, clipping) comes from the pipeline, and ``sampler.scheduler`` ch
     sampler: {name: consistency, timesteps: [22, 0]}      # two steps of a consistency model
 
 A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
-one class, such as 207; ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance.
+one class, such as 207; ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance. A model of latents
+needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``, which ``lcsc train``
+writes into its study files.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
+    DecoderSettings,
     DiffusersFolder,
     DiffusersSampler,
     Guidance,
@@ -51,13 +54,14 @@ class GuidanceSettings(FrozenModel):
 
 
 class Settings(ImageObjectiveSettings):
-    """Beside what all objectives over images have: the model, its sampler, and its classes."""
+    """Beside what all objectives over images have: the model, its sampler, its classes, and its decoder."""
 
     model: str
     sampler: SchedulerSettings
     image_shape: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
     labels: Labels | None = None
     guidance: GuidanceSettings | None = None
+    decoder: DecoderSettings | None = None
 
     def check(self) -> None:
         """Beside what all objectives over images check: the folder holds a model."""
@@ -82,17 +86,20 @@ def _sampler(checked: Settings, folder: DiffusersFolder) -> DiffusersSampler:
         )
     network = folder.network()
     guidance = None if checked.guidance is None else Guidance(checked.guidance.scale, checked.guidance.null_label)
+    image_shape = checked.image_shape or folder.image_shape()
     return DiffusersSampler(
         network,
         build_scheduler(chosen.name, folder.scheduler, chosen.scheduler),
         steps=chosen.steps,
         timesteps=chosen.timesteps,
-        image_shape=checked.image_shape or folder.image_shape(),
+        image_shape=image_shape,
         noise=noise,
         labels=choose_labels(
             checked.labels, guidance, classes=folder.classes, noise=noise, embedded=embedded_labels(network)
         ),
         guidance=guidance,
+        decoder=None if checked.decoder is None else checked.decoder.build(image_shape[0]),
+        timestep_scale=folder.timestep_scale,
         step_options=chosen.step,
         settings=checked.network_settings(),
     )

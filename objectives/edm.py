@@ -49,6 +49,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import ImageObjectiveSettings
 from lcsc_opt.sampling import (
     ClassLabels,
+    DecoderSettings,
     DiffusersSampler,
     EdmDenoiser,
     HeunSampler,
@@ -59,7 +60,6 @@ from lcsc_opt.sampling import (
     Sampler,
     build_scheduler,
     choose_labels,
-    load_autoencoder,
     load_weights,
 )
 from lcsc_opt.trajectory import read_checkpoint
@@ -99,16 +99,6 @@ class GuideSettings(FrozenModel):
     key: str | None = None
     network: str | None = None
     arguments: Arguments = Field(default={})
-
-
-class DecoderSettings(FrozenModel):
-    """How latents were scaled; the defaults are those of EDM2 with Stability's autoencoder ``sd-vae-ft-mse``."""
-
-    autoencoder: str
-    raw_mean: list[float] = Field(default=[5.81, 3.25, 0.12, -2.15])
-    raw_std: list[float] = Field(default=[4.17, 4.62, 3.71, 3.28])
-    final_std: float = 0.5
-    batch_size: Annotated[int, Field(ge=1)] = 8
 
 
 class Settings(ImageObjectiveSettings):
@@ -234,16 +224,4 @@ def _image_shape(network: nn.Module) -> tuple[int, int, int]:
 
 def _decoder(checked: Settings, network: nn.Module) -> LatentDecoder | None:
     """EDM2's latents are the autoencoder's, with mean 0 and spread ``final_std``; its images lie in [0, 1]."""
-    chosen = checked.decoder
-    if chosen is None:
-        return None
-    channels = _image_shape(network)[0]
-    if not len(chosen.raw_mean) == len(chosen.raw_std) == channels:
-        raise ObjectiveError(f"decoder: expected raw_mean and raw_std of {channels} channels")
-    return LatentDecoder(
-        load_autoencoder(given_path(chosen.autoencoder)),
-        mean=chosen.raw_mean,
-        scale=[std / chosen.final_std for std in chosen.raw_std],
-        low=0.0,
-        batch_size=chosen.batch_size,
-    )
+    return None if checked.decoder is None else checked.decoder.build(_image_shape(network)[0])

@@ -8,6 +8,7 @@
     ├── CatalogError               an objective, study or dashboard that cannot be found or loaded
     ├── TrajectoryError            a packed trajectory, or checkpoints that do not belong together
     │   └── CheckpointError        one checkpoint file
+    ├── TrainingError              a recipe, its data or the models that it begins from
     ├── MetricError                features, reference statistics, distances
     ├── ObjectiveError             an objective that cannot evaluate what it was asked for
     ├── ClusterError               machines that evaluations are to run on
@@ -49,6 +50,10 @@ class TrajectoryError(LcscError):
 
 class CheckpointError(TrajectoryError):
     """One checkpoint file that cannot be read as weights."""
+
+
+class TrainingError(LcscError):
+    """A recipe that cannot train: its settings, its data, the models that it begins from, or a loss that diverges."""
 
 
 class MetricError(LcscError, ValueError):

@@ -20,7 +20,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.waiting import let_waiting_threads_sleep
-from lcsc_opt.cli import cleaning, dashboard, doctor, exports, landscape, profile, results, studies, trajectory
+from lcsc_opt.cli import cleaning, dashboard, doctor, exports, landscape, profile, results, studies, train, trajectory
 from lcsc_opt.cli.output import OutputError, complain
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ def _options(
     """Search the linear combination of saved checkpoints that samples best."""
 
 
+train.add_commands(app)
 studies.add_commands(app)
 results.add_commands(app)
 exports.add_commands(app)

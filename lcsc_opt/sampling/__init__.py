@@ -8,7 +8,7 @@ from lcsc_opt.sampling.diffusers_sampler import DiffusersSampler
 from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOutput
 from lcsc_opt.sampling.function import FunctionSampler
 from lcsc_opt.sampling.labels import ClassLabels, Guidance, Labels, choose_labels, embedded_labels
-from lcsc_opt.sampling.latents import LatentDecoder, load_autoencoder
+from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder, load_autoencoder
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.noise import ImageNoise
 from lcsc_opt.sampling.schedulers import SCHEDULERS, SchedulerSettings, build_scheduler
@@ -18,6 +18,7 @@ __all__ = [
     "ClassLabels",
     "ConsistencyFunction",
     "ConsistencySampler",
+    "DecoderSettings",
     "DifferentiableSampler",
     "DifferentiableWeights",
     "DiffusersFolder",

@@ -15,6 +15,9 @@ from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.noise import ImageNoise
 
+SONG_NOISE, EDM_NOISE = 250.0, 0.25
+"""What ln(sigma) is multiplied with before a network is told: by Song et al. 2023, and by Karras et al. 2022."""
+
 
 class Network(Protocol):
     """What a consistency function preconditions: ``(x [N, C, H, W], c_noise [N]) -> [N, C, H, W]``."""
@@ -29,14 +32,28 @@ class ConsistencyFunction(nn.Module):
 
     Song et al. 2023, Eq. 5 and Appendix C: c_skip = sigma_data^2 / ((sigma - sigma_min)^2 + sigma_data^2),
     c_out = sigma_data (sigma - sigma_min) / sqrt(sigma_data^2 + sigma^2), and, as in EDM (Karras et al. 2022),
-    c_in = 1 / sqrt(sigma^2 + sigma_data^2), c_noise = 1000 / 4 ln(sigma).
+    c_in = 1 / sqrt(sigma^2 + sigma_data^2), c_noise = 1000 / 4 ln(sigma). With ``sigma_min`` 0 it is EDM's denoiser.
+
+    Args:
+        network: F.
+        sigma_data: the data's standard deviation.
+        sigma_min: where the function is the identity.
+        noise_scale: what ln(sigma) is multiplied with; EDM has 1 / 4.
     """
 
-    def __init__(self, network: nn.Module, *, sigma_data: float = 0.5, sigma_min: float = 0.002) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        sigma_data: float = 0.5,
+        sigma_min: float = 0.002,
+        noise_scale: float = SONG_NOISE,
+    ) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
         self.sigma_min = sigma_min
+        self.noise_scale = noise_scale
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Noisy images ``x`` ``[N, C, H, W]`` at noise levels ``sigma`` ``[N]`` → images ``[N, C, H, W]``."""
@@ -45,12 +62,13 @@ class ConsistencyFunction(nn.Module):
         c_skip = variance / ((s - self.sigma_min) ** 2 + variance)
         c_out = self.sigma_data * (s - self.sigma_min) * (s**2 + variance).rsqrt()
         c_in = (s**2 + variance).rsqrt()
-        return c_skip * x + c_out * _call(self.network, c_in * x, 250 * sigma.log())
+        return c_skip * x + c_out * network_output(self.network, c_in * x, self.noise_scale * sigma.log())
 
 
-def _call(network: nn.Module, x: Tensor, c_noise: Tensor) -> Tensor:
+def network_output(network: nn.Module, x: Tensor, c_noise: Tensor) -> Tensor:
+    """The tensor that a network gives; those of diffusers wrap it."""
     output = network(x, c_noise)
-    images: Tensor = output if isinstance(output, Tensor) else output.sample  # diffusers wraps it
+    images: Tensor = output if isinstance(output, Tensor) else output.sample
     return images
 
 

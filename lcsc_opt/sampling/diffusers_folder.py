@@ -16,6 +16,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
 
 COMPONENTS = ("unet", "unet_ema", "transformer", "transformer_ema")
+TIMESTEP_SCALE = "timestep_scale"
 Config = dict[str, Any]
 
 
@@ -27,11 +28,14 @@ class DiffusersFolder:
         path: where it was read.
         model: the network's ``config.json``.
         scheduler: the pipeline's ``scheduler_config.json``, where there is one.
+        timestep_scale: what the network is used to, where it was tuned from another kind of model and is told other
+            numbers of the noise level than the scheduler's: these times this. Key of the scheduler's configuration.
     """
 
     path: Path
     model: Config
     scheduler: Config | None
+    timestep_scale: float = 1.0
 
     @classmethod
     def read(cls, path: Path) -> DiffusersFolder:
@@ -41,14 +45,14 @@ class DiffusersFolder:
             ObjectiveError: no such file, or not a model's configuration.
         """
         if path.is_file():
-            return cls(path, _read_json(path), _scheduler_beside(path.parent))
+            return cls(path, _read_json(path), *_scheduler_beside(path.parent))
         component = next((path / name for name in COMPONENTS if (path / name / "config.json").is_file()), path)
         if not (component / "config.json").is_file():
             raise ObjectiveError(
                 f"model: {path} holds no config.json, and none in {', '.join(COMPONENTS)}; expected a folder that "
                 "diffusers' save_pretrained wrote, of a model or of a pipeline"
             )
-        return cls(path, _read_json(component / "config.json"), _scheduler_beside(component))
+        return cls(path, _read_json(component / "config.json"), *_scheduler_beside(component))
 
     def network(self) -> nn.Module:
         """The network, with random weights.
@@ -89,12 +93,17 @@ class DiffusersFolder:
         return int(classes) if classes else None
 
 
-def _scheduler_beside(model: Path) -> Config | None:
+def _scheduler_beside(model: Path) -> tuple[Config | None, float]:
+    """Its configuration, and the scale of its timesteps."""
     for folder in (model, model.parent):
         path = folder / "scheduler" / "scheduler_config.json"
         if path.is_file():
-            return _read_json(path)
-    return None
+            config = _read_json(path)
+            scale = config.pop(TIMESTEP_SCALE, 1.0)
+            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+                raise ObjectiveError(f"{path}: {TIMESTEP_SCALE}: expected a number above 0, got {scale!r}")
+            return config, float(scale)
+    return None, 1.0
 
 
 def _read_json(path: Path) -> Config:

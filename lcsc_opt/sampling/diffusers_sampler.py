@@ -39,6 +39,7 @@ class DiffusersSampler:
         settings: how the network is run.
         trained: the part of the network that the checkpoints hold, where that is not all of it.
         calls: how many model calls one call of the network stands for.
+        timestep_scale: the network is told the scheduler's timesteps times this.
 
     Raises:
         ObjectiveError: the scheduler does not take these steps or options; guidance without labels; no such device.
@@ -60,6 +61,7 @@ class DiffusersSampler:
         settings: NetworkSettings | None = None,
         trained: nn.Module | None = None,
         calls: int = 1,
+        timestep_scale: float = 1.0,
     ) -> None:
         if guidance is not None and labels is None:
             raise ObjectiveError("guidance: the model has no classes to guide to")
@@ -69,6 +71,7 @@ class DiffusersSampler:
         self._schedule = _schedule(scheduler, steps, timesteps)
         self._step_options = _step_options(scheduler, step_options or {})
         self._network = PreparedNetwork(network, settings, trained=trained)
+        self._timestep_scale = timestep_scale
         if decoder is not None:
             decoder.to(self._network.device)
         learned = str(scheduler.config.get("variance_type", "")).startswith("learned")
@@ -133,6 +136,7 @@ class DiffusersSampler:
             "guidance": None if self.guidance is None else [self.guidance.scale, self.guidance.null_label],
             "noise_seed": self.noise.seed,
             "dtype": self._network.settings.dtype,
+            **({} if self._timestep_scale == 1 else {"timestep_scale": self._timestep_scale}),
         }
 
     def _timesteps(self) -> Tensor:
@@ -172,6 +176,8 @@ class DiffusersSampler:
 
     def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, again: bool) -> Tensor:
         times = timestep.to(self._network.dtype if timestep.is_floating_point() else timestep.dtype)
+        if self._timestep_scale != 1:
+            times = times * self._timestep_scale
         times = times.to(images.device).expand(len(images))
         if labels is None:
             return self._kept(self._network(images, times, again=again))

@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.paths import given_path
+from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import weights_sha256
 from lcsc_opt.sampling.differentiation import recomputed
+
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
+
+
+class DecoderSettings(FrozenModel):
+    """How latents were scaled; the defaults are those of EDM2 with Stability's autoencoder ``sd-vae-ft-mse``.
+
+    Attributes:
+        autoencoder: the folder of one, of diffusers.
+        raw_mean: of its latents, for each channel.
+        raw_std: of its latents, for each channel.
+        final_std: of the latents that the model makes, whose mean is 0.
+        low: what black is in the decoded images; white is 1.
+        batch_size: latents decoded at once.
+    """
+
+    autoencoder: str
+    raw_mean: list[float] = Field(default=[5.81, 3.25, 0.12, -2.15])
+    raw_std: list[float] = Field(default=[4.17, 4.62, 3.71, 3.28])
+    final_std: float = 0.5
+    low: float = 0.0
+    batch_size: Annotated[int, Field(ge=1)] = 8
+
+    def build(self, channels: int) -> LatentDecoder:
+        """The decoder of latents with so many channels.
+
+        Raises:
+            ObjectiveError: they have another number, or there is no autoencoder.
+        """
+        if not len(self.raw_mean) == len(self.raw_std) == channels:
+            raise ObjectiveError(f"decoder: expected raw_mean and raw_std of {channels} channels")
+        return LatentDecoder(
+            load_autoencoder(given_path(self.autoencoder)),
+            mean=self.raw_mean,
+            scale=[std / self.final_std for std in self.raw_std],
+            low=self.low,
+            batch_size=self.batch_size,
+        )
 
 
 class LatentDecoder(nn.Module):
@@ -45,7 +87,7 @@ class LatentDecoder(nn.Module):
         self.low, self.batch_size = low, batch_size
 
     def forward(self, latents: Tensor) -> Tensor:
-        """``[N, C, H, W]`` latents → ``[N, 3, 8 H, 8 W]`` images, black at −1 and white at 1."""
+        """``[N, C, H, W]`` latents → ``[N, C', H', W']`` images, black at −1 and white at 1."""
         raw = latents * self.scale + self.mean
         parts = torch.split(raw, self.batch_size)
         images = torch.cat([recomputed(self._decode, part) if len(parts) > 1 else self._decode(part) for part in parts])
@@ -66,20 +108,24 @@ class LatentDecoder(nn.Module):
 
 
 def load_autoencoder(folder: Path) -> nn.Module:
-    """An ``AutoencoderKL`` from a folder that diffusers' ``save_pretrained`` wrote, with safetensors weights.
+    """An autoencoder from a folder that diffusers' ``save_pretrained`` wrote, with safetensors weights.
 
     Raises:
-        ObjectiveError: no such folder, or not one of an autoencoder.
+        ObjectiveError: no such folder, or not one of an ``AutoencoderKL`` or an ``AutoencoderTiny``.
     """
     prepare_torchvision()
-    from diffusers import AutoencoderKL
+    import diffusers
 
+    expected = f"expected the folder of an {' or an '.join(AUTOENCODERS)}"
     if not (folder / "config.json").is_file():
-        raise ObjectiveError(f"decoder: {folder} holds no config.json; expected the folder of an AutoencoderKL")
+        raise ObjectiveError(f"decoder: {folder} holds no config.json; {expected}")
     try:
-        network: nn.Module = cast("Any", AutoencoderKL).from_pretrained(
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name", AUTOENCODERS[0])
+        if name not in AUTOENCODERS:
+            raise ObjectiveError(f"decoder: {folder} is of a {name}; {expected}")
+        network: nn.Module = getattr(diffusers, name).from_pretrained(
             folder, local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
         raise ObjectiveError(f"decoder: {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     return network

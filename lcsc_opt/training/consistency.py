@@ -84,9 +84,10 @@ def consistency_loss(
     Returns:
         A scalar.
     """
-    interval = torch.multinomial(weights, len(images), replacement=True, generator=generator)
-    low, high = levels[interval].float(), levels[interval + 1].float()
-    z = torch.randn(images.shape, generator=generator)
+    levels, device = levels.float().to(images.device), images.device
+    interval = torch.multinomial(weights.to(device), len(images), replacement=True, generator=generator)
+    low, high = levels[interval], levels[interval + 1]
+    z = torch.randn(images.shape, generator=generator, device=device)
     with torch.no_grad():
         target = function(images + low[:, None, None, None] * z, low)
     student = function(images + high[:, None, None, None] * z, high)

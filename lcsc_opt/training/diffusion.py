@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.sampling.consistency import network_output
 from lcsc_opt.training.running import Training, train, training_key
 from lcsc_opt.trajectory import Trajectory
 
@@ -68,11 +69,9 @@ def diffusion_loss(
     Returns:
         A scalar.
     """
-    t = torch.randint(timesteps, (len(images),), generator=generator)
-    epsilon = torch.randn(images.shape, generator=generator)
-    output = network(schedule.add_noise(images, epsilon, t), t)
-    predicted = output if isinstance(output, Tensor) else output.sample  # diffusers wraps it
-    return F.mse_loss(predicted, epsilon)
+    t = torch.randint(timesteps, (len(images),), generator=generator, device=images.device)
+    epsilon = torch.randn(images.shape, generator=generator, device=images.device)
+    return F.mse_loss(network_output(network, schedule.add_noise(images, epsilon, t), t), epsilon)
 
 
 def train_diffusion(

@@ -11,28 +11,30 @@ from torch.nn import functional
 from lcsc_opt.base.imports import prepare_torchvision
 
 
-def small_unet(image_shape: Sequence[int], widths: Sequence[int]) -> nn.Module:
+def small_unet(image_shape: Sequence[int], widths: Sequence[int], **options: Any) -> nn.Module:
     """A ``UNet2DModel`` without attention, one layer a block: ``(x [N, C, H, W], t [N]) -> .sample [N, C, H, W]``.
 
     Args:
         image_shape: ``[C, H, W]``, square, and divisible by two as often as there are widths after the first.
         widths: channels at each resolution, multiples of four; every further one halves the resolution.
+        options: others of ``UNet2DModel``.
     """
     prepare_torchvision()
     from diffusers import UNet2DModel
 
     channels, size, _ = image_shape  # lists below, since a study's fingerprint is JSON
-    model: nn.Module = cast("Any", UNet2DModel)(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=list(widths),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=["DownBlock2D"] * len(widths),
-        up_block_types=["UpBlock2D"] * len(widths),
-        add_attention=False,
-    )
+    usual = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": list(widths),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "down_block_types": ["DownBlock2D"] * len(widths),
+        "up_block_types": ["UpBlock2D"] * len(widths),
+        "add_attention": False,
+    }
+    model: nn.Module = cast("Any", UNet2DModel)(**{**usual, **options})
     return model
 
 

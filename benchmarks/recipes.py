@@ -1,0 +1,217 @@
+"""Every recipe of ``lcsc train`` on digits: EMA* FID, samples, and what our loop costs beside a plain one.
+
+    OMP_NUM_THREADS=1 python benchmarks/recipes.py [--steps 1000] [--recipes ddpm edm ...] [--quick]
+
+Each recipe trains as ``lcsc train RECIPE --data digits`` does, with its defaults; ``cd`` distils the ``edm`` model and
+``ect`` tunes it. EMA* is the best of the EMA rates of the paper on 1,000 images, reported on 5,000 images of other
+noise, in the features of the digits objective; beside it stands the last checkpoint. Consistency models are sampled in
+one step, the others in ten. ``plain`` is the same loss, batches and optimizer in a loop of four lines, without
+Accelerate, checkpoints, curve and state. Both loops have turns of 50 steps, one after the other; a turn counts from its
+10th step, and ours saves every 20 steps, as the digits study does. Wall time is what a user waits; CPU time suffers
+less from other work on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from common import RESULTS, machine, write_json
+from PIL import Image
+
+import lcsc_opt
+from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.training import preparing, trainer
+from lcsc_opt.training.data import as_floats
+from lcsc_opt.training.preparing import Request
+from lcsc_opt.training.recipes import RECIPES, Batch
+
+TURN, WARM, TURN_EVERY = 50, 10, 20
+EVERY = 5  # steps between checkpoints of a training
+SIDE, ZOOM = 8, 4
+
+
+def main() -> None:
+    """Train, search EMA*, measure the loop, and write it all down."""
+    arguments = _arguments()
+    print(machine(), flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.recipes:
+            rows.append(measure(name, Path(folder), arguments))
+            print(json.dumps(rows[-1]), flush=True)
+            if not arguments.quick:
+                write_json("recipes", {"rows": [*_others(arguments.recipes), *rows]})
+
+
+def _others(recipes: list[str]) -> list[dict[str, Any]]:
+    """Rows of recipes that this run does not measure."""
+    path = RESULTS / "recipes.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if row["recipe"] not in recipes]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000, help="of training")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["edm", *(n for n in RECIPES if n != "edm")])
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
+    parser.add_argument("--images", type=int, default=5000, help="of other noise")
+    parser.add_argument("--quick", action="store_true", help="40 steps, one round, nothing written down")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.steps, arguments.rounds, arguments.images = 40, 1, 200
+    return arguments
+
+
+def request(name: str, folder: Path, steps: int) -> Request:
+    """What ``lcsc train NAME`` asks for."""
+    edm = folder / "edm.model"
+    return Request(
+        recipe=name,
+        data="digits",
+        out=folder / f"{name}.trajectory",
+        steps=steps,
+        checkpoint_every=EVERY,
+        teacher=edm if name == "cd" else None,
+        begin=edm if name == "ect" else None,
+    )
+
+
+def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One row: FID, and seconds a step."""
+    jobs: list[trainer.Job] = []
+    original = trainer.train
+
+    def remembered(job: trainer.Job, **how: Any) -> None:
+        jobs.append(dataclasses.replace(job, network=copy.deepcopy(job.network)))
+        original(job, **how)
+
+    preparing.train = remembered
+    study_file = preparing.run(request(name, folder, arguments.steps))
+    assert study_file is not None  # one process
+    trained = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
+    found = fid(name, study_file, arguments)
+    loops = costs(jobs[0], arguments.rounds)
+    return {"recipe": name, "steps": arguments.steps, "training_seconds": trained["seconds"], **found, **loops}
+
+
+def fid(name: str, study_file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """EMA* and the last checkpoint on other noise, and a picture of samples of EMA*."""
+    study = yaml.safe_load(study_file.read_text())
+    study["held_out"] = {"images": arguments.images, "top": 1}
+    study["storage"] = f"sqlite:///{study_file.with_suffix('.db')}"
+    study_file.write_text(yaml.safe_dump(study))
+    (best,) = lcsc_opt.run(study_file, optimizers=["EMAGrid"])
+    objective: Any = load_objective(ObjectiveSpec(**study["objective"]), beside=study_file.parent)
+    last = np.eye(len(objective.steps))[-1]
+    candidate = lcsc_opt.objective.contract.Candidate(last, images=arguments.images, noise=HELD_OUT)
+    after = objective.evaluate(candidate)
+    if not arguments.quick:
+        picture(objective.images(best.coefficients, HELD_OUT, SIDE * SIDE), RESULTS / "recipes" / f"{name}.png")
+    return {
+        "nfe": objective.sampler.nfe,
+        "ema_star": round(float(best.held_out), 2),
+        "last_checkpoint": round(float(after.loss), 2),
+    }
+
+
+def picture(images: torch.Tensor, path: Path) -> None:
+    """``[64, 1, 8, 8]`` as a square of eight rows."""
+    rows = images.reshape(SIDE, SIDE, *images.shape[2:]).permute(0, 2, 1, 3).reshape(SIDE * images.shape[2], -1)
+    pixels = ((rows + 1) * 127.5).round().to(torch.uint8).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = Image.fromarray(pixels)
+    shown.resize((shown.width * ZOOM, shown.height * ZOOM), Image.Resampling.NEAREST).save(path, optimize=True)
+
+
+def costs(job: trainer.Job, rounds: int) -> dict[str, Any]:
+    """Milliseconds a step of both loops, medians of their turns, and the median of the ratios of a round."""
+    turns: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
+    for turn in range(rounds):
+        order = ("ours", "plain") if turn % 2 else ("plain", "ours")
+        for way in order:
+            turns[way].append(_ours(job) if way == "ours" else _plain(job))
+    row: dict[str, Any] = {}
+    for i, clock in enumerate(("wall", "cpu")):
+        for way, measured in turns.items():
+            row[f"{way}_{clock}_ms"] = round(statistics.median(turn[i] for turn in measured) * 1e3, 2)
+        ratios = [ours[i] / plain[i] for ours, plain in zip(turns["ours"], turns["plain"], strict=True)]
+        row[f"{clock}_ratio"] = round(statistics.median(ratios), 4)
+        row[f"{clock}_ratios"] = [round(ratio, 3) for ratio in ratios]
+    return row
+
+
+def _ours(job: trainer.Job) -> tuple[float, float]:
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        out = Path(folder) / "turn.trajectory"
+        own = dataclasses.replace(
+            job, out=out, steps=TURN, checkpoint_every=TURN_EVERY, network=copy.deepcopy(job.network)
+        )
+        loop = trainer._Loop(own, trainer.new_accelerator("fp32"))
+        loop.begin(resume=False)
+        start = (0.0, 0.0)
+        for step, _ in enumerate(loop.run(), start=1):
+            if step == WARM:
+                start = _clocks()
+        loop.saver.flush()
+        ended = _clocks()
+        loop.close()
+    return _each(start, ended)
+
+
+def _plain(job: trainer.Job) -> tuple[float, float]:
+    network, recipe = copy.deepcopy(job.network).train(), job.recipe
+    average = copy.deepcopy(network) if recipe.target_rate(0, TURN) is not None else None
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = getattr(torch.optim, recipe.optimizer)(trained, lr=recipe.learning_rate)
+    generator, start = torch.Generator(), (0.0, 0.0)
+    for step in range(TURN):
+        generator.manual_seed(derive_seed(0, "training", step, 0))
+        chosen = torch.randint(len(job.images), (recipe.batch_size,), generator=generator)
+        batch = Batch(
+            images=as_floats(job.images[chosen]),
+            step=step,
+            steps=TURN,
+            network=network,
+            target=network if average is None else average,
+            generator=generator,
+            noise_scale=job.noise_scale,
+            teacher=job.teacher,
+        )
+        loss = recipe.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        rate = recipe.target_rate(step, TURN)
+        if average is not None and rate is not None:
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - rate)
+        if step + 1 == WARM:
+            start = _clocks()
+    return _each(start, _clocks())
+
+
+def _clocks() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def _each(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+    return (end[0] - start[0]) / (TURN - WARM), (end[1] - start[1]) / (TURN - WARM)
+
+
+if __name__ == "__main__":
+    main()

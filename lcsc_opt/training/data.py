@@ -1,0 +1,113 @@
+"""Training images: the bundled ones, CIFAR-10, or a folder; all of one size, held in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError, TrainingError
+from lcsc_opt.base.files import write_atomically
+from lcsc_opt.metrics.reference.building import dataset_images, dataset_settings
+from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet
+from lcsc_opt.training.images import digits_images, photographs_crops
+
+AT_ONCE = 500  # images that are decoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Images to train on, and how samples are compared with them.
+
+    Attributes:
+        name: as it was given.
+        pixels: ``[n, C, H, W]`` uint8, or float32 in [-1, 1].
+        extractor: ``module:factory`` of the features that suit them; ``None`` for Inception's.
+        second: the same, of features that a held-out report looks through, too.
+        reference: what a study file calls the real images; ``None`` where they have to be written beside it.
+    """
+
+    name: str
+    pixels: Tensor
+    extractor: str | None = None
+    second: str | None = None
+    reference: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``[C, H, W]``."""
+        channels, height, width = self.pixels.shape[1:]
+        return channels, height, width
+
+    def write_reference(self, path: Path) -> None:
+        """Write the images as an ``.npz`` that a study file can name.
+
+        Raises:
+            TrainingError: the disk refuses.
+        """
+        content = io.BytesIO()
+        np.savez_compressed(content, arr_0=as_bytes(self.pixels).permute(0, 2, 3, 1).numpy())
+        write_atomically(path, content.getvalue(), error=TrainingError)
+
+
+def load_images(name: str, *, cache: Path) -> TrainingData:
+    """``digits``, ``photographs``, ``cifar10``, or all images of a folder or a zip file.
+
+    Args:
+        name: which.
+        cache: a folder for what was found out about files, and where torchvision's CIFAR-10 is looked for.
+
+    Raises:
+        TrainingError: the folder is not there or holds no images, they differ in size, or one cannot be read.
+    """
+    if name in BUNDLED:
+        return BUNDLED[name]()
+    try:
+        if name == "cifar10":
+            settings = dataset_settings("cifar10-train")
+            assert settings is not None  # it is one of theirs
+            images: ImageSet = dataset_images(settings, root=cache / "datasets")
+            return TrainingData(name, _all(images), reference="cifar10-train")
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
+        files = ImageFiles(path, cache=cache / "references")
+        return TrainingData(name, _all(files), reference=str(path.absolute()))
+    except MetricError as error:
+        raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
+
+
+def _all(images: ImageSet) -> Tensor:
+    """All of them as bytes, ``[n, C, H, W]``."""
+    return torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """``[n, C, H, W]`` from [-1, 1] to 0 … 255; bytes stay as they are."""
+    return images if images.dtype == torch.uint8 else ((images + 1) * 127.5).round().to(torch.uint8)
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """``[n, C, H, W]`` from 0 … 255 to [-1, 1]; what is float stays as it is."""
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+
+
+def _digits() -> TrainingData:
+    return _bundled("digits", digits_images())
+
+
+def _photographs() -> TrainingData:
+    return _bundled("photographs", photographs_crops())
+
+
+def _bundled(name: str, images: Tensor) -> TrainingData:
+    factories = f"lcsc_opt.training.images:{name}_extractor", f"lcsc_opt.training.images:second_{name}_extractor"
+    return TrainingData(name, images, *factories)
+
+
+BUNDLED: dict[str, Callable[[], TrainingData]] = {"digits": _digits, "photographs": _photographs}

@@ -1,0 +1,191 @@
+"""Latent spaces: the latents of all images, scaled for training, and a small autoencoder where there is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import ObjectiveError, TrainingError
+from lcsc_opt.base.files import replacing
+from lcsc_opt.base.imports import prepare_torchvision
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.sampling.latents import load_autoencoder
+from lcsc_opt.training.data import as_floats
+from lcsc_opt.training.running import initialize
+
+FINAL_STD = 0.5  # sigma_data of the recipes
+KL_WEIGHT = 1e-6  # of Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly touches the images
+BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Images in a latent space.
+
+    Attributes:
+        values: ``[n, c, h, w]``, for each channel with mean 0 and standard deviation :data:`FINAL_STD`.
+        mean: of the autoencoder's latents, for each channel.
+        std: the same.
+    """
+
+    values: Tensor
+    mean: list[float]
+    std: list[float]
+
+    def decoder(self, folder: str) -> dict[str, Any]:
+        """``decoder`` of a study file, for an autoencoder in that folder."""
+        return {
+            "autoencoder": folder,
+            "raw_mean": self.mean,
+            "raw_std": self.std,
+            "final_std": FINAL_STD,
+            "low": -1.0,
+            "batch_size": 256,
+        }
+
+
+def read_autoencoder(folder: Path, image_shape: tuple[int, int, int]) -> nn.Module:
+    """An ``AutoencoderKL`` or ``AutoencoderTiny`` that takes such images.
+
+    Raises:
+        TrainingError: there is none, or it takes others.
+    """
+    try:
+        autoencoder = load_autoencoder(folder)
+    except ObjectiveError as error:
+        raise TrainingError(f"--autoencoder: {str(error).removeprefix('decoder: ')}") from error
+    channels = cast("Any", autoencoder).config["in_channels"]
+    if channels != image_shape[0]:
+        raise TrainingError(f"--autoencoder: {folder} takes {channels} channels, and the images have {image_shape[0]}")
+    return autoencoder
+
+
+@torch.no_grad()
+def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device, batch_size: int = BATCH) -> Latents:
+    """The latents of all images; of a distribution its mode.
+
+    Args:
+        autoencoder: of diffusers, which is moved to the device.
+        pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
+        device: where it is run.
+        batch_size: images at once.
+
+    Raises:
+        TrainingError: the images do not come back in their size, or a channel of the latents is the same everywhere.
+    """
+    autoencoder.eval().to(device)
+    shape, back = pixels.shape[1:], _decoded(autoencoder, _encoded(autoencoder, as_floats(pixels[:1]).to(device)))
+    if back.shape[1:] != shape:
+        raise TrainingError(
+            f"--autoencoder: images {list(shape)} come back as {list(back.shape[1:])}; give images of a size that it "
+            "halves without a rest"
+        )
+    raw = torch.cat(
+        [_encoded(autoencoder, as_floats(part).to(device)).cpu() for part in torch.split(pixels, batch_size)]
+    )
+    mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
+    if not (std > 1e-6).all():
+        raise TrainingError("--autoencoder: a channel of its latents is the same for all images; train it on such ones")
+    values = (raw - mean[:, None, None]) / std[:, None, None] * FINAL_STD
+    return Latents(values, mean.tolist(), std.tolist())
+
+
+def _encoded(autoencoder: nn.Module, images: Tensor) -> Tensor:
+    output = cast("Any", autoencoder).encode(images)
+    latents: Tensor = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
+    return latents
+
+
+def _decoded(autoencoder: nn.Module, latents: Tensor) -> Tensor:
+    images: Tensor = cast("Any", autoencoder).decode(latents).sample
+    return images
+
+
+def train_autoencoder(
+    pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int = STEPS
+) -> nn.Module:
+    """A small ``AutoencoderKL`` that halves the images' sides, trained and written into ``folder``.
+
+    The loss is the squared error and, lightly weighted, the KL divergence of Kingma & Welling 2014, Eq. 10.
+
+    Args:
+        pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
+        folder: for diffusers' ``from_pretrained``; an autoencoder that is there is read instead.
+        seed: of weights, batches and noise.
+        device: where it is trained.
+        steps: of training.
+
+    Raises:
+        TrainingError: the loss is not finite, or the disk refuses.
+    """
+    channels, height, width = pixels.shape[1:]
+    if (folder / "config.json").is_file():
+        return read_autoencoder(folder, (channels, height, width))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "autoencoder"))
+    network = small_autoencoder(channels, max(height, width))
+    initialize(network, generator)
+    _fit(network.to(device), pixels, generator, device, steps)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as pending:
+            cast("Any", network).save_pretrained(pending, safe_serialization=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    return network
+
+
+def small_latent_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """``[c, h, w]`` of the latents of :func:`small_autoencoder`: half the sides, two channels for grey images.
+
+    Raises:
+        TrainingError: sides that are odd.
+    """
+    channels, height, width = image_shape
+    if height % 2 or width % 2:
+        raise TrainingError(f"the small autoencoder halves images of even sides, got {height}x{width}")
+    return 2 if channels == 1 else 4, height // 2, width // 2
+
+
+def small_autoencoder(channels: int, size: int) -> nn.Module:
+    """Of diffusers: ``[N, C, H, W]`` ↔ ``[N, *small_latent_shape([C, H, W])]``."""
+    prepare_torchvision()
+    from diffusers import AutoencoderKL
+
+    network: nn.Module = cast("Any", AutoencoderKL)(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[16, 32],
+        latent_channels=small_latent_shape((channels, size, size))[0],
+        norm_num_groups=4,
+        sample_size=size,
+        mid_block_add_attention=False,
+    )
+    return network
+
+
+def _fit(network: nn.Module, pixels: Tensor, generator: torch.Generator, device: torch.device, steps: int) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with progress("training a small autoencoder", steps) as advance, torch.enable_grad():
+        for _ in range(steps):
+            images = as_floats(pixels[torch.randint(len(pixels), (BATCH,), generator=generator)]).to(device)
+            known = cast("Any", network).encode(images).latent_dist
+            drawn = known.mean + known.std * torch.randn(known.mean.shape, generator=generator).to(device)
+            loss = F.mse_loss(_decoded(network, drawn), images) + KL_WEIGHT * known.kl().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(f"the autoencoder's loss is {value}: look at the data")
+            advance(note=f"loss {value:.4f}")

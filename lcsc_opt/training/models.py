@@ -1,0 +1,175 @@
+"""Models as folders of diffusers: what a training writes, and what a distillation or a tuning begins from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import ObjectiveError, TrainingError
+from lcsc_opt.base.files import replacing, write_atomically
+from lcsc_opt.base.imports import prepare_torchvision, quiet_libraries
+from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction, network_output
+from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
+from lcsc_opt.training.recipes.base import Denoiser, Kind, column
+
+UNET = "unet"
+BETAS = ("epsilon", "v_prediction", "sample")  # what networks of a beta schedule predict
+DIFFUSION: tuple[Kind, ...] = ("ddpm", "edm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model.
+
+    Attributes:
+        folder: its configuration, and its scheduler's.
+        network: with its weights.
+        kind: how it was trained, as its scheduler tells.
+    """
+
+    folder: DiffusersFolder
+    network: nn.Module
+    kind: Kind
+
+    @property
+    def noise_scale(self) -> float:
+        """What ln(sigma) is multiplied with before the network is told."""
+        return (EDM_NOISE if self.kind == "edm" else SONG_NOISE) * self.folder.timestep_scale
+
+    def denoiser(self) -> Denoiser:
+        """D(x; sigma) of a diffusion model.
+
+        Raises:
+            TrainingError: it is none.
+        """
+        config = self.folder.scheduler or {}
+        network = self.network.eval().requires_grad_(requires_grad=False)
+        if self.kind == "edm":
+            sigma_data = float(config.get("sigma_data", 0.5))
+            return ConsistencyFunction(network, sigma_data=sigma_data, sigma_min=0.0, noise_scale=self.noise_scale)
+        if self.kind == "ddpm":
+            return BetaDenoiser(network, config)
+        raise TrainingError(f"--teacher: {self.folder.path} is a {self.kind} model; expected a diffusion model")
+
+
+def read_model(path: Path, option: str) -> Model:
+    """A model that a training or diffusers' ``save_pretrained`` wrote: its network and its scheduler.
+
+    Args:
+        path: a pipeline's folder, or one of a model with ``scheduler/`` beside it.
+        option: which one named it, for errors.
+
+    Raises:
+        TrainingError: it is not there, is no model, has no weights, or does not say how it was trained.
+    """
+    try:
+        folder = DiffusersFolder.read(path)
+        network = folder.network()
+    except ObjectiveError as error:
+        raise TrainingError(f"{option}: {str(error).removeprefix('model: ')}") from error
+    kind = _kind(folder, option)
+    component = next((inside for inside in (path / UNET, path) if (inside / "config.json").is_file()), path)
+    try:
+        with quiet_libraries():
+            loaded: nn.Module = cast("Any", type(network)).from_pretrained(
+                component, local_files_only=True, use_safetensors=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"{option}: {path} holds no weights that can be loaded: {reason}") from error
+    return Model(folder, loaded, kind)
+
+
+def _kind(folder: DiffusersFolder, option: str) -> Kind:
+    config = folder.scheduler
+    if config is None:
+        raise TrainingError(f"{option}: {folder.path} has no scheduler_config.json that says what the network predicts")
+    name, predicts = str(config.get("_class_name", "")), str(config.get("prediction_type", "epsilon"))
+    if name == "CMStochasticIterativeScheduler":
+        return "consistency"
+    if name.startswith("FlowMatch") or predicts == "flow_prediction":
+        return "flow"
+    if name.startswith("EDM"):
+        return "edm"
+    if predicts in BETAS and name.endswith("Scheduler"):
+        return "ddpm"
+    raise TrainingError(f"{option}: {folder.path}: {name or 'its scheduler'} with {predicts!r} is not known here")
+
+
+def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
+    """Write the configurations of a network and its scheduler, without weights, as far as an objective needs them.
+
+    Raises:
+        TrainingError: the disk refuses.
+    """
+    config = dict(scheduler) if timestep_scale == 1 else {**scheduler, TIMESTEP_SCALE: timestep_scale}
+    _write_json(folder / UNET / "config.json", json.loads(cast("Any", network).to_json_string()))
+    _write_json(folder / "scheduler" / "scheduler_config.json", config)
+
+
+def write_weights(folder: Path, network: nn.Module) -> None:
+    """Write the network into a folder that :func:`write_config` began.
+
+    Raises:
+        TrainingError: the disk refuses.
+    """
+    try:
+        with replacing(folder / UNET) as pending:
+            cast("Any", network).save_pretrained(pending, safe_serialization=True)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode(), error=TrainingError)
+
+
+class BetaDenoiser(nn.Module):
+    """D(x; sigma) of a network that was trained on a schedule of betas.
+
+    x / sqrt(1 + sigma^2) is the variance-preserving image of that noise level (Karras et al. 2022, Table 1, column VP),
+    and its timestep that where sqrt((1 - alpha_bar) / alpha_bar) is sigma, in between linearly in ln(sigma).
+    """
+
+    levels: Tensor
+
+    def __init__(self, network: nn.Module, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network, self.predicts = network, str(config.get("prediction_type", "epsilon"))
+        self.register_buffer("levels", _beta_levels(json.dumps(dict(config), sort_keys=True)))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``[N, C, H, W]`` at noise levels ``[N]`` → ``[N, C, H, W]``."""
+        kept = column((1 + sigma**2).rsqrt())  # sqrt(alpha_bar)
+        output = network_output(self.network, kept * x, self._timesteps(sigma))
+        if self.predicts == "sample":
+            return output
+        if self.predicts == "v_prediction":
+            return kept * (kept * x) - kept * column(sigma) * output
+        return x - column(sigma) * output
+
+    def _timesteps(self, sigma: Tensor) -> Tensor:
+        logs, wanted = self.levels.log(), sigma.log()
+        above = torch.searchsorted(logs, wanted.contiguous()).clamp(1, len(logs) - 1)
+        share = (wanted - logs[above - 1]) / (logs[above] - logs[above - 1])
+        return (above - 1 + share).clamp(0, len(logs) - 1)
+
+
+@functools.lru_cache(maxsize=8)
+def _beta_levels(config: str) -> Tensor:
+    """``[T]`` noise levels sqrt((1 - alpha_bar) / alpha_bar), increasing with the timestep."""
+    prepare_torchvision()
+    from diffusers import DDPMScheduler
+
+    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    schedule: Any = cast("Any", DDPMScheduler)(**{k: v for k, v in json.loads(config).items() if k in known})
+    kept = schedule.alphas_cumprod.double().numpy()
+    return torch.from_numpy(np.sqrt((1 - kept) / kept)).float()

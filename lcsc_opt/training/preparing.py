@@ -1,0 +1,357 @@
+"""From what a user asks for to a training: what is wrong is said before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import yaml
+from torch import nn
+
+from lcsc_opt.base.errors import ObjectiveError, TrainingError
+from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.base.settings import near_miss, parse_settings
+from lcsc_opt.coefficients.profiles import power_ema_coefficients
+from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+from lcsc_opt.training.data import TrainingData, load_images
+from lcsc_opt.training.latents import Latents, encode, read_autoencoder, small_latent_shape, train_autoencoder
+from lcsc_opt.training.models import Model, read_model, write_config, write_weights
+from lcsc_opt.training.networks import small_unet
+from lcsc_opt.training.recipes import RECIPES, Recipe
+from lcsc_opt.training.recipes.base import timestep_scale
+from lcsc_opt.training.running import initialize
+from lcsc_opt.training.trainer import Job, new_accelerator, train
+from lcsc_opt.trajectory import Trajectory
+
+SIGMA_REL = 0.1  # of the average that the model's folder holds at the end (Karras et al. 2024)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What ``lcsc train`` was asked for.
+
+    Attributes:
+        recipe: its name.
+        data: ``digits``, ``photographs``, ``cifar10``, a folder or a zip file.
+        out: the trajectory.
+        steps: of training.
+        checkpoint_every: steps between two checkpoints.
+        settings: ``KEY=VALUE`` of the recipe.
+        teacher: the folder of a diffusion model that is distilled.
+        begin: the folder of a model whose weights training begins with.
+        network: the folder, or the ``config.json``, of a network of diffusers; without it a small U-Net.
+        autoencoder: the folder of one; training is then of its latents.
+        seed: of everything.
+        precision: of matrix products and convolutions.
+    """
+
+    recipe: str
+    data: str
+    out: Path
+    steps: int
+    checkpoint_every: int
+    settings: Sequence[str] = ()
+    teacher: Path | None = None
+    begin: Path | None = None
+    network: Path | None = None
+    autoencoder: Path | None = None
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def beside(self, suffix: str) -> Path:
+        """A file or folder beside the trajectory."""
+        return self.out.with_name(self.out.name.removesuffix(".trajectory") + suffix)
+
+
+def run(request: Request, *, resume: bool = False) -> Path | None:
+    """Train, and leave a trajectory, a model's folder and a study file.
+
+    Args:
+        request: what is trained.
+        resume: go on with what is there.
+
+    Returns:
+        The study file, in the process that has written it.
+
+    Raises:
+        TrainingError: something that was asked for is wrong, or the loss is not finite.
+        TrajectoryError: a checkpoint cannot be written.
+        StudySpecError: a setting that the recipe does not have.
+    """
+    recipe = parse_recipe(request.recipe, request.settings)
+    _check_request(request, recipe, resume=resume)
+    data = load_images(request.data, cache=cache_directory())
+    teacher = None if request.teacher is None else read_model(request.teacher, "--teacher")
+    begin = _beginning(request, recipe, teacher)
+    accelerator = new_accelerator(request.precision)
+    latents = _given_latents(request, data, accelerator)
+    network = _network(request, recipe, _trained_shape(recipe, data, latents), begin)
+    if accelerator.is_main_process:
+        _write_description(request, recipe)
+    if recipe.latent and latents is None:  # all else is known to fit
+        latents = _small_latents(request, data, accelerator)
+    pixels = data.pixels if latents is None else latents.values
+    job = Job(
+        recipe=recipe,
+        network=network,
+        images=pixels,
+        out=request.out,
+        steps=request.steps,
+        checkpoint_every=request.checkpoint_every,
+        seed=request.seed,
+        precision=request.precision,
+        noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
+        teacher=None if teacher is None else teacher.denoiser(),
+    )
+    if accelerator.is_main_process:
+        _write_beside(request, recipe, job, data, latents, resume=resume)
+    accelerator.wait_for_everyone()
+    train(job, accelerator=accelerator, resume=resume)
+    if not accelerator.is_main_process:
+        return None
+    _write_average(request, network)
+    return request.beside(".yaml")
+
+
+def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
+    """The recipe of that name, with ``KEY=VALUE`` in place of its defaults.
+
+    Raises:
+        TrainingError: there is no such recipe.
+        StudySpecError: it has no such setting, or the value is wrong.
+    """
+    if name not in RECIPES:
+        raise TrainingError(f"{name}: no such recipe{near_miss(name, list(RECIPES))}; there are {', '.join(RECIPES)}")
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise TrainingError(f"{setting}: expected KEY=VALUE, as in learning_rate=0.0003")
+        try:
+            given[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise TrainingError(f"{setting}: {text!r} is not valid YAML") from error
+    return parse_settings(RECIPES[name], given, source=name)
+
+
+def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
+    """What can be said before anything is read."""
+    if request.steps < 2 * request.checkpoint_every:
+        raise TrainingError(
+            f"{request.steps} steps with a checkpoint every {request.checkpoint_every} leave fewer than two"
+        )
+    if recipe.needs == "teacher" and request.teacher is None:
+        raise TrainingError(f"{recipe.name} distils a diffusion model: name its folder with --teacher")
+    if recipe.needs != "teacher" and request.teacher is not None:
+        raise TrainingError(f"--teacher: {recipe.name} has none")
+    if recipe.needs == "from" and request.begin is None:
+        raise TrainingError(f"{recipe.name} tunes a diffusion model: name its folder with --from")
+    if request.begin is not None and request.network is not None:
+        raise TrainingError("--network: --from says it already")
+    if resume:
+        _check_unchanged(request, recipe)
+    elif there := next((path for path in _leftovers(request) if path.exists()), None):
+        raise TrainingError(f"{there}: is there already: --resume goes on, or name another trajectory")
+
+
+def _leftovers(request: Request) -> tuple[Path, ...]:
+    """What a training writes, its trajectory first."""
+    return request.out, *(request.beside(suffix) for suffix in (".state", ".model", ".jsonl", ".yaml"))
+
+
+def _described(request: Request, recipe: Recipe) -> dict[str, Any]:
+    """All that decides the weights, as JSON."""
+    paths = {
+        name: None if path is None else str(path)
+        for name, path in (
+            ("teacher", request.teacher),
+            ("from", request.begin),
+            ("network", request.network),
+            ("autoencoder", request.autoencoder),
+        )
+    }
+    return {
+        "recipe": recipe.name,
+        **recipe.model_dump(),
+        "data": request.data,
+        "steps": request.steps,
+        "checkpoint_every": request.checkpoint_every,
+        "seed": request.seed,
+        "precision": request.precision,
+        **paths,
+    }
+
+
+def _check_unchanged(request: Request, recipe: Recipe) -> None:
+    path = request.beside(".model") / "training.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{request.out}: there is nothing to go on with ({path} is not there)") from error
+    now = _described(request, recipe)
+    free = set() if recipe.curriculum else {"steps"}  # a longer training goes on as the shorter one would have
+    for name in now.keys() - free:
+        if before.get(name) != now[name]:
+            raise TrainingError(f"{name}: the training began with {before.get(name)!r}, and goes on with that")
+
+
+def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model | None:
+    """The model whose weights the network begins with, and whose architecture it has."""
+    if request.begin is None:
+        if teacher is not None:
+            teacher.denoiser()  # says what is wrong with it
+            if teacher.kind in recipe.begins_from and request.network is None:
+                return teacher
+        return None
+    model = read_model(request.begin, "--from")
+    if model.kind not in recipe.begins_from:
+        raise TrainingError(
+            f"--from: {request.begin} is a {model.kind} model, and {recipe.name} begins from "
+            f"{' or '.join(recipe.begins_from)}"
+        )
+    return model
+
+
+def _trained_shape(recipe: Recipe, data: TrainingData, latents: Latents | None) -> tuple[int, int, int]:
+    """``[C, H, W]`` of what the network sees, also where the autoencoder is still to be trained."""
+    if latents is None:
+        return small_latent_shape(data.shape) if recipe.latent else data.shape
+    channels, height, width = latents.values.shape[1:]
+    return channels, height, width
+
+
+def _given_latents(request: Request, data: TrainingData, accelerator: Any) -> Latents | None:
+    if request.autoencoder is None:
+        return None
+    autoencoder = read_autoencoder(request.autoencoder, data.shape)
+    return encode(autoencoder, data.pixels, device=accelerator.device)
+
+
+def _small_latents(request: Request, data: TrainingData, accelerator: Any) -> Latents:
+    folder = request.beside(".model") / "autoencoder"
+    with accelerator.main_process_first():
+        autoencoder = train_autoencoder(data.pixels, folder, seed=request.seed, device=accelerator.device)
+    return encode(autoencoder, data.pixels, device=accelerator.device)
+
+
+def _network(request: Request, recipe: Recipe, shape: Sequence[int], begin: Model | None) -> nn.Module:
+    """The network with the weights that training begins with."""
+    if begin is not None:
+        _check_fits(begin.folder, shape, "--from" if request.begin is not None else "--teacher")
+        network = _copy(begin)
+    else:
+        network = _new_network(request, recipe, shape)
+        initialize(network, torch.Generator().manual_seed(derive_seed(request.seed, "weights")))
+    recipe.prepare(network)
+    return network
+
+
+def _copy(model: Model) -> nn.Module:
+    network = model.folder.network()
+    network.load_state_dict(model.network.state_dict())
+    return network
+
+
+def _new_network(request: Request, recipe: Recipe, shape: Sequence[int]) -> nn.Module:
+    if request.network is None:
+        return small_unet(shape, default_widths(shape), **recipe.network_options)
+    try:
+        folder = DiffusersFolder.read(request.network)
+        network = folder.network()
+    except ObjectiveError as error:
+        raise TrainingError(f"--network: {str(error).removeprefix('model: ')}") from error
+    _check_fits(folder, shape, "--network")
+    return network
+
+
+def default_widths(shape: Sequence[int]) -> tuple[int, ...]:
+    """Channels of a small U-Net at each resolution, down to sides of four or five pixels at the least.
+
+    Raises:
+        TrainingError: the images are not square, or cannot be halved once.
+    """
+    _, height, width = shape
+    if height != width or height % 2:
+        raise TrainingError(f"--network: the small U-Net takes square images of an even side, got {height}x{width}")
+    halvings = 1
+    while height % 2 ** (halvings + 1) == 0 and height // 2 ** (halvings + 1) >= 8:
+        halvings += 1
+    first = 16 if height <= 8 else 32
+    return tuple(first * min(2**level, 4) for level in range(halvings + 1))
+
+
+def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> None:
+    """Whether a network takes images, or latents, of this shape."""
+    try:
+        expected = folder.image_shape()
+    except ObjectiveError as error:
+        raise TrainingError(f"{option}: {error}") from error
+    if tuple(expected) != tuple(shape):
+        raise TrainingError(
+            f"{option}: {folder.path} is for {list(expected)}, and what is trained on is {list(shape)}; "
+            "give images of that size, or another network or autoencoder"
+        )
+
+
+def _write_description(request: Request, recipe: Recipe) -> None:
+    text = json.dumps(_described(request, recipe), indent=2) + "\n"
+    write_atomically(request.beside(".model") / "training.json", text.encode(), error=TrainingError)
+
+
+def _write_beside(
+    request: Request, recipe: Recipe, job: Job, data: TrainingData, latents: Latents | None, *, resume: bool
+) -> None:
+    """The model's folder without its weights, and the study file."""
+    model = request.beside(".model")
+    write_config(model, job.network, recipe.scheduler(), timestep_scale(recipe.kind, job.noise_scale))
+    if data.reference is None:
+        data.write_reference(model / "images.npz")
+    if not (resume and request.beside(".yaml").exists()):
+        text = study_text(request, recipe, data, latents)
+        write_atomically(request.beside(".yaml"), text.encode(), error=TrainingError)
+
+
+def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: Latents | None) -> str:
+    """A study file that searches the trajectory, with paths from beside it."""
+    model = request.beside(".model").name
+    features = "fid" if data.extractor is None else f"fid@{data.extractor}"
+    settings: dict[str, Any] = {
+        "checkpoints": request.out.name,
+        "model": model,
+        "sampler": recipe.sampler,
+        "loss": features,
+        **({} if data.second is None else {"held_out_metrics": [f"fid@{data.second}"]}),
+        "reference": data.reference or f"{model}/images.npz",
+        "images": 1000,
+    }
+    if latents is not None:
+        own = request.autoencoder
+        settings["decoder"] = latents.decoder(f"{model}/autoencoder" if own is None else str(own.absolute()))
+    study: Mapping[str, Any] = {
+        "name": request.beside("").name,
+        "objective": {"file": "diffusers_unconditional.py", "settings": settings},
+        "optimizers": ["EMAGrid", "LCSC", "LCSCGradient", "CMA"],
+        "seeds": [0],
+        "budget": {"evaluations": 300},
+        "storage": "sqlite:///studies.db",
+        "held_out": {"images": 10000, "top": 5},
+    }
+    head = f"# {recipe.name} on {data.name}, {request.steps} steps: lcsc run {request.beside('.yaml').name}\n"
+    return head + yaml.safe_dump(dict(study), sort_keys=False, default_flow_style=None, width=120)
+
+
+@torch.no_grad()
+def _write_average(request: Request, network: nn.Module) -> None:
+    """An average of the checkpoints, as the weights of the model's folder: what a teacher or a start should be."""
+    trajectory = Trajectory.open(request.out)
+    coefficients = power_ema_coefficients(trajectory.steps, SIGMA_REL)
+    assert math.isclose(float(coefficients.sum()), 1.0, abs_tol=1e-9)
+    cast("Any", network).load_state_dict(trajectory.merge(coefficients))
+    write_weights(request.beside(".model"), network.cpu())

@@ -1,0 +1,125 @@
+"""What every recipe is: its settings, the loss of one step, and what a sampler has to know of the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE
+
+Kind = Literal["ddpm", "edm", "flow", "consistency"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+"""``(x [N, C, H, W], sigma [N]) -> D(x; sigma)``, the mean of the images that may have become the noisy x."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """All that the loss of one step sees.
+
+    Attributes:
+        images: ``[N, C, H, W]`` in [-1, 1], or latents.
+        step: how many steps came before.
+        steps: of the whole training.
+        network: what is trained.
+        target: its moving average where the recipe keeps one, else the network itself; never trained through.
+        generator: of this step's random numbers, on the device of the images.
+        noise_scale: the network is told ``noise_scale * ln(sigma)``.
+        teacher: of a distillation.
+    """
+
+    images: Tensor
+    step: int
+    steps: int
+    network: nn.Module
+    target: nn.Module
+    generator: torch.Generator
+    noise_scale: float = SONG_NOISE
+    teacher: Denoiser | None = None
+
+    def normal(self) -> Tensor:
+        """Standard normal noise of the images' shape."""
+        return torch.randn(self.images.shape, generator=self.generator, device=self.images.device)
+
+    def normal_each(self) -> Tensor:
+        """One standard normal number an image: ``[N]``."""
+        return torch.randn(len(self.images), generator=self.generator, device=self.images.device)
+
+
+class Recipe(FrozenModel):
+    """Settings that every recipe has; its own are those of its paper, in the paper's words where these are words.
+
+    Attributes:
+        batch_size: images a step, on each device.
+        learning_rate: constant, since averaging takes the part of a decay.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    begins_from: ClassVar[tuple[Kind, ...]]  # whose weights it can go on from
+    optimizer: ClassVar[Literal["Adam", "RAdam"]]
+    noise_scale: ClassVar[float] = SONG_NOISE
+    curriculum: ClassVar[bool] = False  # whether a step depends on how many there will be
+    needs: ClassVar[Literal["teacher", "from"] | None] = None
+    latent: ClassVar[bool] = False
+
+    batch_size: Count = 128
+    learning_rate: Positive = 1e-3
+
+    def loss(self, batch: Batch) -> Tensor:
+        """What one step minimizes: a scalar."""
+        raise NotImplementedError
+
+    def target_rate(self, step: int, steps: int) -> float | None:  # noqa: ARG002
+        """The rate of the target's moving average after a step; ``None`` where there is none."""
+        return None
+
+    def scheduler(self) -> dict[str, Any]:
+        """The scheduler of diffusers that samples the model: its ``scheduler_config.json``."""
+        raise NotImplementedError
+
+    def prepare(self, network: nn.Module) -> None:
+        """What of the network is fixed, before its first step."""
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """``sampler`` of a study of the model: the scheduler of its folder."""
+        return {"steps": 10}
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """What of a small U-Net is not as usual."""
+        return {}
+
+
+def consistency_scheduler(*, sigma_min: float, sigma_max: float, sigma_data: float) -> dict[str, Any]:
+    """Of a consistency model: multistep sampling, Song et al. 2023, Alg. 1."""
+    return {
+        "_class_name": "CMStochasticIterativeScheduler",
+        "num_train_timesteps": 40,
+        "sigma_min": sigma_min,
+        "sigma_max": sigma_max,
+        "sigma_data": sigma_data,
+        "rho": 7.0,
+        "clip_denoised": True,
+    }
+
+
+def timestep_scale(kind: Kind, noise_scale: float) -> float:
+    """What diffusers' scheduler of such a model multiplies ln(sigma) with, and what the network is used to."""
+    usual = {"edm": EDM_NOISE, "consistency": SONG_NOISE}.get(kind)
+    return 1.0 if usual is None else noise_scale / usual
+
+
+def column(values: Tensor) -> Tensor:
+    """``[N]`` → ``[N, 1, 1, 1]``."""
+    return values[:, None, None, None]

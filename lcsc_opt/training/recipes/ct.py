@@ -1,0 +1,92 @@
+"""Consistency training (Song et al. 2023, Alg. 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
+from lcsc_opt.training.recipes.base import Batch, Count, Kind, Positive, Recipe, column, consistency_scheduler
+
+
+class Ct(Recipe):
+    """The student at the upper of two noise levels, its moving average at the lower one, with the same noise.
+
+    Attributes:
+        sigma_min: epsilon, the lowest noise level.
+        sigma_max: T, the highest one; the paper has 80.
+        sigma_data: the data's standard deviation.
+        first_levels: s0, noise levels at the start.
+        last_levels: s1, noise levels at the end.
+        first_rate: mu_0, rate of the target's moving average at the start.
+    """
+
+    name: ClassVar[str] = "ct"
+    kind: ClassVar[Kind] = "consistency"
+    begins_from: ClassVar[tuple[Kind, ...]] = ("consistency", "edm")
+    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "RAdam"
+    curriculum: ClassVar[bool] = True
+
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 20.0
+    sigma_data: Positive = 0.5
+    first_levels: Annotated[int, Field(ge=2)] = 2
+    last_levels: Count = 150
+    first_rate: Annotated[float, Field(gt=0, lt=1)] = 0.9
+
+    def loss(self, batch: Batch) -> Tensor:
+        """E |f(x + t_{n+1} z, t_{n+1}) - f^-(x + t_n z, t_n)|^2 with n uniform, lambda = 1 and the squared l2 norm."""
+        levels = noise_levels(
+            self.level_count(batch.step, batch.steps), sigma_min=self.sigma_min, sigma_max=self.sigma_max
+        )
+        low, high = uniform_interval(levels, batch)
+        z = batch.normal()
+        student = consistency_function(batch, self)
+        with torch.no_grad():
+            target = consistency_function(batch, self, target=True)(batch.images + column(low) * z, low)
+        return squared_l2(student(batch.images + column(high) * z, high) - target)
+
+    def level_count(self, step: int, steps: int) -> int:
+        """N(k) of Appendix C: ceil(sqrt(k / K ((s1 + 1)^2 - s0^2) + s0^2) - 1) + 1."""
+        first, last = self.first_levels, self.last_levels
+        return math.ceil(math.sqrt(step / steps * ((last + 1) ** 2 - first**2) + first**2) - 1) + 1
+
+    def target_rate(self, step: int, steps: int) -> float:
+        """mu(k) of Appendix C: exp(s0 ln(mu_0) / N(k))."""
+        return math.exp(self.first_levels * math.log(self.first_rate) / self.level_count(step, steps))
+
+    def scheduler(self) -> dict[str, Any]:
+        """Multistep consistency sampling."""
+        return consistency_scheduler(sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """One step."""
+        return {"steps": 1}
+
+
+def consistency_function(batch: Batch, recipe: Any, *, target: bool = False) -> ConsistencyFunction:
+    """F of the student or of its target, with the boundary at the lowest noise level (Song et al. 2023, Eq. 5)."""
+    return ConsistencyFunction(
+        batch.target if target else batch.network,
+        sigma_data=recipe.sigma_data,
+        sigma_min=recipe.sigma_min,
+        noise_scale=batch.noise_scale,
+    )
+
+
+def uniform_interval(levels: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """``[N]`` lower and ``[N]`` upper ends of intervals between ``[n]`` levels, each as likely as any other."""
+    levels = levels.float().to(batch.images.device)
+    size = (len(batch.images),)
+    lower = torch.randint(len(levels) - 1, size, generator=batch.generator, device=batch.images.device)
+    return levels[lower], levels[lower + 1]
+
+
+def squared_l2(difference: Tensor) -> Tensor:
+    """The mean over the batch of the squared l2 norms of ``[N, C, H, W]``."""
+    return difference.flatten(1).square().sum(1).mean()

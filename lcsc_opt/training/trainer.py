@@ -1,0 +1,301 @@
+"""One loop for all recipes, through Accelerate: a CPU, a GPU, or several of them; in full precision or in bf16.
+
+Beside ``NAME.trajectory`` stand ``NAME.jsonl``, the learning curve, and ``NAME.state``, from which training goes on.
+All random numbers of a step come from the seed, the number of the step and that of the process, so a training that was
+put down goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.base.files import remove, write_atomically
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.training.data import as_floats
+from lcsc_opt.training.recipes.base import Batch, Denoiser, Recipe
+from lcsc_opt.trajectory.callbacks import TrajectorySaver
+
+STATE_SECONDS = 60.0  # between two states, which are what an interruption costs at most
+CHECKED_EVERY = 50  # steps between two looks at the loss on a device that would have to wait for it
+LATEST = "latest"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is trained, on what, and for how long.
+
+    Attributes:
+        recipe: the loss, and its settings.
+        network: with the weights that it begins with.
+        images: ``[n, C, H, W]``, float32 in [-1, 1] or uint8; or latents.
+        out: the trajectory.
+        steps: of training.
+        checkpoint_every: steps between two checkpoints.
+        seed: of the batches and the noise.
+        precision: of matrix products and convolutions.
+        noise_scale: what ln(sigma) is multiplied with before the network is told.
+        teacher: of a distillation; a module, if it has weights.
+        state_seconds: between two states.
+    """
+
+    recipe: Recipe
+    network: nn.Module
+    images: Tensor
+    out: Path
+    steps: int
+    checkpoint_every: int
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    noise_scale: float = 250.0
+    teacher: Denoiser | None = None
+    state_seconds: float = STATE_SECONDS
+
+    def beside(self, suffix: str) -> Path:
+        """A file or folder beside the trajectory."""
+        return self.out.with_name(self.out.name.removesuffix(".trajectory") + suffix)
+
+
+def new_accelerator(precision: Literal["fp32", "bf16"]) -> Any:
+    """Accelerate's view of the devices of this process.
+
+    Raises:
+        TrainingError: it is not installed, or the device has no bf16.
+    """
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise TrainingError(f"Accelerate cannot be imported ({error}): pip install 'lcsc-opt[train]'") from error
+    try:
+        return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
+    except ValueError as error:
+        raise TrainingError(f"--precision {precision}: {' '.join(str(error).split())}") from error
+
+
+def train(job: Job, *, accelerator: Any, resume: bool) -> None:
+    """Train to the end; what is there already is gone on with.
+
+    Args:
+        job: what is trained.
+        accelerator: of :func:`new_accelerator`.
+        resume: from the last state.
+
+    Raises:
+        TrainingError: the loss is not finite; the checkpoints before are whole.
+        TrajectoryError: a checkpoint cannot be written.
+    """
+    loop = _Loop(job, accelerator)
+    try:
+        loop.begin(resume=resume)
+        if accelerator.is_main_process:
+            with progress(f"training {job.recipe.name}", job.steps, done=loop.step) as advance:
+                for loss in loop.run():
+                    advance(note="" if loss is None else f"loss {loss:.4g}")
+        else:
+            for _ in loop.run():
+                pass
+        loop.save_state()
+    finally:
+        loop.close()
+
+
+class _Loop:
+    """A training that can be put down after a state and taken up again."""
+
+    def __init__(self, job: Job, accelerator: Any) -> None:
+        self.job, self.accelerator = job, accelerator
+        network = job.network.train()
+        rate = job.recipe.target_rate(0, job.steps)
+        self.average = None if rate is None else copy.deepcopy(network).requires_grad_(requires_grad=False)
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer: Any = getattr(torch.optim, job.recipe.optimizer)(trained, lr=job.recipe.learning_rate)
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self.raw = accelerator.unwrap_model(self.network)
+        for module in (self.average, job.teacher):
+            if isinstance(module, nn.Module):
+                module.to(accelerator.device)
+        self.saver = TrajectorySaver(
+            job.out, every=job.checkpoint_every, accelerator=accelerator, metadata={"recipe": job.recipe.name}
+        )
+        self.step, self.seconds = 0, 0.0
+        accelerator.register_for_checkpointing(self)
+        if self.average is not None:
+            accelerator.register_for_checkpointing(self.average)
+        self.generator = torch.Generator(accelerator.device)
+        self.curve = _Curve(job.beside(".jsonl"), write=accelerator.is_main_process)
+        self.patience = 1 if accelerator.device.type == "cpu" else CHECKED_EVERY
+        self.saved_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For Accelerate."""
+        return {"step": self.step, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From Accelerate."""
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+
+    def begin(self, *, resume: bool) -> None:
+        """Take up the last state, or save the first one."""
+        states = self.job.beside(".state")
+        name = self._latest(states) if resume else None
+        if resume and name in (None, "step0") and self.accelerator.is_main_process:
+            remove(self.job.out)  # its rows are made again
+        self.accelerator.wait_for_everyone()
+        if name is None:
+            self.saver.begin(0)
+            self.save_state()
+            return
+        try:
+            self.accelerator.load_state(str(states / name))
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(f"{states}: cannot be gone on from ({reason}); train anew elsewhere") from error
+        self.curve.rewind(self.step)
+
+    def run(self) -> Iterator[float | None]:
+        """Train; gives each step's loss, or nothing where nobody has waited for it."""
+        waiting: list[Tensor] = []
+        began = time.monotonic() - self.seconds
+        while self.step < self.job.steps:
+            waiting.append(self._step())
+            self.step += 1
+            self.seconds = time.monotonic() - began
+            due = self.step % self.job.checkpoint_every == 0
+            shown = None
+            if due or len(waiting) >= self.patience or self.step == self.job.steps:
+                shown = self._look_at(waiting)
+                waiting = []
+            if due:
+                self.curve.write(self.step, self.seconds)
+                self.saver.step(self.step, self.raw)
+                self._save_state_in_time()
+            yield shown
+
+    def _step(self) -> Tensor:
+        job = self.job
+        self.generator.manual_seed(derive_seed(job.seed, "training", self.step, self.accelerator.process_index))
+        chosen = torch.randint(
+            len(job.images), (job.recipe.batch_size,), generator=self.generator, device=self.generator.device
+        )
+        images = as_floats(job.images[chosen.to(job.images.device)].to(self.accelerator.device))
+        batch = Batch(
+            images=images,
+            step=self.step,
+            steps=job.steps,
+            network=self.network,
+            target=self.raw if self.average is None else self.average,
+            generator=self.generator,
+            noise_scale=job.noise_scale,
+            teacher=job.teacher,
+        )
+        with torch.enable_grad(), self.accelerator.autocast():
+            loss = job.recipe.loss(batch)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.optimizer.step()
+        self._follow()
+        return loss.detach()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """The target: theta^- ← mu theta^- + (1 - mu) theta."""
+        rate = self.job.recipe.target_rate(self.step, self.job.steps)
+        if rate is not None and self.average is not None:
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.raw.parameters()), 1 - rate)
+
+    def _look_at(self, waiting: list[Tensor]) -> float:
+        """The last loss, after a look at all of them."""
+        losses = torch.stack(waiting).tolist()
+        for before, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                step = self.step - len(losses) + 1 + before
+                raise TrainingError(
+                    f"the loss of step {step} is {loss}: lower learning_rate, or look at the data; "
+                    f"the checkpoints before it are whole in {self.job.out}"
+                )
+        self.curve.add(losses)
+        return float(losses[-1])
+
+    def _save_state_in_time(self) -> None:
+        """All processes at once, when the first one finds that it is time."""
+        from accelerate.utils import broadcast_object_list
+
+        due = [time.monotonic() - self.saved_at >= self.job.state_seconds]
+        if bool(broadcast_object_list(due)[0]):
+            self.save_state()
+
+    def save_state(self) -> None:
+        """Write all that training goes on from; the one before goes when it is there."""
+        states = self.job.beside(".state")
+        name = f"step{self.step}"
+        if (states / name).is_dir() and self._latest(states) == name:
+            return
+        self.accelerator.save_state(str(states / name))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_atomically(states / LATEST, name.encode(), error=TrainingError)
+            for old in states.iterdir():
+                if old.is_dir() and old.name != name:
+                    shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        self.saved_at = time.monotonic()
+
+    def _latest(self, states: Path) -> str | None:
+        try:
+            return (states / LATEST).read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        """Let other processes write the trajectory."""
+        self.saver.close()
+
+
+class _Curve:
+    """The learning curve: ``{"step", "loss", "seconds"}`` a line, the mean loss since the line before.
+
+    Args:
+        path: of the file.
+        write: whether this process does.
+    """
+
+    def __init__(self, path: Path, *, write: bool) -> None:
+        self._path, self._write = path, write
+        self._losses: list[float] = []
+
+    def add(self, losses: list[float]) -> None:
+        self._losses.extend(losses)
+
+    def write(self, step: int, seconds: float) -> None:
+        mean = math.fsum(self._losses) / len(self._losses)
+        self._losses = []
+        if self._write:
+            line = {"step": step, "loss": mean, "seconds": round(seconds, 3)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget what came after a step, and a line that was not finished."""
+        if not self._write or not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode(), error=TrainingError)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

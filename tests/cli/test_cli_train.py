@@ -1,0 +1,230 @@
+"""``lcsc train`` as a user types it: what it leaves, that it can be searched, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.coefficients.profiles import power_ema_coefficients
+from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.sampling.consistency import ConsistencyFunction
+from lcsc_opt.sampling.latents import DecoderSettings
+from lcsc_opt.training import latents
+from lcsc_opt.training.images import digits_images
+from lcsc_opt.training.models import read_model
+from lcsc_opt.training.recipes import RECIPES
+from lcsc_opt.trajectory import Trajectory
+from tests.objectives.image_objectives import PIXELS
+from tests.unet_examples import unet
+
+SHORT = ["--data", "digits", "--steps", "4", "--checkpoint-every", "2", "batch_size=4"]
+
+
+@pytest.fixture(autouse=True)
+def new_state() -> Iterator[None]:
+    """Accelerate keeps one for a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def folder(workplace: Path) -> Path:
+    """With a diffusion model, a tiny network, and an autoencoder of 8×8 images."""
+    unet(0).save_config(workplace / "network")
+    save_model("edm.model", {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
+    latents.small_autoencoder(1, 8).save_pretrained("autoencoder")  # type: ignore[operator]
+    return workplace
+
+
+def save_model(folder: str, scheduler: dict[str, Any] | None) -> None:
+    unet(1).save_pretrained(Path(folder) / "unet")
+    if scheduler is not None:
+        (Path(folder) / "scheduler").mkdir()
+        (Path(folder) / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+
+
+def options(recipe: str) -> list[str]:
+    needs = {"cd": ["--teacher", "edm.model"], "ect": ["--from", "edm.model"], "slct": ["--autoencoder", "autoencoder"]}
+    return needs.get(recipe, ["--network", "network"])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, capsys: Any) -> None:
+    assert lcsc(["train", recipe, *SHORT, *options(recipe), "-o", "run.trajectory"]) == 0
+    assert "next: lcsc run run.yaml" in capsys.readouterr().err
+    trajectory = Trajectory.open("run.trajectory")
+    assert trajectory.steps == (2, 4)
+    study = yaml.safe_load(Path("run.yaml").read_text())
+    given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
+    objective = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
+    images = objective.images([0.5, 0.5], SEARCH, 3)  # type: ignore[attr-defined]
+    assert images.shape == (3, 1, 8, 8)
+    assert images.isfinite().all()
+    assert objective.sampler.nfe == (1 if read_model(folder / "run.model", "-").kind == "consistency" else 10)  # type: ignore[attr-defined]
+    assert lcsc(["run", "run.yaml", f"objective.settings.loss={PIXELS}", "--dry-run"]) == 0
+
+
+def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> None:
+    assert lcsc(["train", "ddpm", *SHORT, *options("ddpm"), "-o", "run.trajectory"]) == 0
+    trajectory = Trajectory.open("run.trajectory")
+    expected = trajectory.merge(power_ema_coefficients(trajectory.steps, 0.1))
+    model = read_model(Path("run.model"), "-")
+    assert model.kind == "ddpm"
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
+    """EDM's ln(sigma) / 4 where the scheduler of consistency models has 250 ln(sigma)."""
+    assert lcsc(["train", "ect", *SHORT, *options("ect"), "-o", "run.trajectory", "sigma_max=3"]) == 0
+    study = yaml.safe_load(Path("run.yaml").read_text())
+    given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
+    objective: Any = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
+    network = unet(0)
+    network.load_state_dict(Trajectory.open("run.trajectory").merge([0.0, 1.0]))
+    z = objective.sampler.noise.batch(SEARCH, 0, 5, (1, 8, 8))
+    function = ConsistencyFunction(network, sigma_min=0.0, noise_scale=0.25)
+    with torch.no_grad():
+        expected = function(3 * z, torch.full((5,), 3.0)).clamp(-1, 1)
+    assert (objective.images([0.0, 1.0], SEARCH, 5) - expected).abs().max() < 1e-5
+
+
+def test_latents_are_decoded_by_the_studys_objective(folder: Path) -> None:
+    assert lcsc(["train", "ict", *SHORT, "--autoencoder", "autoencoder", "-o", "run.trajectory"]) == 0
+    settings = yaml.safe_load(Path("run.yaml").read_text())["objective"]["settings"]
+    assert settings["decoder"]["autoencoder"] == str((folder / "autoencoder").absolute())
+    assert read_model(Path("run.model"), "-").folder.image_shape() == (2, 4, 4)
+
+
+def test_the_small_autoencoder_brings_images_back(workplace: Path, capsys: Any) -> None:
+    device = torch.device("cpu")
+    autoencoder = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=120)
+    found = latents.encode(autoencoder, digits_images(), device=device)
+    assert found.values.shape == (1797, 2, 4, 4)
+    assert torch.allclose(found.values.mean((0, 2, 3)), torch.zeros(2), atol=1e-4)
+    assert torch.allclose(found.values.std((0, 2, 3)), torch.full((2,), 0.5), atol=1e-3)
+    decoder = DecoderSettings(**found.decoder(str(workplace / "own"))).build(2)
+    with torch.no_grad():
+        error = (decoder(found.values[:200]) - digits_images()[:200]).square().mean()
+    assert float(error) < 0.35 * float(digits_images().var())
+    capsys.readouterr()
+    again = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=120)
+    assert torch.equal(again.state_dict()["quant_conv.weight"], autoencoder.state_dict()["quant_conv.weight"])
+    assert capsys.readouterr().err == ""  # it is read
+
+
+def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
+    save_images([(8, 8)] * 5)
+    arguments = ["--data", "images", *SHORT[2:], "--network", "network", "-o", "run.trajectory"]
+    assert lcsc(["train", "flow", *arguments]) == 0
+    settings = yaml.safe_load(Path("run.yaml").read_text())["objective"]["settings"]
+    assert (settings["loss"], settings["reference"]) == ("fid", str((folder / "images").absolute()))
+
+
+def save_images(sizes: list[tuple[int, int]]) -> None:
+    Path("images").mkdir()
+    for i, (height, width) in enumerate(sizes):
+        pixels = np.random.default_rng(i).integers(0, 255, (height, width), dtype=np.uint8)
+        Image.fromarray(pixels).save(f"images/{i}.png")
+
+
+def test_the_same_command_does_not_write_over_a_training(folder: Path, capsys: Any) -> None:
+    command = ["train", "flow", *SHORT, *options("flow"), "-o", "run.trajectory"]
+    assert lcsc(command) == 0
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert lcsc(command) == 2
+    assert "run.trajectory: is there already: --resume goes on, or name another" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_resume_goes_on_and_keeps_the_settings(folder: Path, capsys: Any) -> None:
+    command = ["train", "flow", *SHORT, *options("flow"), "-o", "run.trajectory"]
+    assert lcsc(command) == 0
+    Path("run.yaml").write_text("# changed by its user\n")
+    assert lcsc([*command, "--resume", "--steps", "8"]) == 0
+    assert Trajectory.open("run.trajectory").steps == (2, 4, 6, 8)
+    assert Path("run.yaml").read_text() == "# changed by its user\n"
+    capsys.readouterr()
+    assert lcsc([*command, "--resume", "--seed", "1"]) == 2
+    assert capsys.readouterr().err == "lcsc: seed: the training began with 0, and goes on with that\n"
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and models that do not suit."""
+    made = tmp_path_factory.mktemp("wrong")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made)
+        save_images([(8, 8), (8, 10)])
+        Path("empty").mkdir()
+        Path("odd").mkdir()
+        for i in range(3):
+            Image.fromarray(np.full((9, 9), i * 50, dtype=np.uint8)).save(f"odd/{i}.png")
+        unet(0, channels=3).save_config("colour")
+        latents.small_autoencoder(3, 8).save_pretrained("colours")  # type: ignore[operator]
+        save_model("cm.model", {"_class_name": "CMStochasticIterativeScheduler"})
+        save_model("flow.model", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
+        save_model("other.model", {"_class_name": "Something"})
+        save_model("untold.model", None)
+        save_model("begun.model", {"_class_name": "EDMEulerScheduler"})
+        Path("begun.model/unet/diffusion_pytorch_model.safetensors").unlink()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["flow", "--data", "nowhere"], "--data: nowhere does not exist; expected digits, photographs, cifar10"),
+        (["flow", "--data", "empty"], "--data: empty: holds no images"),
+        (["flow", "--data", "images"], "--data: images: images differ in size: 0.png is 8x8 and 1.png 8x10"),
+        (["flow", "--data", "cifar10"], "--data: CIFAR10 cannot be read from"),
+        (["flow", "--network", "missing"], "--network: missing holds no config.json"),
+        (["flow", "--network", "colour"], "--network: colour is for [3, 8, 8], and what is trained on is [1, 8, 8]"),
+        (["flow", "--teacher", "edm.model"], "--teacher: flow has none"),
+        (["flow", "--from", "edm.model"], "--from: edm.model is a edm model, and flow begins from flow"),
+        (["flow", "--resume"], "run.trajectory: there is nothing to go on with"),
+        (["flow", "--steps", "3"], "3 steps with a checkpoint every 2 leave fewer than two"),
+        (["flow", "coupling=best"], "coupling: expected 'optimal-transport' or 'independent'"),
+        (["cd"], "cd distils a diffusion model: name its folder with --teacher"),
+        (["cd", "--teacher", "cm.model"], "--teacher: cm.model is a consistency model; expected a diffusion model"),
+        (["cd", "--teacher", "flow.model"], "--teacher: flow.model is a flow model; expected a diffusion model"),
+        (["cd", "--teacher", "untold.model"], "--teacher: untold.model has no scheduler_config.json"),
+        (["cd", "--teacher", "other.model"], "--teacher: other.model: Something with 'epsilon' is not known here"),
+        (["cd", "--teacher", "network"], "--teacher: network has no scheduler_config.json"),
+        (["cd", "--teacher", "empty"], "--teacher: empty holds no config.json"),
+        (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
+        (["ect"], "ect tunes a diffusion model: name its folder with --from"),
+        (["ect", "--from", "cm.model"], "--from: cm.model is a consistency model, and ect begins from edm"),
+        (["slct", "--autoencoder", "network"], "--autoencoder: network is of a UNet2DModel; expected the folder of"),
+        (["slct", "--autoencoder", "colours"], "--autoencoder: colours takes 3 channels, and the images have 1"),
+        (["slct", "--network", "network"], "--network: network is for [1, 8, 8], and what is trained on is [2, 4, 4]"),
+        (["slct", "--data", "odd"], "the small autoencoder halves images of even sides, got 9x9"),
+        (["flow", "--data", "odd"], "the small U-Net takes square images of an even side, got 9x9"),
+        (["slct", "--data", "odd", "--autoencoder", "autoencoder"], "[1, 9, 9] come back as [1, 8, 8]"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_trained(
+    folder: Path, wrong: Path, arguments: list[str], message: str, capsys: Any
+) -> None:
+    shutil.copytree(wrong, folder, dirs_exist_ok=True)
+    before = set(folder.rglob("*"))
+    given = ["train", arguments[0], *SHORT, "-o", "run.trajectory", *arguments[1:]]
+    assert lcsc(given) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len([line for line in said if line.startswith("lcsc: ")]) == 1
+    assert message in said[-1]
+    assert set(folder.rglob("*")) == before
