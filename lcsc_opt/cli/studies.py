@@ -85,7 +85,7 @@ def run(
     path = find("studies", study_file)
     specs = read_studies(path, overrides or ())
     if ray is not None:
-        specs = [spec.model_copy(update={"workers": on_ray(spec.workers, ray)}) for spec in specs]
+        specs = tuple(spec.model_copy(update={"workers": on_ray(spec.workers, ray)}) for spec in specs)
     url = storage_url(storage, specs[0].storage)
     chosen = plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
