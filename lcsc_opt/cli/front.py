@@ -9,7 +9,7 @@ import typer
 
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, print_json, say, table
 from lcsc_opt.cli.studies import print_plans, run_plans
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
@@ -97,12 +97,10 @@ def _show(url: str, experiment: str, output: Format, plot: Path | None) -> None:
 
 
 def _print(front: Front) -> None:
-    metrics = [f"{name}{front.extractor}" for name in ("FID", "precision", "recall")]
-    shown = table("study", "trial", "", *metrics, "images", "noise", title=f"front of {front.name}")
-    for curve in [*front.curves, *([] if front.ema is None else [front.ema])]:
-        for point in curve.points:
-            mark = f"{point.shown} (EMA*)" if point == front.ema_star else point.shown
-            images = "-" if point.images is None else f"{point.images:,}"
-            values = [number(point.fid), f"{point.precision:.3f}", f"{point.recall:.3f}", images, point.noise]
-            shown.add_row(point.study, str(point.trial), mark, *values)
+    from lcsc_opt.views.front import front_table
+
+    header, rows = front_table(front)
+    shown = table(*header, title=f"front of {front.name}")
+    for row in rows:
+        shown.add_row(*row)
     console().print(shown)

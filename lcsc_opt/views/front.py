@@ -14,6 +14,10 @@ from lcsc_opt.database.reader import HistoryReader
 
 EMA_RATES = "EMA rates"
 WITHIN = 0.01  # of a precision that counts as another one's
+NOTE = (
+    "Models of searches on held-out noise; EMA models on the noise that answers are chosen on, where none of them was "
+    "chosen. Each is written by lcsc export STUDY --trial TRIAL."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,16 @@ class Front:
     extractor: str
     curves: tuple[FrontCurve, ...]
     ema: FrontCurve | None = None
+
+    @property
+    def all_curves(self) -> tuple[FrontCurve, ...]:
+        """Of searches, and of the EMA rates at the end."""
+        return (*self.curves, *([] if self.ema is None else [self.ema]))
+
+    @property
+    def points(self) -> tuple[Measured, ...]:
+        """Of all curves, one after the other."""
+        return tuple(point for curve in self.all_curves for point in curve.points)
 
     @property
     def ema_star(self) -> Measured | None:
@@ -186,7 +200,18 @@ def _numbers(metrics: Mapping[str, Any]) -> tuple[float, float, float] | None:
     return fid, precision, recall
 
 
+def front_table(front: Front) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and rows, as text for people: a row of each model, the study's name first."""
+    metrics = (f"{name}{front.extractor}" for name in ("FID", "precision", "recall"))
+    rows = []
+    for point in front.points:
+        shown = f"{point.shown} (EMA*)" if point == front.ema_star else point.shown
+        images = "-" if point.images is None else f"{point.images:,}"
+        values = [f"{point.fid:.4g}", f"{point.precision:.3f}", f"{point.recall:.3f}", images, point.noise]
+        rows.append([point.study, shown, str(point.trial), *values])
+    return ("study", "", "trial", *metrics, "images", "noise"), rows
+
+
 def front_rows(front: Front) -> list[dict[str, Any]]:
     """What ``lcsc front --format json`` prints: a row of each model, with its ``curve``, in the order of the table."""
-    curves = [*front.curves, *([] if front.ema is None else [front.ema])]
-    return [{"curve": curve.label, **dataclasses.asdict(point)} for curve in curves for point in curve.points]
+    return [{"curve": curve.label, **dataclasses.asdict(point)} for curve in front.all_curves for point in curve.points]

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from lcsc_opt.views.figures.look import Theme, empty_figure, figure, inert, style
+from lcsc_opt.views.figures.look import Theme, figure, inert, style
 from lcsc_opt.views.front import Front, FrontCurve, Measured
 
 LEFT, RIGHT = [0.0, 0.46], [0.56, 1.0]  # of the figure's width
@@ -22,15 +22,12 @@ def front_figure(front: Front, *, theme: Theme = "light") -> go.Figure:
         front: plain data.
         theme: of the page.
     """
-    curves = [*front.curves, *([] if front.ema is None else [front.ema])]
-    if not curves:
-        return empty_figure("Nothing is measured yet.", theme)
     made = figure(theme, name=f"front/{front.name}", height=460)
-    for curve in curves:
+    for curve in front.all_curves:
         _add(made, curve, [point.fid for point in curve.points], "")
         _add(made, curve, [point.recall for point in curve.points], "2", legend=False)
     precision, fid, recall = (inert(f"{name}{front.extractor}") for name in ("precision", "FID", "recall"))
-    positive = all(point.fid > 0 for curve in curves for point in curve.points)
+    positive = all(point.fid > 0 for point in front.points)
     made.update_layout(
         xaxis={"title": {"text": precision}, "domain": LEFT},
         yaxis={"title": {"text": fid}, "type": "log" if positive else "linear", "tickformat": "~g"},
