@@ -19,10 +19,12 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.names import is_search
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.database.summary import StudySummary, summaries
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import EMA_IMAGES, artifact_directory, own_images
+from lcsc_opt.views.front import at_weight_zero
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -45,12 +47,14 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     """
     if not is_search(study.name):
         return []
-    known = summaries(storage, study.name.rsplit("/", 2)[0])
+    experiment = study.name.rsplit("/", 2)[0]
+    known = summaries(storage, experiment)
     own = next(summary for summary in known if summary.study == study.name)
     if own.best_trial is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
     ema = best_ema(known)
     _save_into_optuna_dashboard(storage, own, ema)
+    ema = ema or best_ema(_without_weight(storage, experiment))
     if ema is None or ema.study == own.study or objective.sampler is None:
         return []
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -58,6 +62,12 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     if not isinstance(objective, MergeSampleScore):
         return []
     return _attach(storage, study, own.best_trial, _sheets(objective, ema, own))
+
+
+def _without_weight(storage: RDBStorage, experiment: str) -> list[StudySummary]:
+    """The studies at weight zero of the front that an experiment belongs to, where EMA's rates are measured."""
+    wanted = at_weight_zero(experiment)
+    return summaries(storage, wanted) if wanted in HistoryReader(storage).experiments() else []
 
 
 def _save_into_optuna_dashboard(storage: RDBStorage, own: StudySummary, ema: StudySummary | None) -> None:

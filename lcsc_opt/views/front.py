@@ -138,6 +138,12 @@ def without_term(experiment: str) -> str:
     return ",".join(part for part in experiment.split(",") if part.partition("=")[0] not in TERMS or "=" not in part)
 
 
+def at_weight_zero(experiment: str) -> str | None:
+    """``digits,near=3`` → ``digits,near=0``; ``None`` of what is no point of a front."""
+    known = _term(experiment)
+    return None if known is None else f"{without_term(experiment)},{known[0]}=0"
+
+
 def _term(experiment: str) -> tuple[str, float] | None:
     """``near`` and its weight."""
     varied = split_point(experiment)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,22 @@ RATES = "traded,near=0/EMAGrid/0"
 FRONT = ["front", SOURCE, "--weights", "0,1,9"]
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the study that fronts are of."""
+    folder = tmp_path_factory.mktemp("front")
+    (folder / "traded_objective.py").write_text(OBJECTIVE)
+    (folder / "traded.yaml").write_text(STUDY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert lcsc(["run", "traded.yaml", "--optimizer", "CMA", "--storage", "sqlite:///studies.db"]) == 0
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def place(workplace: Path) -> Path:
-    (workplace / "traded_objective.py").write_text(OBJECTIVE)
-    (workplace / "traded.yaml").write_text(STUDY)
-    assert lcsc(["run", "traded.yaml", "--optimizer", "CMA"]) == 0
+def place(workplace: Path, searched: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(searched, workplace, dirs_exist_ok=True)
     return workplace
 
 

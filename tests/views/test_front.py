@@ -10,7 +10,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.front import front_figure
-from lcsc_opt.views.front import Front, front_of, front_rows, front_table, without_term
+from lcsc_opt.views.front import Front, at_weight_zero, front_of, front_rows, front_table, without_term
 from tests.front_examples import write_ema, write_front, write_point
 
 
@@ -107,3 +107,16 @@ def test_table_rows_and_figure_name_the_studies(storage: RDBStorage) -> None:
 )
 def test_the_name_of_a_front_is_without_the_weight(name: str, without: str) -> None:
     assert without_term(name) == without
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("digits,near=3", "digits,near=0"),
+        ("digits,images=200,hinge=1", "digits,images=200,hinge=0"),
+        ("digits,images=200", None),
+        ("digits,near=far", None),
+    ],
+)
+def test_the_rates_of_ema_are_at_weight_zero(name: str, wanted: str | None) -> None:
+    assert at_weight_zero(name) == wanted
