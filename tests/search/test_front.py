@@ -43,6 +43,11 @@ class Traded(Objective):
         return 10
 
     def evaluate(self, candidate):
+        if (left := Path("interrupt_after")).exists():
+            if left.read_text() == "0":
+                left.unlink()
+                raise KeyboardInterrupt
+            left.write_text(str(int(left.read_text()) - 1))
         off = {"search": 0.0, "selection": 0.01, "held-out": 0.02}[candidate.noise.group]
         fid = float(np.square(candidate.coefficients - np.linspace(-0.3, 0.7, 5)).sum()) + 1 + off
         near = float(np.square(candidate.coefficients - 0.2).sum()) + off
@@ -160,6 +165,18 @@ def test_run_again_it_continues_and_evaluates_nothing_twice(capsys: pytest.Captu
     assert lcsc([*FRONT, "--budget", "70"]) == 0
     assert [len(stored(name).trials()) for name in POINTS] == [70, 70, 70]
     assert [trial.value for trial in stored(POINTS[1]).trials()[:60]] == [trial.value for trial in before]
+
+
+def test_after_ctrl_c_the_same_command_gives_the_same_front(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    undisturbed = printed(capsys)
+    shutil.copy(searched / "studies.db", "other.db")
+    other = ["--storage", "sqlite:///other.db"]
+    for finished in ("5", "40", "70"):
+        Path("interrupt_after").write_text(finished)
+        assert lcsc([*FRONT, *other]) == 130
+    assert printed(capsys, *other) == undisturbed
+    evaluated = [len(StoredStudy.open(open_storage(other[1], write=False), name).trials()) for name in POINTS]
+    assert evaluated == [60, 60, 60]
 
 
 def test_a_point_of_a_front_gives_the_same_front() -> None:
