@@ -280,7 +280,7 @@ class Experiment:
 
         objective = self.objective
         try:
-            packed = packed_trajectory(objective.trajectory)
+            packed = packed_trajectory(objective)
         except ObjectiveError:
             packed = None
         with ray_cluster(wanted, self._spec, objective, study=self._directory, packed=packed) as cluster:
