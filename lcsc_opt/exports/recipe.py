@@ -8,12 +8,13 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
@@ -119,6 +120,22 @@ class Recipe(pydantic.BaseModel):
             raise ValueError("the steps do not increase")
         return self
 
+    @classmethod
+    def of(cls, trajectory: Trajectory, coefficients: Coefficients, **others: Any) -> Recipe:
+        """The recipe of a merge of these checkpoints, made with what is installed here."""
+        now = environment()
+        return cls(
+            coefficients=tuple(coefficients.tolist()),
+            steps=trajectory.steps,
+            checkpoint_sha256=trajectory.checkpoint_sha256,
+            trajectory_sha256=trajectory.sha256,
+            constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
+            key=trajectory.metadata.get("key"),
+            lcsc_opt=VERSION,
+            versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
+            **others,
+        )
+
     @property
     def title(self) -> str:
         """Which model it is."""
@@ -158,22 +175,15 @@ def recipe_of(
     trial, coefficients, attributes = chosen_trial(study, number)
     trajectory = packed_trajectory(objective)
     _check_same_checkpoints(study, trajectory)
-    now = environment()
-    return Recipe(
+    return Recipe.of(
+        trajectory,
+        coefficients,
         study=study.name,
         trial=trial,
-        coefficients=tuple(coefficients.tolist()),
-        steps=trajectory.steps,
-        checkpoint_sha256=trajectory.checkpoint_sha256,
-        trajectory_sha256=trajectory.sha256,
-        constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
-        key=trajectory.metadata.get("key"),
-        dtype=cast("Dtype | None", dtype),
+        dtype=dtype,
         loss=float(attributes["loss"]),
         metrics=attributes.get("metrics", {}),
         held_out=attributes.get("held_out"),
-        lcsc_opt=VERSION,
-        versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
     )
 
 
