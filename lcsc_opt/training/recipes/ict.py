@@ -37,4 +37,4 @@ class Ict(ConsistencyRecipe):
 
     def levels(self, step: int, steps: int) -> tuple[Tensor, Tensor]:
         """Noise levels ``[n + 1]``, increasing, and the chances ``[n]`` of the intervals between them at a step."""
-        return ConsistencyTraining(steps=steps, **self.model_dump()).levels(step)
+        return ConsistencyTraining(steps=steps, **self.model_dump(include=set(Ict.model_fields))).levels(step)
