@@ -91,12 +91,13 @@ def run(
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
         rehearse(chosen, url, **accepted)
-        _print_plans(chosen, url)
+        print_plans(chosen, url)
     else:
-        _run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, debug=debug, **accepted)
+        run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, debug=debug, **accepted)
 
 
-def _run_plans(chosen: Any, url: str, **how: bool) -> None:
+def run_plans(chosen: Any, url: str, **how: bool) -> None:
+    """Run studies one after the other, a line for each that has ended."""
     from lcsc_opt.search.studies import checked_experiments, run_each
 
     try:
@@ -105,7 +106,8 @@ def _run_plans(chosen: Any, url: str, **how: bool) -> None:
         say(f"database: {masked(url)}")
 
 
-def _print_plans(chosen: Any, url: str) -> None:
+def print_plans(chosen: Any, url: str) -> None:
+    """What would be run, and how much of it is done."""
     from lcsc_opt.search.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")

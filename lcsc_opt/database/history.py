@@ -53,6 +53,7 @@ class HeldOut:
         seeds: of the groups of noise.
         cross_check: the answer in features that the loss does not look at, where it was measured.
         warning: one line where the loss is below its baseline and the cross-check is not, or not for certain.
+        metrics: of the answer, each the mean over the groups of noise.
     """
 
     trial: int | None
@@ -63,6 +64,7 @@ class HeldOut:
     seeds: tuple[int, ...] = (0,)
     cross_check: CrossCheck | None = None
     warning: str | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def sample(self) -> tuple[int | None, tuple[int, ...]]:
@@ -86,6 +88,7 @@ class HeldOut:
             seeds=seeds,
             cross_check=CrossCheck.parse(stored.get("cross_check")),
             warning=stored.get("warning"),
+            metrics=stored.get("metrics") or {},
         )
 
 
