@@ -22,7 +22,7 @@ from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.objective.batch_size import AUTO
-from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
 from lcsc_opt.objective.stages import FeatureGradients, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
@@ -223,8 +223,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: the gradient is not finite.
         """
         watch, sampler = Stopwatch(), self.sampler
-        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
-        assert isinstance(sampler, DifferentiableSampler)
+        assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
         rows = {name: torch.from_numpy(part) for name, part in back.items()}
         with contextlib.ExitStack() as stack, says_out_of_memory():
             stack.callback(self._forget_graph)
@@ -313,8 +312,7 @@ class MergeSampleScore(StagedObjective):
         self, accumulator: Accumulator, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
     ) -> None:
         """Complete the features with those of the last batch, whose graph is kept until :meth:`slope`."""
-        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
-        assert isinstance(self.sampler, DifferentiableSampler)
+        assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
         with contextlib.ExitStack() as stack, says_out_of_memory():
             leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
             with watch.timing("sample"):
@@ -358,8 +356,6 @@ class MergeSampleScore(StagedObjective):
 
 
 def _why_no_weight_gradient(trajectory: Mergeable, sampler: Sampler) -> str | None:
-    if not isinstance(trajectory, DifferentiableMergeable):
-        return f"{type(trajectory).__name__} combines checkpoints in a way that has no gradient"
     if not isinstance(sampler, DifferentiableSampler):
         return f"{type(sampler).__name__} samples without a graph"
     return sampler.weights.why_no_gradient(trajectory.varying)

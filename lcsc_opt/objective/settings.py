@@ -17,7 +17,7 @@ from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.cross_check import published_cross_check
 from lcsc_opt.metrics.scores import Scores, build_scores, check_scores
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
-from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable
+from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
 from lcsc_opt.sampling import DifferentiableSampler, ImageNoise, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics, merged_statistics
@@ -234,8 +234,6 @@ class ImageObjectiveSettings(FrozenModel):
 
     def _batch_norm(self, sampler: Sampler, trajectory: Mergeable) -> BatchNormStatistics | None:
         if self.batch_norm == "merge" or not isinstance(sampler, DifferentiableSampler):
-            return None
-        if not isinstance(trajectory, DifferentiableMergeable):
             return None
         network = sampler.weights.trained
         merged = merged_statistics(network, trajectory.varying)

@@ -17,8 +17,9 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, RayWorkers, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.database.names import BASELINES
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.database.summary import BASELINES, summarize
 from lcsc_opt.evaluation import (
     Evaluator,
     InProcessEvaluator,
@@ -280,7 +281,7 @@ class Experiment:
 
         objective = self.objective
         try:
-            packed = packed_trajectory(objective.trajectory)
+            packed = packed_trajectory(objective)
         except ObjectiveError:
             packed = None
         with ray_cluster(wanted, self._spec, objective, study=self._directory, packed=packed) as cluster:
@@ -357,10 +358,10 @@ def _run_with_progress(search: Search, name: str, budget: BudgetSpec, pool: Work
 
 
 def _outcome(study: StoredStudy) -> str:
-    summary = summarize(study)
-    searched = "no result on the search's noise" if summary.searched is None else f"best {summary.searched:.4g}"
-    held_out = "" if summary.held_out is None else f", held-out {summary.held_out:.4g}"
-    return f"{searched}{held_out} after {summary.evaluations} evaluations"
+    found = HistoryReader(study.storage).read_study(study.name)
+    searched = "no result on the search's noise" if found.searched is None else f"best {found.searched:.4g}"
+    held_out = "" if found.held_out_loss is None else f", held-out {found.held_out_loss:.4g}"
+    return f"{searched}{held_out} after {found.evaluations} evaluations"
 
 
 def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:
