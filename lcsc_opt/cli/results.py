@@ -10,7 +10,7 @@ import typer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
@@ -182,6 +182,7 @@ def evaluate(
         return
     _print_choice(stored, report)
     _print_held_out(stored, report)
+    print_judges(report.get("judges"))
     if (cross_check := CrossCheck.parse(report.get("cross_check"))) is not None and cross_check.text is not None:
         console().print(cross_check.text)
 

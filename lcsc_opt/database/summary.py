@@ -16,6 +16,7 @@ from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.comparing import best_ema, ema_beside, mean_and_spread, relative
 from lcsc_opt.database.cross_check import CrossCheck
 from lcsc_opt.database.history import Floats, StudyHistory
+from lcsc_opt.database.judges import Judge
 from lcsc_opt.database.names import BASELINES, compared_trials, is_ours, label, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -61,7 +62,8 @@ class StudySummary:
         curve: ``[n, 4]`` evaluations, images, seconds, best loss so far, a row for each trial whose loss compares, in
             the order in which the optimizer was told of them. All trials count among what was spent.
         cross_check: the answer in features that the loss does not look at, where it was measured.
-        warning: one line where the loss gained over its baseline and the cross-check did not.
+        judges: every metric that the loss is not made of, beside the baseline's value.
+        warning: one line where the loss gained over its baseline and the cross-check or a judge did not.
     """
 
     study: str
@@ -83,6 +85,7 @@ class StudySummary:
     sample: tuple[int | None, tuple[int, ...]] | None = None
     ema_beside: float | None = None
     cross_check: CrossCheck | None = None
+    judges: tuple[Judge, ...] = ()
     warning: str | None = None
 
     @property
@@ -120,7 +123,8 @@ class StudySummary:
             "seconds",
         )
         row = {name: getattr(self, name) for name in names}
-        return {**row, "cross_check": None if self.cross_check is None else dataclasses.asdict(self.cross_check)}
+        cross_check = None if self.cross_check is None else dataclasses.asdict(self.cross_check)
+        return {**row, "cross_check": cross_check, "judges": [dataclasses.asdict(judge) for judge in self.judges]}
 
 
 def summarize(study: StoredStudy) -> StudySummary:
@@ -172,6 +176,7 @@ def _summary(reader: HistoryReader, study: StudyHistory) -> StudySummary:
         sample=None if study.held_out is None else study.held_out.sample,
         ema_beside=ema_beside(study.held_out, None),
         cross_check=None if study.held_out is None else study.held_out.cross_check,
+        judges=() if study.held_out is None else study.held_out.judges,
         warning=None if study.held_out is None else study.held_out.warning,
     )
 

@@ -16,6 +16,7 @@ from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.judges import JudgeReference, few_enough, judges_in, known_features
 from lcsc_opt.metrics.keeping import kept_metric
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import (
@@ -32,6 +33,7 @@ from lcsc_opt.metrics.reference.building import (
     ReferenceSetting,
     build_reference,
     check_reference,
+    holds_images,
     references_by_extractor,
 )
 from lcsc_opt.metrics.reference.reference import Reference
@@ -61,6 +63,8 @@ class Scores:
         device: where distances between features are computed.
         cross_check: reported beside the held-out metrics unless these have a distance in other features than the loss
             already. It decides nothing, and is no part of the description.
+        judge_reference: what the default judges of held-out reports compare with, in the features of the loss; without
+            it there are none. They, too, decide nothing, and are no part of the description.
 
     Raises MetricError for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
     that needs more than mean and covariance of the reference.
@@ -76,12 +80,13 @@ class Scores:
         keep: str | None = None,
         device: torch.device | str = "cpu",
         cross_check: CrossCheckSpace | None = None,
+        judge_reference: JudgeReference | None = None,
     ) -> None:
         weights = parse_loss(loss)
         kept = None if keep is None else kept_metric(keep)
         self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics), *([] if kept is None else [kept]))))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
-        self._cross_check = cross_check
+        self._cross_check, self._judge_reference = cross_check, judge_reference
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         missing = [name for name in names if name not in views]
         if missing:
@@ -131,6 +136,24 @@ class Scores:
         self._views[metric.extractor] = view
         return metric
 
+    @functools.cached_property
+    def judges(self) -> tuple[MetricName, ...]:
+        """The held-out metrics that the loss is not made of; the references of default ones are built here."""
+        named = [metric for metric in self._held_out_metrics if metric not in self.loss.weights]
+        cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
+        judges = dict.fromkeys((*named, *cross_check, *self._default_judges()))
+        return tuple(judge for judge in judges if judge not in self.loss.weights)
+
+    def _default_judges(self) -> list[MetricName]:
+        found: list[MetricName] = []
+        for name in self.loss.extractors if self._judge_reference is not None else ():
+            view = self._views[name]
+            reference = self._judge_reference(name, view) if self._judge_reference is not None else None
+            if reference is not None:
+                self._views[name] = View(view.extractor, reference)
+                found += judges_in(name, reference)
+        return found
+
     @property
     def extractor(self) -> FeatureExtractor:
         """That of the loss (of its first metric): the one that orders image pairs."""
@@ -174,8 +197,7 @@ class Scores:
     def _computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
         if not held_out:
             return self._metrics
-        cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
-        return tuple(dict.fromkeys((*self._held_out_metrics, *cross_check)))
+        return tuple(dict.fromkeys((*self._held_out_metrics, *self.judges)))
 
     def warnings(self, images: int) -> list[str]:
         """A line for each thing to know about metrics of ``images`` samples against these references."""
@@ -250,6 +272,7 @@ def build_scores(
     batch_size: int = 250,
     cache: Path,
     cross_check: CrossCheckSpace | None = None,
+    judges: bool = False,
 ) -> Scores:
     """Scores from the settings of a study file; loads the networks and looks at the reference images.
 
@@ -264,6 +287,7 @@ def build_scores(
         batch_size: reference images through a network at once.
         cache: a folder for what is computed from the reference.
         cross_check: reported beside the held-out metrics; ``reference`` and ``weights`` may name its extractor, too.
+        judges: whether held-out reports have the default judges, where the reference holds features.
 
     Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
@@ -284,8 +308,20 @@ def build_scores(
                 cache=cache,
             )
         views[alias] = View(extractor, built)
+
+    def judge_reference(alias: str, view: View) -> Reference | None:
+        known = known_features(alias, view)
+        if known is not None or view.reference is None or not holds_images(references[alias]):
+            return known
+        if not few_enough(alias, view.reference.statistics.count):
+            return None
+        return build_reference(
+            references[alias], alias, view.extractor, features=True, batch_size=batch_size, cache=cache
+        )
+
     named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
-    return Scores(views, **named, device=device, cross_check=cross_check)
+    found = judge_reference if judges else None
+    return Scores(views, **named, device=device, cross_check=cross_check, judge_reference=found)
 
 
 def check_scores(

@@ -103,6 +103,11 @@ class MergeSampleScore(StagedObjective):
         metric = self.scores.cross_check_metric
         return None if metric is None else str(metric)
 
+    @property
+    def judges(self) -> Mapping[str, int]:
+        """The held-out metrics that the loss is not made of."""
+        return {str(metric): metric.sign for metric in self.scores.judges}
+
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)

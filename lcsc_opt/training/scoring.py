@@ -11,6 +11,7 @@ from torch import Tensor
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics import Scores, View
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.metrics.judges import known_features
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.metrics.scores import CrossCheckSpace
 from lcsc_opt.training.classifier import view_of
@@ -24,7 +25,7 @@ class ScoredImages(FrozenModel):
 
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
-    held_out_metrics: list[str] = Field(default_factory=lambda: ["precision", "recall"])
+    held_out_metrics: list[str] | None = None
     keep: str | None = None
     data: Literal["all", "half"] = "all"
 
@@ -46,7 +47,8 @@ class ScoredImages(FrozenModel):
             {INCEPTION: view_of(extractor, self.seen(images))},
             loss=self.loss,
             metrics=self.metrics,
-            held_out_metrics=self.held_out_metrics,
+            held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
             cross_check=CrossCheckSpace(MetricName("fid", CROSS_CHECK), cross_check),
+            judge_reference=known_features if self.held_out_metrics is None else None,
         )
