@@ -1,21 +1,24 @@
 """Metrics of held-out reports that nobody has to ask for: what a search may lose while its loss falls.
 
 Precision and recall tell fidelity and diversity apart, ``near`` looks at single images, and ``sliced`` is a distance
-that is no FID. They need the features of the real images, which folders of images have and files of mean and covariance
-do not; where there are none, there are no judges.
+that is no FID. Where real images are held out, there is FID to these, too, and the share of samples that are nearer to
+an image of the reference than to any of them. Judges need the features of the real images, which folders of images have
+and files of mean and covariance do not; where there are none, there are no judges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.progress import notice
+from lcsc_opt.metrics.comparison import Comparison
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
-from lcsc_opt.metrics.loss import View
+from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 
 DEFAULT: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
+WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train")
 MOST_IMAGES = 100_000  # of a reference: distances between all of more take hours without a GPU, and memory with one
 
 JudgeReference = Callable[[str, View], Reference | None]
@@ -30,10 +33,37 @@ def known_features(_name: str, view: View) -> Reference | None:
 
 def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
     """The default judges in the features of the extractor ``name``; none for too many real images, or too few."""
-    count = len(reference.features)
-    if count <= NEIGHBOURHOOD:
+    if len(reference.features) <= NEIGHBOURHOOD:
         return ()
-    return tuple(MetricName(formula, name) for formula in DEFAULT)
+    formulas = DEFAULT if reference.held_out is None else (*DEFAULT, *WITH_HELD_OUT)
+    return tuple(MetricName(formula, name) for formula in formulas)
+
+
+def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) -> dict[str, float]:
+    """Judge → its value for held-out real images in place of samples: about what a perfect model would have.
+
+    Args:
+        judges: some metrics.
+        views: by the extractor's name; those without held-out images have no floor.
+        loss: that compares.
+    """
+    found: dict[str, float] = {}
+    comparisons: dict[str, Comparison] = {}
+    for judge in judges:
+        reference = views[judge.extractor].reference
+        if reference is None or reference.held_out is None or not judge.needs_reference:
+            continue
+        unseen = reference.held_out.features
+        if judge.formula == "nearer_train":
+            found[str(judge)] = len(reference.features) / (len(reference.features) + len(unseen))
+            continue
+        if judge.extractor not in comparisons:
+            comparisons[judge.extractor] = loss.comparison(judge.extractor, unseen, None)
+        # the distance between the two sets of real images, either way
+        found[str(judge)] = comparisons[judge.extractor].compute(
+            "fid" if judge.formula == "fid_held_out" else judge.formula
+        )
+    return found
 
 
 def few_enough(name: str, count: int | None) -> bool:

@@ -16,12 +16,13 @@ from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import build_extractor
-from lcsc_opt.metrics.judges import JudgeReference, few_enough, judges_in, known_features
+from lcsc_opt.metrics.judges import JudgeReference, few_enough, floors, judges_in, known_features
 from lcsc_opt.metrics.keeping import kept_metric
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import (
     CROSS_CHECK,
     DISTANCES,
+    OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
     MetricName,
     check_extractor_name,
@@ -146,13 +147,19 @@ class Scores:
 
     def _default_judges(self) -> list[MetricName]:
         found: list[MetricName] = []
-        for name in self.loss.extractors if self._judge_reference is not None else ():
+        if self._judge_reference is None:
+            return found
+        for name in self.loss.extractors:
             view = self._views[name]
-            reference = self._judge_reference(name, view) if self._judge_reference is not None else None
+            reference = self._judge_reference(name, view)
             if reference is not None:
                 self._views[name] = View(view.extractor, reference)
                 found += judges_in(name, reference)
         return found
+
+    def floors(self) -> dict[str, float]:
+        """Judge → its value for held-out real images in place of samples, where some are held out."""
+        return floors(self.judges, self._views, self.loss)
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -246,6 +253,7 @@ def _check(metric: MetricName, view: View) -> None:
     if metric.formula in OF_REFERENCE_FEATURES:
         try:
             _ = view.reference.features
+            _ = view.reference.unseen if metric.formula in OF_HELD_OUT else None
         except MetricError as error:
             raise MetricError(f"{metric}: {error}") from error
 
@@ -304,20 +312,22 @@ def build_scores(
                 alias,
                 extractor,
                 features=bool(formulas & OF_REFERENCE_FEATURES),
+                held_out=bool(formulas & OF_HELD_OUT),
                 batch_size=batch_size,
                 cache=cache,
             )
         views[alias] = View(extractor, built)
 
     def judge_reference(alias: str, view: View) -> Reference | None:
-        known = known_features(alias, view)
-        if known is not None or view.reference is None or not holds_images(references[alias]):
-            return known
-        if not few_enough(alias, view.reference.statistics.count):
+        if view.reference is None:
             return None
-        return build_reference(
-            references[alias], alias, view.extractor, features=True, batch_size=batch_size, cache=cache
-        )
+        known = known_features(alias, view)
+        if known is None and not (
+            holds_images(references[alias]) and few_enough(alias, view.reference.statistics.count)
+        ):
+            return None
+        how: dict[str, Any] = {"features": True, "held_out": True, "batch_size": batch_size, "cache": cache}
+        return build_reference(references[alias], alias, view.extractor, **how)
 
     named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
     found = judge_reference if judges else None

@@ -108,6 +108,11 @@ class MergeSampleScore(StagedObjective):
         """The held-out metrics that the loss is not made of."""
         return {str(metric): metric.sign for metric in self.scores.judges}
 
+    def floors(self) -> Mapping[str, float]:
+        """Of held-out real images."""
+        with self._metric_threads():
+            return self.scores.floors()
+
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
