@@ -15,13 +15,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.names import EXTRACTORS, MetricName, parse_loss
-from lcsc_opt.metrics.reference.building import (
-    ReferenceSetting,
-    build_reference,
-    dataset_settings,
-    holds_images,
-    is_split,
-)
+from lcsc_opt.metrics.reference.building import build_reference, dataset_settings, holds_images
+from lcsc_opt.metrics.reference.split import ReferenceSetting, is_split
 from lcsc_opt.metrics.scores import CrossCheckSpace, Scores
 
 

@@ -31,13 +31,13 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.parts import FeaturePart, WholeEvaluation
 from lcsc_opt.metrics.reference.building import (
-    ReferenceSetting,
     build_reference,
     check_reference,
     holds_images,
     references_by_extractor,
 )
 from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.reference.split import ReferenceSetting
 from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
 

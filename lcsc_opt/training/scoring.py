@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -20,7 +21,7 @@ from lcsc_opt.training.classifier import view_of
 class ScoredImages(FrozenModel):
     """``loss``, ``metrics``, ``held_out_metrics``, ``keep`` as for all images; ``data`` that is trained on.
 
-    ``half`` of the images leaves the other half for judges that nobody has seen.
+    ``half`` of the images leaves the other half held out, for judges.
     """
 
     loss: str | dict[str, float] = "fid"
@@ -43,8 +44,12 @@ class ScoredImages(FrozenModel):
 
     def scores(self, extractor: FeatureExtractor, images: Tensor, cross_check: Callable[[], View]) -> Scores:
         """Metrics in the features of ``extractor``, against those of ``images`` that are seen."""
+        view = view_of(extractor, self.seen(images))
+        if view.reference is not None and len(unseen := self.unseen(images)):
+            held_out = view_of(extractor, unseen).reference
+            view = View(extractor, dataclasses.replace(view.reference, held_out=held_out))
         return Scores(
-            {INCEPTION: view_of(extractor, self.seen(images))},
+            {INCEPTION: view},
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
