@@ -87,8 +87,9 @@ class ImageObjectiveSettings(FrozenModel):
         held_out_metrics: reported where noise other than the search's is evaluated; without the setting the judges
             precision, recall, ``sliced`` and ``near``, where the reference is images, and FID in features that the loss
             does not look at, where these can be had.
-        keep: ``precision``, or another metric of single images, which may not get worse than where the search begins.
-        reference: the real images, for all extractors or by extractor; the Inception Score needs none.
+        keep: ``precision``, or another metric of single images, which may not get worse than EMA* has it.
+        reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
+            ``held_out``, or ``held_out_fraction``, keep some of them for reports.
         weights: extractor → file of its weights; without one they are downloaded.
         images: how many an evaluation of the search samples.
         batch_size: how many at once; ``auto`` measures how many are best on this device, once, and remembers it.
