@@ -60,9 +60,8 @@ def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) 
         if judge.extractor not in comparisons:
             comparisons[judge.extractor] = loss.comparison(judge.extractor, unseen, None)
         # the distance between the two sets of real images, either way
-        found[str(judge)] = comparisons[judge.extractor].compute(
-            "fid" if judge.formula == "fid_held_out" else judge.formula
-        )
+        formula: Formula = "fid" if judge.formula == "fid_held_out" else judge.formula
+        found[str(judge)] = float(comparisons[judge.extractor].compute(formula))
     return found
 
 
