@@ -44,7 +44,7 @@ def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) 
 
     Args:
         judges: some metrics.
-        views: by the extractor's name; those without held-out images have no floor.
+        views: by the extractor's name; those without held-out images, or with three or fewer, have no floor.
         loss: that compares.
     """
     found: dict[str, float] = {}
@@ -54,6 +54,8 @@ def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) 
         if reference is None or reference.held_out is None or not judge.needs_reference:
             continue
         unseen = reference.held_out.features
+        if len(unseen) <= NEIGHBOURHOOD:
+            continue
         if judge.formula == "nearer_train":
             found[str(judge)] = len(reference.features) / (len(reference.features) + len(unseen))
             continue

@@ -101,6 +101,12 @@ def test_held_out_images_are_judges_and_have_values_of_their_own() -> None:
     assert set(floors) == {str(judge) for judge in found.judges}
 
 
+def test_three_held_out_images_have_no_values_of_their_own() -> None:
+    found = scores(reference(held_out=reference(3, seed=3)))
+    assert "fid_held_out" in measured(found, images(50, 2))
+    assert found.floors() == {}
+
+
 def test_copies_of_real_images_are_found() -> None:
     unseen = reference(40, seed=3)
     found = scores(reference(held_out=unseen))

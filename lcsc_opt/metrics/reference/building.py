@@ -98,9 +98,16 @@ def build_reference(
         )
     else:
         return seen
-    if unseen.identity == seen.identity or unseen.size not in (None, seen.size):
-        raise MetricError("reference: held_out is train, or of another size; give other real images of the same size")
+    _check_apart(seen, unseen)
     return dataclasses.replace(seen, held_out=unseen)
+
+
+def _check_apart(seen: Reference, unseen: Reference) -> None:
+    """Raise MetricError where the held-out images are those that the loss sees, or of another size."""
+    if unseen.identity == seen.identity:
+        raise MetricError("reference: held_out is train; give other real images, or held_out_fraction in its place")
+    if None not in (seen.size, unseen.size) and seen.size != unseen.size:
+        raise MetricError("reference: held_out has images of another size than train; bring both to one size first")
 
 
 def _image_set(setting: ReferenceSetting, cache: Path) -> ImageSet | None:

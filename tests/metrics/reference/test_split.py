@@ -22,7 +22,7 @@ class SplitPixels:
     name, dimension = "split-pixels", 12
 
     def __call__(self, images: Tensor) -> Tensor:
-        return images.flatten(1)
+        return images.flatten(1)[:, : self.dimension]
 
 
 def pixels(count: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -130,6 +130,12 @@ def test_what_cannot_be_held_out(tmp_path: Path) -> None:
     shutil.copytree(train, tmp_path / "same")
     with pytest.raises(MetricError, match="held_out is train"):
         build({"train": str(train), "held_out": str(tmp_path / "same")}, tmp_path)
+    large = tmp_path / "large"
+    large.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((4, 4, 3), i, dtype=np.uint8)).save(large / f"{i}.png")
+    with pytest.raises(MetricError, match="another size"):
+        build({"train": str(train), "held_out": str(large)}, tmp_path)
     with pytest.raises(MetricError, match="missing"):
         check_reference({"train": str(train), "held_out": str(tmp_path / "missing")})
     np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
