@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
@@ -30,7 +30,6 @@ from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
-REPORTED = (SELECTION.group, HELD_OUT.group)  # noise on which held-out metrics are computed, too
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 
 
@@ -105,6 +104,16 @@ class MergeSampleScore(StagedObjective):
         metric = self.scores.cross_check_metric
         return None if metric is None else str(metric)
 
+    @property
+    def judges(self) -> Mapping[str, int]:
+        """The held-out metrics that the loss is not made of."""
+        return {str(metric): metric.sign for metric in self.scores.judges}
+
+    def floors(self) -> Mapping[str, float]:
+        """Of held-out real images."""
+        with self._metric_threads():
+            return self.scores.floors()
+
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
@@ -176,7 +185,7 @@ class MergeSampleScore(StagedObjective):
         accumulator = self.scores.accumulator(
             last - first,
             total=self.images_of(candidate),
-            held_out=candidate.noise.group in REPORTED,
+            held_out=candidate.noise.group == HELD_OUT.group,
             gradient=gradient,
         )
         if gradient:
@@ -198,7 +207,7 @@ class MergeSampleScore(StagedObjective):
         """
         self._know_baseline()
         watch = Stopwatch()
-        held_out = candidate.noise.group in REPORTED
+        held_out = candidate.noise.group == HELD_OUT.group
         back: list[FeatureGradients | None] = [None] * len(parts)
         with watch.timing("metric"), self._metric_threads():
             whole = self.scores.whole([sampled.part for sampled in parts], held_out=held_out)
