@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,11 @@ class MergeSampleScore(StagedObjective):
         return self._images
 
     @property
+    def device(self) -> torch.device:
+        """Where candidates are merged."""
+        return self._device
+
+    @property
     def cross_check_metric(self) -> str | None:
         """The held-out metric in features that the loss does not look at."""
         metric = self.scores.cross_check_metric
@@ -106,6 +112,12 @@ class MergeSampleScore(StagedObjective):
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
+
+    def on_weights(self, weights: Mergeable) -> MergeSampleScore:
+        """The same objective of other weights, which are where the sampler's model is; the two are used in turn."""
+        other = copy.copy(self)
+        other.trajectory, other._moved, other._kept = weights, None, None
+        return other
 
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on."""
@@ -127,7 +139,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: an image is not finite.
             MetricError: its features are not.
         """
-        self._know_start()
+        self.know_start()
         watch = Stopwatch()
         with watch.timing("merge"):
             self._load(prepared.take())
@@ -136,7 +148,7 @@ class MergeSampleScore(StagedObjective):
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
         return Sampled(part, prepared.cost + cost)
 
-    def _know_start(self) -> None:
+    def know_start(self) -> None:
         """Evaluate where searches begin, once, when a metric is kept there; it is no evaluation of the search."""
         loss = self.scores.loss
         if loss.keep is None or loss.start is not None:
@@ -187,7 +199,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self._know_start()
+        self.know_start()
         watch = Stopwatch()
         held_out = candidate.noise.group in REPORTED
         back: list[FeatureGradients | None] = [None] * len(parts)
