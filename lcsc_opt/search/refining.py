@@ -84,8 +84,8 @@ class RefineSettings:
         if images_per_step < 2:
             raise StudySpecError(f"--images-per-step: expected at least 2, got {images_per_step}")
         rate = RATE * math.sqrt(images_per_step / RATE_IMAGES) if rate is None else rate
-        if not (math.isfinite(rate) and rate > 0):
-            raise StudySpecError(f"--rate: expected a number above 0, got {rate}")
+        if not 0 < rate <= 1:
+            raise StudySpecError(f"--rate: expected above 0 and at most 1, got {rate}")
         steps = images // images_per_step
         every = max(1, steps // CHECKPOINTS) if checkpoint_every is None else checkpoint_every
         if not 1 <= every <= steps:
@@ -287,7 +287,7 @@ class _Run:
             "average": self._average,
             "adam": self._adam.state_dict(),
             "keep_weight": self._kept.weight,
-            "start": None if start is None else dataclasses.asdict(start),
+            "start": None if start is None else {k: float(value) for k, value in dataclasses.asdict(start).items()},
         }
 
     @torch.no_grad()
