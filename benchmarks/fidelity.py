@@ -104,12 +104,18 @@ def best_ema() -> Coefficients:
 
 def search(row: Row, seed: int, images: int) -> Coefficients:
     """The answer of one search of so many images."""
-    objective = objective_of(**row.settings)
-    checks = list(compared(objective, row.optimizer, seed, images))
+    return answer_of(objective_of(**row.settings), row.optimizer, seed, images)
+
+
+def answer_of(
+    objective: MergeSampleScore, optimizer: str, seed: int, images: int, *, selected_on: int = SELECTED
+) -> Coefficients:
+    """What a search of an objective finds with so many images, chosen on so many others."""
+    checks = list(compared(objective, optimizer, seed, images))
     best = sorted(checks, key=lambda found: found[0])[:TOP]
 
     def selected(found: tuple[float, Coefficients]) -> float:
-        return objective.evaluate(Candidate(found[1], images=SELECTED, noise=SELECTION)).loss
+        return objective.evaluate(Candidate(found[1], images=selected_on, noise=SELECTION)).loss
 
     return min(best, key=selected)[1]
 
@@ -154,13 +160,14 @@ class Judges:
 
     def of(self, coefficients: Coefficients) -> tuple[float, ...]:
         """All judges of 10,000 images on held-out noise."""
-        return self._judged(self._objective.images(coefficients, HELD_OUT, REPORTED))
+        return self.of_images(self._objective.images(coefficients, HELD_OUT, REPORTED))
 
     def floor(self) -> tuple[float, ...]:
         """The real half A as if it had been sampled."""
-        return self._judged(self._halves[0])
+        return self.of_images(self._halves[0])
 
-    def _judged(self, images: Any) -> tuple[float, ...]:
+    def of_images(self, images: Any) -> tuple[float, ...]:
+        """All judges of images ``[N, 1, 8, 8]``."""
         values = []
         for space in SPACES:
             view = self._views[space]
