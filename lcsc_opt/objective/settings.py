@@ -86,7 +86,7 @@ class ImageObjectiveSettings(FrozenModel):
         metrics: reported beside the loss, with every evaluation.
         held_out_metrics: reported where noise other than the search's is evaluated; without the setting FID in
             features that the loss does not look at, where these can be had.
-        keep: ``precision``, or another metric of single images, which may not get worse than where the search begins.
+        keep: ``precision``, or another metric of single images, which may not get worse than EMA* has it.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none.
         weights: extractor → file of its weights; without one they are downloaded.
         images: how many an evaluation of the search samples.

@@ -21,7 +21,7 @@ def averaging_share(step: int) -> float:
 
 
 class DualAscent:
-    """The weight of a metric that is kept: more where it was above its value at the start, less where it was below.
+    """The weight of a metric that is kept: more where it was above its value at EMA*, less where it was below.
 
     Args:
         weight: at first.

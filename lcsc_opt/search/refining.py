@@ -27,7 +27,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 from lcsc_opt.database.names import differences
-from lcsc_opt.metrics.keeping import Start
+from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.objective.contract import DifferentiableMergeable, Objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.one_model import ONE, OneModel
@@ -243,7 +243,7 @@ class _Run:
         seed = self.settings.seed * NOISE_STRIDE + self.done
         step = Candidate(ONE, self.settings.images_per_step, Noise(NOISE_GROUP, seed), self._kept.weight)
         try:
-            self._of_checkpoints.know_start()
+            self._of_checkpoints.know_baseline()
             evaluation = self.objective.evaluate(step, gradient=True)
             if not math.isfinite(evaluation.loss):
                 raise ObjectiveError(f"the loss is {evaluation.loss}; lower --rate")
@@ -278,7 +278,7 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         """All that it goes on from."""
-        start = self._of_checkpoints.scores.loss.start
+        baseline = self._of_checkpoints.scores.loss.baseline
         return {
             "done": self.done,
             "seconds": self.seconds,
@@ -287,7 +287,7 @@ class _Run:
             "average": self._average,
             "adam": self._adam.state_dict(),
             "keep_weight": self._kept.weight,
-            "start": None if start is None else {k: float(value) for k, value in dataclasses.asdict(start).items()},
+            "baseline": None if baseline is None else [float(value) for value in dataclasses.astuple(baseline)],
         }
 
     @torch.no_grad()
@@ -299,8 +299,8 @@ class _Run:
             self._average[name].copy_(state["average"][name])
         self._adam.load_state_dict(state["adam"])
         self._kept = DualAscent(float(state["keep_weight"]))
-        if state["start"] is not None:
-            self._of_checkpoints.scores.loss.start = Start(**state["start"])
+        if state["baseline"] is not None:
+            self._of_checkpoints.scores.loss.baseline = Baseline(*state["baseline"])
 
 
 @torch.inference_mode(mode=False)
