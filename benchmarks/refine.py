@@ -2,9 +2,9 @@
 
     python benchmarks/refine.py [--seeds 1] [--images 20000] [--selected 10000] [--only WORD]
 
-The model, the halves of the digits and the judges are those of ``fidelity.py``. Coefficients are searched by
-``LCSCGradient``, with its checks inside of the budget; all weights follow ``lcsc refine`` from EMA*, and answer with
-their average. Where one comes after the other, each has half of the images. What is there already in
+Halves of the digits and judges are those of ``fidelity.py``; the model is one of a shorter training. Coefficients are
+searched by ``LCSCGradient``, with its checks inside of the budget; all weights follow ``lcsc refine`` from EMA*, and
+answer with their average. Where one comes after the other, each has half of the images. What is there already in
 ``results/refine.csv`` is not measured again.
 """
 
@@ -29,6 +29,7 @@ from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.trajectory import Trajectory
 
+TRAINING = {"training_steps": 2000, "checkpoint_every": 20}
 COLUMNS = ("way", "seed", "images", "selected", *HEADER[3:])
 SHOWN = ("fid A", "fid B", "fid B2", "precision A", "recall A", "precision A2", "near A", "cmmd B")
 
@@ -46,17 +47,17 @@ class Ways:
 
     def __init__(self, images: int, selected: int, seed: int) -> None:
         self._images, self._selected, self._seed = images, selected, seed
-        self._objective = objective_of()
+        self._objective = objective_of(**TRAINING)
 
     def by_name(self) -> dict[str, Callable[[], Tensor]]:
         """All of them."""
         whole, half = self._images, self._images // 2
         return {
-            "EMA*": lambda: self._sampled(self._objective, best_ema()),
+            "EMA*": lambda: self._sampled(self._objective, best_ema(self._objective)),
             "coefficients": lambda: self._sampled(self._objective, self._searched(self._objective, whole)),
-            "all weights": lambda: self._refined(best_ema(), whole),
+            "all weights": lambda: self._refined(best_ema(self._objective), whole),
             "coefficients, then all weights": lambda: self._refined(self._searched(self._objective, half), half),
-            "all weights, then coefficients": lambda: self._refined(best_ema(), half, then_search=half),
+            "all weights, then coefficients": lambda: self._refined(best_ema(self._objective), half, then_search=half),
         }
 
     def _searched(self, objective: MergeSampleScore, images: int) -> Coefficients:

@@ -47,5 +47,5 @@ class OneModel:
     def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
         """Keep the gradient in the weights; gives its length, ``[1]``, which is finite where all of it is."""
         self.gradients = dict(gradients)
-        squares = [torch.linalg.vector_norm(part.double()).square() for part in self.gradients.values()]
-        return np.array([float(torch.stack(squares).sum().sqrt()) if squares else 0.0])
+        lengths = [torch.linalg.vector_norm(part).float() for part in self.gradients.values()]
+        return np.array([float(torch.stack(lengths).norm()) if lengths else 0.0])
