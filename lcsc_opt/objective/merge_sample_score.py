@@ -121,6 +121,11 @@ class MergeSampleScore(StagedObjective):
         other.trajectory, other._moved, other._kept = weights, None, None
         return other
 
+    def release(self) -> None:
+        """Let go of what of the checkpoints is in the device's memory; the next merge puts it there again."""
+        self._forget_graph()
+        self._moved = None
+
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on."""
         return self._images if candidate.images is None else candidate.images

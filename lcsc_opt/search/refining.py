@@ -147,10 +147,13 @@ def refine(
     state = files.read_state(identity) if resume else None
     if state is None:
         files.check_free()
-    run = _Run(checked, settings, start() if state is None else state["coefficients"].numpy())
-    if state is None:
+        coefficients = start()
+        checked.know_baseline()
+        checked.release()  # the room is for Adam now
+        run = _Run(checked, settings, coefficients)
         files.write_state(run, identity)
     else:
+        run = _Run(checked, settings, state["coefficients"].numpy())
         run.load(state)
     _descend(run, files, identity)
     answer = run.answer()
@@ -243,7 +246,6 @@ class _Run:
         seed = self.settings.seed * NOISE_STRIDE + self.done
         step = Candidate(ONE, self.settings.images_per_step, Noise(NOISE_GROUP, seed), self._kept.weight)
         try:
-            self._of_checkpoints.know_baseline()
             evaluation = self.objective.evaluate(step, gradient=True)
             if not math.isfinite(evaluation.loss):
                 raise ObjectiveError(f"the loss is {evaluation.loss}; lower --rate")
