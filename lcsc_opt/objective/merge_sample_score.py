@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +100,11 @@ class MergeSampleScore(StagedObjective):
         return self._images
 
     @property
+    def device(self) -> torch.device:
+        """Where candidates are merged."""
+        return self._device
+
+    @property
     def cross_check_metric(self) -> str | None:
         """The held-out metric in features that the loss does not look at."""
         metric = self.scores.cross_check_metric
@@ -117,6 +123,17 @@ class MergeSampleScore(StagedObjective):
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
+
+    def on_weights(self, weights: Mergeable) -> MergeSampleScore:
+        """The same objective of other weights, which are where the sampler's model is; the two are used in turn."""
+        other = copy.copy(self)
+        other.trajectory, other._moved, other._kept = weights, None, None
+        return other
+
+    def release(self) -> None:
+        """Let go of what of the checkpoints is in the device's memory; the next merge puts it there again."""
+        self._forget_graph()
+        self._moved = None
 
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on."""
@@ -138,7 +155,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: an image is not finite.
             MetricError: its features are not.
         """
-        self._know_baseline()
+        self.know_baseline()
         watch = Stopwatch()
         with watch.timing("merge"):
             self._load(prepared.take())
@@ -147,7 +164,7 @@ class MergeSampleScore(StagedObjective):
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
         return Sampled(part, prepared.cost + cost)
 
-    def _know_baseline(self) -> None:
+    def know_baseline(self) -> None:
         """Evaluate EMA*, the best of the window's EMA rates, once, when a metric is kept where that has it.
 
         These are no evaluations of the search, and count in no budget.
@@ -205,7 +222,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self._know_baseline()
+        self.know_baseline()
         watch = Stopwatch()
         held_out = candidate.noise.group == HELD_OUT.group
         back: list[FeatureGradients | None] = [None] * len(parts)

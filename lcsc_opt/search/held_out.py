@@ -291,6 +291,12 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, judg
     return [_Baseline(LAST, np.eye(len(objective.steps))[-1], {}), default]
 
 
+def known_ema(study: StoredStudy) -> Coefficients | None:
+    """``[K]`` of EMA*, where the study's experiment has a finished EMAGrid of the same objective."""
+    ema = _ema_star(study, split_name(study.name)[0])
+    return None if ema is None else ema.coefficients
+
+
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     """The best of the EMA grids of an experiment that have this study's objective; what they measured with it."""
     searched = _function_of(study)
