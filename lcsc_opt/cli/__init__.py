@@ -28,6 +28,7 @@ from lcsc_opt.cli import (
     front,
     landscape,
     profile,
+    refine,
     results,
     studies,
     train,
@@ -66,6 +67,7 @@ results.add_commands(app)
 exports.add_commands(app)
 front.add_commands(app)
 landscape.add_commands(app)
+refine.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
 profile.add_commands(app)

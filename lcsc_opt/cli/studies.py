@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy, other_studies
 
@@ -245,11 +245,12 @@ def show(
     shown = table(study, "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
-        if name == "held_out_report" and value is not None:  # two of its parts have lines of their own
-            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning")}
-        if name not in ("coefficients", "tracebacks"):
+        if name == "held_out_report" and value is not None:  # these have lines or a table of their own
+            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning", "judges")}
+        if name not in ("coefficients", "tracebacks", "judges"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)
+    print_judges(described["judges"])
     for text in described["tracebacks"].values():
         console().print(f"\n{text.rstrip()}", markup=False)
 

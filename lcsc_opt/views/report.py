@@ -30,6 +30,7 @@ from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.figures.writing import write_file
 from lcsc_opt.views.front import NOTE, front_of, front_table
+from lcsc_opt.views.judges import judge_table
 from lcsc_opt.views.landscape import LandscapeReader
 from lcsc_opt.views.patterns import distances_of
 from lcsc_opt.views.progress import failures_of, progress_of
@@ -156,6 +157,7 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
         "name": study.study,
         "state": _state(study),
         **_cross_check(study),
+        "judges": judge_table(study.held_out.judges) if study.held_out is not None and study.held_out.judges else None,
         "figures": [(SECTION_TITLES[name], _figure(figure)) for name, figure in figures],
         "failures": [[f.reason, f.attempts, f.lost] for f in failures_of(study)],
     }
@@ -172,8 +174,10 @@ def _state(study: StudyHistory) -> str:
 def _cross_check(study: StudyHistory) -> dict[str, str | None]:
     """What the answer's cross-check says, where it was measured, and the warning."""
     held_out = study.held_out
-    if held_out is None or held_out.cross_check is None:
+    if held_out is None:
         return {}
+    if held_out.cross_check is None:
+        return {"warning": held_out.warning}
     gains = held_out.cross_check.text
     line = f"Held-out {held_out.cross_check.metric} {_number(held_out.cross_check.value)}" + (
         f"; {gains}." if gains else "."

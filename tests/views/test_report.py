@@ -117,6 +117,17 @@ def test_a_report_has_the_cross_check_and_its_warning(storage: RDBStorage, tmp_p
     assert header.startswith(f"against EMA* {HOSTILE} difference")
 
 
+def test_a_report_has_the_judges_of_each_answer(storage: RDBStorage, tmp_path: Path) -> None:
+    judge = {"metric": HOSTILE, "sign": -1, "value": 0.557, "against": "EMA*", "baseline": 0.62, "gain": -0.063}
+    report = {"trial": 1, "loss": 2.5, "judges": [{**judge, "lost": True, "floor": 0.9}], "warning": "it lost"}
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
+    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
+    shown = " ".join(" ".join(page.texts).split())
+    assert "judge better answer EMA* gain real images" in shown
+    assert f"{HOSTILE} higher 0.557 0.62 -0.063 (worse) 0.9" in shown
+    assert "Warning: it lost." in shown
+
+
 def test_markup_in_names_is_inert(storage: RDBStorage, tmp_path: Path) -> None:
     name = f"digits/{HOSTILE.replace('/', '')}/0"
     study = write_study(storage, name, [4.0, None, 2.0])
