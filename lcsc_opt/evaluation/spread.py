@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked
-from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.evaluation.pool import Workers
 from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Part = TypeVar("Part")
@@ -28,7 +28,7 @@ class SpreadEvaluator:
         pool: the processes, which are somebody else's to close.
     """
 
-    def __init__(self, objective: Objective, pool: WorkerPool) -> None:
+    def __init__(self, objective: Objective, pool: Workers) -> None:
         if not isinstance(objective, StagedObjective):
             raise TypeError(f"{type(objective).__name__} has no stages")
         self._objective, self._pool = objective, pool
