@@ -80,6 +80,11 @@ class _Waiting:
     future: Future[Any] = dataclasses.field(default_factory=Future)
     started: float = 0.0
 
+    def cancel(self) -> None:
+        """Tell those who wait for it that it will not be done."""
+        if not self.future.cancelled() and self.future.cancel():
+            self.future.set_running_or_notify_cancel()
+
 
 class Workers(Protocol):
     """A pool, or a share of one."""
@@ -174,7 +179,7 @@ class WorkerPool:
             worker.terminate()
         left = [waiting for worker in self._workers for waiting in worker.join()]
         for waiting in left:
-            waiting.future.cancel()
+            waiting.cancel()
         self._hand_out()
 
     def share(self) -> Share:
@@ -186,14 +191,14 @@ class WorkerPool:
         with self._lock:
             left = self._queue.withdraw(user)
         for waiting in left:
-            waiting.future.cancel()
+            waiting.cancel()
 
     def _hand_out(self) -> None:
         """Give what waits, in turns, to those who have the least to do."""
         with self._lock:
             if self._closing:
                 for waiting in self._queue.clear():
-                    waiting.future.cancel()
+                    waiting.cancel()
             while self._hand_out_one():
                 pass
 
