@@ -35,7 +35,7 @@ from lcsc_opt.training.classifier import view_of
 from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
-SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 2000, "checkpoint_every": 20, "images": 1000}
+SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
 JUDGES = ("fid", "precision", "recall", "near", "cmmd", "sliced")
 SPACES = ("A", "B", "A2", "B2")  # halves through the network of the search, and through another one
 HEADER = ("search", "seed", "images", *(f"{judge} {space}" for space in SPACES for judge in JUDGES))

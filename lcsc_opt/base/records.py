@@ -90,7 +90,7 @@ class Evaluation:
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
         gradient: ``[K]`` float64, of the loss in the coefficients, where it was asked for.
-        excess: by how many standard errors the metric that is kept is above its value at the start, where one is.
+        excess: by how many standard errors the metric that is kept is above its value at EMA*, where one is.
     """
 
     loss: float

@@ -15,7 +15,7 @@ from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
-from lcsc_opt.database.store import StoredStudy, other_studies, study_names
+from lcsc_opt.database.store import StoredStudy, other_studies
 
 Ray = Annotated[
     str | None,
@@ -196,10 +196,11 @@ def list_(
     if catalog:
         _list_catalog(output)
         return
-    from lcsc_opt.database.summary import is_ours, summarize
+    from lcsc_opt.database.reader import HistoryReader
 
     opened = open_storage(storage_url(storage), write=False)
-    ours = [summarize(StoredStudy.open(opened, name)) for name in study_names(opened) if is_ours(name)]
+    reader = HistoryReader(opened)
+    ours = reader.read_studies(reader.names())
     if others := other_studies(opened):
         say(f"{others} studies of other programs are in {masked(opened.url)}, too; they are left alone")
     if output is Format.json:
@@ -209,8 +210,8 @@ def list_(
     for study in ours:
         total = study.budget.get("evaluations")
         done = f"{study.evaluations}/{total}" if total else str(study.evaluations)
-        numbers = [number(study.searched), number(study.held_out), f"{study.images:,}", f"{study.seconds:.0f}"]
-        shown.add_row(study.study, study.state, done, str(study.failures), *numbers)
+        numbers = [number(study.searched), number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:.0f}"]
+        shown.add_row(study.study, study.state, done, str(len(study.failed)), *numbers)
     console().print(shown)
 
 

@@ -151,6 +151,36 @@ class StudyHistory:
         return None if self.held_out is None else self.held_out.loss
 
     @property
+    def held_out_images(self) -> int | None:
+        """How many images its held-out loss is of; ``None`` where there is no such loss, or no images."""
+        return None if self.held_out is None or self.held_out.loss is None else self.held_out.images or None
+
+    @property
+    def cross_check(self) -> CrossCheck | None:
+        """The answer in features that the loss does not look at, where it was measured."""
+        return None if self.held_out is None else self.held_out.cross_check
+
+    @property
+    def warning(self) -> str | None:
+        """One line where the loss gained over its baseline and the cross-check did not."""
+        return None if self.held_out is None else self.held_out.warning
+
+    @property
+    def evaluations(self) -> int:
+        """Finished trials, failed ones included."""
+        return len(self.finished)
+
+    @property
+    def images(self) -> int:
+        """Sampled by the search."""
+        return int(self.finished["images"].sum())
+
+    @property
+    def seconds(self) -> float:
+        """Spent in evaluations of the search."""
+        return round(float(self.finished["seconds"].sum()), 3)
+
+    @property
     def running(self) -> bool:
         """Whether somebody runs it now."""
         return self.holder is not None and self.holder.alive
@@ -190,6 +220,17 @@ class StudyHistory:
         wanted = None if self.held_out is None else self.held_out.trial
         known = self.trials["number"][~np.isnan(self.trials["loss"])]
         return wanted if wanted is not None and wanted in known else self.best
+
+    def as_row(self) -> dict[str, Any]:
+        """What ``lcsc list --format json`` prints of a study."""
+        names = ("study", "optimizer", "seed", "state", "searched")
+        costs = ("held_out_images", "evaluations", "images", "seconds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "held_out": self.held_out_loss,
+            **{name: getattr(self, name) for name in costs},
+            "cross_check": None if self.cross_check is None else dataclasses.asdict(self.cross_check),
+        }
 
 
 def compared_only(trials: Trials) -> Trials:

@@ -1,7 +1,7 @@
-"""A metric that a search may not make worse than it was where the search began.
+"""A metric that a search may not make worse than EMA* has it, the best of the window's EMA rates.
 
-FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at the start, an EMA: its
-samples lie as far outside of the real images as theirs, on average. Whoever follows gradients weighs it as it likes, by
+FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at EMA*: samples may lie as
+far outside of the real images as that one's, on average. Whoever follows gradients weighs it as it likes, by
 dual ascent say; whoever asks for a loss gets it with a penalty for what is beyond the bound.
 """
 
@@ -14,8 +14,8 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.fidelity import EACH
 from lcsc_opt.metrics.names import MetricName
 
-PENALTY = 10.0  # times the loss at the start, for a value that is twice the bound
-SLACK = 1.0  # standard errors beyond the start's value that cost nothing
+PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
+SLACK = 1.0  # standard errors beyond EMA*'s value that cost nothing
 SURROGATES = {"precision": "hinge"}  # what is kept in place of a metric that has no gradient
 
 
@@ -30,8 +30,8 @@ def kept_metric(text: str) -> MetricName:
 
 
 @dataclasses.dataclass(frozen=True)
-class Start:
-    """Where a search begins, on its own noise.
+class Baseline:
+    """EMA*, on the noise of the search.
 
     Attributes:
         loss: there.
@@ -45,7 +45,7 @@ class Start:
 
     @property
     def scale(self) -> float:
-        """The loss at the start over the value there: it gives both one unit."""
+        """The loss at EMA* over the value there: it gives both one unit."""
         return abs(self.loss) / (self.value or 1.0)
 
     def standard_error(self, images: int) -> float:
@@ -53,7 +53,7 @@ class Start:
         return self.deviation / math.sqrt(images)
 
     def excess(self, value: float, images: int) -> float:
-        """How many standard errors of so many images ``value`` lies above the start's."""
+        """How many standard errors of so many images ``value`` lies above EMA*'s."""
         error = self.standard_error(images)
         return (value - self.value) / error if error > 0 else float(value > self.value)
 

@@ -12,7 +12,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_with_graph, image_gradient
-from lcsc_opt.metrics.keeping import Start
+from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import Array
@@ -33,10 +33,10 @@ class Loss:
         weights: of the metrics in the sum.
         views: by the extractor's name in the metrics; of metrics beside the loss, too.
         device: where distances between features are computed.
-        keep: a metric that may not get worse than at the start.
+        keep: a metric that may not get worse than at EMA*.
 
     Attributes:
-        start: what the kept metric is bounded by, from when it is known on; before, nothing is.
+        baseline: what the kept metric is bounded by, from when it is known on; before, nothing is.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Loss:
     ) -> None:
         self.weights, self._views, self._device = weights, views, device
         self.keep = keep
-        self.start: Start | None = None
+        self.baseline: Baseline | None = None
         self._size_checked = False
 
     @property
@@ -73,8 +73,8 @@ class Loss:
     def value(self, values: Mapping[MetricName, float], images: int) -> float:
         """The weighted sum of metrics that the search minimizes, of so many images, and the kept one's penalty."""
         penalty = 0.0
-        if self.keep is not None and self.start is not None:
-            penalty = self.start.penalty(values[self.keep], images)
+        if self.keep is not None and self.baseline is not None:
+            penalty = self.baseline.penalty(values[self.keep], images)
         return sum(weight * metric.sign * values[metric] for metric, weight in self.weights.items()) + penalty
 
     def gradients(
@@ -85,7 +85,7 @@ class Loss:
         Args:
             comparisons: by the extractor's name.
             images: N.
-            keep_weight: of the kept metric in the sum, in place of its penalty: 1 counts its value at the start as
+            keep_weight: of the kept metric in the sum, in place of its penalty: 1 counts its value at EMA* as
                 much as the loss there.
 
         Raises MetricError when a metric of the loss has no gradient.
@@ -94,11 +94,13 @@ class Loss:
             raise MetricError(f"{reason}; take another loss, or search without gradients")
         gradients: dict[str, Array] = {}
         weights = dict(self.weights)
-        if self.keep is not None and self.start is not None:
+        if self.keep is not None and self.baseline is not None:
             # the gradient first: it computes the value, too
             comparisons[self.keep.extractor].gradient(self.keep.formula)
             value = comparisons[self.keep.extractor].compute(self.keep.formula)
-            slope = self.start.penalty_slope(value, images) if keep_weight is None else keep_weight * self.start.scale
+            slope = (
+                self.baseline.penalty_slope(value, images) if keep_weight is None else keep_weight * self.baseline.scale
+            )
             weights[self.keep] = weights.get(self.keep, 0.0) + slope
         for metric, weight in weights.items():
             part = weight * metric.sign * comparisons[metric.extractor].gradient(metric.formula)

@@ -9,7 +9,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.comparison import Comparison, Features, Samples
-from lcsc_opt.metrics.keeping import Start
+from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.statistics import Array, FeatureStatistics
@@ -74,16 +74,16 @@ class WholeEvaluation:
         return loss, {str(metric): value for metric, value in values.items()}
 
     def excess(self) -> float | None:
-        """By how many standard errors the kept metric is above its value at the start; ``None`` where none is kept."""
-        keep, start = self._loss.keep, self._loss.start
-        if keep is None or start is None:
+        """By how many standard errors the kept metric is above its value at EMA*; ``None`` where none is kept."""
+        keep, baseline = self._loss.keep, self._loss.baseline
+        if keep is None or baseline is None:
             return None
-        return start.excess(self._comparison(keep.extractor).compute(keep.formula), self._parts[0].total)
+        return baseline.excess(self._comparison(keep.extractor).compute(keep.formula), self._parts[0].total)
 
-    def start(self, keep: MetricName) -> Start:
-        """These images as those that a search begins with, for the metric that is to be kept."""
+    def baseline(self, keep: MetricName) -> Baseline:
+        """These images as those of the baseline, for the metric that is to be kept."""
         comparison = self._comparison(keep.extractor)
-        return Start(self.result()[0], comparison.compute(keep.formula), comparison.deviation(keep.formula))
+        return Baseline(self.result()[0], comparison.compute(keep.formula), comparison.deviation(keep.formula))
 
     def loss_gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.

@@ -57,7 +57,7 @@ class Scores:
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only where an accumulator is made with ``held_out``.
-        keep: a metric that may not get worse than where a search begins: ``precision``, ``near``, ``hinge``.
+        keep: a metric that may not get worse than EMA* has it: ``precision``, ``near``, ``hinge``.
         device: where distances between features are computed.
         cross_check: reported beside the held-out metrics unless these have a distance in other features than the loss
             already. It decides nothing, and is no part of the description.
@@ -257,7 +257,7 @@ def build_scores(
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only on noise that the search does not use.
-        keep: a metric that may not get worse than where a search begins.
+        keep: a metric that may not get worse than EMA* has it.
         reference: a folder, a file or a dataset, for all extractors; or a mapping from extractors to these.
         weights: extractor → file; without one, published weights are downloaded where they are not there yet.
         device: where networks run and distances are computed.

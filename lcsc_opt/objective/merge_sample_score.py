@@ -15,12 +15,14 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.accumulator import Accumulator
+from lcsc_opt.metrics.keeping import Baseline
+from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.objective.batch_size import AUTO
-from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
 from lcsc_opt.objective.stages import FeatureGradients, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
@@ -127,7 +129,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: an image is not finite.
             MetricError: its features are not.
         """
-        self._know_start()
+        self._know_baseline()
         watch = Stopwatch()
         with watch.timing("merge"):
             self._load(prepared.take())
@@ -136,16 +138,23 @@ class MergeSampleScore(StagedObjective):
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
         return Sampled(part, prepared.cost + cost)
 
-    def _know_start(self) -> None:
-        """Evaluate where searches begin, once, when a metric is kept there; it is no evaluation of the search."""
+    def _know_baseline(self) -> None:
+        """Evaluate EMA*, the best of the window's EMA rates, once, when a metric is kept where that has it.
+
+        These are no evaluations of the search, and count in no budget.
+        """
         loss = self.scores.loss
-        if loss.keep is None or loss.start is not None:
+        if loss.keep is None or loss.baseline is not None:
             return
-        self._load(self._source.merge(default_origin(self.steps)))
+        emas = [ema_coefficients(self.steps, rate) for rate in window_ema_rates(self.steps)]
+        loss.baseline = min((self._baseline(ema, loss.keep) for ema in emas), key=lambda found: found.loss)
+
+    def _baseline(self, coefficients: Coefficients, keep: MetricName) -> Baseline:
+        self._load(self._source.merge(coefficients))
         accumulator = self.scores.accumulator(self._images)
         self._add_batches(accumulator, SEARCH, 0, self._images, Stopwatch())
         with self._metric_threads():
-            loss.start = self.scores.whole([accumulator.part()]).start(loss.keep)
+            return self.scores.whole([accumulator.part()]).baseline(keep)
 
     def _part(
         self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
@@ -187,7 +196,7 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self._know_start()
+        self._know_baseline()
         watch = Stopwatch()
         held_out = candidate.noise.group in REPORTED
         back: list[FeatureGradients | None] = [None] * len(parts)
@@ -214,8 +223,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: the gradient is not finite.
         """
         watch, sampler = Stopwatch(), self.sampler
-        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
-        assert isinstance(sampler, DifferentiableSampler)
+        assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
         rows = {name: torch.from_numpy(part) for name, part in back.items()}
         with contextlib.ExitStack() as stack, says_out_of_memory():
             stack.callback(self._forget_graph)
@@ -304,8 +312,7 @@ class MergeSampleScore(StagedObjective):
         self, accumulator: Accumulator, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
     ) -> None:
         """Complete the features with those of the last batch, whose graph is kept until :meth:`slope`."""
-        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
-        assert isinstance(self.sampler, DifferentiableSampler)
+        assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
         with contextlib.ExitStack() as stack, says_out_of_memory():
             leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
             with watch.timing("sample"):
@@ -349,8 +356,6 @@ class MergeSampleScore(StagedObjective):
 
 
 def _why_no_weight_gradient(trajectory: Mergeable, sampler: Sampler) -> str | None:
-    if not isinstance(trajectory, DifferentiableMergeable):
-        return f"{type(trajectory).__name__} combines checkpoints in a way that has no gradient"
     if not isinstance(sampler, DifferentiableSampler):
         return f"{type(sampler).__name__} samples without a graph"
     return sampler.weights.why_no_gradient(trajectory.varying)

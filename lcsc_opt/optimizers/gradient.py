@@ -140,7 +140,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._weigh(evaluation_of(candidate))
 
     def _weigh(self, evaluation: Evaluation | None) -> None:
-        """Dual ascent: the metric that is kept weighs more where it was above its value at the start, less below."""
+        """Dual ascent: the metric that is kept weighs more where it was above its value at EMA*, less below."""
         if evaluation is not None and evaluation.excess is not None:
             excess = min(max(evaluation.excess, -MOST_EXCESS), MOST_EXCESS)
             self._keep_weight *= math.exp(KEEP_RATE * excess)

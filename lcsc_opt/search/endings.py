@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import summarize
 from lcsc_opt.search.plan import StudyPlan
 
 
 def outcome_of(study: StoredStudy) -> str:
     """One line for people."""
-    summary = summarize(study)
-    searched = "no result on the search's noise" if summary.searched is None else f"best {summary.searched:.4g}"
-    held_out = "" if summary.held_out is None else f", held-out {summary.held_out:.4g}"
-    return f"{searched}{held_out} after {summary.evaluations} evaluations"
+    found = HistoryReader(study.storage).read_study(study.name)
+    searched = "no result on the search's noise" if found.searched is None else f"best {found.searched:.4g}"
+    held_out = "" if found.held_out_loss is None else f", held-out {found.held_out_loss:.4g}"
+    return f"{searched}{held_out} after {found.evaluations} evaluations"
 
 
 def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:

@@ -19,8 +19,8 @@ from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, RayWorkers, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.database.summary import BASELINES
 from lcsc_opt.evaluation import (
     Evaluator,
     InProcessEvaluator,
@@ -328,7 +328,7 @@ class Experiment:
 
         objective = self.objective
         try:
-            packed = packed_trajectory(objective.trajectory)
+            packed = packed_trajectory(objective)
         except ObjectiveError:
             packed = None
         with ray_cluster(wanted, self._spec, objective, study=self._directory, packed=packed) as cluster:

@@ -26,9 +26,9 @@ from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.cross_check import cross_check_of, warning_of
-from lcsc_opt.database.names import compared_trials
-from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
-from lcsc_opt.database.summary import BASELINES, is_ours, split_name, summarize
+from lcsc_opt.database.names import BASELINES, compared_trials, split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
@@ -291,19 +291,15 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, cros
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     """The best of the EMA grids of an experiment that have this study's objective; what they measured with it."""
     searched = _function_of(study)
-    names = [name for name in study_names(study.storage) if is_ours(name) and split_name(name)[0] == experiment]
-    opened = {name: StoredStudy.open(study.storage, name) for name in names}
-    grids = [
-        summarize(other)
-        for name, other in opened.items()
-        if BASELINES.get(split_name(name)[1]) == EMA and _function_of(other) == searched
-    ]
-    ema = best_ema(grids)
-    if ema is None or ema.best_coefficients is None:
+    reader = HistoryReader(study.storage)
+    grids = [found for found in reader.read(experiment) if found.label == EMA]
+    opened = {found.study: StoredStudy.open(study.storage, found.study) for found in grids}
+    ema = best_ema([found for found in grids if _function_of(opened[found.study]) == searched])
+    if ema is None or (coefficients := reader.answer(ema)) is None:
         return None
-    [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.best_trial]
+    [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.chosen]
     origin = {"study": ema.study, "trial": trial.number}
-    return _Baseline(EMA, ema.best_coefficients, origin, _measured(trial.user_attrs, "held_out"))
+    return _Baseline(EMA, coefficients, origin, _measured(trial.user_attrs, "held_out"))
 
 
 def _function_of(study: StoredStudy) -> tuple[Any, Any]:

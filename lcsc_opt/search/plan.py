@@ -149,9 +149,9 @@ class StudyPlan:
 
 
 def _packed_sha256(objective: Objective) -> str | None:
-    """The identity of the checkpoints themselves, however they are merged; ``None`` where they are not packed."""
+    """The identity of the checkpoints; ``None`` where they are not packed."""
     try:
-        return packed_trajectory(objective.trajectory).sha256
+        return packed_trajectory(objective).sha256
     except ObjectiveError:
         return None
 

@@ -24,9 +24,10 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.connection import is_there, open_storage, storage_url
+from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import StudySummary, comparison_rows, summaries, summarize
+from lcsc_opt.database.summary import comparison_rows
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import cannot_ask_ahead
@@ -60,22 +61,22 @@ class Study:
     @property
     def state(self) -> str:
         """``finished``, ``unfinished`` or ``empty``."""
-        return self._summary.state
+        return self._history.state
 
     @property
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps of the checkpoints."""
-        return self._summary.steps
+        return self._history.steps
 
     @property
     def searched(self) -> float | None:
         """The lowest loss of the search; ``None`` while there is none."""
-        return self._summary.searched
+        return self._history.searched
 
     @property
     def held_out(self) -> float | None:
         """The answer's loss on noise that neither the search nor the choice saw; ``None`` before it is measured."""
-        return self._summary.held_out
+        return self._history.held_out_loss
 
     @property
     def coefficients(self) -> Coefficients:
@@ -84,10 +85,11 @@ class Study:
         Raises:
             StudyStoreError: no trial is complete yet.
         """
-        best = self._summary.best_coefficients
-        if best is None:
+        reader = HistoryReader(self._stored.storage)
+        answer = reader.answer(reader.read_study(self.name))
+        if answer is None:
             raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
-        return best
+        return answer
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -121,8 +123,8 @@ class Study:
         return StoredStudy.open(open_storage(self.storage, write=False), self.name)
 
     @property
-    def _summary(self) -> StudySummary:
-        return summarize(self._stored)
+    def _history(self) -> StudyHistory:
+        return HistoryReader(self._stored.storage).read_study(self.name)
 
 
 def run(
@@ -343,10 +345,10 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     Raises:
         StudyStoreError: there is no such experiment.
     """
-    opened = open_storage(storage_url(storage), write=False)
-    if is_sweep(reader := HistoryReader(opened), experiment):
+    reader = HistoryReader(open_storage(storage_url(storage), write=False))
+    if is_sweep(reader, experiment):
         return sweep_rows(points_of(reader, experiment))
-    return comparison_rows(summaries(opened, experiment))
+    return comparison_rows(reader.read(experiment))
 
 
 def _specifications(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudySpec, ...], Path]:

@@ -20,7 +20,6 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import FigureError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import summaries_of
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
 from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
@@ -86,7 +85,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
             (AXES[axis], _figure(comparison_figure(comparison(studies, axis))))
             for axis in sorted(AXES, key=lambda axis: axis != first)
         ],
-        summaries=_summaries(reader, studies),
+        summaries=_summaries(studies),
         distances=_figure(distances_figure(distances_of(reader, studies))) if answered else None,
         landscapes=[(name, _figure(landscape_figure(landscapes.read(name)))) for name in landscapes.names(experiment)],
         images=_images(reader, _by_rank(studies, ranked), artifacts),
@@ -112,14 +111,14 @@ def _ranking_table(ranked: Sequence[Ranked]) -> Table:
     return (*header[:5], *cross_check, *header[5:], *costs), rows, best
 
 
-def _summaries(reader: HistoryReader, studies: Sequence[StudyHistory]) -> Table:
+def _summaries(studies: Sequence[StudyHistory]) -> Table:
     header = ("study", "state", "evaluations", "failed", "searched", "held out", "images", "seconds of evaluation")
     rows = [
         [
-            *(summary.study, summary.state, summary.evaluations, summary.failures),
-            *(_number(summary.searched), _number(summary.held_out), f"{summary.images:,}", f"{summary.seconds:,.0f}"),
+            *(study.study, study.state, study.evaluations, len(study.failed)),
+            *(_number(study.searched), _number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:,.0f}"),
         ]
-        for summary in summaries_of(reader, studies)
+        for study in studies
     ]
     return header, rows, None
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
@@ -15,7 +14,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import devices
 from lcsc_opt.search.plan import Parallelism, plans, resolve
-from tests.evaluation.staged_examples import Stages
+from tests.evaluation.staged_examples import Stages, study_file
 
 OBJECTIVE = """
 from tests.evaluation.staged_examples import Stages
@@ -33,20 +32,6 @@ def folder(workplace: Path) -> Path:
     (workplace / "stages.py").write_text(OBJECTIVE)
     (workplace / "loss.py").write_text("def loss(coefficients):\n    return float(coefficients @ coefficients)\n")
     return workplace
-
-
-def study_file(folder: Path, **changes: Any) -> str:
-    content: dict[str, Any] = {
-        "name": "e",
-        "objective": {"file": "stages.py"},
-        "optimizers": ["CMA"],
-        "budget": {"evaluations": 6},
-        "storage": "sqlite:///e.db",
-    }
-    content |= changes
-    path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
 
 
 def stored(name: str = "e/CMA/0") -> StoredStudy:

@@ -1,4 +1,4 @@
-"""A metric that may not get worse than at the start: its bound, its penalty, and both gradients."""
+"""A metric that may not get worse than at EMA*: its bound, its penalty, and both gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference, ReferenceStatistics, Scores, View
-from lcsc_opt.metrics.keeping import PENALTY, SLACK, Start, kept_metric
+from lcsc_opt.metrics.keeping import PENALTY, SLACK, Baseline, kept_metric
 from lcsc_opt.metrics.parts import WholeEvaluation
 from lcsc_opt.metrics.statistics import FeatureStatistics
 
@@ -52,24 +52,24 @@ def test_what_cannot_be_kept_is_refused(text: str) -> None:
         kept_metric(text)
 
 
-def test_the_start_is_measured_without_a_penalty() -> None:
+def test_the_baseline_is_measured_without_a_penalty() -> None:
     made, images = scores(), drawn(50, seed=1, spread=0.5)
     plain, metrics = seen(scores(None), images).result()
     assert made.loss.keep is not None
-    start = seen(made, images).start(made.loss.keep)
-    assert start.loss == plain == metrics["fid"]
-    assert start.value == seen(made, images).result()[1]["hinge"] > 0
-    assert start.deviation > 0
+    baseline = seen(made, images).baseline(made.loss.keep)
+    assert baseline.loss == plain == metrics["fid"]
+    assert baseline.value == seen(made, images).result()[1]["hinge"] > 0
+    assert baseline.deviation > 0
 
 
 def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not() -> None:
     made, images = scores(), drawn(50, seed=1, spread=0.6)
     plain, metrics = seen(made, images).result()
     value = metrics["hinge"]
-    made.loss.start = Start(plain, value * 1.1, value)
+    made.loss.baseline = Baseline(plain, value * 1.1, value)
     assert seen(made, images).result()[0] == plain
     assert seen(made, images).excess() == pytest.approx(-0.1 * 50**0.5)
-    made.loss.start = Start(plain, value / 2, value / 100)
+    made.loss.baseline = Baseline(plain, value / 2, value / 100)
     slack = SLACK * value / 100 / 50**0.5
     assert seen(made, images).result()[0] == pytest.approx(plain + PENALTY * plain * (value / 2 - slack) / (value / 2))
 
@@ -79,7 +79,7 @@ def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_i
     keep_weight: float | None,
 ) -> None:
     made, images = scores(), drawn(12, seed=1, spread=0.6)
-    made.loss.start = Start(3.0, 0.2, 0.01)
+    made.loss.baseline = Baseline(3.0, 0.2, 0.01)
 
     def value(some: torch.Tensor) -> float:
         loss, metrics = seen(made, some).result()

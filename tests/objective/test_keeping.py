@@ -1,0 +1,111 @@
+"""An objective that keeps precision: what its losses and gradients are bounded by, alone and in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lcsc_opt.base.records import Candidate, Noise
+from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.metrics import Reference, ReferenceStatistics, Scores, View
+from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.optimizers import LCSCGradient
+from lcsc_opt.optimizers.parametrization import coefficient_array
+from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
+from lcsc_opt.trajectory import Trajectory
+from tests.objective.test_merge_sample_score import STEPS, Pixels, sampler
+from tests.objective.test_merge_sample_score import trajectory as trajectory
+
+IMAGES = 60
+
+
+def objective(trajectory: Trajectory, keep: str | None) -> MergeSampleScore:
+    real = np.random.default_rng(0).uniform(-0.7, 0.7, (80, 16)).astype(np.float32)
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "pixels")
+    view = View(Pixels(), Reference(statistics, "real", real))
+    return MergeSampleScore(trajectory, sampler(), Scores({"inception": view}, keep=keep), images=IMAGES, batch_size=25)
+
+
+def far(seed: int) -> Candidate:
+    generator = np.random.default_rng(seed)
+    moved = 2 * generator.standard_normal(len(STEPS))
+    return Candidate(ema_coefficients(STEPS, 0.9) + moved - moved.mean())
+
+
+def test_the_bound_is_the_best_ema_of_the_window(trajectory: Trajectory) -> None:
+    plain, kept = objective(trajectory, None), objective(trajectory, "precision")
+    emas = [plain.evaluate(Candidate(ema_coefficients(STEPS, rate))) for rate in window_ema_rates(STEPS)]
+    kept.evaluate(far(0))
+    baseline = kept.scores.loss.baseline
+    assert baseline is not None
+    assert baseline.loss == min(ema.loss for ema in emas)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(trajectory: Trajectory, seed: int) -> None:
+    plain, kept = objective(trajectory, None), objective(trajectory, "precision")
+    evaluation = kept.evaluate(far(seed))
+    baseline = kept.scores.loss.baseline
+    assert baseline is not None
+    penalty = baseline.penalty(evaluation.metrics["hinge"], IMAGES)
+    assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
+    assert evaluation.excess == baseline.excess(evaluation.metrics["hinge"], IMAGES)
+    assert (penalty > 0) == (evaluation.excess > 1)
+
+
+def test_losses_and_gradients_of_parts_are_those_of_the_whole(trajectory: Trajectory) -> None:
+    whole, main, worker = (objective(trajectory, "precision") for _ in range(3))
+    candidate = Candidate(far(1).coefficients, noise=Noise("gradient", 3), keep_weight=0.4)
+    expected = whole.evaluate(candidate, gradient=True)
+    ranges = [(0, 25), (25, IMAGES)]
+    parts = [worker.sample(candidate, worker.prepare(candidate), *range_, gradient=True) for range_ in ranges]
+    found, back = main.score(candidate, parts, gradient=True)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.excess == pytest.approx(expected.excess, rel=1e-4)
+    slopes = [worker.slope(candidate, *range_, rows)[0] for range_, rows in zip(ranges, back, strict=True) if rows]
+    assert np.sum(slopes, axis=0) == pytest.approx(expected.gradient, rel=1e-4)
+
+
+def test_a_gradient_with_a_weight_is_that_of_the_loss_and_so_much_of_the_kept_metric(trajectory: Trajectory) -> None:
+    kept = objective(trajectory, "precision")
+    free, weighed, more = (
+        kept.evaluate(Candidate(far(2).coefficients, keep_weight=weight), gradient=True).gradient
+        for weight in (0.0, 0.5, 1.0)
+    )
+    plain = objective(trajectory, None).evaluate(far(2), gradient=True).gradient
+    assert free is not None
+    assert weighed is not None
+    assert more is not None
+    assert free == pytest.approx(plain, rel=1e-5)
+    assert more - free == pytest.approx(2 * (weighed - free), rel=1e-3)
+    assert np.abs(more - free).max() > 0
+
+
+def test_the_weight_rises_while_the_metric_is_above_and_falls_while_it_is_below(trajectory: Trajectory) -> None:
+    torch.manual_seed(0)
+    kept = objective(trajectory, "precision")
+    origin = ema_coefficients(STEPS, 0.9)
+    optimizer = LCSCGradient(images=IMAGES, step_size=0.3)(coefficient_array(AffineSpace(STEPS, origin), seed=0))
+    weights, signs = [], []
+    for _ in range(12):
+        asked = optimizer.ask()
+        request = request_of(asked)
+        evaluation = kept.evaluate(candidate_of(asked), gradient=request.gradient)
+        if request.gradient:
+            assert request.keep_weight is not None
+            weights.append(request.keep_weight)
+            signs.append(np.sign(evaluation.excess or 0))
+        attach_evaluation(asked, evaluation)
+        optimizer.tell(asked, evaluation.loss)
+    assert len(weights) > 5
+    assert (np.sign(np.diff(weights)) == signs[:-1]).all()
+
+
+def test_what_is_kept_is_a_part_of_the_description(trajectory: Trajectory, tmp_path: Path) -> None:
+    assert objective(trajectory, "precision").describe()["scores"]["keep"] == "hinge"
+    assert "keep" not in objective(trajectory, None).describe()["scores"]
