@@ -73,6 +73,13 @@ def run(
     budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
     storage: Storage = None,
     ray: Ray = None,
+    parallel: Annotated[
+        bool | None,
+        typer.Option(
+            "--parallel/--one-by-one",
+            help="Studies share the workers, or follow each other. The default: share where one cannot use all.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
@@ -93,15 +100,16 @@ def run(
         rehearse(chosen, url, **accepted)
         print_plans(chosen, url)
     else:
-        run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, debug=debug, **accepted)
+        how = {"take_over": take_over, "lower_budget": budget is not None, "debug": debug, **accepted}
+        run_plans(chosen, url, parallel=parallel, **how)
 
 
-def run_plans(chosen: Any, url: str, **how: bool) -> None:
-    """Run studies one after the other, a line for each that has ended."""
+def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: bool) -> None:
+    """Run studies, a line for each that has ended; side by side where that is asked, or worth it."""
     from lcsc_opt.search.studies import checked_experiments, run_each
 
     try:
-        run_each(checked_experiments(chosen, open_storage(url, write=True)), on_end=say, **how)
+        run_each(checked_experiments(chosen, open_storage(url, write=True)), on_end=say, parallel=parallel, **how)
     finally:
         say(f"database: {masked(url)}")
 

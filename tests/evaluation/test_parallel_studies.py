@@ -58,6 +58,8 @@ def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:
         ("LCSCGradient", {"workers": 2}, (1, True)),  # waits for each result
         ("LCSCGradient", {"workers": 2, "spread": "candidates"}, (3, False)),
         ("LCSCGradient", {}, (1, False)),
+        ("Powell", {"workers": 2}, (1, True)),
+        ("Powell", {"workers": 2, "spread": "candidates"}, (1, False)),  # another study uses the other worker
     ],
 )
 def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
@@ -137,10 +139,6 @@ def test_a_fork_to_an_optimizer_that_waits_spreads_its_images(folder: Path) -> N
         ),
         ({"workers": ["cuda:7", "cpu"]}, "workers: cuda:7 is not there (torch sees"),
         ({"workers": ["cuda:7"]}, "workers: cuda:7 is not there (torch sees"),
-        (
-            {"workers": 2, "optimizers": ["Powell"], "spread": "candidates"},
-            "workers: Powell asks for one candidate after the other; give it workers: 1, or",
-        ),
         (
             {"workers": ["cpu", "cpu"], "objective": {"file": "stages.py", "settings": {"device": "cuda:1"}}},
             "workers: cpu, cpu and objective.settings.device cuda:1: give one of them only",
