@@ -64,7 +64,9 @@ def front_plans(
         return of_study.changed(name=name, objective=objective, budget=total, held_out=held_out)
 
     rates = len(window_ema_rates(study.attributes["steps"]))
-    ema = at(0.0).changed(
+    plain = at(0.0)
+    ema = plain.changed(
+        objective=_measuring_everywhere(plain.spec.objective),
         optimizers=(OptimizerSpec(name=EMA_GRID),),
         seeds=(0,),
         budget=BudgetSpec(evaluations=rates),
@@ -109,3 +111,10 @@ def _objective(spec: ObjectiveSpec, term: str, weight: float) -> ObjectiveSpec:
     reported = dict.fromkeys([*named, *(str(MetricName.parse(f"{formula}@{extractor}")) for formula in SEEN)])
     settings = {key: value for key, value in stored.items() if key != "keep"}
     return spec.model_copy(update={"settings": {**settings, "loss": weights, "held_out_metrics": list(reported)}})
+
+
+def _measuring_everywhere(spec: ObjectiveSpec) -> ObjectiveSpec:
+    """With its held-out metrics on every noise: rates are compared on the noise that answers are chosen on."""
+    settings: dict[str, Any] = dict(spec.settings)
+    metrics = dict.fromkeys([*(settings.get("metrics") or []), *settings["held_out_metrics"]])
+    return spec.model_copy(update={"settings": {**settings, "metrics": list(metrics)}})

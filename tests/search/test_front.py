@@ -28,6 +28,7 @@ from lcsc_opt.objective.contract import Objective
 class Settings(FrozenModel):
     loss: str | dict[str, float] = "fid"
     held_out_metrics: list[str] = ["precision", "recall"]
+    metrics: list[str] = []
     keep: str | None = None
     other: int = 1
 
@@ -55,7 +56,7 @@ class Traded(Objective):
         loss = self.settings.loss
         weights = {loss: 1.0} if isinstance(loss, str) else loss
         metrics = {name: values[name] for name in weights}
-        if candidate.noise.group != "search":
+        if candidate.noise.group == "held-out" or "precision" in self.settings.metrics:
             metrics |= {"precision": 1 / (1 + near), "recall": 1 / (1 + fid), "fid": fid}
         cost = Cost(images=candidate.images or 10, seconds=0.1)
         return Evaluation(sum(weight * values[name] for name, weight in weights.items()), metrics, cost)
