@@ -24,7 +24,7 @@ from lcsc_opt.optimizers import configure
 from lcsc_opt.search.plan import StudyPlan, stored_plan
 
 DEFAULT_WEIGHTS = (0.0, 3.0, 6.0, 12.0)
-SEEN = ("fid", "precision", "recall")  # on the axes
+SEEN = ("fid", "precision", "recall", "near", "sliced")  # the first three on the axes, the others as judges
 
 
 def front_plans(
@@ -37,7 +37,7 @@ def front_plans(
     """The studies of a front: EMA's rates first, then the study's own search at each weight.
 
     Each has the study's optimizer, seed, space and settings. What it would ``keep`` is left out, since the weight
-    decides; FID, precision and recall are reported on noise that no search sees.
+    decides; FID, precision, recall and other judges are reported on noise that no search sees.
 
     Args:
         study: finished or not, or itself a point of the front.
@@ -95,7 +95,7 @@ def _name(experiment: str, term: str, weight: float) -> str:
 
 
 def _objective(spec: ObjectiveSpec, term: str, weight: float) -> ObjectiveSpec:
-    """With the weight in its loss, and with what the axes show among its held-out metrics."""
+    """With the weight in its loss, and with :data:`SEEN` among its held-out metrics."""
     stored = spec.settings
     loss: Any = stored.get("loss", "fid")
     parsed = parse_loss(loss)

@@ -48,7 +48,7 @@ class Measured:
 
     @property
     def short(self) -> str:
-        """The weight or the rate, as it stands beside its mark."""
+        """The weight or the rate alone."""
         return self.shown.rpartition("=")[2].removeprefix("EMA ")
 
 

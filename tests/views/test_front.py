@@ -92,6 +92,7 @@ def test_table_rows_and_figure_name_the_studies(storage: RDBStorage) -> None:
     assert [row[1] for row in table if "EMA*" in row[1]] == ["EMA 0.99 (EMA*)"]
     drawn: Any = front_figure(front)
     assert [point for trace in drawn.data[::2] for point in trace.y] == [point.fid for point in front.points]
+    assert [list(trace.text) for trace in drawn.data[::2]] == [["0", "6", "12"], ["EMA*", ""]]
     hovers = [text for trace in drawn.data[::2] for [text] in trace.customdata]
     assert all(study in text for study, text in zip(studies, hovers, strict=True))
 

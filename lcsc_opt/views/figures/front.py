@@ -15,8 +15,8 @@ LEFT, RIGHT = [0.0, 0.46], [0.56, 1.0]  # of the figure's width
 def front_figure(front: Front, *, theme: Theme = "light") -> go.Figure:
     """Precision on both x axes; on y FID (lower is better) and recall (higher is better).
 
-    A curve of each optimizer and seed, with the weight at each mark, and one of EMA's rates; the study of each mark is
-    shown under the pointer.
+    A curve of each optimizer and seed, with the weight at each mark, and one of EMA's rates, of which only EMA* is
+    written out; the study of each mark is shown under the pointer.
 
     Args:
         front: plain data.
@@ -24,8 +24,9 @@ def front_figure(front: Front, *, theme: Theme = "light") -> go.Figure:
     """
     made = figure(theme, name=f"front/{front.name}", height=460)
     for curve in front.all_curves:
-        _add(made, curve, [point.fid for point in curve.points], "")
-        _add(made, curve, [point.recall for point in curve.points], "2", legend=False)
+        texts = [_text(front, point) for point in curve.points]
+        _add(made, curve, [point.fid for point in curve.points], texts, "")
+        _add(made, curve, [point.recall for point in curve.points], texts, "2", legend=False)
     precision, fid, recall = (inert(f"{name}{front.extractor}") for name in ("precision", "FID", "recall"))
     positive = all(point.fid > 0 for point in front.points)
     made.update_layout(
@@ -38,7 +39,16 @@ def front_figure(front: Front, *, theme: Theme = "light") -> go.Figure:
     return made
 
 
-def _add(made: go.Figure, curve: FrontCurve, values: list[float], axis: str, *, legend: bool = True) -> None:
+def _text(front: Front, point: Measured) -> str:
+    """Rates lie too close to each other to be written at their marks."""
+    if front.ema is not None and point in front.ema.points:
+        return "EMA*" if point == front.ema_star else ""
+    return inert(point.short)
+
+
+def _add(
+    made: go.Figure, curve: FrontCurve, values: list[float], texts: list[str], axis: str, *, legend: bool = True
+) -> None:
     drawn = style(curve.optimizer)
     shared: dict[str, Any] = {"legendgroup": inert(curve.label), "showlegend": legend}
     made.add_scatter(
@@ -48,7 +58,7 @@ def _add(made: go.Figure, curve: FrontCurve, values: list[float], axis: str, *, 
         yaxis=f"y{axis}",
         mode="lines+markers+text",
         name=inert(curve.label),
-        text=[inert(point.short) for point in curve.points],
+        text=texts,
         textposition="top center",
         cliponaxis=False,
         line={"color": drawn.colour, "dash": drawn.dash, "width": 1.5},
