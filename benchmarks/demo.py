@@ -18,7 +18,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import OptimizerSummary, over_seeds, summaries
+from lcsc_opt.database.summary import OptimizerSummary, over_seeds
 from lcsc_opt.views.artifacts import artifact_directory, stored_images
 from lcsc_opt.views.curves import comparison
 from lcsc_opt.views.figures.comparison import comparison_figure
@@ -39,7 +39,7 @@ def main() -> None:
     seeds = [argument for seed in SEEDS for argument in ("--seed", str(seed))]
     if lcsc(["run", "digits", *seeds, "--storage", url]) != 0:
         raise SystemExit("the search failed")
-    studies = summaries(open_storage(url, write=False), "digits")
+    studies = HistoryReader(open_storage(url, write=False)).read("digits")
     rows = [[*study.as_row().values()] for study in studies]
     write_csv("digits", list(studies[0].as_row()), rows)
     lines = [machine(), "", HEADER, "|---" * 8 + "|", *(line(summary) for summary in over_seeds(studies))]

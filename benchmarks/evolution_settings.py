@@ -17,8 +17,8 @@ from common import RESULTS, machine, write_csv
 
 from lcsc_opt.base.study_file import StudySpec, parse_study
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import StudySummary, summarize
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import plans
 
@@ -46,19 +46,19 @@ def main() -> None:
         found = {value: run({**best, name: value}, arguments.seeds, arguments.evaluations) for value in values}
         for value, studies in found.items():
             print_line({**best, name: value}, studies)
-            rows += [(*{**best, name: value}.values(), s.seed, s.searched, s.held_out) for s in studies]
+            rows += [(*{**best, name: value}.values(), s.seed, s.searched, s.held_out_loss) for s in studies]
         best[name] = min(values, key=lambda value: mean_held_out(found[value]))
         print(f"best {name}: {best[name]}", flush=True)
     print(write_csv("evolution_settings", (*START, "seed", "searched_fid", "held_out_fid"), rows))
 
 
-def run(options: dict[str, Any], seeds: int, evaluations: int) -> list[StudySummary]:
+def run(options: dict[str, Any], seeds: int, evaluations: int) -> list[StudyHistory]:
     """The studies of one line, run where they are not finished yet."""
     storage = open_storage(f"sqlite:///{RESULTS / 'evolution_settings.db'}", write=True)
     studies = []
     for plan in plans(study(options, evaluations), None, seeds=range(seeds)):
         Experiment(storage, plan).run(plan)
-        studies.append(summarize(StoredStudy.open(storage, plan.name)))
+        studies.append(HistoryReader(storage).read_study(plan.name))
     return studies
 
 
@@ -75,14 +75,14 @@ def study(options: dict[str, Any], evaluations: int) -> StudySpec:
     return parse_study(content, source="benchmark")
 
 
-def mean_held_out(studies: list[StudySummary]) -> float:
+def mean_held_out(studies: list[StudyHistory]) -> float:
     """What settings are judged by."""
-    return statistics.fmean(study.held_out for study in studies if study.held_out is not None)
+    return statistics.fmean(study.held_out_loss for study in studies if study.held_out_loss is not None)
 
 
-def print_line(options: dict[str, Any], studies: list[StudySummary]) -> None:
+def print_line(options: dict[str, Any], studies: list[StudyHistory]) -> None:
     """Settings, and mean and spread over seeds."""
-    searched, held_out = (spread([getattr(study, name) for study in studies]) for name in ("searched", "held_out"))
+    searched, held_out = (spread([getattr(study, name) for study in studies]) for name in ("searched", "held_out_loss"))
     line = "{max_parents:11d}  {mutation:8g}  {crossover:9g}  {generation_size:15d}".format(**options)
     print(f"{line}  {searched}  {held_out}", flush=True)
 

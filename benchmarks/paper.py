@@ -31,9 +31,9 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import StudySummary, summaries_of
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000")
@@ -197,12 +197,11 @@ def _points(job: Job, beside: Job | None, reader: HistoryReader) -> Points:
     return Points(values, found)
 
 
-def _ended(experiment: str, reader: HistoryReader) -> list[StudySummary]:
+def _ended(experiment: str, reader: HistoryReader) -> list[StudyHistory]:
     """The studies of an experiment that have their result; none where it is not begun."""
     if experiment not in reader.experiments():
         return []
-    studies = summaries_of(reader, reader.read(experiment))
-    return [study for study in studies if study.state == "finished" and study.held_out is not None]
+    return [study for study in reader.read(experiment) if study.ended and study.held_out_loss is not None]
 
 
 def _costs(points: Points, reader: HistoryReader) -> list[str]:

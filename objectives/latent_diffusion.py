@@ -25,7 +25,6 @@ from pydantic import Field, model_validator
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.lora import LoraAlphas
-from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
 from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
@@ -35,7 +34,6 @@ from lcsc_opt.sampling.text_to_image.prompts import read_prompts, say_long_promp
 from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.lora import trajectory_alphas
-from lcsc_opt.trajectory.lora_products import LoraProducts
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
 
@@ -46,9 +44,7 @@ class Settings(ImageObjectiveSettings):
     Attributes:
         pipeline: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
         component: what the checkpoints are: of the pipeline's ``unet`` or ``transformer``, or a ``lora``.
-        lora: what of LoRA checkpoints is combined: their ``factors``, as in the paper, or the ``products`` of them.
-        lora_rank: of the combined products, at most; without it they are exact, with rank min(K · r, in, out).
-        lora_alpha: of the checkpoints, where neither they nor a configuration beside them tell it.
+        lora_alpha: of LoRA checkpoints, where neither they nor a configuration beside them tell it.
         sampler: scheduler and steps; without a name the pipeline's own scheduler.
         guidance_scale: above 1 every step takes two calls (of a latent consistency model one).
         negative_prompt: what guidance leads away from; without it what the pipeline takes.
@@ -61,8 +57,6 @@ class Settings(ImageObjectiveSettings):
 
     pipeline: str
     component: Literal["unet", "transformer", "lora"] = "unet"
-    lora: Literal["factors", "products"] = "factors"
-    lora_rank: Annotated[int, Field(ge=1)] | None = None
     lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     sampler: SchedulerSettings
     guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -74,11 +68,9 @@ class Settings(ImageObjectiveSettings):
     batch_size: BatchSize = 8
 
     @model_validator(mode="after")
-    def _lora_settings_belong_to_a_lora(self) -> Settings:
-        if self.component != "lora" and (self.lora == "products" or self.lora_rank or self.lora_alpha):
-            raise ValueError("lora, lora_rank and lora_alpha are for component: lora")
-        if self.lora == "factors" and self.lora_rank:
-            raise ValueError("lora_rank is for lora: products; combined factors keep the rank they have")
+    def _alpha_belongs_to_a_lora(self) -> Settings:
+        if self.component != "lora" and self.lora_alpha:
+            raise ValueError("lora_alpha is for component: lora")
         return self
 
     def check(self) -> None:
@@ -96,10 +88,6 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     held_out = None if checked.held_out_prompts is None else read_prompts(given_path(checked.held_out_prompts))
     trajectory = checked.trajectory()
     alphas = _alphas(checked, trajectory)
-    device = checked.network_settings().torch_device()
-    weights: Mergeable = trajectory
-    if _multiplies(checked):
-        weights = LoraProducts(trajectory, rank=checked.lora_rank, alphas=alphas, device=device)
     pipeline = _pipeline(checked)
     for file in (checked.prompts, checked.held_out_prompts):
         if file is not None:
@@ -117,13 +105,9 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         height=checked.height,
         width=checked.width,
         options=checked.sampler.step,
-        conversion=_conversion(checked, pipeline, alphas),
+        conversion=_conversion(pipeline, alphas),
     )
-    return checked.objective(sampler, weights)
-
-
-def _multiplies(settings: Settings) -> bool:
-    return settings.component == "lora" and settings.lora == "products"
+    return checked.objective(sampler, trajectory)
 
 
 def _pipeline(settings: Settings) -> Any:
@@ -143,15 +127,14 @@ def _alphas(settings: Settings, trajectory: Trajectory) -> LoraAlphas | None:
     return trajectory_alphas(trajectory) if settings.lora_alpha is None else LoraAlphas.constant(settings.lora_alpha)
 
 
-def _conversion(settings: Settings, pipeline: Any, alphas: LoraAlphas | None) -> LoraConversion | None:
-    """Merged factors still have the alphas of the checkpoints; merged products have alpha = rank."""
+def _conversion(pipeline: Any, alphas: LoraAlphas | None) -> LoraConversion | None:
     if alphas is None:
         return None
     unet = getattr(pipeline, "unet", None)
     convert = functools.partial(
         to_diffusers,
-        alphas=None if _multiplies(settings) else alphas,
+        alphas=alphas,
         component="transformer" if unet is None else "unet",
         unet_config=None if unet is None else unet.config,
     )
-    return LoraConversion(convert, {"combined": settings.lora, "alphas": dataclasses.asdict(alphas)})
+    return LoraConversion(convert, {"alphas": dataclasses.asdict(alphas)})

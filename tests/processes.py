@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -54,6 +56,30 @@ def finished_trials() -> int:
             return int(connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0])
     except sqlite3.OperationalError:
         return 0
+
+
+PEAK = """
+import sys, threading
+def anonymous():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+{first}
+start, peak, done = anonymous(), [0], threading.Event()
+def watch():
+    while not done.wait(0.0005):
+        peak[0] = max(peak[0], anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+{watched}
+done.set(); watcher.join()
+print(max(peak[0], anonymous()) - start)
+"""
+
+
+def peak_growth(first: str, watched: str, *arguments: str) -> int:
+    """Bytes of its own by which a process grows in ``watched``, after ``first``; ``sys.argv[1:]`` are the arguments."""
+    command = [sys.executable, "-c", PEAK.format(first=first, watched=watched), *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 class Lcsc:

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
-from lcsc_opt.database.summary import StudySummary
+from lcsc_opt.database.comparing import ema_beside, samples
+from lcsc_opt.database.history import StudyHistory
 from reproduction.published import Claim, Where
 
 HOLDS, NOT, UNKNOWN = "holds", "holds not", "cannot be told here"
 CONFIDENCE = 0.95
 
-Found = Mapping[int, StudySummary]
+Found = Mapping[int, StudyHistory]
 """Seed → study, of one optimizer at one point."""
 
 
@@ -57,14 +58,14 @@ def against_ema(found: Found, *, cross_check: bool = False) -> Ratio | None:
     if cross_check:
         gains = [study.cross_check.cross_check_gain for study in found.values() if study.cross_check is not None]
         return ratio_of([1 - gain for gain in gains if gain is not None])
-    known = [(study.held_out, study.ema_beside) for study in found.values()]
+    known = [(study.held_out_loss, ema_beside(study.held_out, None)) for study in found.values()]
     return ratio_of([loss / ema for loss, ema in known if loss is not None and ema])
 
 
 def between(better: Found, worse: Found) -> Ratio | None:
     """Held-out loss of one over the other, seed by seed, where both are of the same images and noise."""
     pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
-    same = [(one.held_out, other.held_out) for one, other in pairs if one.sample == other.sample]
+    same = [(one.held_out_loss, other.held_out_loss) for one, other in pairs if len(samples([one, other])) == 1]
     return ratio_of([one / other for one, other in same if one is not None and other])
 
 

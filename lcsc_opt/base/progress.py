@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -58,8 +59,28 @@ def _rate(speed: float) -> str:
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     """Show how far a loop of ``total`` steps is; ``done`` of them were done by an earlier process.
 
-    On a terminal this is a bar; elsewhere (CI, SLURM) one line about every ten seconds.
+    On a terminal this is a bar; elsewhere (CI, SLURM) one line about every ten seconds. While one is shown, others that
+    begin, of its parts and of other threads, are not.
     """
+    if not _showing.acquire(blocking=False):
+        yield _show_nothing
+        return
+    try:
+        with _shown(description, total, done) as advance:
+            yield advance
+    finally:
+        _showing.release()
+
+
+_showing = threading.Lock()
+
+
+def _show_nothing(steps: int = 1, *, note: str | None = None) -> None:
+    """Another one is shown."""
+
+
+@contextlib.contextmanager
+def _shown(description: str, total: int, done: int) -> Iterator[Advance]:
     if sys.stderr.isatty():
         with _bar(description, total, done) as advance:
             yield advance

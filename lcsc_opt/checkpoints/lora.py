@@ -129,12 +129,7 @@ def _place(flavour: Flavour, stem: str, *, old: bool) -> tuple[str, str]:
     return component, path
 
 
-def check_factors(module: LoraModule, down: Sequence[int], up: Sequence[int]) -> None:
-    """Check the shapes of two factors.
-
-    Raises:
-        TrajectoryError: they are not ``[rank, in]`` and ``[out, rank]``, nor those of convolutions.
-    """
+def _check_factors(module: LoraModule, down: Sequence[int], up: Sequence[int]) -> None:
     linear = len(down) == 2 and len(up) == 2
     convolution = len(down) == 4 and len(up) == 4 and tuple(up[2:]) == (1, 1)
     if not (linear or convolution) or up[1] != down[0] or not down[0]:
@@ -219,7 +214,7 @@ def lora_factors(weights: Mapping[str, Tensor], module: LoraModule, alphas: Lora
         TrajectoryError: shapes that are no factors of one product.
     """
     down, up = weights[module.down], weights[module.up]
-    check_factors(module, down.shape, up.shape)
+    _check_factors(module, down.shape, up.shape)
     rank = int(down.shape[0])
     alpha = (alphas or LoraAlphas()).of(module, rank) if module.alpha is None else float(weights[module.alpha])
     return LoraFactors(down, up, alpha)

@@ -25,6 +25,7 @@ from lcsc_opt.cli import (
     dashboard,
     doctor,
     exports,
+    front,
     landscape,
     profile,
     refine,
@@ -64,6 +65,7 @@ train.add_commands(app)
 studies.add_commands(app)
 results.add_commands(app)
 exports.add_commands(app)
+front.add_commands(app)
 landscape.add_commands(app)
 refine.add_commands(app)
 dashboard.add_commands(app)

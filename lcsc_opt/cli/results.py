@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from optuna.storages import RDBStorage
 
 from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
 if TYPE_CHECKING:  # drawing is imported where it is asked for
-    from lcsc_opt.database.summary import OptimizerSummary, StudySummary
+    from lcsc_opt.database.history import StudyHistory
+    from lcsc_opt.database.summary import OptimizerSummary
     from lcsc_opt.views.sweep import Point
 
 
@@ -42,18 +42,18 @@ def compare(
 ) -> None:
     """Compare the optimizers of an experiment, or of all points of a sweep: a table over seeds, and a figure."""
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.database.summary import comparison_rows, cross_check_metric, different_samples, over_seeds, summaries
+    from lcsc_opt.database.summary import comparison_rows, cross_check_metric, different_samples, over_seeds
     from lcsc_opt.views.sweep import is_sweep, points_of
 
-    opened = open_storage(storage_url(storage), write=False)
-    if is_sweep(reader := HistoryReader(opened), experiment):
+    reader = HistoryReader(open_storage(storage_url(storage), write=False))
+    if is_sweep(reader, experiment):
         if plot is not None:
             raise typer.BadParameter(
                 f"--plot: {experiment} is a sweep; name one of its points, as lcsc list shows them"
             )
         _compare_sweep(experiment, points_of(reader, experiment), output)
         return
-    studies = summaries(opened, experiment)
+    studies = reader.read(experiment)
     if output is Format.json:
         print_json(comparison_rows(studies))
     else:
@@ -62,12 +62,12 @@ def compare(
         say(warning)
     _say_of_each(studies)
     if plot is not None:
-        _draw(opened, experiment, axis, plot)
+        _draw(studies, axis, plot)
 
 
-def _say_of_each(studies: Sequence[StudySummary]) -> None:
+def _say_of_each(studies: Sequence[StudyHistory]) -> None:
     """Which studies are unfinished, and warnings."""
-    unfinished = [study.study for study in studies if study.state != "finished"]
+    unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
     for study in studies:
@@ -114,15 +114,14 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], cross_c
     console().print(shown)
 
 
-def _draw(storage: RDBStorage, experiment: str, axis: str | None, path: Path) -> None:
-    from lcsc_opt.database.reader import HistoryReader
+def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
     from lcsc_opt.views.curves import AXES, comparison
     from lcsc_opt.views.figures.comparison import comparison_figure
     from lcsc_opt.views.figures.writing import write_figure
 
     if axis is not None and axis not in AXES:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
-    write_figure(comparison_figure(comparison(HistoryReader(storage).read(experiment), axis)), path)
+    write_figure(comparison_figure(comparison(studies, axis)), path)
     say(f"drawn: {path}")
 
 
@@ -182,6 +181,7 @@ def evaluate(
         return
     _print_choice(stored, report)
     _print_held_out(stored, report)
+    print_judges(report.get("judges"))
     if (cross_check := CrossCheck.parse(report.get("cross_check"))) is not None and cross_check.text is not None:
         console().print(cross_check.text)
 

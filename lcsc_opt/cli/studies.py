@@ -13,9 +13,9 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
-from lcsc_opt.database.store import StoredStudy, other_studies, study_names
+from lcsc_opt.database.store import StoredStudy, other_studies
 
 Ray = Annotated[
     str | None,
@@ -73,6 +73,13 @@ def run(
     budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
     storage: Storage = None,
     ray: Ray = None,
+    parallel: Annotated[
+        bool | None,
+        typer.Option(
+            "--parallel/--one-by-one",
+            help="Studies share the workers, or follow each other. The default: share where one cannot use all.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
@@ -91,21 +98,24 @@ def run(
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
         rehearse(chosen, url, **accepted)
-        _print_plans(chosen, url)
+        print_plans(chosen, url)
     else:
-        _run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, debug=debug, **accepted)
+        how = {"take_over": take_over, "lower_budget": budget is not None, "debug": debug, **accepted}
+        run_plans(chosen, url, parallel=parallel, **how)
 
 
-def _run_plans(chosen: Any, url: str, **how: bool) -> None:
+def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: bool) -> None:
+    """Run studies, a line for each that has ended; side by side where that is asked, or worth it."""
     from lcsc_opt.search.studies import checked_experiments, run_each
 
     try:
-        run_each(checked_experiments(chosen, open_storage(url, write=True)), on_end=say, **how)
+        run_each(checked_experiments(chosen, open_storage(url, write=True)), on_end=say, parallel=parallel, **how)
     finally:
         say(f"database: {masked(url)}")
 
 
-def _print_plans(chosen: Any, url: str) -> None:
+def print_plans(chosen: Any, url: str) -> None:
+    """What would be run, and how much of it is done."""
     from lcsc_opt.search.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
@@ -188,10 +198,11 @@ def list_(
     if catalog:
         _list_catalog(output)
         return
-    from lcsc_opt.database.summary import is_ours, summarize
+    from lcsc_opt.database.reader import HistoryReader
 
     opened = open_storage(storage_url(storage), write=False)
-    ours = [summarize(StoredStudy.open(opened, name)) for name in study_names(opened) if is_ours(name)]
+    reader = HistoryReader(opened)
+    ours = reader.read_studies(reader.names())
     if others := other_studies(opened):
         say(f"{others} studies of other programs are in {masked(opened.url)}, too; they are left alone")
     if output is Format.json:
@@ -201,8 +212,8 @@ def list_(
     for study in ours:
         total = study.budget.get("evaluations")
         done = f"{study.evaluations}/{total}" if total else str(study.evaluations)
-        numbers = [number(study.searched), number(study.held_out), f"{study.images:,}", f"{study.seconds:.0f}"]
-        shown.add_row(study.study, study.state, done, str(study.failures), *numbers)
+        numbers = [number(study.searched), number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:.0f}"]
+        shown.add_row(study.study, study.state, done, str(len(study.failed)), *numbers)
     console().print(shown)
 
 
@@ -242,11 +253,12 @@ def show(
     shown = table(study, "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
-        if name == "held_out_report" and value is not None:  # two of its parts have lines of their own
-            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning")}
-        if name not in ("coefficients", "tracebacks"):
+        if name == "held_out_report" and value is not None:  # these have lines or a table of their own
+            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning", "judges")}
+        if name not in ("coefficients", "tracebacks", "judges"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)
+    print_judges(described["judges"])
     for text in described["tracebacks"].values():
         console().print(f"\n{text.rstrip()}", markup=False)
 

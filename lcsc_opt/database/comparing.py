@@ -5,44 +5,16 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Protocol, TypeVar
 
-from lcsc_opt.database.history import HeldOut
+from lcsc_opt.database.history import HeldOut, StudyHistory
 
 EMA_GRID = "EMAGrid"
 
 
-class Search(Protocol):
-    """A study, read in full or in short."""
-
-    @property
-    def optimizer(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def ended(self) -> bool:
-        """Whether the search is over."""
-        ...
-
-    @property
-    def searched(self) -> float | None:
-        """Lowest loss of the search."""
-        ...
-
-    @property
-    def held_out_loss(self) -> float | None:
-        """The answer's loss on held-out noise."""
-        ...
-
-
-Known = TypeVar("Known", bound=Search)
-
-
-def best_ema(studies: Sequence[Known]) -> Known | None:
+def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
     """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
 
-    def rank(study: Known) -> tuple[float, float]:
+    def rank(study: StudyHistory) -> tuple[float, float]:
         held_out = study.held_out_loss
         return (math.inf if held_out is None else held_out, study.searched or 0.0)
 
@@ -80,3 +52,33 @@ def relative(value: float | None, reference: float | None) -> float | None:
     if value is None or not reference or value * reference < 0:
         return None
     return (value - reference) / abs(reference)
+
+
+def below_ema(group: Sequence[StudyHistory], ema: StudyHistory | None) -> float | None:
+    """Mean held-out loss relative to the mean of EMA*'s on the same noise; ``None`` where one of them is not known."""
+    known = [study.held_out for study in group if study.held_out is not None and study.held_out.loss is not None]
+    beside = [ema_beside(held_out, None if ema is None else ema.held_out) for held_out in known]
+    if not known or any(loss is None for loss in beside):
+        return None
+    losses = [held_out.loss for held_out in known if held_out.loss is not None]
+    return relative(statistics.fmean(losses), statistics.fmean(loss for loss in beside if loss is not None))
+
+
+def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int, ...]]]:
+    """The different numbers of images and groups of noise that held-out losses are of; they compare when it is one."""
+    known = [study.held_out for study in studies if study.held_out is not None]
+    return {held_out.sample for held_out in known if held_out.loss is not None}
+
+
+def by_optimizer(studies: Sequence[StudyHistory]) -> list[list[StudyHistory]]:
+    """The studies of each optimizer, the one with the lowest mean held-out loss first, then the lowest searched one."""
+    grouped: dict[str, list[StudyHistory]] = {}
+    for study in studies:
+        grouped.setdefault(study.optimizer, []).append(study)
+    return sorted(grouped.values(), key=_rank)
+
+
+def _rank(group: Sequence[StudyHistory]) -> tuple[float, float]:
+    found = [mean_and_spread(getattr(study, name) for study in group) for name in ("held_out_loss", "searched")]
+    held_out, searched = (math.inf if known is None else known[0] for known in found)
+    return held_out, searched

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.database.cross_check import CrossCheck
+from lcsc_opt.database.judges import Judge
 from lcsc_opt.database.lease import Holder
 from lcsc_opt.database.names import SUCCEEDED, label
 
@@ -52,7 +53,11 @@ class HeldOut:
         baselines: name → loss on the same noise.
         seeds: of the groups of noise.
         cross_check: the answer in features that the loss does not look at, where it was measured.
-        warning: one line where the loss is below its baseline and the cross-check is not, or not for certain.
+        judges: every metric that the loss is not made of, beside the baseline's value.
+        warning: one line where the loss is below its baseline, and the cross-check is not, or not for certain, or a
+            judge got worse.
+        doubted: the metrics that the warning is about.
+        metrics: of the answer, each the mean over the groups of noise.
     """
 
     trial: int | None
@@ -62,7 +67,10 @@ class HeldOut:
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     cross_check: CrossCheck | None = None
+    judges: tuple[Judge, ...] = ()
     warning: str | None = None
+    doubted: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def sample(self) -> tuple[int | None, tuple[int, ...]]:
@@ -85,7 +93,10 @@ class HeldOut:
             baselines=baselines,
             seeds=seeds,
             cross_check=CrossCheck.parse(stored.get("cross_check")),
+            judges=Judge.parse_all(stored.get("judges")),
             warning=stored.get("warning"),
+            doubted=tuple(stored.get("doubted") or ()),
+            metrics=stored.get("metrics") or {},
         )
 
 
@@ -151,6 +162,36 @@ class StudyHistory:
         return None if self.held_out is None else self.held_out.loss
 
     @property
+    def held_out_images(self) -> int | None:
+        """How many images its held-out loss is of; ``None`` where there is no such loss, or no images."""
+        return None if self.held_out is None or self.held_out.loss is None else self.held_out.images or None
+
+    @property
+    def cross_check(self) -> CrossCheck | None:
+        """The answer in features that the loss does not look at, where it was measured."""
+        return None if self.held_out is None else self.held_out.cross_check
+
+    @property
+    def warning(self) -> str | None:
+        """One line where the loss gained over its baseline and the cross-check did not."""
+        return None if self.held_out is None else self.held_out.warning
+
+    @property
+    def evaluations(self) -> int:
+        """Finished trials, failed ones included."""
+        return len(self.finished)
+
+    @property
+    def images(self) -> int:
+        """Sampled by the search."""
+        return int(self.finished["images"].sum())
+
+    @property
+    def seconds(self) -> float:
+        """Spent in evaluations of the search."""
+        return round(float(self.finished["seconds"].sum()), 3)
+
+    @property
     def running(self) -> bool:
         """Whether somebody runs it now."""
         return self.holder is not None and self.holder.alive
@@ -190,6 +231,18 @@ class StudyHistory:
         wanted = None if self.held_out is None else self.held_out.trial
         known = self.trials["number"][~np.isnan(self.trials["loss"])]
         return wanted if wanted is not None and wanted in known else self.best
+
+    def as_row(self) -> dict[str, Any]:
+        """What ``lcsc list --format json`` prints of a study."""
+        names = ("study", "optimizer", "seed", "state", "searched")
+        costs = ("held_out_images", "evaluations", "images", "seconds")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "held_out": self.held_out_loss,
+            **{name: getattr(self, name) for name in costs},
+            "cross_check": None if self.cross_check is None else dataclasses.asdict(self.cross_check),
+            "judges": [] if self.held_out is None else [dataclasses.asdict(judge) for judge in self.held_out.judges],
+        }
 
 
 def compared_only(trials: Trials) -> Trials:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import platform
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -39,6 +41,19 @@ def patient(storage: RDBStorage) -> Iterator[None]:
         yield
     finally:
         _patient.discard(storage)
+
+
+_writing: collections.defaultdict[str, threading.Lock] = collections.defaultdict(threading.Lock)
+
+
+@contextlib.contextmanager
+def in_turn(storage: RDBStorage) -> Iterator[None]:
+    """Let the threads that write one SQLite file follow each other; SQLite would let them sleep, and look again."""
+    if sqlite_file(storage.engine.url) is None:
+        yield
+        return
+    with _writing[storage.url]:
+        yield
 
 
 def when_unlocked(url: str, work: Callable[[], T], *, for_ever: Callable[[], bool] = lambda: False) -> T:

@@ -103,6 +103,20 @@ class HistoryReader:
             in_database(self.storage, lambda: self._refresh(wanted))
             return tuple(self._known[name] for name in wanted if name in self._known)
 
+    def read_study(self, name: str) -> StudyHistory:
+        """One study as it is now.
+
+        Raises:
+            StudyStoreError: when its name is not ``experiment/optimizer/seed``, or it is not there any more.
+        """
+        for study in self.read_studies([name]):
+            return study
+        raise StudyStoreError(f"{name}: was deleted from the database while it was read")
+
+    def answer(self, study: StudyHistory) -> Floats | None:
+        """``[K]`` coefficients of the trial that was chosen, else of the best one; ``None`` while there is none."""
+        return None if study.chosen is None else self.coefficients(study, [study.chosen])[0]
+
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
         """``[m, K]``, a row for each number; NaN where a trial has none stored."""
         ids = trial_ids(study, numbers)
@@ -125,6 +139,12 @@ class HistoryReader:
         for key, name, value in self._in_batches(ids, chosen):
             found[name][place[key]] = value
         return found
+
+    def selections(self, study: StudyHistory, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Number → ``loss``, ``metrics`` and ``images`` on the noise that answers are chosen on, where measured."""
+        number = dict(zip(trial_ids(study, numbers), numbers, strict=True))
+        found = {number[key]: parse(text, {}) for key, _, text in self._attributes(list(number), ["selection"])}
+        return dict(sorted(found.items()))
 
     def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
         """What is stored beside a trial: ``artifact_id``, ``filename``, ``mimetype`` of each file, by filename."""

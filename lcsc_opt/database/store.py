@@ -54,7 +54,7 @@ from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import tables
 from lcsc_opt.database.connection import created_once, in_database, masked
 from lcsc_opt.database.lease import Lease, create_table, hold
-from lcsc_opt.database.locks import patient
+from lcsc_opt.database.locks import in_turn, patient
 from lcsc_opt.database.names import SUCCEEDED, differences
 
 TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
@@ -394,7 +394,7 @@ class StoredStudy:
         """
 
         def attempt() -> T:
-            with self.storage.scoped_session.session_factory.begin() as session:
+            with in_turn(self.storage), self.storage.scoped_session.session_factory.begin() as session:
                 return change(session.connection())
 
         with span(DATABASE):

@@ -3,7 +3,7 @@
 from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome, evaluate_safely, retrying
 from lcsc_opt.evaluation.devices import environments, workers_for_this_machine
 from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
+from lcsc_opt.evaluation.pool import ProcessEvaluator, Share, WorkerPool, Workers
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 
 __all__ = [
@@ -13,8 +13,10 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "ProcessEvaluator",
+    "Share",
     "SpreadEvaluator",
     "WorkerPool",
+    "Workers",
     "environments",
     "evaluate_safely",
     "retrying",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import itertools
 import pickle
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.evaluation.base import Failure, Outcome
 from lcsc_opt.evaluation.processes import ThisMachine
+from lcsc_opt.evaluation.turns import FairQueue
 from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
 
@@ -74,8 +76,31 @@ class _Waiting:
     job: Job
     worker: int | None  # which has to do it; None for any
     depth: int  # how many jobs a worker may have with this one
+    user: Hashable = None  # whose it is
     future: Future[Any] = dataclasses.field(default_factory=Future)
     started: float = 0.0
+
+    def cancel(self) -> None:
+        """Tell those who wait for it that it will not be done."""
+        if not self.future.cancelled() and self.future.cancel():
+            self.future.set_running_or_notify_cancel()
+
+
+class Workers(Protocol):
+    """A pool, or a share of one."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def alive(self) -> int:
+        """How many of them answer now."""
+        ...
+
+    def submit(
+        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
+    ) -> Future[Any]:
+        """Queue a job; see :meth:`WorkerPool.submit`."""
+        ...
 
 
 class WorkerPool:
@@ -101,7 +126,7 @@ class WorkerPool:
     ) -> None:
         self._closing = False
         self._numbers = itertools.count()
-        self._queue: list[_Waiting] = []
+        self._queue: FairQueue[_Waiting] = FairQueue()
         self._lock = threading.RLock()
         self._machines = ThisMachine() if machines is None else machines
         threads = self._machines.threads(workers)
@@ -118,7 +143,13 @@ class WorkerPool:
         return sum(worker.ready for worker in self._workers)
 
     def submit(
-        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
+        self,
+        kind: Kind,
+        *arguments: Any,
+        worker: int | None = None,
+        depth: int = 1,
+        user: Hashable = None,
+        **options: Any,
     ) -> Future[Any]:
         """Queue a job.
 
@@ -127,15 +158,16 @@ class WorkerPool:
             arguments: of it.
             worker: which one has to do it, where it is there; ``None`` for the next one that is free.
             depth: a worker is free for this job while it has fewer than so many.
+            user: whose it is; users are served in turns.
             options: of what to do, too.
 
         Returns:
             What the job gives, or a :class:`Failure` where the worker died. Raises ObjectiveError where no worker can
             be kept alive; it is cancelled when the pool is closed.
         """
-        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth)
+        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth, user)
         with self._lock:
-            self._queue.append(waiting)
+            self._queue.add(waiting)
         self._hand_out()
         return waiting.future
 
@@ -147,33 +179,81 @@ class WorkerPool:
             worker.terminate()
         left = [waiting for worker in self._workers for waiting in worker.join()]
         for waiting in left:
-            waiting.future.cancel()
+            waiting.cancel()
         self._hand_out()
 
-    def _hand_out(self) -> None:
-        """Give what waits, in its order, to those who have the least to do."""
+    def share(self) -> Share:
+        """The workers for one of several who use them at the same time."""
+        return Share(self)
+
+    def withdraw(self, user: Hashable) -> None:
+        """Cancel what a user waits for and no worker has begun."""
         with self._lock:
-            for waiting in tuple(self._queue):
-                if self._closing:
-                    self._queue.remove(waiting)
-                    waiting.future.cancel()
-                    continue
-                allowed = self._workers if waiting.worker is None else self._instead_of(waiting.worker)
-                alive = [worker for worker in allowed if not worker.given_up]
-                for worker in alive:
-                    worker.ensure_started()
-                free = [worker for worker in alive if worker.ready and worker.load < waiting.depth]
-                if free:
-                    self._queue.remove(waiting)
-                    min(free, key=lambda worker: worker.load).send(waiting)
-                elif not alive:
-                    self._queue.remove(waiting)
-                    waiting.future.set_exception(ObjectiveError(allowed[0].given_up))
+            left = self._queue.withdraw(user)
+        for waiting in left:
+            waiting.cancel()
+
+    def _hand_out(self) -> None:
+        """Give what waits, in turns, to those who have the least to do."""
+        with self._lock:
+            if self._closing:
+                for waiting in self._queue.clear():
+                    waiting.cancel()
+            while self._hand_out_one():
+                pass
+
+    def _hand_out_one(self) -> bool:
+        """Whether there was one for which a worker is free, or none is left."""
+        running = collections.Counter(waiting.user for worker in self._workers for waiting in worker.jobs())
+        for waiting in self._queue.in_turn(running):
+            allowed = self._workers if waiting.worker is None else self._instead_of(waiting.worker)
+            alive = [worker for worker in allowed if not worker.given_up]
+            for worker in alive:
+                worker.ensure_started()
+            free = [worker for worker in alive if worker.ready and worker.load < waiting.depth]
+            if free:
+                self._queue.take(waiting)
+                min(free, key=lambda worker: worker.load).send(waiting)
+                return True
+            if not alive:
+                self._queue.take(waiting)
+                waiting.future.set_exception(ObjectiveError(allowed[0].given_up))
+                return True
+        return False
 
     def _instead_of(self, number: int) -> Sequence[_Worker]:
         """That worker; where workers come and go and it is not there, any."""
         own = self._workers[number]
         return self._workers if self._machines.elastic and not own.ready else [own]
+
+
+class Share:
+    """What one of several users sees of workers that they share.
+
+    Args:
+        pool: the workers.
+    """
+
+    def __init__(self, pool: WorkerPool) -> None:
+        self._pool = pool
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    @property
+    def alive(self) -> int:
+        """How many of the workers answer now."""
+        return self._pool.alive
+
+    def submit(
+        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
+    ) -> Future[Any]:
+        """Queue a job, as one of this user."""
+        return self._pool.submit(kind, *arguments, worker=worker, depth=depth, user=self, **options)
+
+    def close(self) -> None:
+        """Wait for nothing more; the workers stay for the others."""
+        self._pool.withdraw(self)
 
 
 class _Worker:
@@ -195,6 +275,10 @@ class _Worker:
     def load(self) -> int:
         """How many jobs it has."""
         return len(self._jobs)
+
+    def jobs(self) -> list[_Waiting]:
+        """What it has now."""
+        return list(self._jobs.values())
 
     def ensure_started(self) -> None:
         with self._lock:
@@ -233,7 +317,7 @@ class _Worker:
         if link is not None and reader is not None:
             link.join()
             reader.join()
-        return list(self._jobs.values())
+        return self.jobs()
 
     def _read(self, link: Link) -> None:
         while True:
@@ -298,7 +382,7 @@ class ProcessEvaluator:
         depth: how many candidates one worker has at once: two where the stages of its evaluations overlap.
     """
 
-    def __init__(self, pool: WorkerPool, *, depth: int = 1) -> None:
+    def __init__(self, pool: Workers, *, depth: int = 1) -> None:
         self._pool, self._depth = pool, depth
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked
-from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.evaluation.pool import Workers
 from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Part = TypeVar("Part")
@@ -26,12 +27,14 @@ class SpreadEvaluator:
     Args:
         objective: with stages; scores what workers sampled. Its own model is not used.
         pool: the processes, which are somebody else's to close.
+        scoring: held while something is scored, since an objective scores one candidate at a time.
     """
 
-    def __init__(self, objective: Objective, pool: WorkerPool) -> None:
+    def __init__(self, objective: Objective, pool: Workers, *, scoring: threading.Lock | None = None) -> None:
         if not isinstance(objective, StagedObjective):
             raise TypeError(f"{type(objective).__name__} has no stages")
         self._objective, self._pool = objective, pool
+        self._scoring = threading.Lock() if scoring is None else scoring
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
@@ -57,7 +60,8 @@ class SpreadEvaluator:
         parts = _results(sampled)
         if isinstance(parts, Failure):
             return parts
-        scored = attempt(lambda: self._objective.score(candidate, parts, gradient=gradient))
+        with self._scoring:
+            scored = attempt(lambda: self._objective.score(candidate, parts, gradient=gradient))
         if isinstance(scored, Failure):
             return scored
         evaluation, back = scored

@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.exports.model_folder import read_config
 from lcsc_opt.exports.recipe import Recipe
@@ -50,19 +48,7 @@ def average(
     config = None if to.config is None else read_config(to.config)
     trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
-    now = environment()
-    recipe = Recipe(
-        study=name,
-        coefficients=tuple(coefficients.tolist()),
-        steps=trajectory.steps,
-        checkpoint_sha256=trajectory.checkpoint_sha256,
-        trajectory_sha256=trajectory.sha256,
-        constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
-        key=trajectory.metadata.get("key"),
-        dtype=to.dtype,  # type: ignore[arg-type]
-        lcsc_opt=VERSION,
-        versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
-    )
+    recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
     write(recombine(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype), recipe, to, config=config)
     return recipe
 

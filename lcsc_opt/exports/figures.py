@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,13 @@ from PIL import Image
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.names import is_search
+from lcsc_opt.database.history import Floats, StudyHistory
+from lcsc_opt.database.names import is_search, split_name
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, TrialKey
-from lcsc_opt.database.summary import StudySummary, summaries
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import EMA_IMAGES, artifact_directory, own_images
+from lcsc_opt.views.front import at_weight_zero
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -45,22 +48,31 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     """
     if not is_search(study.name):
         return []
-    known = summaries(storage, study.name.rsplit("/", 2)[0])
-    own = next(summary for summary in known if summary.study == study.name)
-    if own.best_trial is None:
+    reader = HistoryReader(storage)
+    known = reader.read(split_name(study.name)[0])
+    own = next(other for other in known if other.study == study.name)
+    if own.chosen is None or (found := reader.answer(own)) is None:
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
     ema = best_ema(known)
     _save_into_optuna_dashboard(storage, own, ema)
-    if ema is None or ema.study == own.study or objective.sampler is None:
+    ema = ema or best_ema(_without_weight(reader, split_name(study.name)[0]))
+    before = None if ema is None or ema.study == own.study else reader.answer(ema)
+    if before is None or objective.sampler is None:
         return []
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 
     if not isinstance(objective, MergeSampleScore):
         return []
-    return _attach(storage, study, own.best_trial, _sheets(objective, ema, own))
+    return _attach(storage, study, own.chosen, _sheets(objective, before, found, own.optimizer))
 
 
-def _save_into_optuna_dashboard(storage: RDBStorage, own: StudySummary, ema: StudySummary | None) -> None:
+def _without_weight(reader: HistoryReader, experiment: str) -> Sequence[StudyHistory]:
+    """The studies at weight zero of the front that an experiment belongs to, where EMA's rates are measured."""
+    wanted = at_weight_zero(experiment)
+    return reader.read(wanted) if wanted in reader.experiments() else []
+
+
+def _save_into_optuna_dashboard(storage: RDBStorage, own: StudyHistory, ema: StudyHistory | None) -> None:
     import optuna_dashboard
 
     from lcsc_opt.views.figures.of_study import study_figures
@@ -73,12 +85,12 @@ def _save_into_optuna_dashboard(storage: RDBStorage, own: StudySummary, ema: Stu
         optuna_dashboard.save_note(study, _note(own, ema))
 
 
-def _note(own: StudySummary, ema: StudySummary | None) -> str:
-    lines = [f"Chosen: trial {own.best_trial}. Searched {own.metric}: {own.searched:.4g}."]
-    if own.held_out is not None:
-        lines.append(f"Held-out {own.metric}, on noise that decided nothing: {own.held_out:.4g}.")
-    if ema is not None and ema.held_out is not None and ema.study != own.study:
-        lines.append(f"EMA*, the best of the EMA rates: {ema.held_out:.4g}.")
+def _note(own: StudyHistory, ema: StudyHistory | None) -> str:
+    lines = [f"Chosen: trial {own.chosen}. Searched {own.metric}: {own.searched:.4g}."]
+    if own.held_out_loss is not None:
+        lines.append(f"Held-out {own.metric}, on noise that decided nothing: {own.held_out_loss:.4g}.")
+    if ema is not None and ema.held_out_loss is not None and ema.study != own.study:
+        lines.append(f"EMA*, the best of the EMA rates: {ema.held_out_loss:.4g}.")
     lines.append(
         "Comparison of all optimizers: [/lcsc/compare](/lcsc/compare) where `lcsc dashboard` serves this page."
     )
@@ -97,17 +109,14 @@ def _attach(storage: RDBStorage, study: StoredStudy, number: int, files: dict[st
     return list(files)
 
 
-def _sheets(objective: MergeSampleScore, ema: StudySummary, found: StudySummary) -> dict[str, bytes]:
-    """Images of both models from the same held-out noise, those farthest apart in the features first (App. E)."""
-    assert ema.best_coefficients is not None
-    assert found.best_coefficients is not None
-    first = objective.images(ema.best_coefficients, HELD_OUT, PAIRS)
-    second = objective.images(found.best_coefficients, HELD_OUT, PAIRS)
+def _sheets(objective: MergeSampleScore, ema: Floats, found: Floats, optimizer: str) -> dict[str, bytes]:
+    """Images of two ``[K]`` from the same held-out noise, those farthest apart in the features first (App. E)."""
+    first, second = (objective.images(coefficients, HELD_OUT, PAIRS) for coefficients in (ema, found))
     distance = np.linalg.norm(objective.features(first) - objective.features(second), axis=1)
     shown = np.argsort(-distance, kind="stable")[:SHOWN]
     return {
         EMA_IMAGES: contact_sheet(first[shown].numpy()),
-        own_images(found.optimizer): contact_sheet(second[shown].numpy()),
+        own_images(optimizer): contact_sheet(second[shown].numpy()),
     }
 
 

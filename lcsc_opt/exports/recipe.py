@@ -8,16 +8,17 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
-from lcsc_opt.objective.contract import Mergeable, Objective
+from lcsc_opt.objective.contract import Objective
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need
     from lcsc_opt.trajectory import Trajectory
@@ -27,8 +28,6 @@ ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and beside the state di
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
 LARGEST_TEXT = 64 * 2**20  # bytes; a recipe of 10,000 checkpoints has 1 MB
 FORMAT = 1
-LINEAR = "linear"
-LORA_PRODUCTS = "lora-products"
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
@@ -68,7 +67,7 @@ class Recipe(pydantic.BaseModel):
 
     Attributes:
         format: of the recipe itself.
-        method: ``linear``, the combination that :func:`recombine` makes again bit for bit; or ``lora-products``.
+        method: the combination that :func:`recombine` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` of an average that nobody searched.
         coefficients: ``[K]``.
@@ -91,7 +90,7 @@ class Recipe(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
 
     format: int = FORMAT
-    method: str = LINEAR
+    method: Literal["linear"] = "linear"
     study: str
     trial: int | None = None
     coefficients: tuple[float, ...]
@@ -121,6 +120,22 @@ class Recipe(pydantic.BaseModel):
             raise ValueError("the steps do not increase")
         return self
 
+    @classmethod
+    def of(cls, trajectory: Trajectory, coefficients: Coefficients, **others: Any) -> Recipe:
+        """The recipe of a merge of these checkpoints, made with what is installed here."""
+        now = environment()
+        return cls(
+            coefficients=tuple(coefficients.tolist()),
+            steps=trajectory.steps,
+            checkpoint_sha256=trajectory.checkpoint_sha256,
+            trajectory_sha256=trajectory.sha256,
+            constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
+            key=trajectory.metadata.get("key"),
+            lcsc_opt=VERSION,
+            versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
+            **others,
+        )
+
     @property
     def title(self) -> str:
         """Which model it is."""
@@ -134,17 +149,11 @@ class Recipe(pydantic.BaseModel):
         """What to combine.
 
         Raises:
-            ObjectiveError: when the recipe is not one that can be followed elsewhere.
             CoefficientsError: when its coefficients do not sum to one.
         """
         from lcsc_opt.coefficients.profiles import check_coefficients
         from lcsc_opt.trajectory.recombination import Combination
 
-        if self.method != LINEAR:
-            raise ObjectiveError(
-                f"{self.study}: merged by {self.method!r}, which other machines round differently: copy the exported "
-                "file itself"
-            )
         coefficients = check_coefficients(self.coefficients, len(self.steps))
         return Combination(
             self.steps, coefficients, self.checkpoint_sha256, self.trajectory_sha256, frozenset(self.constant)
@@ -161,55 +170,44 @@ def recipe_of(
         StudyMismatchError: when the checkpoints are not those that the study was made with.
         StudyStoreError: when there is no such complete trial.
     """
-    weights = objective.trajectory
-    if weights is None:
+    if objective.trajectory is None:
         raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
     trial, coefficients, attributes = chosen_trial(study, number)
-    trajectory = packed_trajectory(weights)
-    _check_same_checkpoints(study, weights, trajectory.path)
-    now = environment()
-    return Recipe(
-        method=LINEAR if weights is trajectory else LORA_PRODUCTS,
+    trajectory = packed_trajectory(objective)
+    _check_same_checkpoints(study, trajectory)
+    return Recipe.of(
+        trajectory,
+        coefficients,
         study=study.name,
         trial=trial,
-        coefficients=tuple(coefficients.tolist()),
-        steps=trajectory.steps,
-        checkpoint_sha256=trajectory.checkpoint_sha256,
-        trajectory_sha256=trajectory.sha256,
-        constant=tuple(sorted(set(trajectory.names) - trajectory.varying)),
-        key=trajectory.metadata.get("key"),
-        dtype=cast("Dtype | None", dtype),
+        dtype=dtype,
         loss=float(attributes["loss"]),
         metrics=attributes.get("metrics", {}),
         held_out=attributes.get("held_out"),
-        lcsc_opt=VERSION,
-        versions={"python": now["python"], **{name: now["packages"][name] for name in ("torch", "numpy")}},
     )
 
 
-def packed_trajectory(weights: Mergeable | None) -> Trajectory:
-    """The trajectory itself, or the one that products of LoRA factors are made of.
+def packed_trajectory(objective: Objective) -> Trajectory:
+    """The packed checkpoints that an objective merges.
 
     Raises:
         ObjectiveError: when there is none.
     """
     from lcsc_opt.trajectory import Trajectory
-    from lcsc_opt.trajectory.lora_products import LoraProducts
 
-    packed = weights.trajectory if isinstance(weights, LoraProducts) else weights
-    if isinstance(packed, Trajectory):
-        return packed
+    if isinstance(objective.trajectory, Trajectory):
+        return objective.trajectory
     raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
 
 
-def _check_same_checkpoints(study: StoredStudy, weights: Mergeable, path: Path) -> None:
+def _check_same_checkpoints(study: StoredStudy, trajectory: Trajectory) -> None:
     """Coefficients found on other checkpoints would make some other model, silently."""
     attributes = study.attributes
     known = attributes["fingerprint"]["objective"].get("trajectory")
-    other = isinstance(known, str) and known != weights.sha256
-    if other or tuple(attributes["steps"]) != weights.steps:
+    other = isinstance(known, str) and known != trajectory.sha256
+    if other or tuple(attributes["steps"]) != trajectory.steps:
         raise StudyMismatchError(
-            f"{study.name}: {path} holds other checkpoints than those it was searched on; "
+            f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
             "put them back, or start a new study"
         )
 

@@ -22,7 +22,7 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.model_folder import check_fits, config_of, read_config, write_folder
-from lcsc_opt.exports.recipe import ENTRY, FILE, LINEAR, LoraNaming, Recipe, packed_trajectory, recipe_of
+from lcsc_opt.exports.recipe import ENTRY, FILE, LoraNaming, Recipe, packed_trajectory, recipe_of
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.text_to_image.lora import save_lora
 from lcsc_opt.trajectory.lora import trajectory_alphas
@@ -120,14 +120,8 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
     config = _config(to, objective)
     if to.form == "lora":
-        recipe = recipe.model_copy(update={"lora": _lora_naming(study, objective, recipe)})
-    if recipe.method == LINEAR:
-        weights = recombine(
-            PackedCheckpoints(packed_trajectory(objective.trajectory)), recipe.combination(), dtype=to.dtype
-        )
-    else:
-        assert objective.trajectory is not None  # the recipe is of it
-        weights = cast(objective.trajectory.merge(recipe.coefficients), to.dtype)
+        recipe = recipe.model_copy(update={"lora": _lora_naming(study, objective)})
+    weights = recombine(PackedCheckpoints(packed_trajectory(objective)), recipe.combination(), dtype=to.dtype)
     if statistics := objective.statistics(np.array(recipe.coefficients)):
         weights |= (kept := cast(dict(statistics), to.dtype))
         recipe = recipe.model_copy(update={"statistics": save(kept).hex()})
@@ -137,20 +131,21 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
     return recipe
 
 
-def _lora_naming(study: StoredStudy, objective: Objective, recipe: Recipe) -> LoraNaming:
-    """Products come with alpha = rank; combined factors keep the alphas that the study was searched with."""
+def _lora_naming(study: StoredStudy, objective: Objective) -> LoraNaming:
+    """The alphas are those that the study was searched with."""
     pipeline = getattr(objective.sampler, "pipeline", None)
     component = "unet" if getattr(pipeline, "transformer", None) is None else "transformer"
     layers = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "layers_per_block", None)
-    naming = LoraNaming(component=component, layers_per_block=layers if isinstance(layers, int) else None)
-    if recipe.method != LINEAR:
-        return naming
     known: Any = study.attributes.get("fingerprint")
     for name in ("objective", "sampler", "lora", "alphas", "configs"):  # as a text-to-image objective describes itself
         known = known.get(name) if isinstance(known, dict) else None
     if known is None:
-        known = trajectory_alphas(packed_trajectory(objective.trajectory)).configs
-    return LoraNaming(**{**naming.model_dump(), "alphas": {name: dict(config) for name, config in known.items()}})
+        known = trajectory_alphas(packed_trajectory(objective)).configs
+    return LoraNaming(
+        component=component,
+        alphas={name: dict(config) for name, config in known.items()},
+        layers_per_block=layers if isinstance(layers, int) else None,
+    )
 
 
 def _config(to: Destination, objective: Objective) -> str | None:

@@ -9,7 +9,7 @@ import threading
 import time
 import types
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,7 @@ _stop: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("
 
 
 class Mergeable(Protocol):
-    """Checkpoints that are merged: a trajectory, or what merges the products of LoRA factors."""
+    """Checkpoints that are merged, linearly in the coefficients: a trajectory, or an own one in memory."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -55,11 +55,6 @@ class Mergeable(Protocol):
     def gram(self) -> npt.NDArray[np.float64]:
         """``[K, K]`` inner products of the centered checkpoints."""
         ...
-
-
-@runtime_checkable
-class DifferentiableMergeable(Mergeable, Protocol):
-    """One whose merge is linear in the coefficients."""
 
     @property
     def varying(self) -> frozenset[str]:
@@ -122,6 +117,18 @@ class Objective(abc.ABC):
         FID in features that the loss does not look at, say. ``None`` where there is none.
         """
         return None
+
+    @property
+    def judges(self) -> Mapping[str, int]:
+        """Metrics of held-out evaluations that the loss is not made of → 1, or -1 where higher is better.
+
+        Reports set each beside EMA*'s value, and warn where the loss gained and one of them got worse.
+        """
+        return {} if self.cross_check_metric is None else {self.cross_check_metric: 1}
+
+    def floors(self) -> Mapping[str, float]:
+        """Judge → its value for real images that the loss does not see, where some are held out."""
+        return {}
 
     @property
     def images_per_evaluation(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
@@ -23,7 +23,7 @@ from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.metrics.parts import FeaturePart
 from lcsc_opt.objective.batch_size import AUTO
-from lcsc_opt.objective.contract import DifferentiableMergeable, Mergeable, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
 from lcsc_opt.objective.stages import FeatureGradients, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
@@ -31,7 +31,6 @@ from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
-REPORTED = (SELECTION.group, HELD_OUT.group)  # noise on which held-out metrics are computed, too
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 
 
@@ -110,6 +109,16 @@ class MergeSampleScore(StagedObjective):
         """The held-out metric in features that the loss does not look at."""
         metric = self.scores.cross_check_metric
         return None if metric is None else str(metric)
+
+    @property
+    def judges(self) -> Mapping[str, int]:
+        """The held-out metrics that the loss is not made of."""
+        return {str(metric): metric.sign for metric in self.scores.judges}
+
+    def floors(self) -> Mapping[str, float]:
+        """Of held-out real images."""
+        with self._metric_threads():
+            return self.scores.floors()
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
@@ -193,7 +202,7 @@ class MergeSampleScore(StagedObjective):
         accumulator = self.scores.accumulator(
             last - first,
             total=self.images_of(candidate),
-            held_out=candidate.noise.group in REPORTED,
+            held_out=candidate.noise.group == HELD_OUT.group,
             gradient=gradient,
         )
         if gradient:
@@ -215,7 +224,7 @@ class MergeSampleScore(StagedObjective):
         """
         self.know_baseline()
         watch = Stopwatch()
-        held_out = candidate.noise.group in REPORTED
+        held_out = candidate.noise.group == HELD_OUT.group
         back: list[FeatureGradients | None] = [None] * len(parts)
         with watch.timing("metric"), self._metric_threads():
             whole = self.scores.whole([sampled.part for sampled in parts], held_out=held_out)
@@ -240,8 +249,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: the gradient is not finite.
         """
         watch, sampler = Stopwatch(), self.sampler
-        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
-        assert isinstance(sampler, DifferentiableSampler)
+        assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
         rows = {name: torch.from_numpy(part) for name, part in back.items()}
         with contextlib.ExitStack() as stack, says_out_of_memory():
             stack.callback(self._forget_graph)
@@ -330,8 +338,7 @@ class MergeSampleScore(StagedObjective):
         self, accumulator: Accumulator, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
     ) -> None:
         """Complete the features with those of the last batch, whose graph is kept until :meth:`slope`."""
-        assert isinstance(self._source, DifferentiableMergeable)  # why_no_gradient would have said so
-        assert isinstance(self.sampler, DifferentiableSampler)
+        assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
         with contextlib.ExitStack() as stack, says_out_of_memory():
             leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
             with watch.timing("sample"):
@@ -375,8 +382,6 @@ class MergeSampleScore(StagedObjective):
 
 
 def _why_no_weight_gradient(trajectory: Mergeable, sampler: Sampler) -> str | None:
-    if not isinstance(trajectory, DifferentiableMergeable):
-        return f"{type(trajectory).__name__} combines checkpoints in a way that has no gradient"
     if not isinstance(sampler, DifferentiableSampler):
         return f"{type(sampler).__name__} samples without a graph"
     return sampler.weights.why_no_gradient(trajectory.varying)

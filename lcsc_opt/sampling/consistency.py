@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling.differentiation import DifferentiableWeights
-from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.noise import ImageNoise
 
 SONG_NOISE, EDM_NOISE = 250.0, 0.25
@@ -80,7 +79,7 @@ def noise_levels(count: int, *, sigma_min: float, sigma_max: float, rho: float =
     return levels
 
 
-class ConsistencySampler:
+class ConsistencySampler(NetworkSampler):
     """Song et al. 2023, Algorithm 1: from ``sigmas[0]`` to an image, then noise and denoise at each further level.
 
     Args:
@@ -116,23 +115,9 @@ class ConsistencySampler:
         return len(self.sigmas)
 
     @property
-    def network(self) -> nn.Module:
-        """What the checkpoints hold the weights of."""
-        return self._network.trained
-
-    @property
-    def weights(self) -> DifferentiableWeights:
-        """The network's, for gradients."""
-        return self._network.weights
-
-    @property
     def recomputed(self) -> int:
         """Model calls per image that a backward pass makes again: all but the last."""
         return self.nfe - 1
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network."""
-        self._network.load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""

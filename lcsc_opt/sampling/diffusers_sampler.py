@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.labels import ClassLabels, Guidance
 from lcsc_opt.sampling.latents import LatentDecoder
-from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.noise import ImageNoise
 from lcsc_opt.sampling.schedulers import without_deprecations
 
 
-class DiffusersSampler:
+class DiffusersSampler(NetworkSampler):
     """Images from a network called as ``network(x, timesteps [N], class_labels=…)`` and a scheduler of diffusers.
 
     Args:
@@ -86,23 +85,9 @@ class DiffusersSampler:
         return self._model_calls
 
     @property
-    def network(self) -> nn.Module:
-        """What the checkpoints hold the weights of."""
-        return self._network.trained
-
-    @property
-    def weights(self) -> DifferentiableWeights:
-        """The network's, for gradients."""
-        return self._network.weights
-
-    @property
     def recomputed(self) -> int:
         """Model calls per image that a backward pass makes again: all but those of the last step."""
         return self.nfe - self._calls_of_a_step
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network."""
-        self._network.load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""

@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
-from lcsc_opt.sampling.differentiation import DifferentiableWeights
 from lcsc_opt.sampling.labels import ClassLabels
 from lcsc_opt.sampling.latents import LatentDecoder
-from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
 from lcsc_opt.sampling.noise import ImageNoise
 
 
@@ -139,7 +138,7 @@ class HeunSchedule:
         return sigma * (1 + gamma)
 
 
-class HeunSampler:
+class HeunSampler(NetworkSampler):
     """Heun's second-order method on dx/dsigma = (x − D(x; sigma)) / sigma (Karras et al. 2022, Algorithms 1 and 2).
 
     Args:
@@ -177,23 +176,9 @@ class HeunSampler:
         return (2 * self.schedule.steps - 1) * self._denoiser.calls
 
     @property
-    def network(self) -> nn.Module:
-        """What the checkpoints hold the weights of."""
-        return self._network.trained
-
-    @property
-    def weights(self) -> DifferentiableWeights:
-        """The network's, for gradients."""
-        return self._network.weights
-
-    @property
     def recomputed(self) -> int:
         """Model calls per image that a backward pass makes again: all but the last."""
         return self.nfe - self._denoiser.calls
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network."""
-        self._network.load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""

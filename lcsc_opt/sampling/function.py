@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling.differentiation import DifferentiableWeights, recomputed_calls
+from lcsc_opt.sampling.differentiation import recomputed_calls
 from lcsc_opt.sampling.labels import ClassLabels
-from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, raised
+from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork, raised
 from lcsc_opt.sampling.noise import ImageNoise
 
 
-class FunctionSampler:
+class FunctionSampler(NetworkSampler):
     """Images from ``function(model, noise, **options)``: any network, and any way to sample from it.
 
     The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
@@ -71,18 +71,9 @@ class FunctionSampler:
         return self._nfe
 
     @property
-    def weights(self) -> DifferentiableWeights:
-        """The network's, for gradients."""
-        return self._network.weights
-
-    @property
     def recomputed(self) -> int:
         """Model calls per image that a backward pass makes again: all, where there are several and no compiler."""
         return 0 if self._nfe == 1 or self._network.settings.compile else self._nfe
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network."""
-        self._network.load(weights)
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1].

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.checkpoints.weights import difference, shapes_of
-from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed
+from lcsc_opt.sampling.differentiation import DifferentiableWeights, ModuleWeights, recomputed
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Compile = Literal[False, True, "reduce-overhead", "max-autotune"]
@@ -138,6 +138,26 @@ class PreparedNetwork:
         dtype = DTYPES[self.settings.dtype]
         with _compiling(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             yield
+
+
+class NetworkSampler:
+    """What all samplers of one network have."""
+
+    _network: PreparedNetwork
+
+    @property
+    def network(self) -> nn.Module:
+        """What the checkpoints hold the weights of."""
+        return self._network.trained
+
+    @property
+    def weights(self) -> DifferentiableWeights:
+        """The network's, for gradients."""
+        return self._network.weights
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network."""
+        self._network.load(weights)
 
 
 @contextlib.contextmanager

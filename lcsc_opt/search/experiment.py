@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,30 +14,33 @@ from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
-from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, RayWorkers, SpaceSpec
 from lcsc_opt.coefficients.plane import LANDSCAPE
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.database.summary import BASELINES, summarize
 from lcsc_opt.evaluation import (
     Evaluator,
     InProcessEvaluator,
     Outcome,
     Pipeline,
     ProcessEvaluator,
+    Share,
     SpreadEvaluator,
     WorkerPool,
+    Workers,
     environments,
     evaluate_safely,
     retrying,
 )
 from lcsc_opt.exports import attach_figures
 from lcsc_opt.exports.recipe import packed_trajectory
-from lcsc_opt.objective.contract import Objective, StagedObjective
+from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.search.endings import is_finished, outcome_of, search_ended
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.plan import (
     RAY,
@@ -50,6 +55,7 @@ from lcsc_opt.search.plan import (
 )
 from lcsc_opt.search.runner import Search
 from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
+from lcsc_opt.search.watching import Watch, own_line
 
 if TYPE_CHECKING:  # Ray is optional
     from lcsc_opt.evaluation.ray import Cluster
@@ -62,6 +68,9 @@ class Experiment:
         self.storage = storage
         self._spec, self._directory, self._name = plan.spec.objective, plan.directory, plan.spec.name
         self._cluster_is_checked = False
+        self._shared: Share | None = None
+        self._watch: Watch = own_line
+        self._scoring, self._evaluating = threading.Lock(), threading.Lock()  # each by one study at a time, here
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -107,15 +116,9 @@ class Experiment:
             StudyHeldError: when another process runs this study.
             StudyMismatchError: when the stored study was made with other settings, or in another environment.
         """
-        if plan.name not in study_names(self.storage):
-            self.check(plan)
-            StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
-        study = StoredStudy.open(self.storage, plan.name)
-        plan = plan.continuing(study)
-        if not lower_budget:
-            plan = _with_larger_budget(plan, study)
+        study, plan = self.begin(plan, lower_budget=lower_budget)
         if is_finished(study, plan) and not retry_failed:
-            return f"finished already; {_outcome(study)}"
+            return f"finished already; {outcome_of(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
             accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
@@ -126,17 +129,43 @@ class Experiment:
                 study.set_attribute(RAY, plan.ray_attribute)
             if retry_failed:
                 _retry_failed(study)
-            with self._workers(plan) as pool:
+            with self.workers(plan) as pool:
                 if not search_ended(study, plan):
                     self._search(study, plan, pool, debug=debug)
                 report = held_out is not None and study.attributes.get("held_out") is None
                 if held_out is not None and report:
                     self._report(study, plan, HeldOutPlan(held_out.images, held_out.top), pool)
-            if report:  # by this process, once the workers' devices are free
-                attach_figures(self.storage, study, self.objective)
-            return _outcome(study)
+            if report:  # by this process, once the workers' devices are free, unless other studies use them
+                with self._evaluating:
+                    attach_figures(self.storage, study, self.objective)
+            return outcome_of(study)
 
-    def _report(self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: WorkerPool | None) -> None:
+    def begin(self, plan: StudyPlan, *, lower_budget: bool = False) -> tuple[StoredStudy, StudyPlan]:
+        """The stored study, made where there is none yet, and the plan as it goes on there.
+
+        Raises:
+            LcscError: as :meth:`run`.
+        """
+        if plan.name not in study_names(self.storage):
+            self.check(plan)
+            StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
+        study = StoredStudy.open(self.storage, plan.name)
+        plan = plan.continuing(study)
+        return study, plan if lower_budget else _with_larger_budget(plan, study)
+
+    def beside(self, storage: RDBStorage, share: Share, watch: Watch) -> Experiment:
+        """One with the same objective, for a study that is run at the same time as others.
+
+        Args:
+            storage: the same database, opened for it alone.
+            share: of the workers.
+            watch: shows what all of them do.
+        """
+        other = copy.copy(self)
+        other.storage, other._shared, other._watch = storage, share, watch
+        return other
+
+    def _report(self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: Workers | None) -> None:
         if (nothing := self.objective.why_nothing_held_out()) is None:
             self._score(study, plan, held_out, pool)
         else:
@@ -157,14 +186,14 @@ class Experiment:
             raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
         self._note(study, objective_changes(study, self.objective, study.attributes, accept_code=accept_code))
         stored = stored_plan(study)
-        with self._workers(stored) as pool:
+        with self.workers(stored) as pool:
             report = self._score(study, stored, plan, pool)
         if plan.keep:
             attach_figures(self.storage, study, self.objective)
         return report
 
     def _score(
-        self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: WorkerPool | None
+        self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: Workers | None
     ) -> dict[str, Any]:
         """Choose among the best trials on other noise, and report on yet other noise."""
         if not self.objective.images_per_evaluation:
@@ -172,7 +201,7 @@ class Experiment:
         with self._one_by_one(pool) as evaluate:
             return score_held_out(study, self.objective, held_out, retrying(evaluate, plan.spec.failures))
 
-    def _search(self, study: StoredStudy, plan: StudyPlan, pool: WorkerPool | None, *, debug: bool) -> None:
+    def _search(self, study: StoredStudy, plan: StudyPlan, pool: Workers | None, *, debug: bool) -> None:
         attributes, budget = study.attributes, plan.spec.budget
         resolved = resolve(plan, self.objective, attributes)
         if attributes.get("parallelism") is None:
@@ -197,7 +226,9 @@ class Experiment:
                 describe_difference=lambda: describe_difference(before, environment()),
                 debug=debug,
             )
-            _run_with_progress(search, study.name, budget, pool if plan.ray is not None else None)
+            self._say_who_waits(plan, resolved.parallelism, pool)
+            with self._watch(search, pool if plan.ray is not None else None) as on_tell:
+                search.run(on_tell)
         exhausted = search.spent < budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
@@ -206,12 +237,25 @@ class Experiment:
         affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
         spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.spec.space
         space = build_space(spec, self.objective, origin=plan.origin)
-        workers = 1 if resolved.parallelism.spread_images else plan.workers
+        workers = 1 if resolved.parallelism.spread_images else min(plan.workers, resolved.parallelism.in_flight)
         optimizer = build_optimizer(plan.optimizer, space, budget=resolved.evaluations, workers=workers, seed=plan.seed)
         if (plan_budget := getattr(optimizer, "plan_budget", None)) is not None:
             images, budget = self.objective.images_per_evaluation, resolved.first_budget
             plan_budget(evaluations=budget.evaluations, images=budget.images, images_per_evaluation=images)
         return optimizer
+
+    def _evaluate_here(self, candidate: Candidate) -> Outcome:
+        with self._evaluating:
+            stop_if_told()
+            return evaluate_safely(self.objective, candidate)
+
+    def _say_who_waits(self, plan: StudyPlan, parallel: Parallelism, pool: Workers | None) -> None:
+        idle = parallel.idle(plan.workers)
+        if idle and isinstance(pool, WorkerPool):
+            notice(
+                f"{plan.name}: asks for one candidate after the other, so {idle} of {plan.workers} workers have "
+                "nothing to do; other studies run beside it would use them"
+            )
 
     def check_new(self, plan: StudyPlan) -> None:
         """:meth:`check`, where the study is not begun yet."""
@@ -258,8 +302,12 @@ class Experiment:
                 pass  # it is checked by connecting to it
 
     @contextlib.contextmanager
-    def _workers(self, plan: StudyPlan) -> Iterator[WorkerPool | None]:
+    def workers(self, plan: StudyPlan) -> Iterator[Workers | None]:
         """The plan's processes, which start when they are first used; ``None`` where this process is the only one."""
+        if self._shared is not None:
+            with contextlib.closing(self._shared):
+                yield self._shared
+            return
         if plan.ray is not None:
             _environments(plan)
             with self._cluster(plan.ray) as cluster, contextlib.closing(cluster.pool()) as pool:
@@ -280,7 +328,7 @@ class Experiment:
 
         objective = self.objective
         try:
-            packed = packed_trajectory(objective.trajectory)
+            packed = packed_trajectory(objective)
         except ObjectiveError:
             packed = None
         with ray_cluster(wanted, self._spec, objective, study=self._directory, packed=packed) as cluster:
@@ -289,22 +337,22 @@ class Experiment:
                 self._cluster_is_checked = True
             yield cluster
 
-    def _evaluator(self, parallel: Parallelism, pool: WorkerPool | None) -> Evaluator:
+    def _evaluator(self, parallel: Parallelism, pool: Workers | None) -> Evaluator:
         if pool is None:
             pipelined = parallel.in_flight > 1 and isinstance(self.objective, StagedObjective)
             return Pipeline(self.objective) if pipelined else InProcessEvaluator(self.objective)
         if parallel.spread_images:
-            return SpreadEvaluator(self.objective, pool)
+            return SpreadEvaluator(self.objective, pool, scoring=self._scoring)
         # where stages overlap, a worker has two candidates; else there are less than two for each
         return ProcessEvaluator(pool, depth=2 if parallel.in_flight >= 2 * len(pool) else 1)
 
     @contextlib.contextmanager
-    def _one_by_one(self, pool: WorkerPool | None) -> Iterator[Callable[[Candidate], Outcome]]:
+    def _one_by_one(self, pool: Workers | None) -> Iterator[Callable[[Candidate], Outcome]]:
         """Evaluates one candidate after the other, all workers together at each where the objective allows that."""
         if pool is None or not isinstance(self.objective, StagedObjective):
-            yield lambda candidate: evaluate_safely(self.objective, candidate)
+            yield self._evaluate_here
             return
-        with contextlib.closing(SpreadEvaluator(self.objective, pool)) as evaluator:
+        with contextlib.closing(SpreadEvaluator(self.objective, pool, scoring=self._scoring)) as evaluator:
             yield lambda candidate: evaluator.submit(candidate).result()
 
 
@@ -336,51 +384,6 @@ def _with_larger_budget(plan: StudyPlan, study: StoredStudy) -> StudyPlan:
         return plan
     notice(f"{plan.spec.name}: its budget was raised to {stored} before, so {asked} of the study file do not count")
     return plan.changed(budget=stored)
-
-
-def _run_with_progress(search: Search, name: str, budget: BudgetSpec, pool: WorkerPool | None) -> None:
-    """``pool``: of workers that come and go, so that it is said how many are there."""
-    shown = search.stored_spent
-    if (last := search.last_stored) is not None:
-        notice(f"{name}: continuing after trial {last}")
-    with progress(name, budget.total, done=shown) as advance:
-
-        def on_tell(search: Search) -> None:
-            nonlocal shown
-            best = [] if search.best is None else [f"best {search.best[0]:.4g} in trial {search.best[1]}"]
-            failed = [f"{search.failures} failed"] if search.failures else []
-            there = [] if pool is None else [f"{pool.alive} of {len(pool)} workers"]
-            advance(max(search.spent - shown, 0), note=", ".join(best + failed + there))
-            shown = max(search.spent, shown)
-
-        search.run(on_tell)
-
-
-def _outcome(study: StoredStudy) -> str:
-    summary = summarize(study)
-    searched = "no result on the search's noise" if summary.searched is None else f"best {summary.searched:.4g}"
-    held_out = "" if summary.held_out is None else f", held-out {summary.held_out:.4g}"
-    return f"{searched}{held_out} after {summary.evaluations} evaluations"
-
-
-def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:
-    """Whether the search, without its held-out report, has nothing left to do for this budget."""
-    ended = study.attributes.get("search_ended")
-    if ended is None:
-        return False
-    if ended["exhausted"]:
-        return True
-    budget = plan.spec.budget
-    if budget.evaluations is not None:
-        return bool(ended["evaluations"] >= budget.evaluations)
-    return bool(budget.model_dump() == study.attributes["budget"])
-
-
-def is_finished(study: StoredStudy, plan: StudyPlan) -> bool:
-    """Whether nothing is left to do for a plan, found out without loading its objective."""
-    stored = study.attributes
-    reported = plan.spec.held_out is None or stored.get("held_out") is not None or stored.get("holds_out") is False
-    return reported and search_ended(study, plan)
 
 
 def experiments(plans_to_run: Sequence[StudyPlan], storage: RDBStorage) -> Iterator[tuple[Experiment, StudyPlan]]:

@@ -60,7 +60,7 @@ def fork(
         source.copy_to(plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
         return plan
     longer = Experiment(source.storage, plan)
-    was, now = (packed_trajectory(known.objective.trajectory) for known in (before, longer))
+    was, now = (packed_trajectory(known.objective) for known in (before, longer))
     plan = dataclasses.replace(plan, origin=coefficients_on(plan.origin or (), was, now, source=source.name))
     longer.check(plan)
     attributes = {**plan.attributes(longer.objective), "forked_from": source.name}

@@ -31,8 +31,8 @@ from lcsc_opt.coefficients.plane import (
 from lcsc_opt.coefficients.profiles import window_ema_rates
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.names import split_name
+from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.database.summary import summaries
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import configure
 from lcsc_opt.search.experiment import Experiment
@@ -169,12 +169,12 @@ def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, .
     Raises:
         CoefficientsError: when there are fewer than three checkpoints.
     """
-    grid = best_ema([study for study in summaries(storage, experiment) if study.steps == steps])
-    if grid is not None and grid.best_trial is not None:
+    grid = best_ema([study for study in HistoryReader(storage).read(experiment) if study.steps == steps])
+    if grid is not None and grid.chosen is not None:
         listed: Any = stored_plan(StoredStudy.open(storage, grid.study)).optimizer.options.get("rates")
         rates = tuple(float(rate) for rate in listed) if listed else window_ema_rates(steps)
         if len(set(rates)) >= 3:
-            one, two, three = _around(sorted(set(rates)), rates[min(grid.best_trial, len(rates) - 1)])
+            one, two, three = _around(sorted(set(rates)), rates[min(grid.chosen, len(rates) - 1)])
             return ema_corner(one), ema_corner(two), ema_corner(three)
     if len(steps) < 3:
         raise CoefficientsError(f"a plane needs three checkpoints, and there are {len(steps)}; give EMAs as --corners")

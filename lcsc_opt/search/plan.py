@@ -149,9 +149,9 @@ class StudyPlan:
 
 
 def _packed_sha256(objective: Objective) -> str | None:
-    """The identity of the checkpoints themselves, however they are merged; ``None`` where they are not packed."""
+    """The identity of the checkpoints; ``None`` where they are not packed."""
     try:
-        return packed_trajectory(objective.trajectory).sha256
+        return packed_trajectory(objective).sha256
     except ObjectiveError:
         return None
 
@@ -198,6 +198,10 @@ class Parallelism:
 
     in_flight: int
     spread_images: bool = False
+
+    def idle(self, workers: int) -> int:
+        """How many of so many workers never have anything to do."""
+        return 0 if self.spread_images else max(workers - self.in_flight, 0)
 
     def __str__(self) -> str:
         divided = " and images spread over the workers" if self.spread_images else ""
@@ -258,14 +262,11 @@ def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
         key = "spread: images" if spec.spread == "images" else "pipeline: true"
         raise StudySpecError(f"{key}: {spec.objective.file} evaluates a candidate as a whole; leave the key out")
     one_at_a_time = asks_one_at_a_time(optimizer)
-    if plan.workers > 1 and cannot_ask_ahead(optimizer) and not (staged and spec.spread != "candidates"):
-        raise StudySpecError(
-            f"workers: {optimizer.name} asks for one candidate after the other; give it workers: 1, or, where the "
-            "objective samples images, spread: images"
-        )
     by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
     spread_images = staged and by_images and plan.workers > 1
     overlaps = isinstance(objective, StagedObjective) and objective.overlaps
+    if cannot_ask_ahead(optimizer) and not spread_images:
+        return Parallelism(1)
     waits = one_at_a_time or needs_gradient(optimizer)  # the graph of one candidate is kept at a time
     pipelined = (overlaps if spec.pipeline == "auto" else spec.pipeline) and not waits
     return Parallelism(most_in_flight(1 if spread_images else plan.workers, pipelined=pipelined), spread_images)

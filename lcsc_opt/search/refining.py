@@ -28,7 +28,7 @@ from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation,
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 from lcsc_opt.database.names import differences
 from lcsc_opt.metrics.keeping import Baseline
-from lcsc_opt.objective.contract import DifferentiableMergeable, Objective
+from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
@@ -224,7 +224,7 @@ class _Run:
     """
 
     def __init__(self, objective: MergeSampleScore, settings: RefineSettings, coefficients: Coefficients) -> None:
-        assert isinstance(objective.trajectory, DifferentiableMergeable)  # why_no_gradient would have said so
+        assert objective.trajectory is not None  # why_no_gradient would have said so
         self.settings, self.coefficients = settings, coefficients
         self._of_checkpoints, self._kept = objective, DualAscent()
         self.begun: Weights = objective.trajectory.merge(coefficients)

@@ -90,7 +90,8 @@ class Search:
         debug: bool = False,
     ) -> None:
         self._study, self._optimizer, self._evaluator = study, optimizer, evaluator
-        self._budget, self._images_per_evaluation, self._tells = budget, images_per_evaluation, tells
+        self.name, self.budget = study.name, budget
+        self._images_per_evaluation, self._tells = images_per_evaluation, tells
         self._policy = FailureSpec() if failures is None else failures
         self._describe_difference, self._debug = describe_difference, debug
         trials = study.trials()
@@ -116,7 +117,7 @@ class Search:
     @property
     def stored_spent(self) -> int:
         """What the finished trials that were there when it began took of the budget, in its unit."""
-        return sum(self._price(_request(trial)) for trial in self._stored if trial.state.is_finished())
+        return spent_by(self._stored, self.budget, self._images_per_evaluation)
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
@@ -127,7 +128,7 @@ class Search:
         """
         self._tell_inherited()
         number = asked = 0
-        while asked < self._budget.total:
+        while asked < self.budget.total:
             while self._must_tell_before(number):
                 self._tell_next(on_tell)
             if getattr(self._optimizer, "finished", False):
@@ -145,9 +146,7 @@ class Search:
 
     def _price(self, request: Request) -> int:
         """What a candidate takes of the budget."""
-        if self._budget.unit == "evaluations":
-            return 1
-        return self._images_per_evaluation if request.images is None else request.images
+        return _price(request, self.budget, self._images_per_evaluation)
 
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it.
@@ -323,6 +322,18 @@ class Search:
                 f"{self._policy.stop_share:g}; the last one: {self._last_reason}. Mend the cause, then: lcsc resume "
                 f"{self._study.name} --retry-failed; or let more of them fail: --stop-share 1"
             )
+
+
+def spent_by(trials: Sequence[FrozenTrial], budget: BudgetSpec, images_per_evaluation: int) -> int:
+    """What those of the trials that are finished, and not inherited, took of a budget, in its unit."""
+    own = [trial for trial in trials if trial.state.is_finished() and "inherited" not in trial.user_attrs]
+    return sum(_price(_request(trial), budget, images_per_evaluation) for trial in own)
+
+
+def _price(request: Request, budget: BudgetSpec, images_per_evaluation: int) -> int:
+    if budget.unit == "evaluations":
+        return 1
+    return images_per_evaluation if request.images is None else request.images
 
 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:

@@ -6,7 +6,6 @@ round. Progress goes to stderr.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import tempfile
@@ -25,13 +24,16 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.connection import is_there, open_storage, storage_url
+from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import StudySummary, comparison_rows, summaries, summarize
+from lcsc_opt.database.summary import comparison_rows
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.optimizers import cannot_ask_ahead
 from lcsc_opt.search.experiment import Experiment, experiments
 from lcsc_opt.search.plan import StudyPlan, plans, stored_plan
+from lcsc_opt.search.side_by_side import OnEnd, begin_all, run_side_by_side, together
 from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
 
 
@@ -59,22 +61,22 @@ class Study:
     @property
     def state(self) -> str:
         """``finished``, ``unfinished`` or ``empty``."""
-        return self._summary.state
+        return self._history.state
 
     @property
     def steps(self) -> tuple[int, ...]:
         """``[K]`` training steps of the checkpoints."""
-        return self._summary.steps
+        return self._history.steps
 
     @property
     def searched(self) -> float | None:
         """The lowest loss of the search; ``None`` while there is none."""
-        return self._summary.searched
+        return self._history.searched
 
     @property
     def held_out(self) -> float | None:
         """The answer's loss on noise that neither the search nor the choice saw; ``None`` before it is measured."""
-        return self._summary.held_out
+        return self._history.held_out_loss
 
     @property
     def coefficients(self) -> Coefficients:
@@ -83,10 +85,11 @@ class Study:
         Raises:
             StudyStoreError: no trial is complete yet.
         """
-        best = self._summary.best_coefficients
-        if best is None:
+        reader = HistoryReader(self._stored.storage)
+        answer = reader.answer(reader.read_study(self.name))
+        if answer is None:
             raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
-        return best
+        return answer
 
     @property
     def trials(self) -> list[dict[str, Any]]:
@@ -120,8 +123,8 @@ class Study:
         return StoredStudy.open(open_storage(self.storage, write=False), self.name)
 
     @property
-    def _summary(self) -> StudySummary:
-        return summarize(self._stored)
+    def _history(self) -> StudyHistory:
+        return HistoryReader(self._stored.storage).read_study(self.name)
 
 
 def run(
@@ -134,6 +137,7 @@ def run(
     take_over: bool = False,
     accept_environment: bool = False,
     accept_code: bool = False,
+    parallel: bool | None = None,
 ) -> list[Study]:
     """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
 
@@ -146,6 +150,8 @@ def run(
         take_over: from a process that is dead but seems to run a study.
         accept_environment: continue with other packages or another BLAS than a study was begun with.
         accept_code: continue though the code that the objective is made of is not what it was.
+        parallel: run the studies at the same time, on workers that they share, or one after the other; ``None`` is at
+            the same time where one of them cannot use all workers. The trials are the same.
 
     Returns:
         A study for each optimizer and seed, in the order of the file; of a sweep, one point after the other.
@@ -166,6 +172,7 @@ def run(
             accept_environment=accept_environment,
             accept_code=accept_code,
             lower_budget=budget is not None,
+            parallel=parallel,
         )
     return [Study(plan.name, url) for plan in chosen]
 
@@ -225,38 +232,74 @@ def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool,
 
 
 def run_each(
-    to_run: Sequence[tuple[Experiment, StudyPlan]], *, on_end: Callable[[str], None] = lambda _: None, **how: bool
+    to_run: Sequence[tuple[Experiment, StudyPlan]],
+    *,
+    on_end: Callable[[str], None] = lambda _: None,
+    parallel: bool | None = None,
+    **how: bool,
 ) -> None:
-    """Run one study after the other; one that fails, or that another process runs, does not stop those after it.
+    """Run studies; one that fails, or that another process runs, does not stop the others.
 
     Args:
         to_run: as :func:`checked_experiments` gives them.
         on_end: is told one line when a study has ended, or cannot be run.
+        parallel: those of one objective at the same time, on workers that they share; ``None`` where one of them
+            leaves workers idle.
         how: of :meth:`Experiment.run`.
 
     Raises:
         LcscError: of the only study.
         SearchFailedError: some of several studies did not end as they should; names them.
+        StudySpecError: they are to share one worker.
     """
-    failed = []
-    left = collections.Counter(id(experiment) for experiment, _ in to_run)
-    for experiment, plan in to_run:
-        try:
-            outcome = experiment.run(plan, **how)
-        except LcscError as error:
+    if parallel and all(plan.workers == 1 for _, plan in to_run):
+        raise StudySpecError("--parallel: the study file has one worker; give it more of them, as in workers=2")
+    failed: list[str] = []
+
+    def ended(plan: StudyPlan, outcome: str | LcscError) -> None:
+        if isinstance(outcome, LcscError):
             if len(to_run) == 1:
-                raise
+                raise outcome
             failed.append(plan.name)
-            outcome = str(error).removeprefix(f"{plan.name}: ")
-        left[id(experiment)] -= 1
-        if not left[id(experiment)]:
-            experiment.forget_objective()
-        on_end(f"{plan.name}: {outcome}")
+        on_end(f"{plan.name}: {str(outcome).removeprefix(f'{plan.name}: ')}")
+
+    for experiment, of_objective in _by_experiment(to_run):
+        left = of_objective
+        if parallel is not False and len(left) > 1 and left[0].workers > 1:
+            left = _run_side_by_side(experiment, left, ended, how, asked=parallel is True)
+        for plan in left:
+            try:
+                outcome: str | LcscError = experiment.run(plan, **how)
+            except LcscError as error:
+                outcome = error
+            ended(plan, outcome)
+        experiment.forget_objective()
     if failed:
         raise SearchFailedError(
             f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, and "
             "the same command continues them"
         )
+
+
+def _by_experiment(to_run: Sequence[tuple[Experiment, StudyPlan]]) -> list[tuple[Experiment, list[StudyPlan]]]:
+    found: dict[int, tuple[Experiment, list[StudyPlan]]] = {}
+    for experiment, plan in to_run:
+        found.setdefault(id(experiment), (experiment, []))[1].append(plan)
+    return list(found.values())
+
+
+def _run_side_by_side(
+    experiment: Experiment, plans_to_run: Sequence[StudyPlan], on_end: OnEnd, how: Mapping[str, bool], *, asked: bool
+) -> list[StudyPlan]:
+    """Run those that can share workers; gives those that are left to be run alone."""
+    if not asked and not any(cannot_ask_ahead(plan.optimizer) for plan in plans_to_run):
+        return list(plans_to_run)
+    begun = begin_all(experiment, plans_to_run, on_end, how)
+    sharing = together(begun)
+    if len(sharing) > 1 and (asked or any(one.idle for one in sharing)):
+        run_side_by_side(experiment, sharing, on_end, how)
+        begun = [one for one in begun if one not in sharing]
+    return [one.plan for one in begun]
 
 
 def load_study(name: str, storage: str | None = None) -> Study:
@@ -297,15 +340,16 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (what the latter is of), ``evaluations``, ``images``, ``seconds``,
-        ``cross_check`` (the metric of the cross-check), and ``warnings``; of a sweep ``varied``, too.
+        ``cross_check`` (the metric of the cross-check), ``judges`` (all metrics that the loss is not made of, each
+        beside EMA*'s), and ``warnings``; of a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.
     """
-    opened = open_storage(storage_url(storage), write=False)
-    if is_sweep(reader := HistoryReader(opened), experiment):
+    reader = HistoryReader(open_storage(storage_url(storage), write=False))
+    if is_sweep(reader, experiment):
         return sweep_rows(points_of(reader, experiment))
-    return comparison_rows(summaries(opened, experiment))
+    return comparison_rows(reader.read(experiment))
 
 
 def _specifications(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudySpec, ...], Path]:

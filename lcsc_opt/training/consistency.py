@@ -46,6 +46,12 @@ class ConsistencyTraining(Training):
         """A name for the trajectory that these settings train with a network of this description."""
         return training_key(RECIPE, network, self)
 
+    def levels(self, step: int) -> tuple[Tensor, Tensor]:
+        """Noise levels ``[n + 1]``, increasing, and the chances ``[n]`` of the intervals between them at a step."""
+        count = discretization(step, self)
+        levels = noise_levels(count + 1, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        return levels, interval_probabilities(levels, self)
+
 
 def discretization(step: int, training: ConsistencyTraining) -> int:
     """N(k) - 1, the number of intervals between noise levels at a step: it doubles on a schedule."""
@@ -63,9 +69,9 @@ def interval_probabilities(levels: Tensor, training: ConsistencyTraining) -> Ten
     return quantiles.diff() / 2
 
 
-def pseudo_huber(difference: Tensor) -> Tensor:
-    """``[N, C, H, W]`` → ``[N]``: sqrt(|x|^2 + c^2) - c with c = 0.00054 sqrt(CHW) (Song & Dhariwal, Sec. 3.3)."""
-    c = 0.00054 * math.sqrt(difference[0].numel())
+def pseudo_huber(difference: Tensor, scale: float = 0.00054) -> Tensor:
+    """``[N, C, H, W]`` → ``[N]``: sqrt(|x|^2 + c^2) - c with c = ``scale`` sqrt(CHW) (Song & Dhariwal, Sec. 3.3)."""
+    c = scale * math.sqrt(difference[0].numel())
     return (difference.flatten(1).square().sum(1) + c * c).sqrt() - c
 
 
@@ -118,8 +124,6 @@ def train_consistency(
 
     def loss(network: nn.Module, batch: Tensor, step: int, generator: torch.Generator) -> Tensor:
         function = ConsistencyFunction(network, sigma_data=training.sigma_data, sigma_min=training.sigma_min)
-        count = discretization(step, training)
-        levels = noise_levels(count + 1, sigma_min=training.sigma_min, sigma_max=training.sigma_max)
-        return consistency_loss(function, batch, levels, interval_probabilities(levels, training), generator)
+        return consistency_loss(function, batch, *training.levels(step), generator)
 
     return train(build_network, images, training=training, loss=loss, path=path, description=description)

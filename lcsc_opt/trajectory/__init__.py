@@ -2,8 +2,8 @@
 
 ``packing`` makes a trajectory of files, ``writer`` one while a model trains. ``store`` opens it and merges.
 ``disk`` is how rows lie in the files, ``merge`` how they are combined at the speed of memory, on a CPU or a GPU;
-``recombination`` does it bit for bit on any machine. ``lora`` and ``lora_products`` are for low-rank adapters,
-``inspection`` looks for what is wrong.
+``recombination`` does it bit for bit on any machine. ``lora`` is for low-rank adapters, ``inspection`` looks for
+what is wrong.
 """
 
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_step, read_checkpoint

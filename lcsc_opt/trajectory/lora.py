@@ -1,7 +1,7 @@
 """LoRA state dicts: their factors and alphas, their names in a diffusers pipeline, and files of them.
 
 A LoRA adds ``alpha / rank * up @ down`` to the weight of a module. Combining its tensors as they are, as the paper
-does, is what a trajectory's own merge does; ``lora_products`` combines the products.
+does, is what a trajectory's own merge does.
 """
 
 from __future__ import annotations

@@ -181,21 +181,6 @@ class Trajectory:
         self._check_unchanged()
         return saved
 
-    @torch.inference_mode(mode=False)
-    def stacked(self, name: str) -> Tensor:
-        """One tensor of all checkpoints: a copy, ``[K, …]``, in its stored dtype.
-
-        Raises:
-            TrajectoryError: there is no such tensor, or a checkpoint has been overwritten since opening.
-        """
-        spec = next((spec for spec in self.tensors if spec.name == name), None)
-        if spec is None:
-            raise TrajectoryError(f"{self.path} holds no tensor {name!r}: {len(self.names)} others are there.")
-        self._check_unchanged()
-        rows = torch.stack([self._rows.tensor(slot, spec) for slot in self._slots])
-        self._check_unchanged()
-        return rows
-
     @property
     def device(self) -> torch.device:
         """Where merged tensors are; see :meth:`on`."""

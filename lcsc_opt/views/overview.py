@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.history import PARTS, StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import describe_coefficients, summaries_of
+from lcsc_opt.database.summary import describe_coefficients
 from lcsc_opt.views.progress import OTHER, seconds_outside
 
 
@@ -25,30 +24,27 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         StudyStoreError: when its name is not ``experiment/optimizer/seed``, or it is not there any more.
     """
     reader, attributes = HistoryReader(study.storage), study.attributes
-    read = reader.read_studies([study.name])
-    if not read:
-        raise StudyStoreError(f"{study.name}: was deleted from the database while it was read")
-    (summary,) = summaries_of(reader, read)
-    best, specification = summary.best_coefficients, attributes.get("specification", {})
+    found = reader.read_study(study.name)
+    best, specification = reader.answer(found), attributes.get("specification", {})
     return {
-        **summary.as_row(),
-        "budget": summary.budget,
-        "checkpoints": len(summary.steps),
+        **found.as_row(),
+        "budget": dict(found.budget),
+        "checkpoints": len(found.steps),
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
         "space": {key: value for key, value in specification.get("space", {}).items() if value is not None},
         "objective": specification.get("objective", {}),
         "code_changes": attributes.get("code_changes", []),
-        "compared_trials": int(np.count_nonzero(~np.isnan(read[0].compared["loss"]))),
-        "best_trial": read[0].best,
-        "chosen_trial": summary.best_trial,
-        "best_coefficients": None if best is None else describe_coefficients(best, summary.steps),
+        "compared_trials": int(np.count_nonzero(~np.isnan(found.compared["loss"]))),
+        "best_trial": found.best,
+        "chosen_trial": found.chosen,
+        "best_coefficients": None if best is None else describe_coefficients(best, found.steps),
         "coefficients": None if best is None else best.tolist(),
         "held_out_report": attributes.get("held_out"),
-        "warning": summary.warning,
-        "failed": summary.failures,
-        "failure_reasons": failure_reasons(read[0]),
-        "tracebacks": dict(read[0].tracebacks),
-        "seconds_per_trial": seconds_per_trial(read[0]),
+        "warning": found.warning,
+        "failed": len(found.failed),
+        "failure_reasons": failure_reasons(found),
+        "tracebacks": dict(found.tracebacks),
+        "seconds_per_trial": seconds_per_trial(found),
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.comparing import best_ema, ema_beside, mean_and_spread, relative
+from lcsc_opt.database.comparing import below_ema, best_ema, by_optimizer, mean_and_spread, samples
 from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import label
 from lcsc_opt.views.curves import AXES, best_so_far
@@ -71,7 +71,8 @@ class Ranked:
         verdict: in words.
         cross_check: the held-out metric in features that the loss does not look at, of the seeds that have one.
         cross_check_metric: its name.
-        doubtful: seeds whose loss gained over the baseline while the cross-check did not.
+        doubtful: seeds whose loss gained over the baseline while the cross-check or a judge did not.
+        doubted: the metrics that did not follow it in some seed.
     """
 
     optimizer: str
@@ -87,6 +88,7 @@ class Ranked:
     cross_check: Spread | None = None
     cross_check_metric: str | None = None
     doubtful: int = 0
+    doubted: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -130,18 +132,9 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
         value: the cost of reaching this loss, on the search's noise, is told too.
     """
     ema = best_ema(studies)
-    grouped: dict[str, list[StudyHistory]] = {}
-    for study in studies:
-        grouped.setdefault(study.optimizer, []).append(study)
-    ordered = sorted(grouped.values(), key=_rank)
+    ordered = by_optimizer(studies)
     best = next((group for group in ordered if held_out_losses(group)), None)
     return [_ranked(group, best, ema, value) for group in ordered]
-
-
-def _rank(group: Sequence[StudyHistory]) -> tuple[float, float]:
-    values = (list(held_out_losses(group).values()), [s.searched for s in group if s.searched is not None])
-    held_out, searched = (statistics.fmean(known) if known else math.inf for known in values)
-    return held_out, searched
 
 
 def _ranked(
@@ -149,7 +142,7 @@ def _ranked(
 ) -> Ranked:
     losses = held_out_losses(group)
     held_out = mean_and_spread(losses.values())
-    other = [s.held_out.cross_check for s in group if s.held_out is not None and s.held_out.cross_check is not None]
+    other = [study.cross_check for study in group if study.cross_check is not None]
     compared = None
     if best is not None and best is not group and losses and len(samples([*group, *best])) == 1:
         compared = difference(losses, held_out_losses(best))
@@ -166,23 +159,11 @@ def _ranked(
         verdict="best" if group is best else verdict(compared, measured=bool(losses)),
         cross_check=mean_and_spread(found.value for found in other),
         cross_check_metric=other[0].metric if other else None,
-        doubtful=sum(study.held_out is not None and study.held_out.warning is not None for study in group),
+        doubtful=sum(study.warning is not None for study in group),
+        doubted=tuple(
+            dict.fromkeys(m for study in group if study.held_out is not None for m in study.held_out.doubted)
+        ),
     )
-
-
-def below_ema(group: Sequence[StudyHistory], ema: StudyHistory | None) -> float | None:
-    """Mean held-out loss relative to the mean of EMA*'s on the same noise; ``None`` where one of them is not known."""
-    known = [study.held_out for study in group if study.held_out is not None and study.held_out.loss is not None]
-    beside = [ema_beside(held_out, None if ema is None else ema.held_out) for held_out in known]
-    if not known or any(loss is None for loss in beside):
-        return None
-    losses = [held_out.loss for held_out in known if held_out.loss is not None]
-    return relative(statistics.fmean(losses), statistics.fmean(loss for loss in beside if loss is not None))
-
-
-def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int, ...]]]:
-    """The different numbers of images and groups of noise that held-out losses are of; they compare when it is one."""
-    return {study.held_out.sample for study in studies if study.held_out is not None}
 
 
 def held_out_losses(studies: Sequence[StudyHistory]) -> dict[int, float]:
@@ -311,11 +292,12 @@ def _against_ema(row: Ranked) -> str:
 
 
 def _doubt(row: Ranked) -> str:
-    """That the gain may be in the loss's own features only."""
+    """That the gain may be in what the loss looks at only."""
     if not row.doubtful:
         return ""
     where = "" if row.seeds == 1 else f" in {row.doubtful} of {row.seeds} seeds"
-    return f" (but {row.cross_check_metric or 'the cross-check'} gained nothing{where}: compare the images)"
+    names = _listed(row.doubted) if row.doubted else row.cross_check_metric or "the cross-check"
+    return f" (but {names} gained nothing{where}: compare the images)"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -20,15 +20,17 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import FigureError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import summaries_of
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
 from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.front import front_figure
 from lcsc_opt.views.figures.landscape import landscape_figure
 from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.figures.writing import write_file
+from lcsc_opt.views.front import NOTE, front_of, front_table
+from lcsc_opt.views.judges import judge_table
 from lcsc_opt.views.landscape import LandscapeReader
 from lcsc_opt.views.patterns import distances_of
 from lcsc_opt.views.progress import failures_of, progress_of
@@ -86,7 +88,9 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
             (AXES[axis], _figure(comparison_figure(comparison(studies, axis))))
             for axis in sorted(AXES, key=lambda axis: axis != first)
         ],
-        summaries=_summaries(reader, studies),
+        summaries=_summaries(studies),
+        front=_front(reader, experiment),
+        front_note=NOTE,
         distances=_figure(distances_figure(distances_of(reader, studies))) if answered else None,
         landscapes=[(name, _figure(landscape_figure(landscapes.read(name)))) for name in landscapes.names(experiment)],
         images=_images(reader, _by_rank(studies, ranked), artifacts),
@@ -112,16 +116,26 @@ def _ranking_table(ranked: Sequence[Ranked]) -> Table:
     return (*header[:5], *cross_check, *header[5:], *costs), rows, best
 
 
-def _summaries(reader: HistoryReader, studies: Sequence[StudyHistory]) -> Table:
+def _summaries(studies: Sequence[StudyHistory]) -> Table:
     header = ("study", "state", "evaluations", "failed", "searched", "held out", "images", "seconds of evaluation")
     rows = [
         [
-            *(summary.study, summary.state, summary.evaluations, summary.failures),
-            *(_number(summary.searched), _number(summary.held_out), f"{summary.images:,}", f"{summary.seconds:,.0f}"),
+            *(study.study, study.state, study.evaluations, len(study.failed)),
+            *(_number(study.searched), _number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:,.0f}"),
         ]
-        for summary in summaries_of(reader, studies)
+        for study in studies
     ]
     return header, rows, None
+
+
+def _front(reader: HistoryReader, experiment: str) -> dict[str, Any] | None:
+    """The front that the experiment belongs to: its figure and its table."""
+    front = front_of(reader, experiment)
+    if front is None:
+        return None
+    header, rows = front_table(front)
+    table: Table = header, [[*row] for row in rows], None
+    return {"headline": front.headline, "figure": _figure(front_figure(front)), "table": table}
 
 
 def _images(
@@ -143,6 +157,7 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
         "name": study.study,
         "state": _state(study),
         **_cross_check(study),
+        "judges": judge_table(study.held_out.judges) if study.held_out is not None and study.held_out.judges else None,
         "figures": [(SECTION_TITLES[name], _figure(figure)) for name, figure in figures],
         "failures": [[f.reason, f.attempts, f.lost] for f in failures_of(study)],
     }
@@ -159,8 +174,10 @@ def _state(study: StudyHistory) -> str:
 def _cross_check(study: StudyHistory) -> dict[str, str | None]:
     """What the answer's cross-check says, where it was measured, and the warning."""
     held_out = study.held_out
-    if held_out is None or held_out.cross_check is None:
+    if held_out is None:
         return {}
+    if held_out.cross_check is None:
+        return {"warning": held_out.warning}
     gains = held_out.cross_check.text
     line = f"Held-out {held_out.cross_check.metric} {_number(held_out.cross_check.value)}" + (
         f"; {gains}." if gains else "."

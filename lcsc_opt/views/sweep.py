@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import OptimizerSummary, StudySummary, comparison_rows, over_seeds, summaries_of
+from lcsc_opt.database.summary import OptimizerSummary, comparison_rows, over_seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Point:
 
     experiment: str
     varied: Mapping[str, str]
-    studies: tuple[StudySummary, ...]
+    studies: tuple[StudyHistory, ...]
     optimizers: tuple[OptimizerSummary, ...]
 
 
@@ -51,7 +52,7 @@ def _points(reader: HistoryReader, sweep: str) -> Iterator[Point]:
     for experiment in reader.experiments():
         of, varied = split_point(experiment)
         if of == sweep and varied:
-            studies = tuple(summaries_of(reader, reader.read(experiment)))
+            studies = reader.read(experiment)
             yield Point(experiment, varied, studies, tuple(over_seeds(studies)))
 
 

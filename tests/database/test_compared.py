@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import optuna
 import pytest
 from optuna.storages import RDBStorage
@@ -15,7 +14,6 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import summarize
 from lcsc_opt.views.curves import best_so_far, comparison
 from lcsc_opt.views.patterns import improved_trials
 from lcsc_opt.views.ranking import cost_to_reach, headline, ranking
@@ -71,10 +69,9 @@ def test_the_database_tells_which_losses_compare(storage: RDBStorage) -> None:
 
 def test_what_does_not_compare_is_paid_for_all_the_same(storage: RDBStorage) -> None:
     study = write(storage, "digits/LCSC/0", ASKED)
-    found = summarize(study)
+    found = read(storage, study)
     assert (found.searched, found.evaluations, found.images, found.seconds) == (4.0, 7, 82, 3.5)
-    np.testing.assert_allclose(found.curve, [[1, 10, 0.5, 9], [5, 32, 2.5, 4], [7, 82, 3.5, 4]])
-    images = best_so_far(read(storage, study), "images")
+    images = best_so_far(found, "images")
     assert (images.positions.tolist(), images.values.tolist(), images.end) == ([10, 32], [9, 4], 82)
     reach = cost_to_reach([read(storage, study)], 4.0)
     assert (reach["images"].median, reach["evaluations"].median, reach["evaluation_seconds"].median) == (32, 5, 2.5)
@@ -92,10 +89,11 @@ def test_plain_optuna_names_the_same_best_trial(storage: RDBStorage) -> None:
 
 def test_before_the_first_check_there_is_no_number(storage: RDBStorage) -> None:
     study = write(storage, "digits/LCSC/0", [(3.0, 2, FRESH), (2.0, 2, FRESH)])
-    found = summarize(study)
-    assert (found.searched, found.best_trial, found.best_coefficients, found.metric) == (None, None, None, "loss")
-    assert (found.evaluations, found.images, found.state, found.curve.shape) == (2, 4, "unfinished", (0, 4))
-    histories = [read(storage, study)]
+    found = read(storage, study)
+    assert (found.searched, found.chosen, found.metric) == (None, None, "loss")
+    assert HistoryReader(storage).answer(found) is None
+    assert (found.evaluations, found.images, found.state) == (2, 4, "unfinished")
+    histories = [found]
     assert comparison(histories).curves == ()
     assert headline(ranking(histories)) == "No result yet."
     assert ranking(histories)[0].searched is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -15,16 +16,13 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.summary import (
-    StudySummary,
-    describe_coefficients,
-    different_samples,
-    is_ours,
-    over_seeds,
-    split_name,
-    summaries,
-    summarize,
-)
+from lcsc_opt.database.history import HeldOut, StudyHistory
+from lcsc_opt.database.names import is_ours, split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import describe_coefficients, different_samples, over_seeds
+from lcsc_opt.views.curves import best_so_far
+from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study
 
 
@@ -33,27 +31,16 @@ def storage(url: str) -> RDBStorage:
     return open_storage(url, write=True)
 
 
-def summary(**changes: Any) -> StudySummary:
+def read(storage: RDBStorage, study: StoredStudy) -> StudyHistory:
+    return HistoryReader(storage).read_study(study.name)
+
+
+def summary(searched: float | None = 1.0, held_out: float | None = None, **changes: Any) -> StudyHistory:
     """Made by hand: a finished study with one seed."""
-    values: dict[str, Any] = {
-        "study": "digits/LCSC/0",
-        "optimizer": "LCSC",
-        "seed": 0,
-        "state": "finished",
-        "budget": {"evaluations": 3},
-        "searched": 1.0,
-        "held_out": None,
-        "evaluations": 3,
-        "failures": 0,
-        "images": 30,
-        "seconds": 1.5,
-        "steps": STEPS,
-        "best_coefficients": coefficients(0),
-        "best_trial": 0,
-        "metric": "FID",
-        "curve": np.array([[1, 10, 0.5, 3.0], [2, 20, 1.0, 2.0], [3, 30, 1.5, 1.0]]),
-    }
-    return StudySummary(**{**values, **changes})
+    sample = changes.pop("sample", (None, (0,)))
+    baselines = changes.pop("baselines", {})
+    answer = None if held_out is None else HeldOut(0, held_out, sample[0], baselines=baselines, seeds=sample[1])
+    return dataclasses.replace(history([searched, *changes.pop("more", ())], **changes), held_out=answer)
 
 
 # one study
@@ -61,23 +48,21 @@ def summary(**changes: Any) -> StudySummary:
 
 def test_a_finished_study(storage: RDBStorage) -> None:
     study = write_study(storage, "digits/LCSC/3", [4.0, 2.0, None, 3.0, 1.0, 1.5])
-    found = summarize(study)
+    reader = HistoryReader(storage)
+    found = reader.read_study(study.name)
     assert (found.study, found.optimizer, found.seed, found.state) == ("digits/LCSC/3", "LCSC", 3, "finished")
     assert (found.searched, found.held_out) == (1.0, None)
-    assert (found.evaluations, found.failures, found.images, found.seconds) == (6, 1, 50, 3.0)
+    assert (found.evaluations, len(found.failed), found.images, found.seconds) == (6, 1, 50, 3.0)
     assert (found.steps, found.budget) == (STEPS, {"evaluations": 9})
-    assert found.best_trial == 4
-    assert found.best_coefficients is not None
-    assert found.best_coefficients.tobytes() == coefficients(4).tobytes()
-    np.testing.assert_allclose(
-        found.curve,
-        [[1, 10, 0.5, 4], [2, 20, 1.0, 2], [4, 30, 2.0, 2], [5, 40, 2.5, 1], [6, 50, 3.0, 1]],
-        err_msg="a failed trial costs an evaluation and seconds, and has no row",
-    )
+    assert found.chosen == 4
+    assert (answer := reader.answer(found)) is not None
+    assert answer.tobytes() == coefficients(4).tobytes()
+    curve = best_so_far(found, "evaluations")
+    assert (curve.positions.tolist(), curve.values.tolist(), curve.end) == ([1, 2, 5], [4, 2, 1], 6)
 
 
 def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
-    row = summarize(write_study(storage, "digits/LCSC/3", [4.0, 2.0])).as_row()
+    row = read(storage, write_study(storage, "digits/LCSC/3", [4.0, 2.0])).as_row()
     assert json.loads(json.dumps(row)) == {
         "study": "digits/LCSC/3",
         "optimizer": "LCSC",
@@ -90,45 +75,48 @@ def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
         "images": 20,
         "seconds": 1.0,
         "cross_check": None,
+        "judges": [],
     }
 
 
 def test_the_trial_chosen_on_held_out_noise_is_the_answer(storage: RDBStorage) -> None:
     study = write_study(storage, "digits/LCSC/0", [4.0, 2.0, 1.0, 3.0], held_out={"trial": 1, "loss": 2.75})
-    found = summarize(study)
-    assert (found.searched, found.held_out, found.best_trial) == (1.0, 2.75, 1)
-    assert found.best_coefficients is not None
-    assert found.best_coefficients.tolist() == coefficients(1).tolist()
+    reader = HistoryReader(storage)
+    found = reader.read_study(study.name)
+    assert (found.searched, found.held_out_loss, found.chosen) == (1.0, 2.75, 1)
+    assert (answer := reader.answer(found)) is not None
+    assert answer.tolist() == coefficients(1).tolist()
 
 
 def test_a_study_that_was_interrupted(storage: RDBStorage) -> None:
-    found = summarize(write_study(storage, "digits/LCSC/0", [4.0, 2.0], ended=False, running=3))
+    found = read(storage, write_study(storage, "digits/LCSC/0", [4.0, 2.0], ended=False, running=3))
     assert (found.state, found.evaluations, found.images, found.searched) == ("unfinished", 2, 20, 2.0)
 
 
 @pytest.mark.parametrize(("running", "state"), [(0, "empty"), (2, "unfinished")])
 def test_a_study_without_a_result(storage: RDBStorage, running: int, state: str) -> None:
-    found = summarize(write_study(storage, "digits/LCSC/0", [], ended=False, running=running))
-    assert (found.state, found.searched, found.best_coefficients, found.best_trial) == (state, None, None, None)
-    assert found.curve.shape == (0, 4)
+    reader = HistoryReader(storage)
+    found = reader.read_study(write_study(storage, "digits/LCSC/0", [], ended=False, running=running).name)
+    assert (found.state, found.searched, reader.answer(found), found.chosen) == (state, None, None, None)
+    assert best_so_far(found, "images").values.size == 0
 
 
 def test_a_study_that_only_failed(storage: RDBStorage) -> None:
-    found = summarize(write_study(storage, "digits/LCSC/0", [None, None], ended=False))
-    assert (found.evaluations, found.failures, found.searched, found.best_trial) == (2, 2, None, None)
+    found = read(storage, write_study(storage, "digits/LCSC/0", [None, None], ended=False))
+    assert (found.evaluations, len(found.failed), found.searched, found.chosen) == (2, 2, None, None)
 
 
 def test_the_earlier_of_equals_is_the_best(storage: RDBStorage) -> None:
-    assert summarize(write_study(storage, "digits/LCSC/0", [2.0, 1.0, 1.0])).best_trial == 1
+    assert read(storage, write_study(storage, "digits/LCSC/0", [2.0, 1.0, 1.0])).chosen == 1
 
 
 @pytest.mark.parametrize(("metric", "name"), [("fid", "FID"), ("kid", "KID"), (None, "loss")])
 def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, metric: str | None, name: str) -> None:
-    assert summarize(write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)).metric == name
+    assert read(storage, write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)).metric == name
 
 
 def test_a_study_without_a_result_has_a_loss(storage: RDBStorage) -> None:
-    assert summarize(write_study(storage, "digits/LCSC/0", [])).metric == "loss"
+    assert read(storage, write_study(storage, "digits/LCSC/0", [])).metric == "loss"
 
 
 @pytest.mark.parametrize(
@@ -153,17 +141,17 @@ def test_the_studies_of_an_experiment_in_the_order_of_their_creation(storage: RD
     names = ["digits/LCSC/0", "digits/EMAGrid/0", "faces/LCSC/0", "digits/LCSC/1", "somebody's own study"]
     for name in names:
         write_study(storage, name, [1.0])
-    assert [study.study for study in summaries(storage, "digits")] == [names[0], names[1], names[3]]
+    assert [study.study for study in HistoryReader(storage).read("digits")] == [names[0], names[1], names[3]]
 
 
 def test_an_experiment_that_is_not_there_is_named_with_what_there_is(storage: RDBStorage) -> None:
     with pytest.raises(StudyStoreError, match=r"^digits: no such experiment; the database holds: none$"):
-        summaries(storage, "digits")
+        HistoryReader(storage).read("digits")
     write_study(storage, "faces/LCSC/0", [1.0])
     write_study(storage, "digits/LCSC/0", [1.0])
     message = r"^digit: no such experiment \(did you mean 'digits'\?\); the database holds: digits, faces$"
     with pytest.raises(StudyStoreError, match=message):
-        summaries(storage, "digit")
+        HistoryReader(storage).read("digit")
 
 
 def test_grids_are_called_as_in_the_papers() -> None:
@@ -181,25 +169,21 @@ def test_the_best_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:
     assert best_ema([one, summary(optimizer="EMAGrid", searched=0.7)]) is one
     assert best_ema([three, summary(optimizer="EMAGrid", searched=0.7)]) is three
     assert best_ema([power, empty]) is None
-    stopped = summary(optimizer="EMAGrid", searched=0.2, held_out=0.1, state="unfinished")  # its best may be to come
+    stopped = summary(optimizer="EMAGrid", searched=0.2, held_out=0.1, ended=False)  # its best may be to come
     assert best_ema([stopped, one]) is one
     assert best_ema([stopped]) is None
 
 
 def test_over_seeds_are_means_and_sample_standard_deviations() -> None:
     studies = [
-        summary(seed=seed, searched=searched, held_out=held_out, evaluations=evaluations, images=images)
-        for seed, searched, held_out, evaluations, images in (
-            (0, 1.0, 2.0, 3, 30),
-            (1, 2.0, 4.0, 5, 50),
-            (2, 6.0, 9.0, 4, 40),
-        )
+        summary(searched, held_out, seed=seed, more=[7.0] * (evaluations - 1), seconds=0.5)
+        for seed, searched, held_out, evaluations in ((0, 1.0, 2.0, 3), (1, 2.0, 4.0, 5), (2, 6.0, 9.0, 4))
     ]
     (row,) = over_seeds(studies)
     assert (row.optimizer, row.label, row.seeds) == ("LCSC", "LCSC", 3)
     assert row.searched == (3.0, pytest.approx(statistics.stdev([1, 2, 6])))
     assert row.held_out == (5.0, pytest.approx(statistics.stdev([2, 4, 9])))  # type: ignore[unreachable]
-    assert (row.evaluations, row.images, row.seconds) == (4.0, 40.0, 1.5)
+    assert (row.evaluations, row.images, row.seconds) == (4.0, 40.0, 2.0)
     assert row.below_ema is None
 
 
@@ -231,7 +215,7 @@ def test_a_table_compares_losses_of_the_same_noise_only() -> None:
     ema = summary(study="digits/EMAGrid/0", optimizer="EMAGrid", held_out=10.0, sample=(10_000, (0,)))
     alike = summary(optimizer="CMA", held_out=3.0, sample=(10_000, (0,)))
     other = summary(held_out=2.0, sample=(50_000, (0,)))
-    beside = summary(optimizer="DE", held_out=2.0, sample=(50_000, (0,)), ema_beside=8.0)
+    beside = summary(optimizer="DE", held_out=2.0, sample=(50_000, (0,)), baselines={"EMA*": 8.0})
     rows = {row.optimizer: row.below_ema for row in over_seeds([ema, alike, other, beside])}
     assert rows == {"EMAGrid": 0, "CMA": pytest.approx(-0.7), "LCSC": None, "DE": pytest.approx(-0.75)}
     assert "lcsc evaluate" in (different_samples([ema, other]) or "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost, Evaluation
 from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
@@ -212,3 +213,17 @@ def basis(first: int, last: int) -> np.ndarray:
 
 def candidate(*coefficients: float, images: int | None = None) -> Candidate:
     return Candidate(np.array(coefficients), images=images)
+
+
+def study_file(folder: Path, **changes: Any) -> str:
+    """A study of CMA over ``stages.py``, six evaluations long; its path."""
+    content: dict[str, Any] = {
+        "name": "e",
+        "objective": {"file": "stages.py"},
+        "optimizers": ["CMA"],
+        "budget": {"evaluations": 6},
+        "storage": "sqlite:///e.db",
+    }
+    path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
+    path.write_text(yaml.safe_dump({**content, **changes}))
+    return str(path)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
@@ -15,7 +14,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import devices
 from lcsc_opt.search.plan import Parallelism, plans, resolve
-from tests.evaluation.staged_examples import Stages
+from tests.evaluation.staged_examples import Stages, study_file
 
 OBJECTIVE = """
 from tests.evaluation.staged_examples import Stages
@@ -33,20 +32,6 @@ def folder(workplace: Path) -> Path:
     (workplace / "stages.py").write_text(OBJECTIVE)
     (workplace / "loss.py").write_text("def loss(coefficients):\n    return float(coefficients @ coefficients)\n")
     return workplace
-
-
-def study_file(folder: Path, **changes: Any) -> str:
-    content: dict[str, Any] = {
-        "name": "e",
-        "objective": {"file": "stages.py"},
-        "optimizers": ["CMA"],
-        "budget": {"evaluations": 6},
-        "storage": "sqlite:///e.db",
-    }
-    content |= changes
-    path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
 
 
 def stored(name: str = "e/CMA/0") -> StoredStudy:
@@ -73,6 +58,8 @@ def begun_with(name: str = "e/CMA/0") -> tuple[int, bool]:
         ("LCSCGradient", {"workers": 2}, (1, True)),  # waits for each result
         ("LCSCGradient", {"workers": 2, "spread": "candidates"}, (3, False)),
         ("LCSCGradient", {}, (1, False)),
+        ("Powell", {"workers": 2}, (1, True)),
+        ("Powell", {"workers": 2, "spread": "candidates"}, (1, False)),  # another study uses the other worker
     ],
 )
 def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
@@ -152,10 +139,6 @@ def test_a_fork_to_an_optimizer_that_waits_spreads_its_images(folder: Path) -> N
         ),
         ({"workers": ["cuda:7", "cpu"]}, "workers: cuda:7 is not there (torch sees"),
         ({"workers": ["cuda:7"]}, "workers: cuda:7 is not there (torch sees"),
-        (
-            {"workers": 2, "optimizers": ["Powell"], "spread": "candidates"},
-            "workers: Powell asks for one candidate after the other; give it workers: 1, or",
-        ),
         (
             {"workers": ["cpu", "cpu"], "objective": {"file": "stages.py", "settings": {"device": "cuda:1"}}},
             "workers: cpu, cpu and objective.settings.device cuda:1: give one of them only",

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from lcsc_opt.base.errors import ClusterError, StudySpecError
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers, on_ray, read_study_file
@@ -28,6 +27,7 @@ from lcsc_opt.evaluation.nodes import Packed, differences, software
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import stored_plan
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+from tests.evaluation import staged_examples
 from tests.evaluation.staged_examples import candidate
 
 ray = pytest.importorskip("ray")
@@ -67,18 +67,8 @@ def folder(workplace: Path) -> Path:
 
 
 def study_file(folder: Path, **changes: Any) -> str:
-    content: dict[str, Any] = {
-        "name": "e",
-        "objective": {"file": "stages_on_ray.py"},
-        "optimizers": ["CMA"],
-        "budget": {"evaluations": 6},
-        "workers": {"ray": 3},
-        "storage": "sqlite:///e.db",
-    }
-    content |= changes
-    path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+    own = {"objective": {"file": "stages_on_ray.py"}, "workers": {"ray": 3}}
+    return staged_examples.study_file(folder, **{**own, **changes})
 
 
 def trials(url: str, name: str) -> list[tuple[Any, ...]]:

@@ -206,7 +206,7 @@ BROKEN = [
     ({"coefficients": "many"}, "coefficients"),
     ({"coefficients": [1.0, 1.0, 0.0, 0.0, 0.0]}, "sum to one"),
     ({"checkpoint_sha256": []}, "0 hashes for 5 steps"),
-    ({"method": "lora-products"}, "copy the exported file"),
+    ({"method": "another"}, "method: Input should be 'linear'"),
     ({"dtype": "int8"}, "dtype"),
 ]
 

@@ -27,7 +27,6 @@ from lcsc_opt.exports.writing import Destination, export
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.lora_products import LoraProducts
 from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
 
 STEPS = (1, 2, 3)
@@ -210,7 +209,7 @@ def test_a_lora_under_its_own_names_is_said_to_be_one(
 
 def test_apply_writes_the_form_that_was_exported(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
     configs = {"unet": {"lora_alpha": 6.0}}
-    described = {"objective": {"sampler": {"lora": {"combined": "factors", "alphas": {"configs": configs}}}}}
+    described = {"objective": {"sampler": {"lora": {"alphas": {"configs": configs}}}}}
     study.set_attribute("fingerprint", described)
     export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors", form="lora"))
     arguments = ["apply", str(tmp_path / "best.safetensors"), str(lora.path), "-o", str(tmp_path / "same.safetensors")]
@@ -230,7 +229,7 @@ def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
 ) -> None:
     """alpha / rank is multiplied into the up factors, which the names of diffusers have no other place for."""
     configs = {"unet": {"lora_alpha": 6.0}}
-    described = {"objective": {"sampler": {"lora": {"combined": "factors", "alphas": {"configs": configs}}}}}
+    described = {"objective": {"sampler": {"lora": {"alphas": {"configs": configs}}}}}
     study.set_attribute("fingerprint", described)
     recipe = export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors", form="lora"))
     exported, merged = load_file(tmp_path / "best.safetensors"), lora.merge(COEFFICIENTS)
@@ -293,15 +292,3 @@ def test_a_recipe_with_a_broken_naming_is_one_line(
 def test_a_recipe_names_no_folder_of_the_machine_that_trained() -> None:
     config: dict[str, Any] = {"lora_alpha": 6.0, "use_rslora": True, "base_model_name_or_path": "/home/somebody/model"}
     assert LoraNaming(alphas={"unet": config}).alphas == {"unet": {"lora_alpha": 6.0, "use_rslora": True}}
-
-
-def test_products_of_a_lora_are_exported_but_not_rebuilt(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
-    products = LoraProducts(lora)
-    to = Destination.of(tmp_path / "best.safetensors", form="lora")
-    recipe = export(study, objective_over(products), to)
-    expected = products.merge(COEFFICIENTS)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(to.path).items())
-    assert recipe.method == "lora-products"
-    assert recipe.checkpoint_sha256 == lora.checkpoint_sha256
-    with pytest.raises(ObjectiveError, match="copy the exported file"):
-        rebuild(recipe, [lora.path], Destination.of(tmp_path / "again.safetensors", form="lora"))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.metrics.extractors.base import image_gradient
+from lcsc_opt.metrics.extractors.base import features_with_graph, image_gradient
 
 SMALL_CLIP = {"embed_dim": 12, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
 
@@ -122,6 +122,13 @@ def dinov2_weights(network):
     for ours, theirs in modules.items():
         weights |= {f"{ours}.{kind}": stored[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
     return weights
+
+
+def assert_same_with_graph(extractor, images):
+    """Features that keep the graph back to the images are those without one, bit for bit."""
+    with torch.inference_mode():
+        expected = extractor(images)
+    assert torch.equal(features_with_graph(extractor, images.clone().requires_grad_()).detach(), expected)
 
 
 def assert_gradient_leads(extractor, images):

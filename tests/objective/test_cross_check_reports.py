@@ -20,7 +20,7 @@ from lcsc_opt.database.cross_check import CrossCheck, cross_check_of, warning_of
 from lcsc_opt.database.history import HeldOut
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import cross_check_metric, summarize
+from lcsc_opt.database.summary import cross_check_metric
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import HeldOutPlan, best_trials, score_held_out
 from lcsc_opt.views.overview import overview
@@ -283,7 +283,7 @@ def test_what_is_stored_is_read_again(study: StoredStudy) -> None:
     assert found.cross_check == CrossCheck(**report["cross_check"])
     assert found.warning == report["warning"]
     assert HeldOut.parse({"loss": 1.0}) == HeldOut(None, 1.0)
-    row = summarize(study).as_row()
+    row = HistoryReader(study.storage).read_study(study.name).as_row()
     assert row["cross_check"] == report["cross_check"]
     assert overview(study)["warning"] == report["warning"]
 
@@ -328,7 +328,7 @@ def test_run_compare_show_and_evaluate_say_it(workplace: Path, capsys: pytest.Ca
     assert lcsc(["compare", "small", "--format", "json"]) == 0
     rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)}
     found = rows[STUDY]["cross_check"]
-    assert list(rows[STUDY])[-2:] == ["cross_check", "warnings"]
+    assert list(rows[STUDY])[-3:] == ["cross_check", "judges", "warnings"]
     assert (found["metric"], found["against"]) == (CROSS_CHECK, "EMA*")
     assert found["value"] == pytest.approx(9 - rows[STUDY]["held_out"])
     assert lcsc(["show", STUDY]) == 0

@@ -331,19 +331,11 @@ class OwnSampler:
         return {}
 
 
-class Products:
-    """A trajectory whose merge is not linear."""
-
-    steps, sha256, touched = STEPS, "products", False
-    verify = gram = merge = lambda *_: None
-
-
 @pytest.mark.parametrize(
     ("objective", "reason"),
     [
         (lambda: build(consistency(Network(), 9.0), loss={"precision": 1.0}), "precision.*no gradient"),
         (lambda: build(OwnSampler()), "OwnSampler samples without a graph"),
-        (lambda: build(consistency(Network(), 9.0), Products()), "Products combines checkpoints in a way that has no"),
     ],
 )
 def test_an_objective_that_cannot_says_why(objective: Callable[[], MergeSampleScore], reason: str) -> None:

@@ -131,31 +131,23 @@ def test_a_lora_is_searched_from_its_checkpoints(place: Path) -> None:
 
 def test_one_checkpoint_alone_is_the_lora_that_was_saved(place: Path) -> None:
     expected = {step: place / "lora" / f"checkpoint-{step}" for step in STEPS}
-    for lora in ("factors", "products"):
-        built = objective(place, lora=lora)
-        for i, step in enumerate(STEPS[:2]):
-            images = built.images(np.eye(3)[i], SEARCH, 4)
-            torch.testing.assert_close(images, own_images(place, built, expected[step]), rtol=0, atol=1e-5)
+    built = objective(place)
+    for i, step in enumerate(STEPS[:2]):
+        images = built.images(np.eye(3)[i], SEARCH, 4)
+        torch.testing.assert_close(images, own_images(place, built, expected[step]), rtol=0, atol=1e-5)
 
 
 def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path) -> None:
-    images = {}
-    for lora, rank in (("factors", None), ("products", None), ("products", 3)):
-        built = objective(place, lora=lora, lora_rank=rank)
-        alphas = trajectory_alphas(built.trajectory) if lora == "factors" else None  # type: ignore[arg-type]
-        save_lora(built.trajectory.merge(COEFFICIENTS), tmp_path / "merged.safetensors", alphas=alphas)
-        images[lora, rank] = built.images(COEFFICIENTS, SEARCH, 4)
-        expected = own_images(place, built, tmp_path / "merged.safetensors")
-        torch.testing.assert_close(images[lora, rank], expected, rtol=0, atol=1e-5)
-        assert (expected - own_images(place, built)).abs().max() > 0.01
-    assert len({float(each.sum()) for each in images.values()}) == 3
+    built = objective(place)
+    alphas = trajectory_alphas(built.trajectory)  # type: ignore[arg-type]
+    save_lora(built.trajectory.merge(COEFFICIENTS), tmp_path / "merged.safetensors", alphas=alphas)
+    expected = own_images(place, built, tmp_path / "merged.safetensors")
+    torch.testing.assert_close(built.images(COEFFICIENTS, SEARCH, 4), expected, rtol=0, atol=1e-5)
+    assert (expected - own_images(place, built)).abs().max() > 0.01
 
 
-def test_products_and_factors_are_different_objectives(place: Path) -> None:
-    described = [objective(place, lora=lora).describe() for lora in ("factors", "products")]
-    assert described[0] != described[1]
-    assert objective(place, lora_alpha=1.0).describe() != described[0]
-    assert objective(place, lora="products").gram().shape == (3, 3)
+def test_another_alpha_is_another_objective(place: Path) -> None:
+    assert objective(place, lora_alpha=1.0).describe() != objective(place).describe()
 
 
 def test_the_checkpoints_of_a_unet_are_searched(place: Path) -> None:
@@ -188,11 +180,10 @@ def test_schedulers_are_chosen_by_name(place: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "said"),
     [
-        ({"component": None, "lora": "products"}, StudySpecError, "for component: lora"),
-        ({"lora_rank": 4}, StudySpecError, "lora_rank is for lora: products"),
+        ({"component": None, "lora_alpha": 4.0}, StudySpecError, "for component: lora"),
         ({"height": 20}, StudySpecError, "height"),
         ({"prompts": "nowhere.txt"}, LcscError, "nowhere.txt cannot be read"),
-        ({"checkpoints": "whole", "lora": "products"}, TrajectoryError, "no LoRA"),
+        ({"checkpoints": "whole"}, TrajectoryError, "no LoRA"),
         ({"component": "transformer", "checkpoints": "whole"}, LcscError, "has no transformer"),
         ({"component": "unet"}, LcscError, "do not fit the network"),
     ],

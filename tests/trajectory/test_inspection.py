@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import asdict
 
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import pack
 from lcsc_opt.trajectory.inspection import MOST_WARNINGS, inspect
+from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, state_dict
 
 
@@ -192,30 +192,11 @@ def test_verify_is_for_packed_trajectories(folder, tmp_path):
             inspect(paths, verify=True)
 
 
-PEAK = """
-import sys, threading
-from lcsc_opt.trajectory.inspection import inspect
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
-start, peak, done = anonymous(), [0], threading.Event()
-def watch():
-    while not done.wait(0.0005):
-        peak[0] = max(peak[0], anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-inspect(sys.argv[1])
-done.set(); watcher.join()
-print(max(peak[0], anonymous()) - start)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_reads_with_less_than_three_checkpoints_in_memory(tmp_path):
     size = 20_000_000
     for step in range(4):  # the format of torch < 1.6 cannot be mapped: every byte is read into memory
         tensors = {f"w{i}": torch.full((size // 40,), float(step)) for i in range(10)}
         torch.save(tensors, tmp_path / f"model{step}.pt", _use_new_zipfile_serialization=False)
-    command = [sys.executable, "-c", PEAK, str(tmp_path)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(answer.stdout) < 3 * size
+    first = "from lcsc_opt.trajectory.inspection import inspect"
+    assert peak_growth(first, "inspect(sys.argv[1])", str(tmp_path)) < 3 * size

@@ -1,16 +1,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,7 +17,6 @@ from lcsc_opt.checkpoints.lora import LoraAlphas, lora_factors, lora_flavour, lo
 from lcsc_opt.sampling.text_to_image.lora import save_lora, to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
-from lcsc_opt.trajectory.lora_products import LoraProducts, product_gram, refactor
 from tests import tiny_pipelines
 
 prepare_torchvision()
@@ -230,143 +225,6 @@ def test_rank_stabilized_alphas_are_those_of_peft(tmp_path: Path) -> None:
         torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
 
 
-@by_flavour
-def test_the_sum_of_products_is_exact(tmp_path: Path, flavour: str) -> None:
-    trajectory, networks = saved_trajectory(tmp_path, flavour)
-    products = LoraProducts(trajectory)
-    coefficients = [1.7, -1.1, 0.4]
-    merged = products.merge(coefficients)
-    assert merged.keys() == set(trajectory.names)
-    assert lora_flavour(merged) == flavour
-    assert products.truncation_error == 0
-    ours = dense(merged)  # alpha = rank
-    each = [deltas(network) for network in networks]
-    for name in each[0]:
-        expected = sum(a * delta[name].double() for a, delta in zip(coefficients, each, strict=True))
-        error = (ours[name.replace(".", "_")] - expected).norm() / expected.norm()
-        assert error < 1e-6, name
-    assert products.steps == trajectory.steps == (100, 200, 300)
-
-
-@by_flavour
-def test_the_merged_products_load_into_a_pipeline(tmp_path: Path, flavour: str) -> None:
-    trajectory, networks = saved_trajectory(tmp_path, flavour)
-    save_lora(LoraProducts(trajectory).merge([2.0, -1.5, 0.5]), tmp_path / "merged.safetensors")
-    loaded = deltas(load_into_pipeline(tmp_path / "merged.safetensors", tmp_path).unet)
-    first, second, third = (deltas(network) for network in networks)
-    for name, delta in loaded.items():
-        expected = 2.0 * first[name] - 1.5 * second[name] + 0.5 * third[name]
-        torch.testing.assert_close(delta, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_one_checkpoint_alone_keeps_its_products_and_the_rank(tmp_path: Path) -> None:
-    trajectory, networks = saved_trajectory(tmp_path, "kohya")
-    products = LoraProducts(trajectory)
-    ours = dense(products.merge([0.0, 1.0, 0.0]))
-    for name, delta in deltas(networks[1]).items():
-        torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
-    shapes = [{n: t.shape for n, t in products.merge(a).items()} for a in ([0.0, 1.0, 0.0], [0.2, 0.3, 0.5])]
-    assert shapes[0] == shapes[1]
-
-
-def test_a_lower_rank_is_the_nearest_and_says_what_it_lost(tmp_path: Path) -> None:
-    trajectory, networks = saved_trajectory(tmp_path, "peft")
-    products = LoraProducts(trajectory, rank=3)
-    coefficients = np.array([1.7, -1.1, 0.4])
-    merged = products.merge(coefficients)
-    each = [deltas(network) for network in networks]
-    lost = total = 0.0
-    for module in lora_modules(merged):
-        assert len(merged[module.down]) == products.merged_rank(module) == 3
-        whole = sum(a * delta[module.path].flatten(1).double() for a, delta in zip(coefficients, each, strict=True))
-        values = torch.linalg.svdvals(whole)
-        difference = float((lora_factors(merged, module).delta().flatten(1) - whole).norm())
-        assert difference == pytest.approx(float(values[3:].norm()), rel=1e-4, abs=1e-6)  # Eckart and Young
-        lost, total = lost + float(difference) ** 2, total + float(whole.norm()) ** 2
-    assert products.truncation_error == pytest.approx(math.sqrt(lost / total), rel=1e-3)
-    assert 0.05 < products.truncation_error < 1
-
-
-def test_alphas_that_change_along_the_training_are_taken_into_account(tmp_path: Path) -> None:
-    generator = torch.Generator().manual_seed(0)
-    checkpoints = [
-        {
-            "lora_unet_x.lora_down.weight": torch.randn(2, 5, generator=generator),
-            "lora_unet_x.lora_up.weight": torch.randn(4, 2, generator=generator),
-            "lora_unet_x.alpha": torch.tensor(alpha),
-        }
-        for alpha in (1.0, 4.0)
-    ]
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for step, checkpoint in enumerate(checkpoints):
-            writer.append(step, checkpoint)
-    merged = LoraProducts(Trajectory.open(tmp_path / "t")).merge([-0.5, 1.5])
-    first, second = (dense(checkpoint)["x"] for checkpoint in checkpoints)
-    torch.testing.assert_close(dense(merged)["x"], -0.5 * first + 1.5 * second)
-    assert merged["lora_unet_x.alpha"] == 4  # the rank
-
-
-def test_the_gram_matrix_is_that_of_the_changes(tmp_path: Path) -> None:
-    trajectory, networks = saved_trajectory(tmp_path, "kohya")
-    rows = torch.stack([torch.cat([d.flatten() for d in deltas(n).values()]) for n in networks]).double()
-    centered = rows - rows.mean(dim=0)
-    np.testing.assert_allclose(LoraProducts(trajectory).gram(), (centered @ centered.t()).numpy(), rtol=1e-4)
-
-
-def test_rank_and_alphas_are_part_of_the_identity(tmp_path: Path) -> None:
-    trajectory, _ = saved_trajectory(tmp_path, "peft", seeds=(1, 2))
-    identities = {
-        trajectory.sha256,
-        LoraProducts(trajectory).sha256,
-        LoraProducts(trajectory, rank=2).sha256,
-        LoraProducts(trajectory, alphas=LoraAlphas.constant(1.0)).sha256,
-    }
-    assert len(identities) == 4
-    assert LoraProducts(trajectory).sha256 == LoraProducts(trajectory, alphas=LoraAlphas.constant(ALPHA)).sha256
-
-
-@given(
-    shape=st.tuples(*[st.integers(1, 6)] * 4),
-    rank=st.integers(1, 8),
-    seed=st.integers(0, 1000),
-)
-@settings(max_examples=60)
-def test_refactoring_gives_the_best_sum_of_any_shape(shape: tuple[int, int, int, int], rank: int, seed: int) -> None:
-    checkpoints, r, out, columns = shape
-    generator = np.random.default_rng(seed)
-    downs = torch.from_numpy(generator.normal(size=(checkpoints, r, columns)))
-    ups = torch.from_numpy(generator.normal(size=(checkpoints, out, r)))
-    weights = generator.normal(size=checkpoints) * generator.integers(0, 2, size=checkpoints)
-    weights[0] = 1.0
-    whole = torch.einsum("k,kor,krn->on", torch.from_numpy(weights), ups, downs)
-    result = refactor(downs, ups, weights, rank)
-    assert result.up.shape == (out, rank)
-    assert result.down.shape == (rank, columns)
-    values = torch.linalg.svdvals(whole)
-    assert float((result.up @ result.down - whole).norm()) == pytest.approx(float(values[rank:].norm()), abs=1e-9)
-    assert result.lost == pytest.approx(float(values[rank:].square().sum()), abs=1e-9)
-    assert result.total == pytest.approx(float(whole.square().sum()), rel=1e-9)
-
-
-def test_the_gram_of_products_is_their_inner_products() -> None:
-    generator = torch.Generator().manual_seed(0)
-    downs = torch.randn(3, 2, 7, dtype=torch.float64, generator=generator)
-    ups = torch.randn(3, 5, 2, dtype=torch.float64, generator=generator)
-    rows = (ups @ downs).flatten(1)
-    torch.testing.assert_close(product_gram(downs, ups), rows @ rows.t())
-
-
-def test_both_factors_are_about_as_large(tmp_path: Path) -> None:
-    downs, ups = torch.full((1, 1, 8), 1e4, dtype=torch.float64), torch.full((1, 8, 1), 1e-6, dtype=torch.float64)
-    result = refactor(downs, ups, np.ones(1), 1)
-    assert 0.5 <= float(result.up.norm() / result.down.norm()) <= 2
-
-
-def test_a_product_of_zero_is_no_division_by_zero() -> None:
-    result = refactor(torch.ones(1, 1, 3).double(), torch.zeros(1, 4, 1).double(), np.ones(1), 2)
-    assert not (result.up @ result.down).any()
-
-
 @pytest.mark.parametrize(
     ("names", "said"),
     [
@@ -385,11 +243,10 @@ def test_what_is_no_lora_of_two_factors_is_refused(names: list[str], said: str) 
 @pytest.mark.parametrize(
     ("down", "up"), [((2, 3), (4, 3)), ((2, 3, 3, 3), (4, 2, 3, 3)), ((0, 3), (4, 0)), ((2, 3), (4,))]
 )
-def test_factors_that_do_not_fit_are_refused(tmp_path: Path, down: tuple[int, ...], up: tuple[int, ...]) -> None:
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        writer.append(1, {"unet.x.lora_A.weight": torch.ones(down), "unet.x.lora_B.weight": torch.ones(up)})
+def test_factors_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[int, ...]) -> None:
+    weights = {"unet.x.lora_A.weight": torch.ones(down), "unet.x.lora_B.weight": torch.ones(up)}
     with pytest.raises(TrajectoryError, match="make no product"):
-        LoraProducts(Trajectory.open(tmp_path / "t"))
+        to_diffusers(weights)
 
 
 @pytest.mark.parametrize(
@@ -482,26 +339,17 @@ def test_alphas_that_are_gone_are_asked_for(tmp_path: Path) -> None:
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
     with pytest.raises(TrajectoryError, match="give lora_alpha"):
-        LoraProducts(trajectory)
+        trajectory_alphas(trajectory)
 
 
 def test_an_alpha_that_is_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trajectory = without_packed_alphas(saved_trajectory(tmp_path, "diffusers", seeds=(1, 2))[0])
-    LoraProducts(trajectory)
+    trajectory_alphas(trajectory)
     assert capsys.readouterr().err.count("alpha") == 0
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
-    LoraProducts(trajectory)
+    trajectory_alphas(trajectory)
     assert "alpha is taken to be its rank" in capsys.readouterr().err
-
-
-def test_one_tensor_of_all_checkpoints_is_read_alone(tmp_path: Path) -> None:
-    trajectory, _ = saved_trajectory(tmp_path, "kohya", seeds=(1, 2))
-    name = trajectory.names[3]
-    expected = torch.stack([trajectory.checkpoint(i)[name] for i in range(2)])
-    assert torch.equal(trajectory.stacked(name), expected)
-    with pytest.raises(TrajectoryError, match="no tensor 'other'"):
-        trajectory.stacked("other")
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
-from tests.processes import wait_until
+from tests.processes import peak_growth, wait_until
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 
@@ -415,30 +415,11 @@ def test_cache_that_cannot_be_written(files, tmp_path):
         open_or_pack(files, cache=tmp_path / "cache")
 
 
-PEAK = """
-import sys, threading
-from lcsc_opt.trajectory import pack
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
-start, peak, done = anonymous(), [0], threading.Event()
-def watch():
-    while not done.wait(0.0005):
-        peak[0] = max(peak[0], anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-pack(sys.argv[2:], sys.argv[1])
-done.set(); watcher.join()
-print(max(peak[0], anonymous()) - start)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_packing_holds_less_than_two_checkpoints(tmp_path):
     size = 40_000_000
     paths = [str(tmp_path / f"model{step}.safetensors") for step in range(6)]
     for step, path in enumerate(paths):
         save_file({f"w{i}": torch.full((size // 40,), float(step)) for i in range(10)}, path)
-    command = [sys.executable, "-c", PEAK, str(tmp_path / "t"), *paths]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(answer.stdout) < 2 * size
+    first = "from lcsc_opt.trajectory import pack"
+    assert peak_growth(first, "pack(sys.argv[2:], sys.argv[1])", str(tmp_path / "t"), *paths) < 2 * size

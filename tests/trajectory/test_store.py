@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.merge import merging
+from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
@@ -284,29 +284,12 @@ def test_threads_may_share_a_trajectory(trajectory):
         assert all(map(same_bits, expected, pool.map(trajectory.merge, rows)))
 
 
-PEAK = """
-import sys, threading, numpy as np
+MERGED_ONCE = """
+import numpy as np
 from lcsc_opt.trajectory import Trajectory
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 trajectory = Trajectory.open(sys.argv[1])
 trajectory.merge(np.eye(len(trajectory))[0])
-start, peak, done = anonymous(), [0], threading.Event()
-def watch():
-    while not done.wait(0.0005):
-        peak[0] = max(peak[0], anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-merged = trajectory.merge(np.full(len(trajectory), 1 / len(trajectory)))
-done.set(); watcher.join()
-print(max(peak[0], anonymous()) - start)
 """
-
-
-def peak_growth(path) -> int:
-    answer = subprocess.run([sys.executable, "-c", PEAK, str(path)], capture_output=True, text=True, check=True)
-    return int(answer.stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -316,7 +299,9 @@ def test_merging_needs_its_output_and_one_block(tmp_path):
         for step in range(24):
             checkpoint["w"][step], checkpoint["h"][step] = 1.0, 1.0
             writer.append(step, checkpoint)
-    assert peak_growth(tmp_path / "large") < 16_000_000 + 2 * merging.BLOCK_BYTES < 24 * 16_000_000 / 4
+    watched = "merged = trajectory.merge(np.full(len(trajectory), 1 / len(trajectory)))"
+    grown = peak_growth(MERGED_ONCE, watched, str(tmp_path / "large"))
+    assert grown < 16_000_000 + 2 * merging.BLOCK_BYTES < 24 * 16_000_000 / 4
 
 
 def test_weights_written_to_after_their_manifest_are_noticed(tmp_path):

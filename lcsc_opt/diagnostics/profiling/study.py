@@ -16,7 +16,7 @@ from lcsc_opt.base.spans import FEATURES, SAMPLE
 from lcsc_opt.base.study_file import StudySpec
 from lcsc_opt.checkpoints.names import WEIGHTS
 from lcsc_opt.coefficients.profiles import default_origin
-from lcsc_opt.database.summary import BASELINES
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.diagnostics.profiling.advice import EXACT, Circumstances, advice
 from lcsc_opt.diagnostics.profiling.machine import (
     arithmetic_rate,

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lcsc_opt.base.settings import FrozenModel
-from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE
+from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction
 
 Kind = Literal["ddpm", "edm", "flow", "consistency"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -99,6 +99,42 @@ class Recipe(FrozenModel):
     def network_options(self) -> dict[str, Any]:
         """What of a small U-Net is not as usual."""
         return {}
+
+
+class ConsistencyRecipe(Recipe):
+    """One whose model gives an image from any noise level in one step, with the boundary at the lowest level.
+
+    Attributes:
+        sigma_min: epsilon, the lowest noise level.
+        sigma_max: T, the highest one; the papers have 80, for 32×32 images.
+        sigma_data: the data's standard deviation.
+    """
+
+    kind: ClassVar[Kind] = "consistency"
+    begins_from: ClassVar[tuple[Kind, ...]] = ("consistency", "edm")
+    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "RAdam"
+
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 20.0
+    sigma_data: Positive = 0.5
+
+    def function(self, batch: Batch, *, target: bool = False) -> ConsistencyFunction:
+        """F of the student or of its target (Song et al. 2023, Eq. 5)."""
+        return ConsistencyFunction(
+            batch.target if target else batch.network,
+            sigma_data=self.sigma_data,
+            sigma_min=self.sigma_min,
+            noise_scale=batch.noise_scale,
+        )
+
+    def scheduler(self) -> dict[str, Any]:
+        """Multistep consistency sampling."""
+        return consistency_scheduler(sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """One step."""
+        return {"steps": 1}
 
 
 def consistency_scheduler(*, sigma_min: float, sigma_max: float, sigma_data: float) -> dict[str, Any]:

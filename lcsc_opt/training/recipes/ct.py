@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
-from lcsc_opt.training.recipes.base import Batch, Count, Kind, Positive, Recipe, column, consistency_scheduler
+from lcsc_opt.sampling.consistency import noise_levels
+from lcsc_opt.training.recipes.base import Batch, ConsistencyRecipe, Count, column
 
 
-class Ct(Recipe):
+class Ct(ConsistencyRecipe):
     """The student at the upper of two noise levels, its moving average at the lower one, with the same noise.
 
     Attributes:
-        sigma_min: epsilon, the lowest noise level.
-        sigma_max: T, the highest one; the paper has 80.
-        sigma_data: the data's standard deviation.
         first_levels: s0, noise levels at the start.
         last_levels: s1, noise levels at the end.
         first_rate: mu_0, rate of the target's moving average at the start.
     """
 
     name: ClassVar[str] = "ct"
-    kind: ClassVar[Kind] = "consistency"
-    begins_from: ClassVar[tuple[Kind, ...]] = ("consistency", "edm")
-    optimizer: ClassVar[Literal["Adam", "RAdam"]] = "RAdam"
     curriculum: ClassVar[bool] = True
 
-    sigma_min: Positive = 0.002
-    sigma_max: Positive = 20.0
-    sigma_data: Positive = 0.5
     first_levels: Annotated[int, Field(ge=2)] = 2
     last_levels: Count = 150
     first_rate: Annotated[float, Field(gt=0, lt=1)] = 0.9
@@ -45,9 +36,9 @@ class Ct(Recipe):
         )
         low, high = uniform_interval(levels, batch)
         z = batch.normal()
-        student = consistency_function(batch, self)
+        student = self.function(batch)
         with torch.no_grad():
-            target = consistency_function(batch, self, target=True)(batch.images + column(low) * z, low)
+            target = self.function(batch, target=True)(batch.images + column(low) * z, low)
         return squared_l2(student(batch.images + column(high) * z, high) - target)
 
     def level_count(self, step: int, steps: int) -> int:
@@ -58,25 +49,6 @@ class Ct(Recipe):
     def target_rate(self, step: int, steps: int) -> float:
         """mu(k) of Appendix C: exp(s0 ln(mu_0) / N(k))."""
         return math.exp(self.first_levels * math.log(self.first_rate) / self.level_count(step, steps))
-
-    def scheduler(self) -> dict[str, Any]:
-        """Multistep consistency sampling."""
-        return consistency_scheduler(sigma_min=self.sigma_min, sigma_max=self.sigma_max, sigma_data=self.sigma_data)
-
-    @property
-    def sampler(self) -> dict[str, Any]:
-        """One step."""
-        return {"steps": 1}
-
-
-def consistency_function(batch: Batch, recipe: Any, *, target: bool = False) -> ConsistencyFunction:
-    """F of the student or of its target, with the boundary at the lowest noise level (Song et al. 2023, Eq. 5)."""
-    return ConsistencyFunction(
-        batch.target if target else batch.network,
-        sigma_data=recipe.sigma_data,
-        sigma_min=recipe.sigma_min,
-        noise_scale=batch.noise_scale,
-    )
 
 
 def uniform_interval(levels: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from lcsc_opt.training.consistency import pseudo_huber
 from lcsc_opt.training.recipes.base import (
     Batch,
     Count,
@@ -69,9 +69,7 @@ class Ect(Recipe):
             before = function(batch.images + column(r) * noise, level)
             target = torch.where(column(r) > 0, before, batch.images)  # f(x, 0) = x
         difference = function(batch.images + column(t) * noise, t) - target
-        c = self.huber * math.sqrt(difference[0].numel())
-        distance = (difference.flatten(1).square().sum(1) + c * c).sqrt() - c
-        loss: Tensor = (denoising_weight(t, self.sigma_data) * distance).mean()
+        loss: Tensor = (denoising_weight(t, self.sigma_data) * pseudo_huber(difference, self.huber)).mean()
         return loss
 
     def lower_level(self, t: Tensor, step: int, steps: int) -> Tensor:

@@ -14,8 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.training.recipes.base import Batch, Kind, NonNegative, column
+from lcsc_opt.training.recipes.base import Batch, NonNegative, column
 from lcsc_opt.training.recipes.coupling import optimal_coupling
 from lcsc_opt.training.recipes.edm import denoising_weight
 from lcsc_opt.training.recipes.ict import Ict
@@ -33,7 +32,6 @@ class Slct(Ict):
     """
 
     name: ClassVar[str] = "slct"
-    kind: ClassVar[Kind] = "consistency"
     latent: ClassVar[bool] = True
 
     diffusion_share: Annotated[float, Field(ge=0, le=1)] = 0.25
@@ -50,9 +48,7 @@ class Slct(Ict):
         noise = batch.normal()
         if self.coupling == "optimal-transport":
             noise = optimal_coupling(noise, batch.images)
-        function = ConsistencyFunction(
-            batch.network, sigma_data=self.sigma_data, sigma_min=self.sigma_min, noise_scale=batch.noise_scale
-        )
+        function = self.function(batch)
         with torch.no_grad():
             target = function(batch.images + column(low) * noise, low)
         student = function(batch.images + column(high) * noise, high)

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.metrics import FeatureExtractor
-from lcsc_opt.metrics.extractors.base import features_with_graph
 from lcsc_opt.metrics.extractors.clip import ClipExtractor
 from lcsc_opt.metrics.extractors.weights import read_weights
 from tests.metrics import network_files
@@ -54,14 +53,8 @@ def test_tensors_are_those_that_torch_reads_from_the_archive(archive):
     assert read["visual.conv1.weight"].dtype == torch.float16
 
 
-def test_features_with_a_graph_are_the_same_bit_for_bit(extractor):
-    images = levels() / 127.5 - 1
-    with torch.inference_mode():
-        expected = extractor(images)
-    assert torch.equal(features_with_graph(extractor, images.requires_grad_()).detach(), expected)
-
-
-def test_following_the_gradient_changes_features_of_rounded_images_as_it_says(extractor):
+def test_features_with_a_graph_are_the_same_bit_for_bit_and_its_gradient_leads(extractor):
+    network_files.assert_same_with_graph(extractor, levels() / 127.5 - 1)
     network_files.assert_gradient_leads(extractor, levels() / 127.5 - 1)
 
 

@@ -5,7 +5,6 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor
-from lcsc_opt.metrics.extractors.base import features_with_graph
 from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor, GatedLayers, VisionTransformer
 from tests.metrics import network_files
 
@@ -45,14 +44,8 @@ def test_features_are_those_of_torch_fidelity_around_another_librarys_network(ex
     assert features.std() > 0.1
 
 
-def test_features_with_a_graph_are_the_same_bit_for_bit(extractor):
-    images = levels() / 127.5 - 1
-    with torch.inference_mode():
-        expected = extractor(images)
-    assert torch.equal(features_with_graph(extractor, images.requires_grad_()).detach(), expected)
-
-
-def test_following_the_gradient_changes_features_of_rounded_images_as_it_says(extractor):
+def test_features_with_a_graph_are_the_same_bit_for_bit_and_its_gradient_leads(extractor):
+    network_files.assert_same_with_graph(extractor, levels() / 127.5 - 1)
     network_files.assert_gradient_leads(extractor, levels() / 127.5 - 1)
 
 

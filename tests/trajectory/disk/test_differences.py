@@ -108,11 +108,6 @@ def test_projection_gram_and_norms_are_those_of_the_checkpoints(trajectory):
     np.testing.assert_allclose(trajectory.difference_norms(), expected_norms, rtol=0.01)
 
 
-def test_stacked_tensors_are_those_of_the_checkpoints(trajectory):
-    stacked = trajectory.stacked("weight")
-    assert torch.equal(stacked, torch.stack([trajectory.checkpoint(i)["weight"] for i in range(K)]))
-
-
 def test_export_does_not_depend_on_how_much_is_worked_on_at_once(trajectory):
     combination = Combination.of(trajectory, COMBINATIONS[0])  # type: ignore[arg-type]
     exported = recombine(PackedCheckpoints(trajectory), combination)

@@ -14,7 +14,6 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import summaries
 from lcsc_opt.views.figures.landscape import heights_of, landscape_figure
 from lcsc_opt.views.figures.of_study import study_figures
 from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape, LandscapeReader, _chosen
@@ -207,7 +206,6 @@ def test_a_landscape_is_no_search(storage: RDBStorage, tmp_path: Path) -> None:
     write_landscape(storage, loss=lambda *_: 0.1)
     reader = HistoryReader(storage)
     assert [study.study for study in reader.read("digits")] == ["digits/LCSC/0"]
-    assert [study.study for study in summaries(storage, "digits")] == ["digits/LCSC/0"]
     assert reader.names() == ["digits/LCSC/0", "digits/Landscape/0"]
     assert reader.searches() == ["digits/LCSC/0"]
     page = report(HistoryReader(storage), "digits", tmp_path).partition("<footer>")[0]

@@ -1,0 +1,333 @@
+"""Beyond the machines that are here: what 1 to 10,000 workers would make of a search, simulated from measured times.
+
+    python benchmarks/fleet.py [--seed 0] [--quick]
+
+Nothing is sampled: a clock replays the rules of ``lcsc_opt/search/runner.py`` (ask, evaluate, tell; ordered or as
+completed; at most ceil(1.5 W) trials between ask and tell) and of the workers' queue, which serves studies in turns.
+
+* A trial takes 11.6 s for 10,000 images, as in Liu et al. 2024.
+* The coordinator's part of each trial is that of ``results/store.json`` and ``results/ray_overhead.json``.
+* Where images are spread, a message to each worker takes what a local one's takes in ``results/ray_overhead.json``.
+* Scoring is that of ``results/fid.json``, and does not divide among workers that share a candidate's images.
+* Assumed, not measured: trials differ by 5 % (log-normal), one in 100 takes three times as long; merging, which does
+  not divide either, is 0.2 s; a worker dies once in 24 h on average, which costs its attempt and 120 s.
+
+``use``: which share of the workers' time was evaluation that counted.
+
+How many candidates in flight an optimizer bears is searched, not simulated: the gap to the optimum of a quadratic loss
+of 20 coefficients, known exactly and without noise, after as many trials with windows of as many workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import heapq
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from common import RESULTS
+
+from lcsc_opt.base.study_file import OptimizerSpec
+from lcsc_opt.coefficients.profiles import default_origin
+from lcsc_opt.coefficients.spaces import AffineSpace
+from lcsc_opt.optimizers import build_optimizer, candidate_of
+from lcsc_opt.search.runner import most_in_flight
+
+STEPS = tuple(range(100, 2100, 100))
+TRIALS, SECONDS = 2000, 11.6
+MERGE = 0.2
+SPREAD, STRAGGLERS, SLOWER = 0.05, 0.01, 3.0
+LIFE, RESTART = 24 * 3600.0, 120.0
+FLEETS = (1, 8, 64, 512, 2048, 10_000)
+
+
+def _measured_seconds() -> tuple[float, float, float]:
+    """Of the coordinator for each trial (two commits, and a message there and back), a local message, and scoring."""
+    stored = json.loads((RESULTS / "store.json").read_text())["rows"]
+    [commits] = [row for row in stored if (row["database"], row["checkpoints"]) == ("sqlite", 200)]
+    ray = json.loads((RESULTS / "ray_overhead.json").read_text())["milliseconds"]
+    cases = json.loads((RESULTS / "fid.json").read_text())["cases"]
+    [score] = [case["seconds"] for case in cases if (case["features"], case["images"]) == (2048, 10_000)]
+    coordinator = commits["median_and_quartiles"]["ours"][0] + ray["ray"]
+    return coordinator / 1000, ray["local"] / 1000, score["ours from features"]["median"]
+
+
+COORDINATOR, MESSAGE, SCORE = _measured_seconds()
+
+
+@dataclasses.dataclass(frozen=True)
+class Fleet:
+    """What is simulated.
+
+    Attributes:
+        workers: how many.
+        studies: that share them.
+        tells: ``ordered``, ``as-completed``; ``images`` where the images of one candidate are spread.
+        window: trials between ask and tell, of each study.
+        trials: of each study.
+    """
+
+    workers: int
+    studies: int = 1
+    tells: str = "ordered"
+    window: int = 1
+    trials: int = TRIALS
+    life: float = LIFE
+    stragglers: float = STRAGGLERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Seconds of the whole search, share of the workers' time that counted, and attempts that deaths cost."""
+
+    seconds: float
+    use: float
+    deaths: int
+
+
+class _Clock:
+    """Events in the order of their times."""
+
+    def __init__(self) -> None:
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
+        self._count = 0
+        self.now = 0.0
+
+    def at(self, moment: float, act: Callable[[float], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (moment, self._count, act))
+
+    def run(self) -> None:
+        while self._events:
+            self.now, _, act = heapq.heappop(self._events)
+            act(self.now)
+
+
+class _Study:
+    def __init__(self) -> None:
+        self.asked = self.told = 0
+        self.done: set[int] = set()
+
+
+class Simulation:
+    """Candidates as a whole: one worker each."""
+
+    def __init__(self, fleet: Fleet, rng: np.random.Generator) -> None:
+        self._fleet, self._rng, self._clock = fleet, rng, _Clock()
+        self._studies = [_Study() for _ in range(fleet.studies)]
+        self._waiting: list[list[int]] = [[] for _ in self._studies]
+        self._turn = 0
+        self._free = fleet.workers
+        self._coordinator_free = 0.0
+        self._counted, self._deaths, self._last = 0.0, 0, 0.0
+
+    def run(self) -> Outcome:
+        """Until all studies have ended."""
+        for study in range(self._fleet.studies):
+            self._ask(study)
+        self._hand_out()
+        self._clock.run()
+        return Outcome(self._last, self._counted / (self._fleet.workers * self._last), self._deaths)
+
+    def _ask(self, number: int) -> None:
+        study, fleet = self._studies[number], self._fleet
+        while study.asked < fleet.trials and study.asked - study.told < fleet.window:
+            self._waiting[number].append(study.asked)
+            study.asked += 1
+
+    def _hand_out(self) -> None:
+        """In turns: a study after the other has a candidate taken, where it has one."""
+        empty = 0
+        while self._free and empty < len(self._waiting):
+            number = self._turn % len(self._waiting)
+            self._turn += 1
+            if not self._waiting[number]:
+                empty += 1
+                continue
+            empty = 0
+            trial = self._waiting[number].pop(0)
+            self._free -= 1
+            # each trial passes the coordinator, one after the other
+            self._coordinator_free = max(self._coordinator_free, self._clock.now) + COORDINATOR
+            self._evaluate(self._coordinator_free, number, trial)
+
+    def _evaluate(self, start: float, number: int, trial: int) -> None:
+        took = duration(self._rng, self._fleet)
+        dies = self._rng.exponential(self._fleet.life)
+        if dies < took:
+            self._deaths += 1
+            self._clock.at(start + dies, lambda _: self._died(number, trial))
+            self._clock.at(start + dies + RESTART, lambda _: self._freed())
+            return
+        self._clock.at(start + took, lambda _: self._ended(number, trial, took))
+
+    def _died(self, number: int, trial: int) -> None:
+        self._waiting[number].insert(0, trial)
+        self._hand_out()
+
+    def _freed(self) -> None:
+        self._free += 1
+        self._hand_out()
+
+    def _ended(self, number: int, trial: int, took: float) -> None:
+        self._counted, self._last = self._counted + took, self._clock.now
+        study = self._studies[number]
+        study.done.add(trial)
+        if self._fleet.tells == "ordered":
+            while study.told in study.done:
+                study.told += 1
+        else:
+            study.told = len(study.done)
+        self._ask(number)
+        self._freed()
+
+
+def duration(rng: np.random.Generator, fleet: Fleet, share: float = 1.0) -> float:
+    """Seconds of one evaluation, or of a share of its images."""
+    slower = SLOWER if rng.random() < fleet.stragglers else 1.0
+    drawn = (SECONDS - MERGE - SCORE) * share * math.exp(SPREAD * rng.standard_normal()) * slower
+    return MERGE + drawn + (SCORE if share == 1.0 else 0.0)
+
+
+def spread_images(fleet: Fleet, rng: np.random.Generator) -> Outcome:
+    """Each candidate's images over all workers: merge everywhere, wait for the slowest part, score.
+
+    With several studies, one is scored while another is sampled, and scores follow each other.
+    """
+    share = 1.0 / fleet.workers
+    workers_free, scorer_free, counted, deaths = 0.0, 0.0, 0.0, 0
+    known = [0.0] * fleet.studies  # when each study's last candidate was scored
+    for turn in range(fleet.trials * fleet.studies):
+        study = turn % fleet.studies
+        start = max(workers_free, known[study]) + COORDINATOR + MESSAGE * fleet.workers
+        slow = rng.random(fleet.workers) < fleet.stragglers
+        drawn = (SECONDS - MERGE - SCORE) * share * np.exp(SPREAD * rng.standard_normal(fleet.workers))
+        parts = MERGE + drawn * np.where(slow, SLOWER, 1.0)
+        died = rng.random(fleet.workers) < parts / fleet.life
+        deaths += int(died.sum())
+        end = start + float(parts.max()) * (2.0 if died.any() else 1.0)  # the others do the part of a missing one
+        counted += float(drawn.sum())
+        workers_free = end
+        scorer_free = max(scorer_free, end) + SCORE
+        known[study] = scorer_free
+    return Outcome(scorer_free, counted / (fleet.workers * scorer_free), deaths)
+
+
+def simulate(fleet: Fleet, seed: int) -> Outcome:
+    """One of them."""
+    rng = np.random.default_rng(seed)
+    return spread_images(fleet, rng) if fleet.tells == "images" else Simulation(fleet, rng).run()
+
+
+def tables(fleets: Sequence[int], trials: int, seed: int) -> list[str]:
+    """All of them, in Markdown."""
+
+    def cell(**settings: Any) -> str:
+        outcome = simulate(Fleet(**settings), seed)
+        return f"{_duration(outcome.seconds)}, {outcome.use:.0%}"
+
+    lines = [f"## One study of {trials:,} trials: how long, and use of the workers", ""]
+    lines += _head("workers", "ordered", "as completed", "images spread", "trials that know nothing of each other")
+    for workers in fleets:
+        shared = {"workers": workers, "window": most_in_flight(workers), "trials": trials}
+        cells = [
+            cell(**shared),
+            cell(**shared, tells="as-completed"),
+            cell(**{**shared, "tells": "images", "window": 1}),
+        ]
+        lines.append(_row(f"{workers:,}", *cells, f"{min(most_in_flight(workers), trials):,}"))
+    lines += ["", f"## Thirty studies of {trials // 5:,} trials that share the workers", ""]
+    lines += _head("workers", "ordered", "one candidate at a time each", "images spread")
+    for workers in fleets:
+        shared = {"workers": workers, "studies": 30, "trials": trials // 5}
+        cells = [
+            cell(**shared, window=most_in_flight(workers)),
+            cell(**shared, window=1),
+            cell(**shared, window=1, tells="images"),
+        ]
+        lines.append(_row(f"{workers:,}", *cells))
+    lines += ["", f"## 64 workers, one study of {trials:,} trials, on worse machines", ""]
+    lines += _head("machines", "ordered", "as completed", "deaths")
+    worse = {
+        "as above": {},
+        "one in 10 is a straggler": {"stragglers": 0.1},
+        "a death an hour and worker": {"life": 3600.0},
+    }
+    for name, changes in worse.items():
+        shared = {"workers": 64, "window": most_in_flight(64), "trials": trials, **changes}
+        lines.append(
+            _row(
+                name, cell(**shared), cell(**shared, tells="as-completed"), str(simulate(Fleet(**shared), seed).deaths)
+            )
+        )
+    return lines
+
+
+def gaps(trials: int) -> list[str]:
+    """What optimizers come to when they know less."""
+    windows = (1, 8, 16, 32, 64, 512)
+    lines = ["", f"## The gap to the optimum after {trials:,} trials, of that at the start", ""]
+    lines += _head("optimizer", *[f"{w} workers" for w in windows])
+    for name in ("LCSC", "CMA"):
+        lines.append(_row(name, *[f"{gap(name, workers, trials):.1e}" for workers in windows]))
+    return lines
+
+
+def gap(name: str, workers: int, trials: int) -> float:
+    """Of the best of all trials; 1 is where searches start."""
+    target = np.linspace(-0.3, 0.4, len(STEPS))
+    target /= target.sum()
+    start = default_origin(STEPS)
+    optimizer = build_optimizer(
+        OptimizerSpec(name=name), AffineSpace(STEPS, start), budget=trials, workers=workers, seed=0
+    )
+    asked: collections.deque[tuple[Any, float]] = collections.deque()
+    best = at_start = float(np.square(start - target).sum())
+    for _ in range(trials):
+        if len(asked) == most_in_flight(workers):
+            optimizer.tell(*asked.popleft())
+        parameter = optimizer.ask()
+        loss = float(np.square(candidate_of(parameter).coefficients - target).sum())
+        best = min(best, loss)
+        asked.append((parameter, loss))
+    return best / at_start
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min"
+
+
+def _head(*names: str) -> list[str]:
+    return [_row(*names), _row(*["---"] * len(names))]
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Simulate, print, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="up to 64 workers, 200 trials, nothing written")
+    arguments = parser.parse_args()
+    fleets = tuple(w for w in FLEETS if w <= 64) if arguments.quick else FLEETS
+    start = time.perf_counter()
+    trials = 200 if arguments.quick else TRIALS
+    lines = [*tables(fleets, trials, arguments.seed), *gaps(trials)]
+    print("\n".join(lines))
+    print(f"\n{time.perf_counter() - start:.1f} s")
+    if not arguments.quick:
+        (RESULTS / "fleet.md").write_text("\n".join(["# Fleets, simulated by benchmarks/fleet.py", "", *lines, ""]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Studies of one objective at the same time, on workers that they share; the trials of each are what they are alone.
+
+A thread for each study runs what :meth:`Experiment.run` runs, with a connection to the database of its own. The workers
+are one pool, which serves the studies in turns.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.progress import progress
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation import WorkerPool, Workers
+from lcsc_opt.objective.contract import stop_with
+from lcsc_opt.search.endings import is_finished
+from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.plan import StudyPlan, resolve
+from lcsc_opt.search.runner import spent_by
+from lcsc_opt.search.watching import OneLine
+
+LAST_SECONDS = 8.0  # that studies have to end in when they are interrupted
+
+OnEnd = Callable[[StudyPlan, "str | LcscError"], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """A study that has something left to do.
+
+    Attributes:
+        plan: as the study file has it.
+        going_on: as the study goes on.
+        idle: how many of the workers it cannot use alone.
+    """
+
+    study: StoredStudy
+    plan: StudyPlan
+    going_on: StudyPlan
+    idle: int
+
+
+def together(begun: Sequence[Begun]) -> list[Begun]:
+    """Those that can share the workers of the first one: as many, in the same places."""
+    return [one for one in begun if _place(one.going_on) == _place(begun[0].going_on)]
+
+
+def _place(plan: StudyPlan) -> tuple[object, ...]:
+    return plan.workers, plan.devices, plan.ray
+
+
+def run_side_by_side(experiment: Experiment, begun: Sequence[Begun], on_end: OnEnd, how: Mapping[str, bool]) -> None:
+    """Run them until all have ended; one that fails does not stop the others.
+
+    Args:
+        experiment: of all of them.
+        begun: what to run; :func:`together` says what can be.
+        on_end: is told what each came to, or why it did not end.
+        how: of :meth:`Experiment.run`.
+
+    Raises:
+        Exception: one that is not ours, of the first study that had one, when all have ended.
+    """
+    url, objective = experiment.storage.url, experiment.objective
+    plans = {one.plan.name: one.plan for one in begun}
+    total = sum(one.going_on.spec.budget.total for one in begun)
+    images = objective.images_per_evaluation
+    done = sum(spent_by(one.study.trials(), one.going_on.spec.budget, images) for one in begun)
+    name = f"{begun[0].plan.spec.name}, {len(begun)} studies"
+    with experiment.workers(begun[0].going_on) as pool, progress(name, total, done=done) as advance:
+        assert isinstance(pool, WorkerPool)
+        line = OneLine(advance, len(begun))
+
+        def run(plan: StudyPlan) -> str:
+            with _opened_for(experiment, url, pool, line) as own:
+                return own.run(plan, **how)
+
+        with _threads(run, plans, pool) as futures:
+            _say_ends(futures, plans, on_end)
+
+
+@contextlib.contextmanager
+def _opened_for(experiment: Experiment, url: str, pool: WorkerPool, line: OneLine) -> Iterator[Experiment]:
+    storage = open_storage(url, write=True)
+    try:
+        yield experiment.beside(storage, pool.share(), line)
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+@contextlib.contextmanager
+def _threads(
+    run: Callable[[StudyPlan], str], plans: Mapping[str, StudyPlan], pool: Workers
+) -> Iterator[Mapping[Future[str], str]]:
+    """A thread for each plan. Leaving early closes the pool, and waits until they have let go of their studies."""
+    stop = threading.Event()
+    futures: dict[Future[str], str] = {Future(): name for name in plans}
+
+    def work(future: Future[str], plan: StudyPlan) -> None:
+        stop_with(stop)
+        try:
+            future.set_result(run(plan))
+        except BaseException as error:
+            future.set_exception(error)
+
+    for future, name in futures.items():
+        threading.Thread(target=work, args=(future, plans[name]), name=f"lcsc {name}", daemon=True).start()
+    try:
+        yield futures
+    except BaseException:
+        stop.set()
+        if isinstance(pool, WorkerPool):
+            pool.close()
+        concurrent.futures.wait(futures, timeout=LAST_SECONDS)
+        raise
+
+
+def _say_ends(futures: Mapping[Future[str], str], plans: Mapping[str, StudyPlan], on_end: OnEnd) -> None:
+    unexpected: list[BaseException] = []
+    for future in concurrent.futures.as_completed(futures):
+        error = future.exception()
+        if error is None or isinstance(error, LcscError):
+            on_end(plans[futures[future]], future.result() if error is None else error)
+        else:
+            unexpected.append(error)
+    if unexpected:
+        raise unexpected[0]
+
+
+def begin_all(
+    experiment: Experiment, plans: Sequence[StudyPlan], on_end: OnEnd, how: Mapping[str, bool]
+) -> list[Begun]:
+    """Make those that are not there yet. What cannot be run, or is finished, has ended."""
+    begun = []
+    for plan in plans:
+        try:
+            found = _begin(experiment, plan, how)
+        except LcscError as error:
+            found = error
+        if isinstance(found, Begun):
+            begun.append(found)
+        else:
+            on_end(plan, found)
+    return begun
+
+
+def _begin(experiment: Experiment, plan: StudyPlan, how: Mapping[str, bool]) -> Begun | str | LcscError:
+    study, going_on = experiment.begin(plan, lower_budget=how.get("lower_budget", False))
+    if is_finished(study, going_on) and not how.get("retry_failed", False):
+        return experiment.run(plan, **how)  # which says so
+    resolved = resolve(going_on, experiment.objective, study.attributes)  # loads the objective, before threads want it
+    return Begun(study, plan, going_on, resolved.parallelism.idle(going_on.workers))

@@ -1,0 +1,95 @@
+"""What a search shows while it runs: a line of its own, or its part of one line for studies side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from lcsc_opt.base.progress import Advance, notice, progress
+from lcsc_opt.evaluation import Workers
+from lcsc_opt.search.runner import Search
+
+
+class Watch(Protocol):
+    """Shows how far searches are."""
+
+    def __call__(self, search: Search, pool: Workers | None) -> contextlib.AbstractContextManager[OnTell]:
+        """Show this one, while it is open; ``pool``: of workers that come and go, so that it is said how many live."""
+        ...
+
+
+OnTell = Callable[[Search], None]
+
+
+@contextlib.contextmanager
+def own_line(search: Search, pool: Workers | None) -> Iterator[OnTell]:
+    """A line for this search."""
+    _say_continuing(search)
+    with progress(search.name, search.budget.total, done=search.stored_spent) as advance:
+        steps = _Steps(search)
+        yield lambda search: advance(steps.new(search), note=", ".join(_notes(search.best, search.failures, pool)))
+
+
+class OneLine:
+    """One line for studies side by side: all their budgets together, and the best of the best.
+
+    Args:
+        advance: the line.
+        studies: how many they are.
+    """
+
+    def __init__(self, advance: Advance, studies: int) -> None:
+        self._advance, self._studies = advance, studies
+        self._lock = threading.Lock()
+        self._searching: dict[str, tuple[tuple[float, int] | None, int]] = {}
+        self._running = 0
+
+    @contextlib.contextmanager
+    def __call__(self, search: Search, pool: Workers | None) -> Iterator[OnTell]:
+        """Add what this search does."""
+        _say_continuing(search)
+        steps = _Steps(search)
+
+        def on_tell(search: Search) -> None:
+            with self._lock:
+                self._searching[search.name] = search.best, search.failures
+                self._advance(steps.new(search), note=self._note(pool))
+
+        with self._lock:
+            self._running += 1
+        try:
+            yield on_tell
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def _note(self, pool: Workers | None) -> str:
+        found = [(*best, name) for name, (best, _) in self._searching.items() if best is not None]
+        best = [f"best {loss:.4g} in trial {number} of {name}" for loss, number, name in sorted(found)[:1]]
+        failures = sum(failed for _, failed in self._searching.values())
+        return ", ".join([f"{self._running} of {self._studies} studies search", *best, *_notes(None, failures, pool)])
+
+
+class _Steps:
+    """How much of the budget was spent since the last look; what was stored before is shown already."""
+
+    def __init__(self, search: Search) -> None:
+        self._shown = search.stored_spent
+
+    def new(self, search: Search) -> int:
+        steps = max(search.spent - self._shown, 0)
+        self._shown += steps
+        return steps
+
+
+def _say_continuing(search: Search) -> None:
+    if (last := search.last_stored) is not None:
+        notice(f"{search.name}: continuing after trial {last}")
+
+
+def _notes(best: tuple[float, int] | None, failures: int, pool: Workers | None) -> list[str]:
+    found = [] if best is None else [f"best {best[0]:.4g} in trial {best[1]}"]
+    failed = [f"{failures} failed"] if failures else []
+    return [*found, *failed, *([] if pool is None else [f"{pool.alive} of {len(pool)} workers"])]
