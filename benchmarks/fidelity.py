@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -78,7 +79,7 @@ def main() -> None:
         for seed in range(arguments.seeds if row.optimizer else 1):
             images = arguments.images if row.optimizer else 0
             if arguments.only in row.name and (row.name, seed, images) not in known:
-                coefficients = search(row, seed, images) if row.optimizer else best_ema()
+                coefficients = search(row, seed, images) if row.optimizer else best_ema(objective_of())
                 known[row.name, seed, images] = judges.of(coefficients)
                 write(known)
                 print(row.name, seed, *(f"{value:.3f}" for value in known[row.name, seed, images]), flush=True)
@@ -95,21 +96,26 @@ def objective_of(**settings: Any) -> MergeSampleScore:
     return objective
 
 
-def best_ema() -> Coefficients:
+def best_ema(objective: MergeSampleScore) -> Coefficients:
     """EMA*: the best of the window's rates on the search's noise."""
-    objective = objective_of()
     grid = [ema_coefficients(objective.steps, rate) for rate in window_ema_rates(objective.steps)]
     return min(grid, key=lambda coefficients: objective.evaluate(Candidate(coefficients)).loss)
 
 
 def search(row: Row, seed: int, images: int) -> Coefficients:
     """The answer of one search of so many images."""
-    objective = objective_of(**row.settings)
-    checks = list(compared(objective, row.optimizer, seed, images))
+    return answer_of(objective_of(**row.settings), row.optimizer, seed, images)
+
+
+def answer_of(
+    objective: MergeSampleScore, optimizer: str, seed: int, images: int, *, selected_on: int = SELECTED
+) -> Coefficients:
+    """What a search of an objective finds with so many images, chosen on so many others."""
+    checks = list(compared(objective, optimizer, seed, images))
     best = sorted(checks, key=lambda found: found[0])[:TOP]
 
     def selected(found: tuple[float, Coefficients]) -> float:
-        return objective.evaluate(Candidate(found[1], images=SELECTED, noise=SELECTION)).loss
+        return objective.evaluate(Candidate(found[1], images=selected_on, noise=SELECTION)).loss
 
     return min(best, key=selected)[1]
 
@@ -142,7 +148,6 @@ class Judges:
     """Both halves of the digits as two networks see them."""
 
     def __init__(self) -> None:
-        self._objective = objective_of()
         images, cache = digits_images(), cache_directory()
         networks = (train_digits_network(seed=0, cache=cache), second_digits_view(cache).extractor)
         self._views: dict[str, View] = {
@@ -152,15 +157,20 @@ class Judges:
         }
         self._halves = images[0::2], images[1::2]
 
+    @functools.cached_property
+    def _objective(self) -> MergeSampleScore:
+        return objective_of()
+
     def of(self, coefficients: Coefficients) -> tuple[float, ...]:
         """All judges of 10,000 images on held-out noise."""
-        return self._judged(self._objective.images(coefficients, HELD_OUT, REPORTED))
+        return self.of_images(self._objective.images(coefficients, HELD_OUT, REPORTED))
 
     def floor(self) -> tuple[float, ...]:
         """The real half A as if it had been sampled."""
-        return self._judged(self._halves[0])
+        return self.of_images(self._halves[0])
 
-    def _judged(self, images: Any) -> tuple[float, ...]:
+    def of_images(self, images: Any) -> tuple[float, ...]:
+        """All judges of images ``[N, 1, 8, 8]``."""
         values = []
         for space in SPACES:
             view = self._views[space]

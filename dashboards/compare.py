@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import dash
@@ -19,7 +19,9 @@ from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.server import shared_reader
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.look import empty_figure, style
+from lcsc_opt.views.figures.front import front_figure
+from lcsc_opt.views.figures.look import CONFIG, empty_figure, style
+from lcsc_opt.views.front import NOTE, Front, front_of, front_table
 from lcsc_opt.views.progress import progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
 from lcsc_opt.views.sweep import Point, points_of, varied_keys
@@ -49,6 +51,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         parts.drawn(app, "curves"),
         Output("ranking", "columnDefs"),
         Output("ranking", "rowData"),
+        Output("front", "children"),
         Output("sweep", "children"),
         Output("studies", "children"),
         Output("tick", "interval"),
@@ -62,14 +65,15 @@ def build(storage: RDBStorage) -> dash.Dash:
         _: int, theme: Any, experiment: str | None, axis: str, scale: Sequence[str], target: float | None, seen: str
     ) -> tuple[Any, ...]:
         if not experiment:
-            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", "", parts.RUNNING_MS, ""
+            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", "", "", parts.RUNNING_MS, ""
         studies = reader.read(experiment)
         sweep = _sweep(points_of(reader, experiment), experiment)
-        now = parts.signature(studies, theme, axis, scale, target, str(sweep))
+        front = front_of(reader, experiment)
+        now = parts.signature(studies, theme, axis, scale, target, front, str(sweep))
         if now == seen:
-            return (*[no_update] * 7, parts.rhythm(studies), no_update)
+            return (*[no_update] * 8, parts.rhythm(studies), no_update)
         shown = _shown(studies, theme, axis, scale, target, columns=set(ctx.triggered_prop_ids.values()) != {"tick"})
-        return ("", *shown, sweep, _studies(studies), parts.rhythm(studies), now)
+        return ("", *shown, _front(front, theme), sweep, _studies(studies), parts.rhythm(studies), now)
 
     _offer_csv(app)
     return app
@@ -151,6 +155,7 @@ def _layout() -> html.Main:
             "Costs are medians over seeds, on the search's noise.",
             className="note",
         ),
+        html.Div(id="front"),
         html.Div(id="sweep"),
         parts.section("Studies", html.Div(id="studies")),
     )
@@ -202,6 +207,18 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
         "filter": "agNumberColumnFilter",
         "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
     }
+
+
+def _front(front: Front | None, theme: Any) -> Any:
+    """What FID costs in precision at the weights of a front, with a link to the study of each."""
+    if front is None:
+        return ""
+    header, rows = front_table(front)
+    linked = [[html.A(study, href=parts.study_address(study)), *row] for study, *row in rows]
+    drawn: Any = dcc.Graph(figure=front_figure(front, theme=theme), config=cast("Any", CONFIG))
+    shown = html.Div(drawn, role="figure", **parts.labelled("FID and recall against precision"))
+    table, note = parts.table(header, linked, text=2), html.P(NOTE, className="note")
+    return parts.section("Front", html.P(front.headline or ""), shown, table, note)
 
 
 def _sweep(points: Sequence[Point], experiment: str) -> Any:

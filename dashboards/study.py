@@ -20,6 +20,7 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import Theme, empty_figure
 from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
+from lcsc_opt.views.judges import judge_table
 from lcsc_opt.views.patterns import distances_of, improved_trials
 from lcsc_opt.views.progress import FailureReason, Progress, failures_of, progress_of, workers_of
 
@@ -44,7 +45,7 @@ def build(storage: RDBStorage) -> dash.Dash:
     parts.choose(app, ["study"], lambda asked: (parts.chosen_study(reader, asked),), reader.searches)
 
     @app.callback(
-        *(Output(name, "children") for name in ("problem", "headline", "progress", "failures", "links")),
+        *(Output(name, "children") for name in ("problem", "headline", "judges", "progress", "failures", "links")),
         *(parts.drawn(app, name) for name in FIGURES),
         Output("tick", "interval"),
         Output("seen", "data"),
@@ -55,16 +56,16 @@ def build(storage: RDBStorage) -> dash.Dash:
     )
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
-            return "", NOTHING, "", "", "", *[empty_figure(NOTHING, theme)] * len(FIGURES), parts.RUNNING_MS, None
+            return "", NOTHING, "", "", "", "", *[empty_figure(NOTHING, theme)] * len(FIGURES), parts.RUNNING_MS, None
         studies = reader.read(split_name(name)[0])
         study = next((study for study in studies if study.study == name), None)
         if study is None:
             gone = f"{name}: no such study; choose another one"
-            return gone, "", "", "", "", *[empty_figure(gone, theme)] * len(FIGURES), parts.IDLE_MS, None
+            return gone, "", "", "", "", "", *[empty_figure(gone, theme)] * len(FIGURES), parts.IDLE_MS, None
         state = progress_of(study)
         now = _seen(study, studies, theme)
         figures = _figures(reader, study, studies, theme, {key for key in now if now[key] != (seen or {}).get(key)})
-        texts = ("", headline(study, state), _progress(study, state), _failures(study), _links(study))
+        texts = ("", headline(study, state), _judges(study), _progress(study, state), _failures(study), _links(study))
         return *texts, *(figures.get(key, no_update) for key in FIGURES), parts.rhythm([study]), now
 
     return app
@@ -80,6 +81,7 @@ def _layout() -> html.Main:
             className="controls",
         ),
         html.Div(id="progress"),
+        html.Div(id="judges"),
         html.Div(id="failures"),
         html.Div(figures, className="figures"),
     )
@@ -96,6 +98,13 @@ def headline(study: StudyHistory, state: Progress) -> str:
             best += f". Warning: {study.held_out.warning}"
     left = "" if state.seconds_left is None else f", {parts.duration(state.seconds_left)} left"
     return f"{study.study} is {state.state}{left}: {best}"
+
+
+def _judges(study: StudyHistory) -> Any:
+    """The answer's judges, where some were measured."""
+    if study.held_out is None or not study.held_out.judges:
+        return ""
+    return parts.section("Judges, held out", parts.table(*judge_table(study.held_out.judges), text=2))
 
 
 def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:

@@ -20,7 +20,20 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.waiting import let_waiting_threads_sleep
-from lcsc_opt.cli import cleaning, dashboard, doctor, exports, landscape, profile, results, studies, train, trajectory
+from lcsc_opt.cli import (
+    cleaning,
+    dashboard,
+    doctor,
+    exports,
+    front,
+    landscape,
+    profile,
+    refine,
+    results,
+    studies,
+    train,
+    trajectory,
+)
 from lcsc_opt.cli.output import OutputError, complain
 
 app = typer.Typer(
@@ -52,7 +65,9 @@ train.add_commands(app)
 studies.add_commands(app)
 results.add_commands(app)
 exports.add_commands(app)
+front.add_commands(app)
 landscape.add_commands(app)
+refine.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
 profile.add_commands(app)

@@ -96,3 +96,16 @@ def table(*columns: str, title: str | None = None) -> Table:
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     return made
+
+
+def print_judges(stored: Any) -> None:
+    """The part ``judges`` of a held-out report as a table; nothing where there is none."""
+    from lcsc_opt.database.judges import Judge
+    from lcsc_opt.views.judges import judge_table
+
+    if judges := Judge.parse_all(stored):
+        header, rows = judge_table(judges)
+        shown = table(*header, title="judges, held out")
+        for row in rows:
+            shown.add_row(*row)
+        console().print(shown)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.database.connection import open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
@@ -181,6 +181,7 @@ def evaluate(
         return
     _print_choice(stored, report)
     _print_held_out(stored, report)
+    print_judges(report.get("judges"))
     if (cross_check := CrossCheck.parse(report.get("cross_check"))) is not None and cross_check.text is not None:
         console().print(cross_check.text)
 

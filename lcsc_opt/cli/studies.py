@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.database.connection import masked, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy, other_studies
 
@@ -98,13 +98,14 @@ def run(
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
         rehearse(chosen, url, **accepted)
-        _print_plans(chosen, url)
+        print_plans(chosen, url)
     else:
         how = {"take_over": take_over, "lower_budget": budget is not None, "debug": debug, **accepted}
-        _run_plans(chosen, url, parallel=parallel, **how)
+        run_plans(chosen, url, parallel=parallel, **how)
 
 
-def _run_plans(chosen: Any, url: str, *, parallel: bool | None, **how: bool) -> None:
+def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: bool) -> None:
+    """Run studies, a line for each that has ended; side by side where that is asked, or worth it."""
     from lcsc_opt.search.studies import checked_experiments, run_each
 
     try:
@@ -113,7 +114,8 @@ def _run_plans(chosen: Any, url: str, *, parallel: bool | None, **how: bool) -> 
         say(f"database: {masked(url)}")
 
 
-def _print_plans(chosen: Any, url: str) -> None:
+def print_plans(chosen: Any, url: str) -> None:
+    """What would be run, and how much of it is done."""
     from lcsc_opt.search.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
@@ -251,11 +253,12 @@ def show(
     shown = table(study, "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
-        if name == "held_out_report" and value is not None:  # two of its parts have lines of their own
-            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning")}
-        if name not in ("coefficients", "tracebacks"):
+        if name == "held_out_report" and value is not None:  # these have lines or a table of their own
+            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning", "judges")}
+        if name not in ("coefficients", "tracebacks", "judges"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)
+    print_judges(described["judges"])
     for text in described["tracebacks"].values():
         console().print(f"\n{text.rstrip()}", markup=False)
 

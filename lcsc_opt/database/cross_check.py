@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from lcsc_opt.database.judges import Gain, Judge, baseline_of
+
+OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # what keep: precision holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,81 +67,51 @@ def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) 
     value = report["metrics"].get(metric)
     if value is None:
         return None
-    baseline = _baseline(report, metric, against)
+    baseline = baseline_of(report, metric, against)
     if baseline is None:
         return CrossCheck(metric, value)
-    found = _Gain.of(report, baseline, None), _Gain.of(report, baseline, metric)
+    found = Gain.of(report, baseline, None), Gain.of(report, baseline, metric)
     return CrossCheck(metric, value, against, *(gain.share for gain in found), *(gain.spread_share for gain in found))
 
 
-def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None) -> str | None:
-    """One line where the loss is below the baseline's and the cross-check is not; else ``None``.
+def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None, judges: Sequence[Judge] = ()) -> str | None:
+    """One line where the loss is below the baseline's, and the cross-check is not or a judge is worse; else ``None``.
 
     Where several groups of noise were measured, a gain of the cross-check within its spread over them is none.
     """
-    baseline = None if cross_check is None else _baseline(report, cross_check.metric, cross_check.against)
-    if cross_check is None or baseline is None:
+    doubts = doubted(report, cross_check, judges)
+    if not doubts:
         return None
-    loss, other = _Gain.of(report, baseline, None), _Gain.of(report, baseline, cross_check.metric)
-    if loss.mean <= 0 or other.certain:
-        return None
-    doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
+    against = _against(cross_check, judges)
+    loss = Gain.of(report, report["baselines"][against], None)
+    own = None if cross_check is None else cross_check.metric
+    clauses = [judge.text for judge in judges if judge.metric in doubts and judge.metric != own]
+    doubt = "what it gained there it lost here; compare the images of both before you use it"
+    if any(name.partition("@")[0] in OF_SINGLE_IMAGES for name in doubts):
+        doubt += ", or search with keep: precision"
+    if own in doubts:
+        other = Gain.of(report, report["baselines"][against], own)
+        clauses = [f"{own} {other.text()}", *clauses]
+        doubt = "this may please the loss's own features and no eye; compare the images of both before you use it"
     if not loss.certain:
         doubt = "neither is a certain gain; measure with more --groups, or search on"
-    return f"the loss is {loss.text(whose=cross_check.against)}, but {cross_check.metric} {other.text()}: {doubt}"
+    return f"the loss is {loss.text(whose=against)}, but {' and '.join(clauses)}: {doubt}"
 
 
-@dataclasses.dataclass(frozen=True)
-class _Gain:
-    """How far a number is below a baseline's: ``mean``, and ``spread`` over ``groups`` of noise where it is known."""
-
-    mean: float
-    baseline: float
-    spread: float | None
-    groups: int
-
-    @classmethod
-    def of(cls, report: Mapping[str, Any], baseline: Mapping[str, Any], metric: str | None) -> _Gain:
-        """Of a metric, or of the loss; the spread is of differences on the same noise."""
-        theirs = {group["seed"]: group for group in baseline.get("groups") or ()}
-        pairs = [(group, theirs[group["seed"]]) for group in report.get("groups") or () if group["seed"] in theirs]
-        differences = [_number(beside, metric) - _number(group, metric) for group, beside in pairs]
-        spread = statistics.stdev(differences) if len(differences) > 1 else None
-        before = _number(baseline, metric)
-        return cls(before - _number(report, metric), before, spread, len(differences))
-
-    @property
-    def certain(self) -> bool:
-        """Whether it is a gain, and larger than its spread where that is known."""
-        return self.mean > (self.spread or 0.0)
-
-    @property
-    def share(self) -> float | None:
-        """Of the baseline's number; ``None`` where one of the two is not positive, and a share means nothing."""
-        return self.mean / self.baseline if self.baseline > 0 and self.mean < self.baseline else None
-
-    @property
-    def spread_share(self) -> float | None:
-        """The spread in the unit of :attr:`share`."""
-        return None if self.spread is None or self.share is None else self.spread / self.baseline
-
-    def text(self, whose: str | None = None) -> str:
-        """``3.1 % below EMA*'s``, and whether that is within the spread."""
-        where = "below" if self.mean > 0 else "above" if self.mean < 0 else "the same"
-        far = "" if self.share is None or not self.mean else f"{100 * abs(self.share):.1f} % "
-        within = self.spread is not None and abs(self.mean) <= self.spread
-        note = f", within its spread over {self.groups} groups of noise" if within else ""
-        beside = f" {whose}'s" if whose else ""
-        return f"{far}{where}{beside}{note}"
+def doubted(report: Mapping[str, Any], cross_check: CrossCheck | None, judges: Sequence[Judge] = ()) -> tuple[str, ...]:
+    """The metrics that did not follow the loss where that is below the baseline's."""
+    against = _against(cross_check, judges)
+    baseline = (report.get("baselines") or {}).get(against)
+    if baseline is None or Gain.of(report, baseline, None).mean <= 0:
+        return ()
+    own = None if cross_check is None else cross_check.metric
+    cheated = own is not None and own in baseline["metrics"] and not Gain.of(report, baseline, own).certain
+    lost = [judge.metric for judge in judges if judge.lost and judge.metric != own]
+    return (*([own] if cheated and own is not None else []), *lost)
 
 
-def _number(result: Mapping[str, Any], metric: str | None) -> float:
-    return float(result["loss"] if metric is None else result["metrics"][metric])
-
-
-def _baseline(report: Mapping[str, Any], metric: str, name: str | None) -> Mapping[str, Any] | None:
-    found: Mapping[str, Any] | None = (report.get("baselines") or {}).get(name)
-    return found if found is not None and metric in found["metrics"] else None
+def _against(cross_check: CrossCheck | None, judges: Sequence[Judge]) -> str | None:
+    return next((one.against for one in (cross_check, *judges) if one is not None and one.against is not None), None)
 
 
 def _percent(share: float, spread: float | None) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from optuna.trial import TrialState
 
 from lcsc_opt.database.cross_check import CrossCheck
+from lcsc_opt.database.judges import Judge
 from lcsc_opt.database.lease import Holder
 from lcsc_opt.database.names import SUCCEEDED, label
 
@@ -52,7 +53,11 @@ class HeldOut:
         baselines: name → loss on the same noise.
         seeds: of the groups of noise.
         cross_check: the answer in features that the loss does not look at, where it was measured.
-        warning: one line where the loss is below its baseline and the cross-check is not, or not for certain.
+        judges: every metric that the loss is not made of, beside the baseline's value.
+        warning: one line where the loss is below its baseline, and the cross-check is not, or not for certain, or a
+            judge got worse.
+        doubted: the metrics that the warning is about.
+        metrics: of the answer, each the mean over the groups of noise.
     """
 
     trial: int | None
@@ -62,7 +67,10 @@ class HeldOut:
     baselines: Mapping[str, float] = dataclasses.field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     cross_check: CrossCheck | None = None
+    judges: tuple[Judge, ...] = ()
     warning: str | None = None
+    doubted: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def sample(self) -> tuple[int | None, tuple[int, ...]]:
@@ -85,7 +93,10 @@ class HeldOut:
             baselines=baselines,
             seeds=seeds,
             cross_check=CrossCheck.parse(stored.get("cross_check")),
+            judges=Judge.parse_all(stored.get("judges")),
             warning=stored.get("warning"),
+            doubted=tuple(stored.get("doubted") or ()),
+            metrics=stored.get("metrics") or {},
         )
 
 
@@ -230,6 +241,7 @@ class StudyHistory:
             "held_out": self.held_out_loss,
             **{name: getattr(self, name) for name in costs},
             "cross_check": None if self.cross_check is None else dataclasses.asdict(self.cross_check),
+            "judges": [] if self.held_out is None else [dataclasses.asdict(judge) for judge in self.held_out.judges],
         }
 
 

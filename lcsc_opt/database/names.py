@@ -14,6 +14,9 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
 """What the best point of a grid is called in the paper's tables."""
 
+TERMS = ("near", "hinge")
+"""Metrics of single images whose weight in a loss a front varies."""
+
 
 def split_name(study: str) -> tuple[str, str, int]:
     """``digits/LCSC/0`` → experiment, optimizer, seed.

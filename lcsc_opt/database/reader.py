@@ -140,6 +140,12 @@ class HistoryReader:
             found[name][place[key]] = value
         return found
 
+    def selections(self, study: StudyHistory, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Number → ``loss``, ``metrics`` and ``images`` on the noise that answers are chosen on, where measured."""
+        number = dict(zip(trial_ids(study, numbers), numbers, strict=True))
+        found = {number[key]: parse(text, {}) for key, _, text in self._attributes(list(number), ["selection"])}
+        return dict(sorted(found.items()))
+
     def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
         """What is stored beside a trial: ``artifact_id``, ``filename``, ``mimetype`` of each file, by filename."""
 

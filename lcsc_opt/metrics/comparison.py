@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.distances import NEIGHBOURHOOD, coverage, kernel_distance, kernel_distance_and_gradient, radii
+from lcsc_opt.metrics.distances import (
+    NEIGHBOURHOOD,
+    coverage,
+    kernel_distance,
+    kernel_distance_and_gradient,
+    nearer_share,
+    radii,
+)
 from lcsc_opt.metrics.extractors.weights import torch_fidelity_module
 from lcsc_opt.metrics.fidelity import FIDELITY, deviation, distance, distance_and_gradient
 from lcsc_opt.metrics.names import Formula
@@ -72,10 +79,25 @@ class Comparison:
 
     def fid(self) -> float:
         """Squared Fréchet distance to the reference (Heusel et al. 2017)."""
-        frechet = self._required_reference.frechet
+        return self._fid(self._required_reference)
+
+    def fid_held_out(self) -> float:
+        """The same to the real images that no loss looks at."""
+        return self._fid(self._required_reference.unseen)
+
+    def nearer_train(self) -> float:
+        """The share of samples that are nearer to an image of the reference than to any held-out one.
+
+        Of samples that copy nothing it is the reference's share of all real images; copies raise it.
+        """
+        samples, real = self._samples_and_real(1, needs="nearer_train needs some")
+        other = self._required_reference.unseen.features_on(self._device).to(samples.dtype)
+        return nearer_share(samples, real, other)
+
+    def _fid(self, reference: Reference) -> float:
         if isinstance(self._samples, FeatureStatistics):
-            return frechet.distance_from_statistics(self._samples)
-        return frechet.distance_from_features(self._required_features)
+            return reference.frechet.distance_from_statistics(self._samples)
+        return reference.frechet.distance_from_features(self._required_features)
 
     def fid_and_gradient(self) -> tuple[float, Array]:
         """:meth:`fid`, and its derivative in the features."""
@@ -169,6 +191,8 @@ METRICS: Mapping[Formula, Callable[[Comparison], float]] = {
     "is": Comparison.inception_score,
     "precision": Comparison.precision,
     "recall": Comparison.recall,
+    "fid_held_out": Comparison.fid_held_out,
+    "nearer_train": Comparison.nearer_train,
     **{formula: _distance(formula) for formula in FIDELITY},
 }
 DIFFERENTIATED: Mapping[Formula, Callable[[Comparison], tuple[float, Array]]] = {

@@ -15,7 +15,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.names import EXTRACTORS, MetricName, parse_loss
-from lcsc_opt.metrics.reference.building import ReferenceSetting, build_reference, dataset_settings, holds_images
+from lcsc_opt.metrics.reference.building import build_reference, dataset_settings, holds_images
+from lcsc_opt.metrics.reference.split import ReferenceSetting, is_split
 from lcsc_opt.metrics.scores import CrossCheckSpace, Scores
 
 
@@ -92,7 +93,7 @@ def _images(reference: ReferenceSetting | None, extractor: str) -> ReferenceSett
     Raises MetricError where there are none.
     """
     given: list[ReferenceSetting] = [] if reference is None else [reference]
-    if isinstance(reference, Mapping) and dataset_settings(reference) is None:
+    if isinstance(reference, Mapping) and dataset_settings(reference) is None and not is_split(reference):
         given = [*reference.values()]
         if extractor in reference:
             own: ReferenceSetting = reference[extractor]

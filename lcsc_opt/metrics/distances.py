@@ -131,6 +131,14 @@ def coverage(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Te
     return realistic / len(samples), int(covered.sum()) / len(real)
 
 
+def nearer_share(samples: Tensor, real: Tensor, other: Tensor) -> float:
+    """The share of samples ``[N, D]`` whose nearest of ``real`` [M, D] is nearer than their nearest of ``other``."""
+    nearer = 0
+    for rows in torch.split(samples, rows_at_once(max(len(real), len(other)))):
+        nearer += int((torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1)).sum())
+    return nearer / len(samples)
+
+
 def rows_at_once(columns: int) -> int:
     """How many rows of so many distances are held at once."""
     return max(1, BLOCK // columns)

@@ -14,10 +14,14 @@ from typing import Any, Literal, get_args
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import near_miss
 
-Formula = Literal["fid", "kid", "is", "precision", "recall", "near", "hinge", "clusters", "sliced", "cmmd"]
+Formula = Literal[
+    "fid", "kid", "is", "precision", "recall", "near", "hinge", "clusters", "sliced", "cmmd",
+    "fid_held_out", "nearer_train",
+]  # fmt: skip
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall"})
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance do not do
+OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # real images that no loss may look at
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
@@ -78,6 +82,8 @@ def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
     parsed: dict[MetricName, float] = {}
     for text, weight in loss.items():
         name = MetricName.parse(text)
+        if name.formula in OF_HELD_OUT:
+            raise MetricError(f"loss: {name} is of held-out images, which decide nothing; move it to held_out_metrics")
         if name in parsed:
             raise MetricError(f"loss: {name} is there twice")
         parsed[name] = _weight(text, weight)

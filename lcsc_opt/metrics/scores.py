@@ -16,11 +16,13 @@ from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.judges import JudgeReference, few_enough, floors, judges_in, known_features
 from lcsc_opt.metrics.keeping import kept_metric
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import (
     CROSS_CHECK,
     DISTANCES,
+    OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
     MetricName,
     check_extractor_name,
@@ -29,12 +31,13 @@ from lcsc_opt.metrics.names import (
 )
 from lcsc_opt.metrics.parts import FeaturePart, WholeEvaluation
 from lcsc_opt.metrics.reference.building import (
-    ReferenceSetting,
     build_reference,
     check_reference,
+    holds_images,
     references_by_extractor,
 )
 from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.reference.split import ReferenceSetting
 from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
 
@@ -61,6 +64,8 @@ class Scores:
         device: where distances between features are computed.
         cross_check: reported beside the held-out metrics unless these have a distance in other features than the loss
             already. It decides nothing, and is no part of the description.
+        judge_reference: what the default judges of held-out reports compare with, in the features of the loss; without
+            it there are none. They, too, decide nothing, and are no part of the description.
 
     Raises MetricError for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
     that needs more than mean and covariance of the reference.
@@ -76,12 +81,13 @@ class Scores:
         keep: str | None = None,
         device: torch.device | str = "cpu",
         cross_check: CrossCheckSpace | None = None,
+        judge_reference: JudgeReference | None = None,
     ) -> None:
         weights = parse_loss(loss)
         kept = None if keep is None else kept_metric(keep)
         self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics), *([] if kept is None else [kept]))))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
-        self._cross_check = cross_check
+        self._cross_check, self._judge_reference = cross_check, judge_reference
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
         missing = [name for name in names if name not in views]
         if missing:
@@ -131,6 +137,30 @@ class Scores:
         self._views[metric.extractor] = view
         return metric
 
+    @functools.cached_property
+    def judges(self) -> tuple[MetricName, ...]:
+        """The held-out metrics that the loss is not made of; the references of default ones are built here."""
+        named = [metric for metric in self._held_out_metrics if metric not in self.loss.weights]
+        cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
+        judges = dict.fromkeys((*named, *cross_check, *self._default_judges()))
+        return tuple(judge for judge in judges if judge not in self.loss.weights)
+
+    def _default_judges(self) -> list[MetricName]:
+        found: list[MetricName] = []
+        if self._judge_reference is None:
+            return found
+        for name in self.loss.extractors:
+            view = self._views[name]
+            reference = self._judge_reference(name, view)
+            if reference is not None:
+                self._views[name] = View(view.extractor, reference)
+                found += judges_in(name, reference)
+        return found
+
+    def floors(self) -> dict[str, float]:
+        """Judge → its value for held-out real images in place of samples, where some are held out."""
+        return floors(self.judges, self._views, self.loss)
+
     @property
     def extractor(self) -> FeatureExtractor:
         """That of the loss (of its first metric): the one that orders image pairs."""
@@ -174,8 +204,7 @@ class Scores:
     def _computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
         if not held_out:
             return self._metrics
-        cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
-        return tuple(dict.fromkeys((*self._held_out_metrics, *cross_check)))
+        return tuple(dict.fromkeys((*self._held_out_metrics, *self.judges)))
 
     def warnings(self, images: int) -> list[str]:
         """A line for each thing to know about metrics of ``images`` samples against these references."""
@@ -224,6 +253,7 @@ def _check(metric: MetricName, view: View) -> None:
     if metric.formula in OF_REFERENCE_FEATURES:
         try:
             _ = view.reference.features
+            _ = view.reference.unseen if metric.formula in OF_HELD_OUT else None
         except MetricError as error:
             raise MetricError(f"{metric}: {error}") from error
 
@@ -250,6 +280,7 @@ def build_scores(
     batch_size: int = 250,
     cache: Path,
     cross_check: CrossCheckSpace | None = None,
+    judges: bool = False,
 ) -> Scores:
     """Scores from the settings of a study file; loads the networks and looks at the reference images.
 
@@ -264,6 +295,7 @@ def build_scores(
         batch_size: reference images through a network at once.
         cache: a folder for what is computed from the reference.
         cross_check: reported beside the held-out metrics; ``reference`` and ``weights`` may name its extractor, too.
+        judges: whether held-out reports have the default judges, where the reference holds features.
 
     Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
@@ -280,12 +312,26 @@ def build_scores(
                 alias,
                 extractor,
                 features=bool(formulas & OF_REFERENCE_FEATURES),
+                held_out=bool(formulas & OF_HELD_OUT),
                 batch_size=batch_size,
                 cache=cache,
             )
         views[alias] = View(extractor, built)
+
+    def judge_reference(alias: str, view: View) -> Reference | None:
+        if view.reference is None:
+            return None
+        known = known_features(alias, view)
+        if known is None and not (
+            holds_images(references[alias]) and few_enough(alias, view.reference.statistics.count)
+        ):
+            return None
+        how: dict[str, Any] = {"features": True, "held_out": True, "batch_size": batch_size, "cache": cache}
+        return build_reference(references[alias], alias, view.extractor, **how)
+
     named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
-    return Scores(views, **named, device=device, cross_check=cross_check)
+    found = judge_reference if judges else None
+    return Scores(views, **named, device=device, cross_check=cross_check, judge_reference=found)
 
 
 def check_scores(

@@ -119,6 +119,18 @@ class Objective(abc.ABC):
         return None
 
     @property
+    def judges(self) -> Mapping[str, int]:
+        """Metrics of held-out evaluations that the loss is not made of → 1, or -1 where higher is better.
+
+        Reports set each beside EMA*'s value, and warn where the loss gained and one of them got worse.
+        """
+        return {} if self.cross_check_metric is None else {self.cross_check_metric: 1}
+
+    def floors(self) -> Mapping[str, float]:
+        """Judge → its value for real images that the loss does not see, where some are held out."""
+        return {}
+
+    @property
     def images_per_evaluation(self) -> int:
         """How many images one evaluation of a search samples; 0 where there are none."""
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
@@ -30,7 +31,6 @@ from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
-REPORTED = (SELECTION.group, HELD_OUT.group)  # noise on which held-out metrics are computed, too
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 
 
@@ -100,14 +100,40 @@ class MergeSampleScore(StagedObjective):
         return self._images
 
     @property
+    def device(self) -> torch.device:
+        """Where candidates are merged."""
+        return self._device
+
+    @property
     def cross_check_metric(self) -> str | None:
         """The held-out metric in features that the loss does not look at."""
         metric = self.scores.cross_check_metric
         return None if metric is None else str(metric)
 
+    @property
+    def judges(self) -> Mapping[str, int]:
+        """The held-out metrics that the loss is not made of."""
+        return {str(metric): metric.sign for metric in self.scores.judges}
+
+    def floors(self) -> Mapping[str, float]:
+        """Of held-out real images."""
+        with self._metric_threads():
+            return self.scores.floors()
+
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
+
+    def on_weights(self, weights: Mergeable) -> MergeSampleScore:
+        """The same objective of other weights, which are where the sampler's model is; the two are used in turn."""
+        other = copy.copy(self)
+        other.trajectory, other._moved, other._kept = weights, None, None
+        return other
+
+    def release(self) -> None:
+        """Let go of what of the checkpoints is in the device's memory; the next merge puts it there again."""
+        self._forget_graph()
+        self._moved = None
 
     def images_of(self, candidate: Candidate) -> int:
         """How many images a candidate is evaluated on."""
@@ -129,7 +155,7 @@ class MergeSampleScore(StagedObjective):
             ObjectiveError: an image is not finite.
             MetricError: its features are not.
         """
-        self._know_baseline()
+        self.know_baseline()
         watch = Stopwatch()
         with watch.timing("merge"):
             self._load(prepared.take())
@@ -138,7 +164,7 @@ class MergeSampleScore(StagedObjective):
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
         return Sampled(part, prepared.cost + cost)
 
-    def _know_baseline(self) -> None:
+    def know_baseline(self) -> None:
         """Evaluate EMA*, the best of the window's EMA rates, once, when a metric is kept where that has it.
 
         These are no evaluations of the search, and count in no budget.
@@ -176,7 +202,7 @@ class MergeSampleScore(StagedObjective):
         accumulator = self.scores.accumulator(
             last - first,
             total=self.images_of(candidate),
-            held_out=candidate.noise.group in REPORTED,
+            held_out=candidate.noise.group == HELD_OUT.group,
             gradient=gradient,
         )
         if gradient:
@@ -196,9 +222,9 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self._know_baseline()
+        self.know_baseline()
         watch = Stopwatch()
-        held_out = candidate.noise.group in REPORTED
+        held_out = candidate.noise.group == HELD_OUT.group
         back: list[FeatureGradients | None] = [None] * len(parts)
         with watch.timing("metric"), self._metric_threads():
             whole = self.scores.whole([sampled.part for sampled in parts], held_out=held_out)

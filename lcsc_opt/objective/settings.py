@@ -84,10 +84,12 @@ class ImageObjectiveSettings(FrozenModel):
             differences from one of them in ``float16``, ``bfloat16`` or ``int8``.
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported beside the loss, with every evaluation.
-        held_out_metrics: reported where noise other than the search's is evaluated; without the setting FID in
-            features that the loss does not look at, where these can be had.
+        held_out_metrics: reported where noise other than the search's is evaluated; without the setting the judges
+            precision, recall, ``sliced`` and ``near``, where the reference is images, and FID in features that the loss
+            does not look at, where these can be had.
         keep: ``precision``, or another metric of single images, which may not get worse than EMA* has it.
-        reference: the real images, for all extractors or by extractor; the Inception Score needs none.
+        reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
+            ``held_out``, or ``held_out_fraction``, keep some of them for reports.
         weights: extractor → file of its weights; without one they are downloaded.
         images: how many an evaluation of the search samples.
         batch_size: how many at once; ``auto`` measures how many are best on this device, once, and remembers it.
@@ -199,6 +201,7 @@ class ImageObjectiveSettings(FrozenModel):
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
             cross_check=published_cross_check(self.loss, **shared) if self.held_out_metrics is None else None,
+            judges=self.held_out_metrics is None,
             **shared,
         )
 

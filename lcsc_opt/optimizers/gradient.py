@@ -8,7 +8,6 @@ directions, a little better than single coefficients, and need no Gram matrix. M
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import nevergrad as ng
@@ -19,6 +18,7 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 from lcsc_opt.base.errors import OptimizerError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import CoefficientSpace
+from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
 from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import space_of, steps_of
 from lcsc_opt.optimizers.requests import Request, attach_request, evaluation_of, failed, request_of
@@ -27,12 +27,8 @@ Free = npt.NDArray[np.float64]
 """``[d]``: the free vector of a coefficient space, or the coefficients themselves where there is no space."""
 
 NOISE_GROUP = "gradient"
-NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 MOMENTUM, MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a search has only some hundred steps
 DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
-AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
-FIRST_KEEP_WEIGHT = 0.1  # of the metric that is kept, in units of the loss
-KEEP_RATE, MOST_EXCESS = 0.05, 3.0  # of its dual ascent, per standard error, of which so many count
 FEWEST_CHECKS = 20  # before the search may end by itself
 
 
@@ -69,7 +65,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._asked_at: dict[str, tuple[int, int]] = {}  # uid → number of the ask, steps before it; while not told
         self._retreated_at = 0
         self._best_inherited = np.inf
-        self._keep_weight = FIRST_KEEP_WEIGHT
+        self._kept = DualAscent()
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """What a check costs, and when the last one has to come: one ends the planned budget, exactly one of the two.
@@ -122,11 +118,11 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         """
         noise = Noise(NOISE_GROUP, self._noise_base + self.num_ask + self.num_tell_not_asked)
         if not self._samples:
-            return Request(noise=noise, gradient=True, keep_weight=self._keep_weight)
+            return Request(noise=noise, gradient=True, keep_weight=self._kept.weight)
         most = self._check_images or np.inf
         first = int(min(self._config.images, most))
         multiple = max(1, int(min(self._config.growth * self._images_asked, most) / first))
-        return Request(multiple * first, noise, gradient=True, keep_weight=self._keep_weight)
+        return Request(multiple * first, noise, gradient=True, keep_weight=self._kept.weight)
 
     def _internal_tell_candidate(self, candidate: ng.p.Parameter, loss: float) -> None:
         asked_at, steps_before = self._asked_at.pop(candidate.uid)
@@ -137,13 +133,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._retreat(asked_at)
         else:
             self._path.step(candidate.value, gradient, delay=self._path.steps - steps_before)
-            self._weigh(evaluation_of(candidate))
-
-    def _weigh(self, evaluation: Evaluation | None) -> None:
-        """Dual ascent: the metric that is kept weighs more where it was above its value at EMA*, less below."""
-        if evaluation is not None and evaluation.excess is not None:
-            excess = min(max(evaluation.excess, -MOST_EXCESS), MOST_EXCESS)
-            self._keep_weight *= math.exp(KEEP_RATE * excess)
+            self._kept.hear(evaluation_of(candidate))
 
     def _retreat(self, asked_at: int) -> None:
         """Back to the average, with half the step; once for all that were asked before."""
@@ -161,7 +151,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._images_asked += self._check_images if request.images is None else request.images
             self._path.free = free
             self._path.step(candidate.value, evaluation.gradient, delay=0)
-            self._weigh(evaluation)
+            self._kept.hear(evaluation)
         elif self._path.steps == 0 and loss < self._best_inherited and request.compares():
             self._best_inherited = loss
             self._path.free = self._path.average = free
@@ -276,8 +266,7 @@ class _Path:
         ratio = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
         size = self._step_size / (1 + DELAY * delay)
         self.free = self._view.within(self.free - size * (self._directions * ratio).sum(axis=1))
-        # polynomial-decay averaging (Shamir and Zhang 2013): needs no number of steps beforehand
-        self.average = self.average + (AVERAGING + 1) / (self.steps + AVERAGING) * (self.free - self.average)
+        self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
     def retreat(self) -> None:
         """Back to the average, without momentum, with half the step."""

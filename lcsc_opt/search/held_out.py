@@ -4,8 +4,9 @@ A search on one group of noise overfits it a little, and the best of several val
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out*
 noise, which decided nothing: on one group of it, or on several, whose spread says how far the number can be trusted.
 
-Where the objective has a cross-check, EMA* (else the EMA that searches start from) is measured on the
-same noise, and a warning says where the loss gained over it and the cross-check did not.
+Where the objective has judges, metrics that its loss is not made of, EMA* (else the EMA that searches start from) is
+measured on the same noise, and a warning says where the loss gained over it and a judge got worse, or the cross-check,
+which is a judge in other features, did not gain.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients, 
 from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.comparing import best_ema
-from lcsc_opt.database.cross_check import cross_check_of, warning_of
+from lcsc_opt.database.cross_check import cross_check_of, doubted, warning_of
+from lcsc_opt.database.judges import judges_of
 from lcsc_opt.database.names import BASELINES, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, TrialKey
@@ -125,9 +127,10 @@ def score_held_out(
         What the study's ``held_out`` attribute then is: ``trial``, ``loss``, ``metrics``, ``images``, ``groups`` (each
         with its ``seed``, ``loss`` and ``metrics``), ``chosen_from`` with its ``selection`` losses; of several groups
         ``loss`` and ``metrics`` are means, and ``loss_std`` and ``metrics_std`` their sample standard deviations.
-        ``baselines``, where some were measured: name → ``loss``, ``metrics``, … and where it is from. ``cross_check``,
-        where the objective has one: see :class:`lcsc_opt.database.cross_check.CrossCheck`; ``warning`` where it did
-        not gain with the loss.
+        ``baselines``, where some were measured: name → ``loss``, ``metrics``, … and where it is from. ``judges`` and
+        ``cross_check``, where the objective has some: see :class:`lcsc_opt.database.judges.Judge` and
+        :class:`lcsc_opt.database.cross_check.CrossCheck`; ``warning``, and the metrics in ``doubted``, where they did
+        not follow the loss.
 
     Raises:
         StudyStoreError: when no trial is complete, or none of them on the search's noise.
@@ -139,8 +142,8 @@ def score_held_out(
             f"{study.name}: no complete trial on the search's noise to evaluate; let it search on, with a larger "
             "budget where this one is spent"
         )
-    cross_check = objective.cross_check_metric
-    baselines = _baselines(study, objective, plan, cross_check)
+    judges = objective.judges
+    baselines = _baselines(study, objective, plan, judges)
     evaluate = evaluate or functools.partial(evaluate_safely, objective)
     with progress(f"{study.name} held out", len(trials) + plan.groups * (1 + len(baselines))) as advance:
         scored: list[tuple[float, FrozenTrial]] = []
@@ -148,17 +151,15 @@ def score_held_out(
             scored.append((_selection_loss(study, evaluate, trial, plan), trial))
             advance()
         chosen = min(scored, key=lambda pair: (pair[0], pair[1].number))[1]
-        reported = _held_out(study, evaluate, chosen, plan, cross_check, advance)
+        reported = _held_out(study, evaluate, chosen, plan, judges, advance)
         choice = {"chosen_from": [trial.number for trial in trials], "selection": [loss for loss, _ in scored]}
         report = {"trial": chosen.number, **reported, **choice}
         if baselines:
-            measure = functools.partial(
-                _measure_baseline, study, evaluate, plan=plan, cross_check=cross_check, advance=advance
-            )
+            measure = functools.partial(_measure_baseline, study, evaluate, plan=plan, judges=judges, advance=advance)
             measured = {baseline.name: measure(baseline) for baseline in baselines}
             report["baselines"] = {name: result for name, result in measured.items() if result is not None}
-    if cross_check is not None:
-        _add_cross_check(study, report, cross_check)
+    if judges:
+        _add_judges(study, report, objective)
     if plan.keep:
         study.set_attribute("held_out", report)
     return report
@@ -174,15 +175,17 @@ def _measured(known: Mapping[str, Any], name: str) -> list[Any]:
     return [known[key] for key in (name, f"{LOOK}{name}") if known.get(key)]
 
 
-def _add_cross_check(study: StoredStudy, report: Report, metric: str) -> None:
-    """What the cross-check says of the answer, beside the baseline that was measured for it."""
+def _add_judges(study: StoredStudy, report: Report, objective: Objective) -> None:
+    """What the judges say of the answer, beside the baseline that was measured for it."""
     against = next((name for name in (EMA, DEFAULT_EMA) if name in report.get("baselines", {})), None)
-    cross_check = cross_check_of(report, metric, against)
-    if cross_check is None:
-        return
-    report["cross_check"] = dataclasses.asdict(cross_check)
-    if (warning := warning_of(report, cross_check)) is not None:
-        report["warning"] = warning
+    metric = objective.cross_check_metric
+    cross_check = None if metric is None else cross_check_of(report, metric, against)
+    judges = judges_of(report, objective.judges, against, objective.floors())
+    report["judges"] = [dataclasses.asdict(judge) for judge in judges]
+    if cross_check is not None:
+        report["cross_check"] = dataclasses.asdict(cross_check)
+    if (warning := warning_of(report, cross_check, judges)) is not None:
+        report["warning"], report["doubted"] = warning, list(doubted(report, cross_check, judges))
         notice(f"{study.name}: {warning}")
 
 
@@ -202,11 +205,11 @@ def _held_out(
     evaluate: Evaluate,
     trial: FrozenTrial,
     plan: HeldOutPlan,
-    cross_check: str | None,
+    judges: Collection[str],
     advance: Callable[..., None],
 ) -> Report:
     """Every group of a trial; each is written as soon as it is known."""
-    groups = _known_groups(_measured(trial.user_attrs, "held_out"), plan.images, cross_check)
+    groups = _known_groups(_measured(trial.user_attrs, "held_out"), plan.images, judges)
     for noise in plan.noises:
         if noise.seed not in groups:
             where = f"{study.name}: trial {trial.number}"
@@ -218,10 +221,10 @@ def _held_out(
     return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
 
 
-def _known_groups(sources: Sequence[Any], images: int, cross_check: str | None) -> dict[int, Report]:
-    """Seed → what was measured already with so many images, the cross-check, where there is one, among it."""
+def _known_groups(sources: Sequence[Any], images: int, judges: Collection[str]) -> dict[int, Report]:
+    """Seed → what was measured already with so many images, all judges among it."""
     groups = [group for stored in sources if stored["images"] == images for group in stored["groups"]]
-    known = [group for group in groups if cross_check is None or cross_check in group["metrics"]]
+    known = [group for group in groups if set(judges) <= set(group["metrics"])]
     return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
 
 
@@ -268,13 +271,13 @@ class _Baseline:
     stored: Sequence[Any] = ()
 
 
-def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, cross_check: str | None) -> list[_Baseline]:
+def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, judges: Collection[str]) -> list[_Baseline]:
     """EMA* of the same experiment; where there is no EMA grid, a default EMA, and the last checkpoint if asked for.
 
-    None where nobody asked for baselines and there is no cross-check to set beside one.
+    None where nobody asked for baselines and there are no judges to set beside one.
     """
     experiment, optimizer, _ = split_name(study.name)
-    if BASELINES.get(optimizer) == EMA or not (plan.baselines or cross_check):
+    if BASELINES.get(optimizer) == EMA or not (plan.baselines or judges):
         return []
     if (ema := _ema_star(study, experiment)) is not None:
         return [ema]
@@ -286,6 +289,12 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, cros
         "and one EMA are measured instead; for EMA* run the study file with --optimizer EMAGrid"
     )
     return [_Baseline(LAST, np.eye(len(objective.steps))[-1], {}), default]
+
+
+def known_ema(study: StoredStudy) -> Coefficients | None:
+    """``[K]`` of EMA*, where the study's experiment has a finished EMAGrid of the same objective."""
+    ema = _ema_star(study, split_name(study.name)[0])
+    return None if ema is None else ema.coefficients
 
 
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
@@ -314,14 +323,14 @@ def _measure_baseline(
     baseline: _Baseline,
     *,
     plan: HeldOutPlan,
-    cross_check: str | None,
+    judges: Collection[str],
     advance: Callable[..., None],
 ) -> Report | None:
     """On the same noise as the answer; ``None``, and a line about it, where it cannot be evaluated.
 
     What this study has measured of it before is kept with the study, also where it was interrupted.
     """
-    groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, cross_check)
+    groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, judges)
     try:
         for noise in plan.noises:
             if noise.seed not in groups:

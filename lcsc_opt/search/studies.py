@@ -340,7 +340,8 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
         ``held_out`` (losses), ``held_out_images`` (what the latter is of), ``evaluations``, ``images``, ``seconds``,
-        ``cross_check`` (the metric of the cross-check), and ``warnings``; of a sweep ``varied``, too.
+        ``cross_check`` (the metric of the cross-check), ``judges`` (all metrics that the loss is not made of, each
+        beside EMA*'s), and ``warnings``; of a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.

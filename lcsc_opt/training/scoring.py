@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics import Scores, View
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.metrics.judges import known_features
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
 from lcsc_opt.metrics.scores import CrossCheckSpace
 from lcsc_opt.training.classifier import view_of
@@ -19,12 +21,12 @@ from lcsc_opt.training.classifier import view_of
 class ScoredImages(FrozenModel):
     """``loss``, ``metrics``, ``held_out_metrics``, ``keep`` as for all images; ``data`` that is trained on.
 
-    ``half`` of the images leaves the other half for judges that nobody has seen.
+    ``half`` of the images leaves the other half held out, for judges.
     """
 
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
-    held_out_metrics: list[str] = Field(default_factory=lambda: ["precision", "recall"])
+    held_out_metrics: list[str] | None = None
     keep: str | None = None
     data: Literal["all", "half"] = "all"
 
@@ -42,11 +44,16 @@ class ScoredImages(FrozenModel):
 
     def scores(self, extractor: FeatureExtractor, images: Tensor, cross_check: Callable[[], View]) -> Scores:
         """Metrics in the features of ``extractor``, against those of ``images`` that are seen."""
+        view = view_of(extractor, self.seen(images))
+        if view.reference is not None and len(unseen := self.unseen(images)):
+            held_out = view_of(extractor, unseen).reference
+            view = View(extractor, dataclasses.replace(view.reference, held_out=held_out))
         return Scores(
-            {INCEPTION: view_of(extractor, self.seen(images))},
+            {INCEPTION: view},
             loss=self.loss,
             metrics=self.metrics,
-            held_out_metrics=self.held_out_metrics,
+            held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
             cross_check=CrossCheckSpace(MetricName("fid", CROSS_CHECK), cross_check),
+            judge_reference=known_features if self.held_out_metrics is None else None,
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import shutil
 import time
@@ -24,6 +23,7 @@ from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import remove, write_atomically
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.training.curve import LearningCurve
 from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.recipes.base import Batch, Denoiser, Recipe
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
@@ -134,7 +134,7 @@ class _Loop:
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
         self.generator = torch.Generator(accelerator.device)
-        self.curve = _Curve(job.beside(".jsonl"), write=accelerator.is_main_process)
+        self.curve = LearningCurve(job.beside(".jsonl"), write=accelerator.is_main_process)
         self.patience = 1 if accelerator.device.type == "cpu" else CHECKED_EVERY
         self.saved_at = time.monotonic()
 
@@ -261,41 +261,3 @@ class _Loop:
     def close(self) -> None:
         """Let other processes write the trajectory."""
         self.saver.close()
-
-
-class _Curve:
-    """The learning curve: ``{"step", "loss", "seconds"}`` a line, the mean loss since the line before.
-
-    Args:
-        path: of the file.
-        write: whether this process does.
-    """
-
-    def __init__(self, path: Path, *, write: bool) -> None:
-        self._path, self._write = path, write
-        self._losses: list[float] = []
-
-    def add(self, losses: list[float]) -> None:
-        self._losses.extend(losses)
-
-    def write(self, step: int, seconds: float) -> None:
-        mean = math.fsum(self._losses) / len(self._losses)
-        self._losses = []
-        if self._write:
-            line = {"step": step, "loss": mean, "seconds": round(seconds, 3)}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-    def rewind(self, step: int) -> None:
-        """Forget what came after a step, and a line that was not finished."""
-        if not self._write or not self._path.exists():
-            return
-        kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_atomically(self._path, "".join(f"{line}\n" for line in kept).encode(), error=TrainingError)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf

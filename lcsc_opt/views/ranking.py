@@ -71,7 +71,8 @@ class Ranked:
         verdict: in words.
         cross_check: the held-out metric in features that the loss does not look at, of the seeds that have one.
         cross_check_metric: its name.
-        doubtful: seeds whose loss gained over the baseline while the cross-check did not.
+        doubtful: seeds whose loss gained over the baseline while the cross-check or a judge did not.
+        doubted: the metrics that did not follow it in some seed.
     """
 
     optimizer: str
@@ -87,6 +88,7 @@ class Ranked:
     cross_check: Spread | None = None
     cross_check_metric: str | None = None
     doubtful: int = 0
+    doubted: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -158,6 +160,9 @@ def _ranked(
         cross_check=mean_and_spread(found.value for found in other),
         cross_check_metric=other[0].metric if other else None,
         doubtful=sum(study.warning is not None for study in group),
+        doubted=tuple(
+            dict.fromkeys(m for study in group if study.held_out is not None for m in study.held_out.doubted)
+        ),
     )
 
 
@@ -287,11 +292,12 @@ def _against_ema(row: Ranked) -> str:
 
 
 def _doubt(row: Ranked) -> str:
-    """That the gain may be in the loss's own features only."""
+    """That the gain may be in what the loss looks at only."""
     if not row.doubtful:
         return ""
     where = "" if row.seeds == 1 else f" in {row.doubtful} of {row.seeds} seeds"
-    return f" (but {row.cross_check_metric or 'the cross-check'} gained nothing{where}: compare the images)"
+    names = _listed(row.doubted) if row.doubted else row.cross_check_metric or "the cross-check"
+    return f" (but {names} gained nothing{where}: compare the images)"
 
 
 def _listed(names: Sequence[str]) -> str:

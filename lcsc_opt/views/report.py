@@ -23,11 +23,14 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
 from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.figures.front import front_figure
 from lcsc_opt.views.figures.landscape import landscape_figure
 from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.figures.writing import write_file
+from lcsc_opt.views.front import NOTE, front_of, front_table
+from lcsc_opt.views.judges import judge_table
 from lcsc_opt.views.landscape import LandscapeReader
 from lcsc_opt.views.patterns import distances_of
 from lcsc_opt.views.progress import failures_of, progress_of
@@ -86,6 +89,8 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
             for axis in sorted(AXES, key=lambda axis: axis != first)
         ],
         summaries=_summaries(studies),
+        front=_front(reader, experiment),
+        front_note=NOTE,
         distances=_figure(distances_figure(distances_of(reader, studies))) if answered else None,
         landscapes=[(name, _figure(landscape_figure(landscapes.read(name)))) for name in landscapes.names(experiment)],
         images=_images(reader, _by_rank(studies, ranked), artifacts),
@@ -123,6 +128,16 @@ def _summaries(studies: Sequence[StudyHistory]) -> Table:
     return header, rows, None
 
 
+def _front(reader: HistoryReader, experiment: str) -> dict[str, Any] | None:
+    """The front that the experiment belongs to: its figure and its table."""
+    front = front_of(reader, experiment)
+    if front is None:
+        return None
+    header, rows = front_table(front)
+    table: Table = header, [[*row] for row in rows], None
+    return {"headline": front.headline, "figure": _figure(front_figure(front)), "table": table}
+
+
 def _images(
     reader: HistoryReader, studies: Sequence[StudyHistory], folder: Path
 ) -> list[tuple[str, list[tuple[str, StoredImage]]]]:
@@ -142,6 +157,7 @@ def _study(reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHi
         "name": study.study,
         "state": _state(study),
         **_cross_check(study),
+        "judges": judge_table(study.held_out.judges) if study.held_out is not None and study.held_out.judges else None,
         "figures": [(SECTION_TITLES[name], _figure(figure)) for name, figure in figures],
         "failures": [[f.reason, f.attempts, f.lost] for f in failures_of(study)],
     }
@@ -158,8 +174,10 @@ def _state(study: StudyHistory) -> str:
 def _cross_check(study: StudyHistory) -> dict[str, str | None]:
     """What the answer's cross-check says, where it was measured, and the warning."""
     held_out = study.held_out
-    if held_out is None or held_out.cross_check is None:
+    if held_out is None:
         return {}
+    if held_out.cross_check is None:
+        return {"warning": held_out.warning}
     gains = held_out.cross_check.text
     line = f"Held-out {held_out.cross_check.metric} {_number(held_out.cross_check.value)}" + (
         f"; {gains}." if gains else "."

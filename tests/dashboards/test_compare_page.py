@@ -12,6 +12,7 @@ import pytest
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, add_result, write_study, written
+from tests.front_examples import write_front, write_point
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}
@@ -219,3 +220,18 @@ def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:
     text = as_csv([{"optimizer": "=HYPERLINK(1)", "below_ema_percent": -3.0}])
     assert list(csv.reader(io.StringIO(text)))[1] == ["'=HYPERLINK(1)", "-3.0"]
     assert as_csv([]) == "\r\n"
+
+
+def test_the_front_that_an_experiment_belongs_to_is_shown_and_links_its_studies(site: Site, url: str) -> None:
+    assert draw(site)["front"]["children"] == ""
+    write_front(written(url))
+    first = draw(site)
+    shown = json.dumps(first["front"]["children"])
+    assert "at EMA*'s precision, 0.620" in shown
+    assert "/lcsc/study?study=digits%2Cnear%3D6%2FLCSC%2F0" in shown
+    assert shown.count('"Graph"') == 1
+    assert draw(site, experiment="digits,near=6")["front"] == first["front"]
+    seen = first["seen"]["data"]
+    assert draw(site, seen=seen).get("front", {}).get("children") is None
+    write_point(written(url), "digits,near=20/LCSC/0", fid=9.0, precision=0.7)
+    assert "near=20" in json.dumps(draw(site, seen=seen)["front"]["children"])

@@ -62,6 +62,16 @@ def test_the_second_feature_space_and_its_warning_are_said(url: str) -> None:
     assert said.endswith("; fid@cross_check 7.25. Warning: the loss <i>is</i> below"), "a text, which a browser escapes"
 
 
+def test_judges_have_a_table(url: str) -> None:
+    study = write_study(url, "digits/LCSC/0", [4.0, 2.0])
+    assert draw(Site(url), "digits/LCSC/0")["judges"]["children"] == ""
+    judge = {"metric": "near", "sign": 1, "value": 3.05, "against": "EMA*", "baseline": 2.87, "gain": -0.18}
+    study.set_attribute("held_out", {"loss": 2.5, "judges": [{**judge, "lost": True}]})
+    shown = json.dumps(draw(Site(url), "digits/LCSC/0")["judges"]["children"])
+    for text in ("near", "lower", "3.05", "2.87", "-0.18 (worse)"):
+        assert json.dumps(text) in shown
+
+
 def test_a_search_without_a_loss_that_compares_shows_no_number(url: str) -> None:
     import numpy as np
 

@@ -75,6 +75,7 @@ def test_a_row_is_what_the_command_line_prints(storage: RDBStorage) -> None:
         "images": 20,
         "seconds": 1.0,
         "cross_check": None,
+        "judges": [],
     }
 
 

@@ -9,7 +9,6 @@ from torch.utils.data import Dataset
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, SUBSETS
-from lcsc_opt.metrics.names import FORMULAS
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.scores import build_scores
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
@@ -97,7 +96,7 @@ def test_clip_metrics_are_torch_fidelitys(tmp_path):
     network_files.write_clip(tmp_path / "clip.pt")
     samples = smooth_images(SAMPLES, seed=1)
     expected = theirs(folder, samples, REAL, "clip-vit-b-32", tmp_path / "clip.pt", fid=True)
-    names = [f"{formula}@clip" for formula in FORMULAS if formula != "is"]
+    names = [f"{formula}@clip" for formula in THEIR_NAMES if formula != "is"]
     found = ours(folder, samples, names, {"clip": str(tmp_path / "clip.pt")}, tmp_path)
     for name in names:
         formula = name.removesuffix("@clip")
@@ -115,7 +114,7 @@ def test_inception_metrics_are_torch_fidelitys(tmp_path):
     folder = write_folder(tmp_path / "real", 6)
     samples = smooth_images(12, seed=1)
     expected = theirs(folder, samples, 6, "inception-v3-compat", weights, isc=True)
-    names = [formula for formula in FORMULAS if formula != "fid"]
+    names = [formula for formula in THEIR_NAMES if formula != "fid"]
     found = ours(folder, samples, names, {"inception": str(weights)}, tmp_path)
     for name in names:
         assert found[name] == pytest.approx(expected[THEIR_NAMES[name]], rel=tolerance(name)), name

@@ -328,7 +328,7 @@ def test_run_compare_show_and_evaluate_say_it(workplace: Path, capsys: pytest.Ca
     assert lcsc(["compare", "small", "--format", "json"]) == 0
     rows = {row["study"]: row for row in json.loads(capsys.readouterr().out)}
     found = rows[STUDY]["cross_check"]
-    assert list(rows[STUDY])[-2:] == ["cross_check", "warnings"]
+    assert list(rows[STUDY])[-3:] == ["cross_check", "judges", "warnings"]
     assert (found["metric"], found["against"]) == (CROSS_CHECK, "EMA*")
     assert found["value"] == pytest.approx(9 - rows[STUDY]["held_out"])
     assert lcsc(["show", STUDY]) == 0

@@ -18,6 +18,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import TrialKey
 from lcsc_opt.views.artifacts import artifact_directory
 from lcsc_opt.views.report import write_report
+from tests.front_examples import write_front
 from tests.study_examples import write_study
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -116,6 +117,17 @@ def test_a_report_has_the_cross_check_and_its_warning(storage: RDBStorage, tmp_p
     assert header.startswith(f"against EMA* {HOSTILE} difference")
 
 
+def test_a_report_has_the_judges_of_each_answer(storage: RDBStorage, tmp_path: Path) -> None:
+    judge = {"metric": HOSTILE, "sign": -1, "value": 0.557, "against": "EMA*", "baseline": 0.62, "gain": -0.063}
+    report = {"trial": 1, "loss": 2.5, "judges": [{**judge, "lost": True, "floor": 0.9}], "warning": "it lost"}
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out=report)
+    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
+    shown = " ".join(" ".join(page.texts).split())
+    assert "judge better answer EMA* gain real images" in shown
+    assert f"{HOSTILE} higher 0.557 0.62 -0.063 (worse) 0.9" in shown
+    assert "Warning: it lost." in shown
+
+
 def test_markup_in_names_is_inert(storage: RDBStorage, tmp_path: Path) -> None:
     name = f"digits/{HOSTILE.replace('/', '')}/0"
     study = write_study(storage, name, [4.0, None, 2.0])
@@ -163,3 +175,18 @@ def test_a_study_without_results_is_reported_too(storage: RDBStorage, tmp_path: 
     write_study(storage, "digits/LCSC/0", [], ended=False)
     page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
     assert "No result yet." in " ".join(page.texts)
+
+
+def test_a_report_has_the_front_that_its_experiment_belongs_to(storage: RDBStorage, tmp_path: Path) -> None:
+    write_front(storage)
+    for name in ("digits", "digits,near=6"):
+        page = Page(write_report(storage, name, tmp_path / f"{name}.html").read_text())
+        assert "Front" in page.texts
+        assert any(text.startswith("at EMA*'s precision") for text in page.texts)
+        assert "digits,near=12/LCSC/0" in page.texts
+        titles = [figure["layout"].get("yaxis2", {}).get("title", {}).get("text") for figure in page.figures()]
+        assert titles.count("recall") == 1
+
+
+def test_a_report_of_an_experiment_without_a_front_shows_none(experiment: RDBStorage, tmp_path: Path) -> None:
+    assert "Front" not in Page(write_report(experiment, "digits", tmp_path / "report.html").read_text()).texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Mapping
@@ -22,11 +23,10 @@ from lcsc_opt.metrics.extractors.own import OwnExtractor
 from lcsc_opt.metrics.reference.files import SUFFIXES, has_images, read_reference_file
 from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles, ImageSet
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
+from lcsc_opt.metrics.reference.split import ReferenceSetting, fraction_of, is_split, split_settings
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 
 ROWS = 4096  # features whose statistics are merged at once
-
-ReferenceSetting = str | Mapping[str, Any]
 
 
 def references_by_extractor(reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSetting]:
@@ -36,14 +36,19 @@ def references_by_extractor(reference: ReferenceSetting | None, extractors: list
     """
     if reference is None:
         return {}
-    if isinstance(reference, str) or dataset_settings(reference) is not None:
+    if isinstance(reference, str) or dataset_settings(reference) is not None or is_split(reference):
         return dict.fromkeys(extractors, reference)
     for name, setting in reference.items():
         if name not in extractors:
             hint = near_miss(name, extractors)
             raise MetricError(f"reference: no metric uses an extractor {name!r}{hint}; used: {', '.join(extractors)}")
-        if not isinstance(setting, str) and not (isinstance(setting, Mapping) and "torchvision" in setting):
-            raise MetricError(f"reference.{name}: expected a path, a dataset's name or {{torchvision: ...}}")
+        if not isinstance(setting, str) and not (
+            isinstance(setting, Mapping) and ("torchvision" in setting or is_split(setting))
+        ):
+            raise MetricError(
+                f"reference.{name}: expected a path, a dataset's name, {{torchvision: ...}} or "
+                "{train: ..., held_out: ...}"
+            )
     return dict(reference)
 
 
@@ -53,32 +58,69 @@ def build_reference(
     extractor: FeatureExtractor,
     *,
     features: bool,
+    held_out: bool = False,
     batch_size: int,
     cache: Path,
 ) -> Reference:
     """The reference that ``setting`` describes, as ``extractor`` sees it.
 
     Args:
-        setting: a folder, a file or a dataset.
+        setting: a folder, a file or a dataset; or ``train`` and what is held out.
         alias: the extractor's name in metrics.
         extractor: the network.
         features: whether a metric needs the features, and not only their mean and covariance.
+        held_out: whether the held-out images are wanted, too, where there are some.
         batch_size: images through the network at once.
         cache: a folder for what was computed.
 
     Raises MetricError when there is no such reference, it cannot be read, or it does not hold what is needed.
     """
     check_reference(setting)
-    cache = cache / "references"
+    split, cache = split_settings(setting), cache / "references"
+    how: dict[str, Any] = {"batch_size": batch_size, "cache": cache}
+    images = _image_set(split.train, cache)
+    fraction = fraction_of(split, images)
+    if images is None:
+        seen = _from_file(_path(split.train), alias, extractor, features=features, **how)
+    else:
+        part = images.part(fraction, held_out=False) if fraction else images
+        seen = _from_images(part, extractor, features=features, **how)
+    if not held_out:
+        return seen
+    if images is not None and fraction:
+        unseen = _from_images(images.part(fraction, held_out=True), extractor, features=True, **how)
+    elif split.held_out is not None:
+        other = _image_set(split.held_out, cache)
+        unseen = (
+            _from_file(_path(split.held_out), alias, extractor, features=True, **how)
+            if other is None
+            else _from_images(other, extractor, features=True, **how)
+        )
+    else:
+        return seen
+    _check_apart(seen, unseen)
+    return dataclasses.replace(seen, held_out=unseen)
+
+
+def _check_apart(seen: Reference, unseen: Reference) -> None:
+    """Raise MetricError where the held-out images are those that the loss sees, or of another size."""
+    if unseen.identity == seen.identity:
+        raise MetricError("reference: held_out is train; give other real images, or held_out_fraction in its place")
+    if None not in (seen.size, unseen.size) and seen.size != unseen.size:
+        raise MetricError("reference: held_out has images of another size than train; bring both to one size first")
+
+
+def _image_set(setting: ReferenceSetting, cache: Path) -> ImageSet | None:
+    """The images of a folder, a zip file or a dataset; None for a file that holds something else."""
     dataset = dataset_settings(setting)
     if dataset is not None and not (isinstance(setting, str) and Path(setting).exists()):
-        images: ImageSet = dataset_images(dataset, root=cache.parent / "datasets")
-        return _from_images(images, extractor, features=features, batch_size=batch_size, cache=cache)
-    path = Path(str(setting)).expanduser()
-    if path.is_dir() or path.suffix.lower() == ".zip":
-        images = ImageFiles(path, cache=cache)
-        return _from_images(images, extractor, features=features, batch_size=batch_size, cache=cache)
-    return _from_file(path, alias, extractor, features=features, batch_size=batch_size, cache=cache)
+        return dataset_images(dataset, root=cache.parent / "datasets")
+    path = _path(setting)
+    return ImageFiles(path, cache=cache) if path.is_dir() or path.suffix.lower() == ".zip" else None
+
+
+def _path(setting: ReferenceSetting) -> Path:
+    return Path(str(setting)).expanduser()
 
 
 def check_reference(setting: ReferenceSetting) -> None:
@@ -86,7 +128,14 @@ def check_reference(setting: ReferenceSetting) -> None:
 
     Raises MetricError for a path that does not exist, or a file of no known kind.
     """
-    path = Path(str(setting)).expanduser()
+    split = split_settings(setting)
+    for part in (split.train, split.held_out):
+        if part is not None:
+            _check_part(part)
+
+
+def _check_part(setting: ReferenceSetting) -> None:
+    path = _path(setting)
     if dataset_settings(setting) is not None and not (isinstance(setting, str) and path.exists()):
         return
     _check_exists(path)
@@ -99,9 +148,10 @@ def holds_images(setting: ReferenceSetting) -> bool:
 
     Raises MetricError for a file that cannot be read.
     """
-    if dataset_settings(setting) is not None:
+    train = split_settings(setting).train
+    if dataset_settings(train) is not None:
         return True
-    path = Path(str(setting)).expanduser()
+    path = _path(train)
     return path.is_dir() or path.suffix.lower() == ".zip" or (path.suffix.lower() == ".npz" and has_images(path))
 
 
@@ -157,7 +207,8 @@ def _from_images(
         collected = _extract(images, extractor, keep=features, batch_size=batch_size)
         if features:
             _save_features(features_file, collected.features)
-        collected.statistics().save(statistics_file)
+        if not statistics_file.exists():  # FID stays what it was, to the last bit
+            collected.statistics().save(statistics_file)
     kept = _mapped(features_file, images.count, extractor.dimension) if features else None
     return Reference(ReferenceStatistics.load(statistics_file), identity, kept, images.size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -56,6 +57,10 @@ class ImageSet(Protocol):
         """A SHA-256 of all images in their order."""
         ...
 
+    def part(self, fraction: float, *, held_out: bool) -> ImageSet:
+        """The images that are held out, about so large a fraction, or the others; each by the hash of its content."""
+        ...
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]; C is 1 where all are grey, else 3."""
         ...
@@ -63,13 +68,14 @@ class ImageSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What reading every file once tells about a set."""
+    """What reading every file once tells about a set; of each file's hash ``marks`` has eight hexadecimal digits."""
 
     count: int
     height: int
     width: int
     grey: bool
     content: str
+    marks: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +121,15 @@ class ImageFiles:
         """A SHA-256 of all files in their order."""
         return self._facts.content
 
+    def part(self, fraction: float, *, held_out: bool) -> ImageFiles:
+        """The files that are held out, about so large a fraction, or the others."""
+        facts, chosen = self._facts, _chosen(bytes.fromhex(self._facts.marks), fraction, held_out=held_out)
+        part = copy.copy(self)
+        part._entries = [entry for entry, taken in zip(self._entries, chosen, strict=True) if taken]
+        content = _content_of_part(facts.content, fraction, held_out=held_out)
+        part._facts = dataclasses.replace(facts, count=len(part._entries), content=content, marks="")
+        return part
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a file that is broken."""
         mode = "L" if self._facts.grey else "RGB"
@@ -139,7 +154,7 @@ class ImageArray:
             raise MetricError(
                 f"{source}: expected images [N, H, W, 1 or 3] in uint8, got {list(pixels.shape)} in {pixels.dtype}"
             )
-        self._pixels = pixels
+        self._pixels, self._source = pixels, source
         self.count = len(pixels)
         self.size = (int(pixels.shape[1]), int(pixels.shape[2]))
 
@@ -150,10 +165,25 @@ class ImageArray:
         digest.update(np.ascontiguousarray(self._pixels).data)
         return digest.hexdigest()
 
+    def part(self, fraction: float, *, held_out: bool) -> ImageArray:
+        """The images that are held out, about so large a fraction, or the others. Raises MetricError for none."""
+        marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in self._pixels)
+        return ImageArray(self._pixels[_chosen(marks, fraction, held_out=held_out)], source=self._source)
+
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, ``[B, C, H, W]`` in [−1, 1]."""
         for first in range(0, self.count, batch_size):
             yield _scaled(self._pixels[first : first + batch_size])
+
+
+def _chosen(marks: bytes, fraction: float, *, held_out: bool) -> npt.NDArray[np.bool_]:
+    """``[M]``: whether each image is in the part, from four bytes of its content's hash; copies lie on one side."""
+    return np.asarray((np.frombuffer(marks, dtype=">u4") < fraction * 2**32) == held_out)
+
+
+def _content_of_part(content: str, fraction: float, *, held_out: bool) -> str:
+    side = "held out" if held_out else "train"
+    return hashlib.sha256(f"{content}\n{side} {fraction!r}".encode()).hexdigest()
 
 
 def _scaled(pixels: npt.NDArray[np.uint8]) -> Tensor:
@@ -209,7 +239,7 @@ def _remembered_facts(path: Path, entries: Sequence[_Entry], cache: Path) -> _Fa
 
 def _look_at(path: Path, entries: Sequence[_Entry]) -> _Facts:
     """Read every file once: its header for size and colours, its bytes for the content."""
-    digest = hashlib.sha256()
+    digest, marks = hashlib.sha256(), bytearray()
     first: tuple[str, tuple[int, int]] | None = None
     grey = True
     with progress(f"looking at {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
@@ -227,9 +257,10 @@ def _look_at(path: Path, entries: Sequence[_Entry]) -> _Facts:
                     raise MetricError(f"{path}: {entry.name} has more than 8 bits a channel; write it with 8 first")
                 grey = grey and mode in GREY_MODES
                 digest.update(file_digest)
+                marks += file_digest[:4]
             advance(len(part))
     height, width = first[1] if first else (0, 0)
-    return _Facts(len(entries), height, width, grey, digest.hexdigest())
+    return _Facts(len(entries), height, width, grey, digest.hexdigest(), marks.hex())
 
 
 def _no_image(entry: _Entry, error: Exception) -> MetricError:

@@ -31,12 +31,14 @@ class Reference:
         identity: names the images and the extractor by their content, for the fingerprint of a study.
         all_features: ``[M, D]`` float32; None when nothing but mean and covariance is known or needed.
         size: height and width of the images, where they are known and alike.
+        held_out: other real images, which no loss looks at, with their features; None where there are none.
     """
 
     statistics: ReferenceStatistics
     identity: str
     all_features: npt.NDArray[np.float32] | None = None
     size: tuple[int, int] | None = None
+    held_out: Reference | None = None
 
     @classmethod
     def from_statistics(cls, statistics: ReferenceStatistics) -> Reference:
@@ -49,6 +51,13 @@ class Reference:
         if self.all_features is None:
             raise MetricError(NO_FEATURES)
         return self.all_features
+
+    @property
+    def unseen(self) -> Reference:
+        """:attr:`held_out`. Raises MetricError where there are none."""
+        if self.held_out is None:
+            raise MetricError(NOTHING_HELD_OUT)
+        return self.held_out
 
     @cached_property
     def frechet(self) -> FrechetReference:
@@ -90,4 +99,8 @@ class Reference:
 NO_FEATURES = (
     "this metric compares features, and the reference holds mean and covariance only; "
     "give the images themselves (a folder, a .zip, ADM's .npz) or saved features [N, D]"
+)
+NOTHING_HELD_OUT = (
+    "this metric compares with real images that the loss does not see, and none are held out; "
+    "give reference: {train: FOLDER, held_out: FOLDER}, or {train: FOLDER, held_out_fraction: 0.2}"
 )

@@ -180,7 +180,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Content]], *, text: int
 
 def study_link(study: StudyHistory, page: str = "study", text: str | None = None) -> html.A:
     """To a page of ours about a study."""
-    return html.A(text or study.study, href=f"{HOME}{page}?study={quote(study.study, safe='')}")
+    return html.A(text or study.study, href=study_address(study.study, page))
+
+
+def study_address(study: str, page: str = "study") -> str:
+    """Of a page of ours about a study."""
+    return f"{HOME}{page}?study={quote(study, safe='')}"
 
 
 def optuna_link(study: StudyHistory, text: str = "optuna-dashboard") -> html.A:

@@ -1,0 +1,153 @@
+"""What judges say of a search's answer beside EMA*: plain data for reports.
+
+A judge is a metric of held-out reports that the loss is not made of. A loss can fall while single images get worse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+SINGLE_GROUP_NOISE = 0.02  # of the baseline's value: a change below it is noise where one group tells no spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """One metric of a study's answer on held-out noise, beside the baseline's.
+
+    Attributes:
+        metric: its name.
+        sign: 1 where lower is better, -1 where higher is.
+        value: mean over the groups of noise.
+        spread: the sample standard deviation of that over the groups; ``None`` where there is one group.
+        against: the baseline, on the same noise; ``None`` where there is none.
+        baseline: its value.
+        baseline_spread: the same of it.
+        gain: how much better the answer is than the baseline, in the metric's unit; negative where it is worse.
+        gain_spread: over groups of noise, each beside the baseline on the same noise.
+        lost: whether the answer is worse by more than ``gain_spread``, or than 2 % of the baseline's value where that
+            is not known.
+        floor: the value of real images that the loss does not see, where some are held out.
+    """
+
+    metric: str
+    sign: int
+    value: float
+    spread: float | None = None
+    against: str | None = None
+    baseline: float | None = None
+    baseline_spread: float | None = None
+    gain: float | None = None
+    gain_spread: float | None = None
+    lost: bool = False
+    floor: float | None = None
+
+    @classmethod
+    def parse_all(cls, stored: Any) -> tuple[Judge, ...]:
+        """The part ``judges`` of a held-out report; none where there is none."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return tuple(cls(**{key: value for key, value in one.items() if key in known}) for one in stored or ())
+
+    @property
+    def text(self) -> str:
+        """How it moved: ``precision 0.615 → 0.557``."""
+        return f"{self.metric} {self.baseline:.4g} → {self.value:.4g}"
+
+
+def judges_of(
+    report: Mapping[str, Any], signs: Mapping[str, int], against: str | None, floors: Mapping[str, float]
+) -> tuple[Judge, ...]:
+    """What a held-out report says of its judges.
+
+    Args:
+        report: with ``metrics``, ``groups``, ``baselines``.
+        signs: judge → 1, or -1 where higher is better.
+        against: the baseline's name.
+        floors: metric → value of held-out real images.
+    """
+    found = []
+    for metric, sign in signs.items():
+        if metric not in report["metrics"]:
+            continue
+        value, spread = _value(report, metric)
+        judge = Judge(metric, sign, value, spread, floor=floors.get(metric))
+        if (baseline := baseline_of(report, metric, against)) is not None:
+            gain = Gain.of(report, baseline, metric, sign)
+            before = _value(baseline, metric)
+            judge = dataclasses.replace(
+                judge,
+                against=against,
+                baseline=before[0],
+                baseline_spread=before[1],
+                gain=gain.mean,
+                gain_spread=gain.spread,
+                lost=gain.lost,
+            )
+        found.append(judge)
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """How much better a number is than a baseline's: ``mean``, and ``spread`` over ``groups`` of noise if known."""
+
+    mean: float
+    baseline: float
+    spread: float | None
+    groups: int
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any], baseline: Mapping[str, Any], metric: str | None, sign: int = 1) -> Gain:
+        """Of a metric, or of the loss; the spread is of differences on the same noise."""
+        theirs = {group["seed"]: group for group in baseline.get("groups") or ()}
+        pairs = [(group, theirs[group["seed"]]) for group in report.get("groups") or () if group["seed"] in theirs]
+        differences = [sign * (_number(beside, metric) - _number(group, metric)) for group, beside in pairs]
+        spread = statistics.stdev(differences) if len(differences) > 1 else None
+        before = _number(baseline, metric)
+        return cls(sign * (before - _number(report, metric)), before, spread, len(differences))
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is a gain, and larger than its spread where that is known."""
+        return self.mean > (self.spread or 0.0)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is a loss beyond noise."""
+        noise = SINGLE_GROUP_NOISE * abs(self.baseline) if self.spread is None else self.spread
+        return self.mean < -noise
+
+    @property
+    def share(self) -> float | None:
+        """Of the baseline's number; ``None`` where one of the two is not positive, and a share means nothing."""
+        return self.mean / self.baseline if self.baseline > 0 and self.mean < self.baseline else None
+
+    @property
+    def spread_share(self) -> float | None:
+        """The spread in the unit of :attr:`share`."""
+        return None if self.spread is None or self.share is None else self.spread / self.baseline
+
+    def text(self, whose: str | None = None) -> str:
+        """``3.1 % below EMA*'s``, and whether that is within the spread."""
+        where = "below" if self.mean > 0 else "above" if self.mean < 0 else "the same"
+        far = "" if self.share is None or not self.mean else f"{100 * abs(self.share):.1f} % "
+        within = self.spread is not None and abs(self.mean) <= self.spread
+        note = f", within its spread over {self.groups} groups of noise" if within else ""
+        beside = f" {whose}'s" if whose else ""
+        return f"{far}{where}{beside}{note}"
+
+
+def baseline_of(report: Mapping[str, Any], metric: str, name: str | None) -> Mapping[str, Any] | None:
+    """The baseline of that name in a held-out report; ``None`` where the metric was not measured of it."""
+    found: Mapping[str, Any] | None = (report.get("baselines") or {}).get(name)
+    return found if found is not None and metric in found["metrics"] else None
+
+
+def _value(result: Mapping[str, Any], metric: str) -> tuple[float, float | None]:
+    return float(result["metrics"][metric]), (result.get("metrics_std") or {}).get(metric)
+
+
+def _number(result: Mapping[str, Any], metric: str | None) -> float:
+    return float(result["loss"] if metric is None else result["metrics"][metric])

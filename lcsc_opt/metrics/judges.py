@@ -1,0 +1,78 @@
+"""Metrics of held-out reports that nobody has to ask for: what a search may lose while its loss falls.
+
+Precision and recall tell fidelity and diversity apart, ``near`` looks at single images, and ``sliced`` is a distance
+that is no FID. Where real images are held out, there is FID to these, too, and the share of samples that are nearer to
+an image of the reference than to any of them. Judges need the features of the real images, which folders of images have
+and files of mean and covariance do not; where there are none, there are no judges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lcsc_opt.base.progress import notice
+from lcsc_opt.metrics.comparison import Comparison
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD
+from lcsc_opt.metrics.loss import Loss, View
+from lcsc_opt.metrics.names import Formula, MetricName
+from lcsc_opt.metrics.reference.reference import Reference
+
+DEFAULT: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
+WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train")
+MOST_IMAGES = 100_000  # of a reference: distances between all of more take hours without a GPU, and memory with one
+
+JudgeReference = Callable[[str, View], Reference | None]
+"""An extractor's name and its view → the reference that judges compare with; ``None`` where there can be none."""
+
+
+def known_features(_name: str, view: View) -> Reference | None:
+    """The view's own reference, where it holds features."""
+    found = view.reference
+    return None if found is None or found.all_features is None else found
+
+
+def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
+    """The default judges in the features of the extractor ``name``; none for too many real images, or too few."""
+    if len(reference.features) <= NEIGHBOURHOOD:
+        return ()
+    formulas = DEFAULT if reference.held_out is None else (*DEFAULT, *WITH_HELD_OUT)
+    return tuple(MetricName(formula, name) for formula in formulas)
+
+
+def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) -> dict[str, float]:
+    """Judge → its value for held-out real images in place of samples: about what a perfect model would have.
+
+    Args:
+        judges: some metrics.
+        views: by the extractor's name; those without held-out images, or with three or fewer, have no floor.
+        loss: that compares.
+    """
+    found: dict[str, float] = {}
+    comparisons: dict[str, Comparison] = {}
+    for judge in judges:
+        reference = views[judge.extractor].reference
+        if reference is None or reference.held_out is None or not judge.needs_reference:
+            continue
+        unseen = reference.held_out.features
+        if len(unseen) <= NEIGHBOURHOOD:
+            continue
+        if judge.formula == "nearer_train":
+            found[str(judge)] = len(reference.features) / (len(reference.features) + len(unseen))
+            continue
+        if judge.extractor not in comparisons:
+            comparisons[judge.extractor] = loss.comparison(judge.extractor, unseen, None)
+        # the distance between the two sets of real images, either way
+        formula: Formula = "fid" if judge.formula == "fid_held_out" else judge.formula
+        found[str(judge)] = float(comparisons[judge.extractor].compute(formula))
+    return found
+
+
+def few_enough(name: str, count: int | None) -> bool:
+    """Whether so many reference images are no more than judges look at; a line says so where they are."""
+    if count is None or count <= MOST_IMAGES:
+        return True
+    notice(
+        f"{name}: no judges beside the loss, since the reference has {count:,} images and more than {MOST_IMAGES:,} "
+        f"take long; name {', '.join(DEFAULT)} in held_out_metrics where they shall be computed all the same"
+    )
+    return False

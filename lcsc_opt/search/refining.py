@@ -1,0 +1,368 @@
+"""Fine-tuning all weights by the gradient of an objective, which leaves a trajectory behind that searches run on.
+
+Adam on fresh noise at every step, with an average of its iterates as the answer: what ``LCSCGradient`` does, in all
+weights in place of the coefficients (FD-loss, arXiv 2604.28190, minimizes the Fréchet distance so). Beside
+``NAME.trajectory`` stand ``NAME.jsonl``, the learning curve, ``NAME.state.pt``, from which it goes on, and at the end
+``NAME.safetensors``, the average. All random numbers of a step come from the seed and the number of the step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, TrainingError
+from lcsc_opt.base.files import replacing
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.checkpoints.safetensors_files import write_safetensors
+from lcsc_opt.database.names import differences
+from lcsc_opt.metrics.keeping import Baseline
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.one_model import ONE, OneModel
+from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
+from lcsc_opt.training.curve import LearningCurve
+from lcsc_opt.trajectory import TrajectoryWriter
+
+NOISE_GROUP = "refine"
+SUFFIX = ".trajectory"
+RATE, RATE_IMAGES = 1e-4, 200  # of Adam, at so many images a step
+EPSILON = 1e-15  # in place of Adam's 1e-8, beside which gradients of a loss in a small unit would vanish
+CHECKPOINTS = 50  # if nobody says how many steps lie between two
+STATE_SECONDS = 60.0  # between two states, which are what a crash costs at most
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineSettings:
+    """How long, and how fast.
+
+    Attributes:
+        images: that all steps sample together; a rest that is no whole step is left.
+        images_per_step: of each gradient.
+        rate: of Adam; about how far each weight moves in a step.
+        checkpoint_every: steps between two checkpoints.
+        seed: of the noise.
+    """
+
+    images: int
+    images_per_step: int
+    rate: float
+    checkpoint_every: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        images: int = 60_000,
+        images_per_step: int = RATE_IMAGES,
+        rate: float | None = None,
+        checkpoint_every: int | None = None,
+        seed: int = 0,
+    ) -> RefineSettings:
+        """What was asked for, and the defaults of what was not.
+
+        The rate is 1e-4 at 200 images a step, and grows with the root of their number: gradients of more images have
+        less noise, and Adam then takes the same path (Malladi et al. 2022, square root scaling rule).
+
+        Raises:
+            StudySpecError: numbers that make no sense, or leave fewer than two checkpoints.
+        """
+        if images_per_step < 2:
+            raise StudySpecError(f"--images-per-step: expected at least 2, got {images_per_step}")
+        rate = RATE * math.sqrt(images_per_step / RATE_IMAGES) if rate is None else rate
+        if not 0 < rate <= 1:
+            raise StudySpecError(f"--rate: expected above 0 and at most 1, got {rate}")
+        steps = images // images_per_step
+        every = max(1, steps // CHECKPOINTS) if checkpoint_every is None else checkpoint_every
+        if not 1 <= every <= steps:
+            raise StudySpecError(
+                f"--images: {images:,} are {steps} steps of {images_per_step:,}, fewer than one checkpoint takes; give "
+                "more, or fewer with --images-per-step or --checkpoint-every"
+            )
+        return cls(images, images_per_step, rate, every, seed)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the images are."""
+        return self.images // self.images_per_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Refined:
+    """What it came to.
+
+    Attributes:
+        answer: the file of the averaged weights.
+        start: evaluated on held-out noise.
+        refined: the average, on the same noise.
+    """
+
+    answer: Path
+    start: Evaluation
+    refined: Evaluation
+
+
+def refine(
+    objective: Objective,
+    settings: RefineSettings,
+    out: Path,
+    *,
+    start: Callable[[], Coefficients],
+    held_out_images: int,
+    resume: bool = False,
+) -> Refined:
+    """Fine-tune to the end, write the average, and compare it with the start.
+
+    Args:
+        objective: whose loss is minimized.
+        settings: how long, and how fast.
+        out: the trajectory, ``NAME.trajectory``; its first checkpoint, step 0, is the start.
+        start: finds coefficients ``[K]`` of the model that is begun with; not asked when going on.
+        held_out_images: that the start and the answer are compared on.
+        resume: go on from the last state, bit for bit where the device computes so.
+
+    Raises:
+        ObjectiveError: the objective has no gradient in weights.
+        StudySpecError: the names are taken, there is nothing to go on with, or it was begun with other settings.
+        TrainingError: the loss of a step is not finite, or cannot be computed; the checkpoints before are whole.
+        TrajectoryError: a checkpoint cannot be written.
+    """
+    checked = _with_gradient(objective)
+    files = _Files.of(out)
+    identity = {"settings": dataclasses.asdict(settings), **checked.fingerprint()}
+    state = files.read_state(identity) if resume else None
+    if state is None:
+        files.check_free()
+        coefficients = start()
+        checked.know_baseline()
+        checked.release()  # the room is for Adam now
+        run = _Run(checked, settings, coefficients)
+        files.write_state(run, identity)
+    else:
+        run = _Run(checked, settings, state["coefficients"].numpy())
+        run.load(state)
+    _descend(run, files, identity)
+    answer = run.answer()
+    files.write_answer({**answer, **run.on(answer).statistics(ONE)})
+    held_out = Candidate(ONE, held_out_images, HELD_OUT)
+    with progress("held out", 2) as advance:
+        begun = run.on(run.begun).evaluate(held_out)
+        advance(note=f"start {begun.loss:.4g}")
+        refined = run.on(answer).evaluate(held_out)
+        advance(note=f"refined {refined.loss:.4g}")
+    files.state.unlink()
+    return Refined(files.answer, begun, refined)
+
+
+def _with_gradient(objective: Objective) -> MergeSampleScore:
+    if not isinstance(objective, MergeSampleScore):
+        raise ObjectiveError("refine: the objective samples no images with merged weights, so there is none to train")
+    if reason := objective.why_no_gradient():
+        raise ObjectiveError(f"refine: all weights follow the gradient of the loss, and {reason}; search coefficients")
+    return objective
+
+
+def _descend(run: _Run, files: _Files, identity: Mapping[str, Any]) -> None:
+    """Make the steps that are left; an interruption loses none that was made."""
+    settings = run.settings
+    curve = LearningCurve(files.curve)
+    curve.rewind(run.done)
+    with (
+        TrajectoryWriter(files.out, every=settings.checkpoint_every, resume=run.done) as writer,
+        progress("refining", settings.steps, done=run.done) as advance,
+    ):
+        writer.append(run.done, run.model.weights)
+        saved_at, began = time.monotonic(), time.monotonic() - run.seconds
+        while run.done < settings.steps:
+            try:
+                evaluation = run.evaluate(files.out)
+            except KeyboardInterrupt:
+                writer.flush()
+                files.write_state(run, identity)
+                raise
+            run.step(evaluation)
+            run.seconds = time.monotonic() - began
+            writer.append(run.done, run.model.weights, wait=False)
+            curve.add([evaluation.loss])
+            curve.write(run.done, run.seconds)
+            if time.monotonic() - saved_at >= STATE_SECONDS or run.done == settings.steps:
+                writer.flush()  # the state is never ahead of the checkpoints
+                files.write_state(run, identity)
+                saved_at = time.monotonic()
+            advance(note=f"loss {evaluation.loss:.4g}")
+
+
+class _Run:
+    """All weights on their way.
+
+    Args:
+        objective: of the checkpoints.
+        settings: how long, and how fast.
+        coefficients: ``[K]`` of the start.
+
+    Attributes:
+        begun: the start, name → tensor in the dtype of the checkpoints.
+        model: the iterate; what is trained is at least float32.
+        objective: of the iterate.
+        done: how many steps were made.
+        seconds: that they took.
+    """
+
+    def __init__(self, objective: MergeSampleScore, settings: RefineSettings, coefficients: Coefficients) -> None:
+        assert objective.trajectory is not None  # why_no_gradient would have said so
+        self.settings, self.coefficients = settings, coefficients
+        self._of_checkpoints, self._kept = objective, DualAscent()
+        self.begun: Weights = objective.trajectory.merge(coefficients)
+        varying = objective.trajectory.varying
+        trained = sorted(name for name, part in self.begun.items() if name in varying and part.is_floating_point())
+        iterate = {name: _copied(part, objective.device, wide=name in trained) for name, part in self.begun.items()}
+        self.model = OneModel(iterate, frozenset(trained))
+        self.objective = objective.on_weights(self.model)
+        self._iterate = {name: iterate[name] for name in trained}
+        self._average = {name: part.clone() for name, part in self._iterate.items()}
+        self._adam = torch.optim.Adam(list(self._iterate.values()), lr=settings.rate, eps=EPSILON)
+        self.done, self.seconds = 0, 0.0
+
+    def evaluate(self, out: Path) -> Evaluation:
+        """The loss of the next step, and its gradient in the weights.
+
+        Raises:
+            TrainingError: they are not finite, or cannot be computed.
+        """
+        seed = self.settings.seed * NOISE_STRIDE + self.done
+        step = Candidate(ONE, self.settings.images_per_step, Noise(NOISE_GROUP, seed), self._kept.weight)
+        try:
+            evaluation = self.objective.evaluate(step, gradient=True)
+            if not math.isfinite(evaluation.loss):
+                raise ObjectiveError(f"the loss is {evaluation.loss}; lower --rate")
+        except (ObjectiveError, MetricError) as error:
+            raise TrainingError(
+                f"step {self.done + 1}: {error}; the checkpoints before it are whole in {out}"
+            ) from error
+        return evaluation
+
+    @torch.inference_mode(mode=False)
+    @torch.no_grad()
+    def step(self, evaluation: Evaluation) -> None:
+        """Adam (Kingma and Ba 2015, Algorithm 1) against the gradient that was evaluated last, and the average."""
+        for name, part in self._iterate.items():
+            gradient = self.model.gradients.get(name)
+            part.grad = None if gradient is None else gradient.to(part)
+        self._adam.step()
+        self._adam.zero_grad()
+        self._kept.hear(evaluation)
+        self.done += 1
+        share = averaging_share(self.done)
+        for name, part in self._average.items():
+            part.lerp_(self._iterate[name], share)
+
+    def answer(self) -> Weights:
+        """The average, in the dtypes of the checkpoints."""
+        return {name: self._average.get(name, part).to(part) for name, part in self.begun.items()}
+
+    def on(self, weights: Weights) -> MergeSampleScore:
+        """The objective of other weights of the same model."""
+        return self._of_checkpoints.on_weights(OneModel(weights, frozenset()))
+
+    def state(self) -> dict[str, Any]:
+        """All that it goes on from."""
+        baseline = self._of_checkpoints.scores.loss.baseline
+        return {
+            "done": self.done,
+            "seconds": self.seconds,
+            "coefficients": torch.from_numpy(self.coefficients),
+            "iterate": self._iterate,
+            "average": self._average,
+            "adam": self._adam.state_dict(),
+            "keep_weight": self._kept.weight,
+            "baseline": None if baseline is None else [float(value) for value in dataclasses.astuple(baseline)],
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.done, self.seconds = int(state["done"]), float(state["seconds"])
+        for name, part in self._iterate.items():
+            part.copy_(state["iterate"][name])
+            self._average[name].copy_(state["average"][name])
+        self._adam.load_state_dict(state["adam"])
+        self._kept = DualAscent(float(state["keep_weight"]))
+        if state["baseline"] is not None:
+            self._of_checkpoints.scores.loss.baseline = Baseline(*state["baseline"])
+
+
+@torch.inference_mode(mode=False)
+@torch.no_grad()
+def _copied(part: Tensor, device: torch.device, *, wide: bool) -> Tensor:
+    """A copy that may change; in half types Adam's steps would be rounded away."""
+    dtype = torch.promote_types(part.dtype, torch.float32) if wide else part.dtype
+    return part.to(device, dtype, copy=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """What stands where."""
+
+    out: Path
+    state: Path
+    curve: Path
+    answer: Path
+
+    @classmethod
+    def of(cls, out: Path) -> _Files:
+        if out.suffix != SUFFIX:
+            raise StudySpecError(f"{out}: is to be a trajectory; end the name in {SUFFIX}")
+        return cls(out, *(out.with_suffix(end) for end in (".state.pt", ".jsonl", ".safetensors")))
+
+    def check_free(self) -> None:
+        """Refuse to write over what is there."""
+        for path in dataclasses.astuple(self):
+            if path.exists():
+                go_on = "go on with --resume, or " if self.state.exists() else ""
+                raise StudySpecError(f"{path}: exists already; {go_on}give another name")
+
+    def write_state(self, run: _Run, identity: Mapping[str, Any]) -> None:
+        """Replace the state."""
+        try:
+            self.state.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.state) as pending:
+                torch.save({**run.state(), "identity": json.dumps(identity)}, pending)
+        except (OSError, RuntimeError) as error:  # torch's own writer raises the second
+            raise TrainingError(f"{self.state}: cannot be written ({error})") from error
+
+    def read_state(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """The state, of a refinement that was begun in the same way."""
+        if not self.state.exists():
+            done = f"{self.answer} is its answer" if self.answer.exists() else "leave --resume out to begin"
+            raise StudySpecError(f"{self.out}: there is nothing to go on with; {done}")
+        try:
+            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+            stored = json.loads(state["identity"])
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise TrainingError(f"{self.state}: is damaged; begin anew under another name") from error
+        if difference := next(differences(stored, json.loads(json.dumps(identity)), ""), None):
+            raise StudySpecError(f"{self.out}: was begun otherwise: {difference.lstrip('.')}; give what was given then")
+        return state
+
+    def write_answer(self, weights: Weights) -> None:
+        """Write the averaged weights."""
+        tensors = {name: part.detach().cpu().contiguous() for name, part in weights.items()}
+        try:
+            with replacing(self.answer) as pending:
+                write_safetensors(tensors, pending, {"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"{self.answer}: cannot be written ({error})") from error

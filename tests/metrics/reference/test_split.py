@@ -1,0 +1,149 @@
+"""Real images that the loss does not see: named, or a part of a folder by the hash of each file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError, StudySpecError
+from lcsc_opt.metrics.reference import split
+from lcsc_opt.metrics.reference.building import build_reference, check_reference, references_by_extractor
+from lcsc_opt.metrics.reference.images import ImageArray
+from lcsc_opt.metrics.reference.reference import Reference
+
+
+class SplitPixels:
+    name, dimension = "split-pixels", 12
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, : self.dimension]
+
+
+def pixels(count: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8)
+
+
+def write(path: Path, count: int = 60, seed: int = 0) -> Path:
+    path.mkdir()
+    for i, image in enumerate(pixels(count, seed)):
+        Image.fromarray(image).save(path / f"{i:03}.png")
+    return path
+
+
+def build(setting: Any, folder: Path, **changes: Any) -> Reference:
+    wanted: dict[str, Any] = {"features": True, "held_out": True, "batch_size": 7, "cache": folder / "cache", **changes}
+    return build_reference(setting, "inception", SplitPixels(), **wanted)
+
+
+def rows(reference: Reference | None) -> set[bytes]:
+    assert reference is not None
+    return {row.tobytes() for row in reference.features}
+
+
+def test_two_folders(tmp_path: Path) -> None:
+    train, other = write(tmp_path / "a"), write(tmp_path / "b", 20, seed=1)
+    found = build({"train": str(train), "held_out": str(other)}, tmp_path)
+    alone = build(str(train), tmp_path)
+    assert found.identity == alone.identity, "what the loss sees is the same"
+    assert alone.held_out is None
+    assert (len(found.features), len(found.unseen.features)) == (60, 20)
+    assert not rows(found) & rows(found.held_out)
+    assert build({"train": str(train), "held_out": str(other)}, tmp_path, held_out=False).held_out is None
+
+
+def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    setting = {"train": str(folder), "held_out_fraction": 0.3}
+    found = build(setting, tmp_path)
+    assert rows(found) | rows(found.held_out) == rows(build(str(folder), tmp_path))
+    assert not rows(found) & rows(found.held_out)
+    assert 6 <= len(found.unseen.features) <= 30
+    for i, path in enumerate(sorted(folder.iterdir(), reverse=True)):  # another order, other names
+        path.rename(folder / f"renamed{i:03}.png")
+    again = build(setting, tmp_path, cache=tmp_path / "another")
+    assert rows(again.held_out) == rows(found.held_out)
+    assert build({**setting, "held_out_fraction": 0.5}, tmp_path).identity != found.identity
+
+
+def test_copies_of_an_image_lie_on_one_side(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    for path in list(folder.iterdir()):
+        shutil.copy(path, folder / f"copy-{path.name}")
+    found = build({"train": str(folder), "held_out_fraction": 0.5}, tmp_path)
+    assert not rows(found) & rows(found.held_out)
+
+
+def test_arrays_are_divided_too() -> None:
+    images = ImageArray(pixels(100, 0), source="test")
+    parts = [images.part(0.2, held_out=held_out) for held_out in (False, True)]
+    assert sum(part.count for part in parts) == 100
+    assert 5 <= parts[1].count <= 40
+    assert len({images.content, *(part.content for part in parts)}) == 3
+
+
+def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(split, "LARGE_ENOUGH", 60)
+    large, small = write(tmp_path / "a"), write(tmp_path / "b", 59)
+    assert build(str(small), tmp_path).held_out is None
+    assert "held out" not in capsys.readouterr().err
+    found = build(str(large), tmp_path)
+    assert "held_out_fraction: 0} takes all" in capsys.readouterr().err
+    asked = build({"train": str(large), "held_out_fraction": 0.2}, tmp_path)
+    assert (rows(found), rows(found.held_out)) == (rows(asked), rows(asked.held_out))
+    whole = build({"train": str(large), "held_out_fraction": 0}, tmp_path)
+    assert (len(whole.features), whole.held_out) == (60, None)
+
+
+def test_features_that_come_later_do_not_change_the_statistics(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a")
+    first = build(str(folder), tmp_path, features=False)
+    (file,) = (tmp_path / "cache" / "references").glob("*.npz")
+    before = file.read_bytes()
+    assert build(str(folder), tmp_path, batch_size=60).identity == first.identity
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out": "a", "held_out_fraction": 0.2}, "exclude each other"),
+        ({"held_out_fraction": 1.0}, "less than 1"),
+        ({"held_out": {"folder": "a"}}, "torchvision"),
+        ({"fraction": 0.2, "held_out_fraction": 0.2}, "fraction"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudySpecError, match=message):
+        check_reference({"train": str(write(tmp_path / "a", 4)), **changes})
+
+
+def test_what_cannot_be_held_out(tmp_path: Path) -> None:
+    train = write(tmp_path / "a")
+    shutil.copytree(train, tmp_path / "same")
+    with pytest.raises(MetricError, match="held_out is train"):
+        build({"train": str(train), "held_out": str(tmp_path / "same")}, tmp_path)
+    large = tmp_path / "large"
+    large.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((4, 4, 3), i, dtype=np.uint8)).save(large / f"{i}.png")
+    with pytest.raises(MetricError, match="another size"):
+        build({"train": str(train), "held_out": str(large)}, tmp_path)
+    with pytest.raises(MetricError, match="missing"):
+        check_reference({"train": str(train), "held_out": str(tmp_path / "missing")})
+    np.save(tmp_path / "features.npy", np.ones((5, 12), dtype=np.float32))
+    with pytest.raises(MetricError, match=r"no folder, \.zip or dataset"):
+        build({"train": str(tmp_path / "features.npy"), "held_out_fraction": 0.2}, tmp_path)
+
+
+def test_one_split_serves_all_extractors_or_each_has_its_own() -> None:
+    both = {"train": "a", "held_out": "b"}
+    assert references_by_extractor(both, ["inception", "clip"]) == {"inception": both, "clip": both}
+    assert references_by_extractor({"clip": both}, ["clip"]) == {"clip": both}

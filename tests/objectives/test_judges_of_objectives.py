@@ -1,0 +1,77 @@
+"""Which judges objectives over images take from their settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import Scores
+from lcsc_opt.objective.settings import ImageObjectiveSettings
+from tests.objectives.image_objectives import PIXELS, settings
+
+EXTRACTOR = PIXELS.removeprefix("fid")
+DEFAULT = [f"{formula}{EXTRACTOR}" for formula in ("precision", "recall", "sliced", "near")]
+HELD_OUT = [f"{formula}{EXTRACTOR}" for formula in ("fid_held_out", "nearer_train")]
+
+
+def real(folder: Path, name: str, count: int = 20) -> str:
+    images = folder / name
+    images.mkdir()
+    generator = np.random.default_rng(len(name))
+    for i in range(count):
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(images / f"{i}.png")
+    return name
+
+
+def scores(folder: Path, **changes: Any) -> Scores:
+    return ImageObjectiveSettings(checkpoints="any", **settings(folder, **changes)).scores()
+
+
+def judges(found: Scores) -> list[str]:
+    return [str(judge) for judge in found.judges]
+
+
+def test_a_folder_has_them_and_its_features_are_read_when_a_report_needs_them(folder: Path) -> None:
+    found = scores(folder, reference=str(folder / real(folder, "real")))
+    described = found.describe()
+    view = found._views[EXTRACTOR.removeprefix("@")]
+    assert view.reference is not None
+    assert view.reference.all_features is None
+    assert judges(found) == DEFAULT
+    assert found.describe() == described
+    assert found.floors() == {}
+
+
+def test_files_of_mean_and_covariance_have_none_and_nothing_is_said_of_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings(folder)  # which writes the file
+    found = scores(folder, reference=str(folder / "reference.npz"))
+    capsys.readouterr()
+    assert judges(found) == []
+    assert "judge" not in capsys.readouterr().err
+
+
+def test_who_names_held_out_metrics_gets_those(folder: Path) -> None:
+    reference = str(folder / real(folder, "real"))
+    assert judges(scores(folder, reference=reference, held_out_metrics=[])) == []
+    assert judges(scores(folder, reference=reference, held_out_metrics=[f"kid{EXTRACTOR}"])) == [f"kid{EXTRACTOR}"]
+
+
+def test_two_folders_lie_beside_the_study_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    split = {"train": real(folder, "real"), "held_out": real(folder, "others", 12)}
+    found = scores(folder, reference=split)
+    assert judges(found) == [*DEFAULT, *HELD_OUT]
+    floors = found.floors()
+    assert list(floors) == judges(found)
+    assert floors[f"nearer_train{EXTRACTOR}"] == 20 / 32
+    assert found.describe() == scores(folder, reference=split["train"], held_out_metrics=[]).describe()
+    ImageObjectiveSettings(checkpoints="any", **settings(folder, reference=split))._located()
+    with pytest.raises(MetricError, match="missing"):
+        scores(folder, reference={"train": "real", "held_out": "missing"})

@@ -1,0 +1,345 @@
+"""Fine-tuning all weights: the steps by hand, what it leaves behind, that it goes on bit for bit, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
+from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
+from lcsc_opt.coefficients.profiles import ema_coefficients
+from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.one_model import ONE, OneModel
+from lcsc_opt.optimizers.descent import FIRST_KEEP_WEIGHT, KEEP_RATE, MOST_EXCESS, DualAscent, averaging_share
+from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
+from lcsc_opt.search import refining
+from lcsc_opt.search.refining import Refined, RefineSettings, refine
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+SHAPE, STEPS = (1, 4, 4), (10, 20, 30)
+EMA = ema_coefficients(STEPS, 0.95)
+SHORT = RefineSettings(images=240, images_per_step=40, rate=1e-2, checkpoint_every=1, seed=3)
+
+
+class Network(nn.Module):
+    """A constant buffer, a counter, and weights of which a training has moved all but the last bias."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(0, 0.3, generator=generator)
+            self.last.bias.fill_(0.1)  # type: ignore[union-attr]
+        self.register_buffer("count", torch.tensor(seed))
+
+    def forward(self, x: Tensor, times: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        level = (1 + times.to(x.dtype).abs()).rsqrt()[:, None, None, None]
+        return 0.7 * torch.tanh(self.last(torch.tanh(self.first(x * level))))
+
+
+class Features:
+    """Smooth and not linear."""
+
+    name, dimension = "smooth", 5
+
+    def __init__(self) -> None:
+        self.matrix = torch.randn(16, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.tanh(images.flatten(1) @ self.matrix.to(images.dtype))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums over several threads have other last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Callable[..., MergeSampleScore]:
+    """The objective, anew each time as each process has its own."""
+
+    def made(*, keep: str | None = None, dtype: torch.dtype = torch.float32, batch_size: int = 16) -> MergeSampleScore:
+        path = tmp_path / f"{dtype}.trajectory"
+        if not path.exists():
+            with TrajectoryWriter(path) as writer:
+                for step in STEPS:
+                    writer.append(step, Network(step).to(dtype))
+        real = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.8 - 0.2
+        features = Features()(real).numpy()
+        known = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), "smooth")
+        scores = Scores(
+            {"inception": View(Features(), Reference(known, "real", features.astype(np.float32)))}, keep=keep
+        )
+        network = Network(0).double() if dtype == torch.float64 else Network(0)
+        sampler = ConsistencySampler(
+            ConsistencyFunction(network),
+            image_shape=SHAPE,
+            sigmas=[10.0],
+            noise=ImageNoise(0),
+            settings=NetworkSettings("cpu"),
+        )
+        return MergeSampleScore(Trajectory.open(path), sampler, scores, images=120, batch_size=batch_size)
+
+    return made
+
+
+Build = Callable[..., MergeSampleScore]
+
+
+def run(objective: Objective, out: Path, settings: RefineSettings = SHORT, *, resume: bool = False) -> Refined:
+    return refine(objective, settings, out, start=lambda: EMA, held_out_images=400, resume=resume)
+
+
+def measured(evaluation: Evaluation) -> tuple[float, dict[str, float]]:
+    return evaluation.loss, dict(evaluation.metrics)
+
+
+def rows(out: Path) -> list[dict[str, Tensor]]:
+    trajectory = Trajectory.open(out)
+    return [trajectory.checkpoint(index) for index in range(len(trajectory))]
+
+
+def test_the_gradient_in_all_weights_is_that_of_the_loss(build: Build) -> None:
+    objective = build(dtype=torch.float64)
+    assert objective.trajectory is not None
+    weights = objective.trajectory.merge(EMA)
+    model = OneModel(weights, frozenset(["first.weight", "last.weight"]))
+    of_model, candidate = objective.on_weights(model), Candidate(ONE, 40, Noise("own"))
+    evaluation = of_model.evaluate(candidate, gradient=True)
+    assert measured(evaluation) == measured(objective.evaluate(Candidate(EMA, 40, Noise("own")), gradient=True))
+    assert set(model.gradients) == model.varying
+    for name, index in [("first.weight", (0, 0, 0, 0)), ("first.weight", (3, 0, 1, 2)), ("last.weight", (0, 2, 1, 1))]:
+        losses = []
+        for shift in (1e-6, -2e-6):
+            weights[name][index] += shift
+            losses.append(of_model.evaluate(candidate).loss)
+        weights[name][index] += 1e-6
+        assert float(model.gradients[name][index]) == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-4)
+
+
+def test_steps_are_adams_and_the_answer_is_their_average(build: Build, tmp_path: Path) -> None:
+    objective, out = build(dtype=torch.float64), tmp_path / "r.trajectory"
+    found = run(objective, out)
+    name, made = "first.weight", rows(out)
+    m = v = np.zeros(made[0][name].shape)
+    average = expected = made[0][name].numpy()
+    for step in range(1, SHORT.steps + 1):
+        model = OneModel(made[step - 1], frozenset([name]))
+        noise = Noise("refine", 3 * 2**20 + step - 1)
+        objective.on_weights(model).evaluate(Candidate(ONE, 40, noise), gradient=True)
+        gradient = model.gradients[name].numpy()
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        expected = expected - 1e-2 * (m / (1 - 0.9**step)) / np.sqrt(v / (1 - 0.999**step))
+        np.testing.assert_allclose(made[step][name].numpy(), expected, rtol=1e-9)
+        average = average + 4 / (step + 3) * (expected - average)
+    np.testing.assert_allclose(load_file(found.answer)[name].numpy(), average, rtol=1e-9)
+
+
+def test_what_it_leaves(build: Build, tmp_path: Path) -> None:
+    objective, out = build(), tmp_path / "new" / "r.trajectory"
+    settings = RefineSettings(images=300, images_per_step=40, rate=1e-2, checkpoint_every=2, seed=0)
+    found = run(objective, out, settings)
+    assert objective.trajectory is not None
+    start, made = objective.trajectory.merge(EMA), rows(out)
+    assert Trajectory.open(out).steps == (0, 2, 4, 6)  # the seventh step is in the average only
+    assert all(torch.equal(made[0][name], part) for name, part in start.items())
+    for name in ("last.bias", "count"):  # the same in all checkpoints, or no number that moves
+        assert torch.equal(made[-1][name], start[name])
+    assert not torch.equal(made[-1]["first.bias"], start["first.bias"])
+    lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
+    assert not out.with_suffix(".state.pt").exists()
+    assert measured(found.start) == measured(objective.evaluate(Candidate(EMA, 400, HELD_OUT)))
+    answer = objective.on_weights(OneModel(load_file(found.answer), frozenset()))
+    assert measured(found.refined) == measured(answer.evaluate(Candidate(ONE, 400, HELD_OUT)))
+    assert found.refined.loss < 0.9 * found.start.loss
+    searched = objective.on_weights(Trajectory.open(out))
+    assert searched.evaluate(Candidate(np.eye(4)[0], 400, HELD_OUT)).loss == found.start.loss
+    assert searched.evaluate(Candidate(np.full(4, 0.25)), gradient=True).gradient is not None
+
+
+def test_half_types_are_refined_in_float32_and_answered_as_they_were(build: Build, tmp_path: Path) -> None:
+    found = run(build(dtype=torch.bfloat16), tmp_path / "r.trajectory")
+    assert {part.dtype for part in rows(tmp_path / "r.trajectory")[-1].values()} == {
+        torch.float32,
+        torch.bfloat16,  # the bias that is no part of it
+        torch.int64,
+    }
+    assert load_file(found.answer)["first.weight"].dtype == torch.bfloat16
+
+
+def stop_before(objective: MergeSampleScore, step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let evaluations of the given step fail."""
+    evaluate = MergeSampleScore.evaluate
+
+    def stopping(self: MergeSampleScore, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+        if candidate.noise == Noise("refine", 3 * 2**20 + step - 1):
+            raise error
+        return evaluate(self, candidate, gradient=gradient)
+
+    monkeypatch.setattr(MergeSampleScore, "evaluate", stopping)
+
+
+@pytest.mark.parametrize("keep", [None, "precision"])
+@pytest.mark.parametrize("stopped", [1, 2, 4])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError()])
+def test_interrupted_it_goes_on_bit_for_bit(
+    build: Build, tmp_path: Path, keep: str | None, stopped: int, error: BaseException
+) -> None:
+    whole, parted = tmp_path / "whole.trajectory", tmp_path / "parted.trajectory"
+    expected = run(build(keep=keep), whole)
+    with pytest.MonkeyPatch.context() as patch:
+        objective = build(keep=keep)
+        stop_before(objective, stopped, error, patch)
+        with pytest.raises(type(error)):
+            run(objective, parted)
+    state = torch.load(parted.with_suffix(".state.pt"), weights_only=True)
+    assert state["done"] == (stopped - 1 if isinstance(error, KeyboardInterrupt) else 0)
+    found = run(build(keep=keep), parted, resume=True)
+    assert measured(found.start) == measured(expected.start)
+    assert measured(found.refined) == measured(expected.refined)
+    assert found.answer.read_bytes() == expected.answer.read_bytes()
+    assert Trajectory.open(parted).sha256 == Trajectory.open(whole).sha256
+    losses = [
+        [(line["step"], line["loss"]) for line in map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())]
+        for path in (whole, parted)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path) -> None:
+    objective, out = build(keep="precision"), tmp_path / "r.trajectory"
+    state: dict[str, Any] = {}
+    write = refining._Files.write_state
+
+    def remember(self: Any, run: Any, identity: Any) -> None:
+        write(self, run, identity)
+        state.update(run.state())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refining._Files, "write_state", remember)
+        run(objective, out)
+    kept = DualAscent()
+    for step, row in enumerate(rows(out)[:-1]):
+        candidate = Candidate(ONE, 40, Noise("refine", 3 * 2**20 + step), kept.weight)
+        kept.hear(objective.on_weights(OneModel(row, frozenset())).evaluate(candidate))
+    assert state["keep_weight"] == kept.weight != FIRST_KEEP_WEIGHT
+    answers = [out.with_suffix(".safetensors"), run(build(), tmp_path / "plain.trajectory").answer]
+    assert not torch.equal(*(load_file(answer)["first.weight"] for answer in answers))
+
+
+@pytest.mark.parametrize(("excess", "change"), [(1.0, 1.0), (-20.0, -MOST_EXCESS), (20.0, MOST_EXCESS)])
+def test_dual_ascent_counts_some_standard_errors(excess: float, change: float) -> None:
+    kept = DualAscent(0.4)
+    kept.hear(None)
+    kept.hear(Evaluation(1.0))
+    assert kept.weight == 0.4
+    kept.hear(Evaluation(1.0, excess=excess))
+    assert kept.weight == pytest.approx(0.4 * math.exp(KEEP_RATE * change))
+
+
+def test_the_first_iterate_is_the_whole_average() -> None:
+    assert averaging_share(1) == 1
+
+
+def test_what_is_not_finite_ends_it_and_names_the_step(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective, out = build(), tmp_path / "r.trajectory"
+    sample = objective.sampler.sample
+
+    def broken(noise: Noise, start: int, stop: int) -> Tensor:
+        images = sample(noise, start, stop)
+        return images / 0 if noise == Noise("refine", 3 * 2**20 + 4) else images
+
+    monkeypatch.setattr(objective.sampler, "sample", broken)
+    with pytest.raises(TrainingError, match=r"step 5: .*not finite; the checkpoints before it are whole in .*r\.traj"):
+        run(objective, out)
+    assert Trajectory.open(out).steps == (0, 1, 2, 3, 4)
+
+
+def test_a_loss_that_is_not_finite_asks_for_a_lower_rate(build: Build, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MergeSampleScore, "evaluate", lambda *_, **__: Evaluation(math.inf))
+        with pytest.raises(TrainingError, match="step 1: the loss is inf; lower --rate"):
+            run(build(), tmp_path / "r.trajectory")
+
+
+def test_defaults_are_a_rate_that_grows_with_the_root_of_the_images_and_fifty_checkpoints() -> None:
+    assert RefineSettings.of() == RefineSettings(60_000, 200, 1e-4, 6, 0)
+    larger = RefineSettings.of(images_per_step=800)
+    assert (larger.rate, larger.steps, larger.checkpoint_every) == (pytest.approx(2e-4), 75, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images_per_step": 1}, "--images-per-step: expected at least 2"),
+        ({"rate": 0.0}, "--rate: expected above 0 and at most 1, got 0"),
+        ({"rate": math.nan}, "--rate: expected above 0 and at most 1, got nan"),
+        ({"rate": 2.0}, "--rate: expected above 0 and at most 1, got 2"),
+        ({"images": 199}, "--images: 199 are 0 steps of 200"),
+        ({"images": 400, "checkpoint_every": 3}, "--images: 400 are 2 steps of 200"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudySpecError, match=message):
+        RefineSettings.of(**given)
+
+
+def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path) -> None:
+    out = tmp_path / "r.trajectory"
+    with pytest.raises(StudySpecError, match="there is nothing to go on with; leave --resume out to begin"):
+        run(build(), out, resume=True)
+    with pytest.raises(StudySpecError, match=r"end the name in \.trajectory"):
+        run(build(), tmp_path / "r")
+    with pytest.MonkeyPatch.context() as patch:
+        objective = build()
+        stop_before(objective, 3, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(objective, out)
+    with pytest.raises(StudySpecError, match="exists already; go on with --resume, or give another name"):
+        run(build(), out)
+    other = RefineSettings(240, 40, rate=2e-2, checkpoint_every=1, seed=3)
+    with pytest.raises(StudySpecError, match=r"was begun otherwise: settings\.rate was 0\.01, is now 0\.02"):
+        run(build(), out, other, resume=True)
+    with pytest.raises(StudySpecError, match=r"was begun otherwise: objective\.scores"):
+        run(build(keep="precision"), out, resume=True)
+    run(build(), out, resume=True)
+    with pytest.raises(StudySpecError, match=r"nothing to go on with; .*r\.safetensors is its answer"):
+        run(build(), out, resume=True)
+    with pytest.raises(StudySpecError, match="exists already; give another name"):
+        run(build(), out)
+    interrupted = tmp_path / "damaged.trajectory"
+    interrupted.with_suffix(".state.pt").write_bytes(b"no state")
+    with pytest.raises(TrainingError, match="is damaged; begin anew under another name"):
+        run(build(), interrupted, resume=True)
+
+
+def test_objectives_without_a_gradient_in_weights_are_refused(
+    objective: Objective, build: Build, tmp_path: Path
+) -> None:
+    with pytest.raises(ObjectiveError, match="refine: the objective samples no images"):
+        run(objective, tmp_path / "r.trajectory")
+    without = build()
+    without.scores.loss.weights = {next(iter(without.scores.loss.weights)).__class__("precision", "inception"): 1.0}
+    with pytest.raises(ObjectiveError, match=r"precision.* in the loss has no gradient.*; search coefficients"):
+        run(without, tmp_path / "r.trajectory")
+    assert not (tmp_path / "r.trajectory").exists()
