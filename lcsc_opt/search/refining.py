@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, TrainingError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 from lcsc_opt.database.names import differences
@@ -193,6 +193,7 @@ def _descend(run: _Run, files: _Files, identity: Mapping[str, Any]) -> None:
             except KeyboardInterrupt:
                 writer.flush()
                 files.write_state(run, identity)
+                notice(f"{files.out}: stopped after step {run.done}; with --resume the same command goes on from there")
                 raise
             run.step(evaluation)
             run.seconds = time.monotonic() - began

@@ -124,6 +124,16 @@ def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(f
     assert any(reason.startswith("the worker on node ") for reason in reasons)
 
 
+@pytest.mark.slow
+def test_studies_side_by_side_have_the_trials_of_local_ones(folder: Path, cluster: Any) -> None:
+    shared = {"optimizers": ["CMA", "LCSCGradient"], "seeds": [0, 1]}
+    assert lcsc(["run", study_file(folder, workers=2, **shared), "--one-by-one"]) == 0
+    on = {"ray": 2, "address": cluster.address}
+    assert lcsc(["run", study_file(folder, workers=on, **shared), "--parallel", "--storage", "sqlite:///r.db"]) == 0
+    for name in ("e/CMA/0", "e/CMA/1", "e/LCSCGradient/0", "e/LCSCGradient/1"):
+        assert trials("sqlite:///r.db", name) == trials("sqlite:///e.db", name)
+
+
 def test_a_study_goes_on_where_it_began_and_elsewhere(folder: Path, cluster: Any) -> None:
     file = study_file(folder, workers={"ray": 2, "address": cluster.address}, budget={"evaluations": 4})
     assert lcsc(["run", file]) == 0

@@ -304,7 +304,7 @@ def test_settings_without_a_meaning_are_refused(given: dict[str, Any], message: 
         RefineSettings.of(**given)
 
 
-def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path) -> None:
+def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "r.trajectory"
     with pytest.raises(StudySpecError, match="there is nothing to go on with; leave --resume out to begin"):
         run(build(), out, resume=True)
@@ -315,6 +315,7 @@ def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path) -> None:
         stop_before(objective, 3, KeyboardInterrupt(), patch)
         with pytest.raises(KeyboardInterrupt):
             run(objective, out)
+    assert "stopped after step 2; with --resume the same command goes on" in capsys.readouterr().err
     with pytest.raises(StudySpecError, match="exists already; go on with --resume, or give another name"):
         run(build(), out)
     other = RefineSettings(240, 40, rate=2e-2, checkpoint_every=1, seed=3)
