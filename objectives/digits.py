@@ -43,7 +43,8 @@ class Settings(ScoredImages):
     select: SelectionSettings = SelectionSettings()
 
     def check(self) -> None:
-        """Refuse a selection that leaves nothing to combine, before anything is trained."""
+        """Refuse metrics that cannot be had and a selection that leaves nothing, before anything is trained."""
+        super().check()
         every = self.checkpoint_every
         self.select.check(range(every, self.training_steps + 1, every))
 

@@ -9,11 +9,13 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.metrics import Scores, View
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.judges import known_features
-from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName
+from lcsc_opt.metrics.keeping import kept_metric
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName, parse_loss, parse_names
 from lcsc_opt.metrics.scores import CrossCheckSpace
 from lcsc_opt.training.classifier import view_of
 
@@ -29,6 +31,17 @@ class ScoredImages(FrozenModel):
     held_out_metrics: list[str] | None = None
     keep: str | None = None
     data: Literal["all", "half"] = "all"
+
+    def check(self) -> None:
+        """Refuse metrics that :meth:`scores` would refuse.
+
+        Raises:
+            MetricError: one that is not known, needs another network, or cannot be kept.
+        """
+        metrics = [*parse_loss(self.loss), *parse_names([*self.metrics, *(self.held_out_metrics or ())])]
+        for metric in [*metrics, *([] if self.keep is None else [kept_metric(self.keep)])]:
+            if metric.extractor != INCEPTION:
+                raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
 
     def seen(self, images: Tensor) -> Tensor:
         """The real images ``[n, C, H, W]`` that training and loss may look at."""
