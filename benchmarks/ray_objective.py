@@ -22,7 +22,7 @@ PLACE = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES")
 
 
 class Squares(StagedObjective):
-    """Takes ``seconds`` for its images; writes into ``log`` which process samples, on which node of SLURM, which GPU."""
+    """Takes ``seconds`` for its images; writes into ``log`` which process samples, on which node, which GPU."""
 
     def __init__(self, seconds: float, log: str) -> None:
         self._seconds, self._log = seconds, log

@@ -3,7 +3,8 @@
     python benchmarks/slurm.py [--only WORD] [--quick]
 
 Each job is disturbed in its own way while it evaluates; its trials have to be those of ``lcsc run`` without a cluster,
-and nothing of it may be left. Writes ``results/slurm.md``, unless ``--only`` or ``--quick`` (two of them) leaves rows out.
+and nothing of it may be left. Writes ``results/slurm.md``, unless ``--only`` or ``--quick`` (two of them) leaves rows
+out.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ def _line(row: Row) -> str:
 def _markdown(found: list[Row]) -> str:
     version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     head = f"{version}, three nodes that are slurmd of one machine: {machine()}.\n\n"
-    text = "40 trials of each of LCSC, CMA and LCSCGradient by four workers; compared, bit for bit, with four local ones.\n\n"
+    text = "40 trials of each of LCSC, CMA and LCSCGradient by four workers, compared with four local ones.\n\n"
     table = "| a job of docs/cluster.sbatch | seen | trials |\n|---|---|---|\n"
     return f"# Jobs under SLURM\n\n{head}{text}{table}" + "".join(f"{_line(row)}\n" for row in found)
 
