@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from stress_search import Rows, rows, sqlite_url
 
 SCRIPT = ROOT / "docs" / "cluster.sbatch"
 OPTIMIZERS = ("LCSC", "CMA", "LCSCGradient")
-EARLY = 20  # evaluations, after which a job is disturbed
+WORKERS, EVALUATIONS = 3, 24
+EARLY = 12  # evaluations, after which a job is disturbed
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 QUICK = ("undisturbed", "requeued")
 
@@ -52,7 +53,7 @@ class Job:
         self._system, self._folder, self._log = system, folder, folder / "evaluations"
         self._url = sqlite_url(folder, "studies")
         settings = {"seconds": seconds, "log": str(self._log)}
-        study_file(folder, **_study(settings, workers={"ray": 4, "gpus": 1}), storage=self._url)
+        study_file(folder, **_study(settings, workers={"ray": WORKERS, "gpus": 1}), storage=self._url)
         self._options = ["--nodes=3", "--gpus-per-node=2", "--cpus-per-task=2", "--time=10", *options]
         self.submit()
 
@@ -69,6 +70,8 @@ class Job:
     def row(self, what: str, clean: dict[str, Rows], *, restarts: range = range(1), also: str = "") -> Row:
         """Wait for the end, and judge."""
         state = self._system.wait(self.number, *ENDED)
+        if state not in ENDED:
+            self._system.cancel(self.number)  # others need the nodes
         times, nodes = int(self._system.field(self.number, "Restarts")), self._nodes()
         problems = [f"it ended as {state}, exit {self._system.field(self.number, 'ExitCode')}"] * (state != "COMPLETED")
         problems += [f"{times} restarts"] * (times not in restarts)
@@ -130,7 +133,7 @@ def requeued(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
 
 def time_is_over(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
     """The signal before the limit comes up to a minute earlier than asked for."""
-    job = Job(system, folder, "--time=2", "--signal=B:USR1@60", seconds=3)
+    job = Job(system, folder, "--time=3", "--signal=B:USR1@75", seconds=3)
     row = job.row("the signal before the time limit, again and again", clean, restarts=range(1, 20))
     return dataclasses.replace(row, problems=row.problems + ["TIMEOUT"] * ("DUE TO TIME LIMIT" in job.output()))
 
@@ -192,7 +195,8 @@ def two_jobs(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
     return Row(found[0].what, "; ".join(row.seen for row in found), [line for row in found for line in row.problems])
 
 
-SCENES: tuple[Callable[[Slurm, Path, dict[str, Rows]], Row], ...] = (
+Scene = Callable[[Slurm, Path, dict[str, Rows]], Row]
+SCENES: tuple[Scene, ...] = (
     undisturbed,
     requeued,
     time_is_over,
@@ -211,23 +215,30 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only those whose function's name contains this")
     parser.add_argument("--quick", action="store_true", help=f"only {' and '.join(QUICK)}")
     arguments = parser.parse_args()
+    scenes = [scene for scene in SCENES if arguments.only in scene.__name__]
+    if arguments.quick:
+        scenes = [scene for scene in scenes if scene.__name__ in QUICK]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave no daemon behind
-    _environment()
-    with tempfile.TemporaryDirectory(prefix="lcsc-jobs-") as name, slurm() as system:
-        if system is None:
-            print(f"skipped: {NO_SLURM}")
-            return
-        folder, found = Path(name), list[Row]()
-        clean = local(folder / "local")
-        for scene in SCENES:
-            if arguments.only not in scene.__name__ or (arguments.quick and scene.__name__ not in QUICK):
-                continue
-            start = time.monotonic()
-            found.append(scene(system, folder / scene.__name__, clean))
-            print(f"{time.monotonic() - start:6.1f} s  {_line(found[-1])}", flush=True)
-    if not arguments.only and not arguments.quick:
+    with tempfile.TemporaryDirectory(prefix="lcsc-jobs-") as folder:
+        _environment(Path(folder))
+        with slurm() as system:
+            if system is None:
+                print(f"skipped: {NO_SLURM}")
+                return
+            found = list(play(system, Path(folder), scenes))
+    if len(scenes) == len(SCENES):
         (RESULTS / "slurm.md").write_text(_markdown(found))
     sys.exit(any(row.problems for row in found))
+
+
+def play(system: Slurm, folder: Path, scenes: Sequence[Scene]) -> Iterator[Row]:
+    """One after the other."""
+    clean = local(folder / "local")
+    for scene in scenes:
+        start = time.monotonic()
+        row = scene(system, folder / scene.__name__, clean)
+        print(f"{time.monotonic() - start:6.1f} s  {_line(row)}", flush=True)
+        yield row
 
 
 def local(folder: Path) -> dict[str, Rows]:
@@ -249,15 +260,19 @@ def _study(settings: dict[str, Any], *, workers: Any) -> dict[str, Any]:
         "objective": {"file": OBJECTIVE, "settings": settings},
         "optimizers": list(OPTIMIZERS),
         "seeds": [0],
-        "budget": {"evaluations": 40},
+        "budget": {"evaluations": EVALUATIONS},
         "workers": workers,
         "failures": {"retries": 20},
     }
 
 
-def _environment() -> None:
+def _environment(folder: Path) -> None:
     """Jobs inherit it, as those of a user with an active environment do."""
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    own = Path(sys.executable).parent
+    script = f'#!/bin/bash\nsleep $((5 * ${{SLURM_PROCID:-0}}))\nexec {own}/ray "$@"\n'
+    (folder / "ray").write_text(script)  # nodes of one machine that start at once would choose the same ports
+    (folder / "ray").chmod(0o755)
+    programs = os.pathsep.join([str(folder), str(own), os.environ["PATH"]])
     os.environ |= {"PATH": programs, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_SECONDS": "3"}
 
 
@@ -268,7 +283,8 @@ def _line(row: Row) -> str:
 def _markdown(found: list[Row]) -> str:
     version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     head = f"{version}, three nodes that are slurmd of one machine: {machine()}.\n\n"
-    text = "40 trials of each of LCSC, CMA and LCSCGradient by four workers, compared with four local ones.\n\n"
+    each = f"{EVALUATIONS} trials of each of {', '.join(OPTIMIZERS)}"
+    text = f"{each} by {WORKERS} workers, compared with those of local ones, bit for bit.\n\n"
     table = "| a job of docs/cluster.sbatch | seen | trials |\n|---|---|---|\n"
     return f"# Jobs under SLURM\n\n{head}{text}{table}" + "".join(f"{_line(row)}\n" for row in found)
 

@@ -88,7 +88,7 @@ class Slurm:
         """As its owner does."""
         _output("scancel", str(job))
 
-    def wait(self, job: int, *states: str, seconds: float = 300.0) -> str:
+    def wait(self, job: int, *states: str, seconds: float = 900.0) -> str:
         """Until it is in one of these states, or too long; the state."""
         until = time.monotonic() + seconds
         while (state := self.state(job)) not in states and time.monotonic() < until:
