@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lcsc_opt.base.errors import StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec
+from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.exports.recipe import packed_trajectory
@@ -57,7 +58,7 @@ def fork(
     changes = accepted_changes(source, before.objective, **accepted)
     if not checkpoints:
         before.check(plan)
-        source.copy_to(plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
+        copy_study(source, plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
         return plan
     longer = Experiment(source.storage, plan)
     was, now = (packed_trajectory(known.objective) for known in (before, longer))
