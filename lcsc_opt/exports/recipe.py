@@ -22,7 +22,7 @@ from lcsc_opt.objective.contract import Objective
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need
     from lcsc_opt.trajectory import Trajectory
-    from lcsc_opt.trajectory.recombination import Combination
+    from lcsc_opt.trajectory.exact_merge import Combination
 
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and beside the state dict of a .pt file
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
@@ -67,7 +67,7 @@ class Recipe(pydantic.BaseModel):
 
     Attributes:
         format: of the recipe itself.
-        method: the combination that :func:`recombine` makes again bit for bit.
+        method: the combination that :func:`merge_exactly` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` of an average that nobody searched.
         coefficients: ``[K]``.
@@ -152,7 +152,7 @@ class Recipe(pydantic.BaseModel):
             CoefficientsError: when its coefficients do not sum to one.
         """
         from lcsc_opt.coefficients.profiles import check_coefficients
-        from lcsc_opt.trajectory.recombination import Combination
+        from lcsc_opt.trajectory.exact_merge import Combination
 
         coefficients = check_coefficients(self.coefficients, len(self.steps))
         return Combination(
