@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.metrics.loss import View
 from lcsc_opt.training.classifier import (
     SECOND_DIMENSION,
@@ -29,12 +28,6 @@ def digits_images() -> Tensor:
     """The 1,797 digits that scikit-learn bundles (UCI): ``[1797, 1, 8, 8]`` float32 in [−1, 1]."""
     images, _ = _load_digits()
     return images
-
-
-def digits_labels() -> Tensor:
-    """Which digit each of :func:`digits_images` is: ``[1797]`` int64, 0 to 9."""
-    _, labels = _load_digits()
-    return labels
 
 
 def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs: int = 40) -> ClassifierExtractor:
@@ -68,16 +61,6 @@ def second_digits_view(cache: Path) -> View:
     return view_of(train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), digits_images())
 
 
-def digits_extractor() -> ClassifierExtractor:
-    """The digits objective's own network, from the cache: ``fid@lcsc_opt.training.images:digits_extractor``."""
-    return train_digits_network(seed=0, cache=cache_directory())
-
-
-def second_digits_extractor() -> ClassifierExtractor:
-    """Another network of the digits, at which no search looks."""
-    return train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
-
-
 def _load_digits() -> tuple[Tensor, Tensor]:
     from sklearn.datasets import load_digits
 
@@ -95,12 +78,6 @@ def photographs_crops() -> Tensor:
     """All crops: ``[7700, 3, 32, 32]`` float32 in [−1, 1], 50 rows of 77 of each photograph, eight pixels apart."""
     crops, _ = _load_crops()
     return crops
-
-
-def photographs_parts() -> Tensor:
-    """Which part of which photograph each of :func:`photographs_crops` is from: ``[7700]`` int64, 0 to 39."""
-    _, parts = _load_crops()
-    return parts
 
 
 def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, epochs: int = 20) -> ClassifierExtractor:
@@ -134,16 +111,6 @@ def second_photographs_view(cache: Path) -> View:
     return view_of(
         train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), photographs_crops()
     )
-
-
-def photographs_extractor() -> ClassifierExtractor:
-    """The photographs objective's own network, from the cache."""
-    return train_photographs_network(seed=0, cache=cache_directory())
-
-
-def second_photographs_extractor() -> ClassifierExtractor:
-    """Another network of the photographs, at which no search looks."""
-    return train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 
 def _load_crops() -> tuple[Tensor, Tensor]:
