@@ -97,7 +97,7 @@ class FrechetReference:
         return self._distance(mean, deviations.T @ deviations)
 
     def distance_from_statistics(self, statistics: FeatureStatistics) -> float:
-        """FID of the features that ``statistics`` are of, with the covariance of :meth:`distance_from_features`.
+        """FID from the statistics of features, with the covariance of :meth:`distance_from_features`.
 
         Raises MetricError when they are of another D, or of fewer than two features.
         """
@@ -142,7 +142,7 @@ class FrechetReference:
         return mean, (checked - mean) / np.sqrt(len(checked) - 1)
 
     def _distance(self, mean: Array, scatter: Array, *, divisor: int = 1) -> float:
-        """To the covariance ``scatter / divisor``, which is never written down: it is as large as both others."""
+        """The distance to the covariance ``scatter / divisor``, which is never made: that would take memory again."""
         root = _trace_of_root(self._factor.between(scatter)) / np.sqrt(divisor)
         return self._combine(mean, float(np.trace(scatter)) / divisor, root)
 
@@ -170,7 +170,7 @@ class FrechetReference:
 def _trace_of_root(product: Array) -> float:
     """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero.
 
-    Of M nothing above the diagonal is looked at.
+    Only M's diagonal and what is below it are read.
     """
     if product.size == 0:
         return 0.0
@@ -189,7 +189,7 @@ def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
 
 
 def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
-    """Which of the ascending eigenvalues are more than rounding."""
+    """Which of the ascending eigenvalues are larger than rounding errors."""
     kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]), 0.0)
     return kept
 

@@ -1,7 +1,7 @@
 """Names of metrics: ``fid``, ``kid@clip``, ``precision@my_module:my_extractor``.
 
-Before the ``@`` stands the formula, behind it the extractor whose features go into it; without one it is
-Inception, as in the papers that these metrics come from.
+The formula stands before the ``@``, the extractor behind it. Without an extractor it is Inception, as in the papers of
+these metrics.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is be
 
 @dataclasses.dataclass(frozen=True)
 class MetricName:
-    """What is computed (``formula``), in the features of which ``extractor``."""
+    """A metric: its ``formula``, and the ``extractor`` of its features."""
 
     formula: Formula
     extractor: str = INCEPTION
@@ -52,7 +52,7 @@ class MetricName:
 
     @property
     def sign(self) -> int:
-        """1, or −1 where higher is better: what the metric is multiplied with inside a loss."""
+        """The sign of the metric in a loss: 1, or −1 where higher is better."""
         return -1 if self.formula in HIGHER_IS_BETTER else 1
 
     @property

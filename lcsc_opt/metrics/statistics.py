@@ -1,4 +1,4 @@
-"""Count, mean and scatter of features: of parts of an evaluation, and of the reference images."""
+"""Statistics of features (count, mean, scatter): of parts of an evaluation, and of the reference images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BROKEN_FILE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, No
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """What FID needs of a set of features; statistics of parts merge into those of the whole in any grouping.
+    """What FID needs to know of a set of features. Statistics of parts merge into those of the whole, in any order.
 
     Attributes:
         count: N.
@@ -168,7 +168,7 @@ class ReferenceStatistics:
 
 
 def reference_warning(count: int | None, dimension: int, *, what: str = "reference set") -> str | None:
-    """One line on what FID means when ``count`` images are too few for ``dimension`` features; else None.
+    """A warning about FID where ``count`` images are too few for ``dimension`` features; else None.
 
     ``what`` names the set: the reference images, or the samples of one evaluation. An unknown count warns of
     nothing.
@@ -206,7 +206,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _check_headers(headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
-    """Refuse what would be refused anyway, or take too much memory, before it is read."""
+    """Refuse arrays of a wrong kind or size before they are read into memory."""
     for name, (shape, dtype) in headers.items():
         if name in ("mu", "sigma") and dtype.kind not in "fiu":
             raise MetricError(f"{name}: expected real numbers, got {dtype}")

@@ -18,10 +18,10 @@ from lcsc_opt.metrics.statistics import Array
 class FeatureExtractor(Protocol):
     """Images → features.
 
-    A call keeps the graph where its network is differentiable, so it disables no gradients itself; whoever
-    needs none calls :func:`extract`. It moves images to its own device, and answers there. Features of an
-    image do not depend on the other images of its batch. Where the graph of an image is large, the attribute
-    ``images_with_graph`` (not required) says of how many images it is kept at once.
+    A call moves images to the extractor's device and returns features there. It keeps the graph where the network is
+    differentiable; :func:`extract` is the call without gradients. The features of an image do not depend on the other
+    images of its batch. Where the graph of an image is large, an optional attribute ``images_with_graph`` says how many
+    images may have one at once.
     """
 
     @property
@@ -119,7 +119,7 @@ def _features_of(extractor: FeatureExtractor, batch: Tensor) -> Array:
 
 
 def answer(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
-    """What the network answers; what it cannot take is said with its name, whoever wrote it."""
+    """The network's output. An error inside the network becomes one with the network's name."""
     try:
         return extractor(batch)
     except (MetricError, torch.cuda.OutOfMemoryError):
@@ -130,17 +130,17 @@ def answer(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
 
 
 def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """What ``extractor`` answers for ``images``, with the graph that leads back to them.
+    """Features of ``images`` with the graph that leads back to them.
 
-    More images than the extractor's ``images_with_graph`` go through it in parts, whose graphs are made when the
-    gradient goes back through them: that takes one pass more, and the memory of one part.
+    More images than the extractor's ``images_with_graph`` are divided into parts. The graph of a part is made only when
+    the gradient goes back through it: that takes one more pass, and the memory of one part.
 
     Args:
         extractor: the network.
         images: ``[B, C, H, W]`` in [−1, 1], with a graph or as a leaf that requires a gradient.
 
     Returns:
-        ``[B, D]`` float32, or float64 where the extractor answers so.
+        ``[B, D]`` float32, or float64 where the extractor gives that.
 
     Raises MetricError when the images have no graph, or when the extractor cuts it, and as ``extract``.
     """
@@ -157,14 +157,14 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 
 
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:
-    """The derivative in ``images`` of whatever has the derivative ``gradient`` in their features.
+    """From the gradient of any function in the features to its gradient in the images.
 
-    Only one part of the images, of the extractor's ``images_with_graph``, has a graph at a time.
+    At most ``images_with_graph`` images have a graph at a time.
 
     Args:
         extractor: the network.
         images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
-        gradient: ``[B, D]``.
+        gradient: ``[B, D]``, in the features.
 
     Returns:
         ``[B, C, H, W]`` in the type and on the device of ``images``, without a graph.
@@ -192,7 +192,7 @@ def _in_parts(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 
 
 def _part_size(extractor: FeatureExtractor, images: Tensor) -> int:
-    """The extractor's ``images_with_graph``; an extractor without takes all at once."""
+    """The extractor's ``images_with_graph``; without that attribute, all images at once."""
     return int(getattr(extractor, "images_with_graph", len(images)))
 
 

@@ -28,7 +28,7 @@ def torch_fidelity_module(name: str) -> Any:
 
 
 def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None = None) -> Path:
-    """Where torch keeps weights that are downloaded; they are, when they are not there yet.
+    """The path of published weights in torch's hub folder; downloads them where they are missing.
 
     Args:
         url: where they are published.
@@ -54,7 +54,7 @@ def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None
 
 
 def read_weights(path: Path, *, what: str) -> dict[str, Tensor]:
-    """The state dict in a file of any format that checkpoints have, such as OpenAI's archive; nothing in it is run.
+    """The state dict in a file of any checkpoint format, such as OpenAI's archive. No code in it is run.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""The setting ``reference`` → the real images as one extractor sees them, computed once and kept by content."""
+"""From the setting ``reference`` to the real images in an extractor's features, computed once and kept by content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROWS = 4096  # features whose statistics are merged at once
 
 
 def references_by_extractor(reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSetting]:
-    """Extractor → its reference; one setting for all, or a mapping from extractors to settings.
+    """Extractor → its setting, from one setting for all or a mapping from extractors to settings.
 
     Raises MetricError for an unknown extractor in a mapping, or a setting that is none.
     """
@@ -62,7 +62,7 @@ def build_reference(
     batch_size: int,
     cache: Path,
 ) -> Reference:
-    """The reference that ``setting`` describes, as ``extractor`` sees it.
+    """The reference that ``setting`` describes, in the features of ``extractor``.
 
     Args:
         setting: a folder, a file or a dataset; or ``train`` and what is held out.
@@ -124,7 +124,7 @@ def _path(setting: ReferenceSetting) -> Path:
 
 
 def check_reference(setting: ReferenceSetting) -> None:
-    """Refuse what is there for no extractor, without reading it.
+    """Refuse a reference that no extractor could use, without reading it.
 
     Raises MetricError for a path that does not exist, or a file of no known kind.
     """
@@ -224,7 +224,7 @@ def _extract(images: ImageSet, extractor: FeatureExtractor, *, keep: bool, batch
 
 
 class _Collected:
-    """Features as they come: their statistics, merged a few thousand at a time, and the first ``keep`` themselves."""
+    """Collects features: their statistics, merged a few thousand at a time, and the first ``keep`` features."""
 
     def __init__(self, extractor: FeatureExtractor, *, keep: int) -> None:
         self._extractor = extractor

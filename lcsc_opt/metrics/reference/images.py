@@ -1,4 +1,4 @@
-"""Sets of real images: a folder, a zip file, or an array; one size, and named by their content."""
+"""Sets of real images of one size: a folder, a zip file, or an array. The content identifies them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ class ImageSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What reading every file once tells about a set; of each file's hash ``marks`` has eight hexadecimal digits."""
+    """What is known of a set when every file was read once; ``marks`` are eight hexadecimal digits of each file's
+    hash.
+    """
 
     count: int
     height: int
@@ -80,7 +82,7 @@ class _Facts:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """One image file: its name, what changes when it changes, and how its bytes are read."""
+    """One image file: its name, a stamp that changes with it, and what reads its bytes."""
 
     name: str
     stamp: str
@@ -90,12 +92,12 @@ class _Entry:
 class ImageFiles:
     """The images in a folder, its folders included, or in a zip file, in the order of their names.
 
-    All files are read once, for their sizes and their content; what was found is kept in ``cache`` until a file
-    changes its name, length or time.
+    All files are read once for their size and content. The result is kept in ``cache`` until a file changes its name,
+    length or time.
 
     Args:
         path: a folder or a ``.zip``.
-        cache: a folder for what was found.
+        cache: a folder for that result.
 
     Raises MetricError when there are no images, one cannot be read, or they differ in size.
     """
