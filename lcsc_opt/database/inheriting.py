@@ -35,7 +35,7 @@ def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) ->
         attributes: its user attributes.
 
     Raises:
-        StudyStoreError: when a study of that name exists.
+        StudyStoreError: a study of that name exists.
     """
     finished = [trial for trial in source.trials() if trial.state.is_finished()]
     inherited = [_inherited(trial, source.name) for trial in finished]

@@ -125,7 +125,7 @@ class StoredStudy:
         """Open an existing study.
 
         Raises:
-            StudyStoreError: when it is not there, naming what is.
+            StudyStoreError: it is not there, naming what is.
         """
         try:
             study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))

@@ -31,7 +31,11 @@ class ThisMachine:
 
 
 class Process:
-    """The connection to one process. Raises OSError where it cannot be started."""
+    """The connection to one process.
+
+    Raises:
+        OSError: it cannot be started.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         context = multiprocessing.get_context("spawn")

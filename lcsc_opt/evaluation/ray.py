@@ -133,7 +133,11 @@ class Cluster:
         return max(int(self._wanted.cpus), 1)
 
     def start(self, settings: WorkerSettings) -> RayLink:
-        """Request a worker, which starts when there is room. Raises OSError where Ray is gone."""
+        """Request a worker, which starts when there is room.
+
+        Raises:
+            OSError: Ray is gone.
+        """
         selector = {"label_selector": {NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
         try:
             actor = self._ray.remote(RayWorker)

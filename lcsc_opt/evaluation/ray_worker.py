@@ -103,14 +103,22 @@ class RayLink:
         self._expect(actor.ready.remote())
 
     def send(self, job: Job) -> None:
-        """Give it a job. Raises OSError where Ray is gone."""
+        """Give it a job.
+
+        Raises:
+            OSError: Ray is gone.
+        """
         try:
             self._expect(self._actor.do.remote(job.number, pickle.dumps(job)))
         except self._ray.exceptions.RayError as error:
             raise OSError(str(error)) from error
 
     def receive(self) -> Answer:
-        """Wait for its next answer. Raises EOFError where it is gone."""
+        """Wait for its next answer.
+
+        Raises:
+            EOFError: it is gone.
+        """
         answer = self._answers.get()
         if answer is None:
             raise EOFError

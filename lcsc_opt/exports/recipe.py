@@ -149,7 +149,7 @@ class Recipe(pydantic.BaseModel):
         """What to combine.
 
         Raises:
-            CoefficientsError: when its coefficients do not sum to one.
+            CoefficientsError: its coefficients do not sum to one.
         """
         from lcsc_opt.coefficients.profiles import check_coefficients
         from lcsc_opt.trajectory.exact_merge import Combination
@@ -166,9 +166,9 @@ def recipe_of(
     """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
 
     Raises:
-        ObjectiveError: when the objective has no weights.
-        StudyMismatchError: when the checkpoints are not those that the study was made with.
-        StudyStoreError: when there is no such complete trial.
+        ObjectiveError: the objective has no weights.
+        StudyMismatchError: the checkpoints are not those that the study was made with.
+        StudyStoreError: there is no such complete trial.
     """
     if objective.trajectory is None:
         raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
@@ -191,7 +191,7 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     """The packed checkpoints that an objective merges.
 
     Raises:
-        ObjectiveError: when there is none.
+        ObjectiveError: there is none.
     """
     from lcsc_opt.trajectory import Trajectory
 
@@ -216,7 +216,7 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe inside an exported model (a file, or a folder that diffusers loads), or in a JSON file.
 
     Raises:
-        CheckpointError: when there is none, or it cannot be read.
+        CheckpointError: there is none, or it cannot be read.
     """
     text = _recipe_text(path)
     if text is None:

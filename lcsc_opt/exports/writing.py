@@ -112,10 +112,10 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         The recipe that is inside.
 
     Raises:
-        ObjectiveError: when the objective has no weights, or they do not fit the configuration.
-        StudyMismatchError: when the checkpoints are not those that the study was made with.
-        TrajectoryError: when they are damaged.
-        StudyStoreError: when there is no such trial, or the file cannot be written.
+        ObjectiveError: the objective has no weights, or they do not fit the configuration.
+        StudyMismatchError: the checkpoints are not those that the study was made with.
+        TrajectoryError: they are damaged.
+        StudyStoreError: there is no such trial, or the file cannot be written.
     """
     recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
     config = _config(to, objective)

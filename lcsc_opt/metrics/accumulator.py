@@ -60,7 +60,8 @@ class Accumulator:
         total: how many the whole evaluation has; ``None`` where these are all.
         gradient: keep the features that the gradient of the loss needs.
 
-    Raises MetricError when the numbers make no sense.
+    Raises:
+        MetricError: the numbers make no sense.
     """
 
     def __init__(
@@ -91,7 +92,8 @@ class Accumulator:
     def add(self, images: Tensor) -> None:
         """Take the features of ``[B, C, H, W]`` in [−1, 1].
 
-        Raises MetricError when features are not finite, or when there are more images than were announced.
+        Raises:
+            MetricError: features are not finite, or there are more images than were announced.
         """
         rows = self._next_rows(images)
         with torch.no_grad():  # inference mode would save nothing, and what extractors keep from it fits into no graph
@@ -106,7 +108,8 @@ class Accumulator:
         Returns:
             Extractor's name → features ``[B, D]``, as :meth:`Loss.differentiable_features` gives them.
 
-        Raises MetricError as :meth:`add`, and when a metric of the loss or an extractor has no gradient.
+        Raises:
+            MetricError: as :meth:`add`, and when a metric of the loss or an extractor has no gradient.
         """
         rows = self._next_rows(images)
         features = {name: self._loss.differentiable_features(name, images) for name in self._loss.extractors}
@@ -117,21 +120,32 @@ class Accumulator:
         return features
 
     def part(self) -> FeaturePart:
-        """The part of the evaluation that these images make. Raises MetricError when images are missing."""
+        """The part of the evaluation that these images make.
+
+        Raises:
+            MetricError: images are missing.
+        """
         if self._added != self._images:
             raise MetricError(f"{self._added} images were added and {self._images} announced")
         seen = {name: one.part() for name, one in self._seen.items()}
         return FeaturePart(self._images, self._total, self._metrics, seen)
 
     def result(self) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name. Raises MetricError when images are missing."""
+        """The loss, and every metric by its name.
+
+        Raises:
+            MetricError: images are missing.
+        """
         return self._whole.result()
 
     def loss_gradients(self) -> dict[str, Tensor]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]``, in their type and on their device.
 
-        Called before :meth:`result`, both share one decomposition. Raises MetricError when images are missing, when a
-        metric of the loss has no gradient, or when its features were not kept.
+        Called before :meth:`result`, both share one decomposition.
+
+        Raises:
+            MetricError: images are missing, a metric of the loss has no gradient, or its features were not
+                kept.
         """
         gradients = self._whole.loss_gradients()
         return {name: self._seen[name].as_features(gradient) for name, gradient in gradients.items()}

@@ -62,7 +62,11 @@ class Comparison:
         self._differentiated: dict[Formula, tuple[float, Array]] = {}
 
     def compute(self, formula: Formula) -> float:
-        """The value of one metric. Raises MetricError when the features do not allow it."""
+        """The value of one metric.
+
+        Raises:
+            MetricError: the features do not allow it.
+        """
         if formula in self._differentiated:
             return self._differentiated[formula][0]
         return METRICS[formula](self)
@@ -70,8 +74,10 @@ class Comparison:
     def gradient(self, formula: Formula) -> Array:
         """``[N, D]`` float64: the derivative in the features of a metric that is in ``DIFFERENTIATED``.
 
-        Call it before :meth:`compute`: then both share what they have in common. Raises MetricError when the features
-        do not allow it.
+        Call it before :meth:`compute`: then both share what they have in common.
+
+        Raises:
+            MetricError: the features do not allow it.
         """
         if formula not in self._differentiated:
             self._differentiated[formula] = DIFFERENTIATED[formula](self)

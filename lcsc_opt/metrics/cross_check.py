@@ -47,7 +47,8 @@ def published_cross_check(
     Returns:
         What builds it; None where the loss uses all published extractors.
 
-    Raises MetricError for an unknown metric.
+    Raises:
+        MetricError: for an unknown metric.
     """
     searched = {metric.extractor for metric in parse_loss(loss)}
     free = [name for name in EXTRACTORS if name not in searched]
@@ -91,7 +92,8 @@ def _left_out(metric: MetricName, error: Exception) -> str:
 def _images(reference: ReferenceSetting | None, extractor: str) -> ReferenceSetting:
     """The reference of an extractor; else the images for all extractors, or those of another one.
 
-    Raises MetricError where there are none.
+    Raises:
+        MetricError: there are none.
     """
     given: list[ReferenceSetting] = [] if reference is None else [reference]
     if isinstance(reference, Mapping) and dataset_settings(reference) is None and not is_split(reference):

@@ -74,7 +74,8 @@ class FrechetReference:
             cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; may be
             rank-deficient.
 
-        Raises MetricError when an array is not finite, has another shape, or is no covariance.
+        Raises:
+            MetricError: an array is not finite, has another shape, or is no covariance.
         """
         checked = as_mean(mean, "mean")
         self._check_dimension(len(checked), "mean")
@@ -89,7 +90,8 @@ class FrechetReference:
         Args:
             features: ``[N, D]``, N at least 2.
 
-        Raises MetricError when the features are not finite, have another D, or are fewer than two.
+        Raises:
+            MetricError: the features are not finite, have another D, or are fewer than two.
         """
         mean, deviations = self._mean_and_deviations(features)
         if len(deviations) < self.dimension:
@@ -99,7 +101,8 @@ class FrechetReference:
     def distance_from_statistics(self, statistics: FeatureStatistics) -> float:
         """FID from the statistics of features, with the covariance of :meth:`distance_from_features`.
 
-        Raises MetricError when they are of another D, or of fewer than two features.
+        Raises:
+            MetricError: they are of another D, or of fewer than two features.
         """
         self._check_dimension(len(statistics.mean), "statistics")
         if statistics.count < 2:
@@ -115,7 +118,8 @@ class FrechetReference:
         Returns:
             The distance of :meth:`distance_from_features`, up to rounding, and the gradient ``[N, D]`` float64.
 
-        Raises MetricError as :meth:`distance_from_features`.
+        Raises:
+            MetricError: as :meth:`distance_from_features`.
         """
         mean, deviations = self._mean_and_deviations(features)
         count = len(deviations)

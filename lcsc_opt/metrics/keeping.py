@@ -20,7 +20,11 @@ SURROGATES = {"precision": "hinge"}  # what is kept in place of a metric that ha
 
 
 def kept_metric(text: str) -> MetricName:
-    """The metric of ``keep: TEXT``. Raises MetricError for one that cannot be kept."""
+    """The metric of ``keep: TEXT``.
+
+    Raises:
+        MetricError: for one that cannot be kept.
+    """
     formula, at, extractor = text.partition("@")
     known = ", ".join([*SURROGATES, *EACH])
     metric_text = SURROGATES.get(formula, formula)

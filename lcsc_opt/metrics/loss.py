@@ -90,7 +90,8 @@ class Loss:
             keep_weight: the weight of the kept metric in the sum, in place of its penalty. With 1, its value at EMA*
                 counts as much as the loss at EMA*.
 
-        Raises MetricError when a metric of the loss has no gradient.
+        Raises:
+            MetricError: a metric of the loss has no gradient.
         """
         if reason := self.why_no_gradient():
             raise MetricError(f"{reason}; take another loss, or search without gradients")
@@ -128,7 +129,8 @@ class Loss:
             images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
             gradients: the rows ``[B, D]`` of these images out of :meth:`Accumulator.loss_gradients`.
 
-        Raises MetricError when an extractor cuts the graph.
+        Raises:
+            MetricError: an extractor cuts the graph.
         """
         parts = [image_gradient(self._views[name].extractor, images, rows) for name, rows in gradients.items()]
         return torch.stack(parts).sum(dim=0)

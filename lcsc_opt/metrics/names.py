@@ -38,7 +38,11 @@ class MetricName:
 
     @classmethod
     def parse(cls, text: str) -> MetricName:
-        """The metric that ``text`` names. Raises MetricError, with a near miss, when there is no such metric."""
+        """The metric that ``text`` names.
+
+        Raises:
+            MetricError: there is no such metric; with a near miss.
+        """
         formula, at, extractor = text.partition("@")
         if formula not in FORMULAS:
             hint = near_miss(formula, FORMULAS)
@@ -75,7 +79,8 @@ def check_extractor_name(name: str) -> None:
 def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
     """One metric with the weight 1, or the metrics of a weighted sum.
 
-    Raises MetricError for an unknown or repeated metric, a weight that is not positive, or none at all.
+    Raises:
+        MetricError: for an unknown or repeated metric, a weight that is not positive, or none at all.
     """
     if isinstance(loss, str):
         return {MetricName.parse(loss): 1.0}
@@ -102,5 +107,9 @@ def _weight(name: str, weight: Any) -> float:
 
 
 def parse_names(names: Iterable[str]) -> tuple[MetricName, ...]:
-    """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
+    """The metrics of a list, each once, in its order.
+
+    Raises:
+        MetricError: for an unknown one.
+    """
     return tuple(dict.fromkeys(MetricName.parse(name) for name in names))

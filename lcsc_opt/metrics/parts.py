@@ -54,7 +54,8 @@ class WholeEvaluation:
         loss: the weighted sum of metrics.
         parts: in the order of their images.
 
-    Raises MetricError when they are not all parts of one evaluation.
+    Raises:
+        MetricError: they are not all parts of one evaluation.
     """
 
     def __init__(self, loss: Loss, parts: Sequence[FeaturePart]) -> None:
@@ -68,7 +69,11 @@ class WholeEvaluation:
         return self._parts[0].metrics
 
     def result(self) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name. Raises MetricError when the features do not allow it."""
+        """The loss, and every metric by its name.
+
+        Raises:
+            MetricError: the features do not allow it.
+        """
         values = {m: self._comparison(m.extractor).compute(m.formula) for m in self.metrics}
         loss = self._loss.value(values, self._parts[0].total)
         return loss, {str(metric): value for metric, value in values.items()}
@@ -89,7 +94,9 @@ class WholeEvaluation:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
 
         ``keep_weight`` is that of :meth:`Loss.gradients`. Called before :meth:`result`, both share one decomposition.
-        Raises MetricError when a metric of the loss has no gradient, or its features were not kept.
+
+        Raises:
+            MetricError: a metric of the loss has no gradient, or its features were not kept.
         """
         comparisons = {name: self._comparison(name) for name in self._loss.extractors}
         return self._loss.gradients(comparisons, self._parts[0].total, keep_weight)

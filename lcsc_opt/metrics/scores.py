@@ -67,8 +67,9 @@ class Scores:
         judge_reference: builds the reference of the default judges, in the features of the loss; without it there are
             no judges. They decide nothing either, and are no part of the description.
 
-    Raises MetricError for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
-    that needs more than mean and covariance of the reference.
+    Raises:
+        MetricError: for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
+            that needs more than mean and covariance of the reference.
     """
 
     def __init__(
@@ -107,7 +108,8 @@ class Scores:
     ) -> Scores:
         """The loss is FID; ``cross_check`` builds the view of ``fid@cross_check`` when it is first needed.
 
-        Raises MetricError when extractor and reference do not belong together.
+        Raises:
+            MetricError: extractor and reference do not belong together.
         """
         views = {"inception": View(extractor, Reference.from_statistics(reference))}
         return cls(
@@ -182,7 +184,8 @@ class Scores:
             gradient: whether the gradient of the loss will be needed.
             total: how many the whole evaluation has; ``None`` where these are all.
 
-        Raises MetricError when the numbers make no sense.
+        Raises:
+            MetricError: the numbers make no sense.
         """
         metrics = self._computed(held_out=held_out)
         return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient)
@@ -190,7 +193,8 @@ class Scores:
     def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> WholeEvaluation:
         """The whole evaluation from its parts, in the order of their images.
 
-        Raises MetricError when they are not the parts of one evaluation with these metrics and extractors.
+        Raises:
+            MetricError: they are not the parts of one evaluation with these metrics and extractors.
         """
         computed = self._computed(held_out=held_out)  # which may need to build the cross-check's view
         whole = WholeEvaluation(self.loss, parts)
@@ -297,7 +301,8 @@ def build_scores(
         cross_check: reported beside the held-out metrics; ``reference`` and ``weights`` may name its extractor, too.
         judges: whether held-out reports have the default judges, where the reference holds features.
 
-    Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
+    Raises:
+        MetricError: for an unknown metric or extractor, or weights or a reference that cannot be used.
     """
     names = _named(loss, metrics, held_out_metrics, keep)
     files, references = _files(names, reference, weights or {}, cross_check)
@@ -346,7 +351,8 @@ def check_scores(
 ) -> None:
     """Refuse settings that :func:`build_scores` would refuse, without reading images or networks.
 
-    Raises MetricError for an unknown metric or extractor, or a reference or weights that are not there.
+    Raises:
+        MetricError: for an unknown metric or extractor, or a reference or weights that are not there.
     """
     names = _named(loss, metrics, held_out_metrics, keep)
     files, references = _files(names, reference, weights, cross_check)

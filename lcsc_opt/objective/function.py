@@ -94,7 +94,7 @@ def check_loss(value: Any) -> float:
     """A number as a float; NaN and infinities pass, since the runner decides about them.
 
     Raises:
-        ObjectiveError: when it is no number.
+        ObjectiveError: it is no number.
     """
     if isinstance(value, (str, bytes)):
         raise ObjectiveError(f"the objective returned {value!r}, expected a number")

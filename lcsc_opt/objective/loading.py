@@ -32,7 +32,7 @@ def load_objective(
         checkpoints: those that the study began with, which are found again; ``None`` for a new study.
 
     Raises:
-        CatalogError: when the file cannot be loaded or its ``build`` does not give an objective.
+        CatalogError: the file cannot be loaded or its ``build`` does not give an objective.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints), called_modules() as called:

@@ -115,8 +115,8 @@ class Experiment:
             One line for people: the result.
 
         Raises:
-            StudyHeldError: when another process runs this study.
-            StudyMismatchError: when the stored study was made with other settings, or in another environment.
+            StudyHeldError: another process runs this study.
+            StudyMismatchError: the stored study was made with other settings, or in another environment.
         """
         study, plan = self.begin(plan, lower_budget=lower_budget)
         if is_finished(study, plan) and not retry_failed:

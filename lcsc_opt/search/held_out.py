@@ -135,8 +135,8 @@ def score_held_out(
         not follow the loss.
 
     Raises:
-        StudyStoreError: when no trial is complete, or none of them on the search's noise.
-        SearchFailedError: when one of them cannot be evaluated.
+        StudyStoreError: no trial is complete, or none of them on the search's noise.
+        SearchFailedError: one of them cannot be evaluated.
     """
     trials = best_trials(study.trials(), plan.top)
     if not trials:

@@ -81,8 +81,8 @@ def run_landscape(
         The landscape's name, and one line for people with the result.
 
     Raises:
-        StudyMismatchError: when the stored landscape has other options, or the objective or environment has changed.
-        StudyStoreError: when ``source`` is a landscape itself, or not one of ours.
+        StudyMismatchError: the stored landscape has other options, or the objective or environment has changed.
+        StudyStoreError: ``source`` is a landscape itself, or not one of ours.
     """
     plan = landscape_plan(storage, source, LandscapeOptions() if options is None else options, seed=seed)
     experiment = Experiment(storage, plan)
@@ -95,8 +95,8 @@ def landscape_plan(storage: RDBStorage, source: StoredStudy, options: LandscapeO
     """The plan of the stored landscape of that seed, or of a new one. Writes nothing, and loads no objective.
 
     Raises:
-        StudyMismatchError: when the stored landscape has other options.
-        StudyStoreError: when ``source`` is a landscape itself, or not one of ours.
+        StudyMismatchError: the stored landscape has other options.
+        StudyStoreError: ``source`` is a landscape itself, or not one of ours.
     """
     experiment, optimizer, _ = split_name(source.name)
     if optimizer == LANDSCAPE:
@@ -167,7 +167,7 @@ def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, .
     The three rates of a grid are the best one and the second ones on both sides of it: the plane lies around EMA*.
 
     Raises:
-        CoefficientsError: when there are fewer than three checkpoints.
+        CoefficientsError: there are fewer than three checkpoints.
     """
     grid = best_ema([study for study in HistoryReader(storage).read(experiment) if study.steps == steps])
     if grid is not None and grid.chosen is not None:

@@ -301,7 +301,7 @@ def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
     """The plan with a higher total, in the unit of its own budget.
 
     Raises:
-        StudySpecError: when it is lower than the stored one.
+        StudySpecError: it is lower than the stored one.
     """
     budget = plan.spec.budget
     if total < budget.total:
@@ -322,7 +322,7 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
     """The plan that a stored study was made from, so that it can be continued without its study file.
 
     Raises:
-        StudyStoreError: when it is not one of ours.
+        StudyStoreError: it is not one of ours.
     """
     stored, experiment = study.attributes, study.name.rsplit("/", 2)[0]
     try:

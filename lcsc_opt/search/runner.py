@@ -123,8 +123,8 @@ class Search:
         """Search until the budget is spent or the optimizer has nothing more to ask.
 
         Raises:
-            ReplayError: when the optimizer does not ask the stored candidates again.
-            SearchFailedError: when every trial failed, or more of them than the study allows.
+            ReplayError: the optimizer does not ask the stored candidates again.
+            SearchFailedError: every trial failed, or more of them than the study allows.
         """
         self._tell_inherited()
         number = asked = 0

@@ -92,7 +92,7 @@ def train_diffusion(
         description: what the progress bar says.
 
     Raises:
-        TrajectoryError: when diffusers has no such noise schedule, the settings leave fewer than two checkpoints,
+        TrajectoryError: diffusers has no such noise schedule, the settings leave fewer than two checkpoints,
             the training diverged, or the path cannot be written.
     """
     schedule = noise_schedule(training)
@@ -107,7 +107,7 @@ def noise_schedule(training: DiffusionTraining) -> NoiseSchedule:
     """Diffusers' scheduler of the training.
 
     Raises:
-        TrajectoryError: when diffusers does not know the schedule.
+        TrajectoryError: diffusers does not know the schedule.
     """
     prepare_torchvision()
     from diffusers import DDPMScheduler

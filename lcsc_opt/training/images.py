@@ -39,7 +39,8 @@ def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs:
         dimension: D, the number of features.
         epochs: passes over the 80 % of the digits that are trained on.
 
-    Raises MetricError when a setting is out of range, or when the cached file is broken or cannot be written.
+    Raises:
+        MetricError: a setting is out of range, or the cached file is broken or cannot be written.
     """
     recipe = ClassifierRecipe(
         name="digits",
@@ -56,7 +57,8 @@ def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs:
 def second_digits_view(cache: Path) -> View:
     """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
 
-    Raises MetricError when its cached file is broken or cannot be written.
+    Raises:
+        MetricError: its cached file is broken or cannot be written.
     """
     return view_of(train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), digits_images())
 
@@ -89,7 +91,8 @@ def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, ep
         dimension: D, the number of features.
         epochs: passes over the 80 % of the crops that are trained on.
 
-    Raises MetricError when a setting is out of range, or when the cached file is broken or cannot be written.
+    Raises:
+        MetricError: a setting is out of range, or the cached file is broken or cannot be written.
     """
     recipe = ClassifierRecipe(
         name="photographs",
@@ -106,7 +109,8 @@ def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, ep
 def second_photographs_view(cache: Path) -> View:
     """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
 
-    Raises MetricError when its cached file is broken or cannot be written.
+    Raises:
+        MetricError: its cached file is broken or cannot be written.
     """
     return view_of(
         train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), photographs_crops()

@@ -81,7 +81,7 @@ def train(
         description: what the progress bar says.
 
     Raises:
-        TrajectoryError: when the settings leave fewer than two checkpoints, the training diverged, or the path
+        TrajectoryError: the settings leave fewer than two checkpoints, the training diverged, or the path
             cannot be written.
     """
     if path.exists():

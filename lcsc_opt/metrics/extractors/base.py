@@ -37,7 +37,8 @@ class FeatureExtractor(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` float32 of images ``[B, C, H, W]`` in [−1, 1].
 
-        Raises MetricError when the images have a shape that the network does not take.
+        Raises:
+            MetricError: the images have a shape that the network does not take.
         """
         ...
 
@@ -49,7 +50,8 @@ class ClassifyingExtractor(FeatureExtractor, Protocol):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, D]`` and logits ``[B, classes]``, from one pass through the network.
 
-        Raises MetricError when the images have a shape that the network does not take.
+        Raises:
+            MetricError: the images have a shape that the network does not take.
         """
         ...
 
@@ -65,8 +67,9 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
     Returns:
         ``[N, D]`` float64 on the CPU.
 
-    Raises MetricError when there are no images, when they are not ``[N, C, H, W]``, or when the extractor
-    answers with another shape than it promises or with features that are not finite.
+    Raises:
+        MetricError: there are no images, they are not ``[N, C, H, W]``, or the extractor answers with another
+            shape than it promises or with features that are not finite.
     """
     if batch_size < 1:
         raise MetricError(f"batch_size: expected at least 1, got {batch_size}")
@@ -88,7 +91,8 @@ def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Ten
 def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
     """``features`` as they are.
 
-    Raises MetricError when they are not ``[count, D]`` or not finite.
+    Raises:
+        MetricError: they are not ``[count, D]`` or not finite.
     """
     expected = (count, extractor.dimension)
     if features.shape != expected:
@@ -101,7 +105,11 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
 
 
 def checked_logits(extractor: FeatureExtractor, logits: Tensor) -> Tensor:
-    """``logits`` as they are. Raises MetricError when they are not ``[B, classes]`` or not finite."""
+    """``logits`` as they are.
+
+    Raises:
+        MetricError: they are not ``[B, classes]`` or not finite.
+    """
     if logits.ndim != 2 or not bool(torch.isfinite(logits).all()):
         raise MetricError(f"extractor {extractor.name}: answered with logits that are not finite or not [B, classes]")
     return logits
@@ -142,7 +150,8 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
     Returns:
         ``[B, D]`` float32, or float64 where the extractor gives that.
 
-    Raises MetricError when the images have no graph, or when the extractor cuts it, and as ``extract``.
+    Raises:
+        MetricError: the images have no graph, or the extractor cuts it, and as ``extract``.
     """
     if not images.requires_grad:
         raise MetricError("images: have no graph; sample them while gradients are enabled")
@@ -169,7 +178,8 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
     Returns:
         ``[B, C, H, W]`` in the type and on the device of ``images``, without a graph.
 
-    Raises MetricError as :func:`features_with_graph`.
+    Raises:
+        MetricError: as :func:`features_with_graph`.
     """
     size = _part_size(extractor, images)
     found: list[Tensor] = []

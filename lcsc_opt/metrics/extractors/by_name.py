@@ -33,7 +33,8 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
         weights: a file; None downloads the published weights where they are missing.
         device: where the network runs; a user's factory gets it where it has an argument ``device``.
 
-    Raises MetricError when the weights cannot be used, or a factory cannot be imported or makes no extractor.
+    Raises:
+        MetricError: the weights cannot be used, or a factory cannot be imported or makes no extractor.
     """
     if name in PUBLISHED:
         return PUBLISHED[name](weights, device=device)

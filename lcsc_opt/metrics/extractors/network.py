@@ -31,8 +31,9 @@ class PublishedNetwork(ABC):
         dimension: the number of features, D.
         images_with_graph: how many images may have a graph at once.
 
-    Raises MetricError when torch-fidelity cannot be imported, or when the weights cannot be found, cannot be
-    downloaded, would run code on loading, or belong to another network.
+    Raises:
+        MetricError: torch-fidelity cannot be imported, or the weights cannot be found, cannot be downloaded, would
+            run code on loading, or belong to another network.
     """
 
     images_with_graph: ClassVar[int]
@@ -54,7 +55,11 @@ class PublishedNetwork(ABC):
         self.name = f"{self.label}-{self.dimension}-{weights_hash(state_dict)}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
+        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for another shape.
+        """
         return self._features(rgb_levels(images, self._device))
 
     @abstractmethod
@@ -100,7 +105,8 @@ def to_levels(images: Tensor) -> Tensor:
 def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
     """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 3, H, W]`` float32 levels on ``device``; grey becomes RGB.
 
-    Raises MetricError for another shape.
+    Raises:
+        MetricError: for another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise MetricError(f"images: expected [B, 1 or 3, H, W] for this extractor, got {list(images.shape)}")

@@ -60,7 +60,8 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
         extractor: its name in metrics. Statistics beside raw images (ADM's) are Inception's.
         images: whether raw images are read even where there are statistics.
 
-    Raises MetricError, which names the file, when it holds nothing for that extractor, or cannot be read.
+    Raises:
+        MetricError: it holds nothing for that extractor, or cannot be read; names the file.
     """
     try:
         match path.suffix.lower():
@@ -82,7 +83,11 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
 
 
 def has_images(path: Path) -> bool:
-    """Whether a ``.npz`` holds the images themselves, as ADM's do. Raises MetricError when it cannot be read."""
+    """Whether a ``.npz`` holds the images themselves, as ADM's do.
+
+    Raises:
+        MetricError: it cannot be read.
+    """
     try:
         return IMAGES in _names_in(path)
     except BROKEN_FILE as error:

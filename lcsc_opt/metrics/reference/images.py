@@ -99,7 +99,8 @@ class ImageFiles:
         path: a folder or a ``.zip``.
         cache: a folder for that result.
 
-    Raises MetricError when there are no images, one cannot be read, or they differ in size.
+    Raises:
+        MetricError: there are no images, one cannot be read, or they differ in size.
     """
 
     def __init__(self, path: Path, *, cache: Path) -> None:
@@ -133,7 +134,11 @@ class ImageFiles:
         return part
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The images in order, ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a file that is broken."""
+        """The images in order, ``[B, C, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for a file that is broken.
+        """
         mode = "L" if self._facts.grey else "RGB"
         with ThreadPoolExecutor(THREADS) as threads:
             for first in range(0, self.count, batch_size):
@@ -148,7 +153,8 @@ class ImageArray:
         pixels: ``[M, H, W, C]`` uint8, C of 1 or 3.
         source: where they come from, for messages.
 
-    Raises MetricError for any other array.
+    Raises:
+        MetricError: for any other array.
     """
 
     def __init__(self, pixels: npt.NDArray[np.uint8], *, source: str) -> None:
@@ -168,7 +174,11 @@ class ImageArray:
         return digest.hexdigest()
 
     def part(self, fraction: float, *, held_out: bool) -> ImageArray:
-        """The images that are held out, about so large a fraction, or the others. Raises MetricError for none."""
+        """The images that are held out, about so large a fraction, or the others.
+
+        Raises:
+            MetricError: for none.
+        """
         marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in self._pixels)
         return ImageArray(self._pixels[_chosen(marks, fraction, held_out=held_out)], source=self._source)
 

@@ -47,14 +47,22 @@ class Reference:
 
     @property
     def features(self) -> npt.NDArray[np.float32]:
-        """``[M, D]`` float32. Raises MetricError where only mean and covariance are known."""
+        """``[M, D]`` float32.
+
+        Raises:
+            MetricError: only mean and covariance are known.
+        """
         if self.all_features is None:
             raise MetricError(NO_FEATURES)
         return self.all_features
 
     @property
     def unseen(self) -> Reference:
-        """:attr:`held_out`. Raises MetricError where there are none."""
+        """:attr:`held_out`.
+
+        Raises:
+            MetricError: there are none.
+        """
         if self.held_out is None:
             raise MetricError(NOTHING_HELD_OUT)
         return self.held_out
@@ -71,7 +79,11 @@ class Reference:
         return self.once("radii", device, radii)
 
     def features_on(self, device: torch.device | str) -> Tensor:
-        """``[M, D]`` float32, kept on ``device``. Raises MetricError where only mean and covariance are known."""
+        """``[M, D]`` float32, kept on ``device``.
+
+        Raises:
+            MetricError: only mean and covariance are known.
+        """
         if str(device) not in self._features:
             self._features[str(device)] = torch.from_numpy(self.features).to(device)
         return self._features[str(device)]
@@ -79,7 +91,8 @@ class Reference:
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
         """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept.
 
-        Raises MetricError where only mean and covariance are known.
+        Raises:
+            MetricError: only mean and covariance are known.
         """
         place = (name, str(device))
         if place not in self._computed:

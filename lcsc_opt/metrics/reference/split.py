@@ -48,7 +48,11 @@ def is_split(setting: ReferenceSetting) -> bool:
 
 
 def split_settings(setting: ReferenceSetting) -> SplitSettings:
-    """A reference as settings. Raises StudySpecError for settings that do not exist."""
+    """A reference as settings.
+
+    Raises:
+        StudySpecError: for settings that do not exist.
+    """
     given = dict(setting) if isinstance(setting, Mapping) and is_split(setting) else {"train": setting}
     return parse_settings(SplitSettings, given, source="reference")
 
