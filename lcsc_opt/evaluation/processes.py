@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import platform
 from multiprocessing.connection import Connection
 
 from lcsc_opt.base.errors import LcscError
@@ -31,7 +32,11 @@ class ThisMachine:
 
 
 class Process:
-    """The way to one process, and back. Raises OSError where it cannot be started."""
+    """The way to one process, and back. Raises OSError where it cannot be started.
+
+    Attributes:
+        machine: this one's name.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         context = multiprocessing.get_context("spawn")
@@ -40,6 +45,7 @@ class Process:
         self._process = context.Process(target=serve, args=(other, settings))
         self._process.start()
         other.close()
+        self.machine = platform.node()
 
     def send(self, job: Job) -> None:
         """Give it a job."""

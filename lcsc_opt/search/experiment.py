@@ -55,7 +55,7 @@ from lcsc_opt.search.plan import (
 )
 from lcsc_opt.search.runner import Search
 from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
-from lcsc_opt.search.watching import Watch, own_line
+from lcsc_opt.search.watching import Watch, keeping_nodes, own_line
 
 if TYPE_CHECKING:  # Ray is optional
     from lcsc_opt.evaluation.ray import Cluster
@@ -228,7 +228,7 @@ class Experiment:
             )
             self._say_who_waits(plan, resolved.parallelism, pool)
             with self._watch(search, pool if plan.ray is not None else None) as on_tell:
-                search.run(on_tell)
+                search.run(keeping_nodes(study, pool, on_tell))
         exhausted = search.spent < budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
