@@ -9,6 +9,7 @@ import dash
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
@@ -195,14 +196,14 @@ def _nodes(study: StudyHistory) -> Any:
     now = nodes_of(study)
     if now is None:
         return ""
-    rows = [[node.name or "not known yet", node.alive, _share(node.busy), node.deaths] for node in now.nodes]
+    rows = [[node.name or "before they began", node.alive, _busy(node), node.deaths] for node in now.nodes]
     old = f", {parts.duration(now.seconds)} ago" if now.seconds > OLD_SECONDS else ""
     said = html.P(f"{now.alive} of {now.asked} workers answer{old}.", className="note")
     return parts.section("Workers", said, parts.table(("machine", "alive", "busy", "died"), rows))
 
 
-def _share(busy: float | None) -> str:
-    return "–" if busy is None else f"{busy:.0%}"
+def _busy(node: NodeWork) -> str:
+    return "–" if node.busy is None or not node.alive else f"{node.busy:.0%}"
 
 
 def _failures(study: StudyHistory) -> Any:

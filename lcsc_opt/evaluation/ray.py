@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ from lcsc_opt.trajectory import Trajectory
 
 CONNECT_SECONDS = 5.0
 START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
+SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # not shown: pages on stdout for each death, of which we say a line
 NODE_ID = "ray.io/node-id"  # a label that every node has
 
 Node = dict[str, Any]
@@ -260,6 +262,8 @@ def import_ray() -> Any:
     Raises:
         ClusterError: it is not installed.
     """
+    if "ray" not in sys.modules:
+        os.environ.setdefault(SAID_BY_RAY, ".")
     try:
         return importlib.import_module("ray")
     except ImportError as error:

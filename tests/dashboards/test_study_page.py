@@ -111,7 +111,7 @@ def test_the_workers_of_each_machine_have_a_row_while_a_study_is_run(url: str) -
         assert "1 of 1 workers answer." in alone
         assert json.dumps(platform.node()) in alone
         study.set_attribute("specification", {"workers": 4})
-        nodes = (NodeWork("gpu-<b>one", 2, 0.756, 0), NodeWork("", 0, None, 3))
+        nodes = (NodeWork("gpu-<b>one", 2, 0.756, 0), NodeWork("", 0, 0.5, 3))
         study.set_attribute(NODES, KeptNodes(time.time() - 90, nodes).as_stored())
         before = draw(Site(url), "digits/LCSC/0")
         later = KeptNodes(time.time() + 1, nodes).as_stored()
@@ -119,7 +119,7 @@ def test_the_workers_of_each_machine_have_a_row_while_a_study_is_run(url: str) -
         shown = json.dumps(draw(Site(url), "digits/LCSC/0")["nodes"]["children"])
     assert "0 of 4 workers answer." in json.dumps(before["nodes"]), "what was kept is of an earlier run"
     assert "2 of 4 workers answer." in shown
-    for cell in ("gpu-<b>one", "76%", "not known yet", "\u2013", 3):
+    for cell in ("gpu-<b>one", "76%", "before they began", "\u2013", 3):
         assert json.dumps(cell) in shown
     assert draw(Site(url), "digits/LCSC/0")["nodes"]["children"] == ""
 
