@@ -30,7 +30,7 @@ EMA = 10.0
 @pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("table", TABLES, ids=NAMES)
 def test_every_row_and_claim_is_about_a_point_of_its_study_file(table: Table, quick: bool) -> None:
-    [job] = paper.jobs([table.study], 1, quick=quick)
+    _, job = paper.jobs([table.study], 1, quick=quick)
     values: dict[str, list[str]] = {}
     for spec in job.specs():
         for key, value in split_point(spec.name)[1].items():
@@ -66,15 +66,31 @@ def test_a_quick_run_is_the_same_files_with_less_of_everything() -> None:
         assert {spec.held_out.images for spec in quick} == {2000}
 
 
-def test_all_files_are_run_with_one_seed_before_any_is_with_the_next() -> None:
+def test_grids_come_first_and_all_files_with_one_seed_before_any_with_the_next() -> None:
     listed = paper.jobs(NAMES, 2, quick=False)
-    assert [(job.study, job.seed) for job in listed] == [(name, seed) for seed in (0, 1) for name in NAMES]
+    expected = [*((name, 0, True) for name in NAMES), *((name, seed, False) for seed in (0, 1) for name in NAMES)]
+    assert [(job.study, job.seed, job.grids) for job in listed] == expected
+
+
+def test_every_study_of_a_file_is_in_one_job_and_ema_grids_have_one_seed() -> None:
+    listed = [job for job in paper.jobs(["ema", "seeds"], 2, quick=False) if job.study == "ema"]
+    [first, *_] = [job.specs()[0].name for job in listed]
+    names = [f"{first}/{rest}" for rest in ("EMAGrid/0", "PowerEMAGrid/0", "LCSC/0", "LCSC/1")]
+    assert [study for job in listed for study in job.studies() if study.startswith(f"{first}/")] == names
+
+
+def test_ema_grids_are_done_before_any_search(monkeypatch: pytest.MonkeyPatch, storage: RDBStorage) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(paper, "train", lambda missing, processes: None)
+    monkeypatch.setattr(paper.Job, "run", lambda job, url: ran.append(job))
+    assert paper.run(paper.jobs(["seeds", "window"], 2, quick=False), str(storage.url), 2) == 0
+    assert [job.grids for job in ran] == [True] * 2 + [False] * 4
 
 
 def test_each_table_has_the_seeds_of_its_study_file() -> None:
     listed = paper.jobs(NAMES, None, quick=False)
     for table in TABLES:
-        seeds = [job.seed for job in listed if job.study == table.study]
+        seeds = [job.seed for job in listed if job.study == table.study and not job.grids]
         assert seeds == list(range(table.seeds))
         assert all(list(spec.seeds) == seeds for spec in paper.Job(table.study, 0, ()).specs())
 
@@ -192,7 +208,7 @@ def test_losses_of_other_numbers_of_images_are_not_compared(storage: RDBStorage)
 
 def test_a_part_of_the_training_is_compared_with_ema_after_all_of_it(storage: RDBStorage) -> None:
     answer(storage, "paper_cd,batch_size=128,last_step=250,nfe=1", "LCSC", [8.0, 8.2, 8.1])
-    answer(storage, "paper_cd,batch_size=128,last_step=1000,nfe=1", "EMAGrid", [4.0, 4.0, 4.0])
+    answer(storage, "paper_cd,batch_size=128,last_step=1000,nfe=1", "EMAGrid", [4.0])
     claim = row(lines_of(storage), "CD: LCSC after a part of the training is better than EMA* after all of it")
     assert claim[2:4] == [str(ratio_of([2.0, 2.05, 2.025])), f"*{NOT}*"]
 
@@ -207,7 +223,7 @@ def test_what_is_better_where_it_is_higher_holds_where_it_is_higher(storage: RDB
 
 
 def test_the_fewest_steps_are_the_fewest_that_are_not_worse_than_ema_in_the_most(storage: RDBStorage) -> None:
-    answer(storage, "paper_dm,nfe=10", "EMAGrid", [4.0, 4.0, 4.0])
+    answer(storage, "paper_dm,nfe=10", "EMAGrid", [4.0])
     for nfe, losses in ((10, [2.0, 2.1, 2.2]), (8, [3.9, 4.0, 4.1]), (6, [8.0, 8.1, 8.2])):
         answer(storage, f"paper_dm,nfe={nfe}", "LCSC", losses)
     answer(storage, "paper_dm,nfe=6", "LCSCGradient", [7.0, 7.1, 7.2])
@@ -261,11 +277,11 @@ def test_what_fails_is_said_and_what_is_done_is_not_done_again(
 ) -> None:
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(paper, "train", lambda missing, processes: None)
-    ran = []
+    ran, failing = [], False
 
     def fake(job: Any, url: str) -> str | None:
-        ran.append(job.study)
-        return None if job.study == "seeds" else "lcsc: no room"
+        ran.append(str(job))
+        return None if job.study == "seeds" or job.grids is not failing else "lcsc: no room"
 
     monkeypatch.setattr(paper.Job, "run", fake)
     chosen = paper.jobs(["seeds", "window"], 1, quick=False)
@@ -274,8 +290,9 @@ def test_what_fails_is_said_and_what_is_done_is_not_done_again(
     for optimizer in ("EMAGrid", "LCSC", "LCSCQuadratic", "LCSCGradient"):
         answer(storage, "paper_seeds", optimizer, [4.0])
     ran.clear()
-    paper.run(chosen, str(storage.url), 1)
-    assert ran == ["window"]
+    failing = True  # the EMA grids, without which no search can be compared with EMA*
+    assert paper.run(chosen, str(storage.url), 1) == 1
+    assert ran == ["window, EMA grids"]
 
 
 def test_a_job_that_is_refused_gives_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
