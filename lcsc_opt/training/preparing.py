@@ -108,6 +108,7 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
         seed=request.seed,
         precision=request.precision,
         noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
+        keeps_start=begin is not None and begin.kind == recipe.kind,
         teacher=None if teacher is None else teacher.denoiser(),
     )
     if accelerator.is_main_process:

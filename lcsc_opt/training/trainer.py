@@ -47,6 +47,7 @@ class Job:
         seed: of the batches and the noise.
         precision: of matrix products and convolutions.
         noise_scale: what ln(sigma) is multiplied with before the network is told.
+        keeps_start: the weights that training begins with are the checkpoint of step 0.
         teacher: of a distillation; a module, if it has weights.
         state_seconds: between two states.
     """
@@ -60,6 +61,7 @@ class Job:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     noise_scale: float = 250.0
+    keeps_start: bool = False
     teacher: Denoiser | None = None
     state_seconds: float = STATE_SECONDS
 
@@ -155,6 +157,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         if name is None:
             self.saver.begin(0)
+            self._keep_start()
             self.save_state()
             return
         try:
@@ -162,7 +165,12 @@ class _Loop:
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(f"{states}: cannot be gone on from ({reason}); train anew elsewhere") from error
+        self._keep_start()
         self.curve.rewind(self.step)
+
+    def _keep_start(self) -> None:
+        if self.job.keeps_start and self.step == 0:
+            self.saver.keep_start(self.raw)
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or nothing where nobody has waited for it."""

@@ -103,6 +103,17 @@ def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
     assert (objective.images([0.0, 1.0], SEARCH, 5) - expected).abs().max() < 1e-5
 
 
+def test_a_tuning_of_the_same_kind_keeps_the_model_that_it_begins_with(folder: Path) -> None:
+    """What a distillation or ``ect`` begins with is another kind of model, and none to be combined."""
+    assert lcsc(["train", "edm", *SHORT, "--from", "edm.model", "-o", "tuning.trajectory"]) == 0
+    tuning = Trajectory.open("tuning.trajectory")
+    assert tuning.steps == (0, 2, 4)
+    before = unet(1).state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tuning.checkpoint(0).items())
+    assert lcsc(["train", "ict", *SHORT, "--from", "edm.model", "-o", "other.trajectory"]) == 0
+    assert Trajectory.open("other.trajectory").steps == (2, 4)
+
+
 def test_latents_are_decoded_by_the_studys_objective(folder: Path) -> None:
     assert lcsc(["train", "ict", *SHORT, "--autoencoder", "autoencoder", "-o", "run.trajectory"]) == 0
     settings = yaml.safe_load(Path("run.yaml").read_text())["objective"]["settings"]

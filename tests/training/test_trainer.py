@@ -139,6 +139,20 @@ def test_a_training_that_was_interrupted_goes_on_as_if_it_had_not_been(
     assert curve(whole) == curve(parted)
 
 
+@pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (2, 1e9)])
+def test_a_tuning_keeps_what_it_began_with_also_after_an_interruption(
+    tmp_path: Path, at: int, state_seconds: float
+) -> None:
+    given = job(tmp_path, StoppingEdm(batch_size=8, at=at), keeps_start=True, state_seconds=state_seconds)
+    start = {name: tensor.clone() for name, tensor in given.network.state_dict().items()}
+    with pytest.raises(StopError):
+        run(given)
+    run(job(tmp_path, StoppingEdm(batch_size=8, at=-1), keeps_start=True), resume=True)
+    trajectory = Trajectory.open(given.out)
+    assert trajectory.steps == (0, 4, 8, 12, 16, 20)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in trajectory.checkpoint(0).items())
+
+
 def test_a_finished_training_goes_on_to_more_steps(tmp_path: Path) -> None:
     run(job(tmp_path, Edm(batch_size=8), steps=8))
     run(job(tmp_path, Edm(batch_size=8)), resume=True)
