@@ -1,32 +1,29 @@
 """The networks that the paper searched, of the code that trained them, and how they are sampled.
 
-The classes come from your copies of four code bases, on PYTHONPATH: NVlabs/edm (``training``), openai/consistency_models
-(``cm``), ermongroup/ddim (``models``) and openai/improved-diffusion (``improved_diffusion``). Sizes are those of the
-paper's trainings; a keyword changes one.
+The classes come from your copies of four code bases, on PYTHONPATH: NVlabs/edm (``training``),
+openai/consistency_models (``cm``), ermongroup/ddim (``models``) and openai/improved-diffusion (``improved_diffusion``).
+Sizes are those of the paper's trainings; a keyword changes one.
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.sampling.schedulers import build_scheduler, without_deprecations
+from lcsc_opt.sampling.schedulers import build_scheduler
 
-SOLVER = {  # of the authors' sampling script: third order, steps even in the logarithm of the signal-to-noise ratio
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 3,
-    "use_lu_lambdas": True,
-    "lower_order_final": False,
-    "final_sigmas_type": "sigma_min",
-}
+SMALLEST_LOG_SNR = -5.1  # of lambda, where the cosine schedule has next to no signal: as DPM-Solver's own code clips it
 
 
 def cifar10_consistency(**changes: Any) -> nn.Module:
@@ -147,7 +144,12 @@ def openai_consistency(
 
 
 def _consistency(
-    network: Callable[[Tensor, Tensor], Tensor], noise: Tensor, draw: Any, sigmas: Sequence[float], *, noise_scale: float
+    network: Callable[[Tensor, Tensor], Tensor],
+    noise: Tensor,
+    draw: Any,
+    sigmas: Sequence[float],
+    *,
+    noise_scale: float,
 ) -> Tensor:
     function = ConsistencyFunction(cast("nn.Module", network), noise_scale=noise_scale)
     images = torch.zeros_like(noise)
@@ -158,21 +160,44 @@ def _consistency(
     return images
 
 
-def dpm_solver(
-    model: Any,
-    noise: Tensor,
-    nfe: int,
-    timesteps: int = 1000,
-    beta_schedule: str = "linear",
-    timestep_scale: float = 1.0,
-) -> Tensor:
-    """DPM-Solver++ (Lu et al. 2022) as the authors' script sets it, at the nearest whole timesteps."""
-    trained = {"num_train_timesteps": timesteps, "beta_schedule": beta_schedule}
-    scheduler = build_scheduler("dpm-solver++", trained, SOLVER)
-    scheduler.set_timesteps(nfe, device=noise.device)
-    images = noise
-    for timestep in scheduler.timesteps:
-        predicted = model(images, timestep_scale * timestep.expand(len(images)).float())
-        with without_deprecations():
-            images = scheduler.step(predicted, timestep, images).prev_sample
-    return images
+def dpm_solver(model: Any, noise: Tensor, nfe: int, timesteps: int = 1000, beta_schedule: str = "linear") -> Tensor:
+    """DPM-Solver++(3M) (Lu et al. 2022, Sec. 4), as the authors' script sets it: steps even in lambda, none to zero.
+
+    lambda = ln(alpha / sigma); a step of length h from lambda_0 with the predicted images m of the last three is
+    sigma_1 / sigma_0 x - alpha_1 (phi_1 m_0 - phi_2 D_1 + phi_3 D_2), of lower order where there are not three yet.
+
+    Args:
+        model: told the timestep on a scale of 1,000, whatever their number.
+        noise: ``[N, C, H, W]``.
+        nfe: steps.
+        timesteps: of the training.
+        beta_schedule: ``linear`` or ``squaredcos_cap_v2``, which is the cosine of improved DDPM.
+    """
+    levels = _log_snr(timesteps, beta_schedule)
+    grid = np.linspace(max(levels[-1], SMALLEST_LOG_SNR), levels[0], nfe + 1)
+    told = np.interp(-grid, -levels, np.arange(timesteps)) * 1000 / timesteps
+    alpha, sigma = (1 / (1 + np.exp(-2 * grid))) ** 0.5, (1 / (1 + np.exp(2 * grid))) ** 0.5
+    h = grid[1] - grid[0]
+    phi_1 = math.expm1(-h)
+    phi_2 = phi_1 / h + 1
+    phi_3 = phi_2 / h - 0.5
+    x, kept = noise, list[Tensor]()
+    for i in range(nfe):
+        predicted = model(x, x.new_full((len(x),), told[i]))
+        kept = [(x - sigma[i] * predicted) / alpha[i], *kept[:2]]
+        moved = phi_1 * kept[0]
+        if len(kept) == 2:
+            moved = moved + phi_1 / 2 * (kept[0] - kept[1])
+        elif len(kept) == 3:
+            first, second = kept[0] - kept[1], kept[0] - 2 * kept[1] + kept[2]
+            moved = moved - phi_2 * (first + second / 2) + phi_3 * second / 2
+        x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * moved
+    return x
+
+
+def _log_snr(timesteps: int, beta_schedule: str) -> npt.NDArray[np.float64]:
+    """``[T]`` lambda of each timestep, decreasing."""
+    scheduler = build_scheduler("ddpm", {"num_train_timesteps": timesteps, "beta_schedule": beta_schedule})
+    kept = (1 - scheduler.betas.double().numpy()).cumprod()
+    found: npt.NDArray[np.float64] = 0.5 * np.log(kept / (1 - kept))
+    return found
