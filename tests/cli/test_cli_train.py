@@ -15,7 +15,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.contact_sheet import contact_sheet
+from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
@@ -76,6 +77,19 @@ def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, cap
     assert images.isfinite().all()
     assert objective.sampler.nfe == (1 if read_model(folder / "run.model", "-").kind == "consistency" else 10)  # type: ignore[attr-defined]
     assert lcsc(["run", "run.yaml", f"objective.settings.loss={PIXELS}", "--dry-run"]) == 0
+    assert len(list(Path("run.samples").glob("step*.png"))) == 4  # a tenth of four steps is less than one
+
+
+def test_samples_are_those_of_the_study_files_sampler_and_can_be_left_out(folder: Path) -> None:
+    command = ["train", "ict", *SHORT, *options("ict")]
+    assert lcsc([*command, "-o", "run.trajectory", "--samples-every", "4"]) == 0
+    study = yaml.safe_load(Path("run.yaml").read_text())
+    given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
+    objective: Any = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
+    expected = contact_sheet(objective.images([0.0, 1.0], HELD_OUT, 32).numpy())
+    assert [sheet.read_bytes() for sheet in Path("run.samples").iterdir()] == [expected]
+    assert lcsc([*command, "-o", "none.trajectory", "--samples-every", "0"]) == 0
+    assert not Path("none.samples").exists()
 
 
 def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> None:
