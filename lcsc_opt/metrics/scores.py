@@ -16,7 +16,15 @@ from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import build_extractor
-from lcsc_opt.metrics.judges import JudgeReference, few_enough, floors, judges_in, known_features
+from lcsc_opt.metrics.judges import (
+    FDR,
+    JudgeReference,
+    few_enough,
+    floors,
+    judges_in,
+    known_features,
+    split_distance,
+)
 from lcsc_opt.metrics.keeping import kept_metric
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import (
@@ -157,9 +165,28 @@ class Scores:
                 found += judges_in(name, reference)
         return found
 
+    @functools.cached_property
+    def splits(self) -> dict[str, float]:
+        """Extractor → FID of real images to real images, of all whose images held-out reports have ``fdr`` for."""
+        if self._judge_reference is None:
+            return {}
+        metrics = [metric for metric in (*self.loss.weights, *self.judges) if metric.needs_reference]
+        references = {metric.extractor: self._views[metric.extractor].reference for metric in metrics}
+        found = {name: split_distance(known) for name, known in references.items() if known is not None}
+        return {name: distance for name, distance in found.items() if distance is not None}
+
+    @property
+    def signs(self) -> dict[str, int]:
+        """Judge → 1, or −1 where higher is better; ``fdr`` among them, which is of all extractors."""
+        return {**{str(judge): judge.sign for judge in self.judges}, **({FDR: 1} if self.splits else {})}
+
     def floors(self) -> dict[str, float]:
         """Judge → its value for held-out real images in place of samples, where some are held out."""
-        return floors(self.judges, self._views, self.loss)
+        found = floors(self.judges, self._views, self.loss)
+        references = [self._views[name].reference for name in self.splits]
+        if references and all(reference is not None and reference.held_out is not None for reference in references):
+            found[FDR] = 1.0  # by its definition
+        return found
 
     @property
     def extractor(self) -> FeatureExtractor:
@@ -185,7 +212,8 @@ class Scores:
         Raises MetricError when the numbers make no sense.
         """
         metrics = self._computed(held_out=held_out)
-        return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient)
+        splits = self.splits if held_out else None
+        return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient, splits=splits)
 
     def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> WholeEvaluation:
         """An evaluation from all its parts, in the order of their images: its result, and the loss's gradient.
@@ -193,7 +221,7 @@ class Scores:
         Raises MetricError when they are not the parts of one evaluation with these metrics and extractors.
         """
         computed = self._computed(held_out=held_out)  # which may need to build the cross-check's view
-        whole = WholeEvaluation(self.loss, parts)
+        whole = WholeEvaluation(self.loss, parts, self.splits if held_out else None)
         if whole.metrics != computed:
             raise MetricError(
                 f"parts: are for {', '.join(map(str, whole.metrics))} and not for {', '.join(map(str, computed))}; "

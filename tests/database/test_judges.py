@@ -63,6 +63,15 @@ def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, 
     assert (warning_of(report, None, judged(report)) is not None) is bool(lost)
 
 
+def test_what_is_as_good_as_real_images_is_not_lost() -> None:
+    report = {
+        **part([2.5], precision=[0.3], near=[2.1]),
+        "baselines": {"EMA*": part([28.0], precision=[0.6], near=[2])},
+    }
+    floors = {"precision": 0.4, "near": 2.2}
+    assert [judge.lost for judge in judges_of(report, SIGNS, "EMA*", floors)] == [True, False]
+
+
 def test_with_groups_of_noise_the_spread_of_differences_is_the_noise() -> None:
     ema = part([28.0, 29.0], precision=[0.62, 0.64], near=[2.87, 2.80])
     report = {**part([2.5, 2.6], precision=[0.61, 0.63], near=[2.97, 2.70]), "baselines": {"EMA*": ema}}
