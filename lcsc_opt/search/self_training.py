@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -118,13 +119,13 @@ def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coeffi
 def second_place(steps: Sequence[int]) -> int:
     """Where the new row goes: behind the first checkpoint whose next is two steps away or more, one step after it.
 
-    A row stands for the steps since the one before it, so the profile of an EMA gives it next to nothing: searches start
-    where they did without it. At the end it would get the most.
+    A row stands for the steps since the one before it, so the profile of an EMA gives it next to nothing: searches
+    start where they did without it. At the end it would get the most.
 
     Raises:
         StudySpecError: no two checkpoints are two steps apart.
     """
-    for place, (before, after) in enumerate(zip(steps[:-1], steps[1:], strict=True), start=1):
+    for place, (before, after) in enumerate(itertools.pairwise(steps), start=1):
         if after - before > 1:
             return place
     raise StudySpecError("the checkpoints are one step apart and leave no room for a row; pack them with --steps")
