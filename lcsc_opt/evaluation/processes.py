@@ -14,16 +14,16 @@ DIED = "the worker process died (killed, or out of memory)"
 
 
 class ThisMachine:
-    """Workers are processes here; the cores that this process may use are divided among them."""
+    """Workers are processes on this machine, which share the cores that this process may use."""
 
     elastic = False
 
     def threads(self, workers: int) -> int:
-        """The cores of each."""
+        """Cores for each worker."""
         return max(cores() // workers, 1)
 
     def start(self, settings: WorkerSettings) -> Process:
-        """A process of its own."""
+        """Start a process."""
         return Process(settings)
 
     def refused(self, link: object, error: LcscError) -> LcscError:  # noqa: ARG002 - as of other machines
@@ -32,10 +32,13 @@ class ThisMachine:
 
 
 class Process:
-    """The way to one process, and back. Raises OSError where it cannot be started.
+    """The connection to one process.
 
     Attributes:
         machine: this one's name.
+
+    Raises:
+        OSError: it cannot be started.
     """
 
     def __init__(self, settings: WorkerSettings) -> None:

@@ -1,4 +1,4 @@
-"""Workers on the machines of a Ray cluster. Ray places them; retries, and what is done with a death, stay ours."""
+"""Workers on the machines of a Ray cluster. Ray places them; retries and deaths are handled as for local workers."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def ray_cluster(
     study: Path | None = None,
     packed: Trajectory | None = None,
 ) -> Iterator[Cluster]:
-    """Connect to a cluster while this is open; the study's own files go there.
+    """Connect to a cluster while this is open, and send the study's own files there.
 
-    A program that is connected already stays so, and its own runtime environment counts.
+    A program that is connected already stays connected, with its own runtime environment.
 
     Args:
-        wanted: which one, and what its workers need.
+        wanted: the address of the cluster, and what its workers need.
         spec: of the objective.
         objective: as it was loaded here.
         study: the study file's folder.
@@ -139,7 +139,7 @@ class Cluster:
         ray: the module, connected.
         wanted: what each worker needs.
         spec: of the objective.
-        files: that have travelled.
+        files: those that were sent to the cluster.
         objective: as it was loaded here.
         packed: its trajectory.
     """
@@ -171,7 +171,7 @@ class Cluster:
         )
 
     def check(self) -> None:
-        """Refuse a cluster that could not evaluate; get its nodes ready otherwise.
+        """Refuse a cluster that could not evaluate the objective; else get its nodes ready.
 
         Raises:
             ClusterError: no node has room for a worker; one has other software, or no room for the trajectory.
@@ -183,11 +183,15 @@ class Cluster:
             self._check(node, asked[node["NodeID"]])
 
     def threads(self, workers: int) -> int:  # noqa: ARG002 - as of other machines
-        """The CPUs that were asked for."""
+        """The CPUs that each worker has."""
         return max(int(self._wanted.cpus), 1)
 
     def start(self, settings: WorkerSettings) -> RayLink:
-        """Ask for a worker, which begins when there is room. Raises OSError where Ray is gone."""
+        """Request a worker, which starts when there is room.
+
+        Raises:
+            OSError: Ray is gone.
+        """
         selector = {"label_selector": {NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
         try:
             actor = self._ray.remote(RayWorker)
@@ -202,7 +206,7 @@ class Cluster:
             raise OSError(f"Ray refused it ({_first_line(error)})") from error
 
     def refused(self, link: Link, error: LcscError) -> LcscError | None:
-        """Do without the node of this worker from now on, where there are others."""
+        """Leave out the node of this worker from now on, where there are others."""
         assert isinstance(link, RayLink)
         said = type(error)(f"node {node_name(self._ray, link.node)}: {error}")
         known = link.node in self._without
@@ -214,7 +218,7 @@ class Cluster:
         return None
 
     def _files(self, packed: Trajectory) -> Any:
-        """What reads the trajectory on this machine."""
+        """The actor that reads the trajectory on this machine."""
         strategy = self._strategy(self._here)
         return self._ray.remote(Files).options(num_cpus=0, max_restarts=-1, **strategy).remote(packed.path)
 

@@ -83,7 +83,9 @@ class Experiment:
 
     @property
     def _load(self) -> Callable[[], Objective]:
-        """What loads it, here and in worker processes, on the checkpoints that the experiment began with."""
+        """The function that loads the objective, here and in worker processes, with the checkpoints of the first
+        study.
+        """
         known = checkpoints_of(self.storage, self._name, self._spec)
         return functools.partial(load_objective, self._spec, beside=self._directory, checkpoints=known)
 
@@ -101,20 +103,20 @@ class Experiment:
         """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
 
         Args:
-            plan: what to run. Where the study has a larger budget already, that one counts, and this is said.
-            take_over: from another process that holds the study and is dead, though it does not look so.
-            accept_environment: continue though packages or BLAS are not those that the study was begun with.
-            accept_code: continue though the code that the objective is made of is not what it was.
-            lower_budget: the plan's budget counts also where it is the smaller one.
+            plan: what to run. Where the stored budget is larger, it counts, and a line says so.
+            take_over: take the study from a process that is dead but still holds it.
+            accept_environment: continue with other packages or another BLAS than the study began with.
+            accept_code: continue although the code of the objective has changed.
+            lower_budget: take the plan's budget also where the stored one is larger.
             retry_failed: failed trials are evaluated again.
             debug: print the whole traceback of an evaluation that fails.
 
         Returns:
-            One line for people: what it came to.
+            One line for people: the result.
 
         Raises:
-            StudyHeldError: when another process runs this study.
-            StudyMismatchError: when the stored study was made with other settings, or in another environment.
+            StudyHeldError: another process runs this study.
+            StudyMismatchError: the stored study was made with other settings, or in another environment.
         """
         study, plan = self.begin(plan, lower_budget=lower_budget)
         if is_finished(study, plan) and not retry_failed:
@@ -141,7 +143,7 @@ class Experiment:
             return outcome_of(study)
 
     def begin(self, plan: StudyPlan, *, lower_budget: bool = False) -> tuple[StoredStudy, StudyPlan]:
-        """The stored study, made where there is none yet, and the plan as it goes on there.
+        """The stored study and the plan that it goes on with; the study is created where there is none.
 
         Raises:
             LcscError: as :meth:`run`.
@@ -154,12 +156,12 @@ class Experiment:
         return study, plan if lower_budget else _with_larger_budget(plan, study)
 
     def beside(self, storage: RDBStorage, share: Share, watch: Watch) -> Experiment:
-        """One with the same objective, for a study that is run at the same time as others.
+        """An experiment with the same objective, for a study that runs beside others.
 
         Args:
-            storage: the same database, opened for it alone.
-            share: of the workers.
-            watch: shows what all of them do.
+            storage: the same database, through a connection of its own.
+            share: its share of the workers.
+            watch: shows the progress of all studies.
         """
         other = copy.copy(self)
         other.storage, other._shared, other._watch = storage, share, watch
@@ -176,11 +178,11 @@ class Experiment:
             study.set_attribute(name, value)
 
     def evaluate(self, study: StoredStudy, plan: HeldOutPlan, *, accept_code: bool = False) -> dict[str, Any]:
-        """Report on a study that is held, with an objective that is still what it was.
+        """Write the held-out report of a study whose lease is held.
 
         Raises:
-            ObjectiveError: nothing is held out by this objective.
-            StudyMismatchError: when it is not: its numbers would stand beside those of another one.
+            ObjectiveError: this objective has no held-out loss.
+            StudyMismatchError: the objective has changed since the search: the numbers would not compare.
         """
         if nothing := self.objective.why_nothing_held_out():
             raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
@@ -195,7 +197,7 @@ class Experiment:
     def _score(
         self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: Workers | None
     ) -> dict[str, Any]:
-        """Choose among the best trials on other noise, and report on yet other noise."""
+        """Choose among the best trials on selection noise, and report the chosen one on held-out noise."""
         if not self.objective.images_per_evaluation:
             held_out = dataclasses.replace(held_out, images=0)
         with self._one_by_one(pool) as evaluate:
@@ -236,7 +238,7 @@ class Experiment:
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
     def _optimizer(self, plan: StudyPlan, resolved: Resolved) -> Optimizer:
-        """A fresh one, which plans by the study's first budget, also when more is added later."""
+        """A fresh optimizer. It plans by the study's first budget, also when the budget is raised later."""
         affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
         spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.spec.space
         space = build_space(spec, self.objective, origin=plan.origin)
@@ -261,12 +263,12 @@ class Experiment:
             )
 
     def check_new(self, plan: StudyPlan) -> None:
-        """:meth:`check`, where the study is not begun yet."""
+        """Call :meth:`check` for a study that is not stored yet."""
         if plan.name not in study_names(self.storage):
             self.check(plan)
 
     def check_settings(self, plan: StudyPlan) -> None:
-        """:meth:`check`, where the study is not begun yet, as far as it goes without loading the objective."""
+        """What :meth:`check_new` refuses, as far as that is known without the objective."""
         if plan.name not in study_names(self.storage):
             known = checkpoints_of(self.storage, self._name, self._spec)
             check_objective(self._spec, beside=self._directory, checkpoints=known)
@@ -295,9 +297,9 @@ class Experiment:
 
         Raises:
             OptimizerError: the optimizer follows gradients, and the objective gives none.
-            StudySpecError: a budget or settings of workers that this objective or this machine does not have.
-            ClusterError: there is no such Ray cluster, or it cannot evaluate this.
-            CoefficientsError, ObjectiveError: a space that it does not have.
+            StudySpecError: the objective or the machine does not allow the budget or the workers.
+            ClusterError: there is no such Ray cluster, or it cannot evaluate this objective.
+            CoefficientsError, ObjectiveError: the objective does not have this coefficient space.
         """
         environments_of(plan)
         if plan.ray is not None:
@@ -323,7 +325,7 @@ class Experiment:
 
     @contextlib.contextmanager
     def workers(self, plan: StudyPlan) -> Iterator[Workers | None]:
-        """The plan's processes, which start when they are first used; ``None`` where this process is the only one."""
+        """The plan's worker processes, which start when they are first used; ``None`` where this process evaluates."""
         if self._shared is not None:
             with contextlib.closing(self._shared):
                 yield self._shared
@@ -368,7 +370,7 @@ class Experiment:
 
     @contextlib.contextmanager
     def _one_by_one(self, pool: Workers | None) -> Iterator[Callable[[Candidate], Outcome]]:
-        """Evaluates one candidate after the other, all workers together at each where the objective allows that."""
+        """An evaluator of one candidate at a time, by all workers together where the objective allows it."""
         if pool is None or not isinstance(self.objective, StagedObjective):
             yield self._evaluate_here
             return

@@ -1,4 +1,4 @@
-"""What a search shows while it runs: a line of its own, or its part of one line for studies side by side."""
+"""Progress of searches: a line for each, or one line for all studies side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class Watch(Protocol):
     """Shows how far searches are."""
 
     def __call__(self, search: Search, pool: Workers | None) -> contextlib.AbstractContextManager[OnTell]:
-        """Show this one, while it is open; ``pool``: of workers that come and go, so that it is said how many live."""
+        """Show the progress of a search while this is open. With a ``pool`` of workers that come and go, say how many
+        live.
+        """
         ...
 
 
@@ -31,7 +33,7 @@ OnTell = Callable[[Search], None]
 
 @contextlib.contextmanager
 def own_line(search: Search, pool: Workers | None) -> Iterator[OnTell]:
-    """A line for this search."""
+    """A progress line for one search."""
     _say_continuing(search)
     with progress(search.name, search.budget.total, done=search.stored_spent) as advance:
         steps = _Steps(search)
@@ -44,7 +46,7 @@ def own_line(search: Search, pool: Workers | None) -> Iterator[OnTell]:
 
 
 class OneLine:
-    """One line for studies side by side: all their budgets together, and the best of the best.
+    """One line for studies side by side: the sum of their budgets, and the best loss of all.
 
     Args:
         advance: the line.
@@ -84,7 +86,7 @@ class OneLine:
 
 
 class _Steps:
-    """How much of the budget was spent since the last look; what was stored before is shown already."""
+    """How much of the budget was spent since the last call."""
 
     def __init__(self, search: Search) -> None:
         self._shown = search.stored_spent
