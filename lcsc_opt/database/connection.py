@@ -110,6 +110,15 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
             opened.engine.dispose()
 
 
+def open_existing(url: str) -> RDBStorage:
+    """Open a study database to change what it holds; one that is not there is not made.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    return open_storage(url, write=is_there(url))  # who reads is told that there is none
+
+
 def open_even_empty(url: str) -> RDBStorage:
     """Open a study database to read it; an SQLite file that is not there yet is made, without studies in it.
 
