@@ -127,7 +127,8 @@ class TorchAttention(nn.Module):
     def forward(self, qkv: Tensor) -> Tensor:
         """``[N, 3 heads dim, positions]`` → ``[N, heads dim, positions]``."""
         parts = qkv.reshape(len(qkv), 3, self.num_heads, self.head_dim, -1).transpose(-1, -2)
-        attended: Tensor = F.scaled_dot_product_attention(*parts.unbind(1))
+        query, key, value = parts.unbind(1)
+        attended: Tensor = F.scaled_dot_product_attention(query, key, value)
         return attended.transpose(-1, -2).flatten(1, 2)
 
 
