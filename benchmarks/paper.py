@@ -3,9 +3,9 @@
     python benchmarks/paper.py [--quick] [--table NAME …] [--seeds 5] [--jobs 2] [--tables]
 
 All studies are in ``results/paper.db``: interrupted, the same command continues, and ``--tables`` writes the page of
-what is there. ``--jobs`` processes run at once, each with one thread and a study file with one seed; all files are run
-with one seed before any is with the next. ``--quick`` has short trainings, short searches and two seeds, in
-``results/paper_quick.*``.
+what is there. ``--jobs`` processes run at once, each with one thread and a study file with one seed; EMA grids are run
+first and once, and all files with one seed before any with the next. ``--quick`` has short trainings, short searches
+and two seeds, in ``results/paper_quick.*``.
 """
 
 from __future__ import annotations
@@ -36,22 +36,21 @@ from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000")
 QUICK_BUDGET = "budget.evaluations=30"
-FEW_STEPS = "objective.settings.training_steps=100"
+FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
+PARTS = "vary.objective.settings.select.last_step=[50,100]"
 SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change what is trained
 TRAINED = "trained.py"  # the objective that keeps the seconds of its training
 QUICK_VARIED = {
-    "cd": (
-        *("budget.evaluations=20", FEW_STEPS, "objective.settings.teacher.training_steps=100"),
-        *("vary.objective.settings.select.last_step=[50,100]", "held_out.top=1"),
-    ),
-    "ct": ("budget.evaluations=20", FEW_STEPS, "vary.objective.settings.select.last_step=[50,100]", "held_out.top=1"),
-    "dm": ("budget.evaluations=20", FEW_STEPS, "objective.settings.images=200", "held_out.top=1"),
+    "cd": (*FEW_STEPS, PARTS, "objective.settings.teacher.training_steps=100", "held_out.top=1"),
+    "ct": (*FEW_STEPS, PARTS, "held_out.top=1"),
+    "dm": (*FEW_STEPS, "held_out.top=1"),
     "iterations": ("vary.budget.evaluations=[15,30,60]",),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
     "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
@@ -61,11 +60,12 @@ QUICK_VARIED = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One study file with one seed."""
+    """One study file with one seed: its searches, or the EMA grids that these are compared with."""
 
     study: str
     seed: int
     overrides: tuple[str, ...]
+    grids: bool = False
 
     @property
     def path(self) -> Path:
@@ -76,26 +76,40 @@ class Job:
         """Its points."""
         return read_studies(self.path, self.overrides)
 
+    @property
+    def optimizers(self) -> list[str]:
+        """Those of the file that it runs."""
+        return [one.name for one in self.specs()[0].optimizers if (one.name in BASELINES) == self.grids]
+
     def studies(self) -> list[str]:
         """The names of all its studies."""
-        return [f"{spec.name}/{optimizer.name}/{self.seed}" for spec in self.specs() for optimizer in spec.optimizers]
+        return [f"{spec.name}/{optimizer}/{self.seed}" for spec in self.specs() for optimizer in self.optimizers]
 
     def run(self, url: str) -> str | None:
         """Do it in a process of its own; gives the last line that it printed where it failed."""
         program = "from lcsc_opt.cli import main; main()"
         command = [sys.executable, "-c", program, "run", str(self.path), *self.overrides]
-        return _failure([*command, "--seed", str(self.seed), "--storage", url])
+        chosen = [f"--optimizer={optimizer}" for optimizer in self.optimizers]
+        return _failure([*command, *chosen, "--seed", str(self.seed), "--storage", url])
+
+    def __str__(self) -> str:
+        return f"{self.study}, {'EMA grids' if self.grids else f'seed {self.seed}'}"
 
 
 def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
-    """All of them, seed by seed; without a number of seeds, as many as each table needs."""
+    """All of them: EMA grids once, since there is no chance in them; then searches, seed by seed.
+
+    Without a number of seeds there are as many as each table needs.
+    """
     wanted = {table.study: seeds or table.seeds for table in TABLES}
-    return [
-        Job(study, seed, _overrides(study, quick=quick))
+    overrides = {study: _overrides(study, quick=quick) for study in chosen}
+    searches = [
+        Job(study, seed, overrides[study])
         for seed in range(max(wanted[study] for study in chosen))
         for study in chosen
         if seed < wanted[study]
     ]
+    return [*(Job(study, 0, overrides[study], grids=True) for study in chosen), *searches]
 
 
 def _overrides(study: str, *, quick: bool) -> tuple[str, ...]:
@@ -122,7 +136,7 @@ def main() -> None:
         print("interrupted: nothing is lost; the same command continues, --tables shows what is there", file=sys.stderr)
         sys.exit(130)
     if failed:
-        sys.exit(f"{failed} study files failed; mend the cause and run the same command again")
+        sys.exit(f"{failed} runs of study files failed; mend the cause and run the same command again")
 
 
 def _arguments() -> argparse.Namespace:
@@ -146,19 +160,24 @@ def run(chosen: Sequence[Job], url: str, processes: int) -> int:
     """Do what is missing; returns how many jobs failed."""
     reader = HistoryReader(open_storage(url, write=True))
     missing = [job for job in chosen if unfinished(job, reader)]
-    print(f"{machine()}\n{len(chosen)} study files with a seed, {len(chosen) - len(missing)} of them done", flush=True)
+    print(f"{machine()}\n{len(chosen)} runs of study files, {len(chosen) - len(missing)} of them done", flush=True)
     train(missing, processes)
-    start, failed = time.perf_counter(), 0
+    failed = _run_all([job for job in missing if job.grids], url, processes)
+    lacking = {job.study for job in failed}  # EMA*, with which every search is compared at its end
+    searches = [job for job in missing if not job.grids and job.study not in lacking]
+    return len([*failed, *_run_all(searches, url, processes)])
+
+
+def _run_all(missing: Sequence[Job], url: str, processes: int) -> list[Job]:
+    """Several at once; returns those that failed."""
+    start, failed = time.perf_counter(), []
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         running = {pool.submit(job.run, url): job for job in missing}
         try:
             for count, done in enumerate(concurrent.futures.as_completed(running), start=1):
-                failed += done.result() is not None
-                job, seconds = running[done], time.perf_counter() - start
-                print(
-                    f"{count}/{len(missing)}, {seconds:.0f} s: {job.study}, seed {job.seed}: {done.result() or 'done'}",
-                    flush=True,
-                )
+                job, failure, seconds = running[done], done.result(), time.perf_counter() - start
+                failed += [] if failure is None else [job]
+                print(f"{count}/{len(missing)}, {seconds:.0f} s: {job}: {failure or 'done'}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
-from lcsc_opt.database.comparing import EMA_GRID, ema_beside, samples
+from lcsc_opt.database.comparing import EMA_GRID, best_ema, ema_beside, samples
 from lcsc_opt.database.history import StudyHistory
 from reproduction.table import Claim, Where
 
@@ -132,7 +132,9 @@ class Points:
 
     def over_ema(self, where: Where, worse: Where, optimizer: str) -> Ratio | None:
         """The loss of an optimizer at one point over that of EMA* at another one."""
-        return between(self.at(where, optimizer), self.at(worse, EMA_GRID))
+        ema = best_ema(list(self.at(worse, EMA_GRID).values()))
+        searches = self.at(where, optimizer)
+        return None if ema is None else between(searches, dict.fromkeys(searches, ema))
 
     def ratio(self, claim: Claim, optimizer: str) -> Ratio | None:
         """What was measured of a claim."""

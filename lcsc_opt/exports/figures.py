@@ -42,7 +42,7 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
         The names of the artifacts; a landscape, which is no search, is left as it is.
 
     Raises:
-        StudyStoreError: when no trial is complete.
+        StudyStoreError: no trial is complete.
     """
     if not is_search(study.name):
         return []

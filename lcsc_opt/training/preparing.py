@@ -24,10 +24,9 @@ from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
 from lcsc_opt.training.data import TrainingData, load_images
 from lcsc_opt.training.latents import Latents, encode, read_autoencoder, small_latent_shape, train_autoencoder
 from lcsc_opt.training.models import Model, read_model, write_config, write_weights
-from lcsc_opt.training.networks import small_unet
+from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, Recipe
 from lcsc_opt.training.recipes.base import timestep_scale
-from lcsc_opt.training.running import initialize
 from lcsc_opt.training.trainer import Job, new_accelerator, train
 from lcsc_opt.trajectory import Trajectory
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,13 +49,13 @@ def test_it_is_an_objective(recipe: str, cache: Path) -> None:
 
 def test_one_step_of_a_consistency_model_is_its_function_of_noise() -> None:
     objective = build()
-    coefficients = [0.5, -0.5, 1.0]
+    coefficients = np.array([0.5, -0.5, 1.0])
     network = MODULE.DiffusersFolder.read(MODULE.beside(objective.trajectory.path, ".model")).network().eval()
-    network.load_state_dict(objective.trajectory.merge(torch.tensor(coefficients, dtype=torch.float64).numpy()))
+    network.load_state_dict(objective.trajectory.merge(coefficients))
     noise = MODULE.ImageNoise(0).batch(HELD_OUT, 0, 5, (1, 8, 8))
     with torch.no_grad():
         expected = ConsistencyFunction(network)(20.0 * noise, torch.full((5,), 20.0)).clamp(-1, 1)
-    images = objective.images(torch.tensor(coefficients, dtype=torch.float64).numpy(), HELD_OUT, 5)
+    images = objective.images(coefficients, HELD_OUT, 5)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
 
 
@@ -131,7 +132,7 @@ def test_seconds_of_training_are_those_of_the_curve_up_to_the_last_selected_chec
 
 def test_judges_may_be_named() -> None:
     objective = build(held_out_metrics=["is", "precision", "recall"])
-    reported = objective.evaluate(Candidate([0.2, 0.3, 0.5], noise=HELD_OUT))
+    reported = objective.evaluate(Candidate(np.array([0.2, 0.3, 0.5]), noise=HELD_OUT))
     assert list(reported.metrics) == ["fid", "is", "precision", "recall", "fid@cross_check"]
 
 
