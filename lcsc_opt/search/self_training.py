@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -118,13 +119,13 @@ def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coeffi
 def second_place(steps: Sequence[int]) -> int:
     """Where the new row goes: behind the first checkpoint whose next is two steps away or more, one step after it.
 
-    A row stands for the steps since the one before it, so the profile of an EMA gives it next to nothing: searches start
-    where they did without it. At the end it would get the most.
+    A row stands for the steps since the one before it, so the profile of an EMA gives it next to nothing: searches
+    start where they did without it. At the end it would get the most.
 
     Raises:
         StudySpecError: no two checkpoints are two steps apart.
     """
-    for place, (before, after) in enumerate(zip(steps[:-1], steps[1:], strict=True), start=1):
+    for place, (before, after) in enumerate(itertools.pairwise(steps), start=1):
         if after - before > 1:
             return place
     raise StudySpecError("the checkpoints are one step apart and leave no room for a row; pack them with --steps")
@@ -177,7 +178,11 @@ def self_trained(
 
 
 def _stepped(optimizer: torch.optim.Optimizer, recipe: Recipe, batch: Batch, step: int) -> float:
-    loss = recipe.loss(batch)
+    try:
+        loss = recipe.loss(batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(f"step {step + 1} on its own samples: the loss is {value}; lower learning_rate")
@@ -203,6 +208,6 @@ def _losses(objective: MergeSampleScore, coefficients: Coefficients, place: int)
     losses = {}
     with progress("weights of the new row", len(WEIGHTS)) as advance:
         for weight in WEIGHTS:
-            losses[weight] = objective.evaluate(Candidate(with_weight(coefficients, place, weight))).loss
+            losses[weight] = float(objective.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
             advance(note=f"w {weight:g}: {losses[weight]:.4g}")
     return losses
