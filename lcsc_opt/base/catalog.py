@@ -93,7 +93,7 @@ def load_file(path: Path) -> ModuleType:
     """Run a catalog file as a module of its own.
 
     Raises:
-        CatalogError: when it raises, or defines no ``build``.
+        CatalogError: it raises, or defines no ``build``.
     """
     original = _originals.get(path, path)
     name = f"_lcsc_{path.stem}_{hashlib.sha256(str(original).encode()).hexdigest()[:8]}"

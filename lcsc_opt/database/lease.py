@@ -138,7 +138,7 @@ class Lease:
         """Within a transaction: hold the row until the transaction ends, and see that the token is ours.
 
         Raises:
-            LeaseLostError: when another process has taken the study over.
+            LeaseLostError: another process has taken the study over.
         """
         if session.execute(self._chosen).scalar_one_or_none() != self.token:
             raise LeaseLostError(

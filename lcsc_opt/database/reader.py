@@ -39,6 +39,7 @@ from lcsc_opt.database.history import (
 )
 from lcsc_opt.database.lease import Holder, has_table, holders
 from lcsc_opt.database.names import is_ours, is_search, split_name
+from lcsc_opt.database.nodes import NODES
 from lcsc_opt.database.tables import (
     ARTIFACT_PREFIX,
     ATTRIBUTES,
@@ -52,7 +53,7 @@ from lcsc_opt.database.tables import (
 
 BATCH = 400  # conditions of one statement, which databases limit
 FIXED_ATTRIBUTES = ("steps", "specification", "forked_from")
-CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out")
+CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out", NODES)
 
 
 class HistoryReader:
@@ -79,7 +80,7 @@ class HistoryReader:
         """The searches of an experiment as they are now, in the order in which they were created, without landscapes.
 
         Raises:
-            StudyStoreError: when there is none, naming the experiments that there are.
+            StudyStoreError: there is none, naming the experiments that there are.
         """
         names = self.searches()
         known = sorted({split_name(name)[0] for name in names})
@@ -94,7 +95,7 @@ class HistoryReader:
         """The studies of these names as they are now, in this order; those that are gone are left out.
 
         Raises:
-            StudyStoreError: when a name is not of ours, or the database cannot be read.
+            StudyStoreError: a name is not of ours, or the database cannot be read.
         """
         wanted = list(names)
         for name in wanted:
@@ -107,7 +108,7 @@ class HistoryReader:
         """One study as it is now.
 
         Raises:
-            StudyStoreError: when its name is not ``experiment/optimizer/seed``, or it is not there any more.
+            StudyStoreError: its name is not ``experiment/optimizer/seed``, or it is not there any more.
         """
         for study in self.read_studies([name]):
             return study
@@ -211,7 +212,7 @@ def trial_ids(study: StudyHistory, numbers: Sequence[int]) -> list[int]:
     """The database's keys of trials.
 
     Raises:
-        StudyStoreError: when the study has no trial of that number.
+        StudyStoreError: the study has no trial of that number.
     """
     known = dict(zip(study.trials["number"].tolist(), study.trials["trial_id"].tolist(), strict=True))
     for number in numbers:

@@ -45,7 +45,7 @@ import optuna
 import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreError
@@ -58,18 +58,6 @@ from lcsc_opt.database.locks import in_turn, patient
 from lcsc_opt.database.names import SUCCEEDED, differences
 
 TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
-INHERITED_ATTRIBUTES = (
-    "coefficients",
-    "images",
-    "noise",
-    "metrics",
-    "cost",
-    "gradient",
-    "excess",
-    "reason",
-    "attempts",
-)
-
 T = TypeVar("T")
 
 
@@ -137,7 +125,7 @@ class StoredStudy:
         """Open an existing study.
 
         Raises:
-            StudyStoreError: when it is not there, naming what is.
+            StudyStoreError: it is not there, naming what is.
         """
         try:
             study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
@@ -160,7 +148,7 @@ class StoredStudy:
                 storage.get_study_id_from_name(name)
             except KeyError:
                 with contextlib.suppress(sa.exc.IntegrityError):
-                    _create(storage, name, attributes)
+                    create(storage, name, attributes)
 
         in_database(storage, create_if_missing)
         return cls.open(storage, name)
@@ -320,48 +308,6 @@ class StoredStudy:
         """Delete it with its trials, in one transaction; only the row of its lease stays, whose token goes on."""
         self._write(lambda connection: tables.delete_study(connection, self._study_id))
 
-    def copy_to(self, name: str, attributes: Mapping[str, Any]) -> None:
-        """Create another study that holds every finished trial of this one, marked as inherited, in one transaction.
-
-        Raises:
-            StudyStoreError: when a study of that name exists.
-        """
-        finished = [trial for trial in self.trials() if trial.state.is_finished()]
-        inherited = [self._inheritance(trial) for trial in finished]
-        attempts = 0
-
-        def create() -> bool:
-            nonlocal attempts
-            attempts += 1
-            try:
-                _create(self.storage, name, attributes, inherited)
-            except sa.exc.IntegrityError:
-                return False
-            return True
-
-        if in_database(self.storage, create):
-            return
-        # it exists: perhaps by an attempt whose commit was not acknowledged
-        if attempts == 1 or not StoredStudy.open(self.storage, name)._holds(attributes, len(inherited)):
-            raise StudyStoreError(f"{name}: exists already; give the fork another name")
-
-    def _holds(self, attributes: Mapping[str, Any], trials: int) -> bool:
-        """Whether the study has these attributes, among others, and so many trials."""
-        stored = self.attributes
-        same = {key: stored.get(key) for key in attributes} == json.loads(json.dumps(dict(attributes)))
-        return same and len(self.trials()) == trials
-
-    def _inheritance(self, trial: FrozenTrial) -> FrozenTrial:
-        origin = trial.user_attrs.get("inherited") or {"study": self.name, "trial": trial.number}
-        kept = {key: trial.user_attrs[key] for key in INHERITED_ATTRIBUTES if key in trial.user_attrs}
-        copied = create_trial(
-            state=trial.state,
-            value=trial.value,
-            user_attrs={**kept, "inherited": origin},
-        )
-        copied.datetime_start, copied.datetime_complete = trial.datetime_start, trial.datetime_complete
-        return copied
-
     def attach(self, trial: TrialKey, store: FileSystemArtifactStore, path: Path) -> None:
         """Store a file as an Optuna artifact of a trial, in place of an earlier one of the same name.
 
@@ -401,7 +347,7 @@ class StoredStudy:
             return in_database(self.storage, attempt)
 
 
-def _create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
+def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
     """One transaction: a study never exists without the specification that it was made from."""
     created = {**attributes, "created_by": f"lcsc_opt {VERSION}"}
     with storage.engine.begin() as connection:

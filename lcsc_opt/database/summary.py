@@ -106,7 +106,7 @@ def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Co
         Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
 
     Raises:
-        StudyStoreError: when there is no such complete trial.
+        StudyStoreError: there is no such complete trial.
     """
     complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
     if number is None:

@@ -15,7 +15,7 @@ from lcsc_opt.exports.model_folder import read_config
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.exports.writing import Destination, write
 from lcsc_opt.trajectory import open_or_pack
-from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
+from lcsc_opt.trajectory.exact_merge import PackedCheckpoints, merge_exactly
 
 
 def average(
@@ -49,7 +49,7 @@ def average(
     trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
-    write(recombine(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype), recipe, to, config=config)
+    write(merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype), recipe, to, config=config)
     return recipe
 
 

@@ -22,7 +22,7 @@ from lcsc_opt.objective.contract import Objective
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need
     from lcsc_opt.trajectory import Trajectory
-    from lcsc_opt.trajectory.recombination import Combination
+    from lcsc_opt.trajectory.exact_merge import Combination
 
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and beside the state dict of a .pt file
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
@@ -67,7 +67,7 @@ class Recipe(pydantic.BaseModel):
 
     Attributes:
         format: of the recipe itself.
-        method: the combination that :func:`recombine` makes again bit for bit.
+        method: the combination that :func:`merge_exactly` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
         trial: its number; ``None`` of an average that nobody searched.
         coefficients: ``[K]``.
@@ -149,10 +149,10 @@ class Recipe(pydantic.BaseModel):
         """What to combine.
 
         Raises:
-            CoefficientsError: when its coefficients do not sum to one.
+            CoefficientsError: its coefficients do not sum to one.
         """
         from lcsc_opt.coefficients.profiles import check_coefficients
-        from lcsc_opt.trajectory.recombination import Combination
+        from lcsc_opt.trajectory.exact_merge import Combination
 
         coefficients = check_coefficients(self.coefficients, len(self.steps))
         return Combination(
@@ -166,9 +166,9 @@ def recipe_of(
     """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
 
     Raises:
-        ObjectiveError: when the objective has no weights.
-        StudyMismatchError: when the checkpoints are not those that the study was made with.
-        StudyStoreError: when there is no such complete trial.
+        ObjectiveError: the objective has no weights.
+        StudyMismatchError: the checkpoints are not those that the study was made with.
+        StudyStoreError: there is no such complete trial.
     """
     if objective.trajectory is None:
         raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
@@ -191,7 +191,7 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     """The packed checkpoints that an objective merges.
 
     Raises:
-        ObjectiveError: when there is none.
+        ObjectiveError: there is none.
     """
     from lcsc_opt.trajectory import Trajectory
 
@@ -216,7 +216,7 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe inside an exported model (a file, or a folder that diffusers loads), or in a JSON file.
 
     Raises:
-        CheckpointError: when there is none, or it cannot be read.
+        CheckpointError: there is none, or it cannot be read.
     """
     text = _recipe_text(path)
     if text is None:

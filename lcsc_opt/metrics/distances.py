@@ -1,6 +1,6 @@
 """The kernel distance of KID (Bińkowski et al. 2018) between two sets of features, in torch-fidelity's subsets.
 
-torch-fidelity computes it in numpy; here it runs where the features are, since on a GPU it is then cheap enough to be
+torch-fidelity computes it in numpy. Here it runs on the device of the features: on a GPU it is then fast enough to be
 the loss of a search.
 """
 
@@ -37,7 +37,7 @@ def kernel_distance(samples: Tensor, real: Tensor, *, seed: int) -> float:
 
 
 def kernel_distance_and_gradient(samples: Tensor, real: Tensor, *, seed: int) -> tuple[float, Tensor]:
-    """What :func:`kernel_distance` answers, and its derivative in the samples; one subset is held at a time.
+    """:func:`kernel_distance` and its derivative in the samples; one subset is in memory at a time.
 
     Args:
         samples: ``[N, D]`` float32.
@@ -157,5 +157,5 @@ def authentic_share(samples: Tensor, real: Tensor, apart: Tensor) -> float:
 
 
 def rows_at_once(columns: int) -> int:
-    """How many rows of so many distances are held at once."""
+    """How many rows of this many distances are in memory at once."""
     return max(1, BLOCK // columns)

@@ -1,10 +1,10 @@
-"""Metrics of held-out reports that nobody has to ask for: what a search may lose while its loss falls.
+"""Judges: the default metrics of held-out reports. They show what a search may lose while its loss falls.
 
-Precision and recall tell fidelity and diversity apart, ``near`` looks at single images, ``sliced`` is a distance that
-is no FID, and ``fdr`` is FID in all feature spaces as one number. Where real images are held out, there is FID to
-these, too, the share of samples that are nearer to an image of the reference than to any of them, and authenticity.
-Judges need the features of the real images, which folders of images have and files of mean and covariance do not; where
-there are none, there are no judges.
+Precision and recall tell fidelity and diversity apart, ``near`` measures single images, ``sliced`` is a distance other
+than FID, and ``fdr`` is FID in all feature spaces as one number. Where real images are held out, there are also FID to
+these, the share of samples that are nearer to an image of the reference than to any held-out one, and authenticity.
+Judges need the features of the real images. A folder of images gives them; for a file of mean and covariance there are
+no judges.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ JudgeReference = Callable[[str, View], Reference | None]
 
 
 def known_features(_name: str, view: View) -> Reference | None:
-    """The view's own reference, where it holds features."""
+    """The view's reference where it holds features, else None."""
     found = view.reference
     return None if found is None or found.all_features is None else found
 
 
 def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
-    """The default judges in the features of the extractor ``name``; none for too many real images, or too few."""
+    """The default judges in the features of the extractor ``name``; none where there are too few or too many real
+    images.
+    """
     if len(reference.features) <= NEIGHBOURHOOD:
         return ()
     formulas = DEFAULT if reference.held_out is None else (*DEFAULT, *WITH_HELD_OUT)
@@ -46,12 +48,12 @@ def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
 
 
 def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) -> dict[str, float]:
-    """Judge → its value for held-out real images in place of samples: about what a perfect model would have.
+    """Judge → its value for held-out real images in place of samples: about that of a perfect model.
 
     Args:
-        judges: some metrics.
+        judges: names of metrics.
         views: by the extractor's name; those without held-out images, or with three or fewer, have no floor.
-        loss: that compares.
+        loss: computes the metrics.
     """
     found: dict[str, float] = {}
     comparisons: dict[str, Comparison] = {}
@@ -98,7 +100,7 @@ def frechet_ratio(distances: Mapping[str, float], splits: Mapping[str, float]) -
 
 
 def few_enough(name: str, count: int | None) -> bool:
-    """Whether so many reference images are no more than judges look at; a line says so where they are."""
+    """Whether judges can compare with this many reference images. Where they are too many, a line says so."""
     if count is None or count <= MOST_IMAGES:
         return True
     notice(

@@ -38,7 +38,7 @@ from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
 @dataclasses.dataclass(frozen=True)
 class CrossCheckSpace:
-    """A metric in features that the loss does not look at, and what builds its view; None where it cannot."""
+    """A metric in features that the loss does not see, and what builds its view: None where that is not possible."""
 
     metric: MetricName
     build: Callable[[], View | None]
@@ -51,20 +51,21 @@ class Scores:
     reported as they are.
 
     Args:
-        views: extractors and references by the extractor's name in the metrics.
+        views: extractor's name in the metrics → extractor and reference.
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only where an accumulator is made with ``held_out``.
         keep: a metric that may not get worse than EMA* has it: ``precision``, ``near``, ``hinge``.
         loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
         device: where distances between features are computed.
-        cross_check: reported beside the held-out metrics unless these have a distance in other features than the loss
-            already. It decides nothing, and is no part of the description.
-        judge_reference: what the default judges of held-out reports compare with, in the features of the loss; without
-            it there are none. They, too, decide nothing, and are no part of the description.
+        cross_check: reported beside the held-out metrics, unless these already have a distance in other features than
+            the loss. It decides nothing, and is no part of the description.
+        judge_reference: builds the reference of the default judges, in the features of the loss; without it there are
+            no judges. They decide nothing either, and are no part of the description.
 
-    Raises MetricError for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
-    that needs more than mean and covariance of the reference.
+    Raises:
+        MetricError: for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
+            that needs more than mean and covariance of the reference.
     """
 
     def __init__(
@@ -106,7 +107,8 @@ class Scores:
     ) -> Scores:
         """The loss is FID; ``cross_check`` builds the view of ``fid@cross_check`` when it is first needed.
 
-        Raises MetricError when extractor and reference do not belong together.
+        Raises:
+            MetricError: extractor and reference do not belong together.
         """
         views = {"inception": View(extractor, Reference.from_statistics(reference))}
         return cls(
@@ -116,7 +118,7 @@ class Scores:
 
     @functools.cached_property
     def cross_check_metric(self) -> MetricName | None:
-        """The held-out metric that tells whether a gain shows in other features than the loss's; lower is better.
+        """The held-out metric that shows whether a gain is there in other features, too; lower is better.
 
         None where there is none.
         """
@@ -172,7 +174,7 @@ class Scores:
         return {**{str(judge): judge.sign for judge in self.judges}, **({FDR: 1} if self.splits else {})}
 
     def floors(self) -> dict[str, float]:
-        """Judge → its value for held-out real images in place of samples, where some are held out."""
+        """Judge → its value for held-out real images in place of samples; empty where none are held out."""
         found = floors(self.judges, self._views, self.loss)
         references = [self._views[name].reference for name in self.splits]
         if references and all(reference is not None and reference.held_out is not None for reference in references):
@@ -181,7 +183,7 @@ class Scores:
 
     @property
     def extractor(self) -> FeatureExtractor:
-        """That of the loss (of its first metric): the one that orders image pairs."""
+        """The extractor of the loss's first metric; it orders image pairs."""
         return self._views[next(iter(self.loss.weights)).extractor].extractor
 
     @property
@@ -192,24 +194,26 @@ class Scores:
     def accumulator(
         self, images: int, *, held_out: bool = False, gradient: bool = False, total: int | None = None
     ) -> Accumulator:
-        """Takes the images of one evaluation, or of a part of it, batch by batch.
+        """An accumulator for the images of one evaluation, or of a part of it.
 
         Args:
-            images: how many it takes.
+            images: how many will be added.
             held_out: whether held-out metrics are computed, too.
-            gradient: whether the loss's gradient will be asked for.
+            gradient: whether the gradient of the loss will be needed.
             total: how many the whole evaluation has; ``None`` where these are all.
 
-        Raises MetricError when the numbers make no sense.
+        Raises:
+            MetricError: the numbers make no sense.
         """
         metrics = self._computed(held_out=held_out)
         splits = self.splits if held_out else None
         return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient, splits=splits)
 
     def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> WholeEvaluation:
-        """An evaluation from all its parts, in the order of their images: its result, and the loss's gradient.
+        """The whole evaluation from its parts, in the order of their images.
 
-        Raises MetricError when they are not the parts of one evaluation with these metrics and extractors.
+        Raises:
+            MetricError: they are not the parts of one evaluation with these metrics and extractors.
         """
         computed = self._computed(held_out=held_out)  # which may need to build the cross-check's view
         whole = WholeEvaluation(self.loss, parts, self.splits if held_out else None)
@@ -226,7 +230,7 @@ class Scores:
         return tuple(dict.fromkeys((*self._held_out_metrics, *self.judges)))
 
     def warnings(self, images: int) -> list[str]:
-        """A line for each thing to know about metrics of ``images`` samples against these references."""
+        """Warnings about metrics of ``images`` samples against these references, a line each."""
         lines = []
         for metric in self._metrics:
             view = self._views[metric.extractor]

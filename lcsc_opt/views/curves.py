@@ -102,7 +102,7 @@ def comparison(studies: Sequence[StudyHistory], axis: str | None = None) -> Comp
     Without an ``axis`` it is the :func:`default_axis`.
 
     Raises:
-        StudyStoreError: when there is no such axis.
+        StudyStoreError: there is no such axis.
     """
     axis = default_axis(studies) if axis is None else axis
     ema = best_ema(studies)
@@ -152,7 +152,7 @@ def best_so_far(study: StudyHistory, axis: str) -> Steps:
     """Where a study's best loss fell, by what was spent until then, on trials whose losses do not compare, too.
 
     Raises:
-        StudyStoreError: when there is no such axis.
+        StudyStoreError: there is no such axis.
     """
     trials = study.compared
     positions = spent(trials, axis)
@@ -174,7 +174,7 @@ def spent(trials: Trials, axis: str) -> Floats:
     """``[n]`` what was spent until the end of each finished trial, in the order of the trials.
 
     Raises:
-        StudyStoreError: when there is no such axis.
+        StudyStoreError: there is no such axis.
     """
     if axis == "evaluations":
         return np.arange(1, len(trials) + 1, dtype=np.float64)

@@ -58,8 +58,8 @@ def write_report(storage: RDBStorage, experiment: str, path: Path, *, artifacts:
         artifacts: the folder of the image pairs; by default where ``lcsc run`` stores them.
 
     Raises:
-        StudyStoreError: when there is no such experiment.
-        FigureError: when the file cannot be written, or is to have another suffix.
+        StudyStoreError: there is no such experiment.
+        FigureError: the file cannot be written, or is to have another suffix.
     """
     if path.suffix != SUFFIX:
         raise FigureError(f"{path}: expected a file that ends in {SUFFIX}")

@@ -6,7 +6,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor, FeatureStatistics, FrechetReference, extract
-from lcsc_opt.training.images import digits_images, digits_labels, train_digits_network
+from lcsc_opt.training.images import _load_digits, digits_images, train_digits_network
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def extractor(cache):
 
 
 def test_images_span_minus_one_to_one():
-    images, labels = digits_images(), digits_labels()
+    images, labels = _load_digits()
     assert images.shape == (1797, 1, 8, 8)
     assert images.dtype == torch.float32
     assert (float(images.min()), float(images.max())) == (-1, 1)
@@ -29,7 +29,7 @@ def test_images_span_minus_one_to_one():
 
 
 def test_a_few_epochs_already_classify(extractor):
-    right = extractor.logits(digits_images()).argmax(1) == digits_labels()
+    right = extractor.logits(digits_images()).argmax(1) == _load_digits()[1]
     assert extractor.held_out_accuracy > 0.7
     assert float(right.double().mean()) == pytest.approx(extractor.held_out_accuracy, abs=0.08)
 

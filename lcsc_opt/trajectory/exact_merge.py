@@ -32,7 +32,7 @@ from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.trajectory.disk.layout import Layout, TensorSpec, check_same, empty, plan, row_sha256
 from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
 from lcsc_opt.trajectory.lora import trajectory_alphas
-from lcsc_opt.trajectory.merge.combining import StateDict
+from lcsc_opt.trajectory.merge.merger import StateDict
 from lcsc_opt.trajectory.store import Trajectory
 
 ELEMENTS = 2**18  # at once: few enough to stay in a cache
@@ -138,7 +138,7 @@ class CheckpointFiles:
         return read_alphas(self._paths[max(self._paths)], key=self._key) or LoraAlphas()
 
 
-def recombine(
+def merge_exactly(
     checkpoints: Checkpoints, combination: Combination, *, dtype: str | None = None, elements: int = ELEMENTS
 ) -> StateDict:
     """Combine checkpoints bit for bit as everywhere else, verifying each of them.
@@ -179,7 +179,7 @@ def recombine(
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
-    """Round floating-point tensors to ``dtype``, as :func:`recombine` does; others, or all for ``None``, stay.
+    """Round floating-point tensors to ``dtype``, as :func:`merge_exactly` does; others, or all for ``None``, stay.
 
     Raises:
         TrajectoryError: a weight is too large for ``dtype``.
