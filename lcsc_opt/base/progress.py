@@ -159,6 +159,8 @@ class _Lines:
         self._note = ""
 
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
+        if steps == 0 and note in (None, self._note):
+            return  # there is nothing new
         self._done += steps
         self._note = self._note if note is None else note
         now = time.monotonic()

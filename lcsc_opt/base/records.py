@@ -98,3 +98,20 @@ class Evaluation:
     cost: Cost = Cost()
     gradient: Coefficients | None = dataclasses.field(default=None, compare=False)
     excess: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeWork:
+    """What the workers of one machine do.
+
+    Attributes:
+        name: of the machine; empty where workers died before it was known.
+        alive: how many of them answer.
+        busy: the share of their time in the last minute in which they had something to do; ``None`` where none lived.
+        deaths: how many died since the search went on.
+    """
+
+    name: str
+    alive: int
+    busy: float | None
+    deaths: int

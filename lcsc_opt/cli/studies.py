@@ -14,7 +14,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import masked, open_storage, storage_url
+from lcsc_opt.database.connection import is_there, masked, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy, other_studies
 
 Ray = Annotated[
@@ -109,9 +109,10 @@ def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: boo
     from lcsc_opt.search.studies import checked_experiments, run_each
 
     try:
-        run_each(checked_experiments(chosen, open_storage(url, write=True)), on_end=say, parallel=parallel, **how)
+        run_each(checked_experiments(chosen, url), on_end=say, parallel=parallel, **how)
     finally:
-        say(f"database: {masked(url)}")
+        if is_there(url):
+            say(f"database: {masked(url)}")
 
 
 def print_plans(chosen: Any, url: str) -> None:

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,28 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     if write and parsed.get_backend_name() == "postgresql":
         _limit_waiting(storage.engine)
     return storage
+
+
+@contextlib.contextmanager
+def looked_into(url: str) -> Iterator[RDBStorage]:
+    """A study database to read, and an empty one in the place of one that is yet to be made.
+
+    So what is refused before a search begins leaves no database behind.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened, or made.
+    """
+    file = sqlite_file(_parse_url(url))
+    if file is not None:
+        _checksqlite_file(file, write=True)
+    with tempfile.TemporaryDirectory() as folder:
+        there = file is None or (file.exists() and _holds_studies(file))
+        opened = open_storage(url if there else f"sqlite:///{folder}/empty.db", write=not there)
+        try:
+            yield opened
+        finally:
+            opened.remove_session()
+            opened.engine.dispose()
 
 
 def open_even_empty(url: str) -> RDBStorage:
@@ -227,6 +250,8 @@ def _checksqlite_file(file: Path, *, write: bool) -> None:
         raise StudyStoreError(f"{file}: no such database; start a study with `lcsc run`, or give its --storage")
     elif not file.absolute().parent.is_dir():
         raise StudyStoreError(f"{file}: the folder {file.absolute().parent} does not exist")
+    elif not os.access(file.absolute().parent, os.W_OK):
+        raise StudyStoreError(f"{file}: the folder {file.absolute().parent} cannot be written; give another --storage")
     if write:
         _warn_of_network(file)
 

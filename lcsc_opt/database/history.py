@@ -15,6 +15,7 @@ from lcsc_opt.database.cross_check import CrossCheck
 from lcsc_opt.database.judges import Judge
 from lcsc_opt.database.lease import Holder
 from lcsc_opt.database.names import SUCCEEDED, label
+from lcsc_opt.database.nodes import NODES, KeptNodes
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -122,7 +123,8 @@ class StudyHistory:
         held_out: the answer on held-out noise.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         holder: who runs it, or ran it and did not end properly.
-        revision: grows with every change of anything above but ``holder``.
+        nodes: what its workers did when they were last looked at; ``None`` where it had none.
+        revision: grows with every change of anything above but ``holder`` and ``nodes``.
         read_at: when it was read, in seconds since 1970.
     """
 
@@ -143,6 +145,7 @@ class StudyHistory:
     held_out: HeldOut | None = None
     metric: str = "loss"
     holder: Holder | None = None
+    nodes: KeptNodes | None = None
     revision: int = 0
     read_at: float = 0.0
 
@@ -290,6 +293,7 @@ def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Study
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOut.parse(attributes.get("held_out")),
+        nodes=KeptNodes.parse(attributes.get(NODES)),
         **changes,
     )
 

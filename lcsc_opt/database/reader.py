@@ -39,6 +39,7 @@ from lcsc_opt.database.history import (
 )
 from lcsc_opt.database.lease import Holder, has_table, holders
 from lcsc_opt.database.names import is_ours, is_search, split_name
+from lcsc_opt.database.nodes import NODES
 from lcsc_opt.database.tables import (
     ARTIFACT_PREFIX,
     ATTRIBUTES,
@@ -52,7 +53,7 @@ from lcsc_opt.database.tables import (
 
 BATCH = 400  # conditions of one statement, which databases limit
 FIXED_ATTRIBUTES = ("steps", "specification", "forked_from")
-CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out")
+CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out", NODES)
 
 
 class HistoryReader:

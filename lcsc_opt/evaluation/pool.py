@@ -15,59 +15,16 @@ from typing import Any, Protocol
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.census import Census
+from lcsc_opt.evaluation.machines import Link, Machines
 from lcsc_opt.evaluation.processes import ThisMachine
 from lcsc_opt.evaluation.turns import FairQueue
-from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, Kind, WorkerSettings
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
 
 MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
-
-
-class Link(Protocol):
-    """The connection to one worker."""
-
-    def send(self, job: Job) -> None:
-        """Send a job. Raises OSError where the worker is gone; then :meth:`receive` raises, too."""
-        ...
-
-    def receive(self) -> Answer:
-        """Wait for the next answer. Raises EOFError or OSError where the worker is gone."""
-        ...
-
-    def terminate(self) -> None:
-        """Stop the worker, also in the middle of a job; :meth:`receive` then raises."""
-        ...
-
-    def join(self) -> Ending:
-        """Wait until the worker is gone."""
-        ...
-
-
-class Machines(Protocol):
-    """Where workers run."""
-
-    @property
-    def elastic(self) -> bool:
-        """Whether workers come and go with their machines. Then a job for a missing worker goes to another one."""
-        ...
-
-    def threads(self, workers: int) -> int:
-        """How many threads each of ``workers`` workers may use."""
-        ...
-
-    def start(self, settings: WorkerSettings) -> Link:
-        """Start a worker, or request one that starts when there is room. Raises OSError where that is impossible."""
-        ...
-
-    def refused(self, link: Link, error: LcscError) -> LcscError | None:
-        """Called when a worker could not load the objective, or has another one: gives the error of its jobs, or
-        ``None``.
-
-        With ``None`` the worker is started again, elsewhere.
-        """
-        ...
 
 
 @dataclasses.dataclass
@@ -95,6 +52,10 @@ class Workers(Protocol):
     @property
     def alive(self) -> int:
         """How many workers answer now."""
+        ...
+
+    def nodes(self) -> list[NodeWork]:
+        """What the workers of each machine do."""
         ...
 
     def submit(
@@ -132,8 +93,11 @@ class WorkerPool:
         self._machines = ThisMachine() if machines is None else machines
         threads = self._machines.threads(workers)
         own = environments or [{}] * workers
+        self._census = Census()
         settings = [WorkerSettings(load_objective, expected, threads, environment) for environment in own]
-        self._workers = [_Worker(self._hand_out, self._machines, one, n) for n, one in enumerate(settings)]
+        self._workers = [
+            _Worker(self._hand_out, self._machines, self._census, one, n) for n, one in enumerate(settings)
+        ]
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -142,6 +106,10 @@ class WorkerPool:
     def alive(self) -> int:
         """How many workers have loaded the objective and answer now."""
         return sum(worker.ready for worker in self._workers)
+
+    def nodes(self) -> list[NodeWork]:
+        """What the workers of each machine do, by its name; also of those that are gone."""
+        return self._census.nodes()
 
     def submit(
         self,
@@ -246,6 +214,10 @@ class Share:
         """How many of the workers answer now."""
         return self._pool.alive
 
+    def nodes(self) -> list[NodeWork]:
+        """What the workers of each machine do, for all users together."""
+        return self._pool.nodes()
+
     def submit(
         self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
     ) -> Future[Any]:
@@ -260,8 +232,11 @@ class Share:
 class _Worker:
     """One worker and its successors, and the thread that takes the answers."""
 
-    def __init__(self, changed: Callable[[], None], machines: Machines, settings: WorkerSettings, number: int) -> None:
+    def __init__(
+        self, changed: Callable[[], None], machines: Machines, census: Census, settings: WorkerSettings, number: int
+    ) -> None:
         self._changed, self._machines, self._settings, self._number = changed, machines, settings, number
+        self._census, self._machine = census, ""
         self._lock = threading.RLock()
         self._jobs: dict[int, _Waiting] = {}
         self._link: Link | None = None
@@ -301,6 +276,8 @@ class _Worker:
             return
         waiting.started = time.perf_counter()
         with self._lock:
+            if not self._jobs:
+                self._census.count(self._machine, busy=1)
             self._jobs[waiting.job.number] = waiting
             with contextlib.suppress(OSError):  # it died: the reader sees that, too
                 assert self._link is not None  # it is ready
@@ -332,7 +309,8 @@ class _Worker:
                     if self._refusal is None:
                         link.terminate()
                         break
-                self.ready = True
+                self._machine, self.ready = link.machine, True
+                self._census.count(self._machine, alive=1)
             elif answer.number == NOTICE:
                 notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
             else:
@@ -344,6 +322,8 @@ class _Worker:
     def _take(self, answer: Answer) -> None:
         with self._lock:
             waiting = self._jobs.pop(answer.number)
+            if not self._jobs:
+                self._census.count(self._machine, busy=-1)
             self._deaths = 0
         try:
             value = pickle.loads(answer.content)  # noqa: S301 - of our own worker
@@ -357,12 +337,14 @@ class _Worker:
 
     def _bury(self, link: Link) -> None:
         """Fail the jobs of a worker that died. The next job starts a new one, unless workers die again and again."""
-        self.ready = False
+        was_ready, self.ready = self.ready, False
         ending = link.join()
         with self._lock:
             if self._closing:
                 return
             lost, self._jobs = self._jobs, {}
+            died = was_ready or ending.counts
+            self._census.count(link.machine, alive=-was_ready, busy=-bool(lost), deaths=int(died))
             self._link = None
             self._deaths += ending.counts
             if self._deaths >= MOST_DEATHS:

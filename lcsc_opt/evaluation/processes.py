@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import platform
 from multiprocessing.connection import Connection
 
 from lcsc_opt.base.errors import LcscError
@@ -33,6 +34,9 @@ class ThisMachine:
 class Process:
     """The connection to one process.
 
+    Attributes:
+        machine: this one's name.
+
     Raises:
         OSError: it cannot be started.
     """
@@ -44,6 +48,7 @@ class Process:
         self._process = context.Process(target=serve, args=(other, settings))
         self._process.start()
         other.close()
+        self.machine = platform.node()
 
     def send(self, job: Job) -> None:
         """Give it a job."""

@@ -8,9 +8,10 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lcsc_opt.trajectory import Trajectory
 
 CONNECT_SECONDS = 5.0
 START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
+SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # not shown: pages on stdout for each death, of which we say a line
 NODE_ID = "ray.io/node-id"  # a label that every node has
 
 Node = dict[str, Any]
@@ -57,17 +59,76 @@ def ray_cluster(
     Raises:
         ClusterError: there is no Ray, or no cluster.
     """
-    ray = import_ray()
-    with tempfile.TemporaryDirectory() as copies:
+    with tempfile.TemporaryDirectory() as copies, contextlib.ExitStack() as connection:
         files = collect(spec, study, objective, Path(copies))
-        own = not ray.is_initialized()
-        if own:
-            _connect(ray, wanted.address, copies)
-    try:
+        ray = connection.enter_context(_connected(wanted.address, {"working_dir": copies}))
+        connection = connection.pop_all()
+    with connection:
         yield Cluster(ray, wanted, spec, files, objective, packed)
-    finally:
-        if own:
-            ray.shutdown()
+
+
+def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
+    """Refuse a cluster that is not there, or has no room for one of these workers; nothing is sent there.
+
+    Args:
+        wanted: which one, and what its workers need.
+        spec: of the objective.
+
+    Raises:
+        ClusterError: there is no Ray, no cluster, or no room.
+    """
+    with _connected(wanted.address, {}) as ray:
+        Room(ray, wanted, spec).check()
+
+
+class Room:
+    """How many workers fit on a cluster.
+
+    Args:
+        ray: the module, connected.
+        wanted: what each worker needs.
+        spec: of the objective.
+    """
+
+    def __init__(self, ray: Any, wanted: RayWorkers, spec: ObjectiveSpec) -> None:
+        self._ray, self._wanted = ray, wanted
+        uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self.nodes())
+        self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
+
+    def nodes(self) -> list[Node]:
+        """Those that live."""
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def on(self, node: Node) -> int:
+        """How many workers fit on a node that has nothing else to do."""
+        needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
+        return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
+
+    def check(self) -> list[Node]:
+        """The nodes that have room; it is said where some workers have to wait for others.
+
+        Raises:
+            ClusterError: no node has room for a worker.
+        """
+        fitting = [node for node in self.nodes() if self.on(node)]
+        if not fitting:
+            raise ClusterError(f"workers.ray: {self._too_small()}")
+        room = sum(self.on(node) for node in fitting)
+        if room < self._wanted.ray:
+            notice(
+                f"the cluster has room for {room} of {self._wanted.ray} workers; the others begin when nodes join it"
+            )
+        return fitting
+
+    def _too_small(self) -> str:
+        nodes = self.nodes()
+        there, most = ({name: f(_has(node, name) for node in nodes) for name in ("CPU", "GPU")} for f in (sum, max))
+        each = f"{self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs"
+        return (
+            f"{self._wanted.ray} workers with {each} each are asked for, and the cluster has {there['GPU']:g} GPUs and "
+            f"{there['CPU']:g} CPUs on {len(nodes)} nodes, at most {most['GPU']:g} and {most['CPU']:g} on one: lower "
+            "gpus and cpus, or add nodes"
+        )
 
 
 class Cluster:
@@ -97,14 +158,13 @@ class Cluster:
         self._expected = objective.fingerprint()
         self._without: dict[str, LcscError] = {}  # nodes by their id
         self._here = ray.get_runtime_context().get_node_id()
-        uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self._nodes())
-        self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
+        self._room = Room(ray, wanted, spec)
         fetched = None if packed is None else (Packed.of(packed), Read(self._files(packed)))
         self._load = NodeObjective(spec, files, fetched, software())
 
     def pool(self) -> WorkerPool:
         """The workers, which begin as nodes have room for them."""
-        environments = [{} if self.gpus else {VISIBLE: ""}] * self._wanted.ray
+        environments = [{} if self._room.gpus else {VISIBLE: ""}] * self._wanted.ray
         return WorkerPool(
             self._load, self._wanted.ray, expected=self._expected, environments=environments, machines=self
         )
@@ -116,14 +176,7 @@ class Cluster:
             ClusterError: no node has room for a worker; one has other software, or no room for the trajectory.
             LcscError: a node could not load the objective.
         """
-        fitting = [node for node in self._nodes() if self._room(node)]
-        if not fitting:
-            raise ClusterError(f"workers.ray: {self._too_small()}")
-        room = sum(self._room(node) for node in fitting)
-        if room < self._wanted.ray:
-            notice(
-                f"the cluster has room for {room} of {self._wanted.ray} workers; the others begin when nodes join it"
-            )
+        fitting = self._room.check()
         asked = {node["NodeID"]: self._ask(node) for node in fitting}
         for node in fitting:
             self._check(node, asked[node["NodeID"]])
@@ -143,7 +196,7 @@ class Cluster:
             actor = self._ray.remote(RayWorker)
             options: dict[str, Any] = {
                 "num_cpus": self._wanted.cpus,
-                "num_gpus": self.gpus,
+                "num_gpus": self._room.gpus,
                 "max_concurrency": CALLS_AT_ONCE,
             }
             options |= {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD", **selector}
@@ -157,29 +210,11 @@ class Cluster:
         said = type(error)(f"node {node_name(self._ray, link.node)}: {error}")
         known = link.node in self._without
         self._without[link.node] = error
-        if not any(self._room(node) for node in self._nodes() if node["NodeID"] not in self._without):
+        if not any(self._room.on(node) for node in self._room.nodes() if node["NodeID"] not in self._without):
             return said
         if not known:
             notice(f"{said}; the search goes on without it")
         return None
-
-    def _nodes(self) -> list[Node]:
-        return [node for node in self._ray.nodes() if node["Alive"]]
-
-    def _room(self, node: Node) -> int:
-        """How many workers fit on an idle node."""
-        needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
-        return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
-
-    def _too_small(self) -> str:
-        nodes = self._nodes()
-        there, most = ({name: f(_has(node, name) for node in nodes) for name in ("CPU", "GPU")} for f in (sum, max))
-        each = f"{self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs"
-        return (
-            f"{self._wanted.ray} workers with {each} each are asked for, and the cluster has {there['GPU']:g} GPUs and "
-            f"{there['CPU']:g} CPUs on {len(nodes)} nodes, at most {most['GPU']:g} and {most['CPU']:g} on one: lower "
-            "gpus and cpus, or add nodes"
-        )
 
     def _files(self, packed: Trajectory) -> Any:
         """The actor that reads the trajectory on this machine."""
@@ -195,7 +230,7 @@ class Cluster:
         try:
             error = self._ray.get(asked)
         except self._ray.exceptions.RayError as failed:
-            if node["NodeID"] not in [other["NodeID"] for other in self._nodes()]:
+            if node["NodeID"] not in [other["NodeID"] for other in self._room.nodes()]:
                 return  # it went away meanwhile
             raise ClusterError(
                 f"node {name}: lcsc_opt does not run there ({_last_line(failed)}); install what is here"
@@ -231,24 +266,40 @@ def import_ray() -> Any:
     Raises:
         ClusterError: it is not installed.
     """
+    if "ray" not in sys.modules:
+        os.environ.setdefault(SAID_BY_RAY, ".")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ClusterError(f"workers.ray: Ray cannot be imported ({error}): pip install 'lcsc-opt[ray]'") from error
 
 
-def _connect(ray: Any, address: str, copies: str) -> None:
+@contextlib.contextmanager
+def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
+    """Ray's module, connected with this runtime environment; a program that is connected already stays so.
+
+    Raises:
+        ClusterError: there is no Ray, or no cluster.
+    """
+    ray = import_ray()
+    own = not ray.is_initialized()
+    if own:
+        _connect(ray, address, environment)
+    try:
+        yield ray
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
     """Raises ClusterError where that cannot be."""
-    chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    if "://" in chosen:
-        raise ClusterError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto")
-    if chosen != "auto":
-        _check_listening(chosen)
+    chosen = _listening(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=chosen,
-            runtime_env={"working_dir": copies},
+            runtime_env=dict(environment),
             log_to_driver=False,
             logging_level=logging.CRITICAL,
         )
@@ -262,12 +313,28 @@ def _connect(ray: Any, address: str, copies: str) -> None:
             signal.signal(signal.SIGTERM, before)  # which Ray has taken
 
 
-def _check_listening(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
+def check_address(wanted: RayWorkers) -> None:
+    """Refuse what is known to be no cluster without asking Ray.
+
+    Raises:
+        ClusterError: there is no Ray, or nothing listens there.
+    """
+    import_ray()
+    _listening(wanted.address)
+
+
+def _listening(address: str) -> str:
+    """The address, where something listens: Ray itself would try for minutes."""
+    chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if "://" in chosen:
+        raise ClusterError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto")
+    if chosen == "auto":
+        return chosen
+    host, _, port = chosen.rpartition(":")
     if not host or not port.isdigit():
-        raise ClusterError(f"workers.ray: address: expected host:port, or auto, got {address!r}")
+        raise ClusterError(f"workers.ray: address: expected host:port, or auto, got {chosen!r}")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"workers.ray: nothing listens at {address} ({error}); {START}") from error
+        raise ClusterError(f"workers.ray: nothing listens at {chosen} ({error}); {START}") from error
+    return chosen

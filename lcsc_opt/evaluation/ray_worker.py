@@ -100,7 +100,15 @@ class RayLink:
         self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self.node = ""
+        self._named = ""
         self._expect(actor.ready.remote())
+
+    @property
+    def machine(self) -> str:
+        """The name of its node; empty until it runs there."""
+        if self.node and not self._named:
+            self._named = node_name(self._ray, self.node)
+        return self._named
 
     def send(self, job: Job) -> None:
         """Give it a job.
@@ -136,7 +144,7 @@ class RayLink:
             return Ending("stopped", "the worker was stopped", counts=False)
         with contextlib.suppress(Exception):  # it may only be out of reach
             self._ray.kill(self._actor, no_restart=True)
-        where = f" on node {node_name(self._ray, self.node)}" if self.node else ""
+        where = f" on node {self.machine}" if self.node else ""
         if self._is_preempted():
             return Ending("its node went away", f"the worker{where} went away with its node", counts=False)
         how = "killed, or out of memory" if self.node else " ".join(str(self._error).split())[:200]

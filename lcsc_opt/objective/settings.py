@@ -47,6 +47,7 @@ class SelectionSettings(FrozenModel):
     first_step: Annotated[int, Field(ge=0)] | None = None
     window: Positive | None = None
     interval: Positive | None = None
+    last_step: Positive | None = None
 
     @property
     def selection(self) -> Selection:

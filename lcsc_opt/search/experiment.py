@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
@@ -31,7 +31,6 @@ from lcsc_opt.evaluation import (
     SpreadEvaluator,
     WorkerPool,
     Workers,
-    environments,
     evaluate_safely,
     retrying,
 )
@@ -42,6 +41,7 @@ from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.endings import is_finished, outcome_of, search_ended
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
+from lcsc_opt.search.places import environments_of
 from lcsc_opt.search.plan import (
     RAY,
     Parallelism,
@@ -55,7 +55,7 @@ from lcsc_opt.search.plan import (
 )
 from lcsc_opt.search.runner import Search
 from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
-from lcsc_opt.search.watching import Watch, own_line
+from lcsc_opt.search.watching import Watch, keeping_nodes, own_line
 
 if TYPE_CHECKING:  # Ray is optional
     from lcsc_opt.evaluation.ray import Cluster
@@ -67,7 +67,7 @@ class Experiment:
     def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
         self.storage = storage
         self._spec, self._directory, self._name = plan.spec.objective, plan.directory, plan.spec.name
-        self._cluster_is_checked = False
+        self._checked_cluster: RayWorkers | None = None
         self._shared: Share | None = None
         self._watch: Watch = own_line
         self._scoring, self._evaluating = threading.Lock(), threading.Lock()  # each by one study at a time, here
@@ -127,11 +127,11 @@ class Experiment:
             self._note(study, accepted_changes(study, self.objective, **accepted))
             if (specification := plan.specification()) != study.attributes["specification"]:
                 study.set_attribute("specification", specification)  # the checkpoints have moved
-            if plan.ray_attribute != study.attributes.get(RAY):
-                study.set_attribute(RAY, plan.ray_attribute)
             if retry_failed:
                 _retry_failed(study)
             with self.workers(plan) as pool:
+                if plan.ray_attribute != study.attributes.get(RAY):
+                    study.set_attribute(RAY, plan.ray_attribute)  # the cluster is there
                 if not search_ended(study, plan):
                     self._search(study, plan, pool, debug=debug)
                 report = held_out is not None and study.attributes.get("held_out") is None
@@ -230,7 +230,7 @@ class Experiment:
             )
             self._say_who_waits(plan, resolved.parallelism, pool)
             with self._watch(search, pool if plan.ray is not None else None) as on_tell:
-                search.run(on_tell)
+                search.run(keeping_nodes(study, pool, on_tell))
         exhausted = search.spent < budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
@@ -278,6 +278,7 @@ class Experiment:
         """
         if plan.name not in study_names(self.storage):
             self.check_settings(plan)
+            self._check_room(plan)
             return
         known = checkpoints_of(self.storage, self._name, self._spec)
         study = StoredStudy.open(self.storage, plan.name)
@@ -286,6 +287,7 @@ class Experiment:
         environment_changes(study, accept=accept_environment)
         code = check_objective(self._spec, beside=self._directory, checkpoints=known)
         code_change(study, {**study.attributes["fingerprint"]["code"], **code}, accept=accept_code)
+        self._check_room(plan)
 
     def check(self, plan: StudyPlan) -> None:
         """Refuse what could never be searched, before anything is searched or stored.
@@ -296,12 +298,27 @@ class Experiment:
             ClusterError: there is no such Ray cluster, or it cannot evaluate this objective.
             CoefficientsError, ObjectiveError: the objective does not have this coefficient space.
         """
+        environments_of(plan)
+        if plan.ray is not None:
+            from lcsc_opt.evaluation.ray import check_address
+
+            check_address(plan.ray)
         resolve(plan, self.objective, {})
         check_space(plan.spec.space, self.objective)
-        _environments(plan)
         if plan.ray is not None:
             with self._cluster(plan.ray):
                 pass  # it is checked by connecting to it
+
+    def _check_room(self, plan: StudyPlan) -> None:
+        """Refuse a Ray cluster that could not evaluate, as far as that is known without loading the objective; once."""
+        if plan.ray is None:
+            return
+        from lcsc_opt.evaluation.ray import check_room
+
+        environments_of(plan)
+        if self._checked_cluster != plan.ray:
+            check_room(plan.ray, self._spec)
+            self._checked_cluster = plan.ray
 
     @contextlib.contextmanager
     def workers(self, plan: StudyPlan) -> Iterator[Workers | None]:
@@ -311,7 +328,7 @@ class Experiment:
                 yield self._shared
             return
         if plan.ray is not None:
-            _environments(plan)
+            environments_of(plan)
             with self._cluster(plan.ray) as cluster, contextlib.closing(cluster.pool()) as pool:
                 yield pool
             return
@@ -319,7 +336,7 @@ class Experiment:
             yield None
             return
         expected = self.objective.fingerprint()
-        pool = WorkerPool(self._load, plan.workers, expected=expected, environments=_environments(plan))
+        pool = WorkerPool(self._load, plan.workers, expected=expected, environments=environments_of(plan))
         with contextlib.closing(pool):
             yield pool
 
@@ -334,9 +351,9 @@ class Experiment:
         except ObjectiveError:
             packed = None
         with ray_cluster(wanted, self._spec, objective, study=self._directory, packed=packed) as cluster:
-            if not self._cluster_is_checked:
+            if self._checked_cluster != wanted:
                 cluster.check()
-                self._cluster_is_checked = True
+                self._checked_cluster = wanted
             yield cluster
 
     def _evaluator(self, parallel: Parallelism, pool: Workers | None) -> Evaluator:
@@ -356,22 +373,6 @@ class Experiment:
             return
         with contextlib.closing(SpreadEvaluator(self.objective, pool, scoring=self._scoring)) as evaluator:
             yield lambda candidate: evaluator.submit(candidate).result()
-
-
-def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
-    """The environments of the workers; a device that the objective's settings name is kept."""
-    device = plan.spec.objective.settings.get("device", "auto")
-    if plan.ray is not None:
-        if device not in ("auto", "cuda", "cuda:0", "cpu"):
-            raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
-        return []
-    if device in ("auto", "cuda"):
-        return environments(plan.workers, plan.devices) if plan.workers > 1 or plan.devices else []
-    if plan.devices:
-        raise StudySpecError(
-            f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"
-        )
-    return []
 
 
 def _retry_failed(study: StoredStudy) -> None:

@@ -38,6 +38,7 @@ from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, cand
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
 MOST_REASONS = 5  # that a run prints; the database keeps all
+WAIT_SECONDS = 5.0  # until somebody hears that there is still no result
 FEW_TRIALS = 10  # before so many, a share of failures says nothing
 
 
@@ -121,6 +122,9 @@ class Search:
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
+
+        Args:
+            on_tell: is called after each tell, and every few seconds while there is nothing to tell.
 
         Raises:
             ReplayError: the optimizer does not ask the stored candidates again.
@@ -215,7 +219,8 @@ class Search:
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:
         """Wait for the trial whose turn it is, and tell it; results that arrive meanwhile are committed."""
         while (asked := self._next_to_tell()) is None:
-            self._commit_finished()
+            if not self._commit_finished():
+                on_tell(self)
         self._in_flight.remove(asked)
         assert asked.outcome is not None
         request = request_of(asked.parameter)
@@ -240,13 +245,15 @@ class Search:
         first = min(placed, key=lambda asked: asked.tell_index or 0, default=None)
         return first if first is not None and first.outcome is not None else None
 
-    def _commit_finished(self) -> None:
+    def _commit_finished(self) -> bool:
+        """Whether anything finished in time."""
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
-        done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        done, _ = concurrent.futures.wait(running, timeout=WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             asked = running[future]
             asked.future = None
             self._commit(asked, future.result())
+        return bool(done)
 
     def _commit(self, asked: _Asked, outcome: Outcome) -> None:
         """Write a result. A failed attempt is written, too; then the same candidate is tried again."""

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from optuna.storages import RDBStorage
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
@@ -23,7 +21,7 @@ from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.connection import is_there, open_storage, storage_url
+from lcsc_opt.database.connection import looked_into, open_storage, storage_url
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -163,11 +161,10 @@ def run(
     """
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
-    opened = open_storage(url, write=True)
     chosen = plans_of(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with said_once():
         run_each(
-            checked_experiments(chosen, opened),
+            checked_experiments(chosen, url),
             take_over=take_over,
             accept_environment=accept_environment,
             accept_code=accept_code,
@@ -202,18 +199,23 @@ def plans_of(
     return [plan for spec in specs for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
 
 
-def checked_experiments(to_run: Sequence[StudyPlan], storage: RDBStorage) -> list[tuple[Experiment, StudyPlan]]:
+def checked_experiments(to_run: Sequence[StudyPlan], url: str) -> list[tuple[Experiment, StudyPlan]]:
     """Each plan with the experiment that runs it. Plans that could never be searched are refused before any runs.
 
-    For a sweep, only the first objective is loaded; the settings of the others are checked.
+    For a sweep, only the first objective is loaded; the settings of the others are checked. A database that is not
+    there yet is made when nothing was refused.
     """
-    found = list(experiments(to_run, storage))
-    for experiment, plan in found[1:]:
-        if experiment is not found[0][0]:
-            experiment.check_settings(plan)
-    for experiment, plan in found:
-        if experiment is found[0][0]:
-            experiment.check_new(plan)
+    with looked_into(url) as storage:
+        found = list(experiments(to_run, storage))
+        for experiment, plan in found[1:]:
+            if experiment is not found[0][0]:
+                experiment.check_settings(plan)
+        for experiment, plan in found:
+            if experiment is found[0][0]:
+                experiment.check_new(plan)
+    opened = open_storage(url, write=True)
+    for experiment, _ in found:
+        experiment.storage = opened
     return found
 
 
@@ -223,12 +225,9 @@ def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool,
     Raises:
         LcscError: the first thing that is wrong.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        empty = f"sqlite:///{folder}/empty.db"
-        storage = open_storage(url, write=False) if is_there(url) else open_storage(empty, write=True)
+    with looked_into(url) as storage:
         for experiment, plan in experiments(to_run, storage):
             experiment.rehearse(plan, accept_environment=accept_environment, accept_code=accept_code)
-        storage.engine.dispose()
 
 
 def run_each(

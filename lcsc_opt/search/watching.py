@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from lcsc_opt.base.progress import Advance, notice, progress
+from lcsc_opt.database.nodes import NODES, KeptNodes
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Workers
 from lcsc_opt.search.runner import Search
+
+KEEP_SECONDS = 10.0  # between two looks at the workers that are kept
 
 
 class Watch(Protocol):
@@ -31,7 +37,12 @@ def own_line(search: Search, pool: Workers | None) -> Iterator[OnTell]:
     _say_continuing(search)
     with progress(search.name, search.budget.total, done=search.stored_spent) as advance:
         steps = _Steps(search)
-        yield lambda search: advance(steps.new(search), note=", ".join(_notes(search.best, search.failures, pool)))
+
+        def on_tell(search: Search) -> None:
+            advance(steps.new(search), note=", ".join(_notes(search.best, search.failures, pool)))
+
+        on_tell(search)
+        yield on_tell
 
 
 class OneLine:
@@ -84,6 +95,28 @@ class _Steps:
         steps = max(search.spent - self._shown, 0)
         self._shown += steps
         return steps
+
+
+def keeping_nodes(study: StoredStudy, pool: Workers | None, on_tell: OnTell) -> OnTell:
+    """``on_tell``, but now and then it is kept in the database what the workers of each machine do.
+
+    Args:
+        study: which is held.
+        pool: its workers; ``None`` where there are none, and nothing is kept.
+        on_tell: what else is to be done.
+    """
+    if pool is None:
+        return on_tell
+    last = -math.inf
+
+    def keep(search: Search) -> None:
+        nonlocal last
+        on_tell(search)
+        if time.monotonic() - last >= KEEP_SECONDS:
+            last = time.monotonic()
+            study.set_attribute(NODES, KeptNodes(time.time(), tuple(pool.nodes())).as_stored())
+
+    return keep
 
 
 def _say_continuing(search: Search) -> None:

@@ -139,6 +139,36 @@ def test_a_training_that_was_interrupted_goes_on_as_if_it_had_not_been(
     assert curve(whole) == curve(parted)
 
 
+@pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (2, 1e9)])
+def test_a_tuning_keeps_what_it_began_with_also_after_an_interruption(
+    tmp_path: Path, at: int, state_seconds: float
+) -> None:
+    given = job(tmp_path, StoppingEdm(batch_size=8, at=at), keeps_start=True, state_seconds=state_seconds)
+    start = {name: tensor.clone() for name, tensor in given.network.state_dict().items()}
+    with pytest.raises(StopError):
+        run(given)
+    run(job(tmp_path, StoppingEdm(batch_size=8, at=-1), keeps_start=True), resume=True)
+    trajectory = Trajectory.open(given.out)
+    assert trajectory.steps == (0, 4, 8, 12, 16, 20)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in trajectory.checkpoint(0).items())
+
+
+def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, every in (("plain", None), ("sampled", 8)):
+        (tmp_path / name).mkdir()
+        run(job(tmp_path / name, Edm(batch_size=8), samples_every=every))
+    plain, sampled = (Trajectory.open(tmp_path / name / "run.trajectory") for name in ("plain", "sampled"))
+    assert all(torch.equal(tensor, sampled.checkpoint(4)[name]) for name, tensor in plain.checkpoint(4).items())
+    assert not (tmp_path / "plain" / "run.samples").exists()
+    sheets = sorted((tmp_path / "sampled" / "run.samples").iterdir())
+    assert [sheet.name for sheet in sheets] == ["step00000008.png", "step00000016.png"]
+    with Image.open(sheets[0]) as first, Image.open(sheets[1]) as second:
+        assert first.size == (8 * 50 - 2, 4 * 50 - 2)  # 32 images of 4×4, enlarged to 48
+        assert first.tobytes() != second.tobytes()
+
+
 def test_a_finished_training_goes_on_to_more_steps(tmp_path: Path) -> None:
     run(job(tmp_path, Edm(batch_size=8), steps=8))
     run(job(tmp_path, Edm(batch_size=8)), resume=True)
