@@ -59,7 +59,5 @@ def test_coordinators_share_a_database_and_one_study_has_one(
     (line,) = [line for line in second.err.splitlines() if line.startswith("lcsc: ")]
     assert line.startswith("lcsc: shared/LCSC/0: is being run on "), second.err
     assert "Traceback" not in second.err
-    print(second.err)
-    assert 0
     assert contents(postgresql_url) == contents(url)
     assert sorted(contents(url)) == sorted(f"shared/{name}/0" for name in OPTIMIZERS)
