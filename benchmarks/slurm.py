@@ -117,7 +117,7 @@ def undisturbed(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
     job = Job(system, folder)
     row = job.row("runs to its end", clean)
     gpus = job.gpus()
-    wrong = {gpu for _, gpu in gpus} != {"0", "1"}
+    wrong = not {gpu for _, gpu in gpus} <= {"0", "1"}
     return dataclasses.replace(
         row, seen=f"{row.seen}; {len(gpus)} GPUs", problems=row.problems + [f"GPUs: {gpus}"] * wrong
     )
@@ -244,7 +244,7 @@ def play(system: Slurm, folder: Path, scenes: Sequence[Scene]) -> Iterator[Row]:
 def local(folder: Path) -> dict[str, Rows]:
     """Study → the trials of as many local workers."""
     url = sqlite_url(folder, "local")
-    file = study_file(folder, **_study({}, workers=4), storage=url)
+    file = study_file(folder, **_study({}, workers=WORKERS), storage=url)
     subprocess.run(["lcsc", "run", str(file)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return {name: _trials(url, name) for name in (f"slurm/{optimizer}/0" for optimizer in OPTIMIZERS)}
 

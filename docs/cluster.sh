@@ -1,6 +1,6 @@
 #!/bin/bash
 # One search over machines that ssh reaches without a password, and this one:  docs/cluster.sh study.yaml alpha beta
-# Ray's head and the search run here. Ray ends everywhere when the search does, or when this script is gone.
+# Ray's head and the search run here. When the search ends, after Ctrl-C, too, Ray ends everywhere.
 #   HEAD=host     by which name or address the others reach this machine (its first address)
 #   HEAD_CPUS=0   this machine evaluates nothing
 #   SSH='ssh -p 2222', RAY=/path/of/ray on the other machines (that of this one), RAY_PORT
@@ -22,7 +22,7 @@ until (: < "/dev/tcp/$here/$port") 2> /dev/null; do
     sleep 1
 done
 
-# There: the token comes through the connection, which stays open as long as this script lives; then Ray ends.
+# There: the token comes through the connection. Ray ends when the connection does, so when this script is gone.
 there='
 read -r RAY_AUTH_TOKEN
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0
@@ -39,4 +39,7 @@ for host in "$@"; do
     echo "$RAY_AUTH_TOKEN" >&"$open"
 done
 sleep "${RAY_SECONDS:-15}" # the other nodes join; later ones are used, too
-lcsc run "$study" --ray "$here:$port"
+lcsc run "$study" --ray "$here:$port" &
+search=$!
+trap 'trap "" INT TERM; kill -TERM $search; wait $search; exit $?' INT TERM HUP
+wait $search

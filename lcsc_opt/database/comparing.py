@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from lcsc_opt.database.history import HeldOut, StudyHistory
 
 EMA_GRID = "EMAGrid"
+FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # of the judges in tables: fidelity, diversity, all feature spaces
 
 
 def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
@@ -66,6 +67,31 @@ def below_ema(group: Sequence[StudyHistory], ema: StudyHistory | None) -> float 
         return None
     losses = [held_out.loss for held_out in known if held_out.loss is not None]
     return relative(statistics.fmean(losses), statistics.fmean(loss for loss in beside if loss is not None))
+
+
+def judges_over_seeds(studies: Sequence[StudyHistory]) -> dict[str, tuple[float, float | None]]:
+    """Judge → mean and spread over the studies that were judged by it; precision and recall first."""
+    found: dict[str, list[float]] = {}
+    for study in studies:
+        for metric, value in _judged(study).items():
+            found.setdefault(metric, []).append(value)
+    ordered = sorted(found, key=lambda metric: FIRST.get(metric.partition("@")[0], len(FIRST)))
+    spreads = {metric: mean_and_spread(found[metric]) for metric in ordered}
+    return {metric: spread for metric, spread in spreads.items() if spread is not None}
+
+
+def _judged(study: StudyHistory) -> dict[str, float]:
+    if study.held_out is None:
+        return {}
+    judged = {judge.metric: judge.value for judge in study.held_out.judges}
+    cross_check = study.held_out.cross_check
+    return judged if cross_check is None else {**judged, cross_check.metric: cross_check.value}
+
+
+def floors_of(studies: Sequence[StudyHistory]) -> dict[str, float]:
+    """Judge → its value for real images that the loss does not see, where some are held out."""
+    judges = [judge for study in studies if study.held_out is not None for judge in study.held_out.judges]
+    return {judge.metric: judge.floor for judge in judges if judge.floor is not None}
 
 
 def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int, ...]]]:

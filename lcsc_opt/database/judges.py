@@ -26,10 +26,17 @@ class Judge:
         baseline: the baseline's value.
         baseline_spread: its sample standard deviation over the groups.
         gain: how much better the answer is than the baseline, in the metric's unit; negative where it is worse.
+<<<<<<< HEAD
         gain_spread: the sample standard deviation of the gain over the groups of noise.
         lost: whether the answer is worse by more than ``gain_spread``. Where that is not known, by more than 2 % of the
             baseline's value.
         floor: the value of held-out real images; ``None`` where none are held out.
+=======
+        gain_spread: over groups of noise, each beside the baseline on the same noise.
+        lost: whether the answer is worse by more than ``gain_spread``, or than 2 % of the baseline's value where that
+            is not known; never where it is as good as real images.
+        floor: the value of real images that the loss does not see, where some are held out.
+>>>>>>> main
     """
 
     metric: str
@@ -83,10 +90,14 @@ def judges_of(
                 baseline_spread=before[1],
                 gain=gain.mean,
                 gain_spread=gain.spread,
-                lost=gain.lost,
+                lost=gain.lost and not _as_good_as_real(judge),
             )
         found.append(judge)
     return tuple(found)
+
+
+def _as_good_as_real(judge: Judge) -> bool:
+    return judge.floor is not None and judge.sign * judge.value <= judge.sign * judge.floor
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,9 @@ from lcsc_opt.base.errors import ClusterError, LcscError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
 from lcsc_opt.evaluation.devices import CPU, VISIBLE
+from lcsc_opt.evaluation.machines import Link
 from lcsc_opt.evaluation.nodes import NodeObjective, Packed, software
-from lcsc_opt.evaluation.pool import Link, WorkerPool
+from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.ray_worker import CALLS_AT_ONCE, Files, RayLink, RayWorker, Read, node_name
 from lcsc_opt.evaluation.travelling import Travelling, collect
 from lcsc_opt.evaluation.worker import WorkerSettings

@@ -59,6 +59,7 @@ class Accumulator:
         images: how many will be added here.
         total: how many the whole evaluation has; ``None`` where these are all.
         gradient: keep the features that the gradient of the loss needs.
+        splits: as of :class:`WholeEvaluation`.
 
     Raises:
         MetricError: the numbers make no sense.
@@ -73,8 +74,9 @@ class Accumulator:
         *,
         total: int | None = None,
         gradient: bool = False,
+        splits: Mapping[str, float] | None = None,
     ) -> None:
-        self._loss, self._metrics, self._images = loss, tuple(metrics), images
+        self._loss, self._metrics, self._images, self._splits = loss, tuple(metrics), images, splits
         self._total = images if total is None else total
         if images < 1 or images > self._total:
             most = "" if total is None else f", and at most the {total} of the evaluation"
@@ -159,7 +161,7 @@ class Accumulator:
 
     @cached_property
     def _whole(self) -> WholeEvaluation:
-        return WholeEvaluation(self._loss, [self.part()])
+        return WholeEvaluation(self._loss, [self.part()], self._splits)
 
 
 class _Seen:

@@ -19,6 +19,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import (
     NEIGHBOURHOOD,
+    authentic_share,
     coverage,
     kernel_distance,
     kernel_distance_and_gradient,
@@ -59,6 +60,7 @@ class Comparison:
         device: torch.device | str = "cpu",
     ) -> None:
         self._samples, self._logits, self._reference, self._device = samples, logits, reference, device
+        self._computed: dict[Formula, float] = {}
         self._differentiated: dict[Formula, tuple[float, Array]] = {}
 
     def compute(self, formula: Formula) -> float:
@@ -69,7 +71,9 @@ class Comparison:
         """
         if formula in self._differentiated:
             return self._differentiated[formula][0]
-        return METRICS[formula](self)
+        if formula not in self._computed:
+            self._computed[formula] = METRICS[formula](self)
+        return self._computed[formula]
 
     def gradient(self, formula: Formula) -> Array:
         """``[N, D]`` float64: the derivative in the features of a metric that is in ``DIFFERENTIATED``.
@@ -99,6 +103,12 @@ class Comparison:
         samples, real = self._samples_and_real(1, needs="nearer_train needs some")
         other = self._required_reference.unseen.features_on(self._device).to(samples.dtype)
         return nearer_share(samples, real, other)
+
+    def authenticity(self) -> float:
+        """The share of samples that are no copies: farther from the nearest real image than that is from others."""
+        samples, real = self._samples_and_real(1, needs="authenticity needs some")
+        apart = self._required_reference.once("nearest", self._device, lambda features: radii(features, 1))
+        return authentic_share(samples, real, apart)
 
     def _fid(self, reference: Reference) -> float:
         if isinstance(self._samples, FeatureStatistics):
@@ -197,6 +207,7 @@ METRICS: Mapping[Formula, Callable[[Comparison], float]] = {
     "is": Comparison.inception_score,
     "precision": Comparison.precision,
     "recall": Comparison.recall,
+    "authenticity": Comparison.authenticity,
     "fid_held_out": Comparison.fid_held_out,
     "nearer_train": Comparison.nearer_train,
     **{formula: _distance(formula) for formula in FIDELITY},

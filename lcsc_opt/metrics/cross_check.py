@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,9 +64,8 @@ def published_cross_check(
             images = _images(reference, metric.extractor)
             path = None if file is None else Path(file).expanduser()
             extractor = build_extractor(metric.extractor, weights=path, device=device)
-            seen = build_reference(
-                images, metric.extractor, extractor, features=False, batch_size=batch_size, cache=cache
-            )
+            how: dict[str, Any] = {"features": False, "held_out": True, "batch_size": batch_size, "cache": cache}
+            seen = build_reference(images, metric.extractor, extractor, **how)
             view = View(extractor, seen)
             Scores({metric.extractor: view}, loss=str(metric))  # which checks that the two fit
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory

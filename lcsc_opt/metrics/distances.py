@@ -99,10 +99,10 @@ NEIGHBOURHOOD = 3  # k of the paper, and torch-fidelity's default
 BLOCK = 2**27  # distances held at once: 512 MiB of float32
 
 
-def radii(features: Tensor) -> Tensor:
-    """``[N]`` distance of each of ``[N, D]`` features to its third nearest neighbour; N above three."""
+def radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
+    """``[N]`` distance of each of ``[N, D]`` features to its third nearest neighbour, or another; N above that."""
     found = [
-        torch.cdist(rows, features).kthvalue(NEIGHBOURHOOD + 1, dim=1).values  # the nearest is the feature itself
+        torch.cdist(rows, features).kthvalue(neighbour + 1, dim=1).values  # the nearest is the feature itself
         for rows in torch.split(features, rows_at_once(len(features)))
     ]
     return torch.cat(found)
@@ -137,6 +137,23 @@ def nearer_share(samples: Tensor, real: Tensor, other: Tensor) -> float:
     for rows in torch.split(samples, rows_at_once(max(len(real), len(other)))):
         nearer += int((torch.cdist(rows, real).amin(dim=1) < torch.cdist(rows, other).amin(dim=1)).sum())
     return nearer / len(samples)
+
+
+def authentic_share(samples: Tensor, real: Tensor, apart: Tensor) -> float:
+    """The share of samples farther from their nearest real image than that is from its own nearest.
+
+    Alaa et al. 2022 (arXiv 2102.08921), Eq. 7, as dgm-eval computes it.
+
+    Args:
+        samples: ``[N, D]``.
+        real: ``[M, D]``.
+        apart: ``[M]`` distance of each real image to the nearest other one.
+    """
+    authentic = 0
+    for rows in torch.split(samples, rows_at_once(len(real))):
+        distances, nearest = torch.cdist(rows, real).min(dim=1)
+        authentic += int((apart[nearest] < distances).sum())
+    return authentic / len(samples)
 
 
 def rows_at_once(columns: int) -> int:

@@ -1,24 +1,30 @@
 """Judges: the default metrics of held-out reports. They show what a search may lose while its loss falls.
 
-Precision and recall tell fidelity and diversity apart, ``near`` measures single images, and ``sliced`` is a distance
-other than FID. Where real images are held out, there are also FID to these, and the share of samples that are nearer to
-an image of the reference than to any held-out one. Judges need the features of the real images. A folder of images
-gives them; for a file of mean and covariance there are no judges.
+Precision and recall tell fidelity and diversity apart, ``near`` measures single images, ``sliced`` is a distance other
+than FID, and ``fdr`` is FID in all feature spaces as one number. Where real images are held out, there are also FID to
+these, the share of samples that are nearer to an image of the reference than to any held-out one, and authenticity.
+Judges need the features of the real images. A folder of images gives them; for a file of mean and covariance there are
+no judges.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.comparison import Comparison
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
+from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.statistics import FeatureStatistics
 
 DEFAULT: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
-WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train")
+WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
+FDR = "fdr"  # of all feature spaces together, so it has no extractor
+FEWEST_SPLIT = 4  # images: a covariance of each half
 MOST_IMAGES = 100_000  # of a reference: distances between all of more take hours without a GPU, and memory with one
 
 JudgeReference = Callable[[str, View], Reference | None]
@@ -67,6 +73,30 @@ def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) 
         formula: Formula = "fid" if judge.formula == "fid_held_out" else judge.formula
         found[str(judge)] = float(comparisons[judge.extractor].compute(formula))
     return found
+
+
+def split_distance(reference: Reference) -> float | None:
+    """FID of real images to real images: of the held-out ones to the reference, else of its halves to each other.
+
+    ``None`` where there are neither, or where it is zero.
+    """
+    if reference.held_out is not None:
+        other = reference.held_out.statistics
+        return reference.frechet.distance(other.mean, other.cov) or None
+    if reference.all_features is None or len(reference.features) < FEWEST_SPLIT:
+        return None
+    one, other_half = (FeatureStatistics.from_features(reference.features[first::2]) for first in (0, 1))
+    return FrechetReference(one.mean, one.covariance).distance(other_half.mean, other_half.covariance) or None
+
+
+def frechet_ratio(distances: Mapping[str, float], splits: Mapping[str, float]) -> float:
+    """FDr of FD-loss (arXiv 2604.28190): FID over that of real images, mean over feature spaces.
+
+    Args:
+        distances: extractor → FID of the samples.
+        splits: extractor → :func:`split_distance`; of these spaces.
+    """
+    return statistics.fmean(distances[name] / split for name, split in splits.items())
 
 
 def few_enough(name: str, count: int | None) -> bool:

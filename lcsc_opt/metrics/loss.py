@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_with_graph, image_gradient
 from lcsc_opt.metrics.keeping import Baseline
-from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.names import Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import Array
 
@@ -24,6 +26,30 @@ class View:
 
     extractor: FeatureExtractor
     reference: Reference | None = None
+
+
+LossScale = Literal["trace"]
+TRACE_POWERS: Mapping[Formula, float] = {"fid": 1.0, "clusters": 1.0, "sliced": 1.0, "near": 0.5}
+"""How a distance grows with the trace of the features' covariance; the others have no unit, or one of their own."""
+
+
+def scaled_by_trace(weights: Mapping[MetricName, float], views: Mapping[str, View]) -> dict[MetricName, float]:
+    """The weights of distances over the trace of the real images' covariance, in the unit of each distance.
+
+    A feature space then counts the same whatever the unit of its features.
+
+    Raises MetricError where all real images look alike in a space.
+    """
+    scaled = dict(weights)
+    for metric in weights:
+        power, reference = TRACE_POWERS.get(metric.formula), views[metric.extractor].reference
+        if power is None or reference is None:
+            continue
+        trace = float(np.trace(reference.statistics.cov))
+        if trace <= 0:
+            raise MetricError(f"loss_scale: trace: {metric} sees no difference between real images; leave it out")
+        scaled[metric] = weights[metric] / trace**power
+    return scaled
 
 
 class Loss:

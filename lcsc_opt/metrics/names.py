@@ -16,10 +16,10 @@ from lcsc_opt.base.settings import near_miss
 
 Formula = Literal[
     "fid", "kid", "is", "precision", "recall", "near", "hinge", "clusters", "sliced", "cmmd",
-    "fid_held_out", "nearer_train",
+    "authenticity", "fid_held_out", "nearer_train",
 ]  # fmt: skip
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
-HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall"})
+HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "authenticity"})
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance do not do
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # real images that no loss may look at
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.comparison import Comparison, Features, Samples
+from lcsc_opt.metrics.judges import FDR, frechet_ratio
 from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
@@ -53,14 +54,15 @@ class WholeEvaluation:
     Args:
         loss: the weighted sum of metrics.
         parts: in the order of their images.
+        splits: FID of real images to real images by the extractor's name, where FDr is computed, too.
 
     Raises:
         MetricError: they are not all parts of one evaluation.
     """
 
-    def __init__(self, loss: Loss, parts: Sequence[FeaturePart]) -> None:
+    def __init__(self, loss: Loss, parts: Sequence[FeaturePart], splits: Mapping[str, float] | None = None) -> None:
         check_parts(parts, loss.extractor_names)
-        self._loss, self._parts = loss, parts
+        self._loss, self._parts, self._splits = loss, parts, splits or {}
         self._comparisons: dict[str, Comparison] = {}
 
     @property
@@ -76,7 +78,11 @@ class WholeEvaluation:
         """
         values = {m: self._comparison(m.extractor).compute(m.formula) for m in self.metrics}
         loss = self._loss.value(values, self._parts[0].total)
-        return loss, {str(metric): value for metric, value in values.items()}
+        metrics = {str(metric): value for metric, value in values.items()}
+        if self._splits:
+            distances = {name: self._comparison(name).compute("fid") for name in self._splits}
+            metrics[FDR] = frechet_ratio(distances, self._splits)
+        return loss, metrics
 
     def excess(self) -> float | None:
         """By how many standard errors the kept metric is above its value at EMA*; ``None`` where none is kept."""

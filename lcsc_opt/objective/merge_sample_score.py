@@ -113,7 +113,8 @@ class MergeSampleScore(StagedObjective):
     @property
     def judges(self) -> Mapping[str, int]:
         """The held-out metrics that the loss is not made of."""
-        return {str(metric): metric.sign for metric in self.scores.judges}
+        with self._metric_threads():
+            return self.scores.signs
 
     def floors(self) -> Mapping[str, float]:
         """Judge → its value for held-out real images."""

@@ -15,7 +15,9 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.cross_check import published_cross_check
-from lcsc_opt.metrics.scores import Scores, build_scores, check_scores
+from lcsc_opt.metrics.from_settings import build_scores, check_scores
+from lcsc_opt.metrics.loss import LossScale
+from lcsc_opt.metrics.scores import Scores
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
@@ -89,6 +91,8 @@ class ImageObjectiveSettings(FrozenModel):
             ``sliced`` and ``near`` where the reference is images, and FID in features that the loss does not see, where
             these are available.
         keep: ``precision``, or another metric of single images, which may not get worse than at EMA*.
+        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features, so
+            that feature spaces of different units count the same.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
             ``held_out``, or ``held_out_fraction``, keep some of them for reports.
         weights: extractor → file of its weights; missing ones are downloaded.
@@ -115,6 +119,7 @@ class ImageObjectiveSettings(FrozenModel):
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
     keep: str | None = None
+    loss_scale: LossScale | None = None
     reference: str | dict[str, JsonValue] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
@@ -202,6 +207,7 @@ class ImageObjectiveSettings(FrozenModel):
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
+            loss_scale=self.loss_scale,
             cross_check=published_cross_check(self.loss, **shared) if self.held_out_metrics is None else None,
             judges=self.held_out_metrics is None,
             **shared,

@@ -57,7 +57,7 @@ def test_coordinators_share_a_database_and_one_study_has_one(
 
     assert second.status == 2
     (line,) = [line for line in second.err.splitlines() if line.startswith("lcsc: ")]
-    assert line.startswith("lcsc: shared/LCSC/0: is being run on "), second.err
+    assert line.startswith("lcsc: shared/LCSC/0: is being run on ")
     assert "Traceback" not in second.err
     assert contents(postgresql_url) == contents(url)
     assert sorted(contents(url)) == sorted(f"shared/{name}/0" for name in OPTIMIZERS)
