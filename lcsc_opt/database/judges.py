@@ -26,17 +26,10 @@ class Judge:
         baseline: the baseline's value.
         baseline_spread: its sample standard deviation over the groups.
         gain: how much better the answer is than the baseline, in the metric's unit; negative where it is worse.
-<<<<<<< HEAD
         gain_spread: the sample standard deviation of the gain over the groups of noise.
         lost: whether the answer is worse by more than ``gain_spread``. Where that is not known, by more than 2 % of the
-            baseline's value.
+            baseline's value. Never where it is as good as real images.
         floor: the value of held-out real images; ``None`` where none are held out.
-=======
-        gain_spread: over groups of noise, each beside the baseline on the same noise.
-        lost: whether the answer is worse by more than ``gain_spread``, or than 2 % of the baseline's value where that
-            is not known; never where it is as good as real images.
-        floor: the value of real images that the loss does not see, where some are held out.
->>>>>>> main
     """
 
     metric: str

@@ -22,15 +22,9 @@ from lcsc_opt.database.store import StoredStudy
 class OptimizerSummary:
     """One optimizer over its seeds; a spread is the sample standard deviation, ``None`` for a single seed.
 
-<<<<<<< HEAD
-    ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``cross_check`` is the
-    metric in features that the loss does not see. ``held_out_images`` are the numbers of images of the held-out losses,
-    each once.
-=======
     ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``judges`` are the
-    held-out metrics that the loss is not made of, the cross-check among them; ``held_out_images`` are the different
-    numbers of images that held-out losses are of.
->>>>>>> main
+    held-out metrics that the loss is not made of, the cross-check among them. ``held_out_images`` are the numbers of
+    images of the held-out losses, each once.
     """
 
     optimizer: str
