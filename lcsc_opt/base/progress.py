@@ -59,8 +59,8 @@ def _rate(speed: float) -> str:
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     """Show how far a loop of ``total`` steps is; ``done`` of them were done by an earlier process.
 
-    On a terminal this is a bar; elsewhere (CI, SLURM) one line about every ten seconds. While one is shown, others that
-    begin, of its parts and of other threads, are not.
+    On a terminal this is a bar, elsewhere (CI, SLURM) one line about every ten seconds. While one is shown, loops that
+    begin inside it or in other threads show nothing.
     """
     if not _showing.acquire(blocking=False):
         yield _show_nothing
@@ -117,7 +117,7 @@ def notice(message: str, *, every_time: bool = False) -> None:
 
     Args:
         message: the line.
-        every_time: also where :func:`said_once` has said it before.
+        every_time: print it also inside :func:`said_once`.
     """
     if _listener is not None:
         _listener(message)
@@ -134,7 +134,7 @@ _listener: Callable[[str], None] | None = None
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """While this is open, a notice is not said again: a command may load an objective for several studies."""
+    """While this is open, the same notice is printed once: a command may load an objective for several studies."""
     global _said
     before, _said = _said, set() if _said is None else _said
     try:
@@ -144,7 +144,7 @@ def said_once() -> Iterator[None]:
 
 
 def hand_notices_to(listener: Callable[[str], None]) -> None:
-    """Let somebody else say the lines of this process from now on: the one that has started it."""
+    """From now on, hand this process's notices to a function, for the process that started it."""
     global _listener
     _listener = listener
 

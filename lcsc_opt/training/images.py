@@ -1,6 +1,6 @@
-"""A feature extractor for 8×8 digits: a classifier of scikit-learn's bundled digits.
+"""The images that scikit-learn bundles (8×8 digits, crops of two photographs), and a feature extractor for each.
 
-FID in its features falls when samples look more like digits.
+An extractor is a classifier of its images: FID in its features falls when samples look more like them.
 """
 
 from __future__ import annotations
