@@ -85,6 +85,8 @@ def _clear(entries: Sequence[Cached], *, yes: bool) -> None:
     elif confirmed(f"Remove {len(entries)} of these, {_total(entries)}?", yes=yes):
         removed = [entry for entry in entries if entry.remove()]
         say(f"removed: {len(removed)}, {_total(removed)} freed")
+        if kept := [entry.path for entry in entries if entry not in removed]:
+            say(f"not removed: {len(kept)}, such as {kept[0]}; somebody makes it now, or you may not write its folder")
 
 
 def _total(entries: Sequence[Cached]) -> str:
@@ -92,6 +94,9 @@ def _total(entries: Sequence[Cached]) -> str:
 
 
 def _print(entries: Sequence[Cached], folder: Path) -> None:
+    if not entries:
+        say(f"{folder}: nothing to list")
+        return
     shown = table("", "kind", "size", "last used", "studies", title=f"{folder}: {_total(entries)}")
     for column in (shown.columns[1], shown.columns[4]):
         column.justify = "left"
