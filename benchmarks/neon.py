@@ -1,6 +1,6 @@
 """One negative checkpoint (Neon, arXiv 2510.03597): searches with and without a row trained on its own samples.
 
-    python benchmarks/neon.py [--seeds 2] [--images 20000] [--selected 5000]
+    python benchmarks/neon.py [--seeds 2] [--images 10000] [--selected 2000]
 
 The model is that of ``refine.py``, of half A of the digits; EMA* is trained on 10,000 of its own samples, anew for each
 seed. "EMA*, w" is EMA* with the w that the search's noise likes best of some, and no search. What is there already in
@@ -79,8 +79,8 @@ def main() -> None:
     """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--selected", type=int, default=5_000)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--selected", type=int, default=2_000)
     arguments = parser.parse_args()
     print(machine())
     judges, known = Judges(), read()

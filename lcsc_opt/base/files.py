@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -58,6 +59,17 @@ def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscE
             file.writelines(content)
     except OSError as refused:
         raise error(f"{path}: cannot be written ({refused.strerror or refused})") from refused
+
+
+def why_refused(error: BaseException, folder: Path, needed: int) -> str:
+    """Why ``needed`` bytes could not be written to ``folder``, in the system's words; libraries say it in their own."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else None
+    number = int(told[1]) if told else number
+    free = shutil.disk_usage(folder).free
+    if number == errno.ENOSPC or (number is None and needed > free):
+        return f"{os.strerror(errno.ENOSPC)}: it takes {needed:,} bytes, and {free:,} are free"
+    return " ".join(str(error).split()) if number is None else os.strerror(number)
 
 
 def is_pending(name: str) -> bool:

@@ -156,21 +156,22 @@ class _Lines:
         self._description, self._total = description, total
         self._first, self._done = done, done
         self._start = self._last = time.monotonic()
-        self._note = ""
+        self._note = self._said = ""
 
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
-        if steps == 0 and note in (None, self._note):
-            return  # there is nothing new
         self._done += steps
         self._note = self._note if note is None else note
+        if steps == 0 and self._note == self._said:
+            return  # there is nothing new
         now = time.monotonic()
         if now - self._last >= LINE_SECONDS or self._done == self._total:
-            self._last = now
+            self._last, self._said = now, self._note
             self._write(now - self._start)
 
     def _write(self, seconds: float) -> None:
-        speed = (self._done - self._first) / max(seconds, 1e-9)
-        left = (self._total - self._done) / max(speed, 1e-9)
-        line = f"{self._description}: {self._done}/{self._total}, {_rate(speed)}, {left:.0f} s left"
+        line = f"{self._description}: {self._done}/{self._total}"
+        if self._done > self._first:
+            speed = (self._done - self._first) / max(seconds, 1e-9)
+            line += f", {_rate(speed)}, {(self._total - self._done) / speed:.0f} s left"
         sys.stderr.write(f"{line}, {self._note}\n" if self._note else f"{line}\n")
         sys.stderr.flush()

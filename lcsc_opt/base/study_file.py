@@ -313,12 +313,21 @@ def _content(path: Path, overrides: Sequence[str]) -> Any:
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: dates and numbers that cannot be
-        raise StudySpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise StudySpecError(f"{path}: not valid YAML: {_wrong_yaml(error)}") from error
     except RecursionError as error:
         raise StudySpecError(f"{path}: not valid YAML: nested too deeply") from error
     for override in overrides:
         content = _overridden(content, override)
     return content
+
+
+def _wrong_yaml(error: Exception) -> str:
+    """What is wrong, and where; without the lines themselves, which the reader has."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        context = "" if error.context is None else f"{error.context}: "
+        where = error.problem_mark
+        return f"{context}{error.problem} in line {where.line + 1}, column {where.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _overridden(content: Any, override: str) -> Any:

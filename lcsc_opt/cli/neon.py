@@ -49,14 +49,11 @@ def neon(
     start = begun.best if begin is Begin.best else begun.ema
     found = append_self_trained(begun.objective, asked, out, start=start)
     if output is Format.json:
-        print_json(
-            {"step": found.step, "losses": [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]}
-        )
+        losses = [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]
+        print_json({"step": found.step, "losses": losses})
     else:
         _print(found)
-    say(
-        f"{out}: the checkpoints, and the self-trained one as step {found.step}; for the setting checkpoints of a study"
-    )
+    say(f"{out}: the checkpoints and, as step {found.step}, the self-trained one; for checkpoints of a study file")
 
 
 def _print(found: Appended) -> None:

@@ -42,6 +42,7 @@ NETWORK_FILE_SYSTEMS = (
     *("lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"),
 )
 
+READ_ONLY = "attempt to write a readonly database"
 T = TypeVar("T")
 
 
@@ -108,6 +109,15 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
         finally:
             opened.remove_session()
             opened.engine.dispose()
+
+
+def open_existing(url: str) -> RDBStorage:
+    """Open a study database to change what it holds; one that is not there is not made.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    return open_storage(url, write=is_there(url))  # who reads is told that there is none
 
 
 def open_even_empty(url: str) -> RDBStorage:
@@ -361,8 +371,10 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
             pause = next(pauses, None)
             if pause is None or time.monotonic() + pause > start + PATIENCE_SECONDS or not is_transient(error):
-                safe = "what was committed is safe, run the same command to continue"
-                raise StudyStoreError(f"{problem}; {safe}") from error
+                advice = "what was committed is safe, run the same command to continue"
+                if READ_ONLY in problem:
+                    advice = "SQLite writes beside it, too: let this user write its folder, or give another --storage"
+                raise StudyStoreError(f"{problem}; {advice}") from error
             notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)
 

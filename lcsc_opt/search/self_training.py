@@ -178,7 +178,11 @@ def self_trained(
 
 
 def _stepped(optimizer: torch.optim.Optimizer, recipe: Recipe, batch: Batch, step: int) -> float:
-    loss = recipe.loss(batch)
+    try:
+        loss = recipe.loss(batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(f"step {step + 1} on its own samples: the loss is {value}; lower learning_rate")
@@ -204,6 +208,6 @@ def _losses(objective: MergeSampleScore, coefficients: Coefficients, place: int)
     losses = {}
     with progress("weights of the new row", len(WEIGHTS)) as advance:
         for weight in WEIGHTS:
-            losses[weight] = objective.evaluate(Candidate(with_weight(coefficients, place, weight))).loss
+            losses[weight] = float(objective.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
             advance(note=f"w {weight:g}: {losses[weight]:.4g}")
     return losses

@@ -168,7 +168,7 @@ def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp
         assert writer.append(5, other(5))
         assert writer.append(6, other(6), wait=False)
     assert capsys.readouterr().err == (
-        f"lcsc: {tmp_path / 't'}: training goes on from step 4, 1 later checkpoints are dropped\n"
+        f"lcsc: {tmp_path / 't'}: goes back to step 4, 1 later checkpoints are dropped\n"
     )
     trajectory = Trajectory.open(tmp_path / "t")
     trajectory.verify()
