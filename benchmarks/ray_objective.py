@@ -18,10 +18,11 @@ from lcsc_opt.objective.contract import StagedObjective
 
 STEPS = tuple(range(100, 1300, 100))
 IMAGES = 12
+PLACE = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES")
 
 
 class Squares(StagedObjective):
-    """Takes ``seconds`` for its images; writes into ``log`` which process samples."""
+    """Takes ``seconds`` for its images; writes into ``log`` which process samples, on which node, which GPU."""
 
     def __init__(self, seconds: float, log: str) -> None:
         self._seconds, self._log = seconds, log
@@ -51,7 +52,7 @@ class Squares(StagedObjective):
     ) -> Any:
         if self._log:
             with Path(self._log).open("a") as file:
-                file.write(f"{os.getpid()}\n")
+                file.write(f"{os.getpid()} {' '.join(os.environ.get(name, '-') for name in PLACE)}\n")
         time.sleep(self._seconds * (last - first) / IMAGES)
         return float(np.square(_rows(first, last) @ prepared - 0.3).sum()), last - first
 

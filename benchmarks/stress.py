@@ -27,7 +27,14 @@ from stress_accidents import (
     smaller_budget,
     stopped_in_a_transaction,
 )
-from stress_databases import disk_full, eight_coordinators, lock_held, paused_coordinator, terminated_backend
+from stress_databases import (
+    disk_full,
+    eight_coordinators,
+    lock_held,
+    paused_coordinator,
+    shared_database,
+    terminated_backend,
+)
 from stress_endings import endings
 from stress_kills import commit_points, kills_postgres, random_kills, workers_killed, workers_orphaned
 from stress_objectives import (
@@ -42,7 +49,10 @@ from stress_postgres import postgres_server
 from stress_ray import ray_killed
 from stress_search import Clean, Row, Work, search, sqlite_url
 
-ON_A_SERVER = ("random_kills_postgres", "terminated_backend", "eight_coordinators_postgres", "paused_postgres")
+ON_A_SERVER = (
+    *("random_kills_postgres", "terminated_backend", "shared_database"),
+    *("eight_coordinators_postgres", "paused_postgres"),
+)
 
 
 def main() -> None:
@@ -92,6 +102,7 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
             ("lock_held", lambda: lock_held(folder, clean, seconds=3 if quick else 30)),
             ("disk_full", lambda: disk_full(folder, clean, rounds=2 if quick else 6)),
             ("terminated_backend", lambda: terminated_backend(server, clean, times=3 if quick else 20)),
+            ("shared_database", lambda: shared_database(server, clean, repeats=1 if quick else 10)),
             ("eight_coordinators_sqlite", lambda: eight_coordinators(folder, None, repeats=2 if quick else 20)),
             ("eight_coordinators_postgres", lambda: eight_coordinators(folder, server, repeats=2 if quick else 20)),
             ("paused_sqlite", lambda: paused_coordinator(folder, None, clean, times=2 if quick else 10)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -215,6 +216,40 @@ def _coordinate(url: str, start: tuple[int, int], leave: tuple[int, int]) -> Non
         study = StoredStudy.open_or_create(storage, "stress/race/0", {})
         with study.hold():
             os.read(leave[0], 1)
+
+
+def shared_database(server: Server | None, clean: Clean, *, repeats: int) -> Row:
+    """Four studies, each with a coordinator, and two coordinators of a fifth, all in one database at once."""
+    row = ("6 coordinators in one PostgreSQL database", f"{repeats} times: 4 of different studies, 2 of the same one")
+    required = "each study as alone on SQLite; one of the two is refused, StudyHeldError"
+    if server is None:
+        return Row(*row, required, NO_SERVER, None)
+    problems, studies = list[str](), 0
+    for repeat in range(repeats):
+        works = [Work(name, repeat, pause=0.02) for name in ("LCSC", "CMA", "DE", "OnePlusOne")]
+        works.append(Work("LCSC", 1000 + repeat, pause=0.02))
+        expected = [clean.rows(work) for work in works]
+        url, start = server.new_database(), os.pipe()
+        coordinators = [Child(functools.partial(_after, start, url, work)) for work in [*works, works[-1]]]
+        os.close(start[1])
+        ended = [child.result() for child in coordinators]
+        os.close(start[0])
+        *own, one, other = ended
+        if sorted(kind for kind, _ in (one, other)) != ["", "StudyHeldError"]:
+            problems.append(f"two of the same one: {one}, {other}")
+        problems += [f"a study of its own: {kind} {answer}" for kind, answer in own if kind]
+        for work, trials in zip(works, expected, strict=True):
+            problems += damage(url, work, trials)
+            studies += 1
+    found, ok = verdict(problems, f"{studies} studies equal, {repeats} × StudyHeldError")
+    return Row(*row, required, found, ok)
+
+
+def _after(start: tuple[int, int], url: str, work: Work) -> int:
+    """Search when all may begin."""
+    os.close(start[1])
+    os.read(start[0], 1)  # ends when the parent closes its end
+    return search(url, work)
 
 
 def paused_coordinator(folder: Path, server: Server | None, clean: Clean, *, times: int) -> Row:

@@ -31,7 +31,7 @@ def ray_killed(folder: Path, *, workers: int, whole: int) -> Row:
                 seen = 0
                 while running.poll() is None:
                     time.sleep(0.02)
-                    now = [int(line) for line in log.read_text().split()] if log.exists() else []
+                    now = [int(line.split()[0]) for line in log.read_text().splitlines()] if log.exists() else []
                     if len(now) < seen + LINES + chance.randrange(LINES) or killed >= workers:
                         continue
                     with contextlib.suppress(ProcessLookupError):

@@ -27,6 +27,7 @@ from lcsc_opt.cli import (
     exports,
     front,
     landscape,
+    neon,
     profile,
     refine,
     results,
@@ -68,6 +69,7 @@ exports.add_commands(app)
 front.add_commands(app)
 landscape.add_commands(app)
 refine.add_commands(app)
+neon.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
 profile.add_commands(app)

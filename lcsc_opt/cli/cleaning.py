@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, size, table
-from lcsc_opt.database.connection import masked, open_storage, shrink, storage_url
+from lcsc_opt.database.connection import masked, open_existing, open_storage, shrink, storage_url
 
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached
@@ -37,7 +37,7 @@ def delete(
     from lcsc_opt.diagnostics.cleaning.studies import deletable
 
     url = storage_url(storage)
-    opened = open_storage(url, write=True)
+    opened = open_existing(url)
     chosen = [deletable(opened, name) for name in dict.fromkeys(studies)]
     for one in chosen:
         files = f" and {len(one.files)} files" if one.files else ""

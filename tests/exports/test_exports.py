@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, read_checkpoint
-from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine
+from lcsc_opt.trajectory.exact_merge import Combination, PackedCheckpoints, merge_exactly
 from tests.model_studies import STEPS, STUDY, state_dict, write_model_study
 from tests.processes import Lcsc, finished_trials, wait_until
 
@@ -94,7 +94,7 @@ def test_every_form_holds_the_same_weights(name: str, dtype: str | None, finishe
     trajectory = Trajectory.open(finished / "run.trajectory")
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{finished / 'studies.db'}")
     combination = Combination.of(trajectory, study.trials[9].user_attrs["coefficients"])
-    expected = recombine(PackedCheckpoints(trajectory), combination, dtype=dtype)
+    expected = merge_exactly(PackedCheckpoints(trajectory), combination, dtype=dtype)
     assert bits(read_checkpoint(name).tensors) == bits(expected)
 
 

@@ -476,10 +476,10 @@ def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_disk(tmp_path, monkeyp
 
 
 def test_large_tensors_are_checked_piece_by_piece(tmp_path):
-    weights = {"w": torch.zeros(3 * row_writing.PIECE_BYTES // 4 + 5)}
+    weights = {"w": torch.zeros(3 * row_writing.WRITE_BYTES // 4 + 5)}
     append_weights = TrajectoryWriter(tmp_path / "t")
     append_weights.append(1, weights)
-    for position in (0, row_writing.PIECE_BYTES // 4, -1):
+    for position in (0, row_writing.WRITE_BYTES // 4, -1):
         broken = {"w": weights["w"].clone()}
         broken["w"][position] = float("nan")
         with pytest.raises(TrajectoryError, match="'w' at step 2"):

@@ -28,7 +28,7 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     """Write figures to files that end in .html, .json, .png, .svg or .pdf; one browser draws all images.
 
     Raises:
-        FigureError: when it is another suffix, no browser is found, or a file cannot be written.
+        FigureError: it is another suffix, no browser is found, or a file cannot be written.
     """
     for path in figures:
         if path.suffix not in SUFFIXES:
@@ -45,7 +45,7 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and the folder that it is in.
 
     Raises:
-        FigureError: when it cannot be written.
+        FigureError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ from lcsc_opt.cli.trajectory import app
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
 from lcsc_opt.trajectory.disk import differences
 from lcsc_opt.trajectory.disk.saving import Saver
+from lcsc_opt.trajectory.exact_merge import Combination, PackedCheckpoints, merge_exactly
 from lcsc_opt.trajectory.inspection import inspect
-from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
@@ -36,9 +36,9 @@ def dtype(request):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that a tensor has several blocks, and parts have several too."""
-    monkeypatch.setattr(differences, "BLOCK", 8)
+    monkeypatch.setattr(differences, "BLOCK_COLUMNS", 8)
     monkeypatch.setattr(differences, "AT_ONCE", 2)
-    monkeypatch.setattr(differences, "PANEL", 2)
+    monkeypatch.setattr(differences, "BLOCK_ROWS", 2)
 
 
 def write(path, dtype, steps=STEPS, **options):
@@ -110,8 +110,8 @@ def test_projection_gram_and_norms_are_those_of_the_checkpoints(trajectory):
 
 def test_export_does_not_depend_on_how_much_is_worked_on_at_once(trajectory):
     combination = Combination.of(trajectory, COMBINATIONS[0])  # type: ignore[arg-type]
-    exported = recombine(PackedCheckpoints(trajectory), combination)
-    assert same_bits(exported, recombine(PackedCheckpoints(trajectory), combination, elements=3))
+    exported = merge_exactly(PackedCheckpoints(trajectory), combination)
+    assert same_bits(exported, merge_exactly(PackedCheckpoints(trajectory), combination, elements=3))
     stored = [trajectory.checkpoint(index)["double"].numpy() for index in range(K)]
     total = COMBINATIONS[0][0] * stored[0]
     for a, values in zip(COMBINATIONS[0][1:], stored[1:], strict=True):

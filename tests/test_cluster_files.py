@@ -1,0 +1,155 @@
+"""What docs/cluster.md offers for SLURM, ssh and Kubernetes: options that exist, and how a job ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from lcsc_opt.cli import app
+from tests.database_servers import free_port
+from tests.processes import wait_until
+
+DOCS = Path(__file__).parents[1] / "docs"
+JOB, HOSTS, RAYJOB = DOCS / "cluster.sbatch", DOCS / "cluster.sh", DOCS / "cluster.rayjob.yaml"
+SCONTROL = """
+case "$*" in
+    "show hostnames"*) echo here ;;
+    *"show node"*) echo "NodeName=here NodeAddr=127.0.0.1 Port=1" ;;
+    *) echo "$*" >> scontrol.txt ;;
+esac
+"""
+SRUN = 'while [[ $1 == -* ]]; do shift; done; exec "$@"'
+LISTENS = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(600)"
+RAY = f'echo "$*" >> ray.txt; exec {sys.executable} -c "{LISTENS}" "$RAY_PORT"'
+LCSC = 'trap "touch told; exit $TOLD" TERM; echo "$*" > lcsc.txt; while [ ! -e end ]; do sleep 0.05; done; exit 3'
+
+
+def options(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+def known(command: Any, *names: str) -> set[str]:
+    for name in names:
+        command = command.commands[name]
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+
+
+@pytest.mark.parametrize("script", [JOB, HOSTS], ids=lambda path: path.name)
+def test_bash_reads_the_script(script: Path) -> None:
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert options(script.read_text()) >= {"--head", "--port", "--address", "--block", "--ray"}
+
+
+@pytest.mark.parametrize("file", [JOB, HOSTS, RAYJOB], ids=lambda path: path.name)
+def test_lcsc_has_the_options_that_it_is_given(file: Path) -> None:
+    given = set().union(*(options(line) for line in file.read_text().splitlines() if "lcsc run" in line))
+    assert "--ray" in given
+    assert given <= known(typer.main.get_command(app), "run")
+
+
+@pytest.mark.parametrize("script", [JOB, HOSTS], ids=lambda path: path.name)
+def test_ray_has_the_options_that_it_is_given(script: Path) -> None:
+    scripts = pytest.importorskip("ray.scripts.scripts")
+    lines = [line for line in script.read_text().splitlines() if re.search(r"start --|--head|ray --address", line)]
+    given = set().union(*map(options, lines))
+    assert given >= {"--head", "--port", "--address", "--num-cpus", "--block"}
+    assert given <= known(scripts.cli, "start")
+
+
+def test_the_manifest_mounts_what_it_has() -> None:
+    job = yaml.safe_load(RAYJOB.read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+    assert shlex.split(job["spec"]["entrypoint"])[:2] == ["lcsc", "run"]
+
+
+class Job:
+    """The script with stand-ins for SLURM, Ray and lcsc, at the moment when the search runs."""
+
+    def __init__(self, folder: Path, *, told: int) -> None:
+        self._folder = folder
+        for name, body in {"scontrol": SCONTROL, "srun": SRUN, "ray": RAY, "lcsc": LCSC}.items():
+            (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+            (folder / name).chmod(0o755)
+        slurm = {"JOB_ID": "7", "JOB_NODELIST": "here", "JOB_NUM_NODES": "1", "CPUS_ON_NODE": "2", "GPUS_ON_NODE": "4"}
+        environment = {f"SLURM_{name}": value for name, value in slurm.items()}
+        environment |= {"RAY_PORT": str(free_port()), "RAY_SECONDS": "0", "TOLD": str(told)}
+        environment |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+        command = ["bash", str(JOB), "study.yaml"]
+        self.process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **environment}, start_new_session=True, text=True
+        )
+        wait_until(lambda: self.text("lcsc.txt") or self.process.poll() is not None)
+
+    def text(self, name: str) -> str:
+        """Of a file that a stand-in wrote."""
+        path = self._folder / name
+        return path.read_text() if path.exists() else ""
+
+    def signal(self, number: signal.Signals) -> tuple[int, str]:
+        """The script's exit status after it, and what was asked of SLURM."""
+        self.process.send_signal(number)
+        status = self.process.wait(300)
+        assert (self._folder / "told").exists(), "the search was not asked to end"
+        return status, self.text("scontrol.txt").strip()
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Iterator[Any]:
+    made: list[Job] = []
+
+    def start(*, told: int = 143) -> Job:
+        made.append(Job(tmp_path, told=told))
+        return made[-1]
+
+    yield start
+    for job in made:
+        os.killpg(job.process.pid, signal.SIGKILL)
+        job.process.wait()
+
+
+def test_before_its_time_is_over_the_job_goes_back_into_the_queue(jobs: Any) -> None:
+    assert jobs().signal(signal.SIGUSR1) == (143, "requeue 7")
+
+
+def test_a_search_that_has_just_finished_does_not_go_back(jobs: Any) -> None:
+    assert jobs(told=0).signal(signal.SIGUSR1) == (0, "")
+
+
+def test_a_cancelled_job_does_not_go_back(jobs: Any) -> None:
+    assert jobs().signal(signal.SIGTERM) == (143, "")
+
+
+def test_the_job_ends_with_the_status_of_the_search(jobs: Any, tmp_path: Path) -> None:
+    job = jobs()
+    (tmp_path / "end").touch()
+    assert job.process.wait(300) == 3
+    port = job.text("lcsc.txt").split(":")[-1].split()[0]
+    assert job.text("lcsc.txt") == f"run study.yaml --ray 127.0.0.1:{port} --take-over\n"
+    (start,) = job.text("ray.txt").splitlines()
+    assert start.split() == [
+        *("start", "--num-cpus=2", "--num-gpus=4", "--block"),
+        *("--head", f"--port={port}", "--include-dashboard=false"),
+    ]
+
+
+def test_a_head_that_does_not_start_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "RAY", "exit 1")
+    job = Job(tmp_path, told=0)
+    assert job.process.wait(300) == 1
+    assert not job.text("lcsc.txt")
