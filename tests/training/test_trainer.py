@@ -191,6 +191,21 @@ def test_a_finished_training_goes_on_to_more_steps(tmp_path: Path) -> None:
     assert [step for step, _ in curve(tmp_path)] == [4, 8, 12, 16, 20]
 
 
+def test_another_number_of_threads_is_said_where_it_changes_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(job(tmp_path, Edm(batch_size=8), steps=8))
+    run(job(tmp_path, Edm(batch_size=8), steps=12), resume=True)
+    assert "threads" not in capsys.readouterr().err
+    torch.set_num_threads(2)
+    try:
+        run(job(tmp_path, Edm(batch_size=8)), resume=True)
+    finally:
+        torch.set_num_threads(1)
+    assert "1 threads trained it, and 2 go on" in (said := capsys.readouterr().err)
+    assert "OMP_NUM_THREADS=1 keeps them" in said
+
+
 def test_only_the_last_state_is_kept(tmp_path: Path) -> None:
     run(job(tmp_path, Edm(batch_size=8), state_seconds=0.0))
     states = tmp_path / "run.state"
