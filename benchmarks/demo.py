@@ -29,7 +29,9 @@ from lcsc_opt.views.report import write_report
 
 SEEDS = (0, 1, 2)
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-HEADER = "| optimizer | seeds | searched FID | held-out FID | against EMA* | evaluations | images | seconds |"
+JUDGES = ("precision", "recall")
+LOSSES = ("searched FID", "held-out FID")
+COLUMNS = ("optimizer", "seeds", *LOSSES, *JUDGES, "against EMA*", "evaluations", "images", "seconds")
 
 
 def main() -> None:
@@ -42,7 +44,8 @@ def main() -> None:
     studies = HistoryReader(open_storage(url, write=False)).read("digits")
     rows = [[*study.as_row().values()] for study in studies]
     write_csv("digits", list(studies[0].as_row()), rows)
-    lines = [machine(), "", HEADER, "|---" * 8 + "|", *(line(summary) for summary in over_seeds(studies))]
+    header = [machine(), "", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    lines = [*header, *(line(summary) for summary in over_seeds(studies))]
     (RESULTS / "digits.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     draw(open_storage(url, write=False))
@@ -52,8 +55,10 @@ def line(summary: OptimizerSummary) -> str:
     """One line of the table: mean ± sample standard deviation over seeds."""
     losses = [f"{mean:.2f} ± {spread or 0:.2f}" for mean, spread in (summary.searched, summary.held_out)]  # type: ignore[misc]
     below = "" if summary.below_ema is None else f"{100 * summary.below_ema:+.0f} %"
-    cells = [summary.label, summary.seeds, *losses, below, f"{summary.evaluations:.0f}", f"{summary.images:,.0f}"]
-    return "| " + " | ".join(str(cell) for cell in [*cells, f"{summary.seconds:.0f}"]) + " |"
+    judges = [f"{mean:.3f} ± {spread or 0:.3f}" for mean, spread in map(summary.judges.__getitem__, JUDGES)]
+    costs = [f"{summary.evaluations:.0f}", f"{summary.images:,.0f}", f"{summary.seconds:.0f}"]
+    cells = [summary.label, str(summary.seeds), *losses, *judges, below, *costs]
+    return f"| {' | '.join(cells)} |"
 
 
 def draw(storage: RDBStorage) -> None:

@@ -7,7 +7,7 @@ measured on 10,000 held-out images, of a group that no setting was chosen on. Op
 an option cannot say is a search of its own below: other coordinates, another answer, another loss, another gradient of
 the same loss. Seeds are noise: every search of one seed begins with the same. What matters most has most of them.
 Every result is in ``results/gradient_settings.csv`` at once: interrupted, the same command continues. Rows with 1,024
-features are searched, and measured, in those of another network.
+or 2,048 features are searched, and measured, in those of another network. ``--row NAME`` runs only these.
 """
 
 from __future__ import annotations
@@ -114,6 +114,25 @@ class Accumulated:
         return np.asarray(2 * (shift + spread), dtype=np.float64)
 
 
+class Queue:
+    """FID of this step's features and of the last ``length`` of the steps before it, all of the same weight.
+
+    The gradient goes through the features of this step only (the queue of FD-loss, arXiv 2604.28190). It is given the
+    length that it has without a queue: Adam does not see it, and the optimizer's own records do.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._past: Features | None = None
+
+    def __call__(self, reference: Reference, features: Features) -> Array:
+        """``[N, D]`` float64: the last N rows of the gradient of all of them."""
+        whole = features if self._past is None else np.concatenate([self._past, features])
+        self._past = whole[-self._length :]
+        gradient = reference.frechet.distance_and_gradient(whole)[1][-len(features) :]
+        return np.asarray(gradient * (len(whole) / len(features)), dtype=np.float64)
+
+
 class Last(_LCSCGradient):
     """Answers with its last iterate."""
 
@@ -180,6 +199,11 @@ def accumulated(forgetting: float) -> Callable[[MergeSampleScore, View], Scores]
     return lambda _, view: altered(view, Accumulated(forgetting))
 
 
+def queued(length: int) -> Callable[[MergeSampleScore, View], Scores]:
+    """With a queue that is empty at first."""
+    return lambda _, view: altered(view, Queue(length))
+
+
 ROWS = (
     Row("default"),
     *(Row(f"images {value}", {"images": value}) for value in (50, 200, 400)),
@@ -195,6 +219,11 @@ ROWS = (
     *(Row(f"checks {value}", {"checks": value}) for value in (0.1, 0.4)),
     *(Row(f"{workers} workers", window=3 * workers // 2, seeds=2) for workers in (2, 8)),
     *(Row(f"1,024 features, images {n}", {"images": n}, features=1024, seeds=1) for n in (50, 100, 200, 400)),
+    *(Row(f"2,048 features, images {n}", {"images": n}, features=2048, seeds=2) for n in (100, 200, 400)),
+    *(
+        Row(f"2,048 features, images {n}, queue {q:,}", {"images": n}, features=2048, scores=queued(q), seeds=2)
+        for n, q in ((100, 500), (100, 2000), (400, 2000))
+    ),
     *(Row(f"to the end, growth {value}", {"growth": value}, images=LIMITS[3], seeds=2) for value in (0.02, 0.0, 0.05)),
     Row("to the end, accumulated 0.5, growth 0", {"growth": 0.0}, scores=accumulated(0.5), images=LIMITS[3], seeds=2),
 )
@@ -205,14 +234,16 @@ def main() -> None:
     """Run what is missing, print every search, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--row", action="append", help="only rows whose names begin so")
     arguments = parser.parse_args()
+    chosen = [row for row in ROWS if row.name.startswith(tuple(arguments.row or [""]))]
     plain = load_objective(ObjectiveSpec(file="digits.py", settings={"images": PER_CHECK}))
     assert isinstance(plain, MergeSampleScore)
     known = read()
     print(machine())
     print(f"start: {measure(plain, default_origin(plain.steps))}")
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
-        for row in ROWS:
+        for row in chosen:
             if (row.name, seed) not in known and seed < FIRST_SEED + row.seeds:
                 known[row.name, seed] = run(plain, row, seed)
                 write(known)

@@ -3,9 +3,9 @@
     python benchmarks/paper.py [--quick] [--table NAME …] [--seeds 5] [--jobs 2] [--tables]
 
 All studies are in ``results/paper.db``: interrupted, the same command continues, and ``--tables`` writes the page of
-what is there. ``--jobs`` processes run at once, each with one thread and a study file with one seed; all files are run
-with one seed before any is with the next. ``--quick`` has short trainings, short searches and two seeds, in
-``results/paper_quick.*``.
+what is there. ``--jobs`` processes run at once, each with one thread and a study file with one seed; EMA grids are run
+first and once, and all files with one seed before any with the next. ``--quick`` has short trainings, short searches
+and two seeds, in ``results/paper_quick.*``.
 """
 
 from __future__ import annotations
@@ -13,32 +13,44 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, machine
-from reproduction.claims import Points
-from reproduction.page import OPTIMIZERS, cost_lines, page
+from reproduction.claims import OPTIMIZERS, Points
+from reproduction.costs import MEASURED, cost_lines
+from reproduction.page import page
 from reproduction.published import TABLES
 
-import lcsc_opt
+from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.names import BASELINES
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 
 ROOT = Path(__file__).parents[1]
 QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000")
 QUICK_BUDGET = "budget.evaluations=30"
+FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
+PARTS = "vary.objective.settings.select.last_step=[50,100]"
+SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change what is trained
+TRAINED = "trained.py"  # the objective that keeps the seconds of its training
 QUICK_VARIED = {
+    "cd": (*FEW_STEPS, PARTS, "objective.settings.teacher.training_steps=100", "held_out.top=1"),
+    "ct": (*FEW_STEPS, PARTS, "held_out.top=1"),
+    "dm": (*FEW_STEPS, "held_out.top=1"),
     "iterations": ("vary.budget.evaluations=[15,30,60]",),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
     "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
@@ -48,11 +60,12 @@ QUICK_VARIED = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One study file with one seed."""
+    """One study file with one seed: its searches, or the EMA grids that these are compared with."""
 
     study: str
     seed: int
     overrides: tuple[str, ...]
+    grids: bool = False
 
     @property
     def path(self) -> Path:
@@ -63,33 +76,40 @@ class Job:
         """Its points."""
         return read_studies(self.path, self.overrides)
 
+    @property
+    def optimizers(self) -> list[str]:
+        """Those of the file that it runs."""
+        return [one.name for one in self.specs()[0].optimizers if (one.name in BASELINES) == self.grids]
+
     def studies(self) -> list[str]:
         """The names of all its studies."""
-        return [f"{spec.name}/{optimizer.name}/{self.seed}" for spec in self.specs() for optimizer in spec.optimizers]
+        return [f"{spec.name}/{optimizer}/{self.seed}" for spec in self.specs() for optimizer in self.optimizers]
 
     def run(self, url: str) -> str | None:
         """Do it in a process of its own; gives the last line that it printed where it failed."""
-        command = [
-            sys.executable,
-            "-c",
-            "from lcsc_opt.cli import main; main()",
-            "run",
-            str(self.path),
-            *self.overrides,
-        ]
-        done = subprocess.run(
-            [*command, "--seed", str(self.seed), "--storage", url],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )
-        return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
+        program = "from lcsc_opt.cli import main; main()"
+        command = [sys.executable, "-c", program, "run", str(self.path), *self.overrides]
+        chosen = [f"--optimizer={optimizer}" for optimizer in self.optimizers]
+        return _failure([*command, *chosen, "--seed", str(self.seed), "--storage", url])
+
+    def __str__(self) -> str:
+        return f"{self.study}, {'EMA grids' if self.grids else f'seed {self.seed}'}"
 
 
-def jobs(chosen: Sequence[str], seeds: int, *, quick: bool) -> list[Job]:
-    """All of them, seed by seed."""
-    return [Job(study, seed, _overrides(study, quick=quick)) for seed in range(seeds) for study in chosen]
+def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
+    """All of them: EMA grids once, since there is no chance in them; then searches, seed by seed.
+
+    Without a number of seeds there are as many as each table needs.
+    """
+    wanted = {table.study: seeds or table.seeds for table in TABLES}
+    overrides = {study: _overrides(study, quick=quick) for study in chosen}
+    searches = [
+        Job(study, seed, overrides[study])
+        for seed in range(max(wanted[study] for study in chosen))
+        for study in chosen
+        if seed < wanted[study]
+    ]
+    return [*(Job(study, 0, overrides[study], grids=True) for study in chosen), *searches]
 
 
 def _overrides(study: str, *, quick: bool) -> tuple[str, ...]:
@@ -102,9 +122,8 @@ def main() -> None:
     name = "paper_quick" if arguments.quick else "paper"
     url = f"sqlite:///{RESULTS / name}.db"
     RESULTS.mkdir(exist_ok=True)
-    everything = jobs(
-        [table.study for table in TABLES], arguments.seeds or (2 if arguments.quick else 5), quick=arguments.quick
-    )
+    seeds = arguments.seeds or (2 if arguments.quick else None)
+    everything = jobs([table.study for table in TABLES], seeds, quick=arguments.quick)
     chosen = [job for job in everything if job.study in (arguments.table or [job.study])]
     try:
         failed = 0 if arguments.tables else run(chosen, url, arguments.jobs)
@@ -117,14 +136,14 @@ def main() -> None:
         print("interrupted: nothing is lost; the same command continues, --tables shows what is there", file=sys.stderr)
         sys.exit(130)
     if failed:
-        sys.exit(f"{failed} study files failed; mend the cause and run the same command again")
+        sys.exit(f"{failed} runs of study files failed; mend the cause and run the same command again")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="short trainings and searches, two seeds: minutes")
     parser.add_argument("--table", action="append", choices=[table.study for table in TABLES], help="only this one")
-    parser.add_argument("--seeds", type=int, help="how many: 5, with --quick 2")
+    parser.add_argument("--seeds", type=int, help="how many: 5, or 3 where these decide; with --quick 2")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at once: one for each core")
     parser.add_argument("--tables", action="store_true", help="run nothing: the page of what is there")
     return parser.parse_args()
@@ -141,35 +160,57 @@ def run(chosen: Sequence[Job], url: str, processes: int) -> int:
     """Do what is missing; returns how many jobs failed."""
     reader = HistoryReader(open_storage(url, write=True))
     missing = [job for job in chosen if unfinished(job, reader)]
-    print(f"{machine()}\n{len(chosen)} study files with a seed, {len(chosen) - len(missing)} of them done", flush=True)
-    train(missing)
-    start, failed = time.perf_counter(), 0
+    print(f"{machine()}\n{len(chosen)} runs of study files, {len(chosen) - len(missing)} of them done", flush=True)
+    train(missing, processes)
+    failed = _run_all([job for job in missing if job.grids], url, processes)
+    lacking = {job.study for job in failed}  # EMA*, with which every search is compared at its end
+    searches = [job for job in missing if not job.grids and job.study not in lacking]
+    return len([*failed, *_run_all(searches, url, processes)])
+
+
+def _run_all(missing: Sequence[Job], url: str, processes: int) -> list[Job]:
+    """Several at once; returns those that failed."""
+    start, failed = time.perf_counter(), []
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
         running = {pool.submit(job.run, url): job for job in missing}
         try:
             for count, done in enumerate(concurrent.futures.as_completed(running), start=1):
-                failed += done.result() is not None
-                job, seconds = running[done], time.perf_counter() - start
-                print(
-                    f"{count}/{len(missing)}, {seconds:.0f} s: {job.study}, seed {job.seed}: {done.result() or 'done'}",
-                    flush=True,
-                )
+                job, failure, seconds = running[done], done.result(), time.perf_counter() - start
+                failed += [] if failure is None else [job]
+                print(f"{count}/{len(missing)}, {seconds:.0f} s: {job}: {failure or 'done'}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
     return failed
 
 
-def train(missing: Sequence[Job]) -> None:
-    """Every model once, before several processes would train it at the same time."""
-    needed: dict[str, dict[str, Any]] = {}
-    for job in missing:
-        for spec in job.specs():
-            settings = {key: value for key, value in spec.objective.settings.items() if key.startswith("training_")}
-            objective = {"file": spec.objective.file, "settings": settings}
-            needed.setdefault(str(objective), {"name": "training", "objective": objective})
-    for content in needed.values():
-        lcsc_opt.load_objective({**content, "optimizers": ["EMAGrid"], "budget": {"evaluations": 1}})
+def train(missing: Sequence[Job], processes: int) -> None:
+    """Every model once, before several processes would train it at the same time; each in one thread."""
+    specs = [spec for job in missing for spec in job.specs()]
+    needed = {str(content): content for content in map(_training, specs)}
+    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+        for content, failure in zip(needed.values(), pool.map(_train, needed.values()), strict=True):
+            if failure is not None:
+                print(f"training of {content['objective']['file']}: {failure}", flush=True)
+
+
+def _training(spec: StudySpec) -> dict[str, Any]:
+    """A study file of nothing but the objective, of all that it combines of a training."""
+    settings = {key: value for key, value in spec.objective.settings.items() if key not in SAMPLING}
+    objective = {"file": spec.objective.file, "settings": settings}
+    return {"name": "training", "objective": objective, "optimizers": ["EMAGrid"], "budget": {"evaluations": 1}}
+
+
+def _train(content: dict[str, Any]) -> str | None:
+    program = "import json, sys, lcsc_opt; lcsc_opt.load_objective(json.loads(sys.argv[1]))"
+    return _failure([sys.executable, "-c", program, json.dumps(content)])
+
+
+def _failure(command: Sequence[str]) -> str | None:
+    """Run a command in one thread; gives the last line that it printed where it failed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
 
 
 def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
@@ -180,21 +221,28 @@ def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
     missing = f"{len(left)} of {total} studies" if left else ""
     firsts = {job.study: job for job in reversed(everything)}
     found = {table.study: _points(firsts[table.study], firsts.get(table.beside or ""), reader) for table in TABLES}
-    return page(found, _costs(found["features"], reader), missing=missing, machine=machine(), quick=quick)
+    return page(found, _costs(found, reader), missing=missing, machine=machine(), quick=quick)
 
 
 def _points(job: Job, beside: Job | None, reader: HistoryReader) -> Points:
     varied = [split_point(spec.name)[1] for spec in job.specs()]
     values = {key: list(dict.fromkeys(point[key] for point in varied)) for key in varied[0]}
-    found = {}
-    for i, point in enumerate(varied):
+    found, training = {}, {}
+    for i, (point, spec) in enumerate(zip(varied, job.specs(), strict=True)):
         names = [other.specs()[i].name for other in (beside, job) if other is not None]  # its own take precedence
         studies = [study for name in names for study in _ended(name, reader)]
         found[tuple(point.values())] = {
             optimizer: {study.seed: study for study in studies if study.optimizer == optimizer}
-            for optimizer in OPTIMIZERS
+            for optimizer in (*OPTIMIZERS, EMA_GRID)
         }
-    return Points(values, found)
+        if spec.objective.file == TRAINED and (seconds := _training_seconds(spec.objective.settings)) is not None:
+            training[tuple(point.values())] = seconds
+    return Points(values, found, training)
+
+
+def _training_seconds(settings: Mapping[str, Any]) -> float | None:
+    seconds: float | None = load_file(ROOT / "objectives" / TRAINED).training_seconds(settings, cache_directory())
+    return seconds
 
 
 def _ended(experiment: str, reader: HistoryReader) -> list[StudyHistory]:
@@ -204,12 +252,12 @@ def _ended(experiment: str, reader: HistoryReader) -> list[StudyHistory]:
     return [study for study in reader.read(experiment) if study.ended and study.held_out_loss is not None]
 
 
-def _costs(points: Points, reader: HistoryReader) -> list[str]:
+def _costs(found: Mapping[str, Points], reader: HistoryReader) -> list[str]:
     stages: dict[str, list[dict[str, float]]] = {}
     totals = []
-    for index, objective in enumerate(("CM of digits", "DM of digits", "CM of photographs")):
+    for objective, study, where in MEASURED:
         for optimizer in OPTIMIZERS:
-            studies = list(points.at({"file": index}, optimizer).values())
+            studies = list(found[study].at(where, optimizer).values())
             if not studies:
                 continue
             numbers = ("evaluations", "images", "seconds")

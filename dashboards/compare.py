@@ -22,6 +22,7 @@ from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.front import front_figure
 from lcsc_opt.views.figures.look import CONFIG, empty_figure, style
 from lcsc_opt.views.front import NOTE, Front, front_of, front_table
+from lcsc_opt.views.judges import comparison_table
 from lcsc_opt.views.progress import progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
 from lcsc_opt.views.sweep import Point, points_of, varied_keys
@@ -51,6 +52,7 @@ def build(storage: RDBStorage) -> dash.Dash:
         parts.drawn(app, "curves"),
         Output("ranking", "columnDefs"),
         Output("ranking", "rowData"),
+        Output("judges", "children"),
         Output("front", "children"),
         Output("sweep", "children"),
         Output("studies", "children"),
@@ -65,15 +67,16 @@ def build(storage: RDBStorage) -> dash.Dash:
         _: int, theme: Any, experiment: str | None, axis: str, scale: Sequence[str], target: float | None, seen: str
     ) -> tuple[Any, ...]:
         if not experiment:
-            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", "", "", parts.RUNNING_MS, ""
+            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", "", "", "", parts.RUNNING_MS, ""
         studies = reader.read(experiment)
         sweep = _sweep(points_of(reader, experiment), experiment)
         front = front_of(reader, experiment)
         now = parts.signature(studies, theme, axis, scale, target, front, str(sweep))
         if now == seen:
-            return (*[no_update] * 8, parts.rhythm(studies), no_update)
+            return (*[no_update] * 9, parts.rhythm(studies), no_update)
         shown = _shown(studies, theme, axis, scale, target, columns=set(ctx.triggered_prop_ids.values()) != {"tick"})
-        return ("", *shown, _front(front, theme), sweep, _studies(studies), parts.rhythm(studies), now)
+        below = (_judges(studies), _front(front, theme), sweep, _studies(studies))
+        return ("", *shown, *below, parts.rhythm(studies), now)
 
     _offer_csv(app)
     return app
@@ -155,6 +158,7 @@ def _layout() -> html.Main:
             "Costs are medians over seeds, on the search's noise.",
             className="note",
         ),
+        html.Div(id="judges"),
         html.Div(id="front"),
         html.Div(id="sweep"),
         parts.section("Studies", html.Div(id="studies")),
@@ -207,6 +211,12 @@ def _quantity(field: str, title: str, *, text: str | None = None) -> dict[str, A
         "filter": "agNumberColumnFilter",
         "valueFormatter": {"function": f"params.data.{text or f'{field}_text'}"},
     }
+
+
+def _judges(studies: Sequence[StudyHistory]) -> Any:
+    """The held-out loss of each optimizer beside its judges."""
+    found = comparison_table(studies)
+    return "" if found is None else parts.section("Judges, held out", parts.table(*found))
 
 
 def _front(front: Front | None, theme: Any) -> Any:

@@ -9,6 +9,7 @@ import dash
 from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
@@ -22,7 +23,7 @@ from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.judges import judge_table
 from lcsc_opt.views.patterns import distances_of, improved_trials
-from lcsc_opt.views.progress import FailureReason, Progress, failures_of, progress_of, workers_of
+from lcsc_opt.views.progress import FailureReason, Progress, failures_of, nodes_of, progress_of, workers_of
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
@@ -33,7 +34,9 @@ FIGURES = {
     "times": "Time per trial",
     "distances": "Distance between answers",
 }
+TEXTS = ("problem", "headline", "judges", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
+OLD_SECONDS = 30.0  # from which on it is said how old a look at the workers is
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -45,7 +48,10 @@ def build(storage: RDBStorage) -> dash.Dash:
     parts.choose(app, ["study"], lambda asked: (parts.chosen_study(reader, asked),), reader.searches)
 
     @app.callback(
-        *(Output(name, "children") for name in ("problem", "headline", "judges", "progress", "failures", "links")),
+        *(
+            Output(name, "children")
+            for name in ("problem", "headline", "judges", "progress", "nodes", "failures", "links")
+        ),
         *(parts.drawn(app, name) for name in FIGURES),
         Output("tick", "interval"),
         Output("seen", "data"),
@@ -56,16 +62,24 @@ def build(storage: RDBStorage) -> dash.Dash:
     )
     def draw(_: int, theme: Any, name: str | None, seen: Any) -> tuple[Any, ...]:
         if not name:
-            return "", NOTHING, "", "", "", "", *[empty_figure(NOTHING, theme)] * len(FIGURES), parts.RUNNING_MS, None
+            return (
+                "",
+                NOTHING,
+                *[""] * (len(TEXTS) - 2),
+                *[empty_figure(NOTHING, theme)] * len(FIGURES),
+                parts.RUNNING_MS,
+                None,
+            )
         studies = reader.read(split_name(name)[0])
         study = next((study for study in studies if study.study == name), None)
         if study is None:
             gone = f"{name}: no such study; choose another one"
-            return gone, "", "", "", "", "", *[empty_figure(gone, theme)] * len(FIGURES), parts.IDLE_MS, None
+            return gone, *[""] * (len(TEXTS) - 1), *[empty_figure(gone, theme)] * len(FIGURES), parts.IDLE_MS, None
         state = progress_of(study)
         now = _seen(study, studies, theme)
         figures = _figures(reader, study, studies, theme, {key for key in now if now[key] != (seen or {}).get(key)})
-        texts = ("", headline(study, state), _judges(study), _progress(study, state), _failures(study), _links(study))
+        about = (_judges(study), _progress(study, state), _nodes(study), _failures(study), _links(study))
+        texts = ("", headline(study, state), *about)
         return *texts, *(figures.get(key, no_update) for key in FIGURES), parts.rhythm([study]), now
 
     return app
@@ -81,6 +95,7 @@ def _layout() -> html.Main:
             className="controls",
         ),
         html.Div(id="progress"),
+        html.Div(id="nodes"),
         html.Div(id="judges"),
         html.Div(id="failures"),
         html.Div(figures, className="figures"),
@@ -161,7 +176,7 @@ def _workers(study: StudyHistory) -> str:
     if workers.host is None:
         return f"{workers.count}, not running"
     heard = "" if workers.heard is None else f", heard of {parts.duration(workers.heard)} ago"
-    return f"{workers.count} on {workers.host}{heard}" + ("" if workers.alive else ", gone")
+    return f"{workers.count}, run from {workers.host}{heard}" + ("" if workers.alive else ", gone")
 
 
 def _evaluating(study: StudyHistory) -> list[Any]:
@@ -174,6 +189,21 @@ def _evaluating(study: StudyHistory) -> list[Any]:
         return [html.P(again, className="note")]
     listed = ", ".join(f"trial {trial} for {parts.duration(seconds)}" for trial, seconds in waiting[:8])
     return [html.P(f"Evaluating {listed}.", className="note")]
+
+
+def _nodes(study: StudyHistory) -> Any:
+    """A row for each machine, while the study is run."""
+    now = nodes_of(study)
+    if now is None:
+        return ""
+    rows = [[node.name or "before they began", node.alive, _busy(node), node.deaths] for node in now.nodes]
+    old = f", {parts.duration(now.seconds)} ago" if now.seconds > OLD_SECONDS else ""
+    said = html.P(f"{now.alive} of {now.asked} workers answer{old}.", className="note")
+    return parts.section("Workers", said, parts.table(("machine", "alive", "busy", "died"), rows))
+
+
+def _busy(node: NodeWork) -> str:
+    return "–" if node.busy is None or not node.alive else f"{node.busy:.0%}"
 
 
 def _failures(study: StudyHistory) -> Any:

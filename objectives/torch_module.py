@@ -14,8 +14,9 @@
 
 Both are looked for where Python looks, in the working directory, and beside the study file. ``sample`` gets standard
 normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. Where it has parameters of these
-names, it also gets ``labels``, the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``), and
-``draw``: ``draw(1)``, ``draw(2)``, … is further noise of the same shape, for samplers that add some in every step.
+names, it also gets ``labels``, the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
+``nfe``, how many model calls an image may take; and ``draw``: ``draw(1)``, ``draw(2)``, … is further noise of the same
+shape, for samplers that add some in every step.
 """
 
 from __future__ import annotations

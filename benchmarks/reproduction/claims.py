@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 
 from scipy.special import stdtrit
 
-from lcsc_opt.database.comparing import ema_beside, samples
+from lcsc_opt.database.comparing import EMA_GRID, best_ema, ema_beside, samples
 from lcsc_opt.database.history import StudyHistory
-from reproduction.published import Claim, Where
+from reproduction.table import Claim, Where
 
 HOLDS, NOT, UNKNOWN = "holds", "holds not", "cannot be told here"
 CONFIDENCE = 0.95
+PAPERS = "LCSC"
+OPTIMIZERS = (PAPERS, "LCSCQuadratic", "LCSCGradient")
 
 Found = Mapping[int, StudyHistory]
 """Seed → study, of one optimizer at one point."""
@@ -46,6 +48,13 @@ def ratio_of(values: Sequence[float]) -> Ratio | None:
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs))
 
 
+def inverse(ratio: Ratio | None) -> Ratio | None:
+    """One over it, so that below one is better where higher was."""
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return None if ratio is None else Ratio(1 / ratio.mean)
+    return Ratio(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.seeds)
+
+
 def verdict(ratio: Ratio | None) -> str:
     """Of the claim that a ratio is below one."""
     if ratio is None or ratio.low is None or ratio.high is None:
@@ -62,6 +71,13 @@ def against_ema(found: Found, *, cross_check: bool = False) -> Ratio | None:
     return ratio_of([loss / ema for loss, ema in known if loss is not None and ema])
 
 
+def judged(found: Found, metric: str) -> Ratio | None:
+    """A metric of which higher is better, of the answer over EMA*'s on the same noise."""
+    judges = [judge for study in found.values() if study.held_out is not None for judge in study.held_out.judges]
+    pairs = [(judge.value, judge.baseline) for judge in judges if judge.metric == metric and judge.against == "EMA*"]
+    return ratio_of([value / baseline for value, baseline in pairs if baseline])
+
+
 def between(better: Found, worse: Found) -> Ratio | None:
     """Held-out loss of one over the other, seed by seed, where both are of the same images and noise."""
     pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
@@ -75,23 +91,58 @@ class Points:
     Args:
         values: short name of a varied key → its values, in the order of the file.
         found: point, as its values → optimizer → seed → study.
+        training: point → seconds of training up to its last checkpoint, where that is known.
     """
 
     def __init__(
-        self, values: Mapping[str, Sequence[str]], found: Mapping[tuple[str, ...], Mapping[str, Found]]
+        self,
+        values: Mapping[str, Sequence[str]],
+        found: Mapping[tuple[str, ...], Mapping[str, Found]],
+        training: Mapping[tuple[str, ...], float] | None = None,
     ) -> None:
-        self._values, self._found = values, found
+        self._values, self._found, self._training = values, found, training or {}
+
+    def places(self, key: str) -> range:
+        """The positions of the values of a varied key."""
+        return range(len(self._values.get(key, ())))
+
+    def value(self, where: Where, key: str) -> str:
+        """What a varied key is at a point."""
+        return self._values[key][where[key]]
+
+    def _point(self, where: Where) -> tuple[str, ...]:
+        return tuple(
+            values[where.get(key, 0)] for key, values in self._values.items() if where.get(key, 0) < len(values)
+        )
 
     def at(self, where: Where, optimizer: str) -> Found:
         """The studies of an optimizer at a point; nothing where there are none yet."""
-        chosen = tuple(
-            values[where.get(key, 0)] for key, values in self._values.items() if where.get(key, 0) < len(values)
-        )
-        return self._found.get(chosen, {}).get(optimizer, {})
+        return self._found.get(self._point(where), {}).get(optimizer, {})
+
+    def training(self, where: Where) -> float | None:
+        """Seconds of the training that a point begins from."""
+        return self._training.get(self._point(where))
+
+    def speed_up(self, where: Where, standard: Where, optimizer: str) -> Ratio | None:
+        """The standard training's seconds ÷ those of a point's training and search."""
+        whole, own = self.training(standard), self.training(where)
+        if whole is None or own is None:
+            return None
+        return ratio_of([whole / (own + study.seconds) for study in self.at(where, optimizer).values()])
+
+    def over_ema(self, where: Where, worse: Where, optimizer: str) -> Ratio | None:
+        """The loss of an optimizer at one point over that of EMA* at another one."""
+        ema = best_ema(list(self.at(worse, EMA_GRID).values()))
+        searches = self.at(where, optimizer)
+        return None if ema is None else between(searches, dict.fromkeys(searches, ema))
 
     def ratio(self, claim: Claim, optimizer: str) -> Ratio | None:
         """What was measured of a claim."""
         better = self.at(claim.better, optimizer)
+        if claim.judge is not None:
+            return inverse(judged(better, claim.judge))
+        if claim.worse is not None and claim.of_ema:
+            return self.over_ema(claim.better, claim.worse, optimizer)
         if claim.worse is None:
             return against_ema(better, cross_check=claim.cross_check)
         return between(better, self.at(claim.worse, optimizer))

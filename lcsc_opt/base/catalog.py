@@ -85,7 +85,9 @@ _originals: dict[Path, Path] = {}
 
 
 def stands_for(copy: Path, original: Path) -> None:
-    """Load a copy under the name of its original on another machine, so that what it defines travels between both."""
+    """Load a copy under the name of its original on another machine, so that its classes can be pickled between
+    both.
+    """
     _originals[copy.resolve()] = original
 
 
@@ -93,7 +95,7 @@ def load_file(path: Path) -> ModuleType:
     """Run a catalog file as a module of its own.
 
     Raises:
-        CatalogError: when it raises, or defines no ``build``.
+        CatalogError: it raises, or defines no ``build``.
     """
     original = _originals.get(path, path)
     name = f"_lcsc_{path.stem}_{hashlib.sha256(str(original).encode()).hexdigest()[:8]}"

@@ -189,6 +189,7 @@ class Selection:
     Everything counts back from the last step n_K; what is ``None`` does not select. They are applied in this order:
 
     Attributes:
+        last_step: leaves out what was saved after this step: the training as if it had ended there.
         first_step: leaves out what was saved before this step.
         window: n_K − n_1, in steps: leaves out what is further than this from the last step. The window of 40,000 with
             an interval of 100 is 401 checkpoints.
@@ -207,9 +208,10 @@ class Selection:
     first_step: int | None = None
     window: int | None = None
     interval: int | None = None
+    last_step: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"last": 2, "first_step": 0, "window": 1, "interval": 1}
+        least = {"last": 2, "first_step": 0, "window": 1, "interval": 1, "last_step": 1}
         for name, value in self.given.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < least[name]:
                 raise TrajectoryError(f"{name}: expected a whole number of at least {least[name]}, got {value!r}.")
@@ -230,10 +232,11 @@ class Selection:
         """
         if not steps:
             raise TrajectoryError("There is no checkpoint to select from.")
-        final = steps[-1]
+        until = steps[-1] if self.last_step is None else self.last_step
+        final = max((step for step in steps if step <= until), default=steps[0])
         first = steps[0] if self.first_step is None else self.first_step
         first = first if self.window is None else max(first, final - self.window)
-        chosen = [position for position, step in enumerate(steps) if step >= first]
+        chosen = [position for position, step in enumerate(steps) if first <= step <= until]
         if self.interval is not None:
             chosen = _on_grid(chosen, [final - steps[position] for position in chosen], self.interval)
         chosen = chosen if self.last is None else chosen[-self.last :]

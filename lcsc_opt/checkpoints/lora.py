@@ -172,11 +172,6 @@ class LoraFactors:
         """What the product is multiplied by, alpha / rank."""
         return self.alpha / self.rank
 
-    def delta(self) -> Tensor:
-        """ΔW = alpha / rank · up · down, ``[out, in(, h, w)]``, as large as the module's weight."""
-        product = self.up.flatten(1) @ self.down.flatten(1)
-        return self.scale * product.view(self.up.shape[0], *self.down.shape[1:])
-
 
 @dataclasses.dataclass(frozen=True)
 class LoraAlphas:

@@ -27,6 +27,7 @@ from lcsc_opt.cli import (
     exports,
     front,
     landscape,
+    neon,
     profile,
     refine,
     results,
@@ -68,6 +69,7 @@ exports.add_commands(app)
 front.add_commands(app)
 landscape.add_commands(app)
 refine.add_commands(app)
+neon.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
 profile.add_commands(app)
@@ -77,7 +79,7 @@ app.add_typer(trajectory.app, name="trajectory")
 
 INTERRUPTED, TERMINATED, TRY_AGAIN = 130, 143, 75
 FULL = (errno.ENOSPC, errno.EDQUOT)
-PASSING = ("database or disk is full", "database is locked", "is locked by")
+PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is locked", "is locked by")
 
 # typer brings its own click in some versions: the base of its errors is taken from where it is
 USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

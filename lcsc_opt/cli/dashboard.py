@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,10 +23,14 @@ def dashboard(
         str,
         typer.Option(help="Address to listen on. Others can reach anything but loopback: they need a token then."),
     ] = "127.0.0.1",
+    trainings: Annotated[
+        list[Path] | None, typer.Option(help="A folder of lcsc train, shown beside those where the database is.")
+    ] = None,
     storage: Storage = None,
 ) -> None:
     """Compare optimizers in the browser, live, with optuna-dashboard beside it. Only reads the study database."""
     from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve
+    from lcsc_opt.views.trainings import training_folders
 
     url = storage_url(storage)
     opened = open_even_empty(url)
@@ -34,4 +39,5 @@ def dashboard(
     def tell(address: str) -> None:
         say(f"{address} shows {masked(url)}; Ctrl-C ends it")
 
-    serve(opened, port=port, host=host, token=token, ready=tell)
+    with training_folders(trainings or ()):
+        serve(opened, port=port, host=host, token=token, ready=tell)

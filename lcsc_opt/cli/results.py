@@ -10,10 +10,14 @@ import typer
 
 from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.connection import open_existing, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
+WIDTH = 120  # of a table that reads well
+
 if TYPE_CHECKING:  # drawing is imported where it is asked for
+    from rich.table import Table
+
     from lcsc_opt.database.history import StudyHistory
     from lcsc_opt.database.summary import OptimizerSummary
     from lcsc_opt.views.sweep import Point
@@ -42,7 +46,7 @@ def compare(
 ) -> None:
     """Compare the optimizers of an experiment, or of all points of a sweep: a table over seeds, and a figure."""
     from lcsc_opt.database.reader import HistoryReader
-    from lcsc_opt.database.summary import comparison_rows, cross_check_metric, different_samples, over_seeds
+    from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds
     from lcsc_opt.views.sweep import is_sweep, points_of
 
     reader = HistoryReader(open_storage(storage_url(storage), write=False))
@@ -57,7 +61,8 @@ def compare(
     if output is Format.json:
         print_json(comparison_rows(studies))
     else:
-        _print_comparison(experiment, over_seeds(studies), cross_check_metric(studies))
+        _print_comparison(experiment, over_seeds(studies))
+        _print_judges(studies)
     if (warning := different_samples(studies)) is not None:
         say(warning)
     _say_of_each(studies)
@@ -77,20 +82,26 @@ def _say_of_each(studies: Sequence[StudyHistory]) -> None:
 
 def _compare_sweep(name: str, points: Sequence[Point], output: Format) -> None:
     """A row of each optimizer at each point."""
+    from lcsc_opt.database.comparing import FIRST
+    from lcsc_opt.views.judges import judges_of
     from lcsc_opt.views.sweep import sweep_rows, varied_keys
 
     if output is Format.json:
         print_json(sweep_rows(points))
     else:
         keys = varied_keys(points)
-        columns = (*keys, "optimizer", "seeds", "searched", "held-out", "against EMA*", "evaluations", "seconds")
+        judged = judges_of([row for point in points for row in point.optimizers])
+        judges = [name for name in judged if name.partition("@")[0] in FIRST]
+        compared = ("searched", "held-out", "against EMA*", *judges)
+        columns = (*keys, "optimizer", "seeds", *compared, "evaluations", "seconds")
         shown = table(*columns, title=name)
         for point in points:
             for row in point.optimizers:
                 values = [point.varied.get(key, "-") for key in keys]
                 losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
+                beside = [number(*row.judges.get(name, (None, None))) for name in judges]
                 costs = [f"{row.evaluations:.0f}", f"{row.seconds:.1f}"]
-                shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *costs)
+                shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *beside, *costs)
         console().print(shown)
     _say_of_each([study for point in points for study in point.studies])
 
@@ -99,19 +110,42 @@ def _against_ema(row: OptimizerSummary) -> str:
     return "-" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
 
 
-def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary], cross_check: str | None) -> None:
-    """The cross-check has a column where it was measured."""
-    other = [] if cross_check is None else [cross_check]
+def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary]) -> None:
     sampled = ["on images"] if any(row.held_out_images for row in rows) else []
-    columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", *other, "evaluations", "images", "seconds")
+    columns = ("seeds", "searched", "held-out", *sampled, "against EMA*", "evaluations", "images", "seconds")
     shown = table("optimizer", *columns, title=experiment)
     for row in rows:
         losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
-        beside = [number(*(row.cross_check or (None, None)))] * len(other)
         costs = [f"{row.evaluations:.0f}", f"{row.images:,.0f}", f"{row.seconds:.1f}"]
         images = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
-        shown.add_row(row.label, str(row.seeds), *losses, *images, _against_ema(row), *beside, *costs)
+        shown.add_row(row.label, str(row.seeds), *losses, *images, _against_ema(row), *costs)
     console().print(shown)
+
+
+def _print_judges(studies: Sequence[StudyHistory]) -> None:
+    """The held-out loss beside its judges, as many as fit into the width, and at least two of them."""
+    from lcsc_opt.views.judges import comparison_table
+
+    found = comparison_table(studies)
+    if found is None:
+        return
+    out = console()
+    fewest, most = min(4, len(found[0])), len(found[0])
+    tables = [_judges_shown(*found, count) for count in range(most, fewest - 1, -1)]
+    fitting = (shown for shown in tables if out.measure(shown).maximum <= min(out.width, WIDTH))
+    out.print()
+    out.print(next(fitting, tables[-1]))
+
+
+def _judges_shown(header: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> Table:
+    """So many columns of it; a line names the others."""
+    shown = table(*header[:count], title="judges, held out")
+    for row in rows:
+        shown.add_row(*row[:count])
+    if len(header) > count:
+        shown.caption = f"and {', '.join(header[count:])}: lcsc report, or --format json"
+        shown.caption_justify = "left"
+    return shown
 
 
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
@@ -167,7 +201,7 @@ def evaluate(
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
 
-    opened = open_storage(storage_url(storage), write=True)
+    opened = open_existing(storage_url(storage))
     stored = StoredStudy.open(opened, study)
     plan = stored_plan(stored)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}

@@ -10,6 +10,7 @@ import typer
 
 from lcsc_opt.cli.output import say
 
+SHEETS = 10  # of samples, where nothing else is said
 RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
 
 
@@ -48,6 +49,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
     precision: Annotated[Precision, typer.Option(help="Of matrix products and convolutions.")] = Precision.fp32,
+    samples_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between two sheets of samples: a tenth of all; 0 writes none.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
 ) -> None:
     """Train a model that leaves a trajectory behind, with its learning curve, its folder and a study file beside it."""
@@ -66,6 +70,7 @@ def train(
         autoencoder=autoencoder,
         seed=seed,
         precision=precision.value,
+        samples_every=(max(steps // SHEETS, 1) if samples_every is None else samples_every) or None,
     )
     study = run(request, resume=resume)
     if study is not None:

@@ -40,6 +40,7 @@ def pack(
     key: Annotated[str | None, typer.Option(help=KEY_HELP)] = None,
     last: Annotated[int | None, typer.Option(help="Take the last N checkpoints.")] = None,
     first_step: Annotated[int | None, typer.Option(help="Take none that was saved before this step.")] = None,
+    last_step: Annotated[int | None, typer.Option(help="Take none that was saved after this step.")] = None,
     window: Annotated[int | None, typer.Option(help="Take those at most this many steps before the last.")] = None,
     interval: Annotated[int | None, typer.Option(help="Take one every this many steps, back from the last.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
@@ -50,7 +51,7 @@ def pack(
     from lcsc_opt.trajectory.opening import stored_in_words
 
     given = parse_steps(steps)
-    selection = Selection(last=last, first_step=first_step, window=window, interval=interval)
+    selection = Selection(last=last, first_step=first_step, window=window, interval=interval, last_step=last_step)
     trajectory = packing.pack(
         checkpoints, out, steps=given, key=key, selection=selection, overwrite=overwrite, dtype=dtype.value
     )

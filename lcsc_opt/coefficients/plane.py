@@ -39,7 +39,7 @@ def parse_corners(text: str) -> tuple[Corner, ...]:
     """``100,2000,4000`` or ``ema:0.9,ema:0.99,ema:0.999``, or a mixture.
 
     Raises:
-        CoefficientsError: when it is none.
+        CoefficientsError: it is none.
     """
     parts = [part.strip() for part in text.split(",")]
     return check_corners([int(part) if part.isdecimal() else part for part in parts])
@@ -49,7 +49,7 @@ def check_corners(corners: Any) -> tuple[Corner, ...]:
     """Three corners, each written in the one way that is stored.
 
     Raises:
-        CoefficientsError: when they are none.
+        CoefficientsError: they are none.
     """
     listed = isinstance(corners, Sequence) and not isinstance(corners, str)
     if not listed or len(corners) != 3 or not all(_is_corner(corner) for corner in corners):
@@ -89,7 +89,7 @@ def corner_coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
     """``[K]`` of one corner.
 
     Raises:
-        CoefficientsError: when no checkpoint was saved at that step, naming the nearest one.
+        CoefficientsError: no checkpoint was saved at that step, naming the nearest one.
     """
     if isinstance(corner, str):
         return ema_coefficients(steps, _rate(corner) or 0.0)
@@ -119,7 +119,7 @@ class Plane:
         """The plane through three corners of a trajectory with these steps.
 
         Raises:
-            CoefficientsError: when a corner is not there, or the three lie on one line.
+            CoefficientsError: a corner is not there, or the three lie on one line.
         """
         checked = check_corners(corners)
         plane = cls(np.stack([corner_coefficients(corner, check_steps(steps)) for corner in checked]))

@@ -127,7 +127,7 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """Divide by the sum (Liu et al. 2024, Alg. 1, line 10).
 
     Raises:
-        CoefficientsError: when the sum is so near zero that the division means nothing, or not finite.
+        CoefficientsError: the sum is so near zero that the division means nothing, or not finite.
     """
     values = np.asarray(coefficients, dtype=np.float64)
     total = math.fsum(values) if np.isfinite(values).all() else math.nan

@@ -9,10 +9,13 @@ from collections.abc import Iterable, Sequence
 from lcsc_opt.database.history import HeldOut, StudyHistory
 
 EMA_GRID = "EMAGrid"
+FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # of the judges in tables: fidelity, diversity, all feature spaces
 
 
 def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
-    """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
+    """EMA*: the finished EMA grid with the lowest held-out loss, or with the lowest searched loss where none is held
+    out.
+    """
 
     def rank(study: StudyHistory) -> tuple[float, float]:
         held_out = study.held_out_loss
@@ -23,7 +26,9 @@ def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
 
 
 def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation, ``None`` of a single value, of what is known; ``None`` of nothing."""
+    """Mean and sample standard deviation of the known values. ``None`` for the mean of none, and for the deviation of
+    one.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -31,11 +36,11 @@ def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None
 
 
 def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
-    """EMA*'s loss on the noise that ``held_out`` is of; ``None`` where it was not measured on that.
+    """EMA*'s loss on the noise of ``held_out``; ``None`` where it was not measured there.
 
     Args:
         held_out: of a study.
-        ema: of the EMA grid, whose own report may be of fewer images.
+        ema: of the EMA grid; its own report may have fewer images.
     """
     if held_out is None:
         return None
@@ -45,9 +50,9 @@ def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
 
 
 def relative(value: float | None, reference: float | None) -> float | None:
-    """How far ``value`` is above ``reference``, as a share of it: -0.6 is 60 % below.
+    """``value / reference - 1``: -0.6 is 60 % below the reference.
 
-    ``None`` where one is not known, or the two have different signs: a share then means nothing.
+    ``None`` where one is not known, or where the signs differ: then a share means nothing.
     """
     if value is None or not reference or value * reference < 0:
         return None
@@ -64,8 +69,33 @@ def below_ema(group: Sequence[StudyHistory], ema: StudyHistory | None) -> float 
     return relative(statistics.fmean(losses), statistics.fmean(loss for loss in beside if loss is not None))
 
 
+def judges_over_seeds(studies: Sequence[StudyHistory]) -> dict[str, tuple[float, float | None]]:
+    """Judge → mean and spread over the studies that were judged by it; precision and recall first."""
+    found: dict[str, list[float]] = {}
+    for study in studies:
+        for metric, value in _judged(study).items():
+            found.setdefault(metric, []).append(value)
+    ordered = sorted(found, key=lambda metric: FIRST.get(metric.partition("@")[0], len(FIRST)))
+    spreads = {metric: mean_and_spread(found[metric]) for metric in ordered}
+    return {metric: spread for metric, spread in spreads.items() if spread is not None}
+
+
+def _judged(study: StudyHistory) -> dict[str, float]:
+    if study.held_out is None:
+        return {}
+    judged = {judge.metric: judge.value for judge in study.held_out.judges}
+    cross_check = study.held_out.cross_check
+    return judged if cross_check is None else {**judged, cross_check.metric: cross_check.value}
+
+
+def floors_of(studies: Sequence[StudyHistory]) -> dict[str, float]:
+    """Judge → its value for real images that the loss does not see, where some are held out."""
+    judges = [judge for study in studies if study.held_out is not None for judge in study.held_out.judges]
+    return {judge.metric: judge.floor for judge in judges if judge.floor is not None}
+
+
 def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int, ...]]]:
-    """The different numbers of images and groups of noise that held-out losses are of; they compare when it is one."""
+    """The images and groups of noise of held-out losses, each pair once. The losses compare where there is one pair."""
     known = [study.held_out for study in studies if study.held_out is not None]
     return {held_out.sample for held_out in known if held_out.loss is not None}
 

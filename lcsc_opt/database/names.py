@@ -22,7 +22,7 @@ def split_name(study: str) -> tuple[str, str, int]:
     """``digits/LCSC/0`` → experiment, optimizer, seed.
 
     Raises:
-        StudyStoreError: when it is not of that form.
+        StudyStoreError: it is not of that form.
     """
     if not is_ours(study):
         raise StudyStoreError(f"{study}: not a study of lcsc_opt; their names are experiment/optimizer/seed")

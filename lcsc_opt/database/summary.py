@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.comparing import below_ema, best_ema, by_optimizer, mean_and_spread, samples
+from lcsc_opt.database.comparing import below_ema, best_ema, by_optimizer, judges_over_seeds, mean_and_spread, samples
 from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.store import StoredStudy
@@ -22,9 +22,9 @@ from lcsc_opt.database.store import StoredStudy
 class OptimizerSummary:
     """One optimizer over its seeds; a spread is the sample standard deviation, ``None`` for a single seed.
 
-    ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``cross_check`` is the
-    metric in features that the loss does not look at; ``held_out_images`` are the different numbers of images that
-    held-out losses are of.
+    ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``judges`` are the
+    held-out metrics that the loss is not made of, the cross-check among them. ``held_out_images`` are the numbers of
+    images of the held-out losses, each once.
     """
 
     optimizer: str
@@ -36,7 +36,7 @@ class OptimizerSummary:
     images: float
     seconds: float
     below_ema: float | None
-    cross_check: tuple[float, float | None] | None = None
+    judges: Mapping[str, tuple[float, float | None]] = dataclasses.field(default_factory=dict)
     held_out_images: tuple[int, ...] = ()
 
 
@@ -47,7 +47,7 @@ def over_seeds(studies: Sequence[StudyHistory]) -> list[OptimizerSummary]:
 
 
 def different_samples(studies: Sequence[StudyHistory]) -> str | None:
-    """A line where held-out losses are of different numbers of images or groups of noise, and so do not compare."""
+    """A warning where held-out losses do not compare: they have different numbers of images or groups of noise."""
     if len(samples(studies)) < 2:
         return None
     return (
@@ -77,15 +77,9 @@ def _over_seeds(group: Sequence[StudyHistory], ema: StudyHistory | None) -> Opti
         images=statistics.fmean(study.images for study in group),
         seconds=statistics.fmean(study.seconds for study in group),
         below_ema=below_ema(group, ema),
-        cross_check=mean_and_spread(None if study.cross_check is None else study.cross_check.value for study in group),
+        judges=judges_over_seeds(group),
         held_out_images=tuple(sorted({images for study in group if (images := study.held_out_images) is not None})),
     )
-
-
-def cross_check_metric(studies: Sequence[StudyHistory]) -> str | None:
-    """What the cross-check of an experiment is called; ``None`` where none was measured."""
-    names = {study.cross_check.metric for study in studies if study.cross_check is not None}
-    return min(names) if len(names) == 1 else "cross-check" if names else None
 
 
 def describe_coefficients(coefficients: Floats, steps: Sequence[int]) -> dict[str, float]:
@@ -112,7 +106,7 @@ def chosen_trial(study: StoredStudy, number: int | None = None) -> tuple[int, Co
         Its number, its coefficients ``[K]`` and its user attributes with ``loss``.
 
     Raises:
-        StudyStoreError: when there is no such complete trial.
+        StudyStoreError: there is no such complete trial.
     """
     complete = {trial.number: trial for trial in study.trials() if trial.value is not None}
     if number is None:

@@ -99,7 +99,7 @@ def diagnose(url: str, study: str | None = None, *, deep: bool = False, mend: bo
         mend: repair what can be repaired.
 
     Raises:
-        StudyStoreError: when the database cannot be opened, or has no such study.
+        StudyStoreError: the database cannot be opened, or has no such study.
     """
     if damage := list(_check_file(url)):
         return Report(tuple(damage))
@@ -156,7 +156,7 @@ def _check_file(url: str) -> Iterator[Finding]:
     """SQLite's own check of the file, before Optuna opens it, which would make the tables that it misses.
 
     Raises:
-        StudyStoreError: when the file cannot be read at all, or is another program's database.
+        StudyStoreError: the file cannot be read at all, or is another program's database.
     """
     path = _sqlite_file(url)
     if path is None:

@@ -1,4 +1,4 @@
-"""What the runner asks of a place where candidates are evaluated."""
+"""The contract of an evaluator, and failures in place of exceptions."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ MOST_TRACEBACK = 8000  # characters that are kept of one, at its end
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """An evaluation that gave no finite loss: why, and how many seconds it took to find out.
+    """An evaluation without a finite loss: the reason, and how many seconds it took.
 
-    ``retry`` is false where the library itself refused: it would do so again. ``traceback`` is Python's text of the
-    exception, empty where there was none.
+    ``retry`` is false for errors of this library, which another attempt would meet again. ``traceback`` is Python's
+    text of the exception, empty without one.
     """
 
     reason: str
@@ -37,7 +37,7 @@ class Failure:
     traceback: str = ""
 
     def as_attempt(self) -> dict[str, Any]:
-        """What the database keeps of it."""
+        """The attempt as the database stores it."""
         known = {"reason": self.reason, "seconds": round(self.seconds, 3)}
         return {**known, "traceback": self.traceback} if self.traceback else known
 
@@ -53,19 +53,19 @@ class Evaluator(Protocol):
     """Evaluates candidates, as many at once as it has workers."""
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-        """Start an evaluation, with its gradient where that is asked for.
+        """Start an evaluation, with its gradient where that is wanted.
 
         The future never raises what the objective raised: it gives a :class:`Failure`.
         """
         ...
 
     def close(self) -> None:
-        """Let the workers go; what they have not finished is lost to them, not to the database."""
+        """Stop the workers. Unfinished evaluations are given up; the database still has their candidates."""
         ...
 
 
 def attempt(function: Callable[[], Value]) -> Value | Failure:
-    """Call, and turn an exception, ``sys.exit`` too, into a :class:`Failure` with its reason."""
+    """Call a function; an exception, also ``sys.exit``, becomes a :class:`Failure` with its reason."""
     start = time.perf_counter()
     try:
         return function()
@@ -79,7 +79,7 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
 
 
 def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
-    """An evaluation whose numbers are finite, and which has a gradient if that was asked for; else a failure."""
+    """The evaluation, where its numbers are finite and a wanted gradient is there; else a failure."""
     if isinstance(outcome, Failure):
         return outcome
     seconds = outcome.cost.seconds
@@ -93,7 +93,7 @@ def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
 
 
 def retrying(evaluate: Callable[[Candidate], Outcome], policy: FailureSpec) -> Callable[[Candidate], Outcome]:
-    """``evaluate``, but a failure is tried again as the policy allows."""
+    """``evaluate`` with further attempts after a failure, as the policy allows."""
 
     def again(candidate: Candidate) -> Outcome:
         attempts, outcome = 1, evaluate(candidate)
@@ -105,7 +105,7 @@ def retrying(evaluate: Callable[[Candidate], Outcome], policy: FailureSpec) -> C
 
 
 def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: bool = False) -> Outcome:
-    """Evaluate, and turn an exception or what is not finite into a :class:`Failure` with its reason."""
+    """Evaluate; an exception or a number that is not finite becomes a :class:`Failure` with its reason."""
 
     def evaluate() -> Evaluation:
         # objectives without gradients need not know the keyword
@@ -116,7 +116,7 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
 
 
 class InProcessEvaluator:
-    """Evaluates where it is called; the future it gives is already done."""
+    """Evaluates in the calling thread; its futures are done when they are returned."""
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
@@ -128,4 +128,4 @@ class InProcessEvaluator:
         return future
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """There is nothing to stop."""

@@ -26,7 +26,7 @@ def workers_for_this_machine() -> int:
 
 
 def cores() -> int:
-    """How many this process may use; a batch system often gives fewer than the machine has."""
+    """How many cores this process may use: under a batch system often fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -37,10 +37,10 @@ def environments(workers: int, devices: Sequence[str] = ()) -> list[Mapping[str,
 
     Args:
         workers: how many.
-        devices: of each, as ``cuda:0`` or ``cpu``; empty spreads them evenly over the GPUs that are there.
+        devices: the device of each worker, such as ``cuda:0`` or ``cpu``; empty spreads workers evenly over the GPUs.
 
     Raises:
-        StudySpecError: a GPU that is not there.
+        StudySpecError: there is no such GPU.
     """
     there = gpus()
     if not devices:

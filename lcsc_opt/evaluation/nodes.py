@@ -33,11 +33,11 @@ class Packed:
     """The packed trajectory of the coordinator.
 
     Attributes:
-        path: where it is there.
-        in_cache: its place in the coordinator's cache, or the place that it gets in another machine's.
-        sha256: of the checkpoints.
+        path: the trajectory on the coordinator's machine.
+        in_cache: its path inside the cache folder, on the coordinator and on other machines.
+        sha256: the identity of its checkpoints.
         steps: ``[K]`` of training.
-        manifest: the content of its manifest, so that what is appended later does not matter.
+        manifest: the content of its manifest now, so that checkpoints that are appended later do not matter.
         sizes: file → bytes, without the manifest.
     """
 
@@ -50,7 +50,7 @@ class Packed:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> Packed:
-        """Of one that is open."""
+        """Describe an open trajectory."""
         path, cache = trajectory.path.resolve(), cache_directory().resolve()
         own = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
         place = path.relative_to(cache) if path.is_relative_to(cache) else own
@@ -58,14 +58,15 @@ class Packed:
         return cls(path, place, trajectory.sha256, trajectory.steps, (path / MANIFEST).read_bytes(), sizes)
 
     def found(self, read: Read) -> Path:
-        """Where it is on this machine: at the same place, or in the cache, into which it is fetched where it is not.
+        """The trajectory's path on this machine: the same path, or one in the cache, where it is fetched if it is
+        missing.
 
         Args:
-            read: reads it where the coordinator is.
+            read: reads parts of its files on the coordinator.
 
         Raises:
             ClusterError: there is no room for it.
-            TrajectoryError: what came is damaged.
+            TrajectoryError: the fetched files are damaged.
         """
         known, cached = KnownCheckpoints(self.sha256, self.steps), cache_directory() / self.in_cache
         for path in (self.path, cached):
@@ -96,13 +97,13 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True)
 class NodeObjective:
-    """Loads a study's objective on a machine of the cluster; travels there.
+    """Loads a study's objective on a machine of the cluster; picklable.
 
     Attributes:
         spec: of the objective.
-        files: of the study.
-        packed: its trajectory, and where that is fetched from; ``None`` where it has none.
-        software: of the coordinator, as :func:`software` gives it.
+        files: the study's own files.
+        packed: its trajectory and what reads it; ``None`` without a trajectory.
+        software: what :func:`software` gives on the coordinator.
     """
 
     spec: ObjectiveSpec
@@ -122,7 +123,7 @@ class NodeObjective:
             return load_objective(self.spec, beside=beside, checkpoints=known)
 
     def check(self) -> LcscError | None:
-        """Get ready, and what loading would refuse, as far as that is known without reading a model."""
+        """Fetch what loading needs, and refuse what loading would refuse, as far as that is known without a model."""
         try:
             known = self._prepared()
             with self.files.arrived() as beside:
@@ -146,7 +147,7 @@ def software() -> dict[str, Any]:
 
 
 def differences(coordinator: dict[str, Any], machine: dict[str, Any]) -> str:
-    """What of a machine's software would change results, in words; empty where nothing would.
+    """The differences in software that would change results, in words; empty where there is none.
 
     The coordinator may have loaded more BLAS libraries than the machine.
     """

@@ -19,11 +19,12 @@ from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
 class Pipeline:
     """Evaluates candidates, or parts of them, in three threads: one merges, one samples, one scores.
 
-    What is submitted first is first in every stage. Whoever submits says how many candidates are under way: with two,
-    the sampling thread hardly ever waits. A gradient needs all stages in turn and is computed in the sampling thread.
+    Candidates pass every stage in the order in which they were submitted. The caller decides how many are under way:
+    with two, the sampling thread hardly ever waits. A gradient needs all stages in turn and is computed in the sampling
+    thread.
 
     Args:
-        objective: whose evaluations go through stages.
+        objective: one with stages.
     """
 
     def __init__(self, objective: Objective) -> None:
@@ -51,11 +52,11 @@ class Pipeline:
     def slope(
         self, candidate: Candidate, first: int, last: int, back: Any
     ) -> Future[tuple[Coefficients, Cost] | Failure]:
-        """Start the contribution of the images ``[first, last)`` to the gradient."""
+        """Start computing what the images ``[first, last)`` contribute to the gradient."""
         return self._sampling.submit(lambda: attempt(lambda: self._objective.slope(candidate, first, last, back)))
 
     def close(self) -> None:
-        """Stop, also in the middle of an evaluation, where it looks for that (:func:`stop_if_told`)."""
+        """Stop. A running evaluation ends at its next :func:`stop_if_told`."""
         self._stop.set()
         for thread in self._threads:
             thread.shutdown(wait=False, cancel_futures=True)
@@ -83,7 +84,7 @@ def _torch_threads() -> int | None:
 
 
 def _begin_thread(stop: threading.Event, torch_threads: int | None) -> None:
-    """In a new thread, some of torch's libraries take all cores until they are told otherwise there."""
+    """Limit torch's threads in a new thread: some of its libraries would take all cores there."""
     stop_with(stop)
     if torch_threads is not None:
         sys.modules["torch"].set_num_threads(torch_threads)

@@ -1,4 +1,4 @@
-"""Workers that evaluate: jobs handed out to those that are free, their answers taken, those that die replaced."""
+"""A pool of workers: it hands out jobs, takes answers, and replaces workers that die."""
 
 from __future__ import annotations
 
@@ -15,58 +15,16 @@ from typing import Any, Protocol
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
+from lcsc_opt.evaluation.census import Census
+from lcsc_opt.evaluation.machines import Link, Machines
 from lcsc_opt.evaluation.processes import ThisMachine
 from lcsc_opt.evaluation.turns import FairQueue
-from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, Kind, WorkerSettings
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
 
 MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
-
-
-class Link(Protocol):
-    """The way to one worker that was started, and back."""
-
-    def send(self, job: Job) -> None:
-        """Give it a job. Raises OSError where it is gone, which :meth:`receive` says, too."""
-        ...
-
-    def receive(self) -> Answer:
-        """Wait for its next answer. Raises EOFError or OSError where it is gone."""
-        ...
-
-    def terminate(self) -> None:
-        """Stop it, also in the middle of a job; :meth:`receive` then ends."""
-        ...
-
-    def join(self) -> Ending:
-        """Wait until it is gone."""
-        ...
-
-
-class Machines(Protocol):
-    """Where workers run."""
-
-    @property
-    def elastic(self) -> bool:
-        """Whether workers come and go with their machines, and others do what one that is not there should do."""
-        ...
-
-    def threads(self, workers: int) -> int:
-        """How many each of so many workers may use."""
-        ...
-
-    def start(self, settings: WorkerSettings) -> Link:
-        """Start a worker, or ask for one that starts when there is room. Raises OSError where it cannot be started."""
-        ...
-
-    def refused(self, link: Link, error: LcscError) -> LcscError | None:
-        """A worker could not load the objective, or has another: what its jobs raise, or ``None``.
-
-        With ``None`` the worker is started again, elsewhere.
-        """
-        ...
 
 
 @dataclasses.dataclass
@@ -87,13 +45,17 @@ class _Waiting:
 
 
 class Workers(Protocol):
-    """A pool, or a share of one."""
+    """A pool of workers, or one user's share of it."""
 
     def __len__(self) -> int: ...
 
     @property
     def alive(self) -> int:
-        """How many of them answer now."""
+        """How many workers answer now."""
+        ...
+
+    def nodes(self) -> list[NodeWork]:
+        """What the workers of each machine do."""
         ...
 
     def submit(
@@ -104,15 +66,15 @@ class Workers(Protocol):
 
 
 class WorkerPool:
-    """Workers, started with the first job; one that dies fails only the jobs that it had, and is replaced.
+    """Workers that start with the first job. One that dies fails only its own jobs, and is replaced.
 
     Args:
         load_objective: builds the objective in each worker; a picklable callable.
         workers: how many.
-        expected: the fingerprint that the objective of each worker has to have: files may have changed since the
-            coordinator loaded its own. Where it does not, futures raise StudyMismatchError. ``None`` checks nothing.
+        expected: the fingerprint that each worker's objective must have, since files may have changed meanwhile. With
+            another one, futures raise StudyMismatchError. ``None`` checks nothing.
         environments: what each worker sets in its environment.
-        machines: where they run; ``None`` for processes on this machine, which share its cores.
+        machines: where workers run; ``None`` is processes on this machine, which share its cores.
     """
 
     def __init__(
@@ -131,16 +93,23 @@ class WorkerPool:
         self._machines = ThisMachine() if machines is None else machines
         threads = self._machines.threads(workers)
         own = environments or [{}] * workers
+        self._census = Census()
         settings = [WorkerSettings(load_objective, expected, threads, environment) for environment in own]
-        self._workers = [_Worker(self._hand_out, self._machines, one, n) for n, one in enumerate(settings)]
+        self._workers = [
+            _Worker(self._hand_out, self._machines, self._census, one, n) for n, one in enumerate(settings)
+        ]
 
     def __len__(self) -> int:
         return len(self._workers)
 
     @property
     def alive(self) -> int:
-        """How many of them have loaded the objective and answer now."""
+        """How many workers have loaded the objective and answer now."""
         return sum(worker.ready for worker in self._workers)
+
+    def nodes(self) -> list[NodeWork]:
+        """What the workers of each machine do, by its name; also of those that are gone."""
+        return self._census.nodes()
 
     def submit(
         self,
@@ -154,16 +123,16 @@ class WorkerPool:
         """Queue a job.
 
         Args:
-            kind: what to do.
-            arguments: of it.
-            worker: which one has to do it, where it is there; ``None`` for the next one that is free.
-            depth: a worker is free for this job while it has fewer than so many.
-            user: whose it is; users are served in turns.
-            options: of what to do, too.
+            kind: the method of the worker's evaluator.
+            arguments: its positional arguments.
+            worker: the number of the worker that has to do it; ``None`` is the next free one.
+            depth: a worker counts as free while it has fewer jobs than this.
+            user: who submits; users are served in turns.
+            options: keyword arguments of the method.
 
         Returns:
-            What the job gives, or a :class:`Failure` where the worker died. Raises ObjectiveError where no worker can
-            be kept alive; it is cancelled when the pool is closed.
+            A future: the job's answer, or a :class:`Failure` where the worker died. It raises ObjectiveError where no
+                worker stays alive, and is cancelled when the pool is closed.
         """
         waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth, user)
         with self._lock:
@@ -172,7 +141,7 @@ class WorkerPool:
         return waiting.future
 
     def close(self) -> None:
-        """Stop the workers, also in the middle of a job; what is waited for is cancelled."""
+        """Stop the workers, also in the middle of a job, and cancel all futures."""
         with self._lock:
             self._closing = True
         for worker in self._workers:
@@ -183,18 +152,18 @@ class WorkerPool:
         self._hand_out()
 
     def share(self) -> Share:
-        """The workers for one of several who use them at the same time."""
+        """A view of the pool for one of several users."""
         return Share(self)
 
     def withdraw(self, user: Hashable) -> None:
-        """Cancel what a user waits for and no worker has begun."""
+        """Cancel a user's jobs that no worker has begun."""
         with self._lock:
             left = self._queue.withdraw(user)
         for waiting in left:
             waiting.cancel()
 
     def _hand_out(self) -> None:
-        """Give what waits, in turns, to those who have the least to do."""
+        """Hand waiting jobs to the workers with the fewest jobs, users in turns."""
         with self._lock:
             if self._closing:
                 for waiting in self._queue.clear():
@@ -222,7 +191,7 @@ class WorkerPool:
         return False
 
     def _instead_of(self, number: int) -> Sequence[_Worker]:
-        """That worker; where workers come and go and it is not there, any."""
+        """That worker; where workers come and go and it is missing, any other."""
         own = self._workers[number]
         return self._workers if self._machines.elastic and not own.ready else [own]
 
@@ -245,22 +214,29 @@ class Share:
         """How many of the workers answer now."""
         return self._pool.alive
 
+    def nodes(self) -> list[NodeWork]:
+        """What the workers of each machine do, for all users together."""
+        return self._pool.nodes()
+
     def submit(
         self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
     ) -> Future[Any]:
-        """Queue a job, as one of this user."""
+        """Queue a job of this user."""
         return self._pool.submit(kind, *arguments, worker=worker, depth=depth, user=self, **options)
 
     def close(self) -> None:
-        """Wait for nothing more; the workers stay for the others."""
+        """Cancel this user's waiting jobs; the workers stay for the others."""
         self._pool.withdraw(self)
 
 
 class _Worker:
-    """One of the workers, in all its lives, and the thread that takes its answers."""
+    """One worker and its successors, and the thread that takes the answers."""
 
-    def __init__(self, changed: Callable[[], None], machines: Machines, settings: WorkerSettings, number: int) -> None:
+    def __init__(
+        self, changed: Callable[[], None], machines: Machines, census: Census, settings: WorkerSettings, number: int
+    ) -> None:
         self._changed, self._machines, self._settings, self._number = changed, machines, settings, number
+        self._census, self._machine = census, ""
         self._lock = threading.RLock()
         self._jobs: dict[int, _Waiting] = {}
         self._link: Link | None = None
@@ -273,11 +249,11 @@ class _Worker:
 
     @property
     def load(self) -> int:
-        """How many jobs it has."""
+        """How many jobs this worker has."""
         return len(self._jobs)
 
     def jobs(self) -> list[_Waiting]:
-        """What it has now."""
+        """The jobs that this worker has now."""
         return list(self._jobs.values())
 
     def ensure_started(self) -> None:
@@ -300,6 +276,8 @@ class _Worker:
             return
         waiting.started = time.perf_counter()
         with self._lock:
+            if not self._jobs:
+                self._census.count(self._machine, busy=1)
             self._jobs[waiting.job.number] = waiting
             with contextlib.suppress(OSError):  # it died: the reader sees that, too
                 assert self._link is not None  # it is ready
@@ -312,7 +290,7 @@ class _Worker:
                 self._link.terminate()
 
     def join(self) -> list[_Waiting]:
-        """Wait until it is gone; gives what it has not done."""
+        """Wait until the worker is gone; returns its unfinished jobs."""
         link, reader = self._link, self._reader
         if link is not None and reader is not None:
             link.join()
@@ -331,7 +309,8 @@ class _Worker:
                     if self._refusal is None:
                         link.terminate()
                         break
-                self.ready = True
+                self._machine, self.ready = link.machine, True
+                self._census.count(self._machine, alive=1)
             elif answer.number == NOTICE:
                 notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
             else:
@@ -343,6 +322,8 @@ class _Worker:
     def _take(self, answer: Answer) -> None:
         with self._lock:
             waiting = self._jobs.pop(answer.number)
+            if not self._jobs:
+                self._census.count(self._machine, busy=-1)
             self._deaths = 0
         try:
             value = pickle.loads(answer.content)  # noqa: S301 - of our own worker
@@ -355,13 +336,15 @@ class _Worker:
             waiting.future.set_result(value)
 
     def _bury(self, link: Link) -> None:
-        """Fail what the worker had when it died; the next job starts another one, unless it dies again and again."""
-        self.ready = False
+        """Fail the jobs of a worker that died. The next job starts a new one, unless workers die again and again."""
+        was_ready, self.ready = self.ready, False
         ending = link.join()
         with self._lock:
             if self._closing:
                 return
             lost, self._jobs = self._jobs, {}
+            died = was_ready or ending.counts
+            self._census.count(link.machine, alive=-was_ready, busy=-bool(lost), deaths=int(died))
             self._link = None
             self._deaths += ending.counts
             if self._deaths >= MOST_DEATHS:
@@ -378,7 +361,7 @@ class ProcessEvaluator:
     """Candidates spread over workers.
 
     Args:
-        pool: the workers, which are somebody else's to close.
+        pool: the workers; the caller closes them.
         depth: how many candidates one worker has at once: two where the stages of its evaluations overlap.
     """
 
@@ -390,4 +373,4 @@ class ProcessEvaluator:
         return self._pool.submit("submit", candidate, gradient=gradient, depth=self._depth)
 
     def close(self) -> None:
-        """The workers stay, for the next one who evaluates there."""
+        """Leave the workers to the pool's other users."""

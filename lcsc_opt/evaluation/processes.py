@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import platform
 from multiprocessing.connection import Connection
 
 from lcsc_opt.base.errors import LcscError
@@ -13,16 +14,16 @@ DIED = "the worker process died (killed, or out of memory)"
 
 
 class ThisMachine:
-    """Workers are processes here; the cores that this process may use are divided among them."""
+    """Workers are processes on this machine, which share the cores that this process may use."""
 
     elastic = False
 
     def threads(self, workers: int) -> int:
-        """The cores of each."""
+        """Cores for each worker."""
         return max(cores() // workers, 1)
 
     def start(self, settings: WorkerSettings) -> Process:
-        """A process of its own."""
+        """Start a process."""
         return Process(settings)
 
     def refused(self, link: object, error: LcscError) -> LcscError:  # noqa: ARG002 - as of other machines
@@ -31,7 +32,14 @@ class ThisMachine:
 
 
 class Process:
-    """The way to one process, and back. Raises OSError where it cannot be started."""
+    """The connection to one process.
+
+    Attributes:
+        machine: this one's name.
+
+    Raises:
+        OSError: it cannot be started.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         context = multiprocessing.get_context("spawn")
@@ -40,6 +48,7 @@ class Process:
         self._process = context.Process(target=serve, args=(other, settings))
         self._process.start()
         other.close()
+        self.machine = platform.node()
 
     def send(self, job: Job) -> None:
         """Give it a job."""

@@ -1,4 +1,4 @@
-"""Workers on the machines of a Ray cluster. Ray places them; retries, and what is done with a death, stay ours."""
+"""Workers on the machines of a Ray cluster. Ray places them; retries and deaths are handled as for local workers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from lcsc_opt.base.errors import ClusterError, LcscError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
 from lcsc_opt.evaluation.devices import CPU, VISIBLE
+from lcsc_opt.evaluation.machines import Link
 from lcsc_opt.evaluation.nodes import NodeObjective, Packed, software
-from lcsc_opt.evaluation.pool import Link, WorkerPool
+from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.evaluation.ray_worker import CALLS_AT_ONCE, Files, RayLink, RayWorker, Read, node_name
 from lcsc_opt.evaluation.travelling import Travelling, collect
 from lcsc_opt.evaluation.worker import WorkerSettings
@@ -28,6 +30,7 @@ from lcsc_opt.trajectory import Trajectory
 
 CONNECT_SECONDS = 5.0
 START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
+SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # not shown: pages on stdout for each death, of which we say a line
 NODE_ID = "ray.io/node-id"  # a label that every node has
 
 Node = dict[str, Any]
@@ -43,12 +46,12 @@ def ray_cluster(
     study: Path | None = None,
     packed: Trajectory | None = None,
 ) -> Iterator[Cluster]:
-    """Connect to a cluster while this is open; the study's own files go there.
+    """Connect to a cluster while this is open, and send the study's own files there.
 
-    A program that is connected already stays so, and its own runtime environment counts.
+    A program that is connected already stays connected, with its own runtime environment.
 
     Args:
-        wanted: which one, and what its workers need.
+        wanted: the address of the cluster, and what its workers need.
         spec: of the objective.
         objective: as it was loaded here.
         study: the study file's folder.
@@ -57,17 +60,76 @@ def ray_cluster(
     Raises:
         ClusterError: there is no Ray, or no cluster.
     """
-    ray = import_ray()
-    with tempfile.TemporaryDirectory() as copies:
+    with tempfile.TemporaryDirectory() as copies, contextlib.ExitStack() as connection:
         files = collect(spec, study, objective, Path(copies))
-        own = not ray.is_initialized()
-        if own:
-            _connect(ray, wanted.address, copies)
-    try:
+        ray = connection.enter_context(_connected(wanted.address, {"working_dir": copies}))
+        connection = connection.pop_all()
+    with connection:
         yield Cluster(ray, wanted, spec, files, objective, packed)
-    finally:
-        if own:
-            ray.shutdown()
+
+
+def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
+    """Refuse a cluster that is not there, or has no room for one of these workers; nothing is sent there.
+
+    Args:
+        wanted: which one, and what its workers need.
+        spec: of the objective.
+
+    Raises:
+        ClusterError: there is no Ray, no cluster, or no room.
+    """
+    with _connected(wanted.address, {}) as ray:
+        Room(ray, wanted, spec).check()
+
+
+class Room:
+    """How many workers fit on a cluster.
+
+    Args:
+        ray: the module, connected.
+        wanted: what each worker needs.
+        spec: of the objective.
+    """
+
+    def __init__(self, ray: Any, wanted: RayWorkers, spec: ObjectiveSpec) -> None:
+        self._ray, self._wanted = ray, wanted
+        uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self.nodes())
+        self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
+
+    def nodes(self) -> list[Node]:
+        """Those that live."""
+        return [node for node in self._ray.nodes() if node["Alive"]]
+
+    def on(self, node: Node) -> int:
+        """How many workers fit on a node that has nothing else to do."""
+        needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
+        return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
+
+    def check(self) -> list[Node]:
+        """The nodes that have room; it is said where some workers have to wait for others.
+
+        Raises:
+            ClusterError: no node has room for a worker.
+        """
+        fitting = [node for node in self.nodes() if self.on(node)]
+        if not fitting:
+            raise ClusterError(f"workers.ray: {self._too_small()}")
+        room = sum(self.on(node) for node in fitting)
+        if room < self._wanted.ray:
+            notice(
+                f"the cluster has room for {room} of {self._wanted.ray} workers; the others begin when nodes join it"
+            )
+        return fitting
+
+    def _too_small(self) -> str:
+        nodes = self.nodes()
+        there, most = ({name: f(_has(node, name) for node in nodes) for name in ("CPU", "GPU")} for f in (sum, max))
+        each = f"{self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs"
+        return (
+            f"{self._wanted.ray} workers with {each} each are asked for, and the cluster has {there['GPU']:g} GPUs and "
+            f"{there['CPU']:g} CPUs on {len(nodes)} nodes, at most {most['GPU']:g} and {most['CPU']:g} on one: lower "
+            "gpus and cpus, or add nodes"
+        )
 
 
 class Cluster:
@@ -77,7 +139,7 @@ class Cluster:
         ray: the module, connected.
         wanted: what each worker needs.
         spec: of the objective.
-        files: that have travelled.
+        files: those that were sent to the cluster.
         objective: as it was loaded here.
         packed: its trajectory.
     """
@@ -97,49 +159,45 @@ class Cluster:
         self._expected = objective.fingerprint()
         self._without: dict[str, LcscError] = {}  # nodes by their id
         self._here = ray.get_runtime_context().get_node_id()
-        uses_gpus = spec.settings.get("device") != CPU and any(_has(node, "GPU") for node in self._nodes())
-        self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
+        self._room = Room(ray, wanted, spec)
         fetched = None if packed is None else (Packed.of(packed), Read(self._files(packed)))
         self._load = NodeObjective(spec, files, fetched, software())
 
     def pool(self) -> WorkerPool:
         """The workers, which begin as nodes have room for them."""
-        environments = [{} if self.gpus else {VISIBLE: ""}] * self._wanted.ray
+        environments = [{} if self._room.gpus else {VISIBLE: ""}] * self._wanted.ray
         return WorkerPool(
             self._load, self._wanted.ray, expected=self._expected, environments=environments, machines=self
         )
 
     def check(self) -> None:
-        """Refuse a cluster that could not evaluate; get its nodes ready otherwise.
+        """Refuse a cluster that could not evaluate the objective; else get its nodes ready.
 
         Raises:
             ClusterError: no node has room for a worker; one has other software, or no room for the trajectory.
             LcscError: a node could not load the objective.
         """
-        fitting = [node for node in self._nodes() if self._room(node)]
-        if not fitting:
-            raise ClusterError(f"workers.ray: {self._too_small()}")
-        room = sum(self._room(node) for node in fitting)
-        if room < self._wanted.ray:
-            notice(
-                f"the cluster has room for {room} of {self._wanted.ray} workers; the others begin when nodes join it"
-            )
+        fitting = self._room.check()
         asked = {node["NodeID"]: self._ask(node) for node in fitting}
         for node in fitting:
             self._check(node, asked[node["NodeID"]])
 
     def threads(self, workers: int) -> int:  # noqa: ARG002 - as of other machines
-        """The CPUs that were asked for."""
+        """The CPUs that each worker has."""
         return max(int(self._wanted.cpus), 1)
 
     def start(self, settings: WorkerSettings) -> RayLink:
-        """Ask for a worker, which begins when there is room. Raises OSError where Ray is gone."""
+        """Request a worker, which starts when there is room.
+
+        Raises:
+            OSError: Ray is gone.
+        """
         selector = {"label_selector": {NODE_ID: f"!in({','.join(self._without)})"}} if self._without else {}
         try:
             actor = self._ray.remote(RayWorker)
             options: dict[str, Any] = {
                 "num_cpus": self._wanted.cpus,
-                "num_gpus": self.gpus,
+                "num_gpus": self._room.gpus,
                 "max_concurrency": CALLS_AT_ONCE,
             }
             options |= {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD", **selector}
@@ -148,37 +206,19 @@ class Cluster:
             raise OSError(f"Ray refused it ({_first_line(error)})") from error
 
     def refused(self, link: Link, error: LcscError) -> LcscError | None:
-        """Do without the node of this worker from now on, where there are others."""
+        """Leave out the node of this worker from now on, where there are others."""
         assert isinstance(link, RayLink)
         said = type(error)(f"node {node_name(self._ray, link.node)}: {error}")
         known = link.node in self._without
         self._without[link.node] = error
-        if not any(self._room(node) for node in self._nodes() if node["NodeID"] not in self._without):
+        if not any(self._room.on(node) for node in self._room.nodes() if node["NodeID"] not in self._without):
             return said
         if not known:
             notice(f"{said}; the search goes on without it")
         return None
 
-    def _nodes(self) -> list[Node]:
-        return [node for node in self._ray.nodes() if node["Alive"]]
-
-    def _room(self, node: Node) -> int:
-        """How many workers fit on a node that has nothing else to do."""
-        needed = {"CPU": self._wanted.cpus, "GPU": self.gpus}
-        return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
-
-    def _too_small(self) -> str:
-        nodes = self._nodes()
-        there, most = ({name: f(_has(node, name) for node in nodes) for name in ("CPU", "GPU")} for f in (sum, max))
-        each = f"{self.gpus:g} GPUs and {self._wanted.cpus:g} CPUs"
-        return (
-            f"{self._wanted.ray} workers with {each} each are asked for, and the cluster has {there['GPU']:g} GPUs and "
-            f"{there['CPU']:g} CPUs on {len(nodes)} nodes, at most {most['GPU']:g} and {most['CPU']:g} on one: lower "
-            "gpus and cpus, or add nodes"
-        )
-
     def _files(self, packed: Trajectory) -> Any:
-        """What reads the trajectory on this machine."""
+        """The actor that reads the trajectory on this machine."""
         strategy = self._strategy(self._here)
         return self._ray.remote(Files).options(num_cpus=0, max_restarts=-1, **strategy).remote(packed.path)
 
@@ -191,7 +231,7 @@ class Cluster:
         try:
             error = self._ray.get(asked)
         except self._ray.exceptions.RayError as failed:
-            if node["NodeID"] not in [other["NodeID"] for other in self._nodes()]:
+            if node["NodeID"] not in [other["NodeID"] for other in self._room.nodes()]:
                 return  # it went away meanwhile
             raise ClusterError(
                 f"node {name}: lcsc_opt does not run there ({_last_line(failed)}); install what is here"
@@ -227,24 +267,40 @@ def import_ray() -> Any:
     Raises:
         ClusterError: it is not installed.
     """
+    if "ray" not in sys.modules:
+        os.environ.setdefault(SAID_BY_RAY, ".")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ClusterError(f"workers.ray: Ray cannot be imported ({error}): pip install 'lcsc-opt[ray]'") from error
 
 
-def _connect(ray: Any, address: str, copies: str) -> None:
+@contextlib.contextmanager
+def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
+    """Ray's module, connected with this runtime environment; a program that is connected already stays so.
+
+    Raises:
+        ClusterError: there is no Ray, or no cluster.
+    """
+    ray = import_ray()
+    own = not ray.is_initialized()
+    if own:
+        _connect(ray, address, environment)
+    try:
+        yield ray
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
     """Raises ClusterError where that cannot be."""
-    chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
-    if "://" in chosen:
-        raise ClusterError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto")
-    if chosen != "auto":
-        _check_listening(chosen)
+    chosen = _listening(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=chosen,
-            runtime_env={"working_dir": copies},
+            runtime_env=dict(environment),
             log_to_driver=False,
             logging_level=logging.CRITICAL,
         )
@@ -258,12 +314,28 @@ def _connect(ray: Any, address: str, copies: str) -> None:
             signal.signal(signal.SIGTERM, before)  # which Ray has taken
 
 
-def _check_listening(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
+def check_address(wanted: RayWorkers) -> None:
+    """Refuse what is known to be no cluster without asking Ray.
+
+    Raises:
+        ClusterError: there is no Ray, or nothing listens there.
+    """
+    import_ray()
+    _listening(wanted.address)
+
+
+def _listening(address: str) -> str:
+    """The address, where something listens: Ray itself would try for minutes."""
+    chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
+    if "://" in chosen:
+        raise ClusterError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto")
+    if chosen == "auto":
+        return chosen
+    host, _, port = chosen.rpartition(":")
     if not host or not port.isdigit():
-        raise ClusterError(f"workers.ray: address: expected host:port, or auto, got {address!r}")
+        raise ClusterError(f"workers.ray: address: expected host:port, or auto, got {chosen!r}")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"workers.ray: nothing listens at {address} ({error}); {START}") from error
+        raise ClusterError(f"workers.ray: nothing listens at {chosen} ({error}); {START}") from error
+    return chosen

@@ -1,4 +1,4 @@
-"""One worker that Ray runs, seen from both sides: what a local worker does, behind calls of an actor."""
+"""A worker that Ray runs, as an actor; its calls do what the connection to a local worker does."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Said = tuple[str, list[Answer]]
 
 
 class RayWorker:
-    """The actor: jobs come in as calls, and a thread answers them as in a process of this machine."""
+    """The actor: jobs arrive as calls, and a thread answers them as a local worker does."""
 
     def __init__(self, settings: WorkerSettings) -> None:
         ray = importlib.import_module("ray")
@@ -39,7 +39,7 @@ class RayWorker:
         return self._node, self._calls.answers(self._ready)
 
     def do(self, number: int, job: bytes) -> Said:
-        """Do a job, and say what it gave."""
+        """Do a job, and return its answers."""
         waiting = self._calls.wait_for(number)
         self._calls.put(job)
         return self._node, self._calls.answers(waiting)
@@ -54,7 +54,7 @@ def _serve(calls: _Calls, settings: WorkerSettings) -> None:
 
 
 class _Calls:
-    """The way to the coordinator: what is said goes back with the next call that ends."""
+    """The connection to the coordinator: answers go back with the next call that ends."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -89,7 +89,7 @@ class _Calls:
 
 
 class RayLink:
-    """The way to one actor, and back.
+    """The connection to one actor.
 
     Attributes:
         node: the id of its node; empty until it runs there.
@@ -100,17 +100,33 @@ class RayLink:
         self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self.node = ""
+        self._named = ""
         self._expect(actor.ready.remote())
 
+    @property
+    def machine(self) -> str:
+        """The name of its node; empty until it runs there."""
+        if self.node and not self._named:
+            self._named = node_name(self._ray, self.node)
+        return self._named
+
     def send(self, job: Job) -> None:
-        """Give it a job. Raises OSError where Ray is gone."""
+        """Give it a job.
+
+        Raises:
+            OSError: Ray is gone.
+        """
         try:
             self._expect(self._actor.do.remote(job.number, pickle.dumps(job)))
         except self._ray.exceptions.RayError as error:
             raise OSError(str(error)) from error
 
     def receive(self) -> Answer:
-        """Wait for its next answer. Raises EOFError where it is gone."""
+        """Wait for its next answer.
+
+        Raises:
+            EOFError: it is gone.
+        """
         answer = self._answers.get()
         if answer is None:
             raise EOFError
@@ -123,12 +139,12 @@ class RayLink:
         self._answers.put(None)
 
     def join(self) -> Ending:
-        """Say how it ended."""
+        """How the worker ended."""
         if self._error is None:  # it was stopped
             return Ending("stopped", "the worker was stopped", counts=False)
         with contextlib.suppress(Exception):  # it may only be out of reach
             self._ray.kill(self._actor, no_restart=True)
-        where = f" on node {node_name(self._ray, self.node)}" if self.node else ""
+        where = f" on node {self.machine}" if self.node else ""
         if self._is_preempted():
             return Ending("its node went away", f"the worker{where} went away with its node", counts=False)
         how = "killed, or out of memory" if self.node else " ".join(str(self._error).split())[:200]
@@ -147,7 +163,7 @@ class RayLink:
             self._answers.put(answer)
 
     def _is_preempted(self) -> bool:
-        """Whether the machine is to blame; that it is gone may become known later than that the worker is."""
+        """Whether the machine went away. Ray may report that later than the end of the worker."""
         errors = self._ray.exceptions
         if isinstance(self._error, errors.ActorUnavailableError) or getattr(self._error, "preempted", False):
             return True
@@ -160,7 +176,7 @@ class RayLink:
 
 
 def node_name(ray: Any, identity: str) -> str:
-    """What people call a node: its own name, else its machine's."""
+    """The name of a node for people: its own, else that of its machine."""
     for node in ray.nodes():
         if node["NodeID"] == identity:
             named = node["NodeName"] != node["NodeManagerAddress"]
@@ -175,7 +191,7 @@ class Files:
         self._folder = folder
 
     def read(self, name: str, offset: int, length: int) -> bytes:
-        """A piece of one of its files."""
+        """Some bytes of one of its files."""
         with (self._folder / Path(name).name).open("rb") as file:
             file.seek(offset)
             return file.read(length)
@@ -183,7 +199,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Reads a piece of a file of the coordinator's trajectory; travels to nodes."""
+    """Reads some bytes of a file of the coordinator's trajectory; picklable."""
 
     files: Any
 

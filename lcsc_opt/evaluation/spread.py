@@ -19,15 +19,15 @@ AT_ONCE = 2  # candidates under way: one is scored while the next is sampled
 
 
 class SpreadEvaluator:
-    """Each worker samples a share of the images; here the parts are put together and scored.
+    """Workers sample a share of the images each; here the parts are joined and scored.
 
-    Feature statistics merge, so the loss is that of one device up to the rounding of sums. Gradients are sums over
+    Feature statistics merge, so the loss is that of one device up to the rounding of sums. Gradients are summed over
     images.
 
     Args:
-        objective: with stages; scores what workers sampled. Its own model is not used.
-        pool: the processes, which are somebody else's to close.
-        scoring: held while something is scored, since an objective scores one candidate at a time.
+        objective: one with stages. It only scores what the workers sampled; its model is not used.
+        pool: the workers; the caller closes them.
+        scoring: a lock that is held while scoring, since an objective scores one candidate at a time.
     """
 
     def __init__(self, objective: Objective, pool: Workers, *, scoring: threading.Lock | None = None) -> None:
@@ -38,7 +38,7 @@ class SpreadEvaluator:
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-        """Hand the images of a candidate out, and put together what comes back."""
+        """Hand out the images of a candidate, and join the parts that come back."""
         ranges = _shares(self._objective.images_of(candidate), len(self._pool))
         sampled = [
             self._pool.submit("sample", candidate, first, last, gradient=gradient, worker=worker, depth=AT_ONCE)
@@ -47,7 +47,7 @@ class SpreadEvaluator:
         return self._threads.submit(self._put_together, candidate, ranges, sampled, gradient)
 
     def close(self) -> None:
-        """Let go of what nobody waits for any more; its threads end when the workers have answered, or are closed."""
+        """Give up unfinished candidates. The threads end when the workers have answered or are closed."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _put_together(
@@ -91,7 +91,7 @@ def _shares(images: int, workers: int) -> list[tuple[int, int]]:
 
 
 def _results(futures: Sequence[Future[Part]]) -> list[Part] | Failure:
-    """What all give, or the first failure among them; all are waited for, so that nothing of them is left behind."""
+    """The results of all futures, or the first failure. Waits for all of them, so that none is left running."""
     results = [future.result() for future in futures]
     failed = [result for result in results if isinstance(result, Failure)]
     return failed[0] if failed else results

@@ -1,7 +1,7 @@
 """The study's own files on another machine: its objective, the modules that it imports, what its settings name.
 
-Where that machine sees the same files at the same places, as with a shared file system, these are used; elsewhere
-copies, which have travelled with the job.
+On a shared file system, that machine sees the same files at the same paths and uses them. Elsewhere it uses copies that
+were sent with the job.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ STUDY, HERE, MODULES = "lcsc-study", "lcsc-here", "lcsc-modules"  # folders of t
 
 @dataclasses.dataclass(frozen=True)
 class Travelling:
-    """What travels.
+    """The files that are sent to other machines.
 
     Attributes:
-        study: the study file's folder, where the coordinator is.
-        here: the working directory there.
-        files: place among the copies → (path where the coordinator is, SHA-256).
-        objective: the place of the objective's file; empty where it came with the library.
+        study: the study file's folder on the coordinator.
+        here: the working directory of the coordinator.
+        files: path among the copies → (path on the coordinator, SHA-256).
+        objective: the path of the objective's file among the copies; empty where it belongs to the library.
     """
 
     study: Path | None
@@ -45,7 +45,7 @@ class Travelling:
 
     @contextlib.contextmanager
     def arrived(self) -> Iterator[Path | None]:
-        """While this is open, the study's files are found on this machine; gives what stands for the study's folder.
+        """While this is open, the study's files are found on this machine; gives the folder that replaces the study's.
 
         Copies are below the working directory that the process was started in.
         """
@@ -73,7 +73,7 @@ class Travelling:
 
 
 def collect(spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> Travelling:
-    """Copy what has to travel.
+    """Copy the files that other machines need.
 
     Args:
         spec: of the objective.
@@ -105,7 +105,7 @@ def collect(spec: ObjectiveSpec, study: Path | None, objective: Objective, copie
 
 
 def _place(path: Path, study: Path | None, here: Path) -> str:
-    """Among the copies; empty for what is neither beside the study file nor in the working directory."""
+    """A file's path among the copies; empty where it is neither beside the study file nor in the working directory."""
     for folder, copies in ((study, STUDY), (here, HERE)):
         if folder is not None and path.is_relative_to(folder):
             return str(PurePosixPath(copies, *path.relative_to(folder).parts))
@@ -113,7 +113,7 @@ def _place(path: Path, study: Path | None, here: Path) -> str:
 
 
 def _module_place(name: str, path: Path) -> str:
-    """Of a module from elsewhere, as on ``PYTHONPATH``."""
+    """The path among the copies of a module from elsewhere, such as ``PYTHONPATH``."""
     parts = [*name.split("."), "__init__"] if path.name == "__init__.py" else name.split(".")
     return str(PurePosixPath(MODULES, *parts).with_suffix(".py"))
 
@@ -131,7 +131,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _small(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files among these, and those in the folders among these, while they are not too large together."""
+    """These files and the files in these folders, up to a total size."""
     left = MOST_BYTES
     for path in paths:
         try:
@@ -145,7 +145,7 @@ def _small(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Nothing of a folder that all else is in."""
+    """The files in a folder; none where the folder contains all others."""
     if not folder.is_dir() or Path.cwd().is_relative_to(folder.resolve()):
         return []
     return [file for file in folder.rglob("*") if file.is_file()]

@@ -1,4 +1,4 @@
-"""Jobs that wait for workers which several users share, each of them served in turn."""
+"""A queue of jobs for workers that several users share; users are served in turns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Queued(Protocol):
-    """What waits: whose it is, and which worker has to do it, ``None`` for any."""
+    """A waiting job: its user, and the worker that has to do it, ``None`` for any."""
 
     @property
     def user(self) -> Hashable:
-        """Whose it is."""
+        """The user who submitted it."""
         ...
 
     @property
@@ -26,7 +26,7 @@ Item = TypeVar("Item", bound=Queued)
 
 
 class FairQueue(Generic[Item]):
-    """Who has the fewest jobs with workers is first; of several, who was served longest ago.
+    """The user with the fewest running jobs is served first; among equals, the one who was served longest ago.
 
     The jobs of one user for the same worker, or for any, keep their order.
     """
@@ -37,21 +37,21 @@ class FairQueue(Generic[Item]):
         self._count = itertools.count(1)
 
     def add(self, item: Item) -> None:
-        """Put one behind those of its user."""
+        """Add a job behind the others of its user."""
         self._waiting.setdefault(item.user, {}).setdefault(item.worker, collections.deque()).append(item)
 
     def in_turn(self, running: Mapping[Hashable, int]) -> Iterator[Item]:
         """The first job of each user for each worker, in the order in which they should be done.
 
         Args:
-            running: how many jobs of each user workers have now.
+            running: user → how many of their jobs workers have now.
         """
         users = sorted(self._waiting, key=lambda user: (running.get(user, 0), self._served.get(user, 0)))
         for user in users:
             yield from [queue[0] for queue in self._waiting[user].values()]
 
     def take(self, item: Item) -> None:
-        """Remove one that :meth:`in_turn` gave: its user was served."""
+        """Remove a job that :meth:`in_turn` gave; its user counts as served."""
         self._served[item.user] = next(self._count)
         of_user = self._waiting[item.user]
         of_user[item.worker].popleft()
@@ -61,10 +61,10 @@ class FairQueue(Generic[Item]):
             del self._waiting[item.user]
 
     def withdraw(self, user: Hashable) -> list[Item]:
-        """Remove all of one user."""
+        """Remove all jobs of one user."""
         self._served.pop(user, None)
         return [item for queue in self._waiting.pop(user, {}).values() for item in queue]
 
     def clear(self) -> list[Item]:
-        """Remove all."""
+        """Remove all jobs."""
         return [item for user in tuple(self._waiting) for item in self.withdraw(user)]

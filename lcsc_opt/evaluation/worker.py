@@ -32,13 +32,13 @@ Kind = Literal["submit", "sample", "slope"]
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is started with; travels to it.
+    """What a worker is started with; picklable.
 
     Attributes:
         load_objective: builds the objective; picklable.
-        expected: the fingerprint that it has to have; ``None`` checks nothing.
-        threads: how many of the cores it may use.
-        environment: set before torch looks for devices.
+        expected: the fingerprint that the objective must have; ``None`` checks nothing.
+        threads: how many cores it may use.
+        environment: variables to set before torch looks for devices.
     """
 
     load_objective: Callable[[], Objective]
@@ -49,7 +49,7 @@ class WorkerSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One call of a method of the worker's evaluator, and the number that its answer comes back under."""
+    """One call of a method of the worker's evaluator; its answer has the same number."""
 
     number: int
     kind: Kind
@@ -63,7 +63,7 @@ READY, NOTICE = -1, -2
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a job gave, or the error that it ended with, pickled: one that cannot be read fails no other."""
+    """The result of a job, or its error, pickled one by one: an answer that cannot be read fails no other."""
 
     number: int
     content: bytes = b""
@@ -75,8 +75,8 @@ class Ending:
 
     Attributes:
         how: for people.
-        reason: of the attempts that failed with it.
-        counts: whether the worker itself is to blame, and not the machine that went away.
+        reason: the reason of the attempts that failed with it.
+        counts: false where the machine went away, and the worker is not to blame.
     """
 
     how: str
@@ -85,14 +85,14 @@ class Ending:
 
 
 class Coordinator(Protocol):
-    """The way to the one who asks; both raise OSError where it is gone, and so may ``recv`` with EOFError."""
+    """The connection to the coordinator. Both methods raise OSError where it is gone; ``recv`` may raise EOFError."""
 
     def recv(self) -> Job:
         """Wait for a job."""
         ...
 
     def send(self, answer: Answer, /) -> None:
-        """Say something."""
+        """Send an answer."""
         ...
 
 
@@ -139,7 +139,7 @@ def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
 
 
 class _Answers:
-    """The way back, used by several threads."""
+    """The connection back, shared by several threads."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator, self._lock = coordinator, threading.Lock()
@@ -149,16 +149,16 @@ class _Answers:
         self._put(Answer(READY))
 
     def notice(self, message: str) -> None:
-        """Leave it to the coordinator to say a line, since all workers give notice of the same things."""
+        """Send a notice to the coordinator, which prints it once for all workers."""
         self.send(NOTICE, message)
 
     def take(self, number: int, done: Future[Any]) -> None:
-        """Send what a future gave."""
+        """Send the result of a future."""
         error = done.exception()
         self.send(number, done.result() if error is None else error)
 
     def send(self, number: int, value: Any) -> None:
-        """Send a value, or an error that is to be raised."""
+        """Send a value, or an error for the coordinator to raise."""
         try:
             content = pickle.dumps(value)
         except Exception as error:  # something of the user's that does not travel
@@ -176,7 +176,7 @@ def _as_json(description: dict[str, Any]) -> str:
 
 
 def _end_with_coordinator() -> None:
-    """Leave when the coordinator is gone, killed even; nobody would fetch a result, and the device would stay taken."""
+    """End this process when the coordinator is gone, also when it was killed: else the device would stay taken."""
     coordinator = multiprocessing.parent_process()
     if coordinator is not None:
         multiprocessing.connection.wait([coordinator.sentinel])
@@ -184,7 +184,9 @@ def _end_with_coordinator() -> None:
 
 
 def _use_threads(threads: int) -> None:
-    """Also of a torch that is imported later: that takes seconds, and not every objective needs it."""
+    """Limit the threads of torch, also if it is imported later: the import takes seconds, and not all objectives need
+    it.
+    """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""One merge without a study: an average of checkpoints with coefficients that somebody names, and its recipe."""
+"""One merge without a study: checkpoints with given coefficients, and the recipe."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lcsc_opt.exports.model_folder import read_config
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.exports.writing import Destination, write
 from lcsc_opt.trajectory import open_or_pack
-from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
+from lcsc_opt.trajectory.exact_merge import PackedCheckpoints, merge_exactly
 
 
 def average(
@@ -32,7 +32,7 @@ def average(
     Args:
         patterns: a packed trajectory; else files, globs or folders, which are packed into the cache.
         coefficients_of: training steps ``[K]`` → coefficients ``[K]`` that sum to one.
-        to: where, and in which form.
+        to: the path and the form.
         name: what the recipe calls it.
         key: which state dict of each file.
         steps: the training step of each file, where the names do not say them.
@@ -49,12 +49,12 @@ def average(
     trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
-    write(recombine(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype), recipe, to, config=config)
+    write(merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype), recipe, to, config=config)
     return recipe
 
 
 def listed_coefficients(path: Path, steps: Sequence[int]) -> Coefficients:
-    """Those of a JSON file: ``[K]`` numbers, or steps with their coefficients, where others are zero.
+    """The coefficients in a JSON file: ``[K]`` numbers, or a mapping from steps; steps that it leaves out are zero.
 
     Also under the key ``coefficients``, as recipes and ``lcsc show --format json`` have them.
 

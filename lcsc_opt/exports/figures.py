@@ -1,8 +1,7 @@
-"""What a finished search shows to those who look: images as artifacts, figures and a note in optuna-dashboard."""
+"""What is stored with a finished search to look at: images, figures, and a note in optuna-dashboard."""
 
 from __future__ import annotations
 
-import io
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -10,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import optuna
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
-from PIL import Image
 
+from lcsc_opt.base.contact_sheet import contact_sheet
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import HELD_OUT
 from lcsc_opt.database.comparing import best_ema
@@ -35,16 +33,16 @@ SHOWN = 40  # of them, those that differ most
 
 
 def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective) -> list[str]:
-    """Keep what a finished search looks like with it, for optuna-dashboard and for our own pages.
+    """Store the figures and images of a finished search with it, for optuna-dashboard and for our own pages.
 
     The curve, the coefficients and a note; where the objective samples images and EMA* is known, also images of both
     models from the same noise, as artifacts of the chosen trial.
 
     Returns:
-        The names of the artifacts; a landscape, which is no search, is left as it is.
+        The names of the artifacts. A landscape, which is no search, is left as it is.
 
     Raises:
-        StudyStoreError: when no trial is complete.
+        StudyStoreError: no trial is complete.
     """
     if not is_search(study.name):
         return []
@@ -118,39 +116,3 @@ def _sheets(objective: MergeSampleScore, ema: Floats, found: Floats, optimizer: 
         EMA_IMAGES: contact_sheet(first[shown].numpy()),
         own_images(optimizer): contact_sheet(second[shown].numpy()),
     }
-
-
-COLUMNS = 8
-GAP = 2  # pixels of white between images
-SMALLEST = 48  # pixels; smaller images are enlarged, each pixel to a square
-
-
-def contact_sheet(images: npt.ArrayLike, *, columns: int = COLUMNS) -> bytes:
-    """A PNG of ``images``, row by row.
-
-    Args:
-        images: ``[n, C, H, W]`` in [-1, 1], with one channel or three; n at least 1.
-        columns: of the sheet, at most.
-    """
-    pixels = _enlarged(_bytes(np.asarray(images)))
-    count, height, width = pixels.shape[:3]
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), 255, dtype=np.uint8)
-    for i, image in enumerate(pixels):
-        top, left = (i // columns) * (height + GAP), (i % columns) * (width + GAP)
-        sheet[top : top + height, left : left + width] = image
-    content = io.BytesIO()
-    Image.fromarray(sheet).save(content, format="PNG")
-    return content.getvalue()
-
-
-def _bytes(images: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
-    """``[n, C, H, W]`` in [-1, 1] → ``[n, H, W, C]``, 0 to 255."""
-    levels = np.clip(np.rint((images.astype(np.float64) + 1) * 127.5), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(levels.transpose(0, 2, 3, 1))
-
-
-def _enlarged(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    factor = max(1, -(-SMALLEST // max(pixels.shape[1:3])))
-    return pixels.repeat(factor, axis=1).repeat(factor, axis=2)

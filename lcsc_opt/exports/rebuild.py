@@ -16,8 +16,8 @@ from lcsc_opt.exports.model_folder import CONFIG, check_fits, read_config
 from lcsc_opt.exports.recipe import LoraNaming, Recipe
 from lcsc_opt.exports.writing import Destination, write
 from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.exact_merge import CheckpointFiles, PackedCheckpoints, merge_exactly
 from lcsc_opt.trajectory.packing import find_sources
-from lcsc_opt.trajectory.recombination import CheckpointFiles, PackedCheckpoints, recombine
 
 
 def rebuild(
@@ -60,7 +60,7 @@ def rebuild(
     recipe = recipe.model_copy(update={"dtype": to.dtype, "lora": _lora_naming(recipe, checkpoints, to)})
     if config is not None:  # before all of them are read
         check_fits(config, checkpoints.read(checkpoints.steps[0]))
-    weights = recombine(checkpoints, combination, dtype=to.dtype)
+    weights = merge_exactly(checkpoints, combination, dtype=to.dtype)
     weights |= _statistics(recipe)
     write(weights, recipe, to, config=config)
     return recipe

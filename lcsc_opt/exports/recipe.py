@@ -1,6 +1,6 @@
 """The recipe of a merged model: which checkpoints, with which coefficients, found by which trial.
 
-It travels inside every exported model, and is enough to merge the same bits again from the same checkpoints.
+Every exported model holds it. It is enough to merge the same bits again from the same checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lcsc_opt.objective.contract import Objective
 
 if TYPE_CHECKING:  # these import torch, which listing studies does not need
     from lcsc_opt.trajectory import Trajectory
-    from lcsc_opt.trajectory.recombination import Combination
+    from lcsc_opt.trajectory.exact_merge import Combination
 
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and beside the state dict of a .pt file
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
@@ -37,9 +37,9 @@ class LoraNaming(pydantic.BaseModel):
     """What the names and the scale of a LoRA depend on, beside its tensors.
 
     Attributes:
-        component: what modules belong to whose names do not tell, ``unet`` or ``transformer``.
-        alphas: component → what of PEFT's configuration decides the scale, where the tensors do not hold alphas.
-        layers_per_block: of the U-Net, which kohya's names for SDXL need.
+        component: ``unet`` or ``transformer``, for modules whose names do not tell.
+        alphas: component → the part of PEFT's configuration that decides the scale, where tensors hold no alphas.
+        layers_per_block: of the U-Net; kohya's names for SDXL depend on it.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -67,24 +67,24 @@ class Recipe(pydantic.BaseModel):
 
     Attributes:
         format: of the recipe itself.
-        method: the combination that :func:`recombine` makes again bit for bit.
+        method: the combination that :func:`merge_exactly` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
-        trial: its number; ``None`` of an average that nobody searched.
+        trial: its number; ``None`` for an average without a search.
         coefficients: ``[K]``.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: of all of them together.
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` where the training loop wrote the trajectory.
-        dtype: that the model was exported in; ``None`` is each tensor's own.
-        statistics: tensors that were not merged but computed of the merged model, such as those of batch normalization:
-            a safetensors file in hexadecimal digits.
-        lora: of one exported under other names than its checkpoints': the ``component`` and ``alphas`` that it needs.
-        loss: that the search found; ``None`` where there was none.
+        dtype: of the exported model; ``None`` is each tensor's own.
+        statistics: tensors that were computed from the merged model, such as those of batch normalization, as a
+            safetensors file in hexadecimal digits.
+        lora: for a LoRA under other names than its checkpoints': what these names depend on.
+        loss: of the search; ``None`` without a search.
         metrics: that the search measured.
-        held_out: what was measured on held-out noise, where it was.
+        held_out: the held-out report, where there is one.
         lcsc_opt: the version.
-        versions: of what it was computed with.
+        versions: of the packages that it was computed with.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -149,10 +149,10 @@ class Recipe(pydantic.BaseModel):
         """What to combine.
 
         Raises:
-            CoefficientsError: when its coefficients do not sum to one.
+            CoefficientsError: its coefficients do not sum to one.
         """
         from lcsc_opt.coefficients.profiles import check_coefficients
-        from lcsc_opt.trajectory.recombination import Combination
+        from lcsc_opt.trajectory.exact_merge import Combination
 
         coefficients = check_coefficients(self.coefficients, len(self.steps))
         return Combination(
@@ -166,9 +166,9 @@ def recipe_of(
     """The recipe of a study's best model so far, or of one trial. Writes nothing, so a runner is not disturbed.
 
     Raises:
-        ObjectiveError: when the objective has no weights.
-        StudyMismatchError: when the checkpoints are not those that the study was made with.
-        StudyStoreError: when there is no such complete trial.
+        ObjectiveError: the objective has no weights.
+        StudyMismatchError: the checkpoints are not those that the study was made with.
+        StudyStoreError: there is no such complete trial.
     """
     if objective.trajectory is None:
         raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
@@ -191,7 +191,7 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     """The packed checkpoints that an objective merges.
 
     Raises:
-        ObjectiveError: when there is none.
+        ObjectiveError: there is none.
     """
     from lcsc_opt.trajectory import Trajectory
 
@@ -201,7 +201,7 @@ def packed_trajectory(objective: Objective) -> Trajectory:
 
 
 def _check_same_checkpoints(study: StoredStudy, trajectory: Trajectory) -> None:
-    """Coefficients found on other checkpoints would make some other model, silently."""
+    """Check that the checkpoints are the study's: others would give another model, silently."""
     attributes = study.attributes
     known = attributes["fingerprint"]["objective"].get("trajectory")
     other = isinstance(known, str) and known != trajectory.sha256
@@ -216,7 +216,7 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe inside an exported model (a file, or a folder that diffusers loads), or in a JSON file.
 
     Raises:
-        CheckpointError: when there is none, or it cannot be read.
+        CheckpointError: there is none, or it cannot be read.
     """
     text = _recipe_text(path)
     if text is None:

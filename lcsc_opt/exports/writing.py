@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.files import replacing
+from lcsc_opt.base.files import replacing, why_refused
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
@@ -25,8 +25,8 @@ from lcsc_opt.exports.model_folder import check_fits, config_of, read_config, wr
 from lcsc_opt.exports.recipe import ENTRY, FILE, LoraNaming, Recipe, packed_trajectory, recipe_of
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.sampling.text_to_image.lora import save_lora
+from lcsc_opt.trajectory.exact_merge import PackedCheckpoints, cast, merge_exactly
 from lcsc_opt.trajectory.lora import trajectory_alphas
-from lcsc_opt.trajectory.recombination import PackedCheckpoints, cast, recombine
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
 
@@ -112,16 +112,16 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
         The recipe that is inside.
 
     Raises:
-        ObjectiveError: when the objective has no weights, or they do not fit the configuration.
-        StudyMismatchError: when the checkpoints are not those that the study was made with.
-        TrajectoryError: when they are damaged.
-        StudyStoreError: when there is no such trial, or the file cannot be written.
+        ObjectiveError: the objective has no weights, or they do not fit the configuration.
+        StudyMismatchError: the checkpoints are not those that the study was made with.
+        TrajectoryError: they are damaged.
+        StudyStoreError: there is no such trial, or the file cannot be written.
     """
     recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
     config = _config(to, objective)
     if to.form == "lora":
         recipe = recipe.model_copy(update={"lora": _lora_naming(study, objective)})
-    weights = recombine(PackedCheckpoints(packed_trajectory(objective)), recipe.combination(), dtype=to.dtype)
+    weights = merge_exactly(PackedCheckpoints(packed_trajectory(objective)), recipe.combination(), dtype=to.dtype)
     if statistics := objective.statistics(np.array(recipe.coefficients)):
         weights |= (kept := cast(dict(statistics), to.dtype))
         recipe = recipe.model_copy(update={"statistics": save(kept).hex()})
@@ -202,4 +202,6 @@ def write(
         with replacing(to.path) as path:
             writers[to.form](path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
-        raise StudyStoreError(f"{to.path}: cannot be written: {error}") from error
+        needed = sum(tensor.nbytes for tensor in weights.values())
+        reason = why_refused(error, to.path.absolute().parent, needed)
+        raise StudyStoreError(f"{to.path}: cannot be written: {reason}") from error

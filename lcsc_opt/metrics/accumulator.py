@@ -28,17 +28,18 @@ from lcsc_opt.metrics.statistics import FeatureStatistics
 class Accumulator:
     """Takes the images of one evaluation, or of a part of it; every extractor sees each image once.
 
-    Where FID is all that is wanted of an extractor, and there are at least as many images as features, features are
-    reduced to count, mean and scatter on the extractor's device, batch by batch. Else they are kept: metrics of single
-    features need them, so does the gradient, and fewer than D of them are smaller than a scatter.
+    Features are reduced to count, mean and scatter on the extractor's device, batch by batch, where FID is all that an
+    extractor is used for and there are at least D images. Else features are kept: the gradient and metrics of single
+    images need them, and fewer than D of them take less memory than a scatter.
 
-    Several processes or devices take a part of the images each, and what they found is put together::
+    Several processes or devices may take a part of the images each; the parts are joined::
 
         parts = [accumulator.part() for each]  # each accumulator made with total=, the images of all
         loss, metrics = scores.whole(parts).result()
 
-    The gradient of the loss needs two passes: the features of all images give the gradient of the loss in them, and
-    images sampled again, with a graph, lead it back. The graph of the last batch is kept between the two::
+    The gradient of the loss needs two passes. The features of all images give the gradient of the loss in the features.
+    Then images are sampled again with a graph, which leads the gradient back. The last batch keeps its graph between
+    the passes::
 
         accumulator = scores.accumulator(count, gradient=True)
         for images in batches[:-1]:
@@ -52,14 +53,16 @@ class Accumulator:
         loss, metrics = accumulator.result()
 
     Args:
-        loss: of the metrics.
+        loss: the weighted sum of metrics.
         views: extractors and references by name.
         metrics: what to compute.
         images: how many will be added here.
         total: how many the whole evaluation has; ``None`` where these are all.
-        gradient: keep the features of the loss, which its gradient needs.
+        gradient: keep the features that the gradient of the loss needs.
+        splits: as of :class:`WholeEvaluation`.
 
-    Raises MetricError when the numbers make no sense.
+    Raises:
+        MetricError: the numbers make no sense.
     """
 
     def __init__(
@@ -71,8 +74,9 @@ class Accumulator:
         *,
         total: int | None = None,
         gradient: bool = False,
+        splits: Mapping[str, float] | None = None,
     ) -> None:
-        self._loss, self._metrics, self._images = loss, tuple(metrics), images
+        self._loss, self._metrics, self._images, self._splits = loss, tuple(metrics), images, splits
         self._total = images if total is None else total
         if images < 1 or images > self._total:
             most = "" if total is None else f", and at most the {total} of the evaluation"
@@ -90,7 +94,8 @@ class Accumulator:
     def add(self, images: Tensor) -> None:
         """Take the features of ``[B, C, H, W]`` in [−1, 1].
 
-        Raises MetricError when features are not finite, or when there are more images than were announced.
+        Raises:
+            MetricError: features are not finite, or there are more images than were announced.
         """
         rows = self._next_rows(images)
         with torch.no_grad():  # inference mode would save nothing, and what extractors keep from it fits into no graph
@@ -99,12 +104,14 @@ class Accumulator:
         self._added += len(images)
 
     def add_with_graph(self, images: Tensor) -> dict[str, Tensor]:
-        """Take the features of ``[B, C, H, W]`` in [−1, 1], which have a graph, and give those of the loss with it.
+        """Take the features of ``[B, C, H, W]`` in [−1, 1] with a graph, and give the features of the loss with that
+        graph.
 
         Returns:
             Extractor's name → features ``[B, D]``, as :meth:`Loss.differentiable_features` gives them.
 
-        Raises MetricError as :meth:`add`, and when a metric of the loss or an extractor has no gradient.
+        Raises:
+            MetricError: as :meth:`add`, and when a metric of the loss or an extractor has no gradient.
         """
         rows = self._next_rows(images)
         features = {name: self._loss.differentiable_features(name, images) for name in self._loss.extractors}
@@ -115,21 +122,32 @@ class Accumulator:
         return features
 
     def part(self) -> FeaturePart:
-        """What the images add to their evaluation. Raises MetricError when images are missing."""
+        """The part of the evaluation that these images make.
+
+        Raises:
+            MetricError: images are missing.
+        """
         if self._added != self._images:
             raise MetricError(f"{self._added} images were added and {self._images} announced")
         seen = {name: one.part() for name, one in self._seen.items()}
         return FeaturePart(self._images, self._total, self._metrics, seen)
 
     def result(self) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name. Raises MetricError when images are missing."""
+        """The loss, and every metric by its name.
+
+        Raises:
+            MetricError: images are missing.
+        """
         return self._whole.result()
 
     def loss_gradients(self) -> dict[str, Tensor]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]``, in their type and on their device.
 
-        Where it is asked for before :meth:`result`, both share one decomposition. Raises MetricError when images are
-        missing, when a metric of the loss has no gradient, or when its features were not kept.
+        Called before :meth:`result`, both share one decomposition.
+
+        Raises:
+            MetricError: images are missing, a metric of the loss has no gradient, or its features were not
+                kept.
         """
         gradients = self._whole.loss_gradients()
         return {name: self._seen[name].as_features(gradient) for name, gradient in gradients.items()}
@@ -143,15 +161,16 @@ class Accumulator:
 
     @cached_property
     def _whole(self) -> WholeEvaluation:
-        return WholeEvaluation(self._loss, [self.part()])
+        return WholeEvaluation(self._loss, [self.part()], self._splits)
 
 
 class _Seen:
-    """What one extractor answers: features or their statistics where metrics want them, logits for the Inception Score.
+    """What one extractor gives: features, or their statistics where these are enough, and logits for the Inception
+    Score.
 
     Args:
         extractor: the network.
-        formulas: of the metrics that look through it.
+        formulas: the formulas of the metrics in its features.
         images: how many will be added.
         total: how many the whole evaluation has.
         gradient: keep the features in any case.
@@ -169,7 +188,7 @@ class _Seen:
         self._logits: Features | None = None
 
     def add(self, images: Tensor, rows: slice, *, known: Tensor | None = None) -> None:
-        """Ask the extractor about ``images``, unless their features are ``known`` and nothing else is wanted."""
+        """Run the extractor on ``images``, unless their features are ``known`` and nothing else is needed."""
         features = known
         if self._wants_logits and isinstance(self._extractor, ClassifyingExtractor):
             answered, logits = self._extractor.features_and_logits(images)
@@ -181,7 +200,7 @@ class _Seen:
             self._add_features(checked_features(self._extractor, features.detach(), len(images)), rows)
 
     def part(self) -> SeenPart:
-        """What was seen of all images."""
+        """The part that all images make."""
         samples = self._features if self._reduction is None else self._reduction.statistics()
         return SeenPart(self._extractor.name, samples, self._logits)
 
@@ -234,7 +253,7 @@ class Reduction:
         self._count += len(features)
 
     def statistics(self) -> FeatureStatistics:
-        """Count, mean and scatter of all features so far, of which there must be some; more can be added after."""
+        """Count, mean and scatter of all features so far, at least one. More can be added afterwards."""
         scatter = torch.addr(_mirrored(self._scatter), self._sum, self._sum, alpha=-1 / self._count)
         mean = self._origin + self._sum / self._count
         return FeatureStatistics(self._count, mean.cpu().numpy(), scatter.cpu().numpy())

@@ -1,9 +1,9 @@
 """One set of samples against the reference: every metric by its name.
 
 FID, KID, the Inception Score, precision and recall are the numbers that torch-fidelity computes. FID is the distance of
-``frechet.py``; the Inception Score is torch-fidelity's own; KID takes its subsets, and precision and recall its
-neighbourhoods, but both run where the networks do (``distances.py``), and distances inside the reference are computed
-once and not in every evaluation. The others are those of ``fidelity.py``.
+``frechet.py``. The Inception Score is computed by torch-fidelity. KID uses its subsets, precision and recall its
+neighbourhoods, but here they run where the networks do (``distances.py``), and distances inside the reference are
+computed only once. The other metrics are those of ``fidelity.py``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import (
     NEIGHBOURHOOD,
+    authentic_share,
     coverage,
     kernel_distance,
     kernel_distance_and_gradient,
@@ -43,10 +44,10 @@ class Comparison:
     """The metrics of one set of samples, each computed when it is asked for.
 
     Args:
-        samples: features ``[N, D]`` float32, or float64 where the extractor answers so; or their statistics, of which
-            FID can be computed, and no gradient.
-        logits: ``[N, classes]`` float32, where the Inception Score is asked for.
-        reference: the real images, where anything else is.
+        samples: features ``[N, D]`` float32 (float64 where the extractor gives that); or their statistics, which are
+            enough for FID, but not for a gradient.
+        logits: ``[N, classes]`` float32, for the Inception Score.
+        reference: the real images, for all other metrics.
         device: where distances between features are computed.
     """
 
@@ -59,19 +60,28 @@ class Comparison:
         device: torch.device | str = "cpu",
     ) -> None:
         self._samples, self._logits, self._reference, self._device = samples, logits, reference, device
+        self._computed: dict[Formula, float] = {}
         self._differentiated: dict[Formula, tuple[float, Array]] = {}
 
     def compute(self, formula: Formula) -> float:
-        """The value of one metric. Raises MetricError when the features do not allow it."""
+        """The value of one metric.
+
+        Raises:
+            MetricError: the features do not allow it.
+        """
         if formula in self._differentiated:
             return self._differentiated[formula][0]
-        return METRICS[formula](self)
+        if formula not in self._computed:
+            self._computed[formula] = METRICS[formula](self)
+        return self._computed[formula]
 
     def gradient(self, formula: Formula) -> Array:
         """``[N, D]`` float64: the derivative in the features of a metric that is in ``DIFFERENTIATED``.
 
-        What it shares with the value is computed once where the gradient is asked for first. Raises MetricError when
-        the features do not allow it.
+        Call it before :meth:`compute`: then both share what they have in common.
+
+        Raises:
+            MetricError: the features do not allow it.
         """
         if formula not in self._differentiated:
             self._differentiated[formula] = DIFFERENTIATED[formula](self)
@@ -82,17 +92,23 @@ class Comparison:
         return self._fid(self._required_reference)
 
     def fid_held_out(self) -> float:
-        """The same to the real images that no loss looks at."""
+        """Squared Fréchet distance to the held-out real images."""
         return self._fid(self._required_reference.unseen)
 
     def nearer_train(self) -> float:
         """The share of samples that are nearer to an image of the reference than to any held-out one.
 
-        Of samples that copy nothing it is the reference's share of all real images; copies raise it.
+        For samples that copy nothing this is the reference's share of all real images. Copies raise it.
         """
         samples, real = self._samples_and_real(1, needs="nearer_train needs some")
         other = self._required_reference.unseen.features_on(self._device).to(samples.dtype)
         return nearer_share(samples, real, other)
+
+    def authenticity(self) -> float:
+        """The share of samples that are no copies: farther from the nearest real image than that is from others."""
+        samples, real = self._samples_and_real(1, needs="authenticity needs some")
+        apart = self._required_reference.once("nearest", self._device, lambda features: radii(features, 1))
+        return authentic_share(samples, real, apart)
 
     def _fid(self, reference: Reference) -> float:
         if isinstance(self._samples, FeatureStatistics):
@@ -191,6 +207,7 @@ METRICS: Mapping[Formula, Callable[[Comparison], float]] = {
     "is": Comparison.inception_score,
     "precision": Comparison.precision,
     "recall": Comparison.recall,
+    "authenticity": Comparison.authenticity,
     "fid_held_out": Comparison.fid_held_out,
     "nearer_train": Comparison.nearer_train,
     **{formula: _distance(formula) for formula in FIDELITY},

@@ -1,4 +1,4 @@
-"""A cross-check for held-out reports: a published extractor that the loss does not look through.
+"""A cross-check for held-out reports: FID in the features of a published extractor that the loss does not use.
 
 A search can lower FID by what one extractor alone sees. In other features such a gain does not show.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,24 +30,26 @@ def published_cross_check(
     batch_size: int = 250,
     cache: Path,
 ) -> CrossCheckSpace | None:
-    """FID in the features of CLIP where the loss looks through Inception, and else of Inception.
+    """FID in the features of CLIP where the loss uses Inception, else in those of Inception.
 
-    It is built when it is first needed: what only searches needs neither its memory nor its weights. Where these or
-    reference images cannot be had then, one line says so and how to get them, since nobody has asked for it. So it does
-    where the loss looks through extractors of one's own only: no published one need fit such images.
+    It is built when it is first needed, since a search needs neither its memory nor its weights. Nobody asked for it:
+    where weights or reference images are missing then, one line says so and how to get them, and there is no
+    cross-check. The same holds where the loss uses only the user's own extractors, since a published one may not fit
+    such images.
 
     Args:
         loss: a metric, or the weights of a sum of metrics.
-        reference: for all extractors or by extractor; images that others are given serve this one, too.
-        weights: extractor → file; without one, published weights are downloaded where they are not there yet.
+        reference: for all extractors or by extractor; images that another extractor has are used, too.
+        weights: extractor → file; without one, published weights are downloaded where they are missing.
         device: where the network runs.
         batch_size: reference images through the network at once.
         cache: a folder for what is computed from the reference.
 
     Returns:
-        None where the loss looks through all of them.
+        What builds it; None where the loss uses all published extractors.
 
-    Raises MetricError for an unknown metric.
+    Raises:
+        MetricError: for an unknown metric.
     """
     searched = {metric.extractor for metric in parse_loss(loss)}
     free = [name for name in EXTRACTORS if name not in searched]
@@ -61,9 +64,8 @@ def published_cross_check(
             images = _images(reference, metric.extractor)
             path = None if file is None else Path(file).expanduser()
             extractor = build_extractor(metric.extractor, weights=path, device=device)
-            seen = build_reference(
-                images, metric.extractor, extractor, features=False, batch_size=batch_size, cache=cache
-            )
+            how: dict[str, Any] = {"features": False, "held_out": True, "batch_size": batch_size, "cache": cache}
+            seen = build_reference(images, metric.extractor, extractor, **how)
             view = View(extractor, seen)
             Scores({metric.extractor: view}, loss=str(metric))  # which checks that the two fit
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
@@ -88,9 +90,10 @@ def _left_out(metric: MetricName, error: Exception) -> str:
 
 
 def _images(reference: ReferenceSetting | None, extractor: str) -> ReferenceSetting:
-    """The reference that is given for an extractor; else the images that are given for all, or for another one.
+    """The reference of an extractor; else the images for all extractors, or those of another one.
 
-    Raises MetricError where there are none.
+    Raises:
+        MetricError: there are none.
     """
     given: list[ReferenceSetting] = [] if reference is None else [reference]
     if isinstance(reference, Mapping) and dataset_settings(reference) is None and not is_split(reference):

@@ -1,6 +1,6 @@
 """The kernel distance of KID (Bińkowski et al. 2018) between two sets of features, in torch-fidelity's subsets.
 
-torch-fidelity computes it in numpy; here it runs where the features are, since on a GPU it is then cheap enough to be
+torch-fidelity computes it in numpy. Here it runs on the device of the features: on a GPU it is then fast enough to be
 the loss of a search.
 """
 
@@ -37,7 +37,7 @@ def kernel_distance(samples: Tensor, real: Tensor, *, seed: int) -> float:
 
 
 def kernel_distance_and_gradient(samples: Tensor, real: Tensor, *, seed: int) -> tuple[float, Tensor]:
-    """What :func:`kernel_distance` answers, and its derivative in the samples; one subset is held at a time.
+    """:func:`kernel_distance` and its derivative in the samples; one subset is in memory at a time.
 
     Args:
         samples: ``[N, D]`` float32.
@@ -99,10 +99,10 @@ NEIGHBOURHOOD = 3  # k of the paper, and torch-fidelity's default
 BLOCK = 2**27  # distances held at once: 512 MiB of float32
 
 
-def radii(features: Tensor) -> Tensor:
-    """``[N]`` distance of each of ``[N, D]`` features to its third nearest neighbour; N above three."""
+def radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
+    """``[N]`` distance of each of ``[N, D]`` features to its third nearest neighbour, or another; N above that."""
     found = [
-        torch.cdist(rows, features).kthvalue(NEIGHBOURHOOD + 1, dim=1).values  # the nearest is the feature itself
+        torch.cdist(rows, features).kthvalue(neighbour + 1, dim=1).values  # the nearest is the feature itself
         for rows in torch.split(features, rows_at_once(len(features)))
     ]
     return torch.cat(found)
@@ -139,6 +139,23 @@ def nearer_share(samples: Tensor, real: Tensor, other: Tensor) -> float:
     return nearer / len(samples)
 
 
+def authentic_share(samples: Tensor, real: Tensor, apart: Tensor) -> float:
+    """The share of samples farther from their nearest real image than that is from its own nearest.
+
+    Alaa et al. 2022 (arXiv 2102.08921), Eq. 7, as dgm-eval computes it.
+
+    Args:
+        samples: ``[N, D]``.
+        real: ``[M, D]``.
+        apart: ``[M]`` distance of each real image to the nearest other one.
+    """
+    authentic = 0
+    for rows in torch.split(samples, rows_at_once(len(real))):
+        distances, nearest = torch.cdist(rows, real).min(dim=1)
+        authentic += int((apart[nearest] < distances).sum())
+    return authentic / len(samples)
+
+
 def rows_at_once(columns: int) -> int:
-    """How many rows of so many distances are held at once."""
+    """How many rows of this many distances are in memory at once."""
     return max(1, BLOCK // columns)

@@ -1,8 +1,8 @@
-"""Distances that Fréchet's does not see: of single samples from real images, of clusters, of projections, by a kernel.
+"""Distances that see what FID does not: single samples, clusters, projections, and a kernel distance.
 
-FID pays for diversity with fidelity: it falls while single images get worse. ``near`` and ``hinge`` look at single
-samples; ``clusters`` at parts of the real images; ``sliced`` and ``cmmd`` at more of the distribution than its first
-two moments. All are differentiable in the samples, and their gradients come from automatic differentiation.
+FID pays for diversity with fidelity: it falls while single images get worse. ``near`` and ``hinge`` measure single
+samples; ``clusters`` compares with groups of real images; ``sliced`` and ``cmmd`` see more of the distribution than its
+first two moments. All are differentiable in the samples, and their gradients come from automatic differentiation.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def near_each(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def hinge(samples: Tensor, reference: Reference) -> Tensor:
-    """How far samples are outside of the real images' neighbourhoods: mean relu(min_j |f − r_j|² / radius_j² − 1).
+    """How far samples lie outside the neighbourhoods of real images: mean relu(min_j |f − r_j|² / radius_j² − 1).
 
-    It is zero for the samples that count as precise: those inside of some sphere whose radius is the distance of its
-    real image to the third nearest (Kynkäänniemi et al. 2019, Eq. 1).
+    It is zero for samples that precision counts: those inside the sphere of some real image. The radius is that image's
+        distance to its third nearest real image (Kynkäänniemi et al. 2019, Eq. 1).
     """
     return hinge_each(samples, reference).mean()
 
@@ -63,7 +63,7 @@ def clusters(samples: Tensor, reference: Reference) -> Tensor:
     """The Fréchet distance between diagonal Gaussians of each of ten clusters of real images, in their proportions.
 
     A sample belongs to clusters as ``softmax(−|f − centre|² / the mean squared distance of real images to theirs)``.
-    Say ``fid`` beside it in a loss: how many samples a cluster has, it does not see.
+    Use it in a loss together with ``fid``: it does not see how many samples a cluster has.
     """
     found = reference.once("clusters", samples.device, _clusters_of)
     centres, deviations, shares, scale = (part.to(samples.dtype) for part in found)
@@ -78,8 +78,8 @@ def clusters(samples: Tensor, reference: Reference) -> Tensor:
 def sliced(samples: Tensor, reference: Reference) -> Tensor:
     """The sliced Wasserstein distance (Bonneel et al. 2015), squared, times D: the judge that MIND proposes.
 
-    Mean over directions of the squared distance between the sorted projections (Berthet et al. 2026). Times D, a shift
-    of the mean counts as in FID.
+    The mean over directions of the squared distance between the sorted projections (Berthet et al. 2026). The factor D
+    makes a shift of the mean count as in FID.
     """
     real = reference.once("projections", samples.device, _sorted_projections).to(samples.dtype)  # [M, P]
     own = _sorted_projections(samples)  # [N, P]
@@ -128,7 +128,7 @@ def deviation(formula: Formula, samples: Tensor, reference: Reference) -> float:
 
 @torch.inference_mode(mode=False)
 def distance_and_gradient(formula: Formula, samples: Tensor, reference: Reference) -> tuple[float, Tensor]:
-    """What :func:`distance` answers, and its derivative in the samples, ``[N, D]`` float64 on their device."""
+    """:func:`distance` and its derivative in the samples, ``[N, D]`` float64 on their device."""
     with torch.enable_grad():
         leaf = samples.detach().clone().requires_grad_()
         value = FIDELITY[formula](leaf, reference)
@@ -141,7 +141,7 @@ def _real(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def _blocks(samples: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Rows of the samples, without their graph, so many at once that ``columns`` distances to each fit into memory."""
+    """Rows of the samples without their graph, as many at once as ``columns`` distances each allow."""
     return torch.split(samples.detach(), rows_at_once(columns))
 
 
@@ -182,6 +182,6 @@ def _clusters_of(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _root(variances: Tensor) -> Tensor:
-    """The square root, whose slope at zero is taken as zero."""
+    """The square root, with slope zero at zero."""
     positive = variances > 0
     return torch.where(positive, torch.where(positive, variances, 1.0).sqrt(), 0.0)

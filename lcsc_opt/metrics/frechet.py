@@ -74,7 +74,8 @@ class FrechetReference:
             cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; may be
             rank-deficient.
 
-        Raises MetricError when an array is not finite, has another shape, or is no covariance.
+        Raises:
+            MetricError: an array is not finite, has another shape, or is no covariance.
         """
         checked = as_mean(mean, "mean")
         self._check_dimension(len(checked), "mean")
@@ -89,7 +90,8 @@ class FrechetReference:
         Args:
             features: ``[N, D]``, N at least 2.
 
-        Raises MetricError when the features are not finite, have another D, or are fewer than two.
+        Raises:
+            MetricError: the features are not finite, have another D, or are fewer than two.
         """
         mean, deviations = self._mean_and_deviations(features)
         if len(deviations) < self.dimension:
@@ -97,9 +99,10 @@ class FrechetReference:
         return self._distance(mean, deviations.T @ deviations)
 
     def distance_from_statistics(self, statistics: FeatureStatistics) -> float:
-        """FID of the features that ``statistics`` are of, with the covariance of :meth:`distance_from_features`.
+        """FID from the statistics of features, with the covariance of :meth:`distance_from_features`.
 
-        Raises MetricError when they are of another D, or of fewer than two features.
+        Raises:
+            MetricError: they are of another D, or of fewer than two features.
         """
         self._check_dimension(len(statistics.mean), "statistics")
         if statistics.count < 2:
@@ -115,7 +118,8 @@ class FrechetReference:
         Returns:
             The distance of :meth:`distance_from_features`, up to rounding, and the gradient ``[N, D]`` float64.
 
-        Raises MetricError as :meth:`distance_from_features`.
+        Raises:
+            MetricError: as :meth:`distance_from_features`.
         """
         mean, deviations = self._mean_and_deviations(features)
         count = len(deviations)
@@ -142,7 +146,7 @@ class FrechetReference:
         return mean, (checked - mean) / np.sqrt(len(checked) - 1)
 
     def _distance(self, mean: Array, scatter: Array, *, divisor: int = 1) -> float:
-        """To the covariance ``scatter / divisor``, which is never written down: it is as large as both others."""
+        """The distance to the covariance ``scatter / divisor``, which is never made: that would take memory again."""
         root = _trace_of_root(self._factor.between(scatter)) / np.sqrt(divisor)
         return self._combine(mean, float(np.trace(scatter)) / divisor, root)
 
@@ -170,7 +174,7 @@ class FrechetReference:
 def _trace_of_root(product: Array) -> float:
     """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero.
 
-    Of M nothing above the diagonal is looked at.
+    Only M's diagonal and what is below it are read.
     """
     if product.size == 0:
         return 0.0
@@ -189,7 +193,7 @@ def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
 
 
 def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
-    """Which of the ascending eigenvalues are more than rounding."""
+    """Which of the ascending eigenvalues are larger than rounding errors."""
     kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]), 0.0)
     return kept
 

@@ -1,24 +1,30 @@
-"""Metrics of held-out reports that nobody has to ask for: what a search may lose while its loss falls.
+"""Judges: the default metrics of held-out reports. They show what a search may lose while its loss falls.
 
-Precision and recall tell fidelity and diversity apart, ``near`` looks at single images, and ``sliced`` is a distance
-that is no FID. Where real images are held out, there is FID to these, too, and the share of samples that are nearer to
-an image of the reference than to any of them. Judges need the features of the real images, which folders of images have
-and files of mean and covariance do not; where there are none, there are no judges.
+Precision and recall tell fidelity and diversity apart, ``near`` measures single images, ``sliced`` is a distance other
+than FID, and ``fdr`` is FID in all feature spaces as one number. Where real images are held out, there are also FID to
+these, the share of samples that are nearer to an image of the reference than to any held-out one, and authenticity.
+Judges need the features of the real images. A folder of images gives them; for a file of mean and covariance there are
+no judges.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.comparison import Comparison
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD
+from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.statistics import FeatureStatistics
 
 DEFAULT: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
-WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train")
+WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
+FDR = "fdr"  # of all feature spaces together, so it has no extractor
+FEWEST_SPLIT = 4  # images: a covariance of each half
 MOST_IMAGES = 100_000  # of a reference: distances between all of more take hours without a GPU, and memory with one
 
 JudgeReference = Callable[[str, View], Reference | None]
@@ -26,13 +32,15 @@ JudgeReference = Callable[[str, View], Reference | None]
 
 
 def known_features(_name: str, view: View) -> Reference | None:
-    """The view's own reference, where it holds features."""
+    """The view's reference where it holds features, else None."""
     found = view.reference
     return None if found is None or found.all_features is None else found
 
 
 def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
-    """The default judges in the features of the extractor ``name``; none for too many real images, or too few."""
+    """The default judges in the features of the extractor ``name``; none where there are too few or too many real
+    images.
+    """
     if len(reference.features) <= NEIGHBOURHOOD:
         return ()
     formulas = DEFAULT if reference.held_out is None else (*DEFAULT, *WITH_HELD_OUT)
@@ -40,12 +48,12 @@ def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
 
 
 def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) -> dict[str, float]:
-    """Judge → its value for held-out real images in place of samples: about what a perfect model would have.
+    """Judge → its value for held-out real images in place of samples: about that of a perfect model.
 
     Args:
-        judges: some metrics.
+        judges: names of metrics.
         views: by the extractor's name; those without held-out images, or with three or fewer, have no floor.
-        loss: that compares.
+        loss: computes the metrics.
     """
     found: dict[str, float] = {}
     comparisons: dict[str, Comparison] = {}
@@ -67,8 +75,32 @@ def floors(judges: Sequence[MetricName], views: Mapping[str, View], loss: Loss) 
     return found
 
 
+def split_distance(reference: Reference) -> float | None:
+    """FID of real images to real images: of the held-out ones to the reference, else of its halves to each other.
+
+    ``None`` where there are neither, or where it is zero.
+    """
+    if reference.held_out is not None:
+        other = reference.held_out.statistics
+        return reference.frechet.distance(other.mean, other.cov) or None
+    if reference.all_features is None or len(reference.features) < FEWEST_SPLIT:
+        return None
+    one, other_half = (FeatureStatistics.from_features(reference.features[first::2]) for first in (0, 1))
+    return FrechetReference(one.mean, one.covariance).distance(other_half.mean, other_half.covariance) or None
+
+
+def frechet_ratio(distances: Mapping[str, float], splits: Mapping[str, float]) -> float:
+    """FDr of FD-loss (arXiv 2604.28190): FID over that of real images, mean over feature spaces.
+
+    Args:
+        distances: extractor → FID of the samples.
+        splits: extractor → :func:`split_distance`; of these spaces.
+    """
+    return statistics.fmean(distances[name] / split for name, split in splits.items())
+
+
 def few_enough(name: str, count: int | None) -> bool:
-    """Whether so many reference images are no more than judges look at; a line says so where they are."""
+    """Whether judges can compare with this many reference images. Where they are too many, a line says so."""
     if count is None or count <= MOST_IMAGES:
         return True
     notice(

@@ -1,8 +1,8 @@
-"""A metric that a search may not make worse than EMA* has it, the best of the window's EMA rates.
+"""A metric that a search may not make worse than at EMA*, the best of the window's EMA rates.
 
-FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at EMA*: samples may lie as
-far outside of the real images as that one's, on average. Whoever follows gradients weighs it as it likes, by
-dual ascent say; whoever asks for a loss gets it with a penalty for what is beyond the bound.
+FID falls while single images get worse. ``keep: precision`` bounds ``hinge`` by its value at EMA*: on average, samples
+may lie as far outside the real images as EMA*'s samples do. Optimizers that follow gradients choose its weight
+themselves, for example by dual ascent. All others get the loss with a penalty for what exceeds the bound.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ SURROGATES = {"precision": "hinge"}  # what is kept in place of a metric that ha
 
 
 def kept_metric(text: str) -> MetricName:
-    """The metric of ``keep: TEXT``. Raises MetricError for one that cannot be kept."""
+    """The metric of ``keep: TEXT``.
+
+    Raises:
+        MetricError: for one that cannot be kept.
+    """
     formula, at, extractor = text.partition("@")
     known = ", ".join([*SURROGATES, *EACH])
     metric_text = SURROGATES.get(formula, formula)
@@ -31,12 +35,12 @@ def kept_metric(text: str) -> MetricName:
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """EMA*, on the noise of the search.
+    """EMA* on the noise of the search.
 
     Attributes:
-        loss: there.
-        value: of the kept metric.
-        deviation: of that between images.
+        loss: its loss.
+        value: its value of the kept metric.
+        deviation: the standard deviation of the kept metric between images.
     """
 
     loss: float
@@ -45,20 +49,20 @@ class Baseline:
 
     @property
     def scale(self) -> float:
-        """The loss at EMA* over the value there: it gives both one unit."""
+        """The loss at EMA* divided by the kept metric there: the factor between their units."""
         return abs(self.loss) / (self.value or 1.0)
 
     def standard_error(self, images: int) -> float:
-        """Of the kept metric, for so many images."""
+        """The standard error of the kept metric for this many images."""
         return self.deviation / math.sqrt(images)
 
     def excess(self, value: float, images: int) -> float:
-        """How many standard errors of so many images ``value`` lies above EMA*'s."""
+        """How many standard errors, for this many images, ``value`` lies above the value at EMA*."""
         error = self.standard_error(images)
         return (value - self.value) / error if error > 0 else float(value > self.value)
 
     def penalty(self, value: float, images: int) -> float:
-        """What is added to the loss of so many images."""
+        """What is added to the loss of this many images."""
         return PENALTY * self.scale * max(0.0, value - self.value - SLACK * self.standard_error(images))
 
     def penalty_slope(self, value: float, images: int) -> float:

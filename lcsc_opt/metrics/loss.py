@@ -1,10 +1,12 @@
-"""The loss of a search, as a sum of metrics over what extractors see."""
+"""The loss of a search: a weighted sum of metrics in the features of extractors."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,30 +15,54 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.comparison import DIFFERENTIATED, Comparison, Features, Samples
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, features_with_graph, image_gradient
 from lcsc_opt.metrics.keeping import Baseline
-from lcsc_opt.metrics.names import MetricName
+from lcsc_opt.metrics.names import Formula, MetricName
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One extractor, and the reference as it sees it; the Inception Score needs no reference."""
+    """An extractor and the reference in its features; the Inception Score needs no reference."""
 
     extractor: FeatureExtractor
     reference: Reference | None = None
+
+
+LossScale = Literal["trace"]
+TRACE_POWERS: Mapping[Formula, float] = {"fid": 1.0, "clusters": 1.0, "sliced": 1.0, "near": 0.5}
+"""How a distance grows with the trace of the features' covariance; the others have no unit, or one of their own."""
+
+
+def scaled_by_trace(weights: Mapping[MetricName, float], views: Mapping[str, View]) -> dict[MetricName, float]:
+    """The weights of distances over the trace of the real images' covariance, in the unit of each distance.
+
+    A feature space then counts the same whatever the unit of its features.
+
+    Raises MetricError where all real images look alike in a space.
+    """
+    scaled = dict(weights)
+    for metric in weights:
+        power, reference = TRACE_POWERS.get(metric.formula), views[metric.extractor].reference
+        if power is None or reference is None:
+            continue
+        trace = float(np.trace(reference.statistics.cov))
+        if trace <= 0:
+            raise MetricError(f"loss_scale: trace: {metric} sees no difference between real images; leave it out")
+        scaled[metric] = weights[metric] / trace**power
+    return scaled
 
 
 class Loss:
     """A weighted sum of metrics, lower is better, and the way back from it to features and images.
 
     Args:
-        weights: of the metrics in the sum.
-        views: by the extractor's name in the metrics; of metrics beside the loss, too.
+        weights: metric → its weight in the sum.
+        views: by the extractor's name in the metrics, also for metrics beside the loss.
         device: where distances between features are computed.
         keep: a metric that may not get worse than at EMA*.
 
     Attributes:
-        baseline: what the kept metric is bounded by, from when it is known on; before, nothing is.
+        baseline: the bound of the kept metric; ``None`` until it is known, and then nothing is bounded.
     """
 
     def __init__(
@@ -60,7 +86,9 @@ class Loss:
 
     @property
     def extractor_names(self) -> dict[str, str]:
-        """An extractor's name in the metrics → its own, which identifies its weights, of those that are built."""
+        """Extractor's name in the metrics → its own name, which identifies its weights. Only extractors that are
+        built.
+        """
         return {name: view.extractor.name for name, view in self._views.items()}
 
     def why_no_gradient(self) -> str | None:
@@ -71,7 +99,7 @@ class Loss:
         return None
 
     def value(self, values: Mapping[MetricName, float], images: int) -> float:
-        """The weighted sum of metrics that the search minimizes, of so many images, and the kept one's penalty."""
+        """The loss for this many images: the weighted sum of metrics, and the penalty of the kept one."""
         penalty = 0.0
         if self.keep is not None and self.baseline is not None:
             penalty = self.baseline.penalty(values[self.keep], images)
@@ -85,10 +113,11 @@ class Loss:
         Args:
             comparisons: by the extractor's name.
             images: N.
-            keep_weight: of the kept metric in the sum, in place of its penalty: 1 counts its value at EMA* as
-                much as the loss there.
+            keep_weight: the weight of the kept metric in the sum, in place of its penalty. With 1, its value at EMA*
+                counts as much as the loss at EMA*.
 
-        Raises MetricError when a metric of the loss has no gradient.
+        Raises:
+            MetricError: a metric of the loss has no gradient.
         """
         if reason := self.why_no_gradient():
             raise MetricError(f"{reason}; take another loss, or search without gradients")
@@ -108,7 +137,7 @@ class Loss:
         return gradients
 
     def comparison(self, name: str, samples: Samples | None, logits: Features | None) -> Comparison:
-        """Samples, as the extractor ``name`` sees them, beside its reference."""
+        """The samples beside the reference, both in the features of the extractor ``name``."""
         return Comparison(samples, logits, self._views[name].reference, device=self._device)
 
     def differentiable_features(self, name: str, images: Tensor) -> Tensor:
@@ -126,7 +155,8 @@ class Loss:
             images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
             gradients: the rows ``[B, D]`` of these images out of :meth:`Accumulator.loss_gradients`.
 
-        Raises MetricError when an extractor cuts the graph.
+        Raises:
+            MetricError: an extractor cuts the graph.
         """
         parts = [image_gradient(self._views[name].extractor, images, rows) for name, rows in gradients.items()]
         return torch.stack(parts).sum(dim=0)

@@ -1,7 +1,7 @@
 """Names of metrics: ``fid``, ``kid@clip``, ``precision@my_module:my_extractor``.
 
-Before the ``@`` stands the formula, behind it the extractor whose features go into it; without one it is
-Inception, as in the papers that these metrics come from.
+The formula stands before the ``@``, the extractor behind it. Without an extractor it is Inception, as in the papers of
+these metrics.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from lcsc_opt.base.settings import near_miss
 
 Formula = Literal[
     "fid", "kid", "is", "precision", "recall", "near", "hinge", "clusters", "sliced", "cmmd",
-    "fid_held_out", "nearer_train",
+    "authenticity", "fid_held_out", "nearer_train",
 ]  # fmt: skip
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
-HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall"})
+HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "authenticity"})
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance do not do
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # real images that no loss may look at
 
@@ -31,14 +31,18 @@ DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is be
 
 @dataclasses.dataclass(frozen=True)
 class MetricName:
-    """What is computed (``formula``), in the features of which ``extractor``."""
+    """A metric: its ``formula``, and the ``extractor`` of its features."""
 
     formula: Formula
     extractor: str = INCEPTION
 
     @classmethod
     def parse(cls, text: str) -> MetricName:
-        """The metric that ``text`` names. Raises MetricError, with a near miss, when there is no such metric."""
+        """The metric that ``text`` names.
+
+        Raises:
+            MetricError: there is no such metric; with a near miss.
+        """
         formula, at, extractor = text.partition("@")
         if formula not in FORMULAS:
             hint = near_miss(formula, FORMULAS)
@@ -52,7 +56,7 @@ class MetricName:
 
     @property
     def sign(self) -> int:
-        """1, or −1 where higher is better: what the metric is multiplied with inside a loss."""
+        """The sign of the metric in a loss: 1, or −1 where higher is better."""
         return -1 if self.formula in HIGHER_IS_BETTER else 1
 
     @property
@@ -75,7 +79,8 @@ def check_extractor_name(name: str) -> None:
 def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
     """One metric with the weight 1, or the metrics of a weighted sum.
 
-    Raises MetricError for an unknown or repeated metric, a weight that is not positive, or none at all.
+    Raises:
+        MetricError: for an unknown or repeated metric, a weight that is not positive, or none at all.
     """
     if isinstance(loss, str):
         return {MetricName.parse(loss): 1.0}
@@ -102,5 +107,9 @@ def _weight(name: str, weight: Any) -> float:
 
 
 def parse_names(names: Iterable[str]) -> tuple[MetricName, ...]:
-    """The metrics of a list, each once, in its order. Raises MetricError for an unknown one."""
+    """The metrics of a list, each once, in its order.
+
+    Raises:
+        MetricError: for an unknown one.
+    """
     return tuple(dict.fromkeys(MetricName.parse(name) for name in names))

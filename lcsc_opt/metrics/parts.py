@@ -1,4 +1,4 @@
-"""One evaluation whose images are spread over processes or devices: what each found, and what they make together."""
+"""An evaluation whose images are spread over processes or devices: its parts, and the whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.comparison import Comparison, Features, Samples
+from lcsc_opt.metrics.judges import FDR, frechet_ratio
 from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.metrics.loss import Loss
 from lcsc_opt.metrics.names import MetricName
@@ -17,12 +18,12 @@ from lcsc_opt.metrics.statistics import Array, FeatureStatistics
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SeenPart:
-    """What one extractor makes of the images of a part.
+    """What one extractor gives for the images of a part.
 
     Attributes:
         extractor: its name, which identifies its weights.
-        samples: features ``[n, D]`` in the order of the images, or their statistics where these do.
-        logits: ``[n, classes]``, where the Inception Score is wanted.
+        samples: features ``[n, D]`` in the order of the images, or their statistics where these are enough.
+        logits: ``[n, classes]`` for the Inception Score, else ``None``.
     """
 
     extractor: str
@@ -32,12 +33,12 @@ class SeenPart:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeaturePart:
-    """What some of the images of one evaluation add to it; it travels between processes, and holds numpy arrays only.
+    """A part of an evaluation: what some of its images give. It can be pickled, and holds only numpy arrays.
 
     Attributes:
         count: images in this part.
         total: images of the whole evaluation.
-        metrics: what is computed of the whole.
+        metrics: the metrics of the whole evaluation.
         seen: by the extractor's name in the metrics.
     """
 
@@ -48,18 +49,20 @@ class FeaturePart:
 
 
 class WholeEvaluation:
-    """All parts of an evaluation, compared with the references; value and gradient share what both need.
+    """All parts of an evaluation beside the references. Loss and gradient share what they have in common.
 
     Args:
-        loss: of the metrics.
+        loss: the weighted sum of metrics.
         parts: in the order of their images.
+        splits: FID of real images to real images by the extractor's name, where FDr is computed, too.
 
-    Raises MetricError when they are not all parts of one evaluation.
+    Raises:
+        MetricError: they are not all parts of one evaluation.
     """
 
-    def __init__(self, loss: Loss, parts: Sequence[FeaturePart]) -> None:
+    def __init__(self, loss: Loss, parts: Sequence[FeaturePart], splits: Mapping[str, float] | None = None) -> None:
         check_parts(parts, loss.extractor_names)
-        self._loss, self._parts = loss, parts
+        self._loss, self._parts, self._splits = loss, parts, splits or {}
         self._comparisons: dict[str, Comparison] = {}
 
     @property
@@ -68,10 +71,18 @@ class WholeEvaluation:
         return self._parts[0].metrics
 
     def result(self) -> tuple[float, dict[str, float]]:
-        """The loss, and every metric by its name. Raises MetricError when the features do not allow it."""
+        """The loss, and every metric by its name.
+
+        Raises:
+            MetricError: the features do not allow it.
+        """
         values = {m: self._comparison(m.extractor).compute(m.formula) for m in self.metrics}
         loss = self._loss.value(values, self._parts[0].total)
-        return loss, {str(metric): value for metric, value in values.items()}
+        metrics = {str(metric): value for metric, value in values.items()}
+        if self._splits:
+            distances = {name: self._comparison(name).compute("fid") for name in self._splits}
+            metrics[FDR] = frechet_ratio(distances, self._splits)
+        return loss, metrics
 
     def excess(self) -> float | None:
         """By how many standard errors the kept metric is above its value at EMA*; ``None`` where none is kept."""
@@ -81,15 +92,17 @@ class WholeEvaluation:
         return baseline.excess(self._comparison(keep.extractor).compute(keep.formula), self._parts[0].total)
 
     def baseline(self, keep: MetricName) -> Baseline:
-        """These images as those of the baseline, for the metric that is to be kept."""
+        """The baseline of the kept metric, where these images are EMA*'s."""
         comparison = self._comparison(keep.extractor)
         return Baseline(self.result()[0], comparison.compute(keep.formula), comparison.deviation(keep.formula))
 
     def loss_gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
         """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
 
-        ``keep_weight`` is that of :meth:`Loss.gradients`. Where it is asked for before :meth:`result`, both share one
-        decomposition. Raises MetricError when a metric of the loss has no gradient, or its features were not kept.
+        ``keep_weight`` is that of :meth:`Loss.gradients`. Called before :meth:`result`, both share one decomposition.
+
+        Raises:
+            MetricError: a metric of the loss has no gradient, or its features were not kept.
         """
         comparisons = {name: self._comparison(name) for name in self._loss.extractors}
         return self._loss.gradients(comparisons, self._parts[0].total, keep_weight)
@@ -104,7 +117,7 @@ def check_parts(parts: Sequence[FeaturePart], extractors: Mapping[str, str]) -> 
     """Raise MetricError unless these are all parts of one evaluation.
 
     Args:
-        parts: some.
+        parts: to check.
         extractors: name in the metrics → the extractor's own name, of those that are known here.
     """
     if not parts:
@@ -136,7 +149,7 @@ def _listed(part: FeaturePart) -> str:
 
 
 def _joined(seen: Sequence[SeenPart]) -> tuple[Samples | None, Features | None]:
-    """Samples and logits of all."""
+    """Samples and logits of all parts."""
     samples = [one.samples for one in seen if one.samples is not None]
     logits = [one.logits for one in seen if one.logits is not None]
     return _joined_samples(samples), _concatenated(logits)

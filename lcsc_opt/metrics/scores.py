@@ -5,45 +5,40 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.accumulator import Accumulator
 from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
-from lcsc_opt.metrics.extractors.by_name import build_extractor
-from lcsc_opt.metrics.judges import JudgeReference, few_enough, floors, judges_in, known_features
+from lcsc_opt.metrics.judges import (
+    FDR,
+    JudgeReference,
+    floors,
+    judges_in,
+    split_distance,
+)
 from lcsc_opt.metrics.keeping import kept_metric
-from lcsc_opt.metrics.loss import Loss, View
+from lcsc_opt.metrics.loss import Loss, LossScale, View, scaled_by_trace
 from lcsc_opt.metrics.names import (
     CROSS_CHECK,
     DISTANCES,
     OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
     MetricName,
-    check_extractor_name,
     parse_loss,
     parse_names,
 )
 from lcsc_opt.metrics.parts import FeaturePart, WholeEvaluation
-from lcsc_opt.metrics.reference.building import (
-    build_reference,
-    check_reference,
-    holds_images,
-    references_by_extractor,
-)
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.reference.split import ReferenceSetting
 from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
 
 @dataclasses.dataclass(frozen=True)
 class CrossCheckSpace:
-    """A metric in features that the loss does not look at, and what builds its view; None where it cannot."""
+    """A metric in features that the loss does not see, and what builds its view: None where that is not possible."""
 
     metric: MetricName
     build: Callable[[], View | None]
@@ -56,19 +51,21 @@ class Scores:
     reported as they are.
 
     Args:
-        views: extractors and references by the extractor's name in the metrics.
+        views: extractor's name in the metrics → extractor and reference.
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only where an accumulator is made with ``held_out``.
         keep: a metric that may not get worse than EMA* has it: ``precision``, ``near``, ``hinge``.
+        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
         device: where distances between features are computed.
-        cross_check: reported beside the held-out metrics unless these have a distance in other features than the loss
-            already. It decides nothing, and is no part of the description.
-        judge_reference: what the default judges of held-out reports compare with, in the features of the loss; without
-            it there are none. They, too, decide nothing, and are no part of the description.
+        cross_check: reported beside the held-out metrics, unless these already have a distance in other features than
+            the loss. It decides nothing, and is no part of the description.
+        judge_reference: builds the reference of the default judges, in the features of the loss; without it there are
+            no judges. They decide nothing either, and are no part of the description.
 
-    Raises MetricError for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
-    that needs more than mean and covariance of the reference.
+    Raises:
+        MetricError: for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
+            that needs more than mean and covariance of the reference.
     """
 
     def __init__(
@@ -79,6 +76,7 @@ class Scores:
         metrics: Sequence[str] = (),
         held_out_metrics: Sequence[str] = (),
         keep: str | None = None,
+        loss_scale: LossScale | None = None,
         device: torch.device | str = "cpu",
         cross_check: CrossCheckSpace | None = None,
         judge_reference: JudgeReference | None = None,
@@ -93,9 +91,11 @@ class Scores:
         if missing:
             raise MetricError(f"no extractor {missing[0]!r} was given, which a metric names")
         self._views = {name: views[name] for name in names}
-        self.loss = Loss(weights, self._views, device, keep=kept)
         for metric in self._held_out_metrics:
             _check(metric, self._views[metric.extractor])
+        self._weights, self._loss_scale = weights, loss_scale
+        scaled = weights if loss_scale is None else scaled_by_trace(weights, self._views)
+        self.loss = Loss(scaled, self._views, device, keep=kept)
 
     @classmethod
     def fid(
@@ -107,7 +107,8 @@ class Scores:
     ) -> Scores:
         """The loss is FID; ``cross_check`` builds the view of ``fid@cross_check`` when it is first needed.
 
-        Raises MetricError when extractor and reference do not belong together.
+        Raises:
+            MetricError: extractor and reference do not belong together.
         """
         views = {"inception": View(extractor, Reference.from_statistics(reference))}
         return cls(
@@ -117,7 +118,7 @@ class Scores:
 
     @functools.cached_property
     def cross_check_metric(self) -> MetricName | None:
-        """The held-out metric that tells whether a gain shows in other features than the loss's; lower is better.
+        """The held-out metric that shows whether a gain is there in other features, too; lower is better.
 
         None where there is none.
         """
@@ -157,13 +158,32 @@ class Scores:
                 found += judges_in(name, reference)
         return found
 
+    @functools.cached_property
+    def splits(self) -> dict[str, float]:
+        """Extractor → FID of real images to real images, of all whose images held-out reports have ``fdr`` for."""
+        if self._judge_reference is None:
+            return {}
+        metrics = [metric for metric in (*self.loss.weights, *self.judges) if metric.needs_reference]
+        references = {metric.extractor: self._views[metric.extractor].reference for metric in metrics}
+        found = {name: split_distance(known) for name, known in references.items() if known is not None}
+        return {name: distance for name, distance in found.items() if distance is not None}
+
+    @property
+    def signs(self) -> dict[str, int]:
+        """Judge → 1, or −1 where higher is better; ``fdr`` among them, which is of all extractors."""
+        return {**{str(judge): judge.sign for judge in self.judges}, **({FDR: 1} if self.splits else {})}
+
     def floors(self) -> dict[str, float]:
-        """Judge → its value for held-out real images in place of samples, where some are held out."""
-        return floors(self.judges, self._views, self.loss)
+        """Judge → its value for held-out real images in place of samples; empty where none are held out."""
+        found = floors(self.judges, self._views, self.loss)
+        references = [self._views[name].reference for name in self.splits]
+        if references and all(reference is not None and reference.held_out is not None for reference in references):
+            found[FDR] = 1.0  # by its definition
+        return found
 
     @property
     def extractor(self) -> FeatureExtractor:
-        """That of the loss (of its first metric): the one that orders image pairs."""
+        """The extractor of the loss's first metric; it orders image pairs."""
         return self._views[next(iter(self.loss.weights)).extractor].extractor
 
     @property
@@ -174,26 +194,29 @@ class Scores:
     def accumulator(
         self, images: int, *, held_out: bool = False, gradient: bool = False, total: int | None = None
     ) -> Accumulator:
-        """Takes the images of one evaluation, or of a part of it, batch by batch.
+        """An accumulator for the images of one evaluation, or of a part of it.
 
         Args:
-            images: how many it takes.
+            images: how many will be added.
             held_out: whether held-out metrics are computed, too.
-            gradient: whether the loss's gradient will be asked for.
+            gradient: whether the gradient of the loss will be needed.
             total: how many the whole evaluation has; ``None`` where these are all.
 
-        Raises MetricError when the numbers make no sense.
+        Raises:
+            MetricError: the numbers make no sense.
         """
         metrics = self._computed(held_out=held_out)
-        return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient)
+        splits = self.splits if held_out else None
+        return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient, splits=splits)
 
     def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> WholeEvaluation:
-        """An evaluation from all its parts, in the order of their images: its result, and the loss's gradient.
+        """The whole evaluation from its parts, in the order of their images.
 
-        Raises MetricError when they are not the parts of one evaluation with these metrics and extractors.
+        Raises:
+            MetricError: they are not the parts of one evaluation with these metrics and extractors.
         """
         computed = self._computed(held_out=held_out)  # which may need to build the cross-check's view
-        whole = WholeEvaluation(self.loss, parts)
+        whole = WholeEvaluation(self.loss, parts, self.splits if held_out else None)
         if whole.metrics != computed:
             raise MetricError(
                 f"parts: are for {', '.join(map(str, whole.metrics))} and not for {', '.join(map(str, computed))}; "
@@ -207,7 +230,7 @@ class Scores:
         return tuple(dict.fromkeys((*self._held_out_metrics, *self.judges)))
 
     def warnings(self, images: int) -> list[str]:
-        """A line for each thing to know about metrics of ``images`` samples against these references."""
+        """Warnings about metrics of ``images`` samples against these references, a line each."""
         lines = []
         for metric in self._metrics:
             view = self._views[metric.extractor]
@@ -229,7 +252,8 @@ class Scores:
             if name in extractors
         }
         return {
-            "loss": {str(metric): weight for metric, weight in self.loss.weights.items()},
+            "loss": {str(metric): weight for metric, weight in self._weights.items()},
+            **({} if self._loss_scale is None else {"loss_scale": self._loss_scale}),
             **({} if self.loss.keep is None else {"keep": str(self.loss.keep)}),
             "metrics": sorted(str(metric) for metric in self._metrics),
             "held_out_metrics": sorted(str(metric) for metric in self._held_out_metrics),
@@ -266,126 +290,3 @@ def _kid_warning(metric: MetricName, images: int, real: int) -> str | None:
         f"{metric}: subsets of {size} images, since there are {images} samples and {real} reference images; "
         f"published values have subsets of {SUBSET_SIZE}"
     )
-
-
-def build_scores(
-    *,
-    loss: str | Mapping[str, float] = "fid",
-    metrics: Sequence[str] = (),
-    held_out_metrics: Sequence[str] = (),
-    keep: str | None = None,
-    reference: ReferenceSetting | None = None,
-    weights: Mapping[str, str] | None = None,
-    device: torch.device | str = "cpu",
-    batch_size: int = 250,
-    cache: Path,
-    cross_check: CrossCheckSpace | None = None,
-    judges: bool = False,
-) -> Scores:
-    """Scores from the settings of a study file; loads the networks and looks at the reference images.
-
-    Args:
-        loss: a metric, or the weights of a sum of metrics.
-        metrics: computed beside the loss in every evaluation.
-        held_out_metrics: computed only on noise that the search does not use.
-        keep: a metric that may not get worse than EMA* has it.
-        reference: a folder, a file or a dataset, for all extractors; or a mapping from extractors to these.
-        weights: extractor → file; without one, published weights are downloaded where they are not there yet.
-        device: where networks run and distances are computed.
-        batch_size: reference images through a network at once.
-        cache: a folder for what is computed from the reference.
-        cross_check: reported beside the held-out metrics; ``reference`` and ``weights`` may name its extractor, too.
-        judges: whether held-out reports have the default judges, where the reference holds features.
-
-    Raises MetricError for an unknown metric or extractor, or weights or a reference that cannot be used.
-    """
-    names = _named(loss, metrics, held_out_metrics, keep)
-    files, references = _files(names, reference, weights or {}, cross_check)
-    views = {}
-    for alias in dict.fromkeys(name.extractor for name in names):
-        formulas = {name.formula for name in names if name.extractor == alias}
-        extractor = build_extractor(alias, weights=files.get(alias), device=device)
-        built = None
-        if formulas != {"is"}:
-            built = build_reference(
-                references[alias],
-                alias,
-                extractor,
-                features=bool(formulas & OF_REFERENCE_FEATURES),
-                held_out=bool(formulas & OF_HELD_OUT),
-                batch_size=batch_size,
-                cache=cache,
-            )
-        views[alias] = View(extractor, built)
-
-    def judge_reference(alias: str, view: View) -> Reference | None:
-        if view.reference is None:
-            return None
-        known = known_features(alias, view)
-        if known is None and not (
-            holds_images(references[alias]) and few_enough(alias, view.reference.statistics.count)
-        ):
-            return None
-        how: dict[str, Any] = {"features": True, "held_out": True, "batch_size": batch_size, "cache": cache}
-        return build_reference(references[alias], alias, view.extractor, **how)
-
-    named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
-    found = judge_reference if judges else None
-    return Scores(views, **named, device=device, cross_check=cross_check, judge_reference=found)
-
-
-def check_scores(
-    *,
-    loss: str | Mapping[str, float],
-    metrics: Sequence[str],
-    held_out_metrics: Sequence[str],
-    keep: str | None,
-    reference: ReferenceSetting | None,
-    weights: Mapping[str, str],
-    cross_check: CrossCheckSpace | None,
-) -> None:
-    """Refuse settings that :func:`build_scores` would refuse, without reading images or networks.
-
-    Raises MetricError for an unknown metric or extractor, or a reference or weights that are not there.
-    """
-    names = _named(loss, metrics, held_out_metrics, keep)
-    files, references = _files(names, reference, weights, cross_check)
-    for setting in references.values():
-        check_reference(setting)
-    for extractor, path in files.items():
-        if not path.exists():
-            raise MetricError(f"weights: {path} of {extractor} does not exist")
-
-
-def _named(
-    loss: str | Mapping[str, float], metrics: Sequence[str], held_out_metrics: Sequence[str], keep: str | None
-) -> tuple[MetricName, ...]:
-    """All metrics that settings name."""
-    kept = () if keep is None else (kept_metric(keep),)
-    return (*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics), *kept)
-
-
-def _files(
-    names: Sequence[MetricName],
-    reference: ReferenceSetting | None,
-    weights: Mapping[str, str],
-    cross_check: CrossCheckSpace | None,
-) -> tuple[dict[str, Path], dict[str, ReferenceSetting]]:
-    """Weights and references by extractor."""
-    extractors = dict.fromkeys(name.extractor for name in names)
-    known = list(dict.fromkeys([*extractors, *([] if cross_check is None else [cross_check.metric.extractor])]))
-    references = references_by_extractor(reference, known)
-    for name in names:
-        if name.formula != "is" and name.extractor not in references:
-            raise MetricError(
-                f"reference: is missing for {name.extractor}; give a folder of images, a file or a dataset"
-            )
-    return _weights_by_extractor(weights, known), references
-
-
-def _weights_by_extractor(weights: Mapping[str, str], extractors: Sequence[str]) -> dict[str, Path]:
-    for name in weights:
-        check_extractor_name(name)
-        if name not in extractors:
-            notice(f"weights: no metric uses {name}; its file is not read")
-    return {name: Path(path).expanduser() for name, path in weights.items()}

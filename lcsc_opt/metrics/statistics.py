@@ -1,4 +1,4 @@
-"""Count, mean and scatter of features: of parts of an evaluation, and of the reference images."""
+"""Statistics of features (count, mean, scatter): of parts of an evaluation, and of the reference images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BROKEN_FILE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, No
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """What FID needs of a set of features; statistics of parts merge into those of the whole in any grouping.
+    """What FID needs to know of a set of features. Statistics of parts merge into those of the whole, in any order.
 
     Attributes:
         count: N.
@@ -45,7 +45,8 @@ class FeatureStatistics:
     def from_features(cls, features: npt.ArrayLike) -> FeatureStatistics:
         """Statistics of ``features``: ``[N, D]``, N at least 1.
 
-        Raises MetricError when they are not finite.
+        Raises:
+            MetricError: they are not finite.
         """
         checked = as_features(features)
         mean = checked.mean(axis=0)
@@ -55,7 +56,8 @@ class FeatureStatistics:
     def merge(self, other: FeatureStatistics) -> FeatureStatistics:
         """Statistics of both sets together (Chan, Golub & LeVeque 1983, Eq. 1.5), associative up to rounding.
 
-        Raises MetricError when the two have different D.
+        Raises:
+            MetricError: the two have different D.
         """
         return FeatureStatistics.merged([self, other])
 
@@ -63,7 +65,8 @@ class FeatureStatistics:
     def merged(cls, parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
         """Statistics of all ``parts`` together, of which there is at least one.
 
-        Raises MetricError when they have different D.
+        Raises:
+            MetricError: they have different D.
         """
         first = parts[0]
         if len(parts) == 1:
@@ -85,7 +88,11 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Array:
-        """``[D, D]``, divided by N − 1. Raises MetricError when N < 2."""
+        """``[D, D]``, divided by N − 1.
+
+        Raises:
+            MetricError: N < 2.
+        """
         if self.count < 2:
             raise MetricError(f"a covariance needs at least 2 images, got {self.count}")
         return self.scatter / (self.count - 1)
@@ -101,7 +108,8 @@ class ReferenceStatistics:
         count: N, how many images; None when the file does not say.
         extractor: the name of the extractor, which identifies its weights; None when the file does not say.
 
-    Raises MetricError when made of arrays that are not finite, have other shapes, or are no covariance.
+    Raises:
+        MetricError: made of arrays that are not finite, have other shapes, or are no covariance.
     """
 
     mean: Array
@@ -120,7 +128,8 @@ class ReferenceStatistics:
     def from_statistics(cls, statistics: FeatureStatistics, extractor: str | None = None) -> ReferenceStatistics:
         """The reference that ``statistics`` describe.
 
-        Raises MetricError when they are of fewer than 2 images.
+        Raises:
+            MetricError: they are of fewer than 2 images.
         """
         return cls(statistics.mean, statistics.covariance, statistics.count, extractor)
 
@@ -141,8 +150,10 @@ class ReferenceStatistics:
     def save(self, path: Path) -> None:
         """Write ``mu``, ``sigma`` and, when known, ``count`` and ``extractor`` as ``.npz``, atomically.
 
-        The names are those of pytorch-fid, clean-fid and EDM, which can read the file. Raises MetricError
-        when ``path`` does not end in ``.npz`` or cannot be written.
+        The names are those of pytorch-fid, clean-fid and EDM, which can read the file.
+
+        Raises:
+            MetricError: ``path`` does not end in ``.npz`` or cannot be written.
         """
         if path.suffix != ".npz":
             raise MetricError(f"{path}: reference statistics are written as .npz, name the file so")
@@ -157,8 +168,10 @@ class ReferenceStatistics:
     def load(cls, path: Path) -> ReferenceStatistics:
         """Read what :meth:`save`, pytorch-fid, clean-fid or EDM wrote; only ``mu`` and ``sigma`` are needed.
 
-        Pickled objects are refused. Raises MetricError, which names the file, for anything that cannot be
-        used.
+        Pickled objects are refused.
+
+        Raises:
+            MetricError: for anything that cannot be used; names the file.
         """
         try:
             arrays = _read_npz(path)
@@ -168,7 +181,7 @@ class ReferenceStatistics:
 
 
 def reference_warning(count: int | None, dimension: int, *, what: str = "reference set") -> str | None:
-    """One line on what FID means when ``count`` images are too few for ``dimension`` features; else None.
+    """A warning about FID where ``count`` images are too few for ``dimension`` features; else None.
 
     ``what`` names the set: the reference images, or the samples of one evaluation. An unknown count warns of
     nothing.
@@ -206,7 +219,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _check_headers(headers: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> None:
-    """Refuse what would be refused anyway, or take too much memory, before it is read."""
+    """Refuse arrays of a wrong kind or size before they are read into memory."""
     for name, (shape, dtype) in headers.items():
         if name in ("mu", "sigma") and dtype.kind not in "fiu":
             raise MetricError(f"{name}: expected real numbers, got {dtype}")
@@ -256,8 +269,9 @@ def as_mean(mean: npt.ArrayLike, name: str) -> Array:
 def as_covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
     """``cov`` as ``[D, D]`` float64, exactly symmetric.
 
-    Raises MetricError when it has another shape, is not finite, or is not symmetric or not positive
-    semidefinite by more than rounding in float32.
+    Raises:
+        MetricError: it has another shape, is not finite, or is not symmetric or not positive semidefinite by more than
+            rounding in float32.
     """
     array = _finite(cov, name)
     if array.shape != (dimension, dimension):
@@ -279,7 +293,8 @@ def as_covariance(cov: npt.ArrayLike, dimension: int, name: str) -> Array:
 def as_features(features: npt.ArrayLike, name: str = "features") -> Array:
     """``features`` as ``[N, D]`` float64.
 
-    Raises MetricError when they are not finite, empty or of another rank.
+    Raises:
+        MetricError: they are not finite, empty or of another rank.
     """
     array = _finite(features, name)
     if array.ndim != 2 or 0 in array.shape:

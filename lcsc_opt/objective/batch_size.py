@@ -1,4 +1,6 @@
-"""``batch_size: auto``: how many images at once, found once on this device and remembered in the cache folder."""
+"""``batch_size: auto``: the best number of images at once, measured once on each device and kept in the cache
+folder.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,14 @@ ENOUGH_SECONDS, MOST_TIMINGS = 0.3, 3
 
 
 def largest_batch(sampler: Sampler, scores: Scores, *, device: torch.device, cache: Path) -> int:
-    """How many images are sampled and looked at best at once: as many as fit, or as many as still make it faster.
+    """The best number of images to sample at once: doubled until they do not fit, or until it is no longer faster.
 
-    The answer is remembered by sampler, extractors, device and version of torch. Where there is none yet, it is
-    measured with the weights that are in the sampler, and said in one line.
+    The answer is kept for each sampler, extractors, device and version of torch. Where there is none, it is measured
+    with the weights that are in the sampler; a line says so.
 
     Args:
         sampler: with weights in it.
-        scores: whose extractors see the images.
+        scores: their extractors see the images.
         device: where both run.
         cache: the folder where answers are kept.
 
@@ -55,7 +57,7 @@ def largest_batch(sampler: Sampler, scores: Scores, *, device: torch.device, cac
 
 
 def smaller_batch(size: int, sampler: Sampler, scores: Scores, *, device: torch.device, cache: Path) -> int:
-    """Half of ``size``, which took more memory than there is, remembered in its place.
+    """Half of ``size``, which did not fit into memory; it replaces the kept answer.
 
     Raises:
         ObjectiveError: it was one image.
@@ -71,13 +73,13 @@ def smaller_batch(size: int, sampler: Sampler, scores: Scores, *, device: torch.
 def fastest_size(rate: Callable[[int], float | None], *, first: int = FIRST, most: int = MOST) -> int | None:
     """The smallest of the sizes first, 2 first, 4 first, … that is within 5 % of the fastest.
 
-    Doubling ends when the memory does, or after two doublings that brought less than 5 %. Where not even ``first``
+    Doubling ends when the memory is full, or after two doublings that gained less than 5 %. Where not even ``first``
     fits, it is halved.
 
     Args:
         rate: size → images per second; ``None`` where it does not fit into memory.
-        first: where to begin.
-        most: where to end.
+        first: the first size.
+        most: the largest size.
 
     Returns:
         The size; ``None`` where not even 1 fits.
@@ -102,7 +104,7 @@ def fastest_size(rate: Callable[[int], float | None], *, first: int = FIRST, mos
 
 @torch.no_grad()
 def images_per_second(sampler: Sampler, scores: Scores, count: int, *, device: torch.device) -> float | None:
-    """How fast ``count`` images at once go through sampler and extractors; ``None`` where the memory does not do."""
+    """Images per second with ``count`` at once through sampler and extractors; ``None`` where they do not fit."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -126,7 +128,7 @@ def images_per_second(sampler: Sampler, scores: Scores, count: int, *, device: t
 
 @contextlib.contextmanager
 def _says_out_of_memory() -> Iterator[None]:
-    """While this is open: the CPU's allocator, which raises a plain RuntimeError, raises a MemoryError."""
+    """While this is open, the RuntimeError of the CPU's allocator becomes a MemoryError."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -138,7 +140,7 @@ def _says_out_of_memory() -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """What kind of device it is: batches that fit one fit all of its kind."""
+    """The kind of device: batches that fit one fit all of its kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -170,7 +172,7 @@ def _read(file: Path) -> int | None:
 
 
 def _write(file: Path, size: int, device: torch.device) -> None:
-    """Remember it; where the folder cannot be written, it is only measured again next time."""
+    """Keep the size. Where the folder cannot be written, it is measured again next time."""
     content = {"batch_size": size, "device": device_name(device), "torch": torch.__version__}
     with contextlib.suppress(ObjectiveError):
         write_atomically(file, f"{json.dumps(content)}\n".encode(), error=ObjectiveError)

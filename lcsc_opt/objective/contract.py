@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""The contract of objectives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _stop: contextvars.ContextVar[threading.Event | None] = contextvars.ContextVar("
 
 
 class Mergeable(Protocol):
-    """Checkpoints that are merged, linearly in the coefficients: a trajectory, or an own one in memory."""
+    """Checkpoints that can be merged: a trajectory, or anything else that merges linearly in the coefficients."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ class Mergeable(Protocol):
         ...
 
     def verify(self) -> None:
-        """Compare the weights with the hashes that the identity is made of; raises where they differ."""
+        """Compare the weights with the hashes in the identity; raises TrajectoryError where they differ."""
         ...
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:
@@ -72,9 +72,9 @@ class Objective(abc.ABC):
     Nothing in the runner, the optimizers or the database knows about images; they know this class.
 
     Attributes:
-        trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` where it has no weights.
+        trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
         sampler: what samples images with the merged weights; ``None`` where there are no images.
-        code: digests of the user's own modules that it was loaded from, by name.
+        code: digests of the user's modules that it was loaded from, by name.
     """
 
     trajectory: Mergeable | None = None
@@ -88,15 +88,15 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """Evaluate one candidate, with the gradient of the loss in its coefficients where ``gradient`` asks for it.
+        """Evaluate one candidate; with ``gradient``, also the gradient of the loss in its coefficients.
 
         Raises:
-            Exception: any; it fails this trial, with its reason, and the study goes on.
+            Exception: any one fails this trial, with its text as the reason; the study goes on.
         """
 
     @abc.abstractmethod
     def describe(self) -> dict[str, Any]:
-        """JSON-able: everything that changes results. A study resumes only where this is what it was."""
+        """JSON-able: everything that changes results. A study resumes only while this stays the same."""
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON-able: what :meth:`describe` says, and the code."""
@@ -112,9 +112,9 @@ class Objective(abc.ABC):
 
     @property
     def cross_check_metric(self) -> str | None:
-        """The metric of held-out evaluations, lower is better, that a search cannot improve by cheating its loss.
+        """The held-out metric that shows whether a gain in the loss is real; lower is better.
 
-        FID in features that the loss does not look at, say. ``None`` where there is none.
+        For example FID in features that the loss does not see. ``None`` where there is none.
         """
         return None
 
@@ -122,12 +122,12 @@ class Objective(abc.ABC):
     def judges(self) -> Mapping[str, int]:
         """Metrics of held-out evaluations that the loss is not made of → 1, or -1 where higher is better.
 
-        Reports set each beside EMA*'s value, and warn where the loss gained and one of them got worse.
+        Reports show each beside its value at EMA*, and warn where the loss gained and a judge got worse.
         """
         return {} if self.cross_check_metric is None else {self.cross_check_metric: 1}
 
     def floors(self) -> Mapping[str, float]:
-        """Judge → its value for real images that the loss does not see, where some are held out."""
+        """Judge → its value for held-out real images; empty where none are held out."""
         return {}
 
     @property
@@ -136,7 +136,9 @@ class Objective(abc.ABC):
         return 0
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - of those who have some
-        """What of the merged model is not merged but computed, by its name in the state dict; exports hold it, too."""
+        """Tensors of the merged model that are computed, not merged, by their names in the state dict; exported,
+        too.
+        """
         return {}
 
     def gram(self) -> npt.NDArray[np.float64] | None:
@@ -150,13 +152,13 @@ class Objective(abc.ABC):
 
 
 class StagedObjective(Objective):
-    """An objective whose evaluations go through stages, which overlap those of others, and divide into parts by images.
+    """An objective in stages. Stages of different candidates overlap, and images can be divided among workers.
 
-    The stages of one candidate follow each other; those of different candidates run at the same time in different
-    threads, one at a time of each kind. A stage that takes long calls :func:`stop_if_told` now and then.
+    The stages of one candidate follow each other. Those of different candidates run at the same time in different
+    threads, but never two of the same kind. A stage that takes long calls :func:`stop_if_told` now and then.
 
     Attributes:
-        overlaps: whether the stages use different parts of the machine, so that it is worth to overlap them.
+        overlaps: whether overlapping is worth it: the stages use different parts of the machine.
     """
 
     overlaps: bool = False
@@ -167,36 +169,36 @@ class StagedObjective(Objective):
 
     @abc.abstractmethod
     def prepare(self, candidate: Candidate) -> Any:
-        """Merge; the answer stays in the process."""
+        """Merge. The answer stays in this process."""
 
     @abc.abstractmethod
     def sample(self, candidate: Candidate, prepared: Any, first: int, last: int, *, gradient: bool = False) -> Any:
-        """Sample the images ``[first, last)`` and reduce them to what is small, and travels between processes."""
+        """Sample the images ``[first, last)`` and reduce them to something small and picklable."""
 
     @abc.abstractmethod
     def score(
         self, candidate: Candidate, parts: Sequence[Any], *, gradient: bool = False
     ) -> tuple[Evaluation, Sequence[Any]]:
-        """The evaluation, of all parts in the order of their images; with ``gradient`` also what each goes back from.
+        """The evaluation, from all parts in the order of their images; with ``gradient`` also what :meth:`slope` needs.
 
         Returns:
-            The :class:`Evaluation`, its gradient still missing, and one object for each part, which travels, too;
-            without ``gradient`` these are ``None``.
+            The :class:`Evaluation`, still without its gradient, and one picklable object for each part; ``None`` for
+            each without ``gradient``.
         """
 
     @abc.abstractmethod
     def slope(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
 
-        Mostly called where this part was sampled with ``gradient`` just before, unless that process has died meanwhile,
-        or had several parts; what was kept must then be made again, bit for bit where trials are to repeat.
+        Usually called in the process that has just sampled this part with ``gradient``. That process may have died
+        meanwhile, or had several parts; then what it kept is computed again, bit for bit if trials shall repeat.
         """
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """One stage after the other, on all images.
+        """Evaluate in one stage after the other, on all images.
 
         Raises:
-            ObjectiveError: a gradient is asked for, and unavailable.
+            ObjectiveError: a gradient is wanted and unavailable.
             Exception: any that a stage raises.
         """
         start = time.perf_counter()
@@ -214,16 +216,16 @@ class StagedObjective(Objective):
 
 
 class Stopped(BaseException):
-    """Ends an evaluation that nobody waits for any more, as KeyboardInterrupt does in the main thread."""
+    """Raised to end an evaluation that nobody waits for any more, as KeyboardInterrupt in the main thread."""
 
 
 def stop_with(flag: threading.Event) -> None:
-    """Let the flag stop what this thread evaluates from now on."""
+    """From now on, setting the flag stops what this thread evaluates."""
     _stop.set(flag)
 
 
 def stop_if_told() -> None:
-    """Look, between two batches, whether anybody still waits for this evaluation.
+    """Stop here, between two batches, where nobody waits for this evaluation any more.
 
     Raises:
         Stopped: nobody does.

@@ -22,10 +22,10 @@ class CoefficientFunction(Objective):
         function: ``[K]`` float64 → float, lower is better.
         steps: ``[K]`` training steps.
         name: what the study's fingerprint calls it.
-        gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that want one.
-        held_out: ``[K]`` float64 → float, lower is better: what an answer comes to on data that the search does not
-            see. The answer is chosen by ``function`` all the same.
-        held_out_name: what the study's fingerprint calls that.
+        gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that need one.
+        held_out: ``[K]`` float64 → float, lower is better: the final loss of the answer, on data that the search does
+            not see. The answer is still chosen by ``function``.
+        held_out_name: what the study's fingerprint calls ``held_out``.
     """
 
     def __init__(
@@ -47,19 +47,19 @@ class CoefficientFunction(Objective):
         return self._steps
 
     def why_no_gradient(self) -> str | None:
-        """``None`` where the function's gradient was given."""
+        """See :class:`Objective`; ``None`` where a gradient was given."""
         return f"no gradient of {self._name} was given" if self._gradient is None else None
 
     def why_nothing_held_out(self) -> str | None:
-        """``None`` where a held-out function was given."""
+        """See :class:`Objective`; ``None`` where a held-out function was given."""
         return f"no held_out function was given beside {self._name}" if self._held_out is None else None
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
-        """Call the function, and its gradient where it is asked for, on copies of the coefficients.
+        """Call the function, and its gradient if wanted, on copies of the coefficients.
 
         Raises:
-            ObjectiveError: the function's answer is no number, the gradient's not one number for each coefficient, or
-                nothing is held out for what is asked.
+            ObjectiveError: the function does not give a number, the gradient does not give K numbers, or a held-out
+                loss is wanted and there is no held-out function.
         """
         start = time.perf_counter()
         loss = check_loss(self._function_for(candidate.noise)(candidate.coefficients.copy()))
@@ -67,7 +67,7 @@ class CoefficientFunction(Objective):
         return Evaluation(loss, cost=Cost(seconds=time.perf_counter() - start), gradient=slope)
 
     def _function_for(self, noise: Noise) -> Callable[[Coefficients], float]:
-        """A function has no noise: only an answer's final number comes from another one."""
+        """A function has no noise: only the final loss of the answer comes from ``held_out``."""
         if noise.group != HELD_OUT.group:
             return self._function
         if self._held_out is None:
@@ -94,7 +94,7 @@ def check_loss(value: Any) -> float:
     """A number as a float; NaN and infinities pass, since the runner decides about them.
 
     Raises:
-        ObjectiveError: when it is no number.
+        ObjectiveError: it is no number.
     """
     if isinstance(value, (str, bytes)):
         raise ObjectiveError(f"the objective returned {value!r}, expected a number")

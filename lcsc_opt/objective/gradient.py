@@ -20,11 +20,11 @@ HEADROOM = 4  # bits between the largest gradient in a pixel and one, for the su
 class WeightGradient:
     """The gradient in each leaf, summed over batches.
 
-    Nothing is written to the leaves' ``.grad``. The gradient in the images is scaled by a power of two first, so that
-    half types do not round its small numbers to zero; where there are none, that changes no bit.
+    Nothing is written to the leaves' ``.grad``. The gradient in the images is first scaled by a power of two, so that
+    half types do not round small numbers to zero. In wider types that changes no bit.
 
     Args:
-        leaves: name → weights that the images' graph leads to.
+        leaves: name → weights at the ends of the images' graph.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor]) -> None:
@@ -32,7 +32,7 @@ class WeightGradient:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, images: Tensor, gradient: Tensor) -> None:
-        """Go back through the graph of ``images`` ``[B, C, H, W]``, once, from the gradient in them.
+        """Go back through the graph of ``images`` ``[B, C, H, W]`` once, from the gradient in them.
 
         Raises:
             ObjectiveError: the images have no graph.
@@ -58,23 +58,23 @@ class WeightGradient:
 
     @property
     def sums(self) -> Mapping[str, Tensor]:
-        """Name → gradient, of the leaf's shape; a leaf that no image depends on is left out."""
+        """Name → gradient, of the leaf's shape. Leaves that no image depends on are missing."""
         return self._sums
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class KeptGraph:
-    """The last batch of a candidate's images between the two passes of a gradient, so that it is sampled once.
+    """The last batch of a candidate's images, kept between the two passes of a gradient, so that it is sampled once.
 
     Attributes:
-        candidate: whose images they are.
-        part: first and last index of the part that they are the last batch of.
-        first: index of the first of them.
+        candidate: the one whose images these are.
+        part: ``(first, last)``, the part of the images whose last batch this is.
+        first: index of the batch's first image.
         images: ``[n, C, H, W]``, with the graph back to the weights.
-        leaf: the same images, where the features' graph begins.
+        leaf: the same images as a leaf, where the features' graph begins.
         features: extractor's name → features ``[n, D]`` with that graph.
-        total: the gradient in the weights, of all batches so far.
-        open: what ends the leaves' being leaves.
+        total: the gradient in the weights, summed over all batches so far.
+        open: closing it makes the weights ordinary tensors again.
     """
 
     candidate: Candidate
@@ -87,29 +87,29 @@ class KeptGraph:
     open: contextlib.ExitStack
 
     def is_of(self, candidate: Candidate, first: int, last: int) -> bool:
-        """Whether it is this part of this candidate, which may have travelled."""
+        """Whether this is the last batch of that part of that candidate, which may be a copy from another process."""
         own = self.candidate
         same_way = (own.images, own.noise, self.part) == (candidate.images, candidate.noise, (first, last))
         return same_way and own.coefficients.tobytes() == candidate.coefficients.tobytes()
 
     def image_gradient(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """From the derivatives of the loss in these features, ``[n, D]`` each, to that in the images."""
+        """The gradient in the images ``[n, C, H, W]`` from the gradients in the features, ``[n, D]`` each."""
         features = [self.features[name] for name in rows]
         wanted = [part.to(known) for part, known in zip(rows.values(), features, strict=True)]
         [gradient] = torch.autograd.grad(features, self.leaf, wanted)
         return gradient
 
     def close(self) -> None:
-        """Nothing requires a gradient any more that did not before."""
+        """Undo what :attr:`open` says: the weights require no gradient any more."""
         self.open.close()
 
 
 @contextlib.contextmanager
 def says_out_of_memory() -> Iterator[None]:
-    """While this is open: where a graph does not fit into the device's memory, the error says what helps.
+    """While this is open, an error for lack of memory says which setting helps.
 
     Raises:
-        ObjectiveError: it does not.
+        ObjectiveError: the graph does not fit into the device's memory.
     """
     try:
         yield

@@ -27,12 +27,12 @@ def load_objective(
     settings may be relative to either (:func:`lcsc_opt.base.paths.given_path`).
 
     Args:
-        spec: which file, and its settings.
+        spec: the file and its settings.
         beside: the study file's folder.
-        checkpoints: those that the study was begun with, which are then found again; ``None`` for a new one.
+        checkpoints: those that the study began with, which are found again; ``None`` for a new study.
 
     Raises:
-        CatalogError: when the file cannot be loaded or its ``build`` does not give an objective.
+        CatalogError: the file cannot be loaded or its ``build`` does not give an objective.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints), called_modules() as called:
@@ -48,8 +48,8 @@ def check_objective(
 ) -> dict[str, str]:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
-    An objective's file says so with a class ``Settings`` that has a method ``check``. Arguments and errors are those of
-    :func:`load_objective`.
+    The objective's file takes part with a class ``Settings`` that has a method ``check``. Arguments and errors are
+    those of :func:`load_objective`.
 
     Returns:
         The objective's code, as far as its settings name it.

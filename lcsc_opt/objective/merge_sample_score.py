@@ -37,25 +37,25 @@ DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
 class MergeSampleScore(StagedObjective):
     """Loss and metrics of the images that the merged model samples, and the gradient of the loss.
 
-    The gradient takes two passes: the features of all images without a graph give the gradient of the loss in them;
-    then the images are sampled again, batch by batch, with a graph. The last batch keeps its graph between the two, so
-    that one batch of images is sampled once. Memory does not depend on the number of images.
+    The gradient takes two passes. The first one samples all images without a graph; their features give the gradient of
+    the loss in the features. The second one samples the images again with a graph, batch by batch. The last batch keeps
+    its graph from the first pass and is not sampled again. Memory does not depend on the number of images.
 
     Args:
         trajectory: K checkpoints.
         sampler: puts merged weights into the model and samples.
         scores: images → loss and metrics.
-        images: how many one evaluation of a search samples.
-        batch_size: images at once.
-        gradient_batch_size: images that have a graph at once, which takes as much memory as training does; ``None``
-            takes the batch size. It does not change the loss.
-        device: where the sampler's model is; candidates are merged in its memory.
+        images: the number of images in an evaluation of a search.
+        batch_size: images that are sampled at once.
+        gradient_batch_size: images with a graph at once; that takes as much memory as training does. ``None`` is the
+            batch size. It does not change the loss.
+        device: of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
-        smaller_batch: for a batch size that was found, and not chosen: called with it where it does not fit into the
-            device's memory, it gives the one to go on with. Such a size is no part of the description.
+        smaller_batch: only for a batch size that was measured, not chosen: called with a size that does not fit into
+            the device's memory, it gives a smaller one. A measured size is no part of the description.
 
     Raises:
-        ObjectiveError: when the numbers make no sense.
+        ObjectiveError: fewer than 2 images, or a batch size below 1.
     """
 
     trajectory: Mergeable
@@ -96,7 +96,7 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def images_per_evaluation(self) -> int:
-        """How many images a candidate of a search costs."""
+        """The number of images of a candidate of a search."""
         return self._images
 
     @property
@@ -106,17 +106,18 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def cross_check_metric(self) -> str | None:
-        """The held-out metric in features that the loss does not look at."""
+        """The held-out metric in features that the loss does not see."""
         metric = self.scores.cross_check_metric
         return None if metric is None else str(metric)
 
     @property
     def judges(self) -> Mapping[str, int]:
         """The held-out metrics that the loss is not made of."""
-        return {str(metric): metric.sign for metric in self.scores.judges}
+        with self._metric_threads():
+            return self.scores.signs
 
     def floors(self) -> Mapping[str, float]:
-        """Of held-out real images."""
+        """Judge → its value for held-out real images."""
         with self._metric_threads():
             return self.scores.floors()
 
@@ -125,13 +126,15 @@ class MergeSampleScore(StagedObjective):
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
 
     def on_weights(self, weights: Mergeable) -> MergeSampleScore:
-        """The same objective of other weights, which are where the sampler's model is; the two are used in turn."""
+        """The same objective for other weights, on the device of the sampler's model. Never use both at the same
+        time.
+        """
         other = copy.copy(self)
         other.trajectory, other._moved, other._kept = weights, None, None
         return other
 
     def release(self) -> None:
-        """Let go of what of the checkpoints is in the device's memory; the next merge puts it there again."""
+        """Free the device's memory that holds checkpoints; the next merge puts them there again."""
         self._forget_graph()
         self._moved = None
 
@@ -165,9 +168,9 @@ class MergeSampleScore(StagedObjective):
         return Sampled(part, prepared.cost + cost)
 
     def know_baseline(self) -> None:
-        """Evaluate EMA*, the best of the window's EMA rates, once, when a metric is kept where that has it.
+        """Where a setting keeps a metric at EMA*'s value, evaluate EMA*, the best of the window's EMA rates, once.
 
-        These are no evaluations of the search, and count in no budget.
+        These evaluations do not count in the budget of the search.
         """
         loss = self.scores.loss
         if loss.keep is None or loss.baseline is not None:
@@ -185,7 +188,9 @@ class MergeSampleScore(StagedObjective):
     def _part(
         self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
     ) -> FeaturePart | None:
-        """The features of these images, reduced; ``None`` where a batch was too large, which is smaller next time."""
+        """The reduced features of these images; ``None`` where a batch did not fit, and the next one will be
+        smaller.
+        """
         try:
             return self._features_of(candidate, first, last, gradient, watch)
         except torch.OutOfMemoryError:
@@ -217,7 +222,8 @@ class MergeSampleScore(StagedObjective):
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
     ) -> tuple[Evaluation, list[FeatureGradients | None]]:
-        """Loss and metrics of all parts in the order of their images; with ``gradient`` what each part goes back from.
+        """Loss and metrics from all parts in the order of their images; with ``gradient`` also what :meth:`slope`
+        needs.
 
         Raises:
             MetricError: the features cannot be scored.
@@ -242,7 +248,7 @@ class MergeSampleScore(StagedObjective):
     def slope(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``.
 
-        Where they were sampled with ``gradient`` just before, the graph of the last batch is there; what has none is
+        Where they were sampled with ``gradient`` just before, the last batch still has its graph. All other batches are
         sampled again.
 
         Raises:
@@ -285,7 +291,7 @@ class MergeSampleScore(StagedObjective):
         return torch.cat([self._sample(noise, first, last).cpu() for first, last in batches])
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
-        """Those of batch normalization, where they are estimated again."""
+        """Statistics of batch normalization, where they are estimated again."""
         if self._batch_norm is None:
             return {}
         self._load(self._source.merge(coefficients))
@@ -308,14 +314,14 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def _source(self) -> Mergeable:
-        """What merges where the model is; whoever can do so only in this machine's memory does it there."""
+        """The trajectory on the model's device, where it can be merged there, else the one in this machine's memory."""
         if self._moved is None or self._moved[0] is not self.trajectory:
             own = self.trajectory
             self._moved = own, own.on(self._device) if isinstance(own, Trajectory) else own
         return self._moved[1]
 
     def _metric_threads(self) -> contextlib.AbstractContextManager[None]:
-        """One BLAS thread for small matrices: a second one only waits for the threads that sampled to stop spinning."""
+        """One BLAS thread for small matrices: a second one would wait until the sampler's threads stop spinning."""
         return blas_threads(1 if self.scores.dimension <= SMALL_MATRICES else None)
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
@@ -337,7 +343,7 @@ class MergeSampleScore(StagedObjective):
     def _keep_graph(
         self, accumulator: Accumulator, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
     ) -> None:
-        """Complete the features with those of the last batch, whose graph is kept until :meth:`slope`."""
+        """Add the features of the last batch, and keep its graph until :meth:`slope`."""
         assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
         with contextlib.ExitStack() as stack, says_out_of_memory():
             leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
@@ -351,7 +357,7 @@ class MergeSampleScore(StagedObjective):
             )
 
     def _last_batch(self, first: int, last: int) -> int:
-        """Where the batch begins that gradients begin with, and whose graph is kept."""
+        """The first image of the last batch, whose graph is kept."""
         return last - min((last - first - 1) % self._batch_size + 1, self._gradient_batch_size)
 
     def _forget_graph(self) -> None:

@@ -1,4 +1,4 @@
-"""One model where an objective expects checkpoints: evaluated as candidates are, with the gradient in its weights."""
+"""A single model in place of checkpoints: evaluated like a candidate, with the gradient in its weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ ONE.setflags(write=False)
 
 
 class OneModel:
-    """Weights in a trajectory's place: the only coefficient is one, and a merge gives the weights themselves.
+    """Weights in place of a trajectory: K is 1, and a merge gives the weights themselves.
 
     Args:
         weights: name → tensor, on the device of the sampler; they may change between evaluations.
-        varying: the names of those that a gradient is taken in.
+        varying: the names of the tensors to take gradients in.
 
     Attributes:
-        gradients: name → gradient of the last evaluation that had one, of the tensor's shape; a tensor that no image
-            depends on has none.
+        gradients: name → gradient from the last evaluation with one, of the tensor's shape. Tensors that no image
+            depends on are missing.
     """
 
     steps, sha256, touched = (0,), "", False
@@ -34,10 +34,10 @@ class OneModel:
         self.gradients: Mapping[str, Tensor] = {}
 
     def verify(self) -> None:
-        """Nothing is stored that could be damaged."""
+        """Does nothing: there are no files that could be damaged."""
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:  # noqa: ARG002 - there is only one
-        """The weights, no copies."""
+        """The weights themselves, not copies."""
         return dict(self.weights)
 
     def gram(self) -> npt.NDArray[np.float64]:
@@ -45,7 +45,7 @@ class OneModel:
         return np.zeros((1, 1))
 
     def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
-        """Keep the gradient in the weights; gives its length, ``[1]``, which is finite where all of it is."""
+        """Keep the gradient in the weights. Returns its length, ``[1]``, which is finite where all of it is."""
         self.gradients = dict(gradients)
         lengths = [torch.linalg.vector_norm(part).float() for part in self.gradients.values()]
         return np.array([float(torch.stack(lengths).norm()) if lengths else 0.0])

@@ -15,7 +15,9 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.cross_check import published_cross_check
-from lcsc_opt.metrics.scores import Scores, build_scores, check_scores
+from lcsc_opt.metrics.from_settings import build_scores, check_scores
+from lcsc_opt.metrics.loss import LossScale
+from lcsc_opt.metrics.scores import Scores
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
@@ -29,7 +31,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 def _check_batch_size(value: Any) -> Any:
-    """One complaint in place of one for a number and one for the word."""
+    """Gives one error message in place of two, for a number and for the word."""
     if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise ValueError(f"expected a number from 1, or auto, got {value!r}")
@@ -47,22 +49,23 @@ class SelectionSettings(FrozenModel):
     first_step: Annotated[int, Field(ge=0)] | None = None
     window: Positive | None = None
     interval: Positive | None = None
+    last_step: Positive | None = None
 
     @property
     def selection(self) -> Selection:
-        """The same, as what chooses."""
+        """The settings as a :class:`Selection`."""
         return Selection(**self.model_dump())
 
     def check(self, steps: Sequence[int]) -> None:
         """Refuse what leaves fewer than two of these training steps.
 
         Raises:
-            TrajectoryError: it does; the message says which steps there are.
+            TrajectoryError: fewer than two are left; the message says which steps there are.
         """
         self.selection.choose(steps)
 
     def of(self, trajectory: Trajectory) -> Trajectory:
-        """These checkpoints of a packed trajectory; all of them, where nothing selects.
+        """A packed trajectory with the selected checkpoints only; all of them where nothing selects.
 
         Raises:
             TrajectoryError: fewer than two are left.
@@ -74,34 +77,37 @@ class SelectionSettings(FrozenModel):
 
 
 class ImageObjectiveSettings(FrozenModel):
-    """What a study file may say under ``objective.settings``, beside what the model itself needs.
+    """What a study file may say under ``objective.settings``, beside the settings of the model.
 
     Attributes:
-        checkpoints: a packed trajectory; else files, globs or a folder of checkpoints, which are packed once.
+        checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
         key: which state dict of each file.
         select: which of them.
         stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or as
             differences from one of them in ``float16``, ``bfloat16`` or ``int8``.
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported beside the loss, with every evaluation.
-        held_out_metrics: reported where noise other than the search's is evaluated; without the setting the judges
-            precision, recall, ``sliced`` and ``near``, where the reference is images, and FID in features that the loss
-            does not look at, where these can be had.
-        keep: ``precision``, or another metric of single images, which may not get worse than EMA* has it.
+        held_out_metrics: reported on noise other than the search's. The default is the judges: precision, recall,
+            ``sliced`` and ``near`` where the reference is images, and FID in features that the loss does not see, where
+            these are available.
+        keep: ``precision``, or another metric of single images, which may not get worse than at EMA*.
+        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features, so
+            that feature spaces of different units count the same.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
             ``held_out``, or ``held_out_fraction``, keep some of them for reports.
-        weights: extractor → file of its weights; without one they are downloaded.
-        images: how many an evaluation of the search samples.
-        batch_size: how many at once; ``auto`` measures how many are best on this device, once, and remembers it.
-        gradient_batch_size: how many at once in a backward pass, which takes as much memory as training does; without
-            it, as many as ``batch_size``, or a quarter of what ``auto`` found.
+        weights: extractor → file of its weights; missing ones are downloaded.
+        images: the number of images in an evaluation of a search.
+        batch_size: images at once; ``auto`` measures once on each device how many are best.
+        gradient_batch_size: images at once in a backward pass, which takes as much memory as training does. The default
+            is ``batch_size``, or a quarter of what ``auto`` found.
         noise_seed: of all sampling noise.
         batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
             samples; ``merge`` combines the checkpoints' own, whose variances may then be negative. Without the setting
             they are estimated again where they differ between checkpoints.
         device: ``auto`` takes the first GPU, else the CPU.
         dtype: the network's arithmetic.
-        compile: through ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA graphs.
+        compile: whether to use ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA
+            graphs.
         channels_last: memory format of images and convolutions.
     """
 
@@ -113,6 +119,7 @@ class ImageObjectiveSettings(FrozenModel):
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None
     keep: str | None = None
+    loss_scale: LossScale | None = None
     reference: str | dict[str, JsonValue] | None = None
     weights: dict[str, str] = Field(default_factory=dict)
     images: Annotated[int, Field(ge=2)] = DEFAULT_IMAGES
@@ -136,7 +143,7 @@ class ImageObjectiveSettings(FrozenModel):
         """Open the packed trajectory, or pack the checkpoints into the cache.
 
         Raises:
-            TrajectoryError: nothing that can be combined is there.
+            TrajectoryError: there are no checkpoints that can be merged.
         """
         return open_or_pack(
             self._patterns(),
@@ -154,7 +161,7 @@ class ImageObjectiveSettings(FrozenModel):
         """Refuse what building the objective would refuse, as far as that is known without reading weights or images.
 
         Raises:
-            TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device is not there.
+            TrajectoryError, MetricError, ObjectiveError: checkpoints, a reference, weights or a device are missing.
         """
         self.network_settings().torch_device()
         where: dict[str, Any] = {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
@@ -200,13 +207,14 @@ class ImageObjectiveSettings(FrozenModel):
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
+            loss_scale=self.loss_scale,
             cross_check=published_cross_check(self.loss, **shared) if self.held_out_metrics is None else None,
             judges=self.held_out_metrics is None,
             **shared,
         )
 
     def objective(self, sampler: Sampler, trajectory: Mergeable) -> MergeSampleScore:
-        """Put the parts together; the last checkpoint is put into the model, so that a wrong one is said now.
+        """Build the objective. The last checkpoint is loaded into the model, so that one that does not fit fails now.
 
         Raises:
             ObjectiveError: the checkpoints do not fit the model.
@@ -251,7 +259,7 @@ class ImageObjectiveSettings(FrozenModel):
 
 
 def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:
-    """Paths among the references, taken from beside the study file; other texts are names of data sets."""
+    """References with their paths resolved from the study file's folder; other texts are names of data sets."""
     if isinstance(reference, str):
         path = given_path(reference)
         return str(path) if path.exists() else reference

@@ -1,4 +1,4 @@
-"""What passes from one stage of an evaluation to the next, and what each of them took."""
+"""What one stage of an evaluation hands to the next, and what each stage cost."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
 
 
 class Merged:
-    """One candidate's weights, which are taken once: they are not kept while images are sampled from their copy.
+    """The merged weights of one candidate. They can be taken once, so that no copy stays while images are sampled.
 
     Args:
         weights: name → tensor.
-        cost: of merging.
+        cost: what merging took.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], cost: Cost) -> None:
@@ -47,7 +47,7 @@ class Merged:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sampled:
-    """What the images of a part were reduced to, and what they cost, merging included."""
+    """The reduced images of a part, and what they cost, merging included."""
 
     part: FeaturePart
     cost: Cost
@@ -61,26 +61,26 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Count what passes while this is open as that part's."""
+        """Count the time while this is open for that part."""
         start = time.perf_counter()
         with span(part):
             yield
         self._seconds[part] += time.perf_counter() - start
 
     def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
-        """All of it."""
+        """The seconds of all parts."""
         parts = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
         return Cost(images=images, model_calls=model_calls, seconds=sum(parts.values()), **parts)
 
 
 def ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
-    """``[first, last)`` in pieces of at most ``size`` images."""
+    """``[first, last)`` as ranges of at most ``size`` images."""
     for start in range(first, last, size):
         yield start, min(start + size, last)
 
 
 def split_rows(gradients: Mapping[str, npt.NDArray[np.floating[Any]]], counts: Sequence[int]) -> list[FeatureGradients]:
-    """Rows ``[N, D]`` of all images as those of parts with so many images each."""
+    """Rows ``[N, D]`` of all images, divided into parts with these numbers of images."""
     ends = np.cumsum(counts)[:-1]
     by_name = {name: np.split(rows, ends) for name, rows in gradients.items()}
     return [{name: parts[index] for name, parts in by_name.items()} for index in range(len(counts))]

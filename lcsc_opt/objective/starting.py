@@ -1,4 +1,4 @@
-"""A first study file for a folder of checkpoints: what can be found out is in it, and the rest is marked."""
+"""A first study file for a folder of checkpoints. It holds what can be found out; the rest is marked."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Ask = Callable[[str, str], "str | None"]
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A study file that is begun.
+    """The draft of a study file.
 
     Attributes:
-        text: of the file.
+        text: the text of the file.
         found: what the folder holds, in one line.
         missing: settings that only the user knows, by their names in the file.
     """
@@ -38,12 +38,12 @@ class Draft:
 
 
 def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
-    """Look at checkpoints, and write what a study of them says.
+    """Look at checkpoints, and draft a study file for them.
 
     Args:
         folder: of checkpoints, a glob, or a packed trajectory.
-        reference: the real images, where the user has named them.
-        ask: for what cannot be found out.
+        reference: the real images; ``None`` where the user has not named them.
+        ask: asks the user for what cannot be found out.
 
     Raises:
         TrajectoryError: there are no checkpoints, or those of several models.

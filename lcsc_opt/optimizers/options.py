@@ -23,7 +23,7 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
     """A whole number from ``least``.
 
     Raises:
-        OptimizerError: when it is anything else.
+        OptimizerError: it is anything else.
     """
     check(is_whole(value) and cast("int", value) >= least, name, f"a whole number from {least}", value)
 
@@ -32,7 +32,7 @@ def check_positive(name: str, value: object) -> None:
     """A finite number above 0.
 
     Raises:
-        OptimizerError: when it is anything else.
+        OptimizerError: it is anything else.
     """
     check(is_number(value) and cast("float", value) > 0, name, "a number above 0", value)
 
@@ -41,7 +41,7 @@ def check_numbers(name: str, values: object) -> None:
     """A list of numbers, or ``None`` for the default.
 
     Raises:
-        OptimizerError: when it is anything else, or empty.
+        OptimizerError: it is anything else, or empty.
     """
     if values is None:
         return

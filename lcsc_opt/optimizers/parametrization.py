@@ -63,7 +63,7 @@ def steps_of(parametrization: ng.p.Parameter, steps: Sequence[int] | None) -> tu
     """The checkpoints' training steps: as given, else of the space, else 1 to K for a plain array ``[K]``.
 
     Raises:
-        OptimizerError: when the parameter is not a vector, or does not have as many coefficients as steps.
+        OptimizerError: the parameter is not a vector, or does not have as many coefficients as steps.
     """
     value = parametrization.value
     if not isinstance(value, np.ndarray) or value.ndim != 1:

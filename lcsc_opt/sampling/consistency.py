@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,6 @@ from lcsc_opt.sampling.noise import ImageNoise
 
 SONG_NOISE, EDM_NOISE = 250.0, 0.25
 """What ln(sigma) is multiplied with before a network is told: by Song et al. 2023, and by Karras et al. 2022."""
-
-
-class Network(Protocol):
-    """What a consistency function preconditions: ``(x [N, C, H, W], c_noise [N]) -> [N, C, H, W]``."""
-
-    def __call__(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """The raw output F of Song et al. 2023, Appendix C."""
-        ...
 
 
 class ConsistencyFunction(nn.Module):

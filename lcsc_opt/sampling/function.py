@@ -22,9 +22,9 @@ class FunctionSampler(NetworkSampler):
 
     The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
     on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. Where it has parameters of these
-    names, it also gets ``labels``, the classes ``[N]``, and ``draw``: ``draw(1)``, ``draw(2)``, … is further noise of
-    the shape of the first, for samplers that add some in every step. It must not draw random numbers elsewhere, or
-    images would not belong to their index any more.
+    names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``: ``draw(1)``, ``draw(2)``, … is further
+    noise of the shape of the first, for samplers that add some in every step. It must draw no other random numbers:
+    images would no longer depend only on their index.
 
     Args:
         model: gets the merged weights.
@@ -59,6 +59,7 @@ class FunctionSampler(NetworkSampler):
         self.name = name or f"{type(model).__name__}, {function.__name__}"
         self._parameters = _parameters(function)
         self._nfe = nfe
+        self._told = {"nfe": nfe} if self._parameters is not None and "nfe" in self._parameters else {}
         self._network = PreparedNetwork(model, settings)
         if labels is not None and not self._has("labels"):
             raise ObjectiveError(f"labels: the sampler {self.name} has no parameter 'labels' to take them")
@@ -85,7 +86,7 @@ class FunctionSampler(NetworkSampler):
         def draw(index: int) -> Tensor:
             return self._own(self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(self._network.dtype))
 
-        options = dict(self.options)
+        options = {**self._told, **self.options}
         if self.labels is not None:
             options["labels"] = self._own(self.labels.batch(noise, start, stop))
         if self._parameters is not None and "draw" in self._parameters:
@@ -99,7 +100,7 @@ class FunctionSampler(NetworkSampler):
         """Settings that change the images; the code is :attr:`lcsc_opt.objective.contract.Objective.code`'s to tell."""
         return {
             "sampler": self.name,
-            "options": self.options,
+            "options": {**self._told, **self.options},
             "image_shape": list(self.image_shape),
             "labels": None if self.labels is None else self.labels.describe(),
             "noise_seed": self.noise.seed,

@@ -1,4 +1,4 @@
-"""What a stored study has come to, found out without loading its objective."""
+"""The state of a stored study, without loading its objective."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:
 
 
 def is_finished(study: StoredStudy, plan: StudyPlan) -> bool:
-    """Whether nothing is left to do for a plan, found out without loading its objective."""
+    """Whether nothing is left to do for a plan."""
     stored = study.attributes
     reported = plan.spec.held_out is None or stored.get("held_out") is not None or stored.get("holds_out") is False
     return reported and search_ended(study, plan)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
@@ -31,7 +31,6 @@ from lcsc_opt.evaluation import (
     SpreadEvaluator,
     WorkerPool,
     Workers,
-    environments,
     evaluate_safely,
     retrying,
 )
@@ -42,6 +41,7 @@ from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.endings import is_finished, outcome_of, search_ended
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
+from lcsc_opt.search.places import environments_of
 from lcsc_opt.search.plan import (
     RAY,
     Parallelism,
@@ -55,7 +55,7 @@ from lcsc_opt.search.plan import (
 )
 from lcsc_opt.search.runner import Search
 from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
-from lcsc_opt.search.watching import Watch, own_line
+from lcsc_opt.search.watching import Watch, keeping_nodes, own_line
 
 if TYPE_CHECKING:  # Ray is optional
     from lcsc_opt.evaluation.ray import Cluster
@@ -67,7 +67,7 @@ class Experiment:
     def __init__(self, storage: RDBStorage, plan: StudyPlan) -> None:
         self.storage = storage
         self._spec, self._directory, self._name = plan.spec.objective, plan.directory, plan.spec.name
-        self._cluster_is_checked = False
+        self._checked_cluster: RayWorkers | None = None
         self._shared: Share | None = None
         self._watch: Watch = own_line
         self._scoring, self._evaluating = threading.Lock(), threading.Lock()  # each by one study at a time, here
@@ -83,7 +83,9 @@ class Experiment:
 
     @property
     def _load(self) -> Callable[[], Objective]:
-        """What loads it, here and in worker processes, on the checkpoints that the experiment began with."""
+        """The function that loads the objective, here and in worker processes, with the checkpoints of the first
+        study.
+        """
         known = checkpoints_of(self.storage, self._name, self._spec)
         return functools.partial(load_objective, self._spec, beside=self._directory, checkpoints=known)
 
@@ -101,20 +103,20 @@ class Experiment:
         """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
 
         Args:
-            plan: what to run. Where the study has a larger budget already, that one counts, and this is said.
-            take_over: from another process that holds the study and is dead, though it does not look so.
-            accept_environment: continue though packages or BLAS are not those that the study was begun with.
-            accept_code: continue though the code that the objective is made of is not what it was.
-            lower_budget: the plan's budget counts also where it is the smaller one.
+            plan: what to run. Where the stored budget is larger, it counts, and a line says so.
+            take_over: take the study from a process that is dead but still holds it.
+            accept_environment: continue with other packages or another BLAS than the study began with.
+            accept_code: continue although the code of the objective has changed.
+            lower_budget: take the plan's budget also where the stored one is larger.
             retry_failed: failed trials are evaluated again.
             debug: print the whole traceback of an evaluation that fails.
 
         Returns:
-            One line for people: what it came to.
+            One line for people: the result.
 
         Raises:
-            StudyHeldError: when another process runs this study.
-            StudyMismatchError: when the stored study was made with other settings, or in another environment.
+            StudyHeldError: another process runs this study.
+            StudyMismatchError: the stored study was made with other settings, or in another environment.
         """
         study, plan = self.begin(plan, lower_budget=lower_budget)
         if is_finished(study, plan) and not retry_failed:
@@ -125,11 +127,11 @@ class Experiment:
             self._note(study, accepted_changes(study, self.objective, **accepted))
             if (specification := plan.specification()) != study.attributes["specification"]:
                 study.set_attribute("specification", specification)  # the checkpoints have moved
-            if plan.ray_attribute != study.attributes.get(RAY):
-                study.set_attribute(RAY, plan.ray_attribute)
             if retry_failed:
                 _retry_failed(study)
             with self.workers(plan) as pool:
+                if plan.ray_attribute != study.attributes.get(RAY):
+                    study.set_attribute(RAY, plan.ray_attribute)  # the cluster is there
                 if not search_ended(study, plan):
                     self._search(study, plan, pool, debug=debug)
                 report = held_out is not None and study.attributes.get("held_out") is None
@@ -141,7 +143,7 @@ class Experiment:
             return outcome_of(study)
 
     def begin(self, plan: StudyPlan, *, lower_budget: bool = False) -> tuple[StoredStudy, StudyPlan]:
-        """The stored study, made where there is none yet, and the plan as it goes on there.
+        """The stored study and the plan that it goes on with; the study is created where there is none.
 
         Raises:
             LcscError: as :meth:`run`.
@@ -154,12 +156,12 @@ class Experiment:
         return study, plan if lower_budget else _with_larger_budget(plan, study)
 
     def beside(self, storage: RDBStorage, share: Share, watch: Watch) -> Experiment:
-        """One with the same objective, for a study that is run at the same time as others.
+        """An experiment with the same objective, for a study that runs beside others.
 
         Args:
-            storage: the same database, opened for it alone.
-            share: of the workers.
-            watch: shows what all of them do.
+            storage: the same database, through a connection of its own.
+            share: its share of the workers.
+            watch: shows the progress of all studies.
         """
         other = copy.copy(self)
         other.storage, other._shared, other._watch = storage, share, watch
@@ -176,11 +178,11 @@ class Experiment:
             study.set_attribute(name, value)
 
     def evaluate(self, study: StoredStudy, plan: HeldOutPlan, *, accept_code: bool = False) -> dict[str, Any]:
-        """Report on a study that is held, with an objective that is still what it was.
+        """Write the held-out report of a study whose lease is held.
 
         Raises:
-            ObjectiveError: nothing is held out by this objective.
-            StudyMismatchError: when it is not: its numbers would stand beside those of another one.
+            ObjectiveError: this objective has no held-out loss.
+            StudyMismatchError: the objective has changed since the search: the numbers would not compare.
         """
         if nothing := self.objective.why_nothing_held_out():
             raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
@@ -195,7 +197,7 @@ class Experiment:
     def _score(
         self, study: StoredStudy, plan: StudyPlan, held_out: HeldOutPlan, pool: Workers | None
     ) -> dict[str, Any]:
-        """Choose among the best trials on other noise, and report on yet other noise."""
+        """Choose among the best trials on selection noise, and report the chosen one on held-out noise."""
         if not self.objective.images_per_evaluation:
             held_out = dataclasses.replace(held_out, images=0)
         with self._one_by_one(pool) as evaluate:
@@ -227,13 +229,16 @@ class Experiment:
                 debug=debug,
             )
             self._say_who_waits(plan, resolved.parallelism, pool)
-            with self._watch(search, pool if plan.ray is not None else None) as on_tell:
-                search.run(on_tell)
+            with (
+                self._watch(search, pool if plan.ray is not None else None) as on_tell,
+                keeping_nodes(study, pool, on_tell) as on_tell_and_keep,
+            ):
+                search.run(on_tell_and_keep)
         exhausted = search.spent < budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
     def _optimizer(self, plan: StudyPlan, resolved: Resolved) -> Optimizer:
-        """A fresh one, which plans by the study's first budget, also when more is added later."""
+        """A fresh optimizer. It plans by the study's first budget, also when the budget is raised later."""
         affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
         spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.spec.space
         space = build_space(spec, self.objective, origin=plan.origin)
@@ -258,12 +263,12 @@ class Experiment:
             )
 
     def check_new(self, plan: StudyPlan) -> None:
-        """:meth:`check`, where the study is not begun yet."""
+        """Call :meth:`check` for a study that is not stored yet."""
         if plan.name not in study_names(self.storage):
             self.check(plan)
 
     def check_settings(self, plan: StudyPlan) -> None:
-        """:meth:`check`, where the study is not begun yet, as far as it goes without loading the objective."""
+        """What :meth:`check_new` refuses, as far as that is known without the objective."""
         if plan.name not in study_names(self.storage):
             known = checkpoints_of(self.storage, self._name, self._spec)
             check_objective(self._spec, beside=self._directory, checkpoints=known)
@@ -276,6 +281,7 @@ class Experiment:
         """
         if plan.name not in study_names(self.storage):
             self.check_settings(plan)
+            self._check_room(plan)
             return
         known = checkpoints_of(self.storage, self._name, self._spec)
         study = StoredStudy.open(self.storage, plan.name)
@@ -284,32 +290,48 @@ class Experiment:
         environment_changes(study, accept=accept_environment)
         code = check_objective(self._spec, beside=self._directory, checkpoints=known)
         code_change(study, {**study.attributes["fingerprint"]["code"], **code}, accept=accept_code)
+        self._check_room(plan)
 
     def check(self, plan: StudyPlan) -> None:
         """Refuse what could never be searched, before anything is searched or stored.
 
         Raises:
             OptimizerError: the optimizer follows gradients, and the objective gives none.
-            StudySpecError: a budget or settings of workers that this objective or this machine does not have.
-            ClusterError: there is no such Ray cluster, or it cannot evaluate this.
-            CoefficientsError, ObjectiveError: a space that it does not have.
+            StudySpecError: the objective or the machine does not allow the budget or the workers.
+            ClusterError: there is no such Ray cluster, or it cannot evaluate this objective.
+            CoefficientsError, ObjectiveError: the objective does not have this coefficient space.
         """
+        environments_of(plan)
+        if plan.ray is not None:
+            from lcsc_opt.evaluation.ray import check_address
+
+            check_address(plan.ray)
         resolve(plan, self.objective, {})
         check_space(plan.spec.space, self.objective)
-        _environments(plan)
         if plan.ray is not None:
             with self._cluster(plan.ray):
                 pass  # it is checked by connecting to it
 
+    def _check_room(self, plan: StudyPlan) -> None:
+        """Refuse a Ray cluster that could not evaluate, as far as that is known without loading the objective; once."""
+        if plan.ray is None:
+            return
+        from lcsc_opt.evaluation.ray import check_room
+
+        environments_of(plan)
+        if self._checked_cluster != plan.ray:
+            check_room(plan.ray, self._spec)
+            self._checked_cluster = plan.ray
+
     @contextlib.contextmanager
     def workers(self, plan: StudyPlan) -> Iterator[Workers | None]:
-        """The plan's processes, which start when they are first used; ``None`` where this process is the only one."""
+        """The plan's worker processes, which start when they are first used; ``None`` where this process evaluates."""
         if self._shared is not None:
             with contextlib.closing(self._shared):
                 yield self._shared
             return
         if plan.ray is not None:
-            _environments(plan)
+            environments_of(plan)
             with self._cluster(plan.ray) as cluster, contextlib.closing(cluster.pool()) as pool:
                 yield pool
             return
@@ -317,7 +339,7 @@ class Experiment:
             yield None
             return
         expected = self.objective.fingerprint()
-        pool = WorkerPool(self._load, plan.workers, expected=expected, environments=_environments(plan))
+        pool = WorkerPool(self._load, plan.workers, expected=expected, environments=environments_of(plan))
         with contextlib.closing(pool):
             yield pool
 
@@ -332,9 +354,9 @@ class Experiment:
         except ObjectiveError:
             packed = None
         with ray_cluster(wanted, self._spec, objective, study=self._directory, packed=packed) as cluster:
-            if not self._cluster_is_checked:
+            if self._checked_cluster != wanted:
                 cluster.check()
-                self._cluster_is_checked = True
+                self._checked_cluster = wanted
             yield cluster
 
     def _evaluator(self, parallel: Parallelism, pool: Workers | None) -> Evaluator:
@@ -348,28 +370,12 @@ class Experiment:
 
     @contextlib.contextmanager
     def _one_by_one(self, pool: Workers | None) -> Iterator[Callable[[Candidate], Outcome]]:
-        """Evaluates one candidate after the other, all workers together at each where the objective allows that."""
+        """An evaluator of one candidate at a time, by all workers together where the objective allows it."""
         if pool is None or not isinstance(self.objective, StagedObjective):
             yield self._evaluate_here
             return
         with contextlib.closing(SpreadEvaluator(self.objective, pool, scoring=self._scoring)) as evaluator:
             yield lambda candidate: evaluator.submit(candidate).result()
-
-
-def _environments(plan: StudyPlan) -> list[Mapping[str, str]]:
-    """Of the workers; one that the objective's settings put on a device is left there."""
-    device = plan.spec.objective.settings.get("device", "auto")
-    if plan.ray is not None:
-        if device not in ("auto", "cuda", "cuda:0", "cpu"):
-            raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
-        return []
-    if device in ("auto", "cuda"):
-        return environments(plan.workers, plan.devices) if plan.workers > 1 or plan.devices else []
-    if plan.devices:
-        raise StudySpecError(
-            f"workers: {', '.join(plan.devices)} and objective.settings.device {device}: give one of them only"
-        )
-    return []
 
 
 def _retry_failed(study: StoredStudy) -> None:

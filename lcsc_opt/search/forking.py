@@ -1,4 +1,4 @@
-"""A study that goes on from another one."""
+"""Forks: new studies that begin where another one ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lcsc_opt.base.errors import StudyMismatchError, StudySpecError, StudyStoreError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec
+from lcsc_opt.database.inheriting import copy_study
+from lcsc_opt.database.nodes import NODES
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.exports.recipe import packed_trajectory
@@ -33,20 +35,21 @@ def fork(
     accept_environment: bool = False,
     accept_code: bool = False,
 ) -> StudyPlan:
-    """Create a study that goes on from another one, unless it could never be searched.
+    """Create a study that begins where another one ended.
 
     The new study is called ``experiment/optimizer/seed``. On the same checkpoints it takes over every finished trial,
-    without evaluating any again. Its optimizer is told these in their order before it asks for its first candidate
-    (those whose losses compare, unless it follows gradients), and it starts from the best of them; its budget counts
-    new evaluations. On other ``checkpoints``, which hold those of the source and more, it starts from the coefficients
-    that were found, and takes over no trials.
+    without evaluating any again. Its optimizer is told them in their order before its first ask, and starts from the
+    best one. Losses that do not compare are told only to optimizers that follow gradients. The budget counts new
+    evaluations only. With ``checkpoints``, which must include those of the source, it takes over no trials, and starts
+    from the best coefficients of the source.
 
     Returns:
         The plan to run.
 
     Raises:
         StudyStoreError: the source has no complete trial, or the new study exists.
-        StudyMismatchError: the objective is not what the source was searched with, or ``checkpoints`` lack some of its.
+        StudyMismatchError: the objective has changed since the source was searched, or ``checkpoints`` lack some of the
+        source's.
         LcscError: the new study could never be searched; nothing is stored then.
     """
     plan = _plan(source, experiment, optimizer, seed, budget, checkpoints)
@@ -57,7 +60,7 @@ def fork(
     changes = accepted_changes(source, before.objective, **accepted)
     if not checkpoints:
         before.check(plan)
-        source.copy_to(plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
+        copy_study(source, plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
         return plan
     longer = Experiment(source.storage, plan)
     was, now = (packed_trajectory(known.objective) for known in (before, longer))
@@ -90,7 +93,7 @@ def _plan(
 
 
 def _attributes(source: StoredStudy, plan: StudyPlan) -> dict[str, Any]:
-    """What is different from the source's."""
+    """The attributes in which the fork differs from its source."""
     budget = plan.spec.budget.model_dump()
     same_way = plan.optimizer.name == stored_plan(source).optimizer.name  # another one may wait where this did not
     return {
@@ -101,12 +104,13 @@ def _attributes(source: StoredStudy, plan: StudyPlan) -> dict[str, Any]:
         "forked_from": source.name,
         "search_ended": None,
         "held_out": None,
+        NODES: None,
         **({} if same_way else {"parallelism": None}),
     }
 
 
 def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSpec:
-    """The objective on all of these checkpoints, none of which is left out by a selection."""
+    """The objective's specification with these checkpoints, all of them: a selection is dropped."""
     if CHECKPOINTS not in spec.settings:
         raise StudySpecError(f"--checkpoints: {spec.file} has no setting {CHECKPOINTS}")
     paths: list[Any] = [str(Path(pattern).expanduser().absolute()) for pattern in patterns]
@@ -117,10 +121,10 @@ def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSp
 def coefficients_on(
     coefficients: Sequence[float], before: Trajectory, now: Trajectory, *, source: str
 ) -> tuple[float, ...]:
-    """Coefficients of some checkpoints as those of more of them, ``[K]``: zero for the new ones.
+    """Coefficients of ``before`` as coefficients of ``now``, ``[K]``: zero for the checkpoints that are new.
 
     Raises:
-        StudyMismatchError: one of the checkpoints is not among them, or has other weights there.
+        StudyMismatchError: ``now`` lacks one of the checkpoints, or has other weights for it.
     """
     known = dict(zip(now.steps, now.checkpoint_sha256, strict=True))
     for step, digest in zip(before.steps, before.checkpoint_sha256, strict=True):

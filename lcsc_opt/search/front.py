@@ -36,17 +36,17 @@ def front_plans(
 ) -> list[StudyPlan]:
     """The studies of a front: EMA's rates first, then the study's own search at each weight.
 
-    Each has the study's optimizer, seed, space and settings. What it would ``keep`` is left out, since the weight
-    decides; FID, precision, recall and other judges are reported on noise that no search sees.
+    Each has the study's optimizer, seed, space and settings, but not its ``keep``: here the weight decides. FID,
+    precision, recall and other judges are reported on noise that no search sees.
 
     Args:
-        study: finished or not, or itself a point of the front.
+        study: any search, finished or not; a point of a front, too.
         weights: from zero, in the unit of the study's loss.
         term: ``near`` or ``hinge``.
         budget: another total for each search, in the unit of the study's.
 
     Raises:
-        StudySpecError: weights or a term that cannot be, or a study that is a baseline.
+        StudySpecError: a weight or the term is not allowed, or the study is a baseline.
         StudyStoreError: the study is not one of ours.
     """
     _check(weights, term)
@@ -97,7 +97,7 @@ def _name(experiment: str, term: str, weight: float) -> str:
 
 
 def _objective(spec: ObjectiveSpec, term: str, weight: float) -> ObjectiveSpec:
-    """With the weight in its loss, and with :data:`SEEN` among its held-out metrics."""
+    """The objective's specification with the weight in its loss and :data:`SEEN` among its held-out metrics."""
     stored = spec.settings
     loss: Any = stored.get("loss", "fid")
     parsed = parse_loss(loss)
@@ -114,7 +114,7 @@ def _objective(spec: ObjectiveSpec, term: str, weight: float) -> ObjectiveSpec:
 
 
 def _measuring_everywhere(spec: ObjectiveSpec) -> ObjectiveSpec:
-    """With its held-out metrics on every noise: rates are compared on the noise that answers are chosen on."""
+    """The same with the held-out metrics on every noise: rates are compared on the noise that answers are chosen on."""
     settings: dict[str, Any] = dict(spec.settings)
     metrics = dict.fromkeys([*(settings.get("metrics") or []), *settings["held_out_metrics"]])
     return spec.model_copy(update={"settings": {**settings, "metrics": list(metrics)}})

@@ -4,9 +4,9 @@ A search on one group of noise overfits it a little, and the best of several val
 trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out*
 noise, which decided nothing: on one group of it, or on several, whose spread says how far the number can be trusted.
 
-Where the objective has judges, metrics that its loss is not made of, EMA* (else the EMA that searches start from) is
-measured on the same noise, and a warning says where the loss gained over it and a judge got worse, or the cross-check,
-which is a judge in other features, did not gain.
+An objective may have *judges*: metrics that its loss is not made of. Then EMA*, or else the EMA that searches start
+from, is measured on the same noise. A warning says where the loss is better than that EMA's while a judge is worse, or
+while the cross-check (a judge in other features) has not gained.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ class HeldOutPlan:
     """How a study's answer is measured.
 
     Attributes:
-        images: for each trial and group of noise; 0 where the objective samples none.
-        top: of how many of the best trials the answer is chosen.
-        groups: of held-out noise.
+        images: how many, for each trial and each group of noise; 0 where the objective samples none.
+        top: the answer is chosen among this many of the best trials.
+        groups: how many groups of held-out noise.
         first_group: the seed of the first of them; the others follow.
         baselines: whether EMA* is measured on the same noise, too.
-        keep: whether the report becomes the study's result. What a look measures is remembered, and changes nothing.
+        keep: whether the report becomes the study's result. Otherwise it is a *look*: it is remembered, and changes
+            nothing.
     """
 
     images: int = DEFAULT_IMAGES
@@ -77,9 +78,10 @@ class HeldOutPlan:
         first_group: int = 0,
         keep: bool = False,
     ) -> HeldOutPlan:
-        """What ``lcsc evaluate`` was asked for; what it was not is the study file's, else the default.
+        """The plan of ``lcsc evaluate``. What is ``None`` comes from the study file, else from the defaults.
 
-        It is kept where that is asked for, and where there is no result yet and it is no smaller than planned.
+        The report is kept where ``keep`` says so, and where it is the study's first one with at least the planned
+        images.
 
         Raises:
             StudySpecError: fewer images are to be kept than the study file asks for.
@@ -102,7 +104,7 @@ class HeldOutPlan:
 
 
 def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    """The ``top`` trials of lowest loss with different coefficients, the best first, of those whose losses compare."""
+    """The ``top`` trials of lowest loss, the best first: only losses that compare, and no coefficients twice."""
     distinct: dict[tuple[float, ...], FrozenTrial] = {}
     for trial in sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number)):
         distinct.setdefault(tuple(trial.user_attrs["coefficients"]), trial)
@@ -114,14 +116,14 @@ def score_held_out(
 ) -> Report:
     """Choose among the best trials and report the chosen one; write both into the database.
 
-    What an earlier call has measured with as many images, an interrupted one too, is not measured again.
+    What an earlier call measured with as many images is used again, also if that call was interrupted.
 
     Args:
-        study: its trials get ``selection``, the chosen one and the study get ``held_out``; of a look, trials get
-            ``look_selection`` and ``look_held_out`` instead, and the study nothing.
+        study: its trials get the attribute ``selection``, the chosen trial and the study get ``held_out``. For a look,
+            trials get ``look_selection`` and ``look_held_out``, and the study gets nothing.
         objective: the study's.
-        plan: with how many images, on which noise.
-        evaluate: one candidate; ``None`` has the objective do it here.
+        plan: how many images, and which noise.
+        evaluate: evaluates one candidate; ``None`` does it in this process.
 
     Returns:
         What the study's ``held_out`` attribute then is: ``trial``, ``loss``, ``metrics``, ``images``, ``groups`` (each
@@ -133,8 +135,8 @@ def score_held_out(
         not follow the loss.
 
     Raises:
-        StudyStoreError: when no trial is complete, or none of them on the search's noise.
-        SearchFailedError: when one of them cannot be evaluated.
+        StudyStoreError: no trial is complete, or none of them on the search's noise.
+        SearchFailedError: one of them cannot be evaluated.
     """
     trials = best_trials(study.trials(), plan.top)
     if not trials:
@@ -171,7 +173,7 @@ def _attribute(name: str, plan: HeldOutPlan) -> str:
 
 
 def _measured(known: Mapping[str, Any], name: str) -> list[Any]:
-    """What was measured before, for a result or for a look."""
+    """Earlier measurements, those of results first, then those of looks."""
     return [known[key] for key in (name, f"{LOOK}{name}") if known.get(key)]
 
 
@@ -208,7 +210,7 @@ def _held_out(
     judges: Collection[str],
     advance: Callable[..., None],
 ) -> Report:
-    """Every group of a trial; each is written as soon as it is known."""
+    """The loss and the metrics of a trial on every group of noise, each written as soon as it is known."""
     groups = _known_groups(_measured(trial.user_attrs, "held_out"), plan.images, judges)
     for noise in plan.noises:
         if noise.seed not in groups:
@@ -244,7 +246,7 @@ def _numbers(evaluation: Evaluation) -> Report:
 
 
 def _summary(groups: Mapping[int, Report], images: int) -> Report:
-    """Mean and spread over groups of noise; a single group's own numbers."""
+    """Mean and spread over groups of noise; of a single group, its numbers."""
     results = [groups[seed] for seed in sorted(groups)]
     names = [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
     columns = {name: [result["metrics"][name] for result in results] for name in names}
@@ -263,7 +265,7 @@ def _summary(groups: Mapping[int, Report], images: int) -> Report:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Baseline:
-    """What the answer is compared with: its coefficients, where they are from, and what is known of them."""
+    """A model that the answer is compared with: its coefficients, where they are from, and earlier measurements."""
 
     name: str
     coefficients: Coefficients
@@ -272,9 +274,10 @@ class _Baseline:
 
 
 def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, judges: Collection[str]) -> list[_Baseline]:
-    """EMA* of the same experiment; where there is no EMA grid, a default EMA, and the last checkpoint if asked for.
+    """What the answer is compared with: EMA* of the same experiment.
 
-    None where nobody asked for baselines and there are no judges to set beside one.
+    Where there is no EMA grid, it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty where
+    there are no judges and no baselines were asked for.
     """
     experiment, optimizer, _ = split_name(study.name)
     if BASELINES.get(optimizer) == EMA or not (plan.baselines or judges):
@@ -312,7 +315,7 @@ def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
 
 
 def _function_of(study: StoredStudy) -> tuple[Any, Any]:
-    """What it searched, and with which code."""
+    """Identifies the objective and its code."""
     fingerprint = study.attributes["fingerprint"]
     return fingerprint["objective"], fingerprint.get("code")
 
@@ -326,9 +329,10 @@ def _measure_baseline(
     judges: Collection[str],
     advance: Callable[..., None],
 ) -> Report | None:
-    """On the same noise as the answer; ``None``, and a line about it, where it cannot be evaluated.
+    """Measure a baseline on the noise of the answer.
 
-    What this study has measured of it before is kept with the study, also where it was interrupted.
+    Where it cannot be evaluated, a line says so and the result is ``None``. Measurements are stored with the study one
+    by one, so that an interruption loses none.
     """
     groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, judges)
     try:

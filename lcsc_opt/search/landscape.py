@@ -43,7 +43,7 @@ STOP_SHARE = 0.9  # of failed points: far from its corners a plane is expected t
 
 @dataclasses.dataclass(frozen=True)
 class LandscapeOptions:
-    """What was asked for; ``None`` is the stored landscape's, or the default of a new one.
+    """The options of a landscape; ``None`` takes the stored landscape's value, or the default for a new one.
 
     Attributes:
         corners: three training steps, or ``ema:RATE``.
@@ -67,22 +67,22 @@ def run_landscape(
     take_over: bool = False,
     accept_environment: bool = False,
 ) -> tuple[str, str]:
-    """Evaluate what is not evaluated yet of a landscape of the models that ``source`` combines.
+    """Evaluate the points of a landscape that are not evaluated yet; its models are merged as those of ``source``.
 
     Args:
         storage: of the studies.
         source: any search of the experiment.
         options: what to draw.
         seed: tells several landscapes of one experiment apart.
-        take_over: from another process that holds the landscape and is dead, though it does not look so.
-        accept_environment: go on though packages or BLAS are not those that the study was begun with.
+        take_over: take the landscape from a process that is dead but still holds it.
+        accept_environment: continue with other packages or another BLAS than the study began with.
 
     Returns:
-        The landscape's name, and one line for people: what it came to.
+        The landscape's name, and one line for people with the result.
 
     Raises:
-        StudyMismatchError: when the stored landscape has other options, or the objective or environment has changed.
-        StudyStoreError: when ``source`` is a landscape itself, or not one of ours.
+        StudyMismatchError: the stored landscape has other options, or the objective or environment has changed.
+        StudyStoreError: ``source`` is a landscape itself, or not one of ours.
     """
     plan = landscape_plan(storage, source, LandscapeOptions() if options is None else options, seed=seed)
     experiment = Experiment(storage, plan)
@@ -95,8 +95,8 @@ def landscape_plan(storage: RDBStorage, source: StoredStudy, options: LandscapeO
     """The plan of the stored landscape of that seed, or of a new one. Writes nothing, and loads no objective.
 
     Raises:
-        StudyMismatchError: when the stored landscape has other options.
-        StudyStoreError: when ``source`` is a landscape itself, or not one of ours.
+        StudyMismatchError: the stored landscape has other options.
+        StudyStoreError: ``source`` is a landscape itself, or not one of ours.
     """
     experiment, optimizer, _ = split_name(source.name)
     if optimizer == LANDSCAPE:
@@ -134,7 +134,7 @@ def _with_images(objective: ObjectiveSpec, images: int | None) -> ObjectiveSpec:
 
 
 def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOptions) -> StudyPlan:
-    """The stored plan, when it is what was asked for."""
+    """The stored plan, where it agrees with the options."""
     plan = stored_plan(landscape)
     stored = {**plan.optimizer.options, "images": _images_of(plan)}
     asked = {
@@ -164,10 +164,10 @@ def _without_images(plan: StudyPlan) -> tuple[str, dict[str, Any]]:
 def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, ...]) -> tuple[Corner, ...]:
     """Three EMA rates of the experiment's EMA grid, else the first, the middle and the last checkpoint.
 
-    Of the grid's rates they are the best one and those next but one to it, so that the plane is that around EMA*.
+    The three rates of a grid are the best one and the second ones on both sides of it: the plane lies around EMA*.
 
     Raises:
-        CoefficientsError: when there are fewer than three checkpoints.
+        CoefficientsError: there are fewer than three checkpoints.
     """
     grid = best_ema([study for study in HistoryReader(storage).read(experiment) if study.steps == steps])
     if grid is not None and grid.chosen is not None:
@@ -182,7 +182,7 @@ def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, .
 
 
 def _around(rates: Sequence[float], best: float) -> tuple[float, float, float]:
-    """Three of at least three rates: the best one between two others, unless it is at an end."""
+    """Three of the rates, the best one between two others unless it is at an end."""
     place = rates.index(best)
     low, high = max(place - 2, 0), min(place + 2, len(rates) - 1)
     middle = place if low < place < high else (low + high) // 2
@@ -190,7 +190,7 @@ def _around(rates: Sequence[float], best: float) -> tuple[float, float, float]:
 
 
 def _create(experiment: Experiment, plan: StudyPlan, source: StoredStudy, *, accept_environment: bool) -> None:
-    """Store the new study with what its projections need, once it is known to show the objective of ``source``."""
+    """Check that the objective is that of ``source``, then store the new study with what its projections need."""
     stored = source.attributes["fingerprint"]
     difference = describe_difference(*(decisive(known) for known in (stored["environment"], environment())))
     if difference and not accept_environment:

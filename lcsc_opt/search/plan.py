@@ -86,7 +86,7 @@ class StudyPlan:
 
     @property
     def ray(self) -> RayWorkers | None:
-        """The Ray cluster's, where it evaluates."""
+        """The workers of a Ray cluster; ``None`` where this machine evaluates."""
         return self.spec.workers if isinstance(self.spec.workers, RayWorkers) else None
 
     @property
@@ -103,7 +103,7 @@ class StudyPlan:
         return dataclasses.replace(self, spec=self.spec.model_copy(update=changes))
 
     def continuing(self, study: StoredStudy) -> StudyPlan:
-        """This plan for a study that is stored already, which keeps its workers where the study file leaves them open.
+        """This plan for a stored study. Where the study file leaves the workers open, the study keeps its number.
 
         Raises:
             StudyMismatchError: the study was made from another specification.
@@ -166,10 +166,10 @@ def _with_checkpoints_of(study: StoredStudy, specification: dict[str, Any]) -> d
 
 
 def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) -> KnownCheckpoints | None:
-    """Those that the first study of an experiment with this objective was begun with; ``None`` where there is none.
+    """The checkpoints of the first stored study of an experiment with this objective; ``None`` without such a study.
 
-    All studies of an experiment are on the same checkpoints, or they could not be compared; so are points of a sweep
-    that name the same ones.
+    All studies of an experiment use the same checkpoints; otherwise they could not be compared. So do the points of a
+    sweep that name the same files.
     """
     for name in study_names(storage):
         if not is_ours(name) or split_point(split_name(name)[0])[0] != split_point(experiment)[0]:
@@ -193,14 +193,14 @@ class Parallelism:
 
     Attributes:
         in_flight: how many trials may be between ask and tell.
-        spread_images: whether the images of one candidate are spread over the workers, in place of candidates.
+        spread_images: whether workers share the images of one candidate, and do not have a candidate each.
     """
 
     in_flight: int
     spread_images: bool = False
 
     def idle(self, workers: int) -> int:
-        """How many of so many workers never have anything to do."""
+        """How many of ``workers`` workers never have anything to do."""
         return 0 if self.spread_images else max(workers - self.in_flight, 0)
 
     def __str__(self) -> str:
@@ -213,9 +213,9 @@ class Resolved:
     """What a plan means for its objective.
 
     Attributes:
-        parallelism: of the search.
-        first_budget: what the study began with, by which its optimizer plans.
-        evaluations: the first budget as evaluations of the objective's own number of images.
+        parallelism: how candidates are evaluated at the same time.
+        first_budget: the budget that the study began with; its optimizer plans by it.
+        evaluations: the first budget, counted in evaluations of the objective's usual number of images.
     """
 
     parallelism: Parallelism
@@ -275,7 +275,7 @@ def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
 def plans(
     spec: StudySpec, directory: Path | None, *, optimizers: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[StudyPlan]:
-    """The studies that a study file stands for, or those of them with these optimizers and seeds.
+    """The studies that a study file describes; ``optimizers`` and ``seeds`` choose among them.
 
     A seed that the file does not list is allowed; an optimizer that it does not list is run with its defaults.
 
@@ -301,7 +301,7 @@ def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
     """The plan with a higher total, in the unit of its own budget.
 
     Raises:
-        StudySpecError: when it is lower than the stored one.
+        StudySpecError: it is lower than the stored one.
     """
     budget = plan.spec.budget
     if total < budget.total:
@@ -322,7 +322,7 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
     """The plan that a stored study was made from, so that it can be continued without its study file.
 
     Raises:
-        StudyStoreError: when it is not one of ours.
+        StudyStoreError: it is not one of ours.
     """
     stored, experiment = study.attributes, study.name.rsplit("/", 2)[0]
     try:
@@ -343,7 +343,7 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
 
 
 def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
-    """The budget as a number of evaluations of the objective's own number of images.
+    """The budget, counted in evaluations of the objective's usual number of images.
 
     Raises:
         StudySpecError: for a budget in images, when the objective samples none.
@@ -360,7 +360,7 @@ def check_space(spec: SpaceSpec, objective: Objective) -> None:
 
     Raises:
         ObjectiveError: principal directions of an objective that has no weights.
-        CoefficientsError: more of them than checkpoints allow.
+        CoefficientsError: more directions than the checkpoints allow.
     """
     if spec.kind != "principal":
         return
@@ -374,7 +374,7 @@ def check_space(spec: SpaceSpec, objective: Objective) -> None:
 def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float] | None = None) -> CoefficientSpace:
     """The coefficient space that a specification names, over an objective's checkpoints.
 
-    ``origin`` ``[K]`` takes the place of the specification's.
+    ``origin`` ``[K]`` replaces the origin of the specification.
 
     Raises:
         ObjectiveError: principal directions of an objective that has no weights.

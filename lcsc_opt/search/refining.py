@@ -1,7 +1,7 @@
-"""Fine-tuning all weights by the gradient of an objective, which leaves a trajectory behind that searches run on.
+"""Fine-tuning of all weights by the gradient of an objective. It leaves a trajectory that can be searched.
 
-Adam on fresh noise at every step, with an average of its iterates as the answer: what ``LCSCGradient`` does, in all
-weights in place of the coefficients (FD-loss, arXiv 2604.28190, minimizes the Fréchet distance so). Beside
+Adam on fresh noise at every step; the answer is an average of its iterates. ``LCSCGradient`` does the same with the
+coefficients in place of all weights. FD-loss (arXiv 2604.28190) minimizes the Fréchet distance in this way. Beside
 ``NAME.trajectory`` stand ``NAME.jsonl``, the learning curve, ``NAME.state.pt``, from which it goes on, and at the end
 ``NAME.safetensors``, the average. All random numbers of a step come from the seed and the number of the step.
 """
@@ -50,8 +50,8 @@ class RefineSettings:
     """How long, and how fast.
 
     Attributes:
-        images: that all steps sample together; a rest that is no whole step is left.
-        images_per_step: of each gradient.
+        images: what all steps sample together, rounded down to whole steps.
+        images_per_step: images of each gradient.
         rate: of Adam; about how far each weight moves in a step.
         checkpoint_every: steps between two checkpoints.
         seed: of the noise.
@@ -73,7 +73,7 @@ class RefineSettings:
         checkpoint_every: int | None = None,
         seed: int = 0,
     ) -> RefineSettings:
-        """What was asked for, and the defaults of what was not.
+        """Settings with defaults in place of ``None``.
 
         The rate is 1e-4 at 200 images a step, and grows with the root of their number: gradients of more images have
         less noise, and Adam then takes the same path (Malladi et al. 2022, square root scaling rule).
@@ -97,18 +97,18 @@ class RefineSettings:
 
     @property
     def steps(self) -> int:
-        """How many steps the images are."""
+        """How many steps the images allow."""
         return self.images // self.images_per_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Refined:
-    """What it came to.
+    """The result of a refinement.
 
     Attributes:
         answer: the file of the averaged weights.
-        start: evaluated on held-out noise.
-        refined: the average, on the same noise.
+        start: the evaluation of the start on held-out noise.
+        refined: the evaluation of the average on the same noise.
     """
 
     answer: Path
@@ -131,14 +131,14 @@ def refine(
         objective: whose loss is minimized.
         settings: how long, and how fast.
         out: the trajectory, ``NAME.trajectory``; its first checkpoint, step 0, is the start.
-        start: finds coefficients ``[K]`` of the model that is begun with; not asked when going on.
-        held_out_images: that the start and the answer are compared on.
-        resume: go on from the last state, bit for bit where the device computes so.
+        start: gives the coefficients ``[K]`` of the start; not called when resuming.
+        held_out_images: how many images the start and the answer are compared on.
+        resume: go on from the last state; bit for bit where the device is deterministic.
 
     Raises:
         ObjectiveError: the objective has no gradient in weights.
-        StudySpecError: the names are taken, there is nothing to go on with, or it was begun with other settings.
-        TrainingError: the loss of a step is not finite, or cannot be computed; the checkpoints before are whole.
+        StudySpecError: the files exist already; with ``resume``, there is no state, or it has other settings.
+        TrainingError: a loss is not finite or cannot be computed; the checkpoints before it are whole.
         TrajectoryError: a checkpoint cannot be written.
     """
     checked = _with_gradient(objective)
@@ -177,7 +177,7 @@ def _with_gradient(objective: Objective) -> MergeSampleScore:
 
 
 def _descend(run: _Run, files: _Files, identity: Mapping[str, Any]) -> None:
-    """Make the steps that are left; an interruption loses none that was made."""
+    """Make the remaining steps; an interruption loses no finished step."""
     settings = run.settings
     curve = LearningCurve(files.curve)
     curve.rewind(run.done)
@@ -309,14 +309,14 @@ class _Run:
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def _copied(part: Tensor, device: torch.device, *, wide: bool) -> Tensor:
-    """A copy that may change; in half types Adam's steps would be rounded away."""
+    """A copy to train, at least float32: half types would round Adam's steps away."""
     dtype = torch.promote_types(part.dtype, torch.float32) if wide else part.dtype
     return part.to(device, dtype, copy=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Files:
-    """What stands where."""
+    """The files of a refinement."""
 
     out: Path
     state: Path

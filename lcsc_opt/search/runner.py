@@ -6,9 +6,9 @@ coefficients again, bit for bit, and is told the stored result. A trial that was
 evaluated again under its own number.
 
 *Ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - in_flight were told. The
-sequence of candidates then does not depend on which evaluation finishes first, nor on how many workers there are. Tells
-*as completed* happen in the order in which results were committed; the order is stored, so that the search still
-continues exactly, but another run of it would find another order.
+sequence of candidates then depends neither on which evaluation finishes first nor on the number of workers. Tells *as
+completed* happen in the order of the commits. That order is stored, so the search still continues exactly; another run
+would have another order.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, cand
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
 MOST_REASONS = 5  # that a run prints; the database keeps all
+WAIT_SECONDS = 5.0  # until somebody hears that there is still no result
 FEW_TRIALS = 10  # before so many, a share of failures says nothing
 
 
@@ -46,7 +47,7 @@ class _Asked:
     """A trial between ask and tell.
 
     Attributes:
-        told_failed: whether the optimizer was told of a failure, and is so again, whatever the trial comes to now.
+        told_failed: the optimizer was told that this trial failed. It is told so again, whatever the result is now.
     """
 
     trial: TrialKey
@@ -66,8 +67,8 @@ class Search:
         study: where everything is written.
         optimizer: freshly built, as it was when the study was new.
         evaluator: where candidates are evaluated.
-        budget: the total over the study's life, without trials that it inherited.
-        images_per_evaluation: what a candidate costs where its optimizer does not say how many images it wants.
+        budget: the total over all runs of the study; inherited trials do not count.
+        images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         in_flight: how many trials may be between ask and tell; see :func:`most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
@@ -111,20 +112,23 @@ class Search:
 
     @property
     def last_stored(self) -> int | None:
-        """The number of the last trial that was finished when it began; ``None`` where the search is new."""
+        """The number of the last trial that was finished before this run; ``None`` for a new search."""
         return max((trial.number for trial in self._stored if trial.state.is_finished()), default=None)
 
     @property
     def stored_spent(self) -> int:
-        """What the finished trials that were there when it began took of the budget, in its unit."""
+        """What was spent of the budget before this run, in the budget's unit."""
         return spent_by(self._stored, self.budget, self._images_per_evaluation)
 
     def run(self, on_tell: Callable[[Search], None] = lambda _: None) -> None:
         """Search until the budget is spent or the optimizer has nothing more to ask.
 
+        Args:
+            on_tell: is called after each tell, and every few seconds while there is nothing to tell.
+
         Raises:
-            ReplayError: when the optimizer does not ask the stored candidates again.
-            SearchFailedError: when every trial failed, or more of them than the study allows.
+            ReplayError: the optimizer does not ask the stored candidates again.
+            SearchFailedError: every trial failed, or more of them than the study allows.
         """
         self._tell_inherited()
         number = asked = 0
@@ -145,13 +149,14 @@ class Search:
             )
 
     def _price(self, request: Request) -> int:
-        """What a candidate takes of the budget."""
+        """What a candidate costs, in the unit of the budget."""
         return _price(request, self.budget, self._images_per_evaluation)
 
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it.
 
-        Losses that do not compare are told only to who follows gradients: beside plain ones a lucky noise would win.
+        Losses that do not compare are told only to optimizers that follow gradients: in others, a lucky noise would
+        win.
         """
         follows_gradients = getattr(self._optimizer, "needs_gradient", False)
         for trial in self._inherited:
@@ -171,7 +176,7 @@ class Search:
         self.failures = 0  # of the other study
 
     def _must_tell_before(self, number: int) -> bool:
-        """Whether a tell comes before the ask of this number."""
+        """Whether a result must be told before the ask of this number."""
         if self._tells == "as-completed" and number < len(self._stored):
             return self.told < int(self._stored[number].user_attrs["tells_before"])
         return len(self._in_flight) >= self._most_in_flight
@@ -212,9 +217,10 @@ class Search:
         )
 
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:
-        """Wait for the trial whose turn it is, committing whatever finishes meanwhile, and tell it."""
+        """Wait for the trial whose turn it is, and tell it; results that arrive meanwhile are committed."""
         while (asked := self._next_to_tell()) is None:
-            self._commit_finished()
+            if not self._commit_finished():
+                on_tell(self)
         self._in_flight.remove(asked)
         assert asked.outcome is not None
         request = request_of(asked.parameter)
@@ -239,16 +245,18 @@ class Search:
         first = min(placed, key=lambda asked: asked.tell_index or 0, default=None)
         return first if first is not None and first.outcome is not None else None
 
-    def _commit_finished(self) -> None:
+    def _commit_finished(self) -> bool:
+        """Whether anything finished in time."""
         running = {asked.future: asked for asked in self._in_flight if asked.future is not None}
-        done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+        done, _ = concurrent.futures.wait(running, timeout=WAIT_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
             asked = running[future]
             asked.future = None
             self._commit(asked, future.result())
+        return bool(done)
 
     def _commit(self, asked: _Asked, outcome: Outcome) -> None:
-        """Write a result; a failed attempt is written too, and the same candidate tried again."""
+        """Write a result. A failed attempt is written, too; then the same candidate is tried again."""
         tell_index = asked.tell_index
         if tell_index is None:
             tell_index = asked.trial.number if self._tells == "ordered" else self._committed
@@ -269,7 +277,7 @@ class Search:
         self._committed = max(self._committed, tell_index + 1)
 
     def _say_why(self, number: int, failure: Failure) -> None:
-        """The first of the failures with one reason: where it was, or the whole traceback where that is wanted."""
+        """Print where a failure happened, once for each reason; with ``debug``, the whole traceback."""
         if failure.reason in self._said or len(self._said) == MOST_REASONS:
             return
         self._said.add(failure.reason)
@@ -279,7 +287,7 @@ class Search:
         notice("\n".join([f"{self._study.name}: trial {number}: {failure.reason}", *shown]))
 
     def _stop_when_nothing_can_succeed(self, asked: _Asked) -> None:
-        """A candidate that raised the same each time, before anything has succeeded: the code is broken."""
+        """End the search where each attempt raised the same error before anything succeeded: the code is broken."""
         raised = {attempt["reason"] for attempt in asked.attempts if "traceback" in attempt}
         if not self._succeeded and len(asked.attempts) > 1 and len(raised) == 1:
             raise SearchFailedError(
@@ -289,7 +297,7 @@ class Search:
             )
 
     def _loss_told_before(self, asked: _Asked, request: Request) -> float:
-        """What an optimizer was told of a trial that had failed and is evaluated again: its search is built on it."""
+        """The loss that the optimizer was told for a failed trial that is evaluated again; later asks depend on it."""
         told = FIRST_FAILURE_LOSS if self._worst is None else self._worst
         if isinstance(asked.outcome, Failure):
             self._count_failure(asked.outcome)
@@ -306,7 +314,7 @@ class Search:
         self._last_reason = failure.reason
 
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
-        """The loss; for a failed trial the worst loss told before it, so that the optimizer turns away from there."""
+        """The loss; for a failed trial the worst loss told so far, so that the optimizer turns away."""
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
@@ -325,7 +333,7 @@ class Search:
 
 
 def spent_by(trials: Sequence[FrozenTrial], budget: BudgetSpec, images_per_evaluation: int) -> int:
-    """What those of the trials that are finished, and not inherited, took of a budget, in its unit."""
+    """What finished trials have spent of a budget, in its unit; inherited trials do not count."""
     own = [trial for trial in trials if trial.state.is_finished() and "inherited" not in trial.user_attrs]
     return sum(_price(_request(trial), budget, images_per_evaluation) for trial in own)
 
@@ -339,8 +347,8 @@ def _price(request: Request, budget: BudgetSpec, images_per_evaluation: int) -> 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
     """How many trials may be between ask and tell.
 
-    1.5 per worker, which keeps workers busy while tells wait their turn and candidates are written; one where there is
-    one worker; two per worker where the stages of its evaluations overlap.
+    One for one worker. 1.5 per worker for several: that keeps them busy while tells wait their turn and candidates are
+    written. Two per worker where the stages of evaluations overlap.
     """
     if pipelined:
         return 2 * workers
@@ -348,7 +356,7 @@ def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
 
 
 def stored_outcome(trial: FrozenTrial) -> Outcome:
-    """What a finished trial of the database ended with."""
+    """The evaluation or the failure of a finished trial."""
     cost: Mapping[str, Any] = trial.user_attrs.get("cost", {})
     if trial.state in SUCCEEDED and trial.value is not None:
         gradient = trial.user_attrs.get("gradient")

@@ -1,6 +1,6 @@
-"""Whether a study still is what it was begun as: its environment, its code, its checkpoints, its settings.
+"""Whether a study's environment, code, checkpoints and settings are those that it began with.
 
-Anything else may give other numbers, and would do so silently.
+A change in any of them could change numbers silently.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from lcsc_opt.objective.contract import Objective
 def accepted_changes(
     study: StoredStudy, objective: Objective, *, accept_environment: bool = False, accept_code: bool = False
 ) -> dict[str, Any]:
-    """What has to be written into a study that goes on though something has changed; empty where nothing has.
+    """The attributes to write into a study that continues after accepted changes; empty where nothing changed.
 
     Args:
         study: as it is stored.
         objective: as it was loaded now.
-        accept_environment: go on with other packages or another BLAS.
-        accept_code: go on with other code of the objective. While nothing has succeeded, that needs no leave.
+        accept_environment: allow other packages or another BLAS.
+        accept_code: allow other code of the objective. Before the first success that is always allowed.
 
     Raises:
-        StudyMismatchError: something has changed and is not accepted; says what.
+        StudyMismatchError: something changed and is not accepted; the message says what.
         TrajectoryError: the weights on the disk are damaged.
     """
     changes = environment_changes(study, accept=accept_environment)
@@ -73,10 +73,10 @@ def objective_changes(
 
 
 def code_change(study: StoredStudy, code: Mapping[str, str], *, accept: bool) -> str:
-    """What is different in the objective's code, in words; empty where nothing is.
+    """The changes in the objective's code, in words; empty where there is none.
 
     Raises:
-        StudyMismatchError: something is, is not accepted, and trials have succeeded with what was there before.
+        StudyMismatchError: the code changed, this is not accepted, and trials have succeeded with the old code.
     """
     changed = changed_code(study.attributes["fingerprint"]["code"], code)
     if changed and not accept and any(trial.state in SUCCEEDED for trial in study.trials()):

@@ -1,7 +1,7 @@
-"""Studies of one objective at the same time, on workers that they share; the trials of each are what they are alone.
+"""Several studies of one objective at the same time, on shared workers. Each has the trials that it has alone.
 
-A thread for each study runs what :meth:`Experiment.run` runs, with a connection to the database of its own. The workers
-are one pool, which serves the studies in turns.
+Each study has a thread that calls :meth:`Experiment.run`, and a database connection. One pool of workers serves the
+studies in turns.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Begun:
     """A study that has something left to do.
 
     Attributes:
-        plan: as the study file has it.
-        going_on: as the study goes on.
-        idle: how many of the workers it cannot use alone.
+        plan: of the study file.
+        going_on: the plan that the stored study goes on with.
+        idle: how many workers it leaves idle when it runs alone.
     """
 
     study: StoredStudy
@@ -47,7 +47,7 @@ class Begun:
 
 
 def together(begun: Sequence[Begun]) -> list[Begun]:
-    """Those that can share the workers of the first one: as many, in the same places."""
+    """The studies that can share the workers of the first one: as many workers, in the same places."""
     return [one for one in begun if _place(one.going_on) == _place(begun[0].going_on)]
 
 
@@ -56,16 +56,16 @@ def _place(plan: StudyPlan) -> tuple[object, ...]:
 
 
 def run_side_by_side(experiment: Experiment, begun: Sequence[Begun], on_end: OnEnd, how: Mapping[str, bool]) -> None:
-    """Run them until all have ended; one that fails does not stop the others.
+    """Run studies until all have ended; one that fails does not stop the others.
 
     Args:
-        experiment: of all of them.
+        experiment: the one that all of them belong to.
         begun: what to run; :func:`together` says what can be.
-        on_end: is told what each came to, or why it did not end.
-        how: of :meth:`Experiment.run`.
+        on_end: called with the result of each study, or with why it failed.
+        how: further arguments of :meth:`Experiment.run`.
 
     Raises:
-        Exception: one that is not ours, of the first study that had one, when all have ended.
+        Exception: the first unexpected one (no LcscError) of any study, when all have ended.
     """
     url, objective = experiment.storage.url, experiment.objective
     plans = {one.plan.name: one.plan for one in begun}
@@ -99,7 +99,7 @@ def _opened_for(experiment: Experiment, url: str, pool: WorkerPool, line: OneLin
 def _threads(
     run: Callable[[StudyPlan], str], plans: Mapping[str, StudyPlan], pool: Workers
 ) -> Iterator[Mapping[Future[str], str]]:
-    """A thread for each plan. Leaving early closes the pool, and waits until they have let go of their studies."""
+    """A thread for each plan. Leaving early closes the pool and waits until all leases are released."""
     stop = threading.Event()
     futures: dict[Future[str], str] = {Future(): name for name in plans}
 
@@ -137,7 +137,7 @@ def _say_ends(futures: Mapping[Future[str], str], plans: Mapping[str, StudyPlan]
 def begin_all(
     experiment: Experiment, plans: Sequence[StudyPlan], on_end: OnEnd, how: Mapping[str, bool]
 ) -> list[Begun]:
-    """Make those that are not there yet. What cannot be run, or is finished, has ended."""
+    """Create the studies that do not exist yet, and report those that are finished or cannot run."""
     begun = []
     for plan in plans:
         try:

@@ -23,12 +23,12 @@ from lcsc_opt.search.plan import stored_plan
 
 @dataclasses.dataclass(frozen=True)
 class Begun:
-    """What is refined.
+    """The objective to refine, and where it comes from.
 
     Attributes:
         objective: of the study.
-        held_out_images: that the study's answers are reported on.
-        study: where the database has one.
+        held_out_images: how many images the study's answers are reported on.
+        study: the stored study; ``None`` where there is only a study file.
     """
 
     objective: Objective
@@ -57,7 +57,7 @@ class Begun:
 
 
 def start_from_file(study_file: str) -> Begun:
-    """The objective of a study file.
+    """Load the objective of a study file.
 
     Raises:
         LcscError: the study file is wrong, or its objective cannot be built.
@@ -69,7 +69,7 @@ def start_from_file(study_file: str) -> Begun:
 
 
 def start_from_study(name: str, storage: str | None) -> Begun:
-    """A study of the database, whose objective is still what it was.
+    """The objective of a stored study, which must not have changed.
 
     Raises:
         StudyStoreError: there is no such study.

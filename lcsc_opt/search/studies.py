@@ -1,20 +1,18 @@
 """Searches from Python: run the studies of a study file, open what they found, compare it.
 
-What the command line does, with the same database: a study that was begun here is continued there, and the other way
-round. Progress goes to stderr.
+The command line does the same with the same database: a study that was begun here can be continued there, and the other
+way round. Progress goes to stderr.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from optuna.storages import RDBStorage
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
@@ -23,7 +21,7 @@ from lcsc_opt.base.progress import said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.connection import is_there, open_storage, storage_url
+from lcsc_opt.database.connection import looked_into, open_storage, storage_url
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -39,7 +37,7 @@ from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """One study of the database: one optimizer and one seed of a study file. Reading it disturbs nobody who runs it.
+    """One stored study: one optimizer and one seed of a study file. It may be read while it runs.
 
     Attributes:
         name: ``experiment/optimizer/seed``.
@@ -147,9 +145,9 @@ def run(
         seeds: only these.
         budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` takes that of ``LCSC_STORAGE``, the study file or ``sqlite:///studies.db``.
-        take_over: from a process that is dead but seems to run a study.
-        accept_environment: continue with other packages or another BLAS than a study was begun with.
-        accept_code: continue though the code that the objective is made of is not what it was.
+        take_over: take studies from processes that are dead but still hold them.
+        accept_environment: continue with other packages or another BLAS than a study began with.
+        accept_code: continue although the code of the objective has changed.
         parallel: run the studies at the same time, on workers that they share, or one after the other; ``None`` is at
             the same time where one of them cannot use all workers. The trials are the same.
 
@@ -157,17 +155,16 @@ def run(
         A study for each optimizer and seed, in the order of the file; of a sweep, one point after the other.
 
     Raises:
-        LcscError: the study file, the objective, a study or the database is not as it should be; the line says what.
+        LcscError: something is wrong with the study file, the objective, a study or the database; the line says what.
         SearchFailedError: a study failed, or is run by another process; the others were run all the same, and what was
             evaluated is in the database.
     """
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
-    opened = open_storage(url, write=True)
     chosen = plans_of(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with said_once():
         run_each(
-            checked_experiments(chosen, opened),
+            checked_experiments(chosen, url),
             take_over=take_over,
             accept_environment=accept_environment,
             accept_code=accept_code,
@@ -187,11 +184,11 @@ def plans_of(
 ) -> list[StudyPlan]:
     """The studies of all points of a sweep, one point after the other, as :func:`plans` gives them.
 
-    ``budget`` is another total for each, in the unit of its own.
+    ``budget`` is another total for each study, in the unit of its own budget.
 
     Raises:
         OptimizerError: naming an unknown optimizer or option, before anything is run.
-        StudySpecError: a total for studies whose budget is what they vary.
+        StudySpecError: ``budget`` is given, and the sweep varies the budget.
     """
     if budget is not None:
         if varied := [key for key in specs[0].vary if key.split(".")[0] == "budget"]:
@@ -202,33 +199,35 @@ def plans_of(
     return [plan for spec in specs for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
 
 
-def checked_experiments(to_run: Sequence[StudyPlan], storage: RDBStorage) -> list[tuple[Experiment, StudyPlan]]:
-    """Each plan with the experiment that runs it; what could never be searched is refused before anything is.
+def checked_experiments(to_run: Sequence[StudyPlan], url: str) -> list[tuple[Experiment, StudyPlan]]:
+    """Each plan with the experiment that runs it. Plans that could never be searched are refused before any runs.
 
-    Of a sweep only the first objective is loaded for that. Of the others the settings are checked.
+    For a sweep, only the first objective is loaded; the settings of the others are checked. A database that is not
+    there yet is made when nothing was refused.
     """
-    found = list(experiments(to_run, storage))
-    for experiment, plan in found[1:]:
-        if experiment is not found[0][0]:
-            experiment.check_settings(plan)
-    for experiment, plan in found:
-        if experiment is found[0][0]:
-            experiment.check_new(plan)
+    with looked_into(url) as storage:
+        found = list(experiments(to_run, storage))
+        for experiment, plan in found[1:]:
+            if experiment is not found[0][0]:
+                experiment.check_settings(plan)
+        for experiment, plan in found:
+            if experiment is found[0][0]:
+                experiment.check_new(plan)
+    opened = open_storage(url, write=True)
+    for experiment, _ in found:
+        experiment.storage = opened
     return found
 
 
 def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> None:
-    """Refuse what a run of these plans would refuse, as far as that is known beforehand; nothing is written.
+    """Refuse what a run of these plans would refuse, as far as that is known beforehand. Writes nothing.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        empty = f"sqlite:///{folder}/empty.db"
-        storage = open_storage(url, write=False) if is_there(url) else open_storage(empty, write=True)
+    with looked_into(url) as storage:
         for experiment, plan in experiments(to_run, storage):
             experiment.rehearse(plan, accept_environment=accept_environment, accept_code=accept_code)
-        storage.engine.dispose()
 
 
 def run_each(
@@ -242,15 +241,15 @@ def run_each(
 
     Args:
         to_run: as :func:`checked_experiments` gives them.
-        on_end: is told one line when a study has ended, or cannot be run.
-        parallel: those of one objective at the same time, on workers that they share; ``None`` where one of them
-            leaves workers idle.
+        on_end: called with one line when a study has ended, or cannot run.
+        parallel: run the studies of one objective at the same time, on shared workers; ``None`` does so where one of
+            them would leave workers idle.
         how: of :meth:`Experiment.run`.
 
     Raises:
-        LcscError: of the only study.
-        SearchFailedError: some of several studies did not end as they should; names them.
-        StudySpecError: they are to share one worker.
+        LcscError: the only study failed.
+        SearchFailedError: some of several studies failed; the message names them.
+        StudySpecError: there is only one worker to share.
     """
     if parallel and all(plan.workers == 1 for _, plan in to_run):
         raise StudySpecError("--parallel: the study file has one worker; give it more of them, as in workers=2")
@@ -276,8 +275,8 @@ def run_each(
         experiment.forget_objective()
     if failed:
         raise SearchFailedError(
-            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, and "
-            "the same command continues them"
+            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, "
+            "and how they go on"
         )
 
 
@@ -291,7 +290,7 @@ def _by_experiment(to_run: Sequence[tuple[Experiment, StudyPlan]]) -> list[tuple
 def _run_side_by_side(
     experiment: Experiment, plans_to_run: Sequence[StudyPlan], on_end: OnEnd, how: Mapping[str, bool], *, asked: bool
 ) -> list[StudyPlan]:
-    """Run those that can share workers; gives those that are left to be run alone."""
+    """Run the studies that can share workers; returns the others, which run alone."""
     if not asked and not any(cannot_ask_ahead(plan.optimizer) for plan in plans_to_run):
         return list(plans_to_run)
     begun = begin_all(experiment, plans_to_run, on_end, how)

@@ -1,22 +1,30 @@
-"""What a search shows while it runs: a line of its own, or its part of one line for studies side by side."""
+"""Progress of searches: a line for each, or one line for all studies side by side."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from lcsc_opt.base.progress import Advance, notice, progress
+from lcsc_opt.database.nodes import NODES, KeptNodes
+from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Workers
 from lcsc_opt.search.runner import Search
+
+KEEP_SECONDS = 10.0  # between two looks at the workers that are kept
 
 
 class Watch(Protocol):
     """Shows how far searches are."""
 
     def __call__(self, search: Search, pool: Workers | None) -> contextlib.AbstractContextManager[OnTell]:
-        """Show this one, while it is open; ``pool``: of workers that come and go, so that it is said how many live."""
+        """Show the progress of a search while this is open. With a ``pool`` of workers that come and go, say how many
+        live.
+        """
         ...
 
 
@@ -25,15 +33,20 @@ OnTell = Callable[[Search], None]
 
 @contextlib.contextmanager
 def own_line(search: Search, pool: Workers | None) -> Iterator[OnTell]:
-    """A line for this search."""
+    """A progress line for one search."""
     _say_continuing(search)
     with progress(search.name, search.budget.total, done=search.stored_spent) as advance:
         steps = _Steps(search)
-        yield lambda search: advance(steps.new(search), note=", ".join(_notes(search.best, search.failures, pool)))
+
+        def on_tell(search: Search) -> None:
+            advance(steps.new(search), note=", ".join(_notes(search.best, search.failures, pool)))
+
+        on_tell(search)
+        yield on_tell
 
 
 class OneLine:
-    """One line for studies side by side: all their budgets together, and the best of the best.
+    """One line for studies side by side: the sum of their budgets, and the best loss of all.
 
     Args:
         advance: the line.
@@ -73,7 +86,7 @@ class OneLine:
 
 
 class _Steps:
-    """How much of the budget was spent since the last look; what was stored before is shown already."""
+    """How much of the budget was spent since the last call."""
 
     def __init__(self, search: Search) -> None:
         self._shown = search.stored_spent
@@ -82,6 +95,34 @@ class _Steps:
         steps = max(search.spent - self._shown, 0)
         self._shown += steps
         return steps
+
+
+@contextlib.contextmanager
+def keeping_nodes(study: StoredStudy, pool: Workers | None, on_tell: OnTell) -> Iterator[OnTell]:
+    """``on_tell``, but now and then, and at the end, it is kept in the database what the workers of each machine do.
+
+    Args:
+        study: which is held.
+        pool: its workers; ``None`` where there are none, and nothing is kept.
+        on_tell: what else is to be done.
+    """
+    if pool is None:
+        yield on_tell
+        return
+    last = -math.inf
+
+    def keep() -> None:
+        study.set_attribute(NODES, KeptNodes(time.time(), tuple(pool.nodes())).as_stored())
+
+    def on_tell_and_keep(search: Search) -> None:
+        nonlocal last
+        on_tell(search)
+        if time.monotonic() - last >= KEEP_SECONDS:
+            last = time.monotonic()
+            keep()
+
+    yield on_tell_and_keep
+    keep()
 
 
 def _say_continuing(search: Search) -> None:

@@ -52,7 +52,8 @@ class ClassifierRecipe:
         epochs: passes over the 80 % of the images that are trained on.
         seed: of the split, the initial weights and the order of the batches.
 
-    Raises MetricError when ``dimension`` or ``epochs`` is below one.
+    Raises:
+        MetricError: ``dimension`` or ``epochs`` is below one.
     """
 
     name: str
@@ -148,14 +149,16 @@ class ClassifierExtractor:
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].
 
-        Raises MetricError for images of another shape.
+        Raises:
+            MetricError: for images of another shape.
         """
         return self._network.features(self._checked(images))
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits ``[B, classes]`` of ``[B, C, H, W]`` in [−1, 1].
 
-        Raises MetricError for images of another shape.
+        Raises:
+            MetricError: for images of another shape.
         """
         logits: Tensor = self._network(self._checked(images))
         return logits
@@ -163,7 +166,8 @@ class ClassifierExtractor:
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, D]`` and logits ``[B, classes]`` of ``[B, C, H, W]`` in [−1, 1], from one pass.
 
-        Raises MetricError for images of another shape.
+        Raises:
+            MetricError: for images of another shape.
         """
         features = self._network.features(self._checked(images))
         return features, self._network.head(features)
@@ -190,7 +194,8 @@ def train_classifier(
         data: gives the images ``[n, C, H, W]`` in [−1, 1] and their classes ``[n]``.
         cache: a folder; it is created when it does not exist.
 
-    Raises MetricError when the cached file is broken or cannot be written.
+    Raises:
+        MetricError: the cached file is broken or cannot be written.
     """
     path = cache / recipe.file_name
     if path.exists():

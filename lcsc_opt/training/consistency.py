@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.sampling.consistency import ConsistencyFunction, noise_levels
-from lcsc_opt.training.running import Training, train, training_key
+from lcsc_opt.training.on_demand import Training, train, training_key
 from lcsc_opt.trajectory import Trajectory
 
 RECIPE = 1  # raise it when the same settings would train another model
@@ -108,7 +108,7 @@ def train_consistency(
     path: Path,
     description: str = "training",
 ) -> Trajectory:
-    """The trajectory at ``path``, trained first where it is not there yet; see :func:`running.train`.
+    """The trajectory at ``path``, trained first where it is not there yet; see :func:`on_demand.train`.
 
     Args:
         build_network: makes the network that :class:`ConsistencyFunction` preconditions.
@@ -118,7 +118,7 @@ def train_consistency(
         description: what the progress bar says.
 
     Raises:
-        TrajectoryError: when the settings leave fewer than two checkpoints, the training diverged, or the path
+        TrajectoryError: the settings leave fewer than two checkpoints, the training diverged, or the path
             cannot be written.
     """
 

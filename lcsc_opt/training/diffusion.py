@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.sampling.consistency import network_output
-from lcsc_opt.training.running import Training, train, training_key
+from lcsc_opt.training.on_demand import Training, train, training_key
 from lcsc_opt.trajectory import Trajectory
 
 RECIPE = "diffusion 1"  # raise it when the same settings would train another model
@@ -82,7 +82,7 @@ def train_diffusion(
     path: Path,
     description: str = "training",
 ) -> Trajectory:
-    """The trajectory at ``path``, trained first where it is not there yet; see :func:`running.train`.
+    """The trajectory at ``path``, trained first where it is not there yet; see :func:`on_demand.train`.
 
     Args:
         build_network: makes a network that predicts noise.
@@ -92,7 +92,7 @@ def train_diffusion(
         description: what the progress bar says.
 
     Raises:
-        TrajectoryError: when diffusers has no such noise schedule, the settings leave fewer than two checkpoints,
+        TrajectoryError: diffusers has no such noise schedule, the settings leave fewer than two checkpoints,
             the training diverged, or the path cannot be written.
     """
     schedule = noise_schedule(training)
@@ -107,7 +107,7 @@ def noise_schedule(training: DiffusionTraining) -> NoiseSchedule:
     """Diffusers' scheduler of the training.
 
     Raises:
-        TrajectoryError: when diffusers does not know the schedule.
+        TrajectoryError: diffusers does not know the schedule.
     """
     prepare_torchvision()
     from diffusers import DDPMScheduler

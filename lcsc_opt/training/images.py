@@ -1,6 +1,6 @@
-"""A feature extractor for 8×8 digits: a classifier of scikit-learn's bundled digits.
+"""The images that scikit-learn bundles (8×8 digits, crops of two photographs), and a feature extractor for each.
 
-FID in its features falls when samples look more like digits.
+An extractor is a classifier of its images: FID in its features falls when samples look more like them.
 """
 
 from __future__ import annotations
@@ -31,12 +31,6 @@ def digits_images() -> Tensor:
     return images
 
 
-def digits_labels() -> Tensor:
-    """Which digit each of :func:`digits_images` is: ``[1797]`` int64, 0 to 9."""
-    _, labels = _load_digits()
-    return labels
-
-
 def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs: int = 40) -> ClassifierExtractor:
     """The extractor that these settings describe: read from ``cache``, or trained and written there.
 
@@ -46,7 +40,8 @@ def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs:
         dimension: D, the number of features.
         epochs: passes over the 80 % of the digits that are trained on.
 
-    Raises MetricError when a setting is out of range, or when the cached file is broken or cannot be written.
+    Raises:
+        MetricError: a setting is out of range, or the cached file is broken or cannot be written.
     """
     recipe = ClassifierRecipe(
         name="digits",
@@ -63,13 +58,14 @@ def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs:
 def second_digits_view(cache: Path) -> View:
     """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
 
-    Raises MetricError when its cached file is broken or cannot be written.
+    Raises:
+        MetricError: its cached file is broken or cannot be written.
     """
     return view_of(train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), digits_images())
 
 
 def digits_extractor() -> ClassifierExtractor:
-    """The digits objective's own network, from the cache: ``fid@lcsc_opt.training.images:digits_extractor``."""
+    """The digits objective's own network, from the cache: study files name it after ``fid@``."""
     return train_digits_network(seed=0, cache=cache_directory())
 
 
@@ -97,12 +93,6 @@ def photographs_crops() -> Tensor:
     return crops
 
 
-def photographs_parts() -> Tensor:
-    """Which part of which photograph each of :func:`photographs_crops` is from: ``[7700]`` int64, 0 to 39."""
-    _, parts = _load_crops()
-    return parts
-
-
 def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, epochs: int = 20) -> ClassifierExtractor:
     """The extractor that these settings describe: read from ``cache``, or trained and written there.
 
@@ -112,7 +102,8 @@ def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, ep
         dimension: D, the number of features.
         epochs: passes over the 80 % of the crops that are trained on.
 
-    Raises MetricError when a setting is out of range, or when the cached file is broken or cannot be written.
+    Raises:
+        MetricError: a setting is out of range, or the cached file is broken or cannot be written.
     """
     recipe = ClassifierRecipe(
         name="photographs",
@@ -129,7 +120,8 @@ def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, ep
 def second_photographs_view(cache: Path) -> View:
     """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
 
-    Raises MetricError when its cached file is broken or cannot be written.
+    Raises:
+        MetricError: its cached file is broken or cannot be written.
     """
     return view_of(
         train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), photographs_crops()
@@ -137,7 +129,7 @@ def second_photographs_view(cache: Path) -> View:
 
 
 def photographs_extractor() -> ClassifierExtractor:
-    """The photographs objective's own network, from the cache."""
+    """The photographs objective's own network, from the cache: study files name it after ``fid@``."""
     return train_photographs_network(seed=0, cache=cache_directory())
 
 

@@ -18,7 +18,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import load_autoencoder
 from lcsc_opt.training.data import as_floats
-from lcsc_opt.training.running import initialize
+from lcsc_opt.training.networks import initialize
 
 FINAL_STD = 0.5  # sigma_data of the recipes
 KL_WEIGHT = 1e-6  # of Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly touches the images

@@ -22,7 +22,6 @@ from lcsc_opt.training.recipes.base import Denoiser, Kind, column
 
 UNET = "unet"
 BETAS = ("epsilon", "v_prediction", "sample")  # what networks of a beta schedule predict
-DIFFUSION: tuple[Kind, ...] = ("ddpm", "edm")
 
 
 @dataclasses.dataclass(frozen=True)

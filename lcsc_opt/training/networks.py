@@ -1,10 +1,12 @@
-"""The networks that the shipped recipes train: small U-Nets of diffusers."""
+"""The networks that the shipped recipes train: small U-Nets of diffusers, and the weights that they begin with."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,3 +59,27 @@ class PatchedUNet(nn.Module):
         """``[N, C, H, W]`` at times ``[N]`` → ``[N, C, H, W]``."""
         patches = self.unet(functional.pixel_unshuffle(x, self.patch), t).sample
         return functional.pixel_shuffle(patches, self.patch)
+
+
+def initialize(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight of a network anew from ``generator``, as PyTorch's own defaults would.
+
+    Weights of two axes and more are uniform within 1 / sqrt(fan-in), vectors of normalization layers one and zero.
+    """
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            _initialize_parameter(parameter, name, _fan_in(module), generator)
+
+
+def _fan_in(module: nn.Module) -> int:
+    weight = getattr(module, "weight", None)
+    return weight[0].numel() if isinstance(weight, Tensor) and weight.ndim >= 2 else 0
+
+
+@torch.no_grad()
+def _initialize_parameter(parameter: Tensor, name: str, fan_in: int, generator: torch.Generator) -> None:
+    if fan_in:
+        bound = 1 / math.sqrt(fan_in)
+        parameter.uniform_(-bound, bound, generator=generator)
+    else:
+        parameter.fill_(1.0 if name == "weight" else 0.0)

@@ -1,4 +1,4 @@
-"""From what a user asks for to a training: what is wrong is said before anything is trained."""
+"""From a user's request to a training. Wrong requests fail before anything is trained."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
+from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
 from lcsc_opt.training.data import TrainingData, load_images
 from lcsc_opt.training.latents import Latents, encode, read_autoencoder, small_latent_shape, train_autoencoder
 from lcsc_opt.training.models import Model, read_model, write_config, write_weights
-from lcsc_opt.training.networks import small_unet
+from lcsc_opt.training.networks import initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, Recipe
 from lcsc_opt.training.recipes.base import timestep_scale
-from lcsc_opt.training.running import initialize
 from lcsc_opt.training.trainer import Job, new_accelerator, train
 from lcsc_opt.trajectory import Trajectory
 
@@ -35,7 +35,7 @@ SIGMA_REL = 0.1  # of the average that the model's folder holds at the end (Karr
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What ``lcsc train`` was asked for.
+    """The request of ``lcsc train``.
 
     Attributes:
         recipe: its name.
@@ -50,6 +50,7 @@ class Request:
         autoencoder: the folder of one; training is then of its latents.
         seed: of everything.
         precision: of matrix products and convolutions.
+        samples_every: steps between two sheets of samples; ``None`` writes none.
     """
 
     recipe: str
@@ -64,6 +65,7 @@ class Request:
     autoencoder: Path | None = None
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    samples_every: int | None = None
 
     def beside(self, suffix: str) -> Path:
         """A file or folder beside the trajectory."""
@@ -81,7 +83,7 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
         The study file, in the process that has written it.
 
     Raises:
-        TrainingError: something that was asked for is wrong, or the loss is not finite.
+        TrainingError: the request is wrong, or the loss is not finite.
         TrajectoryError: a checkpoint cannot be written.
         StudySpecError: a setting that the recipe does not have.
     """
@@ -108,6 +110,9 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
         seed=request.seed,
         precision=request.precision,
         noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
+        samples_every=request.samples_every,
+        decoder=None if latents is None else _decoder(request, latents),
+        keeps_start=begin is not None and begin.kind == recipe.kind,
         teacher=None if teacher is None else teacher.denoiser(),
     )
     if accelerator.is_main_process:
@@ -163,11 +168,11 @@ def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
 
 def _leftovers(request: Request) -> tuple[Path, ...]:
     """What a training writes, its trajectory first."""
-    return request.out, *(request.beside(suffix) for suffix in (".state", ".model", ".jsonl", ".yaml"))
+    return request.out, *(request.beside(suffix) for suffix in (".state", ".model", ".jsonl", ".yaml", ".samples"))
 
 
 def _described(request: Request, recipe: Recipe) -> dict[str, Any]:
-    """All that decides the weights, as JSON."""
+    """Everything that decides the weights, as JSON."""
     paths = {
         name: None if path is None else str(path)
         for name, path in (
@@ -239,6 +244,16 @@ def _small_latents(request: Request, data: TrainingData, accelerator: Any) -> La
     with accelerator.main_process_first():
         autoencoder = train_autoencoder(data.pixels, folder, seed=request.seed, device=accelerator.device)
     return encode(autoencoder, data.pixels, device=accelerator.device)
+
+
+def _decoder(request: Request, latents: Latents) -> LatentDecoder:
+    folder = _autoencoder(request, str(request.beside(".model") / "autoencoder"))
+    return DecoderSettings.model_validate(latents.decoder(folder)).build(latents.values.shape[1])
+
+
+def _autoencoder(request: Request, own: str) -> str:
+    """The folder of the one that was given, else of our own."""
+    return own if request.autoencoder is None else str(request.autoencoder.absolute())
 
 
 def _network(request: Request, recipe: Recipe, shape: Sequence[int], begin: Model | None) -> nn.Module:
@@ -332,8 +347,7 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
         "images": 1000,
     }
     if latents is not None:
-        own = request.autoencoder
-        settings["decoder"] = latents.decoder(f"{model}/autoencoder" if own is None else str(own.absolute()))
+        settings["decoder"] = latents.decoder(_autoencoder(request, f"{model}/autoencoder"))
     study: Mapping[str, Any] = {
         "name": request.beside("").name,
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},

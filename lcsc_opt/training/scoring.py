@@ -57,16 +57,21 @@ class ScoredImages(FrozenModel):
 
     def scores(self, extractor: FeatureExtractor, images: Tensor, cross_check: Callable[[], View]) -> Scores:
         """Metrics in the features of ``extractor``, against those of ``images`` that are seen."""
-        view = view_of(extractor, self.seen(images))
-        if view.reference is not None and len(unseen := self.unseen(images)):
-            held_out = view_of(extractor, unseen).reference
-            view = View(extractor, dataclasses.replace(view.reference, held_out=held_out))
         return Scores(
-            {INCEPTION: view},
+            {INCEPTION: self._view(extractor, images)},
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            cross_check=CrossCheckSpace(MetricName("fid", CROSS_CHECK), cross_check),
+            cross_check=CrossCheckSpace(
+                MetricName("fid", CROSS_CHECK), lambda: self._view(cross_check().extractor, images)
+            ),
             judge_reference=known_features if self.held_out_metrics is None else None,
         )
+
+    def _view(self, extractor: FeatureExtractor, images: Tensor) -> View:
+        view = view_of(extractor, self.seen(images))
+        if view.reference is None or not len(unseen := self.unseen(images)):
+            return view
+        held_out = view_of(extractor, unseen).reference
+        return View(extractor, dataclasses.replace(view.reference, held_out=held_out))

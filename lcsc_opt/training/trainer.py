@@ -1,6 +1,7 @@
 """One loop for all recipes, through Accelerate: a CPU, a GPU, or several of them; in full precision or in bf16.
 
-Beside ``NAME.trajectory`` stand ``NAME.jsonl``, the learning curve, and ``NAME.state``, from which training goes on.
+Beside ``NAME.trajectory`` stand ``NAME.jsonl``, the learning curve, ``NAME.samples``, and ``NAME.state``, from which
+training goes on.
 All random numbers of a step come from the seed, the number of the step and that of the process, so a training that was
 put down goes on as if it had not been.
 """
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import remove, write_atomically
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.training.curve import LearningCurve
 from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.recipes.base import Batch, Denoiser, Recipe
+from lcsc_opt.training.samples import SampleSheets
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
 STATE_SECONDS = 60.0  # between two states, which are what an interruption costs at most
@@ -47,6 +50,9 @@ class Job:
         seed: of the batches and the noise.
         precision: of matrix products and convolutions.
         noise_scale: what ln(sigma) is multiplied with before the network is told.
+        samples_every: steps between two sheets of samples; ``None`` writes none.
+        decoder: of latents to images, for the samples.
+        keeps_start: the weights that training begins with are the checkpoint of step 0.
         teacher: of a distillation; a module, if it has weights.
         state_seconds: between two states.
     """
@@ -60,6 +66,9 @@ class Job:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     noise_scale: float = 250.0
+    samples_every: int | None = None
+    decoder: LatentDecoder | None = None
+    keeps_start: bool = False
     teacher: Denoiser | None = None
     state_seconds: float = STATE_SECONDS
 
@@ -135,16 +144,42 @@ class _Loop:
             accelerator.register_for_checkpointing(self.average)
         self.generator = torch.Generator(accelerator.device)
         self.curve = LearningCurve(job.beside(".jsonl"), write=accelerator.is_main_process)
+        self.sheets = self._sample_sheets() if accelerator.is_main_process else None
         self.patience = 1 if accelerator.device.type == "cpu" else CHECKED_EVERY
         self.saved_at = time.monotonic()
 
+    def _sample_sheets(self) -> SampleSheets | None:
+        job = self.job
+        if job.samples_every is None:
+            return None
+        return SampleSheets(
+            job.beside(".samples"),
+            every=job.samples_every,
+            recipe=job.recipe,
+            network=self.raw,
+            image_shape=tuple(job.images.shape[1:]),
+            noise_scale=job.noise_scale,
+            decoder=job.decoder,
+            device=self.accelerator.device,
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate."""
-        return {"step": self.step, "seconds": self.seconds}
+        return {"step": self.step, "seconds": self.seconds, "threads": self._threads()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From Accelerate."""
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        before, now = state.get("threads"), self._threads()
+        if before is not None and before != now and self.accelerator.is_main_process:
+            notice(
+                f"{self.job.out}: {before} threads trained it, and {now} go on, so what comes has other last digits; "
+                f"OMP_NUM_THREADS={before} keeps them"
+            )
+
+    def _threads(self) -> int | None:
+        """Of torch on a CPU, whose sums depend on how many there are; nothing elsewhere."""
+        return torch.get_num_threads() if self.accelerator.device.type == "cpu" else None
 
     def begin(self, *, resume: bool) -> None:
         """Take up the last state, or save the first one."""
@@ -155,6 +190,7 @@ class _Loop:
         self.accelerator.wait_for_everyone()
         if name is None:
             self.saver.begin(0)
+            self._keep_start()
             self.save_state()
             return
         try:
@@ -162,7 +198,12 @@ class _Loop:
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(f"{states}: cannot be gone on from ({reason}); train anew elsewhere") from error
+        self._keep_start()
         self.curve.rewind(self.step)
+
+    def _keep_start(self) -> None:
+        if self.job.keeps_start and self.step == 0:
+            self.saver.keep_start(self.raw)
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or nothing where nobody has waited for it."""
@@ -181,6 +222,8 @@ class _Loop:
                 self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.raw)
                 self._save_state_in_time()
+            if self.sheets is not None and self.sheets.due(self.step):
+                self.sheets.write(self.step, self.raw)
             yield shown
 
     def _step(self) -> Tensor:

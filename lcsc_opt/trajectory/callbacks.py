@@ -83,6 +83,15 @@ class TrajectorySaver:
             self._writer.append(step, self._accelerator.unwrap_model(weights) if unwrap else weights, wait=False)
         self._last = step
 
+    def keep_start(self, weights: nn.Module | Mapping[str, Tensor]) -> None:
+        """Save the weights that a tuning begins with, as the checkpoint of step 0.
+
+        Raises:
+            TrajectoryError: they cannot be saved, or training has begun.
+        """
+        if self._writer is not None:
+            self._writer.append(0, weights, wait=False)
+
     def flush(self) -> None:
         """Wait until all rows are on the disk."""
         if self._writer is not None:

@@ -23,7 +23,7 @@ from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
 from lcsc_opt.trajectory.disk.saving import EXACT
 from lcsc_opt.trajectory.store import Trajectory
 
-BLOCK = 2**18  # numbers at once, in float64
+AT_ONCE = 2**18  # numbers at once, in float64
 MOST_WARNINGS = 5  # of one kind
 
 
@@ -270,7 +270,7 @@ def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] |
 
 def _squared(before: Tensor, after: Tensor) -> float:
     flat = (tensor.detach().reshape(-1) for tensor in (before, after))
-    pairs = zip(*(torch.split(tensor, BLOCK) for tensor in flat), strict=True)
+    pairs = zip(*(torch.split(tensor, AT_ONCE) for tensor in flat), strict=True)
     return sum(float((a.to(torch.float64) - b.to(torch.float64)).square().sum()) for b, a in pairs)
 
 

@@ -25,7 +25,7 @@ from lcsc_opt.trajectory.disk.layout import TensorSpec, segments
 from lcsc_opt.trajectory.disk.manifest import RELATIVE_ERROR, Manifest, load_manifest, trajectory_sha256, unreadable
 from lcsc_opt.trajectory.disk.rows import DifferenceRows, ExactRows, Rows, map_bytes
 from lcsc_opt.trajectory.merge import placement, projection
-from lcsc_opt.trajectory.merge.combining import Combining, StateDict
+from lcsc_opt.trajectory.merge.merger import Merger, StateDict
 from lcsc_opt.trajectory.merge.sources import Mapped, Placement, Source
 
 
@@ -45,7 +45,7 @@ class Trajectory:
         stored = manifest.stored_layout
         self._stored_bytes = manifest.row_bytes if stored is None else stored.row_bytes
         self._segments = segments(manifest.layout, frozenset(manifest.varying))
-        self._combining = self._from(Mapped(self._rows))
+        self._merger = self._from(Mapped(self._rows))
 
     @classmethod
     def open(cls, path: str | Path, *, steps: Sequence[int] | None = None) -> Trajectory:
@@ -87,7 +87,7 @@ class Trajectory:
         """
         self._check_unchanged()
         placed = copy.copy(self)
-        placed._combining = self._from(self._source(torch.device(device), how))
+        placed._merger = self._from(self._source(torch.device(device), how))
         self._check_unchanged()
         return placed
 
@@ -184,7 +184,7 @@ class Trajectory:
     @property
     def device(self) -> torch.device:
         """Where merged tensors are; see :meth:`on`."""
-        return self._combining.source.device
+        return self._merger.source.device
 
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
         """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.
@@ -227,7 +227,7 @@ class Trajectory:
         """
         projection.check_gradients(gradients, self.tensors)
         self._check_unchanged()
-        projected = self._combining.project(gradients)
+        projected = self._merger.project(gradients)
         self._check_unchanged()
         return projected
 
@@ -238,16 +238,16 @@ class Trajectory:
         the weights.
         """
         total = np.zeros((len(self), len(self)))
-        for block in self._float64_blocks():
-            centered = block - block.mean(dim=0)
+        for tile in self._float64_tiles():
+            centered = tile - tile.mean(dim=0)
             total += (centered @ centered.t()).cpu().numpy()
         return total
 
     def difference_norms(self) -> npt.NDArray[np.float64]:
         """The L2 norm of each checkpoint's difference from the one before it: ``[K−1]`` float64."""
         squares = np.zeros(len(self) - 1)
-        for block in self._float64_blocks():
-            squares += block.diff(dim=0).square().sum(dim=1).cpu().numpy()
+        for tile in self._float64_tiles():
+            squares += tile.diff(dim=0).square().sum(dim=1).cpu().numpy()
         return np.sqrt(squares)
 
     @property
@@ -278,14 +278,14 @@ class Trajectory:
     @torch.no_grad()
     def _merge(self, rows: npt.NDArray[np.float64]) -> list[StateDict]:
         self._check_unchanged()
-        merged = self._combining.merge(rows)
+        merged = self._merger.merge(rows)
         self._check_unchanged()
         return merged
 
-    def _float64_blocks(self) -> Iterator[Tensor]:
+    def _float64_tiles(self) -> Iterator[Tensor]:
         self._check_unchanged()
-        with contextlib.closing(self._combining.float64_blocks()) as blocks:
-            yield from blocks
+        with contextlib.closing(self._merger.float64_tiles()) as tiles:
+            yield from tiles
         self._check_unchanged()
 
     def _source(self, device: torch.device, how: Placement | None) -> Source:
@@ -295,8 +295,8 @@ class Trajectory:
         )
         return placement.place(stored, device, how)
 
-    def _from(self, source: Source) -> Combining:
-        return Combining(self._rows, source, self.tensors, self._segments, self._slots, self.varying)
+    def _from(self, source: Source) -> Merger:
+        return Merger(self._rows, source, self.tensors, self._segments, self._slots, self.varying)
 
     def _check_unchanged(self) -> None:
         """A writer may have appended since opening; it must not have overwritten a row that is used here."""

@@ -1,10 +1,13 @@
-"""The judges of a study's answer as a table: each beside the baseline's value, and real images' own."""
+"""Judges as tables: those of a study's answer, each beside the baseline's value; and those of all optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lcsc_opt.database.comparing import floors_of
+from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.judges import Judge
+from lcsc_opt.database.summary import OptimizerSummary, over_seeds
 
 BETTER = {1: "lower", -1: "higher"}
 
@@ -19,6 +22,30 @@ def judge_table(judges: Sequence[Judge]) -> tuple[tuple[str, ...], list[list[str
     beside = () if against is None else (against, "gain")
     header = ("judge", "better", "answer", *beside, *(("real images",) * floors))
     return header, [_row(judge, compared=against is not None, floors=floors) for judge in judges]
+
+
+def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[str]]] | None:
+    """Header and rows, of texts: each optimizer's held-out loss and its judges, means over seeds; ``None`` of none.
+
+    The last row is real images that the loss does not see, where some are held out.
+    """
+    summaries, floors = over_seeds(studies), floors_of(studies)
+    names = judges_of(summaries)
+    if not names:
+        return None
+    rows = [
+        [row.label, *(_spread(*(value or (None, None))) for value in (row.held_out, *map(row.judges.get, names)))]
+        for row in summaries
+    ]
+    if floors:
+        rows.append(["real images", _spread(None, None), *(_spread(floors.get(name), None) for name in names)])
+    return ("optimizer", f"held-out {studies[0].metric}", *names), rows
+
+
+def judges_of(summaries: Sequence[OptimizerSummary]) -> list[str]:
+    """The judges of any of them, precision and recall first."""
+    longest = sorted(summaries, key=lambda row: len(row.judges), reverse=True)
+    return list(dict.fromkeys(name for row in longest for name in row.judges))
 
 
 def _row(judge: Judge, *, compared: bool, floors: bool) -> list[str]:

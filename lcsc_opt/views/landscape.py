@@ -181,7 +181,7 @@ class LandscapeReader:
         """A landscape and the searches of its experiment as they are now.
 
         Raises:
-            StudyStoreError: when there is no such landscape, or what it was made from cannot be read.
+            StudyStoreError: there is no such landscape, or what it was made from cannot be read.
         """
         if name not in self.names():
             raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")

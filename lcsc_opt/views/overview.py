@@ -21,7 +21,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
     noise has chosen among the best.
 
     Raises:
-        StudyStoreError: when its name is not ``experiment/optimizer/seed``, or it is not there any more.
+        StudyStoreError: its name is not ``experiment/optimizer/seed``, or it is not there any more.
     """
     reader, attributes = HistoryReader(study.storage), study.attributes
     found = reader.read_study(study.name)

@@ -9,7 +9,9 @@ from collections import Counter
 
 import numpy as np
 
+from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, images_taken
+from lcsc_opt.database.nodes import KeptNodes
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
 
 RECENT = 50  # trials that the rate is told from
@@ -109,6 +111,46 @@ def workers_of(study: StudyHistory, *, now: float | None = None) -> Workers:
         heard=None if holder is None else max(moment - holder.heartbeat_at, 0.0),
         evaluating=tuple(sorted(ages, key=lambda age: (-age[1], age[0]))),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NodesNow:
+    """What the workers of a study do.
+
+    Attributes:
+        nodes: of each machine.
+        alive: how many of them answer, on all machines.
+        asked: how many were asked for.
+        seconds: since that was so.
+    """
+
+    nodes: tuple[NodeWork, ...]
+    alive: int
+    asked: int
+    seconds: float
+
+
+def nodes_of(study: StudyHistory, *, now: float | None = None) -> NodesNow | None:
+    """What the workers of a study that is run do, as was last kept; ``now`` is in seconds since 1970.
+
+    Where the process that searches evaluates, too, it is told from the last trials. ``None`` while nobody runs it.
+    """
+    if study.holder is None or not study.running:
+        return None
+    moment, kept = time.time() if now is None else now, study.nodes
+    if kept is None or kept.kept_at < study.holder.acquired_at:  # of an earlier run
+        here = NodeWork(study.holder.host, 1, _busy(study, study.holder.acquired_at), 0)
+        kept = KeptNodes(moment, (here,) if study.workers == 1 else ())
+    alive = sum(node.alive for node in kept.nodes)
+    return NodesNow(kept.nodes, alive, study.workers, max(moment - kept.kept_at, 0.0))
+
+
+def _busy(study: StudyHistory, since: float) -> float | None:
+    """The share of the time of the last trials that was evaluation, for one worker."""
+    trials = study.finished
+    trials = trials[trials["started"] >= since][-RECENT:]
+    elapsed = float(trials["ended"].max() - trials["started"].min()) if len(trials) else 0.0
+    return min(float(trials["seconds"].sum()) / elapsed, 1.0) if elapsed > 0 else None
 
 
 @dataclasses.dataclass(frozen=True)

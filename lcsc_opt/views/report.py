@@ -30,7 +30,7 @@ from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.figures.writing import write_file
 from lcsc_opt.views.front import NOTE, front_of, front_table
-from lcsc_opt.views.judges import judge_table
+from lcsc_opt.views.judges import comparison_table, judge_table
 from lcsc_opt.views.landscape import LandscapeReader
 from lcsc_opt.views.patterns import distances_of
 from lcsc_opt.views.progress import failures_of, progress_of
@@ -58,8 +58,8 @@ def write_report(storage: RDBStorage, experiment: str, path: Path, *, artifacts:
         artifacts: the folder of the image pairs; by default where ``lcsc run`` stores them.
 
     Raises:
-        StudyStoreError: when there is no such experiment.
-        FigureError: when the file cannot be written, or is to have another suffix.
+        StudyStoreError: there is no such experiment.
+        FigureError: the file cannot be written, or is to have another suffix.
     """
     if path.suffix != SUFFIX:
         raise FigureError(f"{path}: expected a file that ends in {SUFFIX}")
@@ -83,6 +83,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
         ranking=_ranking_table(ranked),
+        judges=comparison_table(studies),
         confidence=f"{CONFIDENCE:.0%}",
         curves=[
             (AXES[axis], _figure(comparison_figure(comparison(studies, axis))))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,20 @@ def test_a_callable_that_cannot_be_imported_is_a_typed_error(callable_: str, wor
         load_objective(ObjectiveSpec(file="function.py", settings=settings))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("path", sorted(shipped_directory("studies").rglob("*.yaml")), ids=lambda path: path.stem)
+SHIPPED = sorted(shipped_directory("studies").rglob("*.yaml"))
+OF_FILES = [path for path in SHIPPED if "checkpoints:" in path.read_text()]  # that a user has
+
+
+def test_a_shipped_study_of_files_says_which_are_not_there(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert OF_FILES
+    for path in OF_FILES:  # with the files: tests/test_enhance_page.py and tests/studies
+        assert lcsc(["run", str(path), "--dry-run"]) == 2
+        named = re.findall(r"checkpoints: (\S+)", path.read_text())
+        assert any(name in capsys.readouterr().err for name in named)
+    assert not any(workplace.iterdir())
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path not in OF_FILES], ids=lambda path: path.stem)
 def test_every_shipped_study_could_be_run(path: Path, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", str(path), "--dry-run"]) == 0
     name = path.stem if path.parent.name == "studies" else f"{path.parent.name}_{path.stem}"

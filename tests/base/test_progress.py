@@ -74,6 +74,17 @@ def test_a_note_stays_until_the_next_one(clock: Clock, capsys: pytest.CaptureFix
     assert notes == ["best 2", "best 2", "best 1", "best 1"]
 
 
+def test_while_nothing_is_done_only_a_new_note_is_worth_a_line(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with progress("search", 9) as advance:
+        advance(0, note="2 of 2 workers")  # too early for a line
+        for note in ("2 of 2 workers", "2 of 2 workers", None, "0 of 2 workers", "0 of 2 workers"):
+            clock.now += 10
+            advance(0, note=note)
+    assert capsys.readouterr().err == "search: 0/9, 2 of 2 workers\nsearch: 0/9, 0 of 2 workers\n"
+
+
 def test_an_error_inside_comes_out_of_a_log_and_of_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(KeyboardInterrupt), progress("search", 3):
         raise KeyboardInterrupt

@@ -28,6 +28,12 @@ def test_last_and_first_step():
     assert chosen((0, 100), first_step=0) == [0, 100]
 
 
+def test_a_last_step_is_as_if_training_had_ended_there():
+    assert chosen(STEPS, last_step=350) == [100, 200, 300]
+    for options in ({"window": 300}, {"interval": 250}, {"last": 4}, {"window": 900, "interval": 200}):
+        assert chosen(STEPS, last_step=1299, **options) == chosen(STEPS[:12], **options)
+
+
 def test_the_papers_window_and_interval():
     """App. B: consistency models on CIFAR-10 at 800K iterations, window size 40K, interval 100."""
     steps = range(0, 800_001, 50)
@@ -78,7 +84,9 @@ def test_all_together():
     assert chosen(STEPS, first_step=900, window=1500, interval=200, last=4) == [1400, 1600, 1800, 2000]
 
 
-@pytest.mark.parametrize("options", [{"first_step": 2000}, {"window": 50}, {"interval": 5000}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"first_step": 2000}, {"window": 50}, {"interval": 5000}, {"last_step": 199}], ids=str
+)
 def test_fewer_than_two_say_which_steps_there_are(options):
     name, value = next(iter(options.items()))
     message = rf"{name} {value} leaves 1 of 20 .*20 steps 100, 200, 300, …, 2000"
@@ -95,6 +103,7 @@ def test_fewer_than_two_say_which_steps_there_are(options):
         ({"interval": 0}, "interval: .* got 0"),
         ({"window": 0.5}, r"window: .* got 0\.5"),
         ({"first_step": -1}, "first_step: .* got -1"),
+        ({"last_step": 0}, "last_step: .* got 0"),
         ({"last": True}, "last: .* got True"),
     ],
 )

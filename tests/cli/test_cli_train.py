@@ -15,7 +15,9 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.contact_sheet import contact_sheet
+from lcsc_opt.base.imports import import_dotted
+from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
@@ -23,6 +25,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training import latents
+from lcsc_opt.training.data import BUNDLED
 from lcsc_opt.training.images import digits_images
 from lcsc_opt.training.models import read_model
 from lcsc_opt.training.recipes import RECIPES
@@ -76,6 +79,19 @@ def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, cap
     assert images.isfinite().all()
     assert objective.sampler.nfe == (1 if read_model(folder / "run.model", "-").kind == "consistency" else 10)  # type: ignore[attr-defined]
     assert lcsc(["run", "run.yaml", f"objective.settings.loss={PIXELS}", "--dry-run"]) == 0
+    assert len(list(Path("run.samples").glob("step*.png"))) == 4  # a tenth of four steps is less than one
+
+
+def test_samples_are_those_of_the_study_files_sampler_and_can_be_left_out(folder: Path) -> None:
+    command = ["train", "ict", *SHORT, *options("ict")]
+    assert lcsc([*command, "-o", "run.trajectory", "--samples-every", "4"]) == 0
+    study = yaml.safe_load(Path("run.yaml").read_text())
+    given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
+    objective: Any = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
+    expected = contact_sheet(objective.images([0.0, 1.0], HELD_OUT, 32).numpy())
+    assert [sheet.read_bytes() for sheet in Path("run.samples").iterdir()] == [expected]
+    assert lcsc([*command, "-o", "none.trajectory", "--samples-every", "0"]) == 0
+    assert not Path("none.samples").exists()
 
 
 def test_the_models_folder_holds_an_average_of_the_checkpoints(folder: Path) -> None:
@@ -101,6 +117,17 @@ def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
     with torch.no_grad():
         expected = function(3 * z, torch.full((5,), 3.0)).clamp(-1, 1)
     assert (objective.images([0.0, 1.0], SEARCH, 5) - expected).abs().max() < 1e-5
+
+
+def test_a_tuning_of_the_same_kind_keeps_the_model_that_it_begins_with(folder: Path) -> None:
+    """What a distillation or ``ect`` begins with is another kind of model, and none to be combined."""
+    assert lcsc(["train", "edm", *SHORT, "--from", "edm.model", "-o", "tuning.trajectory"]) == 0
+    tuning = Trajectory.open("tuning.trajectory")
+    assert tuning.steps == (0, 2, 4)
+    before = unet(1).state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tuning.checkpoint(0).items())
+    assert lcsc(["train", "ict", *SHORT, "--from", "edm.model", "-o", "other.trajectory"]) == 0
+    assert Trajectory.open("other.trajectory").steps == (2, 4)
 
 
 def test_latents_are_decoded_by_the_studys_objective(folder: Path) -> None:
@@ -140,6 +167,14 @@ def save_images(sizes: list[tuple[int, int]]) -> None:
     for i, (height, width) in enumerate(sizes):
         pixels = np.random.default_rng(i).integers(0, 255, (height, width), dtype=np.uint8)
         Image.fromarray(pixels).save(f"images/{i}.png")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
+    data = BUNDLED[name]()
+    assert data.extractor != data.second
+    for extractor in (data.extractor, data.second):
+        assert callable(import_dotted(str(extractor), setting="loss"))
 
 
 def test_the_same_command_does_not_write_over_a_training(folder: Path, capsys: Any) -> None:

@@ -35,6 +35,7 @@ def runs(workplace: Path) -> Path:
         ([], STEPS),
         (["--last", "3"], STEPS[-3:]),
         (["--first-step", "850"], STEPS[-2:]),
+        (["--last-step", "250"], STEPS[:2]),
         (["--window", "400", "--interval", "200"], (600, 800, 1000)),
         (["--steps", ",".join(map(str, range(10)))], tuple(range(10))),
     ],

@@ -109,6 +109,15 @@ def test_the_cross_check_is_a_column_where_it_was_measured(site: Site, url: str)
     assert "(but fid@cross_check gained nothing in 2 of 3 seeds: compare the images)" in shown["headline"]["children"]
 
 
+def test_judges_of_all_optimizers_are_a_table_where_some_were_measured(site: Site, url: str) -> None:
+    assert draw(site)["judges"]["children"] == ""
+    judges = [{"metric": "recall", "sign": -1, "value": 0.9}, {"metric": "precision", "sign": -1, "value": 0.615}]
+    write_study(url, "digits/LCSC/0", []).set_attribute("held_out", {"loss": 1.0, "judges": judges})
+    shown = json.dumps(draw(site)["judges"]["children"])
+    places = [shown.index(json.dumps(text)) for text in ("held-out FID", "precision", "recall", "LCSC", "0.615", "0.9")]
+    assert places == sorted(places)
+
+
 def test_a_point_of_a_sweep_is_shown_beside_the_others(site: Site, url: str) -> None:
     assert draw(site)["sweep"]["children"] == ""
     for images, held_out in ((200, 9.0), (1000, 4.0)):

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import json
+import platform
+import time
 from typing import Any
 
 import pytest
 
+from lcsc_opt.base.records import NodeWork
+from lcsc_opt.database.nodes import NODES, KeptNodes
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, add_result, write_study, written
 
@@ -97,6 +101,27 @@ def test_a_running_study_says_who_runs_it_and_what_is_evaluated(url: str) -> Non
     assert "is running" in shown["headline"]["children"]
     assert "Evaluating trial 3" in json.dumps(shown["progress"])
     assert shown["tick"]["interval"] == 2000
+
+
+def test_the_workers_of_each_machine_have_a_row_while_a_study_is_run(url: str) -> None:
+    study = write_study(url, "digits/LCSC/0", [4.0], ended=False)
+    site = Site(url)
+    with study.hold():
+        alone = json.dumps(draw(site, "digits/LCSC/0")["nodes"]["children"])
+        assert "1 of 1 workers answer." in alone
+        assert json.dumps(platform.node()) in alone
+        study.set_attribute("specification", {"workers": 4})
+        nodes = (NodeWork("gpu-<b>one", 2, 0.756, 0), NodeWork("", 0, 0.5, 3))
+        study.set_attribute(NODES, KeptNodes(time.time() - 90, nodes).as_stored())
+        before = draw(Site(url), "digits/LCSC/0")
+        later = KeptNodes(time.time() + 1, nodes).as_stored()
+        study.set_attribute(NODES, later)
+        shown = json.dumps(draw(Site(url), "digits/LCSC/0")["nodes"]["children"])
+    assert "0 of 4 workers answer." in json.dumps(before["nodes"]), "what was kept is of an earlier run"
+    assert "2 of 4 workers answer." in shown
+    for cell in ("gpu-<b>one", "76%", "before they began", "\u2013", 3):
+        assert json.dumps(cell) in shown
+    assert draw(Site(url), "digits/LCSC/0")["nodes"]["children"] == ""
 
 
 def test_coefficients_are_sent_again_only_for_a_better_trial(url: str) -> None:

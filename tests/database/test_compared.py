@@ -11,6 +11,7 @@ from optuna.storages import RDBStorage
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
@@ -100,7 +101,7 @@ def test_before_the_first_check_there_is_no_number(storage: RDBStorage) -> None:
 
 
 def test_trials_of_a_fork_keep_their_noise(storage: RDBStorage) -> None:
-    write(storage, "digits/LCSC/0", ASKED).copy_to("more/LCSC/0", {"steps": STEPS, "forked_from": "digits/LCSC/0"})
+    copy_study(write(storage, "digits/LCSC/0", ASKED), "more/LCSC/0", {"steps": STEPS, "forked_from": "digits/LCSC/0"})
     assert read(storage, StoredStudy.open(storage, "more/LCSC/0")).best == 4
 
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.database.cross_check import cross_check_of, doubted, warning_of
-from lcsc_opt.database.history import HeldOut
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.cross_check import CrossCheck, cross_check_of, doubted, warning_of
+from lcsc_opt.database.history import HeldOut, StudyHistory
 from lcsc_opt.database.judges import Judge, judges_of
-from lcsc_opt.views.judges import judge_table
+from lcsc_opt.views.judges import comparison_table, judge_table
+from tests.history_examples import history
+from tests.study_examples import write_study
 
 SIGNS = {"precision": -1, "near": 1}
 
@@ -57,6 +61,15 @@ def test_without_a_spread_two_per_cent_are_noise(precision: float, near: float, 
     assert [judge.metric for judge in judged(report) if judge.lost] == lost
     assert list(doubted(report, None, judged(report))) == lost
     assert (warning_of(report, None, judged(report)) is not None) is bool(lost)
+
+
+def test_what_is_as_good_as_real_images_is_not_lost() -> None:
+    report = {
+        **part([2.5], precision=[0.3], near=[2.1]),
+        "baselines": {"EMA*": part([28.0], precision=[0.6], near=[2])},
+    }
+    floors = {"precision": 0.4, "near": 2.2}
+    assert [judge.lost for judge in judges_of(report, SIGNS, "EMA*", floors)] == [True, False]
 
 
 def test_with_groups_of_noise_the_spread_of_differences_is_the_noise() -> None:
@@ -113,3 +126,43 @@ def test_what_is_stored_is_read_again_and_shown() -> None:
     assert judge_table([Judge("near", 1, 3.0, 0.1)]) == (
         ("judge", "better", "answer"), [["near", "lower", "3 ± 0.1"]]
     )  # fmt: skip
+
+
+def judged_history(optimizer: str, seed: int, **values: float) -> StudyHistory:
+    judges = tuple(Judge(name, 1, value, floor=0.9 if name == "precision" else None) for name, value in values.items())
+    found = HeldOut(1, 2.0 + seed, judges=judges, cross_check=CrossCheck("fid@clip", 4.0 + seed))
+    return dataclasses.replace(history([3.0], optimizer=optimizer, seed=seed), held_out=found)
+
+
+def test_all_optimizers_stand_in_one_table_precision_and_recall_first() -> None:
+    studies = [
+        judged_history("LCSC", 0, near=3.0, recall=0.8, precision=0.6),
+        judged_history("LCSC", 1, near=3.2, recall=0.9, precision=0.5),
+        history([9.0], optimizer="EMAGrid", held_out=8.0),
+    ]
+    assert comparison_table(studies) == (
+        ("optimizer", "held-out FID", "precision", "recall", "near", "fid@clip"),
+        [
+            ["LCSC", "2.5 ± 0.71", "0.55 ± 0.071", "0.85 ± 0.071", "3.1 ± 0.14", "4.5 ± 0.71"],
+            ["EMA*", "8", "–", "–", "–", "–"],
+            ["real images", "–", "0.9", "–", "–", "–"],
+        ],
+    )
+    assert comparison_table(studies[2:]) is None
+
+
+@pytest.mark.parametrize(("count", "left"), [(2, ()), (12, ("judge_10", "judge_11"))])
+def test_the_table_of_a_terminal_has_what_fits(
+    count: int, left: tuple[str, ...], url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judges = [dataclasses.asdict(Judge(f"judge_{number}", 1, 0.123)) for number in range(count)]
+    write_study(
+        open_storage(url, write=True), "small/LCSC/0", [3.0, 1.0], held_out={"trial": 1, "loss": 2.0, "judges": judges}
+    )
+    assert lcsc(["compare", "small", "--storage", url]) == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines()) <= 120
+    header = next(line for line in printed.splitlines() if "judge_0" in line)
+    assert header.split()[:3] == ["optimizer", "held-out", "FID"]
+    assert [name for name in left if name in header] == []
+    assert all(name in printed for name in left), "named below the table"

@@ -17,6 +17,7 @@ from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database import connection, locks
 from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
@@ -146,7 +147,7 @@ def test_every_write_survives_a_lost_connection(
         for _ in range(2):
             study.attach(first, store, tmp_path / "curve.txt")
         study.set_attribute("budget", {"images": 1})
-        study.copy_to("fork/LCSC/0", {"steps": [1]})
+        copy_study(study, "fork/LCSC/0", {"steps": [1]})
     assert disturbed.lost >= 15
     undisturbed = StoredStudy.open(open_storage(postgresql_url, write=False), "e/LCSC/0")
     trials = undisturbed.trials()

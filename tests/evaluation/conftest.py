@@ -1,11 +1,77 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from lcsc_opt.trajectory import TrajectoryWriter
+
+MODULES = itertools.count()  # a name is imported once only
 
 
 @pytest.fixture(autouse=True)
 def importable_by_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Worker processes are new interpreters, which find the examples by their module's name."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Ray cluster of two nodes with two CPUs each; the second has a cache of its own."""
+    other = {"LCSC_CACHE": str(tmp_path_factory.mktemp("other") / "cache")}
+    from tests.evaluation.ray_clusters import small_cluster  # Ray is optional
+
+    with small_cluster(
+        {"num_cpus": 2, "node_name": "one"}, {"num_cpus": 2, "node_name": "two", "env_vars": other}
+    ) as c:
+        c.other_cache = Path(other["LCSC_CACHE"])
+        yield c
+
+
+@pytest.fixture
+def folder(workplace: Path) -> Path:
+    """With an objective for workers of a cluster."""
+    from tests.evaluation.ray_clusters import OBJECTIVE
+
+    (workplace / "stages_on_ray.py").write_text(OBJECTIVE)
+    return workplace
+
+
+@pytest.fixture
+def own_files(folder: Path) -> Path:
+    """A study with an objective of its own, a module beside it, a file of data, and checkpoints."""
+    own, module = folder / "own", f"ray_own_module_{next(MODULES)}"
+    own.mkdir()
+    (own / "ray_own_objective.py").write_text(
+        "from pathlib import Path\n"
+        "from lcsc_opt.base.paths import cache_directory, given_path\n"
+        "from lcsc_opt.trajectory.opening import open_or_pack\n"
+        f"import {module}\n\n\n"
+        "def build(settings):\n"
+        "    number = float(given_path(settings['data']).read_text())\n"
+        f"    made = {module}.Own(number)\n"
+        "    checkpoints = str(given_path(settings['checkpoints']))\n"
+        "    made.trajectory = open_or_pack(checkpoints, cache=cache_directory())\n"
+        "    return made\n"
+    )
+    (own / f"{module}.py").write_text(
+        "from tests.evaluation.staged_examples import Stages\n\n\n"
+        "class Own(Stages):\n"
+        "    def __init__(self, number):\n"
+        "        super().__init__()\n"
+        "        self.number = number\n\n"
+        "    def score(self, candidate, parts, *, gradient=False):\n"
+        "        import dataclasses\n"
+        "        evaluation, back = super().score(candidate, parts, gradient=gradient)\n"
+        "        return dataclasses.replace(evaluation, loss=self.number), back\n"
+    )
+    (own / "data").mkdir()
+    (own / "data" / "number.txt").write_text("4.25")
+    with TrajectoryWriter(own / "run.trajectory") as writer:
+        for step in (1, 2, 3):
+            writer.append(step, {"weights": torch.full((1000,), float(step))})
+    return own

@@ -14,8 +14,24 @@ import ray
 from ray.cluster_utils import Cluster
 
 from lcsc_opt.base.records import Candidate, Coefficients, Cost
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.store import StoredStudy
+from tests.evaluation import staged_examples
 from tests.evaluation.staged_examples import Part, Stages
 
+OBJECTIVE = """
+from tests.evaluation.ray_clusters import Logged
+from tests.evaluation.staged_examples import EnvironmentInLoss, Slow
+
+KINDS = {"logged": Logged, "device": EnvironmentInLoss, "slow": Slow}
+
+
+def build(settings):
+    settings.pop("device", None)
+    return KINDS[settings.pop("kind", "logged")](**settings)
+"""
+SPEC = ObjectiveSpec(file="ray_own_objective.py", settings={"data": "data/number.txt", "checkpoints": "run.trajectory"})
 ROOT = Path(__file__).parents[2]
 MEMORY = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -83,3 +99,13 @@ def wait_for(what: Any, seconds: float = 120.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def study_file(folder: Path, **changes: Any) -> str:
+    own = {"objective": {"file": "stages_on_ray.py"}, "workers": {"ray": 3}}
+    return staged_examples.study_file(folder, **{**own, **changes})
+
+
+def trials(url: str, name: str) -> list[tuple[Any, ...]]:
+    study = StoredStudy.open(open_storage(url, write=False), name)
+    return [(t.number, t.user_attrs["coefficients"], t.value, t.state.name) for t in study.trials()]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import platform
 import signal
 import threading
 import time
@@ -106,8 +107,11 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
         died = whole.submit(candidate(5.0, -4.0, 0.0)).result(timeout=120)
         also = spread.submit(candidate(5.0, -4.0, 0.0)).result(timeout=120)
         after = spread.submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
+        [here] = pool.nodes()
     finally:
         pool.close()
+    assert (here.name, here.deaths) == (platform.node(), 3), "one evaluated alone, two shared a candidate"
+    assert 1 <= here.alive <= 2
     for failed in (died, also):
         assert isinstance(failed, Failure)
         assert "worker process died" in failed.reason

@@ -17,7 +17,7 @@ from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.exports import read_recipe
 from lcsc_opt.trajectory import Trajectory
-from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
+from lcsc_opt.trajectory.exact_merge import PackedCheckpoints, merge_exactly
 from tests.model_studies import like, state_dict, write_model_study
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
@@ -101,7 +101,7 @@ def test_an_example_of_the_page_writes_what_it_says(form: str, workplace: Path) 
     path = Path(arguments[arguments.index("-o") + 1])
     recipe = read_recipe(path)
     trajectory = Trajectory.open("run.trajectory")
-    expected = recombine(PackedCheckpoints(trajectory), recipe.combination(), dtype=recipe.dtype)
+    expected = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=recipe.dtype)
     loaded = load(path)
     assert loaded.keys() == expected.keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())

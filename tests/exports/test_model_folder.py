@@ -27,7 +27,7 @@ from lcsc_opt.exports.writing import Destination, export
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.recombination import PackedCheckpoints, recombine
+from lcsc_opt.trajectory.exact_merge import PackedCheckpoints, merge_exactly
 
 STEPS = (1, 2, 3)
 COEFFICIENTS = np.array([-0.5, 0.25, 1.25])
@@ -108,7 +108,7 @@ def test_from_pretrained_loads_the_folder(
         tmp_path / "best", torch_dtype=kind, output_loading_info=True, low_cpu_mem_usage=False
     )
     assert not any(info.values()), info
-    expected = recombine(PackedCheckpoints(objective.trajectory), recipe.combination(), dtype=dtype)  # type: ignore[arg-type, attr-defined]
+    expected = merge_exactly(PackedCheckpoints(objective.trajectory), recipe.combination(), dtype=dtype)  # type: ignore[arg-type, attr-defined]
     assert loaded.state_dict().keys() == expected.keys()
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == kind

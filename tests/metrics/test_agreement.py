@@ -9,8 +9,8 @@ from torch.utils.data import Dataset
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, SUBSETS
+from lcsc_opt.metrics.from_settings import build_scores
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.scores import build_scores
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from tests.metrics import network_files
 

@@ -11,8 +11,9 @@ from lcsc_opt.metrics import Scores, View, frechet_distance
 from lcsc_opt.metrics import cross_check as module
 from lcsc_opt.metrics.cross_check import published_cross_check
 from lcsc_opt.metrics.extractors.clip import ClipExtractor
+from lcsc_opt.metrics.from_settings import build_scores
 from lcsc_opt.metrics.names import MetricName
-from lcsc_opt.metrics.scores import CrossCheckSpace, build_scores
+from lcsc_opt.metrics.scores import CrossCheckSpace
 from tests.metrics import network_files
 from tests.metrics.test_scores import Pixels, both, images, reference, score, statistics
 

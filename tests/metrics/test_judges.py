@@ -16,6 +16,7 @@ from lcsc_opt.metrics import judges as module
 from lcsc_opt.metrics.distances import nearer_share
 from lcsc_opt.metrics.judges import few_enough, known_features
 from lcsc_opt.metrics.names import MetricName, parse_loss
+from lcsc_opt.metrics.scores import CrossCheckSpace
 
 DEFAULT = ["precision", "recall", "sliced", "near"]
 
@@ -50,7 +51,7 @@ def measured(found: Scores, samples: Tensor, *, held_out: bool = True) -> dict[s
 def test_reports_have_them_and_searches_do_not() -> None:
     found = scores(reference())
     assert [str(judge) for judge in found.judges] == DEFAULT
-    assert list(measured(found, images(50, 2))) == ["fid", *DEFAULT]
+    assert list(measured(found, images(50, 2))) == ["fid", *DEFAULT, "fdr"]
     assert list(measured(found, images(50, 2), held_out=False)) == ["fid"]
     assert found.floors() == {}
     plain = Scores({"inception": View(JudgedPixels(), reference())})
@@ -86,7 +87,7 @@ def test_what_is_built_for_them_takes_the_place_of_what_the_loss_had() -> None:
 def test_held_out_images_are_judges_and_have_values_of_their_own() -> None:
     unseen = reference(40, seed=3)
     found = scores(reference(held_out=unseen))
-    assert [str(judge) for judge in found.judges] == [*DEFAULT, "fid_held_out", "nearer_train"]
+    assert [str(judge) for judge in found.judges] == [*DEFAULT, "fid_held_out", "nearer_train", "authenticity"]
     values, floors = measured(found, images(50, 2)), found.floors()
     real, other, own = (images(count, seed).flatten(1).double().numpy() for count, seed in ((80, 1), (40, 3), (50, 2)))
 
@@ -98,13 +99,85 @@ def test_held_out_images_are_judges_and_have_values_of_their_own() -> None:
     apart = np.linalg.norm(other[:, None] - real[None], axis=2).min(axis=1)
     assert floors["near"] == pytest.approx(apart.mean(), rel=1e-4)
     assert floors["nearer_train"] == 80 / 120
-    assert set(floors) == {str(judge) for judge in found.judges}
+    assert floors["authenticity"] == pytest.approx(direct_authenticity(real, other))
+    assert floors.keys() == found.signs.keys()
+
+
+def direct_authenticity(real: Any, samples: Any) -> float:
+    """Alaa et al. 2022: a sample is no copy where its nearest real image has a nearer one among the real images."""
+    authentic = 0
+    for sample in samples:
+        distances = np.linalg.norm(real - sample, axis=1)
+        nearest = int(distances.argmin())
+        others = np.delete(real, nearest, axis=0)
+        authentic += np.linalg.norm(others - real[nearest], axis=1).min() < distances[nearest]
+    return authentic / len(samples)
+
+
+def test_authenticity_is_what_its_definition_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = scores(reference(), held_out_metrics=["authenticity"])
+    real = images(80, 1).flatten(1).double().numpy()
+    fresh, near_copies = images(60, 2), images(80, 1) + 0.2 * images(80, 5)
+    values = [measured(found, samples)["authenticity"] for samples in (fresh, near_copies, images(80, 1))]
+    direct = [direct_authenticity(real, some.flatten(1).double().numpy()) for some in (fresh, near_copies)]
+    assert values == [pytest.approx(direct[0]), pytest.approx(direct[1]), 0.0]
+    assert 0 < values[1] < values[0] < 1
+    monkeypatch.setattr("lcsc_opt.metrics.distances.BLOCK", 100)
+    assert measured(found, fresh)["authenticity"] == values[0], "blocks of rows change nothing"
+    assert found.signs["authenticity"] == -1
+
+
+def direct_fid(x: Any, y: Any) -> float:
+    return frechet_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
+
+
+class JudgedSquares(JudgedPixels):
+    name = "judged-squares"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1) ** 2
+
+
+def test_fdr_is_fid_over_that_of_real_images_mean_over_all_spaces() -> None:
+    real, own = (images(count, seed).flatten(1).double().numpy() for count, seed in ((80, 1), (50, 2)))
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real**2), "judged-squares")
+    squares = View(JudgedSquares(), Reference(statistics, "squares", (real**2).astype(np.float32)))
+    space = CrossCheckSpace(MetricName("fid", "cross_check"), lambda: squares)
+    found = scores(reference(), cross_check=space)
+    ratios = [direct_fid(f(own), f(real)) / direct_fid(f(real[::2]), f(real[1::2])) for f in (np.array, np.square)]
+    values = measured(found, images(50, 2))
+    assert values["fdr"] == pytest.approx(np.mean(ratios), rel=1e-4)
+    assert list(found.splits) == ["inception", "cross_check"]
+    assert found.signs["fdr"] == 1
+    part = [found.accumulator(25, held_out=True, total=50) for _ in range(2)]
+    for accumulator, rows in zip(part, torch.split(images(50, 2), 25), strict=True):
+        accumulator.add(rows)
+    whole = found.whole([accumulator.part() for accumulator in part], held_out=True)
+    assert whole.result()[1]["fdr"] == pytest.approx(values["fdr"], rel=1e-9)
+
+
+def test_fdr_has_the_held_out_images_for_its_unit_where_there_are_some() -> None:
+    found = scores(reference(held_out=reference(40, seed=3)), loss="near")
+    real, other, own = (images(count, seed).flatten(1).double().numpy() for count, seed in ((80, 1), (40, 3), (50, 2)))
+    assert measured(found, images(50, 2))["fdr"] == pytest.approx(
+        direct_fid(own, real) / direct_fid(other, real), rel=1e-4
+    )
+    assert found.floors()["fdr"] == 1
+    assert measured(found, images(40, 3))["fdr"] == pytest.approx(1, rel=1e-4), "held-out images as samples"
+
+
+def test_without_features_or_default_judges_there_is_no_fdr() -> None:
+    lean = dataclasses.replace(reference(), all_features=None)
+    assert "fdr" not in measured(scores(lean), images(50, 2))
+    plain = Scores({"inception": View(JudgedPixels(), reference())}, held_out_metrics=["near"])
+    assert list(measured(plain, images(50, 2))) == ["fid", "near"]
+    assert "fdr" not in measured(scores(reference(3)), images(50, 2)), "three images make no two covariances"
 
 
 def test_three_held_out_images_have_no_values_of_their_own() -> None:
     found = scores(reference(held_out=reference(3, seed=3)))
     assert "fid_held_out" in measured(found, images(50, 2))
-    assert found.floors() == {}
+    assert found.floors() == {"fdr": 1}
 
 
 def test_copies_of_real_images_are_found() -> None:

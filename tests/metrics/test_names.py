@@ -19,7 +19,7 @@ def test_names_come_back_as_they_were(name):
 
 def test_only_where_higher_is_better_the_sign_is_negative():
     negative = {formula for formula in FORMULAS if MetricName(formula).sign == -1}
-    assert negative == {"is", "precision", "recall"}
+    assert negative == {"is", "precision", "recall", "authenticity"}
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_loss_is_one_metric_or_a_weighted_sum():
     [
         ({}, "names no metric"),
         ({"fid": 1, "fid@inception": 1}, "there twice"),
-        ({"is": -1}, "positive number; is, precision, recall are subtracted"),
+        ({"is": -1}, "positive number; authenticity, is, precision, recall are subtracted"),
         ({"fid": 0}, "positive"),
         ({"fid": float("nan")}, "positive"),
         ({"fid": float("inf")}, "positive"),

@@ -9,7 +9,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View, frechet_distance
-from lcsc_opt.metrics.scores import build_scores
+from lcsc_opt.metrics.from_settings import build_scores
 
 IMAGES = 40
 
@@ -272,3 +272,63 @@ def test_weights_that_no_metric_uses_are_said(own, tmp_path, real_features, caps
         loss="fid@own_extractors:plain", reference=real_features, weights={"clip": "missing.pt"}, cache=tmp_path
     )
     assert "no metric uses clip" in capsys.readouterr().err
+
+
+class LargePixels(Pixels):
+    name = "large-pixels"
+
+    def __call__(self, images):
+        return 7 * super().__call__(images)
+
+
+def in_two_spaces(**settings):
+    real = images(60, seed=9).flatten(1).double().numpy()
+    large = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(7 * real), "large-pixels")
+    other = View(LargePixels(), Reference(large, "large", (7 * real).astype(np.float32)))
+    return Scores({"inception": View(Pixels(), reference()), "clip": other}, **settings)
+
+
+@pytest.mark.parametrize(("formula", "power"), [("fid", 1), ("near", 0.5), ("sliced", 1), ("clusters", 1)])
+def test_scaled_by_the_trace_spaces_of_other_units_count_the_same(formula, power):
+    alone = score(in_two_spaces(loss=formula, loss_scale="trace"))[0]
+    trace = np.trace(reference().statistics.cov)
+    assert alone == pytest.approx(score(in_two_spaces(loss=formula))[0] / trace**power, rel=1e-6)
+    other = score(in_two_spaces(loss=f"{formula}@clip", loss_scale="trace"))[0]
+    assert other == pytest.approx(alone, rel=1e-4)
+    both_spaces = in_two_spaces(loss={formula: 1, f"{formula}@clip": 2}, loss_scale="trace")
+    loss, metrics = score(both_spaces)
+    assert loss == pytest.approx(3 * alone, rel=1e-4)
+    assert metrics[f"{formula}@clip"] == pytest.approx(metrics[formula] * 7 ** (2 * power), rel=1e-4), "as they are"
+    assert both_spaces.describe()["loss"] == {formula: 1, f"{formula}@clip": 2}
+    assert both_spaces.describe()["loss_scale"] == "trace"
+
+
+def test_gradients_are_of_the_scaled_loss():
+    found = in_two_spaces(loss={"fid": 1, "near@clip": 2}, loss_scale="trace")
+    batch = images().double()
+
+    def loss(values):
+        accumulator = found.accumulator(len(values), gradient=True)
+        accumulator.add(values)
+        return accumulator
+
+    gradients = loss(batch).loss_gradients()
+    direction = torch.randn(batch.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    step = 1e-5
+    ahead, behind = (loss(batch + sign * step * direction).result()[0] for sign in (1, -1))
+    flat = direction.flatten(1)
+    along = (gradients["inception"] * flat).sum() + 7 * (gradients["clip"] * flat).sum()
+    assert float(along) == pytest.approx((ahead - behind) / (2 * step), rel=1e-5)
+
+
+def test_what_has_no_unit_or_no_reference_is_not_scaled():
+    loss = {"precision": 1, "is": 2}
+    views = {"inception": View(Classifier(), reference())}
+    assert Scores(views, loss=loss, loss_scale="trace").loss.weights == Scores(views, loss=loss).loss.weights
+
+
+def test_real_images_that_look_alike_have_no_scale():
+    real = np.zeros((60, 16))
+    flat = Reference(ReferenceStatistics(np.zeros(16), np.zeros((16, 16)), 60, "pixels"), "flat", real.astype("f4"))
+    with pytest.raises(MetricError, match="loss_scale: trace: fid sees no difference"):
+        Scores({"inception": View(Pixels(), flat)}, loss_scale="trace")

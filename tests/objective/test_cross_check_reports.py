@@ -20,7 +20,6 @@ from lcsc_opt.database.cross_check import CrossCheck, cross_check_of, warning_of
 from lcsc_opt.database.history import HeldOut
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.summary import cross_check_metric
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import HeldOutPlan, best_trials, score_held_out
 from lcsc_opt.views.overview import overview
@@ -341,7 +340,6 @@ def test_an_experiment_without_one_has_no_column(workplace: Path, capsys: pytest
     write_study(open_storage("sqlite:///studies.db", write=True), STUDY, [3.0, 1.0], held_out={"loss": 2.0})
     assert lcsc(["compare", "small"]) == 0
     assert "cross_check" not in capsys.readouterr().out
-    assert cross_check_metric([]) is None
 
 
 def test_the_noise_of_baselines_decides_nothing(study: StoredStudy) -> None:

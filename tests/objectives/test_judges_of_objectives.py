@@ -16,7 +16,7 @@ from tests.objectives.image_objectives import PIXELS, settings
 
 EXTRACTOR = PIXELS.removeprefix("fid")
 DEFAULT = [f"{formula}{EXTRACTOR}" for formula in ("precision", "recall", "sliced", "near")]
-HELD_OUT = [f"{formula}{EXTRACTOR}" for formula in ("fid_held_out", "nearer_train")]
+HELD_OUT = [f"{formula}{EXTRACTOR}" for formula in ("fid_held_out", "nearer_train", "authenticity")]
 
 
 def real(folder: Path, name: str, count: int = 20) -> str:
@@ -69,7 +69,7 @@ def test_two_folders_lie_beside_the_study_file(folder: Path, monkeypatch: pytest
     found = scores(folder, reference=split)
     assert judges(found) == [*DEFAULT, *HELD_OUT]
     floors = found.floors()
-    assert list(floors) == judges(found)
+    assert list(floors) == list(found.signs) == [*judges(found), "fdr"]
     assert floors[f"nearer_train{EXTRACTOR}"] == 20 / 32
     assert found.describe() == scores(folder, reference=split["train"], held_out_metrics=[]).describe()
     ImageObjectiveSettings(checkpoints="any", **settings(folder, reference=split))._located()

@@ -211,25 +211,6 @@ def test_many_may_be_asked_before_the_first_is_told() -> None:
     assert optimizer.recommend() is candidates[-1]
 
 
-def test_the_same_seed_asks_the_same_sequence() -> None:
-    def asks(seed: int) -> bytes:
-        return np.array(run(lcsc(seed=seed), lambda _, value: float(np.square(value).sum()), 60)).tobytes()
-
-    assert asks(3) == asks(3)
-    assert asks(3) != asks(4)
-
-
-def test_randomness_comes_from_the_parametrization_only() -> None:
-    def asks() -> bytes:
-        return np.array(run(lcsc(), in_turn, 30)).tobytes()
-
-    state = np.random.get_state()  # noqa: NPY002 - the global state is what must stay out of it
-    first = asks()
-    np.random.seed(99)  # noqa: NPY002
-    assert asks() == first
-    np.random.set_state(state)  # noqa: NPY002
-
-
 def test_the_order_of_equal_losses_does_not_matter_to_a_tell() -> None:
     optimizer = lcsc(mutation=TINY, crossover=0, max_parents=2, generation_size=50)
     children = run(optimizer, lambda *_: 1.0, 57)[7:]

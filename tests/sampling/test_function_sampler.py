@@ -109,6 +109,16 @@ def test_an_option_that_the_function_lacks_is_refused_before_it_samples() -> Non
     assert make(lambda model, noise, **options: options["steps"] * noise, options={"steps": 0}).nfe == 2
 
 
+def test_a_function_that_takes_nfe_is_told_it() -> None:
+    def sample(model: nn.Module, noise: Tensor, nfe: int = 9) -> Tensor:
+        return torch.full_like(noise, nfe / 10)
+
+    told, own = make(sample), make(sample, options={"nfe": 3})
+    assert (told.nfe, float(told.sample(SEARCH, 0, 5).max())) == (2, pytest.approx(0.2))
+    assert float(own.sample(SEARCH, 0, 5).max()) == pytest.approx(0.3)
+    assert told.describe() != own.describe()
+
+
 def test_everything_that_changes_images_is_described() -> None:
     def sample(model: nn.Module, noise: Tensor, scale: float = 1.0) -> Tensor:
         return noise

@@ -17,6 +17,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import InProcessEvaluator
@@ -167,7 +168,7 @@ class TestRetryFailed:
 
     def test_trials_of_another_study_are_left_alone(self, study: StoredStudy) -> None:
         search(study, Breaking(1))
-        study.copy_to("heir/LCSC/0", {})
+        copy_study(study, "heir/LCSC/0", {})
         heir = StoredStudy.open(study.storage, "heir/LCSC/0")
         assert heir.retry_failed() == (0, 0)
         assert heir.trials()[1].state == TrialState.FAIL

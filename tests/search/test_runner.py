@@ -24,6 +24,7 @@ from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome, evaluate_s
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.search import runner
 from lcsc_opt.search.runner import FIRST_FAILURE_LOSS, Search, most_in_flight
 
 STEPS = tuple(range(100, 2100, 100))
@@ -154,6 +155,28 @@ def test_the_order_in_which_workers_finish_changes_nothing(seed: int, tmp_path: 
         Search(study, optimizer("CMA", workers=4), evaluator, budget=budget, in_flight=most_in_flight(4)).run()
         found.append(trials_of(study))
     assert found[0] == found[1]
+
+
+def test_who_watches_hears_that_there_is_still_no_result(
+    url: str, objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "WAIT_SECONDS", 0.01)
+    heard: list[tuple[int, int]] = []
+    waiting: list[tuple[Future[Outcome], Outcome]] = []
+
+    class Slow(InProcessEvaluator):
+        def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+            waiting.append((Future(), super().submit(candidate, gradient=gradient).result()))
+            return waiting[-1][0]
+
+    def on_tell(search: Search) -> None:
+        heard.append((search.told, search.spent))
+        if heard.count(heard[-1]) == 2:  # twice while there was nothing
+            future, outcome = waiting.pop(0)
+            future.set_result(outcome)
+
+    Search(open_study(url), optimizer(), Slow(objective), budget=BudgetSpec(evaluations=2)).run(on_tell)
+    assert heard == [(0, 0), (0, 0), (1, 1), (1, 1), (2, 2)]
 
 
 def test_several_workers_continue_where_they_were(tmp_path: Path, url: str, objective: Objective) -> None:

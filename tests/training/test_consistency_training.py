@@ -24,7 +24,7 @@ from lcsc_opt.training.consistency import (
     pseudo_huber,
     train_consistency,
 )
-from lcsc_opt.training.running import initialize
+from lcsc_opt.training.networks import initialize
 from tests.training.training_examples import IMAGES, TINY_CONSISTENCY, ToyNetwork
 
 # the curriculum of noise levels

@@ -14,8 +14,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.training.diffusion import DiffusionTraining, diffusion_loss, noise_schedule, train_diffusion
-from lcsc_opt.training.networks import small_unet
-from lcsc_opt.training.running import initialize
+from lcsc_opt.training.networks import initialize, small_unet
 from tests.training.training_examples import IMAGES, TINY_DIFFUSION, ToyNetwork
 
 prepare_torchvision()

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.training.networks import PatchedUNet, small_unet
-from lcsc_opt.training.running import initialize
+from lcsc_opt.training.networks import PatchedUNet, initialize, small_unet
 
 
 class Unchanged(nn.Module):

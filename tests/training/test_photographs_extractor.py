@@ -11,7 +11,7 @@ from torch.nn import functional
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FrechetReference, extract
 from lcsc_opt.training.classifier import ClassifierExtractor, view_of
-from lcsc_opt.training.images import photographs_crops, photographs_parts, train_photographs_network
+from lcsc_opt.training.images import _load_crops, photographs_crops, train_photographs_network
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_crops_are_where_they_should_be(crops: torch.Tensor) -> None:
 
 
 def test_parts_are_a_grid_of_four_by_five_on_each_photograph() -> None:
-    parts = photographs_parts()
+    parts = _load_crops()[1]
     assert parts.unique().tolist() == list(range(40))
     for index in (0, 76, 77 * 25 + 38, 3849, 3850, 7699):
         photograph, place = divmod(index, 3850)
@@ -50,7 +50,7 @@ def test_two_epochs_already_tell_parts_apart(extractor: ClassifierExtractor, cro
     assert extractor.held_out_accuracy > 0.3  # one in forty by chance
     assert extractor.dimension == 64
     assert extractor.name.startswith("photographs-64-")
-    right = extractor.logits(crops).argmax(1) == photographs_parts()
+    right = extractor.logits(crops).argmax(1) == _load_crops()[1]
     assert float(right.double().mean()) == pytest.approx(extractor.held_out_accuracy, abs=0.05)
 
 

@@ -105,7 +105,7 @@ def test_edm_is_the_weighted_error_of_the_denoised_image() -> None:
 
 @pytest.mark.parametrize(("step", "levels"), [(0, 2), (50, 107), (99, 151)])
 def test_ct_is_algorithm_3(step: int, levels: int) -> None:
-    recipe, generator = Ct(), draws()
+    recipe, generator = Ct(last_levels=150, first_rate=0.9), draws()
     n = torch.randint(levels - 1, (N,), generator=generator).tolist()
     z = pixels(torch.randn(IMAGES.shape, generator=generator))
     total = 0.0
@@ -119,11 +119,17 @@ def test_ct_is_algorithm_3(step: int, levels: int) -> None:
 
 
 def test_ct_has_the_schedules_of_its_paper() -> None:
-    recipe = Ct()  # s0 = 2, s1 = 150, mu0 = 0.9: CIFAR-10 in Song et al. 2023, Table 3
+    recipe = Ct(last_levels=150, first_rate=0.9)  # s0 = 2: CIFAR-10 in Song et al. 2023, Table 3
     counts = [recipe.level_count(step, 800_000) for step in (0, 200_000, 400_000, 799_999)]
     assert counts == [math.ceil(math.sqrt(share * (151**2 - 4) + 4) - 1) + 1 for share in (0, 0.25, 0.5, 1 - 1 / 8e5)]
     assert recipe.target_rate(0, 100) == pytest.approx(0.9)
     assert recipe.target_rate(99, 100) == pytest.approx(math.exp(2 * math.log(0.9) / 151))
+
+
+def test_the_target_of_ct_follows_within_a_few_steps_of_a_short_training() -> None:
+    steps = 300
+    kept = math.prod(Ct().target_rate(step, steps) for step in range(steps - 20, steps))
+    assert kept < 0.01  # of the target 20 steps before the end; the paper's rate, for 800,000 steps, keeps 0.97
 
 
 def test_cd_is_algorithm_2_with_a_step_of_heun() -> None:

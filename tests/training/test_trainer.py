@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.training import trainer
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.training.recipes.ct import Ct
 from lcsc_opt.training.recipes.edm import Edm
@@ -139,11 +140,70 @@ def test_a_training_that_was_interrupted_goes_on_as_if_it_had_not_been(
     assert curve(whole) == curve(parted)
 
 
+@pytest.mark.parametrize(("at", "state_seconds"), [(14, 0.0), (2, 1e9)])
+def test_a_tuning_keeps_what_it_began_with_also_after_an_interruption(
+    tmp_path: Path, at: int, state_seconds: float
+) -> None:
+    given = job(tmp_path, StoppingEdm(batch_size=8, at=at), keeps_start=True, state_seconds=state_seconds)
+    start = {name: tensor.clone() for name, tensor in given.network.state_dict().items()}
+    with pytest.raises(StopError):
+        run(given)
+    run(job(tmp_path, StoppingEdm(batch_size=8, at=-1), keeps_start=True), resume=True)
+    trajectory = Trajectory.open(given.out)
+    assert trajectory.steps == (0, 4, 8, 12, 16, 20)
+    assert all(torch.equal(tensor, start[name]) for name, tensor in trajectory.checkpoint(0).items())
+
+
+def test_sheets_of_samples_change_nothing_else(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for name, every in (("plain", None), ("sampled", 8)):
+        (tmp_path / name).mkdir()
+        run(job(tmp_path / name, Edm(batch_size=8), samples_every=every))
+    plain, sampled = (Trajectory.open(tmp_path / name / "run.trajectory") for name in ("plain", "sampled"))
+    assert all(torch.equal(tensor, sampled.checkpoint(4)[name]) for name, tensor in plain.checkpoint(4).items())
+    assert not (tmp_path / "plain" / "run.samples").exists()
+    sheets = sorted((tmp_path / "sampled" / "run.samples").iterdir())
+    assert [sheet.name for sheet in sheets] == ["step00000008.png", "step00000016.png"]
+    with Image.open(sheets[0]) as first, Image.open(sheets[1]) as second:
+        assert first.size == (8 * 50 - 2, 4 * 50 - 2)  # 32 images of 4×4, enlarged to 48
+        assert first.tobytes() != second.tobytes()
+
+
+def test_samples_that_are_not_finite_are_grey(tmp_path: Path) -> None:
+    from PIL import Image
+
+    given = job(tmp_path, Edm(batch_size=8), samples_every=4)
+    loop = trainer._Loop(given, new_accelerator("fp32"))
+    assert loop.sheets is not None
+    with torch.no_grad():
+        loop.raw.last.bias.fill_(math.nan)
+    loop.sheets.write(4, loop.raw)
+    loop.close()
+    with Image.open(tmp_path / "run.samples" / "step00000004.png") as sheet:
+        assert sheet.getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_a_finished_training_goes_on_to_more_steps(tmp_path: Path) -> None:
     run(job(tmp_path, Edm(batch_size=8), steps=8))
     run(job(tmp_path, Edm(batch_size=8)), resume=True)
     assert Trajectory.open(tmp_path / "run.trajectory").steps == (4, 8, 12, 16, 20)
     assert [step for step, _ in curve(tmp_path)] == [4, 8, 12, 16, 20]
+
+
+def test_another_number_of_threads_is_said_where_it_changes_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(job(tmp_path, Edm(batch_size=8), steps=8))
+    run(job(tmp_path, Edm(batch_size=8), steps=12), resume=True)
+    assert "threads" not in capsys.readouterr().err
+    torch.set_num_threads(2)
+    try:
+        run(job(tmp_path, Edm(batch_size=8)), resume=True)
+    finally:
+        torch.set_num_threads(1)
+    assert "1 threads trained it, and 2 go on" in (said := capsys.readouterr().err)
+    assert "OMP_NUM_THREADS=1 keeps them" in said
 
 
 def test_only_the_last_state_is_kept(tmp_path: Path) -> None:
@@ -173,8 +233,6 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(
 
 
 def test_the_step_is_found_where_losses_are_looked_at_seldom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lcsc_opt.training import trainer
-
     monkeypatch.setattr(trainer._Loop, "_step", lambda loop: torch.tensor(math.nan if loop.step == 6 else 1.0))
     loop = trainer._Loop(job(tmp_path, Edm(), checkpoint_every=10), new_accelerator("fp32"))
     loop.patience = 50

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.checkpoints.lora import LoraAlphas, lora_factors, lora_flavour, lora_modules, read_alphas
+from lcsc_opt.checkpoints.lora import LoraAlphas, LoraFactors, lora_factors, lora_flavour, lora_modules, read_alphas
 from lcsc_opt.sampling.text_to_image.lora import save_lora, to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
@@ -99,8 +99,14 @@ def saved_trajectory(folder: Path, flavour: str, seeds: tuple[int, ...] = (1, 2,
 def dense(weights: dict[str, Tensor], alphas: LoraAlphas | None = None) -> dict[str, Tensor]:
     """Path of each module, with underscores for dots → its ΔW."""
     return {
-        module.path.replace(".", "_"): lora_factors(weights, module, alphas).delta() for module in lora_modules(weights)
+        module.path.replace(".", "_"): delta(lora_factors(weights, module, alphas)) for module in lora_modules(weights)
     }
+
+
+def delta(factors: LoraFactors) -> Tensor:
+    """ΔW = alpha / rank · up · down, ``[out, in(, h, w)]``, as large as the module's weight."""
+    product = factors.up.flatten(1) @ factors.down.flatten(1)
+    return factors.scale * product.view(factors.up.shape[0], *factors.down.shape[1:])
 
 
 def load_into_pipeline(source: Any, folder: Path) -> Any:

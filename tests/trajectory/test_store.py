@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.merge import merging
+from lcsc_opt.trajectory.merge import arithmetic
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
@@ -86,13 +86,13 @@ def test_one_hot_rows_among_others_stay_exact(trajectory):
     assert not same_bits(merged[0], merged[1])
 
 
-@pytest.mark.parametrize("candidates", [1, merging.MANY_CANDIDATES, merging.FULL_TILE + 1])
+@pytest.mark.parametrize("candidates", [1, arithmetic.MANY_CANDIDATES, arithmetic.FULL_TILE + 1])
 def test_merge_does_not_depend_on_the_block_size(trajectory, monkeypatch, candidates):
     rows = np.random.default_rng(0).normal(size=(candidates, K))
     rows /= rows.sum(axis=1, keepdims=True)
     whole = trajectory.merge_many(rows)
-    monkeypatch.setattr(merging, "BLOCK_BYTES", 1)
-    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
+    monkeypatch.setattr(arithmetic, "TILE_BYTES", 1)
+    monkeypatch.setattr(arithmetic, "FEWEST_COLUMNS", 4)
     for left, right in zip(whole, trajectory.merge_many(rows), strict=True):
         for name in left:
             torch.testing.assert_close(left[name], right[name], rtol=2e-2, atol=1e-4)
@@ -154,8 +154,8 @@ def test_float32_is_multiplied_in_float32_whatever_training_asked_for(trajectory
         seen.append(torch.backends.mkldnn.matmul.fp32_precision)
         return plain(*arguments)
 
-    plain = merging.merge_tiles
-    monkeypatch.setattr(merging, "merge_tiles", merge_tiles)
+    plain = arithmetic.merge_tiles
+    monkeypatch.setattr(arithmetic, "merge_tiles", merge_tiles)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -222,10 +222,10 @@ def test_truncated_weights_are_refused(trajectory):
         Trajectory.open(trajectory.path)
 
 
-@pytest.mark.parametrize("block", [1, merging.BLOCK_BYTES])
+@pytest.mark.parametrize("block", [1, arithmetic.TILE_BYTES])
 def test_gram_and_norms_are_those_of_the_stacked_checkpoints(trajectory, monkeypatch, block):
-    monkeypatch.setattr(merging, "BLOCK_BYTES", block)
-    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 4)
+    monkeypatch.setattr(arithmetic, "TILE_BYTES", block)
+    monkeypatch.setattr(arithmetic, "FEWEST_COLUMNS", 4)
     names = [spec.name for spec in trajectory.tensors if spec.merged]
     rows = np.stack([torch.cat([state_dict(s)[n].double().reshape(-1) for n in names]).numpy() for s in STEPS])
     centered = rows - rows.mean(axis=0)
@@ -262,7 +262,7 @@ def test_slots_are_not_the_order_of_steps(tmp_path):
         for step in range(1, 10):
             writer.append(step, state_dict(step))
     trajectory = Trajectory.open(tmp_path / "ring")
-    assert len(merging.choose_runs(np.ones((1, 3)), trajectory._slots)) > 1
+    assert len(arithmetic.choose_slots(np.ones((1, 3)), trajectory._slots)) > 1
     assert trajectory.steps == (7, 8, 9)
     expected = 2.0 * state_dict(7)["double"] - 0.5 * state_dict(8)["double"] - 0.5 * state_dict(9)["double"]
     for merged in (trajectory.merge([2.0, -0.5, -0.5]), *trajectory.merge_many([[2.0, -0.5, -0.5]] * 9)):
@@ -301,7 +301,7 @@ def test_merging_needs_its_output_and_one_block(tmp_path):
             writer.append(step, checkpoint)
     watched = "merged = trajectory.merge(np.full(len(trajectory), 1 / len(trajectory)))"
     grown = peak_growth(MERGED_ONCE, watched, str(tmp_path / "large"))
-    assert grown < 16_000_000 + 2 * merging.BLOCK_BYTES < 24 * 16_000_000 / 4
+    assert grown < 16_000_000 + 2 * arithmetic.TILE_BYTES < 24 * 16_000_000 / 4
 
 
 def test_weights_written_to_after_their_manifest_are_noticed(tmp_path):

@@ -10,6 +10,7 @@ from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import describe_coefficients
@@ -117,7 +118,7 @@ def test_the_shape_over_the_search_needs_no_coefficients(storage: RDBStorage) ->
 
 
 def test_the_shape_of_inherited_trials_is_told_by_their_coefficients(storage: RDBStorage) -> None:
-    write_study(storage, "digits/LCSC/0", [4.0, 3.0]).copy_to("more/LCSC/0", {"steps": STEPS, "forked_from": "x"})
+    copy_study(write_study(storage, "digits/LCSC/0", [4.0, 3.0]), "more/LCSC/0", {"steps": STEPS, "forked_from": "x"})
     reader, (study,) = read(storage, "more")
     np.testing.assert_allclose(shape_of(reader, study).sum_abs[:2], [sum_abs(coefficients(n)) for n in (0, 1)])
 

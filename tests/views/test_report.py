@@ -126,6 +126,7 @@ def test_a_report_has_the_judges_of_each_answer(storage: RDBStorage, tmp_path: P
     assert "judge better answer EMA* gain real images" in shown
     assert f"{HOSTILE} higher 0.557 0.62 -0.063 (worse) 0.9" in shown
     assert "Warning: it lost." in shown
+    assert f"Judges, held out optimizer held-out FID {HOSTILE} LCSC 2.5 0.557 real images – 0.9" in shown
 
 
 def test_markup_in_names_is_inert(storage: RDBStorage, tmp_path: Path) -> None:

@@ -5,9 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import HeldOut
 from lcsc_opt.database.lease import Holder
-from lcsc_opt.views.progress import FailureReason, failures_of, progress_of, trial_times, workers_of
+from lcsc_opt.database.nodes import KeptNodes
+from lcsc_opt.views.progress import (
+    FailureReason,
+    NodesNow,
+    failures_of,
+    nodes_of,
+    progress_of,
+    trial_times,
+    workers_of,
+)
 from tests.history_examples import history
 
 ALIVE = Holder("node1", 42, 900.0, 1040.0, alive=True)
@@ -80,6 +90,29 @@ def test_workers_are_told_with_what_they_evaluate() -> None:
     assert (found.count, found.host, found.process, found.alive, found.heard) == (2, "node1", 42, True, 10.0)
     assert found.evaluating == ((1, 48.5), (2, 47.0))
     assert workers_of(history([1.0])).host is None
+
+
+def test_what_workers_of_each_machine_do_is_what_was_kept_last() -> None:
+    nodes = (NodeWork("one", 2, 0.5, 0), NodeWork("two", 0, None, 3))
+    study = history([3.0], ended=False, workers=4, holder=ALIVE)
+    study = dataclasses.replace(study, nodes=KeptNodes(1040.0, nodes))
+    assert nodes_of(study, now=1050.0) == NodesNow(nodes, alive=2, asked=4, seconds=10.0)
+    before = dataclasses.replace(study, nodes=KeptNodes(890.0, nodes))  # the holder runs it since 900
+    assert nodes_of(before, now=1050.0) == NodesNow((), alive=0, asked=4, seconds=0.0)
+    for holder in (None, DEAD):
+        assert nodes_of(dataclasses.replace(study, holder=holder), now=1050.0) is None
+
+
+def test_the_process_that_searches_is_a_worker_whose_trials_say_how_busy_it_is() -> None:
+    study = history([3.0, 2.0, 1.0], ended=False, seconds=1.0, gap=0.5, holder=ALIVE)
+    found = nodes_of(study, now=1050.0)
+    assert found is not None
+    [here] = found.nodes
+    assert (here.name, here.alive, here.deaths, found.alive, found.asked) == ("node1", 1, 0, 1, 1)
+    assert here.busy == pytest.approx(3 / 4)
+    new = nodes_of(history([], ended=False, holder=ALIVE), now=1050.0)
+    assert new is not None
+    assert new.nodes == (NodeWork("node1", 1, None, 0),)
 
 
 def test_failures_are_grouped_by_reason() -> None:

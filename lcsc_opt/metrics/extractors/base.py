@@ -18,10 +18,10 @@ from lcsc_opt.metrics.statistics import Array
 class FeatureExtractor(Protocol):
     """Images → features.
 
-    A call keeps the graph where its network is differentiable, so it disables no gradients itself; whoever
-    needs none calls :func:`extract`. It moves images to its own device, and answers there. Features of an
-    image do not depend on the other images of its batch. Where the graph of an image is large, the attribute
-    ``images_with_graph`` (not required) says of how many images it is kept at once.
+    A call moves images to the extractor's device and returns features there. It keeps the graph where the network is
+    differentiable; :func:`extract` is the call without gradients. The features of an image do not depend on the other
+    images of its batch. Where the graph of an image is large, an optional attribute ``images_with_graph`` says how many
+    images may have one at once.
     """
 
     @property
@@ -37,7 +37,8 @@ class FeatureExtractor(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """Features ``[B, D]`` float32 of images ``[B, C, H, W]`` in [−1, 1].
 
-        Raises MetricError when the images have a shape that the network does not take.
+        Raises:
+            MetricError: the images have a shape that the network does not take.
         """
         ...
 
@@ -49,7 +50,8 @@ class ClassifyingExtractor(FeatureExtractor, Protocol):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, D]`` and logits ``[B, classes]``, from one pass through the network.
 
-        Raises MetricError when the images have a shape that the network does not take.
+        Raises:
+            MetricError: the images have a shape that the network does not take.
         """
         ...
 
@@ -65,8 +67,9 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
     Returns:
         ``[N, D]`` float64 on the CPU.
 
-    Raises MetricError when there are no images, when they are not ``[N, C, H, W]``, or when the extractor
-    answers with another shape than it promises or with features that are not finite.
+    Raises:
+        MetricError: there are no images, they are not ``[N, C, H, W]``, or the extractor answers with another
+            shape than it promises or with features that are not finite.
     """
     if batch_size < 1:
         raise MetricError(f"batch_size: expected at least 1, got {batch_size}")
@@ -88,7 +91,8 @@ def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Ten
 def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
     """``features`` as they are.
 
-    Raises MetricError when they are not ``[count, D]`` or not finite.
+    Raises:
+        MetricError: they are not ``[count, D]`` or not finite.
     """
     expected = (count, extractor.dimension)
     if features.shape != expected:
@@ -101,7 +105,11 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
 
 
 def checked_logits(extractor: FeatureExtractor, logits: Tensor) -> Tensor:
-    """``logits`` as they are. Raises MetricError when they are not ``[B, classes]`` or not finite."""
+    """``logits`` as they are.
+
+    Raises:
+        MetricError: they are not ``[B, classes]`` or not finite.
+    """
     if logits.ndim != 2 or not bool(torch.isfinite(logits).all()):
         raise MetricError(f"extractor {extractor.name}: answered with logits that are not finite or not [B, classes]")
     return logits
@@ -119,7 +127,7 @@ def _features_of(extractor: FeatureExtractor, batch: Tensor) -> Array:
 
 
 def answer(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
-    """What the network answers; what it cannot take is said with its name, whoever wrote it."""
+    """The network's output. An error inside the network becomes one with the network's name."""
     try:
         return extractor(batch)
     except (MetricError, torch.cuda.OutOfMemoryError):
@@ -130,19 +138,20 @@ def answer(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
 
 
 def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    """What ``extractor`` answers for ``images``, with the graph that leads back to them.
+    """Features of ``images`` with the graph that leads back to them.
 
-    More images than the extractor's ``images_with_graph`` go through it in parts, whose graphs are made when the
-    gradient goes back through them: that takes one pass more, and the memory of one part.
+    More images than the extractor's ``images_with_graph`` are divided into parts. The graph of a part is made only when
+    the gradient goes back through it: that takes one more pass, and the memory of one part.
 
     Args:
         extractor: the network.
         images: ``[B, C, H, W]`` in [−1, 1], with a graph or as a leaf that requires a gradient.
 
     Returns:
-        ``[B, D]`` float32, or float64 where the extractor answers so.
+        ``[B, D]`` float32, or float64 where the extractor gives that.
 
-    Raises MetricError when the images have no graph, or when the extractor cuts it, and as ``extract``.
+    Raises:
+        MetricError: the images have no graph, or the extractor cuts it, and as ``extract``.
     """
     if not images.requires_grad:
         raise MetricError("images: have no graph; sample them while gradients are enabled")
@@ -157,19 +166,20 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 
 
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:
-    """The derivative in ``images`` of whatever has the derivative ``gradient`` in their features.
+    """From the gradient of any function in the features to its gradient in the images.
 
-    Only one part of the images, of the extractor's ``images_with_graph``, has a graph at a time.
+    At most ``images_with_graph`` images have a graph at a time.
 
     Args:
         extractor: the network.
         images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
-        gradient: ``[B, D]``.
+        gradient: ``[B, D]``, in the features.
 
     Returns:
         ``[B, C, H, W]`` in the type and on the device of ``images``, without a graph.
 
-    Raises MetricError as :func:`features_with_graph`.
+    Raises:
+        MetricError: as :func:`features_with_graph`.
     """
     size = _part_size(extractor, images)
     found: list[Tensor] = []
@@ -192,7 +202,7 @@ def _in_parts(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 
 
 def _part_size(extractor: FeatureExtractor, images: Tensor) -> int:
-    """The extractor's ``images_with_graph``; an extractor without takes all at once."""
+    """The extractor's ``images_with_graph``; without that attribute, all images at once."""
     return int(getattr(extractor, "images_with_graph", len(images)))
 
 

@@ -30,10 +30,11 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
 
     Args:
         name: as it stands behind the ``@`` of a metric.
-        weights: a file; None downloads the published ones where they are not there yet.
-        device: where the network runs; a factory of one's own gets it where it takes ``device``.
+        weights: a file; None downloads the published weights where they are missing.
+        device: where the network runs; a user's factory gets it where it has an argument ``device``.
 
-    Raises MetricError when the weights cannot be used, or a factory cannot be imported or makes no extractor.
+    Raises:
+        MetricError: the weights cannot be used, or a factory cannot be imported or makes no extractor.
     """
     if name in PUBLISHED:
         return PUBLISHED[name](weights, device=device)

@@ -1,8 +1,8 @@
 """DINOv2 (Oquab et al. 2023) as an extractor: the class token of ViT-L/14, as FD-DINOv2 takes it (Stein et al. 2023).
 
-torch-fidelity has the network from torch's hub, which downloads and runs the authors' repository. The network is a
-plain vision transformer, so here it stands itself, with the names of the published weights; bytes are scaled and
-normalized as torch-fidelity does it.
+torch-fidelity loads the network through torch's hub, which downloads and runs the authors' repository. The network is a
+plain vision transformer, so it is written here, with the names of the published weights. Bytes are scaled and
+normalized as in torch-fidelity.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 class DinoV2Extractor(PublishedNetwork):
-    """The class token: 1,024 features for the published ViT-L/14; the size (S, B, L, g) is seen from the tensors.
+    """The class token: 1,024 features for the published ViT-L/14. The size (S, B, L, g) follows from the weights.
 
     Arguments, name and errors are those of :class:`PublishedNetwork`.
     """

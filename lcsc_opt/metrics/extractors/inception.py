@@ -35,7 +35,8 @@ class InceptionExtractor(PublishedNetwork):
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, 2048]`` and logits ``[B, 1008]`` without their biases, as torch-fidelity's score takes them.
 
-        Raises MetricError for images of another shape than ``[B, 1 or 3, H, W]``.
+        Raises:
+            MetricError: for images of another shape than ``[B, 1 or 3, H, W]``.
         """
         features = self(images)
         return features, features @ self._network.fc.weight.T

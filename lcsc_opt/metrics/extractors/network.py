@@ -1,4 +1,4 @@
-"""What the extractors of published networks share: weights found and read, images rounded to levels, and their name."""
+"""What the extractors of published networks share: reading weights, rounding images to levels, and the name."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from lcsc_opt.metrics.extractors.weights import read_weights, torch_fidelity_mod
 
 
 class PublishedNetwork(ABC):
-    """An extractor around a network that others have trained: features of RGB or grey images of any size.
+    """An extractor around a published network, for RGB or grey images of any size.
 
     The network was made for bytes, so images are rounded to 256 levels as if they had been written to a PNG; a gradient
     goes straight through the rounding.
 
     Args:
-        weights: a file with its state dict; None takes the published one in torch's hub folder, downloaded there when
+        weights: a file with its state dict; None is the published file in torch's hub folder, which is downloaded where
             it is missing.
         device: where the network runs.
 
     Attributes:
         name: ``<label>-<dimension>-<hash of the weights>``.
         dimension: the number of features, D.
-        images_with_graph: of how many images the graph is kept at once.
+        images_with_graph: how many images may have a graph at once.
 
-    Raises MetricError when torch-fidelity cannot be imported, or when the weights cannot be found, cannot be
-    downloaded, would run code on loading, or belong to another network.
+    Raises:
+        MetricError: torch-fidelity cannot be imported, or the weights cannot be found, cannot be downloaded, would
+            run code on loading, or belong to another network.
     """
 
     images_with_graph: ClassVar[int]
@@ -54,20 +55,24 @@ class PublishedNetwork(ABC):
         self.name = f"{self.label}-{self.dimension}-{weights_hash(state_dict)}"
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1]. Raises MetricError for another shape."""
+        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for another shape.
+        """
         return self._features(rgb_levels(images, self._device))
 
     @abstractmethod
     def _published_file(self) -> Path:
-        """Where the published weights are, once they are downloaded."""
+        """The file with the published weights; downloads it where it is missing."""
 
     def _used(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the features depend on."""
+        """The tensors that the features depend on."""
         return state_dict
 
     @abstractmethod
     def _build(self, state_dict: dict[str, Tensor]) -> tuple[Any, int]:
-        """The network, and its number of features; of what does not fit, any error that torch raises."""
+        """The network and its number of features. Weights that do not fit may raise any error of torch."""
 
     @abstractmethod
     def _features(self, levels: Tensor) -> Tensor:
@@ -100,7 +105,8 @@ def to_levels(images: Tensor) -> Tensor:
 def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
     """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 3, H, W]`` float32 levels on ``device``; grey becomes RGB.
 
-    Raises MetricError for another shape.
+    Raises:
+        MetricError: for another shape.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise MetricError(f"images: expected [B, 1 or 3, H, W] for this extractor, got {list(images.shape)}")

@@ -16,14 +16,14 @@ from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtrac
 
 
 class OwnExtractor:
-    """What a factory made, called as it is; references that were computed with other weights or code do not fit it.
+    """A user's extractor under a name of its own: references from other weights or code do not fit it.
 
     Args:
-        made: the factory's answer.
+        made: what the factory returned.
         sources: the factory's module by its name.
 
     Attributes:
-        name: that of ``made``, and a hash of its parameters, its buffers, and the code it is made by.
+        name: that of ``made``, with a hash of its parameters, its buffers and its code.
         dimension: the number of features, D.
     """
 
@@ -34,7 +34,7 @@ class OwnExtractor:
 
     @property
     def images_with_graph(self) -> int:
-        """Of how many images the graph is kept at once."""
+        """How many images may have a graph at once."""
         return int(getattr(self.made, "images_with_graph", 2**31))
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class OwnExtractor:
 
 
 class OwnClassifyingExtractor(OwnExtractor):
-    """One whose network also tells classes apart."""
+    """A user's extractor with logits, too."""
 
     made: ClassifyingExtractor
 
@@ -53,7 +53,7 @@ class OwnClassifyingExtractor(OwnExtractor):
 
 
 def own_extractor(made: FeatureExtractor, sources: Mapping[str, Path]) -> FeatureExtractor:
-    """The extractor of a user's factory, as the rest of the library takes it."""
+    """Wrap what a user's factory returned."""
     kind = OwnClassifyingExtractor if isinstance(made, ClassifyingExtractor) else OwnExtractor
     return kind(made, sources)
 
@@ -67,7 +67,7 @@ def _digest(made: Any, sources: Mapping[str, Path]) -> str:
 
 
 def _numbers(made: Any) -> Iterator[tuple[str, Any]]:
-    """All tensors and arrays that a module has, or an object has in its attributes, as arrays."""
+    """All tensors and arrays of a module, or among the attributes of an object, as arrays."""
     held = made.state_dict() if isinstance(made, nn.Module) else getattr(made, "__dict__", {})
     for name, value in sorted(held.items()):
         if isinstance(value, nn.Module):

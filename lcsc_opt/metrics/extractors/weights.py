@@ -18,7 +18,8 @@ from lcsc_opt.checkpoints import read_checkpoint
 def torch_fidelity_module(name: str) -> Any:
     """A module of torch-fidelity, which cannot always be imported as it is.
 
-    Raises MetricError when it cannot be imported at all.
+    Raises:
+        MetricError: it cannot be imported at all.
     """
     try:
         prepare_torchvision()
@@ -28,7 +29,7 @@ def torch_fidelity_module(name: str) -> Any:
 
 
 def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None = None) -> Path:
-    """Where torch keeps weights that are downloaded; they are, when they are not there yet.
+    """The path of published weights in torch's hub folder; downloads them where they are missing.
 
     Args:
         url: where they are published.
@@ -36,7 +37,8 @@ def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None
         setting: the extractor's name in the setting ``weights``, for the message.
         hash_prefix: the beginning of the file's SHA-256, where it is known.
 
-    Raises MetricError, saying what to fetch and where to put it, when it cannot be downloaded.
+    Raises:
+        MetricError: it cannot be downloaded; saying what to fetch and where to put it.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.exists():
@@ -54,13 +56,14 @@ def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None
 
 
 def read_weights(path: Path, *, what: str) -> dict[str, Tensor]:
-    """The state dict in a file of any format that checkpoints have, such as OpenAI's archive; nothing in it is run.
+    """The state dict in a file of any checkpoint format, such as OpenAI's archive. No code in it is run.
 
     Args:
         path: the file.
         what: whose weights they are, for messages.
 
-    Raises MetricError when it does not exist, would run code, or holds anything but finite tensors.
+    Raises:
+        MetricError: it does not exist, would run code, or holds anything but finite tensors.
     """
     try:
         read = read_checkpoint(path, key="").tensors

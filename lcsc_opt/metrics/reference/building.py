@@ -1,4 +1,4 @@
-"""The setting ``reference`` → the real images as one extractor sees them, computed once and kept by content."""
+"""From the setting ``reference`` to the real images in an extractor's features, computed once and kept by content."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ ROWS = 4096  # features whose statistics are merged at once
 
 
 def references_by_extractor(reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSetting]:
-    """Extractor → its reference; one setting for all, or a mapping from extractors to settings.
+    """Extractor → its setting, from one setting for all or a mapping from extractors to settings.
 
-    Raises MetricError for an unknown extractor in a mapping, or a setting that is none.
+    Raises:
+        MetricError: for an unknown extractor in a mapping, or a setting that is none.
     """
     if reference is None:
         return {}
@@ -62,7 +63,7 @@ def build_reference(
     batch_size: int,
     cache: Path,
 ) -> Reference:
-    """The reference that ``setting`` describes, as ``extractor`` sees it.
+    """The reference that ``setting`` describes, in the features of ``extractor``.
 
     Args:
         setting: a folder, a file or a dataset; or ``train`` and what is held out.
@@ -73,7 +74,8 @@ def build_reference(
         batch_size: images through the network at once.
         cache: a folder for what was computed.
 
-    Raises MetricError when there is no such reference, it cannot be read, or it does not hold what is needed.
+    Raises:
+        MetricError: there is no such reference, it cannot be read, or it does not hold what is needed.
     """
     check_reference(setting)
     split, cache = split_settings(setting), cache / "references"
@@ -124,9 +126,10 @@ def _path(setting: ReferenceSetting) -> Path:
 
 
 def check_reference(setting: ReferenceSetting) -> None:
-    """Refuse what is there for no extractor, without reading it.
+    """Refuse a reference that no extractor could use, without reading it.
 
-    Raises MetricError for a path that does not exist, or a file of no known kind.
+    Raises:
+        MetricError: for a path that does not exist, or a file of no known kind.
     """
     split = split_settings(setting)
     for part in (split.train, split.held_out):
@@ -146,7 +149,8 @@ def _check_part(setting: ReferenceSetting) -> None:
 def holds_images(setting: ReferenceSetting) -> bool:
     """Whether a reference is images, which any extractor can look at, and not numbers that one has computed.
 
-    Raises MetricError for a file that cannot be read.
+    Raises:
+        MetricError: for a file that cannot be read.
     """
     train = split_settings(setting).train
     if dataset_settings(train) is not None:
@@ -224,7 +228,7 @@ def _extract(images: ImageSet, extractor: FeatureExtractor, *, keep: bool, batch
 
 
 class _Collected:
-    """Features as they come: their statistics, merged a few thousand at a time, and the first ``keep`` themselves."""
+    """Collects features: their statistics, merged a few thousand at a time, and the first ``keep`` features."""
 
     def __init__(self, extractor: FeatureExtractor, *, keep: int) -> None:
         self._extractor = extractor
@@ -298,7 +302,10 @@ class DatasetSettings(FrozenModel):
 def dataset_settings(reference: str | Mapping[str, Any]) -> DatasetSettings | None:
     """What names a dataset, as settings: ``<name>-<split>`` in any case, or a mapping with ``torchvision``.
 
-    Returns None for anything else. Raises StudySpecError for settings that do not exist.
+    Returns None for anything else.
+
+    Raises:
+        StudySpecError: for settings that do not exist.
     """
     if isinstance(reference, Mapping):
         if "torchvision" not in reference:
@@ -318,7 +325,8 @@ def dataset_images(settings: DatasetSettings, *, root: Path) -> ImageArray:
         settings: which, and where.
         root: the folder where ``settings`` name none.
 
-    Raises MetricError for a dataset or split that is not known, or whose files are not there or broken.
+    Raises:
+        MetricError: for a dataset or split that is not known, or whose files are not there or broken.
     """
     if settings.torchvision not in DATASETS:
         raise MetricError(

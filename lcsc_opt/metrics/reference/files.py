@@ -1,4 +1,4 @@
-"""Files with what was computed from reference images before: statistics, features, or the images as an array.
+"""Files of reference images: their statistics, their features, or the images as an array.
 
 ::
 
@@ -39,7 +39,7 @@ IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an arra
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceFile:
-    """What one file says about the reference: any of the three.
+    """The content of a reference file: at least one of the three.
 
     Attributes:
         statistics: mean and covariance.
@@ -58,9 +58,10 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
     Args:
         path: one of the formats above.
         extractor: its name in metrics. Statistics beside raw images (ADM's) are Inception's.
-        images: whether raw images are wanted even where statistics do.
+        images: whether raw images are read even where there are statistics.
 
-    Raises MetricError, which names the file, when it holds nothing for that extractor, or cannot be read.
+    Raises:
+        MetricError: it holds nothing for that extractor, or cannot be read; names the file.
     """
     try:
         match path.suffix.lower():
@@ -82,7 +83,11 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
 
 
 def has_images(path: Path) -> bool:
-    """Whether a ``.npz`` holds the images themselves, as ADM's do. Raises MetricError when it cannot be read."""
+    """Whether a ``.npz`` holds the images themselves, as ADM's do.
+
+    Raises:
+        MetricError: it cannot be read.
+    """
     try:
         return IMAGES in _names_in(path)
     except BROKEN_FILE as error:

@@ -1,4 +1,4 @@
-"""Sets of real images: a folder, a zip file, or an array; one size, and named by their content."""
+"""Sets of real images of one size: a folder, a zip file, or an array. The content identifies them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ class ImageSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What reading every file once tells about a set; of each file's hash ``marks`` has eight hexadecimal digits."""
+    """What is known of a set when every file was read once; ``marks`` are eight hexadecimal digits of each file's
+    hash.
+    """
 
     count: int
     height: int
@@ -80,7 +82,7 @@ class _Facts:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """One image file: its name, what changes when it changes, and how its bytes are read."""
+    """One image file: its name, a stamp that changes with it, and what reads its bytes."""
 
     name: str
     stamp: str
@@ -90,14 +92,15 @@ class _Entry:
 class ImageFiles:
     """The images in a folder, its folders included, or in a zip file, in the order of their names.
 
-    All files are read once, for their sizes and their content; what was found is kept in ``cache`` until a file
-    changes its name, length or time.
+    All files are read once for their size and content. The result is kept in ``cache`` until a file changes its name,
+    length or time.
 
     Args:
         path: a folder or a ``.zip``.
-        cache: a folder for what was found.
+        cache: a folder for that result.
 
-    Raises MetricError when there are no images, one cannot be read, or they differ in size.
+    Raises:
+        MetricError: there are no images, one cannot be read, or they differ in size.
     """
 
     def __init__(self, path: Path, *, cache: Path) -> None:
@@ -131,7 +134,11 @@ class ImageFiles:
         return part
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The images in order, ``[B, C, H, W]`` in [−1, 1]. Raises MetricError for a file that is broken."""
+        """The images in order, ``[B, C, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for a file that is broken.
+        """
         mode = "L" if self._facts.grey else "RGB"
         with ThreadPoolExecutor(THREADS) as threads:
             for first in range(0, self.count, batch_size):
@@ -146,7 +153,8 @@ class ImageArray:
         pixels: ``[M, H, W, C]`` uint8, C of 1 or 3.
         source: where they come from, for messages.
 
-    Raises MetricError for any other array.
+    Raises:
+        MetricError: for any other array.
     """
 
     def __init__(self, pixels: npt.NDArray[np.uint8], *, source: str) -> None:
@@ -166,7 +174,11 @@ class ImageArray:
         return digest.hexdigest()
 
     def part(self, fraction: float, *, held_out: bool) -> ImageArray:
-        """The images that are held out, about so large a fraction, or the others. Raises MetricError for none."""
+        """The images that are held out, about so large a fraction, or the others.
+
+        Raises:
+            MetricError: for none.
+        """
         marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in self._pixels)
         return ImageArray(self._pixels[_chosen(marks, fraction, held_out=held_out)], source=self._source)
 

@@ -1,4 +1,4 @@
-"""The real images that samples are compared with, seen by one extractor."""
+"""The real images that samples are compared with, in the features of one extractor."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Mean and covariance of the real images' features and, where metrics need them, the features themselves.
+    """Mean and covariance of the real images' features and, where metrics need them, these features.
 
-    What every evaluation needs again is computed once, when it is first needed.
+    What all evaluations share is computed once, when it is first needed.
 
     Attributes:
         statistics: mean and covariance.
         identity: names the images and the extractor by their content, for the fingerprint of a study.
         all_features: ``[M, D]`` float32; None when nothing but mean and covariance is known or needed.
         size: height and width of the images, where they are known and alike.
-        held_out: other real images, which no loss looks at, with their features; None where there are none.
+        held_out: other real images, which no loss sees, with their features; None where there are none.
     """
 
     statistics: ReferenceStatistics
@@ -47,14 +47,22 @@ class Reference:
 
     @property
     def features(self) -> npt.NDArray[np.float32]:
-        """``[M, D]`` float32. Raises MetricError where only mean and covariance are known."""
+        """``[M, D]`` float32.
+
+        Raises:
+            MetricError: only mean and covariance are known.
+        """
         if self.all_features is None:
             raise MetricError(NO_FEATURES)
         return self.all_features
 
     @property
     def unseen(self) -> Reference:
-        """:attr:`held_out`. Raises MetricError where there are none."""
+        """:attr:`held_out`.
+
+        Raises:
+            MetricError: there are none.
+        """
         if self.held_out is None:
             raise MetricError(NOTHING_HELD_OUT)
         return self.held_out
@@ -71,15 +79,20 @@ class Reference:
         return self.once("radii", device, radii)
 
     def features_on(self, device: torch.device | str) -> Tensor:
-        """``[M, D]`` float32, kept on ``device``. Raises MetricError where only mean and covariance are known."""
+        """``[M, D]`` float32, kept on ``device``.
+
+        Raises:
+            MetricError: only mean and covariance are known.
+        """
         if str(device) not in self._features:
             self._features[str(device)] = torch.from_numpy(self.features).to(device)
         return self._features[str(device)]
 
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
-        """What ``compute`` makes of the features ``[M, D]`` on ``device``, the first time that it is asked for.
+        """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept.
 
-        Raises MetricError where only mean and covariance are known.
+        Raises:
+            MetricError: only mean and covariance are known.
         """
         place = (name, str(device))
         if place not in self._computed:

@@ -22,10 +22,10 @@ class SplitSettings(FrozenModel):
     """Real images that the loss compares with, and others that only reports look at.
 
     Attributes:
-        train: a folder, a file or a dataset.
-        held_out: another one; or nothing, and a fraction of ``train``.
-        held_out_fraction: chosen by the hash of each image's content; 0 holds none out. Without the setting it is 0.2
-            of a folder or .zip of at least 10,000 images, and else 0.
+        train: the images that the loss sees: a folder, a file or a dataset.
+        held_out: the images for reports, given in the same way; without it, a fraction of ``train``.
+        held_out_fraction: the fraction of ``train`` that is held out, chosen by the hash of each image's content. The
+            default is 0.2 for a folder or .zip of at least 10,000 images, else 0.
     """
 
     train: str | dict[str, Any]
@@ -48,13 +48,17 @@ def is_split(setting: ReferenceSetting) -> bool:
 
 
 def split_settings(setting: ReferenceSetting) -> SplitSettings:
-    """A reference as settings. Raises StudySpecError for settings that do not exist."""
+    """A reference as settings.
+
+    Raises:
+        StudySpecError: for settings that do not exist.
+    """
     given = dict(setting) if isinstance(setting, Mapping) and is_split(setting) else {"train": setting}
     return parse_settings(SplitSettings, given, source="reference")
 
 
 def fraction_of(split: SplitSettings, images: ImageSet | None) -> float:
-    """How much of the images is held out: what is asked for; without a word a fifth of a large folder."""
+    """The fraction of images that is held out: the setting, else a fifth of a large folder."""
     if split.held_out_fraction is not None:
         if images is None and split.held_out_fraction:
             raise MetricError(

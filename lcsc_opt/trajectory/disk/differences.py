@@ -2,8 +2,8 @@
 
 Coefficients sum to one, so Σ a_i θ_i = θ_ref + Σ a_i (θ_i − θ_ref). Differences are much smaller than the weights, so
 few bits of them are many bits of the weights. They are stored in blocks of neighbouring numbers of one tensor, each
-with a float32 scale: difference = scale · number. What a checkpoint is from then on is what is read back: reference +
-scale · number, two operations on each element that round alike on every machine.
+with a float32 scale: difference = scale · number. From then on, the checkpoint is what is read back: reference + scale
+· number. These are two operations on each element, which round alike on every machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,25 +21,13 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory.disk.layout import Layout, TensorSpec, aligned
 from lcsc_opt.trajectory.disk.tiles import accumulator
 
-BLOCK = 2**14  # numbers that share a scale
+BLOCK_COLUMNS = 2**14  # that share a scale
 AT_ONCE = 2**5  # blocks that are worked on while they are in a cache
-PANEL = 2**5  # rows that lie together
+BLOCK_ROWS = 2**5  # that lie together, block by block
 SCALE = torch.float32
 STORED = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 LARGEST = {"float16": 1.0, "bfloat16": 1.0, "int8": 127.0}  # number of a block
 FOUND_SIZE = 5.0  # Σ|a| of combinations that searches find
-
-
-class Span(NamedTuple):
-    """Bytes ``[start, stop)`` of a stored row that stay together in the file."""
-
-    start: int
-    stop: int
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
-        return self.stop - self.start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +41,14 @@ class Place:
     @property
     def blocks(self) -> int:
         """How many scales it has."""
-        return -(-self.spec.numel // BLOCK)
+        return -(-self.spec.numel // BLOCK_COLUMNS)
 
 
 class StoredLayout:
     """A stored row: the numbers of the merged tensors, their scales, and the other tensors as they are.
 
-    In the file, ``PANEL`` rows lie together, block by block: the same block of one row after the other, then the next
-    block. A merge reads them from the first byte to the last.
+    In the file, ``BLOCK_ROWS`` rows form a group. A group is stored block by block: the first block of one row after
+    the other, then the second block. A merge reads a group from its first byte to its last.
 
     Args:
         layout: of the checkpoints.
@@ -77,7 +64,7 @@ class StoredLayout:
             if spec.merged:
                 place = self.places[spec.name] = Place(spec, end, blocks)
                 end, blocks = end + spec.numel * self.dtype.itemsize, blocks + place.blocks
-        self._scales = Span(aligned(end), aligned(end) + blocks * SCALE.itemsize)
+        self._scales = range(aligned(end), aligned(end) + blocks * SCALE.itemsize)
         end = aligned(self._scales.stop)
         for spec in layout.tensors:
             if not spec.merged:
@@ -87,34 +74,34 @@ class StoredLayout:
 
     def file_bytes(self, slots: int) -> int:
         """The length of a file with so many rows."""
-        return -(-slots // PANEL) * PANEL * self.row_bytes
+        return -(-slots // BLOCK_ROWS) * BLOCK_ROWS * self.row_bytes
 
-    def spans(self) -> Iterator[Span]:
-        """All parts of a row, in order."""
+    def parts(self) -> Iterator[range]:
+        """All parts of a row, in order: bytes that stay together in the file."""
         for place in self.places.values():
             if place.spec.merged:
                 yield from (self._block(place, block) for block in range(place.blocks))
         yield self._scales
         for place in self.places.values():
             if not place.spec.merged:
-                yield Span(place.offset, place.offset + place.spec.nbytes)
+                yield range(place.offset, place.offset + place.spec.nbytes)
 
-    def position(self, slot: int, span: Span) -> int:
+    def position(self, slot: int, part: range) -> int:
         """Where a part of a row begins in the file."""
-        panel, row = divmod(slot, PANEL)
-        return PANEL * (panel * self.row_bytes + span.start) + row * span.size
+        group, row = divmod(slot, BLOCK_ROWS)
+        return BLOCK_ROWS * (group * self.row_bytes + part.start) + row * len(part)
 
-    def rows(self, content: Tensor, span: Span) -> Tensor:
-        """A part of all rows of a file, ``[panels, PANEL, bytes]``, without a copy."""
-        panels = content.view(-1, PANEL * self.row_bytes)[:, PANEL * span.start : PANEL * span.stop]
-        return panels.view(len(panels), PANEL, span.size)
+    def rows(self, content: Tensor, part: range) -> Tensor:
+        """The same part of all rows of a file, ``[groups, BLOCK_ROWS, bytes]``, without a copy."""
+        groups = content.view(-1, BLOCK_ROWS * self.row_bytes)[:, BLOCK_ROWS * part.start : BLOCK_ROWS * part.stop]
+        return groups.view(len(groups), BLOCK_ROWS, len(part))
 
     def numbers(self, content: Tensor, name: str, block: int) -> Tensor:
-        """A block of the numbers of all rows, ``[panels, PANEL, n]``, without a copy."""
+        """The numbers of all rows in one block, ``[groups, BLOCK_ROWS, n]``, without a copy."""
         return self.rows(content, self._block(self.places[name], block)).view(self.dtype)
 
     def scales(self, content: Tensor, name: str) -> Tensor:
-        """The scales of one tensor in all rows, ``[panels · PANEL, blocks]`` float32."""
+        """The scales of one tensor in all rows, ``[groups · BLOCK_ROWS, blocks]`` float32."""
         place = self.places[name]
         scales = self.rows(content, self._scales).view(SCALE)[..., place.first_block :][..., : place.blocks]
         return scales.flatten(0, 1)
@@ -129,7 +116,7 @@ class StoredLayout:
             reference: its bytes in the reference checkpoint.
 
         Returns:
-            Its bytes from now on: a new tensor; ``content`` itself where it is stored as it is.
+            Its bytes as they will be read back: a new tensor, or ``content`` itself where it is stored as it is.
 
         Raises:
             TrajectoryError: a difference is too large for float32.
@@ -138,19 +125,19 @@ class StoredLayout:
             offset = self.places[spec.name].offset
             row[offset : offset + spec.nbytes] = content
             return content
-        numbers, scales = self._parts_of(row, self.places[spec.name])
+        numbers, scales = self._coded(row, self.places[spec.name])
         values, origin = content.view(spec.torch_dtype), reference.view(spec.torch_dtype)
-        for part, blocks in _parts(spec.numel):
-            coded, own = encode(values[part], origin[part], self.dtype, self.largest)
+        for columns, blocks in _some_blocks(spec.numel):
+            coded, own = encode(values[columns], origin[columns], self.dtype, self.largest)
             if not bool(torch.isfinite(own).all()):
                 raise TrajectoryError(
                     f"Tensor {spec.name!r} differs too much from the reference checkpoint: pack with --dtype exact."
                 )
-            numbers[part], scales[blocks] = coded, own
+            numbers[columns], scales[blocks] = coded, own
         return decode(numbers, scales, origin).view(torch.uint8)
 
     def read(self, content: Tensor, slot: int, spec: TensorSpec, reference: Tensor) -> Tensor:
-        """The tensor that was put there, ``[n]`` of its own dtype: new.
+        """A new tensor with what :meth:`put` stored, ``[n]`` in its own dtype.
 
         Args:
             content: of the file, ``[bytes]`` uint8.
@@ -158,20 +145,20 @@ class StoredLayout:
             spec: of the tensor.
             reference: ``[nbytes]`` uint8, its bytes in the reference checkpoint.
         """
-        place, (panel, row) = self.places[spec.name], divmod(slot, PANEL)
+        place, (group, row) = self.places[spec.name], divmod(slot, BLOCK_ROWS)
         if not spec.merged:
-            span = Span(place.offset, place.offset + spec.nbytes)
-            return self.rows(content, span)[panel, row].clone().view(spec.torch_dtype)
-        blocks = [self.numbers(content, spec.name, block)[panel, row] for block in range(place.blocks)]
+            part = range(place.offset, place.offset + spec.nbytes)
+            return self.rows(content, part)[group, row].clone().view(spec.torch_dtype)
+        blocks = [self.numbers(content, spec.name, block)[group, row] for block in range(place.blocks)]
         numbers = torch.cat(blocks) if blocks else torch.empty(0, dtype=self.dtype)
         return decode(numbers, self.scales(content, spec.name)[slot], reference.view(spec.torch_dtype))
 
-    def _block(self, place: Place, block: int) -> Span:
+    def _block(self, place: Place, block: int) -> range:
         size = self.dtype.itemsize
-        stop = min((block + 1) * BLOCK, place.spec.numel)
-        return Span(place.offset + block * BLOCK * size, place.offset + stop * size)
+        stop = min((block + 1) * BLOCK_COLUMNS, place.spec.numel)
+        return range(place.offset + block * BLOCK_COLUMNS * size, place.offset + stop * size)
 
-    def _parts_of(self, row: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+    def _coded(self, row: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         numbers = row[place.offset : place.offset + place.spec.numel * self.dtype.itemsize].view(self.dtype)
         scales = row[self._scales.start : self._scales.stop].view(SCALE)[
             place.first_block : place.first_block + place.blocks
@@ -183,8 +170,10 @@ def encode(values: Tensor, origin: Tensor, dtype: torch.dtype, largest: float) -
     """Numbers ``[n]`` of ``dtype`` and scales ``[blocks]`` float32 such that origin + scale · number is near values."""
     wide = accumulator(values.dtype)
     difference = values.to(wide) - origin.to(wide)
-    blocks = -(-len(difference) // BLOCK)
-    padded = torch.nn.functional.pad(difference, (0, blocks * BLOCK - len(difference))).view(blocks, BLOCK)
+    blocks = -(-len(difference) // BLOCK_COLUMNS)
+    padded = torch.nn.functional.pad(difference, (0, blocks * BLOCK_COLUMNS - len(difference))).view(
+        blocks, BLOCK_COLUMNS
+    )
     scales = (padded.abs().amax(dim=1) / largest).to(SCALE)
     divided = padded / torch.where(scales > 0, scales, 1.0).to(wide)[:, None]
     if not dtype.is_floating_point:
@@ -196,28 +185,28 @@ def decode(numbers: Tensor, scales: Tensor, origin: Tensor) -> Tensor:
     """Origin + scale · number, ``[n]``, new, rounded after each operation; where nothing is added, −0 stays −0."""
     result = torch.empty_like(origin)
     wide = accumulator(origin.dtype)
-    for part, blocks in _parts(len(numbers)):
-        coded = numbers[part].to(wide)
-        product = coded * scales[blocks].to(wide).repeat_interleave(BLOCK)[: len(coded)]
-        base = origin[part].to(wide)
-        result[part] = torch.where(product == 0, base, base + product)
+    for columns, blocks in _some_blocks(len(numbers)):
+        coded = numbers[columns].to(wide)
+        product = coded * scales[blocks].to(wide).repeat_interleave(BLOCK_COLUMNS)[: len(coded)]
+        base = origin[columns].to(wide)
+        result[columns] = torch.where(product == 0, base, base + product)
     return result
 
 
-def _parts(numbers: int) -> Iterator[tuple[slice, slice]]:
-    """Some numbers, and their blocks, at a time."""
-    for first in range(0, -(-numbers // BLOCK), AT_ONCE):
-        yield slice(first * BLOCK, (first + AT_ONCE) * BLOCK), slice(first, first + AT_ONCE)
+def _some_blocks(numbers: int) -> Iterator[tuple[slice, slice]]:
+    """Some columns, and their blocks, at a time."""
+    for first in range(0, -(-numbers // BLOCK_COLUMNS), AT_ONCE):
+        yield slice(first * BLOCK_COLUMNS, (first + AT_ONCE) * BLOCK_COLUMNS), slice(first, first + AT_ONCE)
 
 
 class ErrorSample:
-    """What the rounding does to combinations of the size that searches find, measured on some of the columns.
+    """The error that rounding causes in merged weights, measured on some columns and for typical coefficients.
 
-    The errors of the checkpoints add up with the coefficients, so single weights would not tell.
+    The errors of checkpoints add up with the coefficients, so the errors of single checkpoints would not tell.
 
     Args:
         layout: of the checkpoints.
-        checkpoints: how many, the last ones; ``None`` keeps all.
+        checkpoints: how many of the last ones are kept; ``None`` keeps all.
         columns: about how many numbers of each checkpoint are kept.
     """
 
@@ -227,19 +216,21 @@ class ErrorSample:
         self._rows: collections.deque[Tensor] = collections.deque(maxlen=checkpoints)  # [K]
 
     def add(self, spec: TensorSpec, original: memoryview, read: memoryview) -> None:
-        """A tensor of the next checkpoint: its bytes as given and as read back."""
+        """Add a tensor of the next checkpoint: its bytes as given and as read back."""
         if spec.merged and spec.numel:
             pair = [torch.frombuffer(content, dtype=spec.torch_dtype)[:: self._every] for content in (original, read)]
             self._row.append(torch.stack(pair).double())
 
     def end_checkpoint(self) -> None:
-        """All its tensors were added."""
+        """Say that all tensors of the checkpoint were added."""
         if self._row:
             self._rows.append(torch.cat(self._row, dim=1))
         self._row = []
 
     def relative_error(self, combinations: int = 32) -> float | None:
-        """Of the merged weights, root mean square over random combinations; ``None`` for fewer than two checkpoints."""
+        """The relative error of merged weights, root mean square over random combinations; ``None`` below two
+        checkpoints.
+        """
         if len(self._rows) < 2:
             return None
         stacked = torch.stack(list(self._rows)).numpy()  # [K, 2, n]

@@ -115,8 +115,8 @@ class Segment:
         return self.tensors[0].torch_dtype
 
     @property
-    def columns(self) -> int:
-        """How many scalars it holds."""
+    def width(self) -> int:
+        """How many columns it has."""
         return (self.stop - self.start) // self.dtype.itemsize
 
     def places(self) -> Iterator[tuple[TensorSpec, int]]:
@@ -138,22 +138,24 @@ def plan(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def arrange(described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
-    """Give ``(name, shape, dtype)`` their places: regions by dtype, each aligned, names sorted inside."""
+    """Place tensors ``(name, shape, dtype)`` in a row: one dtype after the other, each aligned, sorted by name
+    inside.
+    """
     specs: list[TensorSpec] = []
     end = 0
-    ordered = sorted(described, key=lambda item: (_region(item[2]), item[0]))
-    for _, region in itertools.groupby(ordered, key=lambda item: _region(item[2])):
+    ordered = sorted(described, key=lambda item: (_rank(item[2]), item[0]))
+    for _, neighbours in itertools.groupby(ordered, key=lambda item: _rank(item[2])):
         end = aligned(end)
-        for name, shape, dtype in region:
+        for name, shape, dtype in neighbours:
             specs.append(TensorSpec(name, shape, dtype, end))
             end = specs[-1].end
     return Layout(tuple(specs), max(aligned(end), ALIGNMENT))
 
 
 def segments(layout: Layout, varying: frozenset[str]) -> tuple[Segment, ...]:
-    """The longest runs of tensors that take part in a merge: of a merged dtype, and not constant."""
-    runs = itertools.groupby(layout.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
-    groups = [tuple(specs) for (dtype, varies), specs in runs if varies and dtype in MERGED]
+    """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
+    alike = itertools.groupby(layout.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
+    groups = [tuple(specs) for (dtype, varies), specs in alike if varies and dtype in MERGED]
     return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
 
 
@@ -162,7 +164,7 @@ class WholeRow(Mapping[str, Tensor]):
 
     Args:
         layout: of the row.
-        content: ``[row_bytes]`` uint8 on the CPU; what is between the tensors does not count.
+        content: ``[row_bytes]`` uint8 on the CPU; bytes between the tensors may be anything.
     """
 
     def __init__(self, layout: Layout, content: Tensor) -> None:
@@ -180,24 +182,26 @@ class WholeRow(Mapping[str, Tensor]):
         return len(self._specs)
 
 
-def row_runs(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[tuple[TensorSpec, ...], memoryview]]:
-    """As :func:`row_chunks`; of a :class:`WholeRow`, tensors of one dtype that are neighbours come together."""
+def neighbours_of_row(
+    layout: Layout, tensors: Mapping[str, Tensor]
+) -> Iterator[tuple[tuple[TensorSpec, ...], memoryview]]:
+    """:func:`tensors_of_row`, but neighbouring tensors of one dtype in a :class:`WholeRow` come together."""
     if not isinstance(tensors, WholeRow):
-        yield from (((spec,) if spec is not None else (), chunk) for spec, chunk in row_chunks(layout, tensors))
+        yield from (((spec,) if spec is not None else (), content) for spec, content in tensors_of_row(layout, tensors))
         return
-    content, end = memoryview(tensors.content.numpy().data), 0
+    row, end = memoryview(tensors.content.numpy().data), 0
     for _, neighbours in itertools.groupby(layout.tensors, key=lambda spec: spec.dtype):
         specs = tuple(neighbours)
         if specs[0].offset > end:
             yield (), memoryview(bytes(specs[0].offset - end))
         end = specs[-1].end
-        yield specs, content[specs[0].offset : end]
+        yield specs, row[specs[0].offset : end]
     if layout.row_bytes > end:
         yield (), memoryview(bytes(layout.row_bytes - end))
 
 
-def row_chunks(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, memoryview]]:
-    """The bytes of one row from its first to its last; padding comes with ``None`` for its tensor.
+def tensors_of_row(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, memoryview]]:
+    """The bytes of one row in order, each tensor with its spec; padding comes with ``None``.
 
     One tensor at a time is brought to the CPU and made contiguous.
     """
@@ -214,8 +218,8 @@ def row_chunks(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[
 def row_sha256(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of a checkpoint as an exact row holds it."""
     digest = hashlib.sha256()
-    for _, chunk in row_chunks(layout, tensors):
-        digest.update(chunk)
+    for _, content in tensors_of_row(layout, tensors):
+        digest.update(content)
     return digest.hexdigest()
 
 
@@ -233,7 +237,7 @@ def flat_bytes(tensor: Tensor) -> Tensor:
 def all_finite(values: Tensor) -> bool:
     """Whether no number of this non-empty floating-point tensor is NaN or infinite; takes no memory.
 
-    The extremes carry both; finding them is thirty times faster than ``isfinite`` with its tensor of answers.
+    NaN and infinity show in the extremes, which are found thirty times faster than ``isfinite`` of each number.
     """
     least, largest = torch.aminmax(values)
     return bool(torch.isfinite(least) and torch.isfinite(largest))
@@ -278,7 +282,7 @@ def _dtype_name(name: str, tensor: Tensor) -> str:
     return NAMES[tensor.dtype]
 
 
-def _region(dtype: str) -> int:
+def _rank(dtype: str) -> int:
     return list(MERGED).index(dtype) if dtype in MERGED else len(MERGED)
 
 

@@ -17,25 +17,33 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.names import REFERENCE
 from lcsc_opt.trajectory.disk.differences import ErrorSample, StoredLayout
-from lcsc_opt.trajectory.disk.layout import UNMERGEABLE, Layout, TensorSpec, all_finite, as_bytes, row_chunks, row_runs
+from lcsc_opt.trajectory.disk.layout import (
+    UNMERGEABLE,
+    Layout,
+    TensorSpec,
+    all_finite,
+    as_bytes,
+    neighbours_of_row,
+    tensors_of_row,
+)
 from lcsc_opt.trajectory.disk.manifest import Manifest
 from lcsc_opt.trajectory.disk.rows import map_bytes
 
-PIECE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
+WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 WAITING_BYTES = 64 * 2**20  # that are written and not hashed yet; copies, where tensors are strided or elsewhere
 NOTHING = memoryview(b"")
 
 
 @dataclasses.dataclass(frozen=True)
-class Chunk:
+class RowPart:
     """A part of a checkpoint on its way into its row.
 
     Attributes:
-        specs: whose bytes they are, neighbours of one dtype; none for what belongs to no tensor.
-        original: as it was given.
-        read: as it will be read back.
-        stored: what is written.
-        position: where, in the file.
+        specs: the tensors that it holds, neighbours of one dtype; none for padding.
+        original: its bytes as they were given.
+        read: its bytes as they will be read back.
+        stored: the bytes to write.
+        position: where to write them in the file.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -44,8 +52,8 @@ class Chunk:
     stored: memoryview
     position: int
 
-    def part(self, spec: TensorSpec) -> memoryview:
-        """What one of the tensors was given as."""
+    def given(self, spec: TensorSpec) -> memoryview:
+        """The original bytes of one of the tensors."""
         start = spec.offset - self.specs[0].offset
         return self.original[start : start + spec.nbytes]
 
@@ -55,15 +63,15 @@ class Coder(Protocol):
 
     @property
     def fields(self) -> Mapping[str, object]:
-        """What the manifest says about it."""
+        """The fields of the manifest that describe this coder."""
         ...
 
     def file_bytes(self, slot: int) -> int:
         """The least length of a file with a row in this slot."""
         ...
 
-    def chunks(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[Chunk]:
-        """A checkpoint in the order of its exact row, and what is written for a slot."""
+    def parts(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[RowPart]:
+        """The parts of a checkpoint in the order of its exact row, with what is written for them in a slot."""
         ...
 
 
@@ -78,12 +86,12 @@ class ExactCoder:
         """See :class:`Coder`."""
         return (slot + 1) * self._layout.row_bytes
 
-    def chunks(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[Chunk]:
+    def parts(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[RowPart]:
         """See :class:`Coder`."""
         position = slot * self._layout.row_bytes
-        for specs, chunk in row_runs(self._layout, tensors):
-            yield Chunk(specs, chunk, chunk, chunk, position)
-            position += chunk.nbytes
+        for specs, content in neighbours_of_row(self._layout, tensors):
+            yield RowPart(specs, content, content, content, position)
+            position += content.nbytes
 
 
 class DifferenceCoder:
@@ -101,29 +109,29 @@ class DifferenceCoder:
         self._stored = StoredLayout(layout, dtype)
         self.fields: Mapping[str, object] = {"format": 2, "stored": dtype, "reference_sha256": sha256}
 
-    def chunks(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[Chunk]:
+    def parts(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[RowPart]:
         """See :class:`Coder`; the row, which is smaller than the checkpoint, is written at the end."""
         row = torch.zeros(self._stored.row_bytes, dtype=torch.uint8, device="cpu")
-        for spec, chunk in row_chunks(self._layout, tensors):
-            read = chunk if spec is None or not spec.numel else self._put(row, spec, chunk)
-            yield Chunk(() if spec is None else (spec,), chunk, read, NOTHING, 0)
-        content = memoryview(row.numpy().data)
-        for span in self._stored.spans():
-            stored = content[span.start : span.stop]
-            yield Chunk((), NOTHING, NOTHING, stored, self._stored.position(slot, span))
+        for spec, content in tensors_of_row(self._layout, tensors):
+            read = content if spec is None or not spec.numel else self._put(row, spec, content)
+            yield RowPart(() if spec is None else (spec,), content, read, NOTHING, 0)
+        whole = memoryview(row.numpy().data)
+        for part in self._stored.parts():
+            stored = whole[part.start : part.stop]
+            yield RowPart((), NOTHING, NOTHING, stored, self._stored.position(slot, part))
 
     def file_bytes(self, slot: int) -> int:
-        """See :class:`Coder`: whole panels."""
+        """See :class:`Coder`: whole groups of rows."""
         return self._stored.file_bytes(slot + 1)
 
-    def _put(self, row: Tensor, spec: TensorSpec, chunk: memoryview) -> memoryview:
-        content = torch.frombuffer(chunk, dtype=torch.uint8)
+    def _put(self, row: Tensor, spec: TensorSpec, given: memoryview) -> memoryview:
+        content = torch.frombuffer(given, dtype=torch.uint8)
         read = self._stored.put(row, spec, content, self._reference[spec.offset : spec.end])
-        return chunk if read is content else memoryview(as_bytes(read).numpy().data)
+        return given if read is content else memoryview(as_bytes(read).numpy().data)
 
 
 def open_coder(path: Path, manifest: Manifest) -> Coder:
-    """The one that the rows of a trajectory were written with."""
+    """The coder that the rows of a trajectory were written with."""
     if manifest.stored is None or manifest.reference_sha256 is None:
         return ExactCoder(manifest.layout)
     reference = map_bytes(path / REFERENCE, manifest.row_bytes)
@@ -146,7 +154,7 @@ def new_difference_coder(path: Path, layout: Layout, dtype: str, reference: Mapp
 
 @dataclasses.dataclass
 class RowHashes:
-    """Hashes and checks one row while its bytes go by; tensors that vary already need no own digest."""
+    """Hashes and checks one row while it is written. Tensors that are known to vary need no digest of their own."""
 
     name: str
     varying: frozenset[str] = frozenset()
@@ -157,22 +165,22 @@ class RowHashes:
 
     @property
     def sha256(self) -> str:
-        """Of the exact row, as it will be read back."""
+        """The SHA-256 of the exact row as it will be read back."""
         return self._hash.hexdigest()
 
-    def add(self, chunk: Chunk, reference: Mapping[str, str]) -> None:
-        """Take a chunk into the hashes."""
-        self._hash.update(chunk.read)
-        for spec in chunk.specs:
+    def add(self, part: RowPart, reference: Mapping[str, str]) -> None:
+        """Take a part into the hashes."""
+        self._hash.update(part.read)
+        for spec in part.specs:
             if spec.name not in self.varying:
-                digest = self.digests[spec.name] = hashlib.sha256(chunk.part(spec)).hexdigest()
+                digest = self.digests[spec.name] = hashlib.sha256(part.given(spec)).hexdigest()
                 _check_mergeable(spec, digest, reference)
 
-    def check_finite(self, chunk: Chunk, piece: slice) -> None:
+    def check_finite(self, part: RowPart, where: slice) -> None:
         """Refuse NaN and infinity."""
-        if not chunk.specs or not chunk.specs[0].merged or _finite(chunk.original[piece], chunk.specs[0]):
+        if not part.specs or not part.specs[0].merged or _finite(part.original[where], part.specs[0]):
             return
-        name = next(spec.name for spec in chunk.specs if not _finite(chunk.part(spec), spec))
+        name = next(spec.name for spec in part.specs if not _finite(part.given(spec), spec))
         raise TrajectoryError(f"Tensor {name!r} at {self.name} holds NaN or infinity: leave this checkpoint out.")
 
 
@@ -181,9 +189,9 @@ def _finite(content: memoryview, spec: TensorSpec) -> bool:
 
 
 class _Hashing:
-    """Takes chunks into the hashes of a row, one after the other, in a thread.
+    """Hashes the parts of a row, one after the other, in a thread.
 
-    Chunks that wait may be copies, so no more than :data:`WAITING_BYTES` of them may wait.
+    Parts that wait may be copies, so no more than :data:`WAITING_BYTES` of them may wait.
     """
 
     def __init__(self, pool: ThreadPoolExecutor, hashes: RowHashes, digests: Mapping[str, str]) -> None:
@@ -191,21 +199,21 @@ class _Hashing:
         self._waiting: collections.deque[tuple[Future[None], int]] = collections.deque()
         self._bytes = 0
 
-    def add(self, chunk: Chunk) -> None:
-        """After the chunks before, soon; raises what one of those met."""
+    def add(self, part: RowPart) -> None:
+        """Queue a part behind those before; raises the error of an earlier one."""
         try:
-            future = self._pool.submit(self._hashes.add, chunk, self._digests)
+            future = self._pool.submit(self._hashes.add, part, self._digests)
         except RuntimeError:  # the interpreter is ending: the thread does what it was given, and takes no more
             self.finish()
-            self._hashes.add(chunk, self._digests)
+            self._hashes.add(part, self._digests)
             return
-        self._waiting.append((future, chunk.original.nbytes))
-        self._bytes += chunk.original.nbytes
+        self._waiting.append((future, part.original.nbytes))
+        self._bytes += part.original.nbytes
         while self._waiting and (self._waiting[0][0].done() or self._too_much()):
             self._finish_one()
 
     def finish(self) -> None:
-        """Wait until all are in; raises what one of them met."""
+        """Wait until all parts are hashed; raises the first error."""
         while self._waiting:
             self._finish_one()
 
@@ -228,7 +236,7 @@ def write_row(
     slot: int = 0,
     sample: ErrorSample | None = None,
 ) -> None:
-    """Give a row to the system, and hash it meanwhile: that takes about as long. It is not synced.
+    """Write a row, and hash it meanwhile, which takes about as long. The row is not synced.
 
     Args:
         descriptor: of the file.
@@ -237,7 +245,7 @@ def write_row(
         hashes: filled in.
         digests: of the tensors of the first checkpoint.
         slot: of the row.
-        sample: is given what was stored.
+        sample: collects what was stored.
 
     Raises:
         OSError: the disk refused.
@@ -246,20 +254,20 @@ def write_row(
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="lcsc-hash") as pool:
         hashing = _Hashing(pool, hashes, digests)
         position = -1  # where the file stands; not known yet
-        for chunk in coder.chunks(tensors, slot):
-            if chunk.specs or chunk.read:
-                hashing.add(chunk)
-            if chunk.stored and chunk.position != position:
-                os.lseek(descriptor, chunk.position, os.SEEK_SET)
-                position = chunk.position
-            for start in range(0, max(chunk.original.nbytes, chunk.stored.nbytes), PIECE_BYTES):
-                piece = slice(start, start + PIECE_BYTES)
-                hashes.check_finite(chunk, piece)
-                _write_all(descriptor, chunk.stored[piece])
-            position += chunk.stored.nbytes
-            if sample is not None and chunk.specs:
-                (spec,) = chunk.specs
-                sample.add(spec, chunk.original, chunk.read)
+        for part in coder.parts(tensors, slot):
+            if part.specs or part.read:
+                hashing.add(part)
+            if part.stored and part.position != position:
+                os.lseek(descriptor, part.position, os.SEEK_SET)
+                position = part.position
+            for start in range(0, max(part.original.nbytes, part.stored.nbytes), WRITE_BYTES):
+                where = slice(start, start + WRITE_BYTES)
+                hashes.check_finite(part, where)
+                _write_all(descriptor, part.stored[where])
+            position += part.stored.nbytes
+            if sample is not None and part.specs:
+                (spec,) = part.specs
+                sample.add(spec, part.original, part.read)
         if os.fstat(descriptor).st_size < coder.file_bytes(slot):
             os.ftruncate(descriptor, coder.file_bytes(slot))
         hashing.finish()
@@ -270,8 +278,8 @@ def write_row(
 def row_sha256(coder: Coder, tensors: Mapping[str, Tensor]) -> str:
     """The SHA-256 of the exact row that would be read back."""
     digest = hashlib.sha256()
-    for chunk in coder.chunks(tensors):
-        digest.update(chunk.read)
+    for part in coder.parts(tensors):
+        digest.update(part.read)
     return digest.hexdigest()
 
 
@@ -283,6 +291,6 @@ def _check_mergeable(spec: TensorSpec, digest: str, reference: Mapping[str, str]
         )
 
 
-def _write_all(descriptor: int, piece: memoryview) -> None:
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
+def _write_all(descriptor: int, content: memoryview) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]

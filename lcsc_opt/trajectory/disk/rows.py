@@ -20,45 +20,48 @@ from lcsc_opt.trajectory.disk.differences import StoredLayout
 from lcsc_opt.trajectory.disk.layout import Layout, Segment, TensorSpec, empty, from_bytes, row_sha256
 from lcsc_opt.trajectory.disk.tiles import Tile
 
+SlotRanges = list[tuple[int, int]]
+"""Slots as ranges ``[first, last)``."""
+
 LEAST_GAP = 2**17  # bytes; a disk reads fewer as fast as it skips them
 
 
 @dataclasses.dataclass(frozen=True)
-class Panels:
-    """Where a segment lies in ``weights.bin``: in each of its panels one column follows the other.
+class SegmentPlace:
+    """Where a segment lies in ``weights.bin``: in each group of rows one column follows the other.
 
     Attributes:
-        first: the first byte of the first panel.
-        step: bytes from one panel to the next.
-        count: R, how many there are.
-        slots: how many slots a panel holds.
-        unit: bytes of a column in a panel.
+        first: its first byte in the first group.
+        step: bytes from one group to the next.
+        count: how many groups there are.
+        rows: how many rows a group has.
+        unit: bytes of a column in a group.
     """
 
     first: int
     step: int
     count: int
-    slots: int
+    rows: int
     unit: int
 
-    def used(self, runs: list[tuple[int, int]]) -> dict[int, tuple[int, int]]:
-        """The panels that hold slots of these runs, each with the places of its slots, ``[first, last)``."""
+    def used(self, slots: SlotRanges) -> dict[int, tuple[int, int]]:
+        """The groups that hold these slots, each with the range ``[first, last)`` of its rows that do."""
         used: dict[int, tuple[int, int]] = {}
-        for panel, place in (divmod(slot, self.slots) for run in sorted(runs) for slot in range(*run)):
-            used[panel] = used.get(panel, (place, 0))[0], place + 1
+        for group, row in (divmod(slot, self.rows) for some in sorted(slots) for slot in range(*some)):
+            used[group] = used.get(group, (row, 0))[0], row + 1
         return used
 
     def needed(self, edges: Sequence[int], first: int, last: int) -> list[tuple[int, int]]:
-        """The bytes ``[begin, end)`` of a panel that its slots at ``[first, last)`` have, but for small gaps.
+        """The byte ranges ``[begin, end)`` of a group that hold its rows ``[first, last)``; small gaps are read, too.
 
         Args:
-            edges: neighbouring ones of the segment; bytes are counted from the first.
-            first: the place of a slot in the panel.
-            last: the place behind another one.
+            edges: neighbouring edges of the segment; bytes are counted from the first one.
+            first: the first row, within the group.
+            last: the row behind the last one.
         """
         needed: list[tuple[int, int]] = []
         for start, stop in itertools.pairwise(edges):
-            block, size = (start - edges[0]) * self.unit, (stop - start) * self.unit // self.slots
+            block, size = (start - edges[0]) * self.unit, (stop - start) * self.unit // self.rows
             begin, end = block + first * size, block + last * size
             if needed and begin - needed[-1][1] < LEAST_GAP:
                 begin = needed.pop()[0]
@@ -67,13 +70,13 @@ class Panels:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
-    """Columns ``[start, stop)`` of a segment in all slots, wherever they are: mapped, read, or on a device.
+class Columns:
+    """Columns ``[start, stop)`` of a segment in all slots: mapped, read, or on a device.
 
     Attributes:
         segment: whose columns they are.
         start, stop: two of its edges.
-        panels: ``[R, (stop − start) · unit]`` uint8.
+        groups: ``[groups of rows, (stop − start) · unit]`` uint8.
         scales: ``[slots, blocks]`` float32; ``None`` where rows are exact.
         origin: the reference checkpoint's bytes; ``None`` where rows are exact.
     """
@@ -81,55 +84,55 @@ class Window:
     segment: Segment
     start: int
     stop: int
-    panels: Tensor
+    groups: Tensor
     scales: Tensor | None
     origin: Tensor | None
 
-    def put(self, part: Window) -> None:
-        """Copy the panels and the origin of some of the columns to their places."""
-        columns = self.stop - self.start
-        pairs = [(self.panels, part.panels)]
+    def put(self, part: Columns) -> None:
+        """Copy some of the columns, with their origin, to their places."""
+        width = self.stop - self.start
+        pairs = [(self.groups, part.groups)]
         if self.origin is not None and part.origin is not None:
             pairs.append((self.origin, part.origin))
         for whole, some in pairs:
-            unit = whole.shape[-1] // columns
+            unit = whole.shape[-1] // width
             whole[..., (part.start - self.start) * unit : (part.stop - self.start) * unit].copy_(some)
 
 
 class Rows(Protocol):
-    """What a trajectory reads its checkpoints from, by slot."""
+    """The rows of a trajectory, by slot."""
 
     def tensor(self, slot: int, spec: TensorSpec) -> Tensor:
-        """One tensor of one checkpoint: new, the same bits each time and everywhere."""
+        """A new tensor: one tensor of one checkpoint, with the same bits on every machine."""
         ...
 
     def sha256(self, slot: int) -> str:
-        """Of the exact row of one checkpoint."""
+        """The SHA-256 of the exact row of one checkpoint."""
         ...
 
-    def panels(self, segment: Segment) -> Panels:
+    def place(self, segment: Segment) -> SegmentPlace:
         """Where the segment lies in the file."""
         ...
 
     def edges(self, segment: Segment) -> list[int]:
-        """The columns between which a segment may be cut into windows, with 0 and its end: ``[blocks + 1]``."""
+        """The columns at which the blocks of a segment begin, and its end: ``[blocks + 1]``. Whole blocks are read."""
         ...
 
     def scales(self, segment: Segment) -> Tensor | None:
         """``[slots, blocks]`` float32, a copy; ``None`` where rows are exact."""
         ...
 
-    def window(self, segment: Segment) -> Window:
+    def mapped(self, segment: Segment) -> Columns:
         """The whole segment, mapped."""
         ...
 
-    def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:
-        """The columns of a window in all slots, in order.
+    def tiles(self, columns: Columns, width: int, *, together: bool = False) -> Iterator[Tile]:
+        """The tiles of some columns, in order.
 
         Args:
-            window: made from these rows.
-            width: of a tile, in columns, about.
-            together: several blocks may be one tile, which saves calls and takes a multiplication of every number.
+            columns: of these rows.
+            width: about how many columns a tile has.
+            together: whether a tile may hold several blocks: fewer calls, but every number is multiplied by its scale.
         """
         ...
 
@@ -152,28 +155,28 @@ class ExactRows:
         """See :class:`Rows`."""
         return hashlib.sha256(self._rows[slot].numpy().data).hexdigest()
 
-    def panels(self, segment: Segment) -> Panels:
-        """See :class:`Rows`; a panel is one row."""
+    def place(self, segment: Segment) -> SegmentPlace:
+        """See :class:`Rows`; a group is one row."""
         slots, row_bytes = self._rows.shape
-        return Panels(segment.start, row_bytes, slots, 1, segment.dtype.itemsize)
+        return SegmentPlace(segment.start, row_bytes, slots, 1, segment.dtype.itemsize)
 
     def edges(self, segment: Segment) -> list[int]:
         """See :class:`Rows`."""
-        return [*range(0, segment.columns, differences.BLOCK), segment.columns]
+        return [*range(0, segment.width, differences.BLOCK_COLUMNS), segment.width]
 
     def scales(self, segment: Segment) -> Tensor | None:  # noqa: ARG002
         """See :class:`Rows`."""
         return None
 
-    def window(self, segment: Segment) -> Window:
+    def mapped(self, segment: Segment) -> Columns:
         """See :class:`Rows`."""
-        return Window(segment, 0, segment.columns, self._rows[:, segment.start : segment.stop], None, None)
+        return Columns(segment, 0, segment.width, self._rows[:, segment.start : segment.stop], None, None)
 
-    def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:  # noqa: ARG002
+    def tiles(self, columns: Columns, width: int, *, together: bool = False) -> Iterator[Tile]:  # noqa: ARG002
         """See :class:`Rows`."""
-        numbers = window.panels.view(window.segment.dtype)[None, None]
-        for start, stop in ranges(window.stop - window.start, width):
-            yield Tile(window.start + start, window.start + stop, numbers[..., start:stop])
+        numbers = columns.groups.view(columns.segment.dtype)[None, None]
+        for start, stop in portions(columns.stop - columns.start, width):
+            yield Tile(columns.start + start, columns.start + stop, numbers[..., start:stop])
 
 
 class DifferenceRows:
@@ -200,63 +203,67 @@ class DifferenceRows:
         """See :class:`Rows`."""
         return row_sha256(self._layout, {spec.name: self.tensor(slot, spec) for spec in self._layout.tensors})
 
-    def panels(self, segment: Segment) -> Panels:
-        """See :class:`Rows`; a panel is ``PANEL`` rows."""
-        first, height = self._stored.places[segment.tensors[0].name].offset, differences.PANEL
+    def place(self, segment: Segment) -> SegmentPlace:
+        """See :class:`Rows`; a group is ``BLOCK_ROWS`` rows."""
+        first, height = self._stored.places[segment.tensors[0].name].offset, differences.BLOCK_ROWS
         step = height * self._stored.row_bytes
-        return Panels(height * first, step, len(self._content) // step, height, height * self._stored.dtype.itemsize)
+        return SegmentPlace(
+            height * first, step, len(self._content) // step, height, height * self._stored.dtype.itemsize
+        )
 
     def edges(self, segment: Segment) -> list[int]:
-        """See :class:`Rows`; windows hold whole blocks."""
+        """See :class:`Rows`."""
         begins = [column + first for spec, column in segment.places() for first in range(0, spec.numel, _block())]
-        return [*begins, segment.columns]
+        return [*begins, segment.width]
 
     def scales(self, segment: Segment) -> Tensor | None:
         """See :class:`Rows`."""
         return torch.cat([self._stored.scales(self._content, spec.name) for spec in segment.tensors], dim=1)
 
-    def window(self, segment: Segment) -> Window:
+    def mapped(self, segment: Segment) -> Columns:
         """See :class:`Rows`."""
-        where = self.panels(segment)
-        panels = self._content[where.first :].as_strided((where.count, segment.columns * where.unit), (where.step, 1))
+        where = self.place(segment)
+        groups = self._content[where.first :].as_strided((where.count, segment.width * where.unit), (where.step, 1))
         origin = self._reference[segment.start : segment.stop]
-        return Window(segment, 0, segment.columns, panels, self.scales(segment), origin)
+        return Columns(segment, 0, segment.width, groups, self.scales(segment), origin)
 
-    def tiles(self, window: Window, width: int, *, together: bool = False) -> Iterator[Tile]:
+    def tiles(self, columns: Columns, width: int, *, together: bool = False) -> Iterator[Tile]:
         """See :class:`Rows`; the numbers of a block share their scales."""
         block = 0
-        for spec, column in window.segment.places():
-            start, stop = max(column, window.start), min(column + spec.numel, window.stop)
+        for spec, column in columns.segment.places():
+            start, stop = max(column, columns.start), min(column + spec.numel, columns.stop)
             if start >= stop:
                 continue
             whole = (stop - start) // _block() if together else 0
             at_once = max(width // _block(), 1)
-            for first, last in ranges(whole, at_once):
-                yield self._tile(window, start + first * _block(), start + last * _block(), block + first, last - first)
+            for first, last in portions(whole, at_once):
+                yield self._tile(
+                    columns, start + first * _block(), start + last * _block(), block + first, last - first
+                )
             block += whole
             for first in range(start + whole * _block(), stop, _block()):
-                blocks = self._tile(window, first, min(first + _block(), stop), block, 1)
+                blocks = self._tile(columns, first, min(first + _block(), stop), block, 1)
                 yield from blocks.split(width)
                 block += 1
 
-    def _tile(self, window: Window, start: int, stop: int, block: int, blocks: int) -> Tile:
-        """``blocks`` blocks of one tensor, of one length."""
-        assert window.scales is not None
-        assert window.origin is not None
-        panel = differences.PANEL
-        unit = panel * self._stored.dtype.itemsize
-        numbers = window.panels[:, (start - window.start) * unit : (stop - window.start) * unit]
-        numbers = numbers.view(self._stored.dtype).view(-1, blocks, panel, (stop - start) // blocks)
-        origin = window.origin.view(window.segment.dtype)[start - window.start : stop - window.start]
-        return Tile(start, stop, numbers, window.scales[:, block : block + blocks], origin)
+    def _tile(self, columns: Columns, start: int, stop: int, block: int, blocks: int) -> Tile:
+        """A tile of ``blocks`` blocks of one tensor, all of one length."""
+        assert columns.scales is not None
+        assert columns.origin is not None
+        rows = differences.BLOCK_ROWS
+        unit = rows * self._stored.dtype.itemsize
+        numbers = columns.groups[:, (start - columns.start) * unit : (stop - columns.start) * unit]
+        numbers = numbers.view(self._stored.dtype).view(-1, blocks, rows, (stop - start) // blocks)
+        origin = columns.origin.view(columns.segment.dtype)[start - columns.start : stop - columns.start]
+        return Tile(start, stop, numbers, columns.scales[:, block : block + blocks], origin)
 
 
 def _block() -> int:
-    return differences.BLOCK
+    return differences.BLOCK_COLUMNS
 
 
-def ranges(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """``[first, last)`` of at most ``size`` each."""
+def portions(count: int, size: int) -> Iterator[tuple[int, int]]:
+    """``count`` numbers as ranges ``[first, last)`` of at most ``size`` each."""
     for first in range(0, count, size):
         yield first, min(first + size, count)
 
@@ -274,7 +281,7 @@ def map_bytes(path: Path, size: int) -> Tensor:
 
 
 def _map(path: Path, size: int) -> mmap.mmap:
-    """A private map would be refused when larger than the memory."""
+    """Map a file shared: a private map larger than the memory would be refused."""
     try:
         with path.open("rb") as file:
             there = file.seek(0, 2)

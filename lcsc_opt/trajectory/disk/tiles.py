@@ -1,4 +1,4 @@
-"""Memory for pieces of rows."""
+"""Tiles: what one product combines; and memory for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Tile:
 
     Attributes:
         start, stop: the columns.
-        numbers: ``[panels, blocks, slots of a panel, n]``, with ``blocks · n`` columns.
+        numbers: ``[groups, blocks, rows of a group, n]``, with ``blocks · n`` columns.
         scales: ``[slots, blocks]`` float32; ``None`` for ones.
         origin: ``[blocks · n]``; ``None`` for zeros.
     """
@@ -31,8 +31,8 @@ class Tile:
     ) -> tuple[Tensor, Tensor | None]:
         """Slots ``[first, last)``: ``[last − first, columns]``, and by what each is still to be multiplied, if any.
 
-        Without a copy where one panel holds them in this dtype; else in ``scratch`` where it is given, until that is
-        used again. The numbers of several blocks come multiplied.
+        No copy is made where one group holds them in this dtype. Else the result is in ``scratch``, where given, until
+        that is used again. A tile of several blocks is multiplied already.
         """
         _, blocks, size, _ = self.numbers.shape
         if blocks > 1:
@@ -54,15 +54,15 @@ class Tile:
     def split(self, width: int) -> Iterator[Tile]:
         """The same columns of one block in tiles of this width."""
         for first in range(0, self.stop - self.start, width):
-            part = slice(first, first + width)
+            some = slice(first, first + width)
             start, stop = self.start + first, min(self.start + first + width, self.stop)
-            origin = None if self.origin is None else self.origin[part]
-            yield Tile(start, stop, self.numbers[..., part], self.scales, origin)
+            origin = None if self.origin is None else self.origin[some]
+            yield Tile(start, stop, self.numbers[..., some], self.scales, origin)
 
     def _scaled(self, first: int, last: int, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
         _, blocks, size, _ = self.numbers.shape
         begin, end = first // size, (last - 1) // size + 1
-        numbers = self.numbers[begin:end].transpose(1, 2)  # [panels, slots of a panel, blocks, n]
+        numbers = self.numbers[begin:end].transpose(1, 2)  # [groups, rows of a group, blocks, n]
         result = _room((numbers.shape[0] * size, self.stop - self.start), dtype, numbers.device, scratch)
         if self.scales is None:
             result.view(numbers.shape).copy_(numbers)
@@ -72,15 +72,15 @@ class Tile:
         return result[first - begin * size : last - begin * size]
 
     @staticmethod
-    def _copied(panels: Tensor, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
-        """In one call: threads that make many of them wait for each other."""
-        result = _room((panels.shape[0] * panels.shape[1], panels.shape[2]), dtype, panels.device, scratch)
-        result.view(panels.shape).copy_(panels)
+    def _copied(groups: Tensor, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
+        """Copy in one call: threads that make many calls wait for each other."""
+        result = _room((groups.shape[0] * groups.shape[1], groups.shape[2]), dtype, groups.device, scratch)
+        result.view(groups.shape).copy_(groups)
         return result
 
 
 class Scratch:
-    """Memory of one thread that is used again and again: the system takes freed memory back, page by page."""
+    """Memory of one thread that is used again and again; new memory would be slow, page by page."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -100,8 +100,8 @@ def _room(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, scra
 def accumulator(dtype: torch.dtype, device: torch.device | None = None) -> torch.dtype:
     """What products of this dtype are summed in: float64 for float64, float32 for all others.
 
-    On a GPU whose products of float32 were asked to be of TF32, float64: that setting is the whole process's, and must
-    not change while another thread samples.
+    float64 also on a GPU where products of float32 are set to TF32: that setting belongs to the whole process, and must
+        not change while another thread samples.
     """
     tf32 = device is not None and device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return torch.float64 if tf32 or dtype == torch.float64 else torch.float32

@@ -52,7 +52,7 @@ class ReusedMemory:
         try:
             flat = self._free.setdefault(segment, []).pop()
         except IndexError:
-            flat = torch.empty(segment.columns, dtype=segment.dtype, device="cpu")
+            flat = torch.empty(segment.width, dtype=segment.dtype, device="cpu")
         memory = flat.view(torch.uint8).numpy()
         weakref.finalize(memory, self._give_back, segment, flat).atexit = False  # the tensors keep it alive
         return flat, {

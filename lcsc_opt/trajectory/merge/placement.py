@@ -14,8 +14,8 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.disk.layout import Segment
 from lcsc_opt.trajectory.disk.rows import Rows
 from lcsc_opt.trajectory.merge import sources
+from lcsc_opt.trajectory.merge.arithmetic import slot_ranges
 from lcsc_opt.trajectory.merge.memory import available_bytes
-from lcsc_opt.trajectory.merge.merging import runs_of
 from lcsc_opt.trajectory.merge.sources import Mapped, Placement, Resident, Source, Streamed
 
 SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
@@ -50,9 +50,9 @@ class Stored:
         return sum(self._segment_bytes(segment) for segment in self.segments)
 
     def _segment_bytes(self, segment: Segment) -> int:
-        where = self.rows.panels(segment)
+        where = self.rows.place(segment)
         reference = segment.stop - segment.start if len(self.paths) > 1 else 0
-        return where.count * segment.columns * where.unit + reference
+        return where.count * segment.width * where.unit + reference
 
 
 def place(stored: Stored, device: torch.device, how: Placement | None = None) -> Source:
@@ -99,7 +99,7 @@ def choose(size: int, device_free: int | None, available: int | None) -> Placeme
 def _resident(stored: Stored, streamed: Streamed) -> Resident | None:
     """``None`` where others have taken the memory meanwhile."""
     with contextlib.suppress(torch.OutOfMemoryError):
-        return Resident(streamed, stored.segments, runs_of(stored.slots), stored.name)
+        return Resident(streamed, stored.segments, slot_ranges(stored.slots), stored.name)
     torch.cuda.empty_cache()  # of what was there already
     return None
 

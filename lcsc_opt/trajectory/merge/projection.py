@@ -13,9 +13,10 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.disk.rows import SlotRanges
 from lcsc_opt.trajectory.disk.tiles import Tile, accumulator
 
-BLOCK_BYTES = 4 * 2**20  # of all rows together; larger ones leave the cache between the two steps of a block
+TILE_BYTES = 4 * 2**20  # of all rows together; larger ones leave the cache between the two steps of a tile
 
 
 def check_gradients(gradients: Mapping[str, Tensor], specs: Collection[TensorSpec]) -> None:
@@ -46,28 +47,28 @@ def flatten(gradients: Mapping[str, Tensor], segment: Segment, device: torch.dev
     return torch.cat(parts)
 
 
-def project_tiles(tiles: Iterable[Tile], gradient: Tensor, runs: list[tuple[int, int]]) -> Tensor:
-    """⟨row, gradient⟩ for the rows that ``runs`` name: ``[slots]`` float64, zero for other slots.
+def project_tiles(tiles: Iterable[Tile], gradient: Tensor, slots: SlotRanges) -> Tensor:
+    """⟨row, gradient⟩ for the rows in these slots: ``[slots]`` float64, zero for other slots.
 
     The differences of the rows from one of them are projected, and that one in float64: checkpoints are much closer to
     each other than to zero, and what they have in common would cost the digits in which they differ.
 
     Args:
-        tiles: of one segment, at most ``BLOCK_BYTES`` each on the CPU.
+        tiles: of one segment, at most ``TILE_BYTES`` each on the CPU.
         gradient: ``[n]`` for its columns, of the accumulator's dtype, on the device of the tiles.
-        runs: the rows that hold checkpoints.
+        slots: of the rows that hold checkpoints.
     """
     dtype, device = gradient.dtype, gradient.device
     common = torch.zeros((), dtype=torch.float64, device=device)
-    projected = torch.zeros(runs[-1][1], dtype=torch.float64, device=device)
+    projected = torch.zeros(slots[-1][1], dtype=torch.float64, device=device)
     for tile in tiles:
-        part = gradient[tile.start : tile.stop]
-        origin = tile.read(runs[0][0], runs[0][0] + 1, dtype)[0][0] if tile.origin is None else tile.origin.to(dtype)
-        common += origin.double() @ part.double()
-        for first, last in runs:
+        own = gradient[tile.start : tile.stop]
+        origin = tile.read(slots[0][0], slots[0][0] + 1, dtype)[0][0] if tile.origin is None else tile.origin.to(dtype)
+        common += origin.double() @ own.double()
+        for first, last in slots:
             rows, scales = tile.read(first, last, dtype)
-            products = ((rows if tile.origin is not None else rows - origin) @ part).double()
+            products = ((rows if tile.origin is not None else rows - origin) @ own).double()
             projected[first:last] += products if scales is None else products * scales
-    for first, last in runs:
+    for first, last in slots:
         projected[first:last] += common
     return projected

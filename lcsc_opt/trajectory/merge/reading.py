@@ -1,4 +1,4 @@
-"""Pieces of files read by threads into memory that is used again, beside whoever works on what was read before."""
+"""Parts of files read by threads into memory that is used again, beside whoever works on what was read before."""
 
 from __future__ import annotations
 

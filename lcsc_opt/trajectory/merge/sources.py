@@ -16,14 +16,14 @@ from torch import Tensor
 
 from lcsc_opt.base.progress import progress
 from lcsc_opt.trajectory.disk.layout import Segment
-from lcsc_opt.trajectory.disk.rows import Panels, Rows, Window
+from lcsc_opt.trajectory.disk.rows import Columns, Rows, SegmentPlace, SlotRanges
 from lcsc_opt.trajectory.merge.memory import PAGE, page_aligned
 from lcsc_opt.trajectory.merge.reading import Extent, Reader, Reading
 
 Placement = Literal["mapped", "resident", "streamed"]
-WINDOW_BYTES = 64 * 2**20  # that are read at once, at most
-PIECE_BYTES = 2**20  # of neighbouring bytes, unless the windows became too large
-BUFFERS = 3  # windows at once: one is combined, one is there or nearly, and the disk has work
+READ_BYTES = 64 * 2**20  # of the columns that are read at once, at most
+NEIGHBOUR_BYTES = 2**20  # that a group of rows gives to a read, unless that became too large
+BUFFERS = 3  # reads at once: one is combined, one is there or nearly, and the disk has work
 CPU = torch.device("cpu")
 
 
@@ -39,11 +39,11 @@ class Source(Protocol):
     device: torch.device
     threads: bool
 
-    def windows(self, segments: Sequence[Segment], runs: list[tuple[int, int]]) -> Generator[Window]:
-        """All columns of these segments, in order.
+    def columns(self, segments: Sequence[Segment], slots: SlotRanges) -> Generator[Columns]:
+        """All columns of these segments in order, some at a time.
 
-        A window holds what ``runs`` name, anything elsewhere, and is valid until the next one is asked for. Close the
-        iterator when leaving it early.
+        Rows in other slots may hold anything. What was given is valid until the next is asked for. Close the iterator
+        when leaving it early.
         """
         ...
 
@@ -56,15 +56,15 @@ class Mapped:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
 
-    def windows(self, segments: Sequence[Segment], runs: list[tuple[int, int]]) -> Generator[Window]:  # noqa: ARG002
+    def columns(self, segments: Sequence[Segment], slots: SlotRanges) -> Generator[Columns]:  # noqa: ARG002
         """See :class:`Source`."""
         for segment in segments:
-            yield self._rows.window(segment)
+            yield self._rows.mapped(segment)
 
 
 @dataclasses.dataclass(frozen=True)
-class _PlannedWindow:
-    """Some blocks of a segment, and where they go in a buffer: each byte to the place in its page that it has on disk.
+class _PlannedRead:
+    """Some blocks of a segment to read, and where they go in a buffer: each byte to its place in a page on the disk.
 
     Attributes:
         segment: whose blocks they are.
@@ -77,17 +77,17 @@ class _PlannedWindow:
     segment: Segment
     first: int
     edges: Sequence[int]
-    where: Panels
+    where: SegmentPlace
     coded: bool
 
     @property
-    def panel_bytes(self) -> int:
+    def group_bytes(self) -> int:
         return (self.edges[-1] - self.edges[0]) * self.where.unit
 
     @property
     def step(self) -> int:
-        """From one panel to the next."""
-        return _pages(self.panel_bytes) + 2 * PAGE + self.where.step % PAGE
+        """From one group to the next."""
+        return _pages(self.group_bytes) + 2 * PAGE + self.where.step % PAGE
 
     @property
     def begin(self) -> int:
@@ -113,20 +113,20 @@ class _PlannedWindow:
         return _pages(self.origin_target + self.origin_bytes)
 
     def extents(self, used: Mapping[int, tuple[int, int]]) -> Iterator[Extent]:
-        """What is read of the panels that are used, and of the reference checkpoint."""
-        for panel, places in used.items():
-            offset, target = self.begin + panel * self.where.step, self.begin % PAGE + panel * self.step
-            for first, last in self.where.needed(self.edges, *places):
+        """What is read of the groups of rows that are used, and of the reference checkpoint."""
+        for group, rows in used.items():
+            offset, target = self.begin + group * self.where.step, self.begin % PAGE + group * self.step
+            for first, last in self.where.needed(self.edges, *rows):
                 yield Extent(0, offset + first, last - first, target + first)
         if self.coded:
             yield Extent(1, self.origin_begin, self.origin_bytes, self.origin_target)
 
-    def filled(self, content: Tensor, scales: Tensor | None) -> Window:
-        """What was read, as a window."""
-        panels = content[self.begin % PAGE :].as_strided((self.where.count, self.panel_bytes), (self.step, 1))
+    def filled(self, content: Tensor, scales: Tensor | None) -> Columns:
+        """What was read."""
+        groups = content[self.begin % PAGE :].as_strided((self.where.count, self.group_bytes), (self.step, 1))
         origin = content[self.origin_target : self.origin_target + self.origin_bytes] if self.coded else None
         own = None if scales is None else scales[:, self.first : self.first + len(self.edges) - 1]
-        return Window(self.segment, self.edges[0], self.edges[-1], panels, own, origin)
+        return Columns(self.segment, self.edges[0], self.edges[-1], groups, own, origin)
 
 
 def _pages(size: int) -> int:
@@ -134,15 +134,15 @@ def _pages(size: int) -> int:
 
 
 class Streamed:
-    """Read for each merge: while one window is combined, the next is read into memory of fixed size.
+    """Read for each merge: while some columns are combined, the next are read into memory of fixed size.
 
-    For a GPU the memory is pinned, and a window is copied to it while the one before is combined. One merge at a time.
+    For a GPU the memory is pinned, and columns are copied to it while those before are combined. One merge at a time.
 
     Args:
         rows: of the trajectory.
         segments: all that are ever asked for.
         paths: of the file of the rows, and of the reference checkpoint.
-        device: where windows are wanted.
+        device: where columns are wanted.
         around_cache: the system shall not keep what was read, since it cannot keep all of it.
     """
 
@@ -158,62 +158,62 @@ class Streamed:
         self.device, self.threads = device, device.type == "cpu"
         self._rows, self._paths, self._around_cache = rows, paths, around_cache
         self._scales = {segment: _to(rows.scales(segment), device) for segment in segments}
-        self._planned_windows = {segment: list(self._planned(segment)) for segment in segments}
+        self._reads = {segment: list(self._planned(segment)) for segment in segments}
         self._buffers: list[_Buffer] = []
         self._lock = threading.Lock()
 
-    def windows(self, segments: Sequence[Segment], runs: list[tuple[int, int]]) -> Generator[Window]:
+    def columns(self, segments: Sequence[Segment], slots: SlotRanges) -> Generator[Columns]:
         """See :class:`Source`."""
-        planned = [window for segment in segments for window in self._planned_windows[segment]]
+        reads = [read for segment in segments for read in self._reads[segment]]
         with self._lock, Reader(self._paths, around_cache=self._around_cache) as reader:
             buffers = self._all_buffers()
 
             def begin(number: int) -> Reading:
-                buffer, window = buffers[number % BUFFERS], planned[number]
+                buffer, read = buffers[number % BUFFERS], reads[number]
                 buffer.wait()
-                return reader.begin(list(window.extents(window.where.used(runs))), buffer.host)
+                return reader.begin(list(read.extents(read.where.used(slots))), buffer.host)
 
-            ahead = collections.deque(begin(number) for number in range(min(BUFFERS - 1, len(planned))))
-            for number, window in enumerate(planned):
+            ahead = collections.deque(begin(number) for number in range(min(BUFFERS - 1, len(reads))))
+            for number, read in enumerate(reads):
                 ahead.popleft().wait()
-                if number + BUFFERS - 1 < len(planned):  # into the buffer of the window before this one
+                if number + BUFFERS - 1 < len(reads):  # into the buffer of the read before this one
                     ahead.append(begin(number + BUFFERS - 1))
                 buffer = buffers[number % BUFFERS]
-                yield window.filled(buffer.content(), self._scales[window.segment])
+                yield read.filled(buffer.content(), self._scales[read.segment])
                 buffer.used()
 
     def count(self, segments: Sequence[Segment]) -> int:
-        """How many windows there are."""
-        return sum(len(self._planned_windows[segment]) for segment in segments)
+        """How many times columns are read."""
+        return sum(len(self._reads[segment]) for segment in segments)
 
-    def room(self, segment: Segment) -> Window:
+    def room(self, segment: Segment) -> Columns:
         """Memory on the device for a whole segment, with its scales and nothing else in it yet."""
-        where, scales = self._rows.panels(segment), self._scales[segment]
-        panels = torch.empty(where.count, segment.columns * where.unit, dtype=torch.uint8, device=self.device)
+        where, scales = self._rows.place(segment), self._scales[segment]
+        groups = torch.empty(where.count, segment.width * where.unit, dtype=torch.uint8, device=self.device)
         size = segment.stop - segment.start
         origin = None if scales is None else torch.empty(size, dtype=torch.uint8, device=self.device)
-        return Window(segment, 0, segment.columns, panels, scales, origin)
+        return Columns(segment, 0, segment.width, groups, scales, origin)
 
     def _all_buffers(self) -> list[_Buffer]:
         if not self._buffers:
-            size = max((window.size for planned in self._planned_windows.values() for window in planned), default=0)
+            size = max((read.size for reads in self._reads.values() for read in reads), default=0)
             self._buffers = [_Buffer(size, self.device) for _ in range(BUFFERS)]
         return self._buffers
 
-    def _planned(self, segment: Segment) -> Iterator[_PlannedWindow]:
-        edges, where = self._rows.edges(segment), self._rows.panels(segment)
-        width = _window_bytes(segment, where) // (where.count * where.unit)
+    def _planned(self, segment: Segment) -> Iterator[_PlannedRead]:
+        edges, where = self._rows.edges(segment), self._rows.place(segment)
+        width = _read_bytes(segment, where) // (where.count * where.unit)
         first = 0
         while first < len(edges) - 1:
             last = max(bisect.bisect_right(edges, edges[first] + width) - 1, first + 1)
-            yield _PlannedWindow(segment, first, edges[first : last + 1], where, self._scales[segment] is not None)
+            yield _PlannedRead(segment, first, edges[first : last + 1], where, self._scales[segment] is not None)
             first = last
 
 
-def _window_bytes(segment: Segment, where: Panels) -> int:
+def _read_bytes(segment: Segment, where: SegmentPlace) -> int:
     """All buffers are little beside a merged model, unless reads became too short for a disk."""
     model = segment.stop - segment.start
-    return max(min(WINDOW_BYTES, model // 24), min(where.count * PIECE_BYTES, model // 8))
+    return max(min(READ_BYTES, model // 24), min(where.count * NEIGHBOUR_BYTES, model // 8))
 
 
 class Resident:
@@ -222,33 +222,33 @@ class Resident:
     Args:
         streamed: what brings all there.
         segments: what is copied.
-        runs: the slots that hold checkpoints.
+        slots: those that hold checkpoints.
         name: of the trajectory, for the progress.
     """
 
     threads = False
 
-    def __init__(self, streamed: Streamed, segments: Sequence[Segment], runs: list[tuple[int, int]], name: str) -> None:
+    def __init__(self, streamed: Streamed, segments: Sequence[Segment], slots: SlotRanges, name: str) -> None:
         self.device = streamed.device
-        self._windows = {segment: streamed.room(segment) for segment in segments}
+        self._columns = {segment: streamed.room(segment) for segment in segments}
         with (
-            contextlib.closing(streamed.windows(segments, runs)) as windows,
+            contextlib.closing(streamed.columns(segments, slots)) as read,
             progress(f"{name} to {self.device}", streamed.count(segments)) as advance,
         ):
-            for window in windows:
-                self._windows[window.segment].put(window)
+            for columns in read:
+                self._columns[columns.segment].put(columns)
                 advance()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def windows(self, segments: Sequence[Segment], runs: list[tuple[int, int]]) -> Generator[Window]:  # noqa: ARG002
+    def columns(self, segments: Sequence[Segment], slots: SlotRanges) -> Generator[Columns]:  # noqa: ARG002
         """See :class:`Source`."""
         for segment in segments:
-            yield self._windows[segment]
+            yield self._columns[segment]
 
 
 class _Buffer:
-    """Memory for one window at a time: on the CPU, and on the device where that is another."""
+    """Memory for one read at a time: on the CPU, and on the device where that is another."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self._gpu = device.type == "cuda"

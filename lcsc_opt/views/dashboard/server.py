@@ -43,8 +43,8 @@ def serve(
         ready: called with the address to open, once the server answers there.
 
     Raises:
-        StudyStoreError: when the port is taken, or the address is none of this machine's.
-        StudySpecError: when others could reach it without a token.
+        StudyStoreError: the port is taken, or the address is none of this machine's.
+        StudySpecError: others could reach it without a token.
     """
     if token is None and not is_loopback(host):
         raise StudySpecError(f"host {host}: others can reach it, so every request must carry a token")

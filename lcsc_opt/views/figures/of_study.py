@@ -30,7 +30,7 @@ def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") ->
     """What is saved into optuna-dashboard of a study: ``best_so_far`` and ``coefficients``, both valid HTML ids.
 
     Raises:
-        StudyStoreError: when there is no such study.
+        StudyStoreError: there is no such study.
     """
     reader = HistoryReader(storage)
     studies = reader.read(split_name(study)[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.files import replacing
 from lcsc_opt.views.figures.look import CONFIG
 
 IMAGES = (".png", ".svg", ".pdf")
@@ -27,7 +28,7 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     """Write figures to files that end in .html, .json, .png, .svg or .pdf; one browser draws all images.
 
     Raises:
-        FigureError: when it is another suffix, no browser is found, or a file cannot be written.
+        FigureError: it is another suffix, no browser is found, or a file cannot be written.
     """
     for path in figures:
         if path.suffix not in SUFFIXES:
@@ -41,14 +42,15 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file, and the folder that it is in.
+    """Write a file, whole or not at all, and the folder that it is in.
 
     Raises:
-        FigureError: when it cannot be written.
+        FigureError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with replacing(path) as pending:
+            pending.write_bytes(content)
     except OSError as error:
         raise FigureError(f"{path}: {error.strerror}; give another file") from error
 

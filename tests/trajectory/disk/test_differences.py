@@ -17,8 +17,8 @@ from lcsc_opt.cli.trajectory import app
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack
 from lcsc_opt.trajectory.disk import differences
 from lcsc_opt.trajectory.disk.saving import Saver
+from lcsc_opt.trajectory.exact_merge import Combination, PackedCheckpoints, merge_exactly
 from lcsc_opt.trajectory.inspection import inspect
-from lcsc_opt.trajectory.recombination import Combination, PackedCheckpoints, recombine
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
 K = len(STEPS)
@@ -36,9 +36,9 @@ def dtype(request):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that a tensor has several blocks, and parts have several too."""
-    monkeypatch.setattr(differences, "BLOCK", 8)
+    monkeypatch.setattr(differences, "BLOCK_COLUMNS", 8)
     monkeypatch.setattr(differences, "AT_ONCE", 2)
-    monkeypatch.setattr(differences, "PANEL", 2)
+    monkeypatch.setattr(differences, "BLOCK_ROWS", 2)
 
 
 def write(path, dtype, steps=STEPS, **options):
@@ -110,8 +110,8 @@ def test_projection_gram_and_norms_are_those_of_the_checkpoints(trajectory):
 
 def test_export_does_not_depend_on_how_much_is_worked_on_at_once(trajectory):
     combination = Combination.of(trajectory, COMBINATIONS[0])  # type: ignore[arg-type]
-    exported = recombine(PackedCheckpoints(trajectory), combination)
-    assert same_bits(exported, recombine(PackedCheckpoints(trajectory), combination, elements=3))
+    exported = merge_exactly(PackedCheckpoints(trajectory), combination)
+    assert same_bits(exported, merge_exactly(PackedCheckpoints(trajectory), combination, elements=3))
     stored = [trajectory.checkpoint(index)["double"].numpy() for index in range(K)]
     total = COMBINATIONS[0][0] * stored[0]
     for a, values in zip(COMBINATIONS[0][1:], stored[1:], strict=True):
@@ -185,7 +185,7 @@ def test_writer_goes_on_as_the_trajectory_began(tmp_path, dtype):
         writer.append(STEPS[1], state_dict(7))
 
 
-def test_window_of_differences(tmp_path, dtype):
+def test_last_differences_are_kept(tmp_path, dtype):
     trajectory = write(tmp_path / "t", dtype, range(1, 9), keep_last=3)
     assert trajectory.steps == (6, 7, 8)
     trajectory.verify()
@@ -286,15 +286,15 @@ class Stop(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("kept", [None, 2])
 @pytest.mark.parametrize("name", ["write", "fsync", "replace", "ftruncate"])
-def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, window):
+def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, kept):
     """Rows lie between each other, so a half-written one must not touch its neighbours."""
     generator = torch.Generator().manual_seed(0)
     rows = {step: {"w": torch.randn(20, generator=generator), "n": torch.tensor(step)} for step in range(1, 6)}
     whole = {}
     for length in rows:
-        with TrajectoryWriter(tmp_path / f"whole{length}", dtype="int8", keep_last=window) as writer:
+        with TrajectoryWriter(tmp_path / f"whole{length}", dtype="int8", keep_last=kept) as writer:
             for step in range(1, length + 1):
                 writer.append(step, rows[step])
         whole[length] = Trajectory.open(tmp_path / f"whole{length}").sha256
@@ -311,7 +311,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
 
         with monkeypatch.context() as patch:
             patch.setattr(os, name, call)
-            with contextlib.suppress(Stop), TrajectoryWriter(path, dtype="int8", keep_last=window) as writer:
+            with contextlib.suppress(Stop), TrajectoryWriter(path, dtype="int8", keep_last=kept) as writer:
                 for step, weights in rows.items():
                     writer.append(step, weights)
         failed = len(calls) >= count
@@ -321,7 +321,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
             left.verify()
             last = left.steps[-1]
             assert left.sha256 == whole[last]
-        with TrajectoryWriter(path, dtype="int8", keep_last=window) as writer:
+        with TrajectoryWriter(path, dtype="int8", keep_last=kept) as writer:
             for step in range(last + 1, 6):
                 writer.append(step, rows[step])
         Trajectory.open(path).verify()

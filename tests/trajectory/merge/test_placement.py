@@ -15,9 +15,9 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk import differences
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
-from lcsc_opt.trajectory.disk.rows import Panels
+from lcsc_opt.trajectory.disk.rows import SegmentPlace
 from lcsc_opt.trajectory.disk.tiles import accumulator
-from lcsc_opt.trajectory.merge import memory, merging, placement, reading, sources
+from lcsc_opt.trajectory.merge import arithmetic, memory, placement, reading, sources
 from lcsc_opt.trajectory.merge.memory import PAGE, page_aligned
 from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
 
@@ -41,10 +41,10 @@ def way(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that tensors have several blocks, trajectories several panels, and segments several windows."""
-    monkeypatch.setattr(differences, "BLOCK", 8)
-    monkeypatch.setattr(differences, "PANEL", 2)
-    monkeypatch.setattr(sources, "_window_bytes", lambda *_: 100)
+    """So that tensors have several blocks, trajectories several groups of rows, and segments several reads."""
+    monkeypatch.setattr(differences, "BLOCK_COLUMNS", 8)
+    monkeypatch.setattr(differences, "BLOCK_ROWS", 2)
+    monkeypatch.setattr(sources, "_read_bytes", lambda *_: 100)
 
 
 def write(path: Path, dtype: str, steps: tuple[int, ...] = STEPS, **options: int) -> Trajectory:
@@ -55,10 +55,10 @@ def write(path: Path, dtype: str, steps: tuple[int, ...] = STEPS, **options: int
 
 
 def put(trajectory: Trajectory, way: str) -> Trajectory:
-    """What a GPU does with streamed windows, too: it combines them in its own thread, in large tiles."""
+    """What a GPU does with what is streamed, too: it combines it in its own thread, in large tiles."""
     placed = trajectory.on("cpu", how="resident" if way == "resident" else "streamed")
     if way == "streamed in turn":
-        placed._combining.source.threads = False
+        placed._merger.source.threads = False
     return placed
 
 
@@ -131,18 +131,18 @@ def test_results_belong_to_the_caller(trajectory: Trajectory, way: str) -> None:
 def test_size_of_tiles_does_not_matter(
     trajectory: Trajectory, way: str, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lcsc_opt.trajectory.merge.combining.DEVICE_BLOCK_BYTES", tile)
-    monkeypatch.setattr(merging, "FEWEST_COLUMNS", 5)
+    monkeypatch.setattr("lcsc_opt.trajectory.merge.merger.DEVICE_TILE_BYTES", tile)
+    monkeypatch.setattr(arithmetic, "FEWEST_COLUMNS", 5)
     placed = put(trajectory, way)
     close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))  # type: ignore[arg-type]
     close(placed.merge_many(COMBINATIONS)[1], trajectory.merge(COMBINATIONS[1]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("window", [1, 10**6])
-def test_size_of_windows_does_not_matter(
-    trajectory: Trajectory, way: str, window: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size", [1, 10**6])
+def test_size_of_reads_does_not_matter(
+    trajectory: Trajectory, way: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "_window_bytes", lambda *_: window)
+    monkeypatch.setattr(sources, "_read_bytes", lambda *_: size)
     placed = put(trajectory, way)
     close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))  # type: ignore[arg-type]
     gradient = {name: tensor.double() for name, tensor in state_dict(9).items() if name in COMBINED}
@@ -150,18 +150,18 @@ def test_size_of_windows_does_not_matter(
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "panels", "least", "models"),
+    ("megabytes", "groups", "least", "models"),
     [(1200, 2, 2**24, 0.2), (1200, 50, 2**20, 0.2), (1200, 400, 2**18, 0.4), (80, 200, 2**15, 0.4)],
 )
-def test_windows_are_little_beside_a_model_and_pieces_long_enough_for_a_disk(
-    megabytes: int, panels: int, least: int, models: float, monkeypatch: pytest.MonkeyPatch
+def test_reads_are_little_beside_a_model_and_long_enough_for_a_disk(
+    megabytes: int, groups: int, least: int, models: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
     model = megabytes * 10**6
     segment = Segment((TensorSpec("weight", (model // 4,), "float32", 0),))
-    window = sources._window_bytes(segment, Panels(0, model, panels, 1, 4))
-    assert window / panels >= least
-    assert sources.BUFFERS * window < models * model
+    size = sources._read_bytes(segment, SegmentPlace(0, model, groups, 1, 4))
+    assert size / groups >= least
+    assert sources.BUFFERS * size < models * model
 
 
 def test_memory_of_a_merge_is_used_again_when_nobody_holds_it(trajectory: Trajectory) -> None:
@@ -180,7 +180,7 @@ def test_memory_of_one_model_is_kept_and_of_more_where_they_are_small(
 ) -> None:
     monkeypatch.setattr(memory, "KEPT_BYTES", limit)
     trajectory.merge_many(COMBINATIONS)  # type: ignore[arg-type]
-    assert {len(free) for free in trajectory._combining._memory._free.values()} == {kept}
+    assert {len(free) for free in trajectory._merger._memory._free.values()} == {kept}
 
 
 def test_several_threads_may_merge_at_once(trajectory: Trajectory, way: str) -> None:
@@ -246,7 +246,7 @@ def test_the_way_follows_from_the_memory(size: int, free: int | None, available:
 def test_what_the_memory_holds_is_mapped_without_a_word(
     trajectory: Trajectory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert isinstance(trajectory.on("cpu")._combining.source, sources.Mapped)
+    assert isinstance(trajectory.on("cpu")._merger.source, sources.Mapped)
     assert capsys.readouterr().err == ""
 
 
@@ -336,7 +336,7 @@ def test_a_gpu_without_room_left_streams(
         raise torch.OutOfMemoryError("meanwhile")
 
     monkeypatch.setattr(placement, "Resident", full)
-    assert isinstance(trajectory.on("cpu", how="resident")._combining.source, sources.Streamed)
+    assert isinstance(trajectory.on("cpu", how="resident")._merger.source, sources.Streamed)
     assert "are streamed for each merge" in capsys.readouterr().err
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lcsc_opt.trajectory.disk.tiles import Scratch, Tile
-from lcsc_opt.trajectory.merge import merging
-from lcsc_opt.trajectory.merge.merging import Workers
+from lcsc_opt.trajectory.merge import arithmetic
+from lcsc_opt.trajectory.merge.arithmetic import Workers
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_precision_is_as_before_when_the_last_of_several_threads_is_done() -> No
     first, second = threading.Event(), threading.Event()
 
     def merge() -> None:
-        with merging.full_precision():
+        with arithmetic.full_precision():
             first.set()
             second.wait(120)
 
@@ -64,7 +64,7 @@ def test_precision_is_as_before_when_the_last_of_several_threads_is_done() -> No
         thread = threading.Thread(target=merge)
         thread.start()
         first.wait(120)
-        with merging.full_precision():
+        with arithmetic.full_precision():
             second.set()
             thread.join()
             assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"

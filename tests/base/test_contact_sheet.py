@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lcsc_opt.exports.figures import GAP, contact_sheet
+from lcsc_opt.base.contact_sheet import GAP, contact_sheet
 
 
 def opened(content: bytes) -> np.ndarray:

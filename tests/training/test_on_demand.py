@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.training import consistency, diffusion, running
-from lcsc_opt.training.running import initialize
+from lcsc_opt.training import consistency, diffusion, on_demand
+from lcsc_opt.training.networks import initialize
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from tests.training.training_examples import RECIPES, Recipe, ToyNetwork
 
@@ -153,14 +153,14 @@ def test_a_state_never_leaves_a_checkpoint_behind(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a kill after it would: the run goes on from the state, and trains no step before it again
-    original, sync, on_disk = running._Run._save_state, os.fsync, []
+    original, sync, on_disk = on_demand._Run._save_state, os.fsync, []
 
     def noting(run: Any) -> None:
         original(run)
         manifest = run.state_path.parent / "manifest.json"
         on_disk.append(Trajectory.open(manifest.parent).steps if manifest.exists() else ())
 
-    monkeypatch.setattr(running._Run, "_save_state", noting)
+    monkeypatch.setattr(on_demand._Run, "_save_state", noting)
     monkeypatch.setattr(os, "fsync", lambda descriptor: (time.sleep(0.02), sync(descriptor)))  # a slow disk
     recipe.train(tmp_path / "run.trajectory")
     assert on_disk == [(4, 8, 12, 16, 20)[:count] for count in range(5)]
@@ -169,7 +169,7 @@ def test_a_state_never_leaves_a_checkpoint_behind(
 def test_training_goes_on_while_a_checkpoint_is_written(
     recipe: Recipe, undisturbed: Trajectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, write, written, trained = running._Run._train_step, os.write, threading.Event(), []
+    original, write, written, trained = on_demand._Run._train_step, os.write, threading.Event(), []
 
     def noting(run: Any) -> float:
         loss = original(run)
@@ -183,7 +183,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
         assert written.wait(120)
         return write(descriptor, content)
 
-    monkeypatch.setattr(running._Run, "_train_step", noting)
+    monkeypatch.setattr(on_demand._Run, "_train_step", noting)
     monkeypatch.setattr(os, "write", held)
     assert recipe.train(tmp_path / "run.trajectory").sha256 == undisturbed.sha256
     assert trained == list(range(1, 21))
@@ -196,13 +196,13 @@ def test_a_continued_run_does_not_train_again_what_is_done(tmp_path: Path, monke
         with pytest.raises(Stop):
             RECIPES["diffusion"].train(path)
     steps: list[int] = []
-    original = running._Run._train_step
+    original = on_demand._Run._train_step
 
     def noting(run: Any) -> float:
         steps.append(run.step)
         return original(run)
 
-    monkeypatch.setattr(running._Run, "_train_step", noting)
+    monkeypatch.setattr(on_demand._Run, "_train_step", noting)
     RECIPES["diffusion"].train(path)
     assert steps == list(range(12, 20))
 

@@ -1,7 +1,8 @@
-"""A training run of any recipe, from its first step to a trajectory of checkpoints.
+"""Small networks that an objective trains on the CPU when a study first needs them.
 
-The run is seeded, shows its progress, continues after an interruption from its own state file, and is cached by
-its path: asked for again, the finished trajectory is opened at once.
+The shipped objectives' recipes (``consistency``, ``diffusion``) call :func:`train`. It goes on after an interruption
+from its own state file, and opens a finished trajectory at once. Its numbers are those of the demo, bit for bit;
+``lcsc train`` has a loop of its own, in ``trainer``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.names import MANIFEST
+from lcsc_opt.training.networks import initialize
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], Tensor]
@@ -30,13 +32,13 @@ BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Settings that every recipe has.
+    """Settings that ``consistency`` and ``diffusion`` share.
 
     Attributes:
         steps: training steps.
         checkpoint_every: a checkpoint is kept every so many steps.
         batch_size: images a step.
-        learning_rate: of RAdam; constant, since averaging takes the part of a decay.
+        learning_rate: of RAdam; constant, since averaging replaces a decay.
         seed: of the weights, the batches and the noise.
     """
 
@@ -74,12 +76,12 @@ def train(
         build_network: makes the network; its weights are drawn anew from the seed.
         images: ``[n, C, H, W]`` training images in [-1, 1].
         training: settings.
-        loss: what a step minimizes, of a batch of the images.
+        loss: what a step minimizes, for a batch of the images.
         path: of the trajectory; while it is trained it is called ``PATH.partial``.
         description: what the progress bar says.
 
     Raises:
-        TrajectoryError: when the settings leave fewer than two checkpoints, the training diverged, or the path
+        TrajectoryError: the settings leave fewer than two checkpoints, the training diverged, or the path
             cannot be written.
     """
     if path.exists():
@@ -184,27 +186,3 @@ class _Run:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-
-
-def initialize(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight of a network anew from ``generator``, as PyTorch's own defaults would.
-
-    Weights of two axes and more are uniform within 1 / sqrt(fan-in), vectors of normalization layers one and zero.
-    """
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            _initialize_parameter(parameter, name, _fan_in(module), generator)
-
-
-def _fan_in(module: nn.Module) -> int:
-    weight = getattr(module, "weight", None)
-    return weight[0].numel() if isinstance(weight, Tensor) and weight.ndim >= 2 else 0
-
-
-@torch.no_grad()
-def _initialize_parameter(parameter: Tensor, name: str, fan_in: int, generator: torch.Generator) -> None:
-    if fan_in:
-        bound = 1 / math.sqrt(fan_in)
-        parameter.uniform_(-bound, bound, generator=generator)
-    else:
-        parameter.fill_(1.0 if name == "weight" else 0.0)

@@ -22,9 +22,10 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 from torch.nn import functional
 
+from lcsc_opt.trajectory.disk.rows import SlotRanges
 from lcsc_opt.trajectory.disk.tiles import Scratch, Tile
 
-BLOCK_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
+TILE_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
 TILES_AT_ONCE = 8  # that a thread takes
 MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
 FEWEST_COLUMNS = 256
@@ -38,18 +39,18 @@ def only_one(row: npt.NDArray[np.float64]) -> int | None:
     return int(nonzero[0]) if len(nonzero) == 1 and row[nonzero[0]] == 1.0 else None
 
 
-def choose_runs(rows: npt.NDArray[np.float64], slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Which rows of the store to read, as runs ``[first, last)`` of slots.
+def choose_slots(rows: npt.NDArray[np.float64], slots: Sequence[int]) -> SlotRanges:
+    """Which rows of the store to read.
 
     Rows that no candidate uses are left out when they are at least half of all; slots that hold no
     checkpoint are never read.
     """
     used = [slot for slot, some in zip(slots, (rows != 0).sum(axis=0), strict=True) if some]
-    return runs_of(used if 2 * len(used) <= len(slots) else slots)
+    return slot_ranges(used if 2 * len(used) <= len(slots) else slots)
 
 
-def runs_of(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Slots as runs ``[first, last)``."""
+def slot_ranges(slots: Sequence[int]) -> SlotRanges:
+    """Slots as ranges ``[first, last)``."""
     numbered = itertools.groupby(enumerate(sorted(slots)), key=lambda item: item[1] - item[0])
     groups = [[slot for _, slot in group] for _, group in numbered]
     return [(group[0], group[-1] + 1) for group in groups]
@@ -85,8 +86,8 @@ def full_precision() -> contextlib.AbstractContextManager[None]:
 
 
 def columns_at_once(rows: int, itemsize: int, at_most: int | None = None) -> int:
-    """How many columns of ``rows`` rows take ``at_most`` bytes; ``None`` is a thread's share of ``BLOCK_BYTES``."""
-    return max((at_most or BLOCK_BYTES // threads()) // (max(rows, 1) * itemsize), FEWEST_COLUMNS)
+    """How many columns of ``rows`` rows take ``at_most`` bytes; ``None`` is a thread's share of ``TILE_BYTES``."""
+    return max((at_most or TILE_BYTES // threads()) // (max(rows, 1) * itemsize), FEWEST_COLUMNS)
 
 
 class Workers:
@@ -150,7 +151,7 @@ def _openmp() -> ThreadpoolController:
 def merge_tiles(
     tiles: Iterable[Tile],
     coefficients: Tensor,
-    runs: list[tuple[int, int]],
+    slots: SlotRanges,
     dtype: torch.dtype,
     merged: list[Tensor],
     workers: Workers,
@@ -160,7 +161,7 @@ def merge_tiles(
     Args:
         tiles: of one segment, on any device.
         coefficients: ``[B, slots]`` float64 on that device, zero for slots without a checkpoint.
-        runs: the rows to read.
+        slots: of the rows to read.
         dtype: what is summed in.
         merged: ``[columns]`` of the segment for each candidate, on that device and of any dtype, written to.
         workers: who does it.
@@ -172,7 +173,7 @@ def merge_tiles(
 
     def merge(tile: Tile, scratch: Scratch) -> None:
         room = merged[0][None, tile.start : tile.stop] if straight else None
-        total = _merge_tile(tile, coefficients, runs, dtype, scratch, room)
+        total = _merge_tile(tile, coefficients, slots, dtype, scratch, room)
         if room is None:
             for flat, row in zip(merged, total, strict=False):  # not those that fill up
                 flat[tile.start : tile.stop].copy_(row)
@@ -188,32 +189,32 @@ def threads() -> int:
 def _merge_tile(
     tile: Tile,
     coefficients: Tensor,
-    runs: list[tuple[int, int]],
+    slots: SlotRanges,
     dtype: torch.dtype,
     scratch: Scratch,
     room: Tensor | None,
 ) -> Tensor:
     """``[B, n]`` of ``dtype``, in ``room`` where that is given."""
     total: Tensor | None = None
-    for first, last in runs:
+    for first, last in slots:
         rows, scales = tile.read(first, last, dtype, scratch)
-        part = coefficients[:, first:last]
-        part = (part if scales is None else part * scales.to(part.dtype)).to(dtype)
-        total = _product(part, rows, room) if total is None else _add(total, part, rows)
+        own = coefficients[:, first:last]
+        own = (own if scales is None else own * scales.to(own.dtype)).to(dtype)
+        total = _product(own, rows, room) if total is None else _add(total, own, rows)
     if total is None:
         raise AssertionError("coefficients that sum to one read at least one row")
     return total if tile.origin is None else total.add_(tile.origin.to(dtype))
 
 
-def _product(coefficients: Tensor, block: Tensor, room: Tensor | None) -> Tensor:
-    """``coefficients @ block``, ``[B, n]``, in one call to the BLAS."""
+def _product(coefficients: Tensor, rows: Tensor, room: Tensor | None) -> Tensor:
+    """``coefficients @ rows``, ``[B, n]``, in one call to the BLAS."""
     if len(coefficients) < MANY_CANDIDATES:
-        return torch.mm(coefficients, block) if room is None else torch.mm(coefficients, block, out=room)
-    return torch.mm(block.t(), coefficients.t()).t()
+        return torch.mm(coefficients, rows) if room is None else torch.mm(coefficients, rows, out=room)
+    return torch.mm(rows.t(), coefficients.t()).t()
 
 
-def _add(total: Tensor, coefficients: Tensor, block: Tensor) -> Tensor:
-    """``total + coefficients @ block``, in its place."""
+def _add(total: Tensor, coefficients: Tensor, rows: Tensor) -> Tensor:
+    """``total + coefficients @ rows``, in its place."""
     if len(coefficients) < MANY_CANDIDATES:
-        return total.addmm_(coefficients, block)
-    return total.t().addmm_(block.t(), coefficients.t()).t()
+        return total.addmm_(coefficients, rows)
+    return total.t().addmm_(rows.t(), coefficients.t()).t()

@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.recombination import (
+from lcsc_opt.trajectory.exact_merge import (
     CheckpointFiles,
     Combination,
     PackedCheckpoints,
     cast,
-    recombine,
+    merge_exactly,
     round_to,
     row_sha256,
 )
@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> CheckpointFiles:
 
 
 def packed(trajectory: Trajectory, coefficients: np.ndarray = COEFFICIENTS, **options: object):
-    return recombine(PackedCheckpoints(trajectory), Combination.of(trajectory, coefficients), **options)  # type: ignore[arg-type]
+    return merge_exactly(PackedCheckpoints(trajectory), Combination.of(trajectory, coefficients), **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16", "float64"])
@@ -48,7 +48,7 @@ def test_files_and_the_packed_trajectory_give_the_same_bits(
     trajectory: Trajectory, files: CheckpointFiles, dtype: str | None
 ) -> None:
     merged = packed(trajectory, dtype=dtype)
-    again = recombine(files, Combination.of(trajectory, COEFFICIENTS), dtype=dtype, elements=3)
+    again = merge_exactly(files, Combination.of(trajectory, COEFFICIENTS), dtype=dtype, elements=3)
     assert same_bits(merged, again)
     floating = {tensor.dtype for tensor in merged.values() if tensor.is_floating_point()}
     assert dtype is None or floating == {getattr(torch, dtype)}
@@ -114,7 +114,7 @@ def test_golden_bits(dtype: str | None, sha256: str, tmp_path: Path) -> None:
 def test_checkpoints_with_coefficient_zero_are_not_needed(trajectory: Trajectory, files: CheckpointFiles) -> None:
     coefficients = np.array([0.0, 0.5, 0.0, 0.0, 0.5])
     some = CheckpointFiles({step: files._paths[step] for step in (200, 500)})
-    merged = recombine(some, Combination.of(trajectory, coefficients))
+    merged = merge_exactly(some, Combination.of(trajectory, coefficients))
     assert same_bits(merged, packed(trajectory, coefficients))
 
 
@@ -130,7 +130,7 @@ def test_another_checkpoint_is_refused_by_name(trajectory: Trajectory, files: Ch
     changed["half"][0, 0] = 2.0
     save_file(changed, files._paths[400])
     with pytest.raises(TrajectoryError, match=r"model000400\.safetensors: not the checkpoint .* at step 400"):
-        recombine(files, Combination.of(trajectory, COEFFICIENTS))
+        merge_exactly(files, Combination.of(trajectory, COEFFICIENTS))
 
 
 def test_swapped_names_are_refused(tmp_path: Path) -> None:
@@ -143,13 +143,13 @@ def test_swapped_names_are_refused(tmp_path: Path) -> None:
     for step, path in paths.items():
         save_file({"x": torch.full((64,), step / 3), "y": torch.full((64,), step / 7)}, path)
     with pytest.raises(TrajectoryError, match="other tensor names"):
-        recombine(CheckpointFiles(paths), Combination.of(trajectory, [0.25, 0.75]))
+        merge_exactly(CheckpointFiles(paths), Combination.of(trajectory, [0.25, 0.75]))
 
 
 def test_missing_steps_are_named(trajectory: Trajectory, files: CheckpointFiles) -> None:
     some = CheckpointFiles({step: files._paths[step] for step in (100, 300, 500)})
     with pytest.raises(TrajectoryError, match=r"2 of the 5 checkpoints .* missing: 200, 400\."):
-        recombine(some, Combination.of(trajectory, COEFFICIENTS))
+        merge_exactly(some, Combination.of(trajectory, COEFFICIENTS))
 
 
 def test_checkpoints_of_another_model_are_refused(trajectory: Trajectory, files: CheckpointFiles) -> None:
@@ -157,7 +157,7 @@ def test_checkpoints_of_another_model_are_refused(trajectory: Trajectory, files:
     del other["bias"]
     save_file(other, files._paths[200])
     with pytest.raises(TrajectoryError, match=r"model000200.*it lacks 'bias'"):
-        recombine(files, Combination.of(trajectory, COEFFICIENTS))
+        merge_exactly(files, Combination.of(trajectory, COEFFICIENTS))
 
 
 def test_damaged_rows_of_a_packed_trajectory_are_noticed(trajectory: Trajectory) -> None:

@@ -1,4 +1,4 @@
-"""The checkpoints of a trajectory combined, wherever their numbers are found."""
+"""The checkpoints of a trajectory merged, wherever their numbers are found."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.trajectory.disk.layout import Segment, TensorSpec
-from lcsc_opt.trajectory.disk.rows import Rows, Window
+from lcsc_opt.trajectory.disk.rows import Columns, Rows
 from lcsc_opt.trajectory.disk.tiles import Tile, accumulator
-from lcsc_opt.trajectory.merge import merging, projection
+from lcsc_opt.trajectory.merge import arithmetic, projection
 from lcsc_opt.trajectory.merge.memory import ReusedMemory
 from lcsc_opt.trajectory.merge.sources import Source
 
 StateDict = dict[str, Tensor]
-DEVICE_BLOCK_BYTES = 256 * 2**20  # of all rows together, where a device combines them
+DEVICE_TILE_BYTES = 256 * 2**20  # of all rows together, where a device combines them
 
 
-class Combining:
+class Merger:
     """Combines the rows of a trajectory; results are on the device of the source.
 
     On a GPU it works on a stream of its own, beside a sampler's, and what it returns is finished.
@@ -58,7 +58,7 @@ class Combining:
         combined: list[int] = []
         with self._beside(merged):
             for candidate, row in enumerate(rows):
-                alone = merging.only_one(row)
+                alone = arithmetic.only_one(row)
                 if alone is None:
                     combined.append(candidate)
                 else:
@@ -70,48 +70,48 @@ class Combining:
 
     def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
         """⟨theta_i, gradient⟩, ``[K]``; see :meth:`Trajectory.project`. On the caller's stream."""
-        device, runs = self.source.device, merging.runs_of(self._slots)
+        device, slots = self.source.device, arithmetic.slot_ranges(self._slots)
         total = torch.zeros(max(self._slots) + 1, dtype=torch.float64, device=device)
         flat = {segment: projection.flatten(gradients, segment, device) for segment in self._segments}
         wanted = [segment for segment in self._segments if flat[segment] is not None]
-        with self._precisely(), contextlib.closing(self.source.windows(wanted, runs)) as windows:
-            for window in windows:
-                gradient = flat[window.segment]
+        with self._precisely(), contextlib.closing(self.source.columns(wanted, slots)) as read:
+            for columns in read:
+                gradient = flat[columns.segment]
                 assert gradient is not None
-                tiles = self._tiles(window, len(self._slots), projection.BLOCK_BYTES)
-                total += projection.project_tiles(tiles, gradient, runs)
+                tiles = self._tiles(columns, len(self._slots), projection.TILE_BYTES)
+                total += projection.project_tiles(tiles, gradient, slots)
         return total.cpu()[self._slots].numpy()
 
-    def float64_blocks(self) -> Generator[Tensor]:
+    def float64_tiles(self) -> Generator[Tensor]:
         """All varying columns, ``[K, n]`` float64 in the order of the steps, a tile at a time, less what all share."""
         order = torch.tensor(self._slots, device=self.source.device)
-        runs = merging.runs_of(self._slots)
-        with contextlib.closing(self.source.windows(self._segments, runs)) as windows:
-            for window in windows:
-                for tile in self._tiles(window, 2 * len(self._slots)):  # of float64
+        slots = arithmetic.slot_ranges(self._slots)
+        with contextlib.closing(self.source.columns(self._segments, slots)) as read:
+            for columns in read:
+                for tile in self._tiles(columns, 2 * len(self._slots)):  # of float64
                     yield tile.doubles(order)
 
     def _combine(self, rows: npt.NDArray[np.float64]) -> list[StateDict]:
         merged = [self._copied(int(row.argmax())) for row in rows]
-        device, runs = self.source.device, merging.choose_runs(rows, self._slots)
+        device, slots = self.source.device, arithmetic.choose_slots(rows, self._slots)
         by_slot = torch.zeros(len(rows), max(self._slots) + 1, dtype=torch.float64, device="cpu")
         by_slot[:, self._slots] = torch.from_numpy(rows)
         by_slot = by_slot.to(device)
         flat = {segment: [self._room(segment, result) for result in merged] for segment in self._segments}
-        held = sum(last - first for first, last in runs) + len(rows)
-        workers = merging.Workers(merging.threads() if self.source.threads else 1)
-        with self._precisely(), workers, contextlib.closing(self.source.windows(self._segments, runs)) as windows:
-            for window in windows:
-                dtype = accumulator(window.segment.dtype, device)
-                tiles = self._tiles(window, held)
-                merging.merge_tiles(tiles, by_slot, runs, dtype, flat[window.segment], workers)
+        held = sum(last - first for first, last in slots) + len(rows)
+        workers = arithmetic.Workers(arithmetic.threads() if self.source.threads else 1)
+        with self._precisely(), workers, contextlib.closing(self.source.columns(self._segments, slots)) as read:
+            for columns in read:
+                dtype = accumulator(columns.segment.dtype, device)
+                tiles = self._tiles(columns, held)
+                arithmetic.merge_tiles(tiles, by_slot, slots, dtype, flat[columns.segment], workers)
         return [{spec.name: result[spec.name] for spec in self._tensors} for result in merged]
 
-    def _tiles(self, window: Window, rows: int, at_most: int | None = None) -> Iterator[Tile]:
+    def _tiles(self, columns: Columns, rows: int, at_most: int | None = None) -> Iterator[Tile]:
         threads = self.source.threads
-        itemsize = accumulator(window.segment.dtype, self.source.device).itemsize
-        width = merging.columns_at_once(rows, itemsize, at_most if threads else DEVICE_BLOCK_BYTES)
-        return self._rows.tiles(window, width, together=not threads)
+        itemsize = accumulator(columns.segment.dtype, self.source.device).itemsize
+        width = arithmetic.columns_at_once(rows, itemsize, at_most if threads else DEVICE_TILE_BYTES)
+        return self._rows.tiles(columns, width, together=not threads)
 
     def _room(self, segment: Segment, result: StateDict) -> Tensor:
         """Put uninitialized tensors of the segment into a state dict; all of them, ``[columns]``."""
@@ -119,7 +119,7 @@ class Combining:
             flat, tensors = self._memory.take(segment)
             result.update(tensors)
             return flat
-        flat = torch.empty(segment.columns, dtype=segment.dtype, device=self.source.device)
+        flat = torch.empty(segment.width, dtype=segment.dtype, device=self.source.device)
         for spec, column in segment.places():
             result[spec.name] = flat[column : column + spec.numel].view(spec.shape)
         return flat
@@ -141,7 +141,7 @@ class Combining:
 
     @contextlib.contextmanager
     def _precisely(self) -> Iterator[None]:
-        with torch.autocast(self.source.device.type, enabled=False), merging.full_precision():
+        with torch.autocast(self.source.device.type, enabled=False), arithmetic.full_precision():
             yield
 
     def _copied(self, index: int) -> StateDict:

@@ -1,0 +1,213 @@
+"""A model trained briefly on its own samples, as one more checkpoint to search with: Neon (arXiv 2510.03597).
+
+Training on its own samples makes a model worse, and the way back makes it better: θ ← (1 + w) θ − w θ_self. With
+θ_self as one more row of the trajectory that is a combination like any other, with the coefficient −w for that row, so
+every search finds its own w, and mixes it with what it finds of the checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
+from lcsc_opt.base.files import remove
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import Candidate, Coefficients, Noise
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.optimizers.descent import averaging_share
+from lcsc_opt.sampling.consistency import ConsistencySampler
+from lcsc_opt.sampling.network import NetworkSampler, load_weights
+from lcsc_opt.training.recipes import Recipe
+from lcsc_opt.training.recipes.base import Batch
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+NOISE_GROUP = "neon"
+WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # w that are tried at the end: which side is the better one?
+SUFFIX = ".trajectory"
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTraining:
+    """How the model is trained on its own samples.
+
+    Attributes:
+        recipe: whose loss is minimized: the one that the checkpoints were trained with.
+        samples: images that are sampled once, and trained on.
+        steps: of training.
+        seed: of the samples, the batches and the noise.
+    """
+
+    recipe: Recipe
+    samples: int = 10_000
+    steps: int = 200
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Appended:
+    """What it came to.
+
+    Attributes:
+        place: of the new row.
+        step: that it is stored under.
+        losses: w → loss of (1 + w) θ − w θ_self on the search's noise; 0 is the model that was begun with.
+    """
+
+    place: int
+    step: int
+    losses: Mapping[float, float]
+
+
+def append_self_trained(
+    objective: Objective, settings: SelfTraining, out: Path, *, start: Callable[[], Coefficients]
+) -> Appended:
+    """Write the checkpoints of an objective with one more row, the start trained on its own samples.
+
+    Args:
+        objective: of the checkpoints.
+        settings: how it is trained.
+        out: the new trajectory, ``NAME.trajectory``; nothing is left of it where this fails.
+        start: finds coefficients ``[K]`` of the model that is begun with.
+
+    Raises:
+        ObjectiveError: the objective samples no images with one unconditional network of images.
+        StudySpecError: the name is taken, or the steps leave no room for a row.
+        TrainingError: the recipe needs a teacher, or the loss is not finite.
+        TrajectoryError: a checkpoint cannot be written.
+    """
+    checked, trajectory = _with_network(objective)
+    if out.suffix != SUFFIX:
+        raise StudySpecError(f"{out}: is to be a trajectory; end the name in {SUFFIX}")
+    if out.exists():
+        raise StudySpecError(f"{out}: exists already; give another name")
+    if settings.recipe.needs == "teacher":
+        raise TrainingError(f"--recipe: {settings.recipe.name} needs a teacher; give ct or ict for a consistency model")
+    place = second_place(trajectory.steps)
+    coefficients = start()
+    images = checked.images(coefficients, Noise(NOISE_GROUP, settings.seed), settings.samples)
+    begun = trajectory.merge(coefficients)
+    assert isinstance(checked.sampler, NetworkSampler)
+    row = {**begun, **self_trained(checked.sampler, begun, images, settings)}
+    step = trajectory.steps[place - 1] + 1
+    pending = out.with_name(f"{out.stem}.pending{SUFFIX}")
+    remove(pending)  # of one that was killed
+    with TrajectoryWriter(pending, metadata={NOISE_GROUP: str(step)}) as writer:
+        for index, before in enumerate(trajectory.steps):
+            if index == place:
+                writer.append(step, {name: part.to(begun[name]) for name, part in row.items()})
+            writer.append(before, trajectory.checkpoint(index))
+    pending.rename(out)
+    return Appended(place, step, _losses(checked.on_weights(Trajectory.open(out)), coefficients, place))
+
+
+def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coefficients:
+    """``[K]`` of a model and w → ``[K + 1]`` of (1 + w) θ − w θ_self, where θ_self is the row ``place``."""
+    return np.insert((1 + weight) * coefficients, place, -weight)
+
+
+def second_place(steps: Sequence[int]) -> int:
+    """Where the new row goes: behind the first checkpoint whose next is two steps away or more, one step after it.
+
+    A row stands for the steps since the one before it, so the profile of an EMA gives it next to nothing: searches
+    start where they did without it. At the end it would get the most.
+
+    Raises:
+        StudySpecError: no two checkpoints are two steps apart.
+    """
+    for place, (before, after) in enumerate(itertools.pairwise(steps), start=1):
+        if after - before > 1:
+            return place
+    raise StudySpecError("the checkpoints are one step apart and leave no room for a row; pack them with --steps")
+
+
+def self_trained(
+    sampler: NetworkSampler, weights: Mapping[str, Tensor], images: Tensor, settings: SelfTraining
+) -> dict[str, Tensor]:
+    """The average of the iterates of a training on ``images`` ``[n, C, H, W]``: name → tensor, of what was trained.
+
+    A recipe with a curriculum stands at the end of it.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    recipe = settings.recipe
+    network: nn.Module = copy.deepcopy(sampler.network)
+    load_weights(network, weights)
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        network.train().requires_grad_(requires_grad=True)
+        parameters = dict(network.named_parameters())
+        average = {name: part.detach().clone() for name, part in parameters.items()}
+        optimizer = getattr(torch.optim, recipe.optimizer)(list(parameters.values()), lr=recipe.learning_rate)
+        rate = recipe.target_rate(settings.steps - 1, settings.steps)
+        target = network if rate is None else copy.deepcopy(network).requires_grad_(requires_grad=False)
+        device = next(iter(parameters.values())).device
+        generator = torch.Generator(device)
+        own = sampler.function.noise_scale if isinstance(sampler, ConsistencySampler) else recipe.noise_scale
+        with progress("training on its own samples", settings.steps) as advance:
+            for step in range(settings.steps):
+                generator.manual_seed(derive_seed(settings.seed, NOISE_GROUP, step))
+                chosen = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
+                batch = Batch(
+                    images=images[chosen.cpu()].to(device),
+                    step=settings.steps - 1,
+                    steps=settings.steps,
+                    network=network,
+                    target=target,
+                    generator=generator,
+                    noise_scale=own,
+                )
+                loss = _stepped(optimizer, recipe, batch, step)
+                with torch.no_grad():
+                    for name, part in average.items():
+                        part.lerp_(parameters[name], averaging_share(step + 1))
+                    if rate is not None:
+                        torch._foreach_lerp_(list(target.parameters()), list(parameters.values()), 1 - rate)
+                advance(note=f"loss {loss:.4g}")
+    return average
+
+
+def _stepped(optimizer: torch.optim.Optimizer, recipe: Recipe, batch: Batch, step: int) -> float:
+    try:
+        loss = recipe.loss(batch)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(f"step {step + 1} on its own samples: the loss is {value}; lower learning_rate")
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return value
+
+
+def _with_network(objective: Objective) -> tuple[MergeSampleScore, Trajectory]:
+    if not isinstance(objective, MergeSampleScore) or not isinstance(objective.sampler, NetworkSampler):
+        raise ObjectiveError("neon: the objective samples no images with one network, so there is none to train")
+    if not isinstance(objective.trajectory, Trajectory):
+        raise ObjectiveError("neon: the objective's checkpoints are no packed trajectory")
+    for what, reason in (("labels", "has classes, and recipes train models without"), ("decoder", "is one of latents")):
+        if getattr(objective.sampler, what, None) is not None:
+            raise ObjectiveError(f"neon: the model {reason}; train it on its own samples by yourself, and pack that")
+    return objective, objective.trajectory
+
+
+def _losses(objective: MergeSampleScore, coefficients: Coefficients, place: int) -> dict[float, float]:
+    """The start, and the directions away from the self-trained model and towards it, on the search's noise."""
+    losses = {}
+    with progress("weights of the new row", len(WEIGHTS)) as advance:
+        for weight in WEIGHTS:
+            losses[weight] = float(objective.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
+            advance(note=f"w {weight:g}: {losses[weight]:.4g}")
+    return losses

@@ -1,0 +1,215 @@
+"""Trainings of ``lcsc train``: their learning curves and what the model samples meanwhile, read from their files.
+
+Of ``NAME.trajectory`` these are ``NAME.jsonl``, ``NAME.samples/stepN.png`` and ``NAME.model/training.json``. Everything
+may be half-written, since a training may be running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import sqlalchemy as sa
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.views.artifacts import MOST_BYTES, mimetype
+from lcsc_opt.views.figures.look import BLUE, Theme, figure
+
+SHEET = re.compile(r"step(\d{1,12})\.png")
+CURVE, DESCRIPTION = ".jsonl", "training.json"
+MOST_FILE = 64 * 2**20  # of a curve: a line is some 60 bytes
+ALIVE_SECONDS = 120.0  # without a new line, after which a training is not called running any more
+
+_given: contextvars.ContextVar[tuple[Path, ...]] = contextvars.ContextVar("training_folders", default=())
+
+
+@contextlib.contextmanager
+def training_folders(folders: Sequence[Path]) -> Iterator[None]:
+    """While this is open, :func:`looked_in` looks there, too.
+
+    Raises:
+        StudySpecError: one is no folder.
+    """
+    for folder in folders:
+        if not folder.is_dir():
+            raise StudySpecError(f"--trainings: {folder} is no folder; name one that lcsc train wrote to")
+    token = _given.set(tuple(folders))
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def looked_in(url: str) -> tuple[Path, ...]:
+    """The folders whose trainings are shown: where the database is, else the working directory; and those given."""
+    parsed = sa.make_url(url)
+    beside = Path()
+    if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
+        beside = Path(str(parsed.database)).parent
+    return tuple(dict.fromkeys(folder.absolute() for folder in (beside, *_given.get())))
+
+
+def find_trainings(folders: Sequence[Path]) -> dict[str, Path]:
+    """Name → the trajectory's path without its suffix; in these folders and those in them, newest last.
+
+    A training of the first folder is called by its path from there, others by their whole path.
+    """
+    found: dict[str, tuple[float, Path]] = {}
+    for folder in folders:
+        for curve in (*folder.glob(f"*{CURVE}"), *folder.glob(f"*/*{CURVE}")):
+            place = curve.with_name(curve.name.removesuffix(CURVE))
+            if curve.is_symlink() or not _description(place):
+                continue
+            inside = place.is_relative_to(folders[0])
+            found[str(place.relative_to(folders[0]) if inside else place)] = (_changed(curve), place)
+    return {name: found[name][1] for name in sorted(found, key=lambda name: (found[name][0], name))}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingHistory:
+    """What is known of a training now.
+
+    Attributes:
+        name: of it.
+        recipe: its name.
+        data: what it is trained on, as it was named.
+        total: steps that were asked for.
+        steps: of the lines of the curve.
+        losses: mean loss since the line before, one a line.
+        seconds: of training until then, one a line.
+        sheets: the steps that there are samples of.
+        running: whether a line came lately and the last step is not reached.
+    """
+
+    name: str
+    recipe: str
+    data: str
+    total: int
+    steps: tuple[int, ...]
+    losses: tuple[float, ...]
+    seconds: tuple[float, ...]
+    sheets: tuple[int, ...]
+    running: bool
+
+    @property
+    def headline(self) -> str:
+        """Where it is, in one line."""
+        what = f"{self.name}: {self.recipe} on {self.data}"
+        if not self.steps:
+            return f"{what}, {self.total:,} steps; no checkpoint yet"
+        done = f"{what}, step {self.steps[-1]:,} of {self.total:,}, loss {self.losses[-1]:.4g}"
+        rate = self.steps[-1] / self.seconds[-1] if self.seconds[-1] > 0 else 0.0
+        speed = f", {rate:.3g} steps a second" if rate else ""
+        if self.steps[-1] >= self.total:
+            return f"{done}: finished{speed}"
+        left = f", {(self.total - self.steps[-1]) / rate:,.0f} s left" if rate and self.running else ""
+        return f"{done}{speed}{left}" if self.running else f"{done}: stopped; --resume goes on"
+
+
+def read_training(name: str, place: Path) -> TrainingHistory | None:
+    """What is known of a training; ``None`` where it is gone."""
+    described = _description(place)
+    if not described:
+        return None
+    curve = place.with_name(place.name + CURVE)
+    lines = _lines(curve)
+    total = int(described["steps"])
+    reached = bool(lines) and lines[-1][0] >= total
+    return TrainingHistory(
+        name=name,
+        recipe=str(described["recipe"]),
+        data=str(described["data"]),
+        total=total,
+        steps=tuple(int(step) for step, _, _ in lines),
+        losses=tuple(loss for _, loss, _ in lines),
+        seconds=tuple(seconds for _, _, seconds in lines),
+        sheets=tuple(sorted(_sheets(place))),
+        running=not reached and time.time() - _changed(curve) < ALIVE_SECONDS,
+    )
+
+
+def read_sheet(place: Path, step: int) -> bytes | None:
+    """The samples of a step as a PNG; ``None`` where there are none, or the file is none, a link or too large."""
+    path = _sheets(place).get(step)
+    try:
+        if path is None or path.is_symlink() or path.parent.is_symlink() or path.stat().st_size > MOST_BYTES:
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return content if mimetype(content) == "image/png" else None
+
+
+def training_figure(training: TrainingHistory, theme: Theme) -> go.Figure:
+    """The loss against the step; logarithmic where all losses are above zero."""
+    drawn = figure(theme, name=training.name)
+    drawn.add_scatter(
+        x=list(training.steps),
+        y=list(training.losses),
+        mode="lines",
+        name=training.recipe,
+        line={"color": BLUE, "width": 1.5},
+        hovertemplate="step %{x:,}<br>loss %{y:.4g}<extra></extra>",
+    )
+    drawn.update_xaxes(title_text="training step", range=[0, training.total])
+    scale = "log" if all(loss > 0 for loss in training.losses) else "linear"
+    drawn.update_yaxes(title_text="mean loss since the checkpoint before", type=scale)
+    return drawn
+
+
+def _description(place: Path) -> dict[str, Any] | None:
+    """``training.json``, where it is one."""
+    try:
+        content = json.loads(_text(place.with_name(f"{place.name}.model") / DESCRIPTION))
+    except ValueError:
+        return None
+    usable = (
+        isinstance(content, dict) and {"recipe", "data"} <= content.keys() and isinstance(content.get("steps"), int)
+    )
+    return content if usable else None
+
+
+def _lines(curve: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and seconds of each whole line."""
+    found = []
+    for line in _text(curve).splitlines():
+        try:
+            content = json.loads(line)
+            step, loss, seconds = int(content["step"]), float(content["loss"]), float(content["seconds"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            continue
+        if math.isfinite(loss) and math.isfinite(seconds):
+            found.append((step, loss, seconds))
+    return found
+
+
+def _sheets(place: Path) -> dict[int, Path]:
+    try:
+        entries = list(place.with_name(f"{place.name}.samples").iterdir())
+    except OSError:
+        return {}
+    named = ((SHEET.fullmatch(path.name), path) for path in entries)
+    return {int(match[1]): path for match, path in named if match is not None}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace") if path.stat().st_size <= MOST_FILE else ""
+    except OSError:
+        return ""
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,219 @@
+"""A recipe of ``lcsc train``, trained into the cache, sampled by its own scheduler, scored by FID.
+
+    objective:
+      file: trained.py
+      settings:
+        recipe: cd
+        recipe_settings: {batch_size: 64}     # as lcsc train cd batch_size=64
+        teacher: {recipe: edm, training_steps: 600}
+        training_steps: 1000
+        select: {last_step: 500}              # as if training had ended there
+        nfe: 2
+
+The first use trains what is not in the cache yet, the teacher too; an interrupted training goes on. ``teacher`` is what
+``cd`` distils and ``ect`` begins from. Beside the trajectory in the cache stand its learning curve and its model's
+folder, as ``lcsc train`` leaves them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field, JsonValue
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.base.files import only_process, remove
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.metrics import View
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import SelectionSettings
+from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
+from lcsc_opt.training import images, preparing
+from lcsc_opt.training.recipes import Recipe
+from lcsc_opt.training.scoring import ScoredImages
+from lcsc_opt.trajectory import Trajectory
+
+VERSION = 1  # raise it when the same settings would train another model
+LEAVES = (".trajectory", ".model", ".state", ".jsonl", ".yaml")  # what a training writes
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # the last of it
+
+
+class Data(NamedTuple):
+    """Images ``[n, C, H, W]`` and the networks that see them."""
+
+    images: Callable[[], Tensor]
+    extractor: Callable[..., FeatureExtractor]
+    second: Callable[[Path], View]
+
+
+DATA = {
+    "digits": Data(images.digits_images, images.train_digits_network, images.second_digits_view),
+    "photographs": Data(images.photographs_crops, images.train_photographs_network, images.second_photographs_view),
+}
+
+
+class TrainedModel(FrozenModel):
+    """What is trained: a recipe of ``lcsc train``, its settings, and for how long."""
+
+    recipe: str
+    recipe_settings: dict[str, JsonValue] = Field(default={})
+    training_steps: Annotated[int, Field(ge=2)] = 1000
+    checkpoint_every: Annotated[int, Field(ge=1)] = 5
+    training_seed: Annotated[int, Field(ge=0)] = 0
+
+    def parsed(self) -> Recipe:
+        """The recipe with its settings.
+
+        Raises:
+            TrainingError: there is no such recipe, or it is one of latents.
+            StudySpecError: it has no such setting, or the value is wrong.
+        """
+        recipe = preparing.parse_recipe(self.recipe, self.written())
+        if recipe.latent:
+            raise TrainingError(f"{self.recipe}: is of latents; lcsc train {self.recipe} leaves a study file for it")
+        return recipe
+
+    def written(self) -> list[str]:
+        """The settings as the command takes them."""
+        return [f"{key}={json.dumps(value)}" for key, value in self.recipe_settings.items()]
+
+
+class Settings(ScoredImages, TrainedModel):
+    """``images`` an evaluation samples in ``nfe`` steps; ``select`` says which of the checkpoints are combined."""
+
+    data: Literal["all"] = "all"
+    dataset: Literal["digits", "photographs"] = "digits"
+    teacher: TrainedModel | None = None
+    images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
+    batch_size: Annotated[int, Field(ge=1)] = 500
+    nfe: Annotated[int, Field(ge=1, le=100)] = 1
+    noise_seed: Annotated[int, Field(ge=0)] = 0
+    select: SelectionSettings = SelectionSettings()
+
+    def check(self) -> None:
+        """Refuse what cannot be trained or measured, before anything is trained."""
+        super().check()
+        recipe = self.parsed()
+        if (recipe.needs is None) != (self.teacher is None):
+            wanted = "needs no" if recipe.needs is None else "needs a"
+            raise TrainingError(f"teacher: {self.recipe} {wanted} model that was trained before it")
+        if self.teacher is not None and (needs := self.teacher.parsed().needs) is not None:
+            raise TrainingError(
+                f"teacher: {self.teacher.recipe} needs a model before it ({needs}); name another recipe"
+            )
+        every = self.checkpoint_every
+        self.select.check(range(every, self.training_steps + 1, every))
+
+
+def build(settings: dict[str, Any]) -> MergeSampleScore:
+    """Train, or take from the cache, the trajectory and the feature network."""
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    checked.check()
+    cache = cache_directory()
+    path = trained(checked, cache)
+    folder = DiffusersFolder.read(beside(path, ".model"))
+    sampler = DiffusersSampler(
+        folder.network(),
+        build_scheduler(None, folder.scheduler),
+        steps=checked.nfe,
+        image_shape=folder.image_shape(),
+        noise=ImageNoise(checked.noise_seed),
+        timestep_scale=folder.timestep_scale,
+    )
+    data = DATA[checked.dataset]
+    scores = checked.scores(data.extractor(seed=0, cache=cache), data.images(), functools.partial(data.second, cache))
+    combined = checked.select.of(Trajectory.open(path))
+    return MergeSampleScore(combined, sampler, scores, images=checked.images, batch_size=checked.batch_size)
+
+
+def trained(checked: Settings, cache: Path) -> Path:
+    """The trajectory, trained first where it is not there yet; the teacher before it."""
+    path = place(checked, cache)
+    if _is_whole(path):
+        return path
+    folder = None
+    if checked.teacher is not None:
+        folder = beside(trained(_alone(checked.teacher, checked.dataset), cache), ".model")
+    cache.mkdir(parents=True, exist_ok=True)
+    with only_process(path, busy=lambda: notice(f"{path} is trained by another process: waiting for it")):
+        if not _is_whole(path):
+            _train(checked, path, folder)
+    return path
+
+
+def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
+    needs = checked.parsed().needs
+    request = preparing.Request(
+        recipe=checked.recipe,
+        data=checked.dataset,
+        out=path,
+        steps=checked.training_steps,
+        checkpoint_every=checked.checkpoint_every,
+        settings=checked.written(),
+        teacher=teacher if needs == "teacher" else None,
+        begin=teacher if needs == "from" else None,
+        seed=checked.training_seed,
+    )
+    resume = (beside(path, ".state") / "latest").is_file()
+    if not resume:
+        for suffix in LEAVES:
+            remove(beside(path, suffix))
+    with torch.enable_grad():
+        preparing.run(request, resume=resume)
+
+
+def _is_whole(path: Path) -> bool:
+    return (beside(path, ".model") / WEIGHTS).is_file()
+
+
+def training_seconds(settings: dict[str, Any], cache: Path) -> float | None:
+    """How long training took to the last selected checkpoint; ``None`` where it is not in the cache.
+
+    Args:
+        settings: of :func:`build`.
+        cache: where it was trained.
+    """
+    checked = parse_settings(Settings, settings, source="objective.settings")
+    curve = beside(place(checked, cache), ".jsonl")
+    if not curve.is_file():
+        return None
+    until = checked.select.last_step or checked.training_steps
+    lines = [json.loads(line) for line in curve.read_text(encoding="utf-8").splitlines()]
+    known: list[float] = [line["seconds"] for line in lines if line["step"] <= until]
+    return known[-1] if known else None
+
+
+def place(checked: Settings, cache: Path) -> Path:
+    """Where these settings are trained to."""
+    described = {
+        "version": VERSION,
+        "dataset": checked.dataset,
+        "model": _description(checked),
+        "teacher": None if checked.teacher is None else _description(checked.teacher),
+    }
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return cache / f"{checked.dataset}-{checked.recipe}-{key}.trajectory"
+
+
+def beside(path: Path, suffix: str) -> Path:
+    """What else a training leaves, by its suffix."""
+    return path.with_name(path.name.removesuffix(".trajectory") + suffix)
+
+
+def _description(model: TrainedModel) -> dict[str, Any]:
+    lengths = model.model_dump(include={"recipe", "training_steps", "checkpoint_every", "training_seed"})
+    return {**lengths, "settings": model.parsed().model_dump()}
+
+
+def _alone(teacher: TrainedModel, dataset: str) -> Settings:
+    return Settings.model_validate({**teacher.model_dump(), "dataset": dataset})

@@ -1,0 +1,204 @@
+"""One row that was trained on its own samples: the step by hand, where it stands, which way is the better one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.records import Candidate, Noise
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.coefficients.profiles import ema_coefficients
+from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores
+from lcsc_opt.objective.function import CoefficientFunction
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.sampling import ImageNoise, NetworkSettings
+from lcsc_opt.sampling.function import FunctionSampler
+from lcsc_opt.search.self_training import SelfTraining, append_self_trained, second_place, with_weight
+from lcsc_opt.training.recipes import Cd, Recipe
+from lcsc_opt.training.recipes.base import Batch, Kind
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+STEPS = (10, 20, 30)
+EMA = ema_coefficients(STEPS, 0.9)
+
+
+class Scale(nn.Module):
+    """Images are noise times a number: ``x [N, 1, 2, 2]`` → the same."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([scale]))
+        self.register_buffer("count", torch.tensor(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class Narrow(Recipe):
+    """Learns nine tenths of the standard deviation of the images: what trains on its own samples grows narrower."""
+
+    name: ClassVar[str] = "narrow"
+    kind: ClassVar[Kind] = "ddpm"
+    begins_from: ClassVar[tuple[Kind, ...]] = ()
+    optimizer: ClassVar[Any] = "Adam"
+    batch_size: int = 500
+    learning_rate: float = 0.01
+
+    def loss(self, batch: Batch) -> Tensor:
+        return (batch.network(torch.ones(1)) - 0.9 * batch.images.std()).square().sum()
+
+
+class Pixels:
+    name, dimension = "scaled-pixels", 4
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def objective(tmp_path: Path) -> MergeSampleScore:
+    """Checkpoints of scale 0.2, 0.25, 0.3 and real images of 0.5: searches want more than any has."""
+    path = tmp_path / "scales.trajectory"
+    with TrajectoryWriter(path) as writer:
+        for step, scale in zip(STEPS, (0.2, 0.25, 0.3), strict=True):
+            writer.append(step, Scale(scale))
+    real = 0.5 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64).numpy()
+    known = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "scaled-pixels")
+    sampler = FunctionSampler(
+        Scale(0.0),
+        lambda model, noise: model(noise),
+        image_shape=(1, 2, 2),
+        nfe=1,
+        noise=ImageNoise(0),
+        settings=NetworkSettings("cpu"),
+    )
+    return MergeSampleScore(Trajectory.open(path), sampler, Scores.fid(Pixels(), known), images=200)
+
+
+def settings(**changes: Any) -> SelfTraining:
+    return SelfTraining(Narrow(), **{"samples": 1000, "steps": 5, "seed": 3, **changes})
+
+
+def rows(path: Path) -> list[float]:
+    trajectory = Trajectory.open(path)
+    return [float(trajectory.checkpoint(index)["scale"]) for index in range(len(trajectory))]
+
+
+def test_a_step_is_the_recipes_on_samples_of_the_start(objective: MergeSampleScore, tmp_path: Path) -> None:
+    images = objective.images(EMA, Noise("neon", 3), 1000)
+    network = Scale(0.0)
+    network.load_state_dict(Trajectory.open(tmp_path / "scales.trajectory").merge(EMA))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(derive_seed(3, "neon", 0))
+    chosen = torch.randint(1000, (500,), generator=generator)
+    batch = Batch(images[chosen], 0, 1, network, network, generator)
+    Narrow().loss(batch).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    out = tmp_path / "neon.trajectory"
+    append_self_trained(objective, settings(steps=1), out, start=lambda: EMA)
+    assert rows(out)[1] == float(network.scale.detach()), "of one step the average is the iterate"
+
+
+def test_the_row_stands_second_and_the_others_are_what_they_were(objective: MergeSampleScore, tmp_path: Path) -> None:
+    out = tmp_path / "neon.trajectory"
+    found = append_self_trained(objective, settings(), out, start=lambda: EMA)
+    made, before = Trajectory.open(out), Trajectory.open(tmp_path / "scales.trajectory")
+    assert (made.steps, found.place, found.step) == ((10, 11, 20, 30), 1, 11)
+    for index, old in ((0, 0), (2, 1), (3, 2)):
+        assert made.checkpoint(index)["scale"] == before.checkpoint(old)["scale"]
+    assert int(made.checkpoint(1)["count"]) == 7, "what is not trained is the start's"
+    assert not list(tmp_path.glob("*pending*"))
+
+
+def test_away_from_it_is_better_where_it_loses_what_real_images_have(
+    objective: MergeSampleScore, tmp_path: Path
+) -> None:
+    out = tmp_path / "neon.trajectory"
+    found = append_self_trained(objective, settings(), out, start=lambda: EMA)
+    begun = float(Trajectory.open(tmp_path / "scales.trajectory").merge(EMA)["scale"])
+    trained = rows(out)[1]
+    assert trained < begun, "it learned to be narrower"
+    assert found.losses[1.0] < found.losses[0.5] < found.losses[0.0] < found.losses[-0.5]
+    merged = Trajectory.open(out).merge(with_weight(EMA, found.place, 2.0))["scale"]
+    assert float(merged) == pytest.approx(3 * begun - 2 * trained, rel=1e-5)
+    assert found.losses[0.0] == pytest.approx(objective.evaluate(Candidate(EMA)).loss, rel=1e-5)
+
+
+def test_the_same_seed_trains_the_same_and_another_another(objective: MergeSampleScore, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        append_self_trained(objective, settings(seed=seed), tmp_path / f"{name}.trajectory", start=lambda: EMA)
+    a, b, c = (rows(tmp_path / f"{name}.trajectory") for name in "abc")
+    assert a == b != c
+
+
+def test_an_ema_hardly_sees_the_row() -> None:
+    steps = tuple(range(20, 2001, 20))
+    place = second_place(steps)
+    longer = (*steps[:place], steps[place - 1] + 1, *steps[place:])
+    for rate in (0.99, 0.999, 0.9995):
+        before, after = ema_coefficients(steps, rate), ema_coefficients(longer, rate)
+        assert after[place] <= before[1] / 10
+        assert np.abs(np.delete(after, place) - before).max() <= before[1] / 10
+    assert second_place((1, 2, 5, 6)) == 2
+    with pytest.raises(StudySpecError, match="no room for a row"):
+        second_place((1, 2, 3))
+
+
+class Diverges(Narrow):
+    name: ClassVar[str] = "diverges"
+
+    def loss(self, batch: Batch) -> Tensor:
+        return super().loss(batch) * float("nan")
+
+
+class Asks(Narrow):
+    name: ClassVar[str] = "asks"
+
+    def loss(self, batch: Batch) -> Tensor:
+        answer: Tensor = batch.network(batch.images, 1.0)
+        return answer.sum()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "message"),
+    [
+        ({"recipe": Diverges()}, "n.trajectory", "step 1 on its own samples: the loss is nan; lower learning_rate"),
+        ({"recipe": Asks()}, "n.trajectory", "--recipe asks: it cannot train this model"),
+        ({"recipe": Cd()}, "n.trajectory", "cd needs a teacher; give ct or ict"),
+        ({}, "neon", "end the name in .trajectory"),
+        ({}, "scales.trajectory", "exists already"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_leaves_nothing(
+    objective: MergeSampleScore, tmp_path: Path, changes: dict[str, Any], name: str, message: str
+) -> None:
+    asked = SelfTraining(**{"recipe": Narrow(), "samples": 20, "steps": 2, **changes})
+    with pytest.raises(LcscError, match=message):
+        append_self_trained(objective, asked, tmp_path / name, start=lambda: EMA)
+    assert [path.name for path in tmp_path.iterdir()] == ["scales.trajectory"]
+
+
+def test_models_that_recipes_cannot_train_are_refused(objective: MergeSampleScore, tmp_path: Path) -> None:
+    out = tmp_path / "n.trajectory"
+    with pytest.raises(LcscError, match="no images with one network"):
+        append_self_trained(CoefficientFunction(lambda _: 0.0, STEPS, name="none"), settings(), out, start=lambda: EMA)
+    objective.sampler = copy.copy(objective.sampler)
+    objective.sampler.labels = object()  # type: ignore[attr-defined]
+    with pytest.raises(LcscError, match="has classes"):
+        append_self_trained(objective, settings(), out, start=lambda: EMA)

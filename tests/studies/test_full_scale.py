@@ -1,0 +1,256 @@
+"""``studies/paper/full``: the paper's own settings, on files of the formats that its code bases write."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lcsc_opt.base.catalog import shipped_directory
+from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.records import SEARCH
+from lcsc_opt.base.study_file import StudySpec, read_studies
+from lcsc_opt.cli import run as lcsc
+from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, build_scheduler
+from lcsc_opt.sampling.function import FunctionSampler
+from lcsc_opt.sampling.schedulers import without_deprecations
+from lcsc_opt.trajectory import Trajectory
+from tests.objectives.image_objectives import PIXELS, settings
+from tests.studies import code_bases
+
+FOLDER = shipped_directory("studies") / "paper" / "full"
+FILES = sorted(FOLDER.glob("*.yaml"))
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "cifar10_consistency": lambda: networks().cifar10_consistency(),
+    "imagenet64_consistency": lambda: networks().imagenet64_consistency(),
+    "cifar10_diffusion": lambda: networks().cifar10_diffusion(),
+    "imagenet64_diffusion": lambda: networks().imagenet64_diffusion(),
+}
+PAPER = {  # window, interval, images, last steps, NFE: Sec. 5.1 and App. B.1 of the paper, its Tables 1 to 3
+    "cifar10_cd": (40_000, 100, 10_000, [50_000, 250_000, 800_000], [1]),
+    "cifar10_ct": (40_000, 100, 10_000, [400_000, 800_000], [1]),
+    "cifar10_dm": (50_000, 200, 10_000, [800_000], [15, 12, 9]),
+    "imagenet64_cd": (20_000, 100, 10_000, [150_000, 300_000, 600_000], [1]),
+    "imagenet64_ct": (20_000, 100, 10_000, [600_000, 1_000_000], [1]),
+    "imagenet64_dm": (50_000, 200, 5_000, [500_000], [15, 12, 9]),
+    "cheaper_training": (40_000, 100, 10_000, [100_000], [1]),
+    "enhance": (20_000, 100, 10_000, [620_000], [1]),
+}
+
+
+def networks() -> Any:
+    import published_networks  # type: ignore[import-not-found]
+
+    return published_networks
+
+
+@pytest.fixture(autouse=True)
+def code(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder of the study files is where Python looks, as it is for ``lcsc``; all is forgotten afterwards."""
+    monkeypatch.syspath_prepend(FOLDER)
+    code_bases.install(monkeypatch)
+    yield
+    sys.modules.pop("published_networks", None)
+
+
+def of(spec: StudySpec) -> dict[str, Any]:
+    return dict(spec.objective.settings)
+
+
+def last_steps(path: Path) -> list[int]:
+    selects = [of(spec)["select"] for spec in read_studies(path)]
+    return list(dict.fromkeys(select.get("last_step", 620_000) for select in selects))
+
+
+def write_files(path: Path) -> None:
+    """Checkpoints at both ends of each window, and one before."""
+    given = of(read_studies(path)[0])
+    window, folder = given["select"]["window"], Path(given["checkpoints"]).parent
+    steps = {step for last in last_steps(path) for step in (last - window - 100, last - window, last - 1000, last)}
+    write = code_bases.write_ddim if folder.name == "cifar10-dm" else code_bases.write_openai
+    write(folder, tuple(sorted(steps)), NETWORKS[given["model"].partition(":")[2]])
+    if given["reference"].endswith(".npz"):
+        settings(Path(), reference=given["reference"])
+        Path("reference.npz").rename(given["reference"])
+
+
+def test_every_file_has_the_papers_settings() -> None:
+    assert {path.stem for path in FILES} == set(PAPER)
+    for path in FILES:
+        specs = read_studies(path)
+        window, interval, images, steps, nfe = PAPER[path.stem]
+        assert last_steps(path) == steps
+        assert list(dict.fromkeys(of(spec).get("nfe", 1) for spec in specs)) == nfe
+        for spec in specs:
+            given = of(spec)
+            assert spec.name.startswith(f"paper_full_{path.stem}")
+            assert (given["select"]["window"], given["select"]["interval"]) == (window, interval)
+            assert given["images"] == images
+            assert spec.budget.total == 2000
+            assert spec.held_out is not None
+            assert spec.held_out.images == 50_000
+            assert [optimizer.name for optimizer in spec.optimizers][:2] == ["EMAGrid", "LCSC"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_rehearsal_finds_the_published_files(path: Path, workplace: Path, capsys: Any) -> None:
+    write_files(path)
+    before = set(workplace.rglob("*"))
+    assert lcsc(["run", f"paper/full/{path.stem}", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("/LCSC/0") == len(read_studies(path))
+    for last in last_steps(path):
+        assert f"selected steps {last - PAPER[path.stem][0]}, {last - 1000}, {last}," in said.err
+    assert set(workplace.rglob("*")) == before
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_few_trials_run_on_the_published_files(path: Path, workplace: Path, capsys: Any) -> None:
+    write_files(path)
+    settings(Path())
+    last = last_steps(path)[-1]
+    select = [] if path.stem == "enhance" else [f"objective.settings.select.last_step={last}"]
+    fewer = {
+        "loss": PIXELS, "reference": "reference.npz", "held_out_metrics": [], "images": 6, "batch_size": 3,
+        "device": "cpu", "dtype": "fp32",
+    }  # fmt: skip
+    nfe = ["objective.settings.nfe=9"] if "dm" in path.stem else []
+    changes = [f"objective.settings.{key}={json.dumps(value)}" for key, value in fewer.items()]
+    command = ["run", str(path), *changes, *select, *nfe, "optimizers=[LCSC]", "held_out.images=6", "held_out.top=1"]
+    assert lcsc([*command, "--budget", "3"]) == 0, capsys.readouterr().err
+    assert lcsc(["compare", read_studies(path, [*select, *nfe])[0].name, "--format", "json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert row["evaluations"] == 3
+    assert math.isfinite(row["held_out"])
+    cache = Path.cwd().parent / "cache" / "trajectories"
+    [packed] = [Trajectory.open(folder) for folder in cache.iterdir() if folder.suffix == ".trajectory"]
+    window = PAPER[path.stem][0]
+    assert packed.steps == (last - window, last - 1000, last)
+    raw = code_bases.weights(NETWORKS[of(read_studies(path)[0])["model"].partition(":")[2]](), last)
+    assert all(torch.equal(tensor, raw[name]) for name, tensor in packed.checkpoint(2).items())  # no average's
+
+
+def test_missing_code_is_one_line_that_names_it(workplace: Path, monkeypatch: Any, capsys: Any) -> None:
+    [path] = [path for path in FILES if path.stem == "cheaper_training"]
+    write_files(path)
+    settings(Path())
+    monkeypatch.setitem(sys.modules, "training.networks", None)
+    changes = [f"objective.settings.loss={PIXELS}", "objective.settings.reference=reference.npz"]
+    assert lcsc(["run", str(path), *changes, "objective.settings.held_out_metrics=[]", "optimizers=[LCSC]"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("lcsc: model: training.networks cannot be imported")
+    assert said.endswith("put a copy of NVlabs/edm on PYTHONPATH")
+    assert not (Path.cwd().parent / "cache" / "trajectories").exists()  # before anything is packed
+
+
+def test_another_version_of_the_code_is_one_line(monkeypatch: Any) -> None:
+    monkeypatch.delattr(sys.modules["training.networks"], "SongUNet")
+    with pytest.raises(ObjectiveError, match=r"training\.networks:SongUNet of NVlabs/edm cannot be made with"):
+        networks().cifar10_consistency()
+
+
+def sampler(function: Any, model: nn.Module, size: int, nfe: int = 1, **options: Any) -> FunctionSampler:
+    shape = (3, size, size)
+    return FunctionSampler(model, function, image_shape=shape, nfe=nfe, noise=ImageNoise(0), options=options)
+
+
+def test_consistency_sampling_is_the_librarys() -> None:
+    network = networks().cifar10_consistency()
+
+    class Unlabelled(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return network(x, c_noise, None)
+
+    function = ConsistencyFunction(Unlabelled(), noise_scale=0.25)
+    expected = ConsistencySampler(function, image_shape=(3, 32, 32), sigmas=[80.0, 1.088], noise=ImageNoise(0))
+    ours = sampler(networks().edm_consistency, network, 32, nfe=2, sigmas=[80.0, 1.088])
+    torch.testing.assert_close(ours.sample(SEARCH, 0, 3), expected.sample(SEARCH, 0, 3), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("ratio", "sigma"), [(10 / 17, 1.088), (18 / 39, 3.519)])
+def test_the_second_noise_level_is_that_of_the_authors_timesteps(ratio: float, sigma: float) -> None:
+    """``--ts 0,10,17 --steps 18`` and ``--ts 0,18,39 --steps 40``, in Song et al. 2023, Eq. 5 of Karras et al. 2022."""
+    ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
+    assert (ends[0] + ratio * (ends[1] - ends[0])) ** 7 == pytest.approx(sigma, rel=1e-3)
+
+
+class Exact(nn.Module):
+    """The noise that is in an image of a normal distribution of spread 0.3, at the timestep that it is told."""
+
+    def __init__(self, betas: Tensor) -> None:
+        super().__init__()
+        kept = (1 - betas.double()).cumprod(0)
+        self.levels, self.calls = (kept / (1 - kept)).log().numpy() / 2, 0
+
+    def signal(self, timestep: float) -> float:
+        """alpha^2, between timesteps too."""
+        level = np.interp(timestep * len(self.levels) / 1000, np.arange(len(self.levels)), self.levels)
+        return float(1 / (1 + np.exp(-2 * level)))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        kept = self.signal(float(t[0]))
+        return x * (1 - kept) ** 0.5 / (0.09 * kept + 1 - kept)
+
+
+def schedule(name: str, timesteps: int) -> Tensor:
+    if name == "linear":
+        return torch.linspace(1e-4, 0.02, timesteps)
+    level = [math.cos((i / timesteps + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(timesteps + 1)]
+    return torch.tensor([min(1 - after / before, 0.999) for before, after in itertools.pairwise(level)])
+
+
+@pytest.mark.parametrize(("timesteps", "name"), [(1000, "linear"), (4000, "squaredcos_cap_v2")])
+def test_the_solver_solves_a_normal_distribution_in_as_many_calls(timesteps: int, name: str) -> None:
+    """The solution at the last noise level is the noise times the ratio of the spreads at both ends."""
+    model = Exact(schedule(name, timesteps))
+    noise = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    first = 1 / (1 + math.exp(-2 * max(model.levels[-1], -5.1)))
+    last = model.signal(0)
+    exact = noise * ((0.09 * last + 1 - last) / (0.09 * first + 1 - first)) ** 0.5
+    errors = []
+    for nfe in (9, 12, 15, 30, 60):
+        model.calls = 0
+        images = networks().dpm_solver(model, noise, nfe, timesteps=timesteps, beta_schedule=name)
+        assert model.calls == nfe
+        errors.append(float((images - exact).abs().max() / exact.abs().max()))
+    assert errors[2] < 0.03
+    assert errors == sorted(errors, reverse=True)
+    assert errors[3] / errors[4] > 4  # what the first two steps, of lower order, leave
+
+
+def test_the_steps_of_the_solver_are_those_of_diffusers_at_the_same_noise_levels() -> None:
+    model, noise = Exact(schedule("linear", 1000)), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    trained = {"num_train_timesteps": 1000, "beta_schedule": "linear"}
+    options = {"solver_order": 3, "lower_order_final": False, "final_sigmas_type": "sigma_min"}
+    scheduler = build_scheduler("dpm-solver++", trained, options)
+    with without_deprecations():
+        scheduler.set_timesteps(9)
+    grid = np.linspace(model.levels[-1], model.levels[0], 10)
+    scheduler.sigmas = torch.from_numpy(np.exp(-grid))
+    scheduler.set_begin_index(0)
+    images = noise
+    for timestep, level in zip(scheduler.timesteps, grid, strict=False):
+        told = np.interp(-level, -model.levels, np.arange(1000))
+        images = scheduler.step(model(images, torch.full((4,), told)), timestep, images).prev_sample
+    ours = networks().dpm_solver(model, noise, 9)
+    torch.testing.assert_close(ours.float(), images.float(), rtol=1e-4, atol=1e-5)
+
+
+def test_torchs_attention_is_what_flash_attention_computes() -> None:
+    """``rearrange(qkv, "b (three h d) s -> b s three h d")``, softmax(q k / sqrt(d)) v, and back."""
+    attention = networks().TorchAttention(6, 2)
+    qkv = torch.randn(2, 18, 5, generator=torch.Generator().manual_seed(1))
+    q, k, v = qkv.reshape(2, 3, 2, 3, 5).unbind(1)  # [N, heads, dim, positions]
+    weights = (torch.einsum("nhds,nhdt->nhst", q, k) / math.sqrt(3)).softmax(-1)
+    expected = torch.einsum("nhst,nhdt->nhds", weights, v).reshape(2, 6, 5)
+    torch.testing.assert_close(attention(qkv), expected)

@@ -1,0 +1,109 @@
+"""What is read of trainings that may be running, half-written or broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from lcsc_opt.base.errors import StudySpecError
+from lcsc_opt.views import trainings
+from lcsc_opt.views.trainings import find_trainings, looked_in, read_sheet, read_training, training_folders
+
+PNG = b"\x89PNG\r\n\x1a\n and the rest"
+
+
+def write_training(
+    folder: Path, name: str = "run", *, steps: int = 40, lines: int = 4, sheets: tuple[int, ...] = (10, 20)
+) -> Path:
+    """As ``lcsc train`` leaves it so far, with a line of the curve every ten steps."""
+    place = folder / name
+    (folder / f"{name}.model").mkdir(parents=True)
+    described = {"recipe": "ict", "data": "digits", "steps": steps, "seed": 0}
+    (folder / f"{name}.model" / "training.json").write_text(json.dumps(described))
+    curve = [{"step": 10 * (i + 1), "loss": 4.0 / (i + 1), "seconds": i + 1.0} for i in range(lines)]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+    (folder / f"{name}.samples").mkdir()
+    for step in sheets:
+        (folder / f"{name}.samples" / f"step{step:08d}.png").write_bytes(PNG)
+    return place
+
+
+def read(place: Path) -> trainings.TrainingHistory:
+    found = read_training(place.name, place)
+    assert found is not None
+    return found
+
+
+def test_trainings_are_found_in_a_folder_and_in_those_in_it(tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "far"
+    here = tmp_path / "here"
+    places = [write_training(here, "b"), write_training(here / "more", "a"), write_training(other)]
+    write_training(here / "more" / "deeper", "c")
+    for age, place in enumerate(reversed(places)):
+        os.utime(place.with_name(f"{place.name}.jsonl"), (1000 - age, 1000 - age))
+    (here / "notes.jsonl").write_text("{}\n")  # of something else
+    found = find_trainings([here, other])
+    assert list(found.items()) == [("b", places[0]), ("more/a", places[1]), (str(other / "run"), places[2])]
+
+
+def test_the_folder_of_the_database_is_looked_in_and_those_that_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("given").mkdir()
+    assert looked_in("sqlite:///some/where/studies.db") == (tmp_path / "some" / "where",)
+    with training_folders([Path("given"), tmp_path / "given"]):
+        assert looked_in("postgresql://somebody@host/studies") == (tmp_path, tmp_path / "given")
+    assert looked_in("sqlite://") == (tmp_path,)
+    with pytest.raises(StudySpecError, match="--trainings: nowhere is no folder"), training_folders([Path("nowhere")]):
+        pass
+
+
+def test_a_headline_says_where_a_training_is(tmp_path: Path) -> None:
+    running = read(write_training(tmp_path, "running", lines=2))
+    assert running.running
+    assert running.headline == "running: ict on digits, step 20 of 40, loss 2, 10 steps a second, 2 s left"
+    finished = read(write_training(tmp_path, "finished"))
+    assert not finished.running
+    assert finished.headline == "finished: ict on digits, step 40 of 40, loss 1: finished, 10 steps a second"
+    place = write_training(tmp_path, "stopped", lines=2)
+    long_ago = time.time() - 2 * trainings.ALIVE_SECONDS
+    os.utime(tmp_path / "stopped.jsonl", (long_ago, long_ago))
+    assert read(place).headline == "stopped: ict on digits, step 20 of 40, loss 2: stopped; --resume goes on"
+    assert read(write_training(tmp_path, "new", lines=0)).headline.endswith("40 steps; no checkpoint yet")
+
+
+def test_lines_that_are_not_whole_and_losses_that_are_none_are_left_out(tmp_path: Path) -> None:
+    place = write_training(tmp_path, lines=1)
+    more = ['{"step": 20, "loss": NaN, "seconds": 2}', "[1]", '{"step": 1e999, "loss": 1, "seconds": 2}', '{"step": 30']
+    with (tmp_path / "run.jsonl").open("a") as file:
+        file.write("\n".join(more))
+    assert read(place).steps == (10,)
+    figure = trainings.training_figure(read(place), "dark")
+    assert (list(figure.data[0].x), list(figure.data[0].y), figure.layout.yaxis.type) == ([10], [4.0], "log")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"recipe": "ict"}', '{"recipe": 1, "data": 2, "steps": "many"}'])
+def test_what_describes_no_training_is_none(tmp_path: Path, text: str) -> None:
+    place = write_training(tmp_path)
+    (tmp_path / "run.model" / "training.json").write_text(text)
+    assert find_trainings([tmp_path]) == {}
+    assert read_training("run", place) is None
+
+
+def test_only_samples_are_read(tmp_path: Path) -> None:
+    place = write_training(tmp_path)
+    sheets = tmp_path / "run.samples"
+    (tmp_path / "secret.png").write_bytes(PNG)
+    (sheets / "step00000030.png").symlink_to(tmp_path / "secret.png")
+    (sheets / "step00000040.png").write_bytes(b"<script>")
+    (sheets / "other.png").write_bytes(PNG)
+    assert read(place).sheets == (10, 20, 30, 40)
+    assert [read_sheet(place, step) for step in (10, 30, 40, 50)] == [PNG, None, None, None]
+    sheets.rename(tmp_path / "moved")
+    sheets.symlink_to(tmp_path / "moved")
+    assert read_sheet(place, 10) is None
