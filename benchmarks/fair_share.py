@@ -3,7 +3,8 @@
     python benchmarks/fair_share.py [--seconds 8] [--rounds 3]
 
 Threads of OpenMP that wait for each other spin by default: beside other work each waits for one that has no core.
-``lcsc`` lets them sleep instead (``lcsc_opt.base.waiting``). Each rate is of a process of its own: alone, and beside as
+``lcsc`` lets them sleep instead (``lcsc_opt.base.waiting``). Training with one thread leaves other bits, so it is the
+user's choice; its share is of what all threads reach alone. Each rate is of a process of its own: alone, and beside as
 many busy processes as there are cores, where the fair share is half of what it is alone. Medians are shown.
 """
 
@@ -47,6 +48,7 @@ import torch
 from lcsc_opt.training.networks import small_unet
 network = small_unet((1, 8, 8), (16, 32))
 optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+torch.set_num_threads(%d or torch.get_num_threads())
 images, times = torch.randn(64, 1, 8, 8), torch.rand(64)
 
 def step():
@@ -90,10 +92,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
-    kinds = {"search": SEARCH % (SETTINGS, asked.seconds), "training": TRAINING % asked.seconds}
+    kinds = {"search": SEARCH % (SETTINGS, asked.seconds), "training": TRAINING % (0, asked.seconds)}
+    kinds["training, one thread"] = TRAINING % (1, asked.seconds)
     lines = ["| | alone, spinning | alone, sleeping | beside, spinning | beside, sleeping | fair share / ours |"]
     lines.append("|---|---|---|---|---|---|")
     missed = []
+    fair = 0.0
     for name, code in kinds.items():
         measured: dict[tuple[bool, int], list[float]] = {}
         for _ in range(asked.rounds):
@@ -102,12 +106,14 @@ def main() -> None:
                     measured.setdefault((waiting, beside), []).append(rate(code, waiting=waiting, beside=beside))
         found = {key: statistics.median(values) for key, values in measured.items()}
         spinning, sleeping = found[False, 0], found[True, 0]
-        below = spinning / 2 / found[True, cores()]
+        chosen = name.endswith("one thread")
+        fair = fair if chosen else spinning / 2
+        below = fair / found[True, cores()]
         cells = [spinning, sleeping, found[False, cores()], found[True, cores()]]
         lines.append(f"| {name}, a second | {' | '.join(f'{cell:.1f}' for cell in cells)} | {below:.2f} |")
         if below > MOST_BELOW_FAIR:
             missed.append(f"{name}: {below:.2f} below the fair share, asked for {MOST_BELOW_FAIR}")
-        if sleeping < (1 - MOST_LOST) * spinning:
+        if not chosen and sleeping < (1 - MOST_LOST) * spinning:
             missed.append(f"{name}: {1 - sleeping / spinning:.0%} lost when alone, asked for {MOST_LOST:.0%}")
     text = "\n".join([*lines, "", *(missed or ["All figures are reached."])])
     sys.stdout.write(text + "\n")

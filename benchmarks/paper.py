@@ -24,7 +24,7 @@ from typing import Any
 
 from common import RESULTS, machine
 from reproduction.claims import OPTIMIZERS, Points
-from reproduction.costs import cost_lines
+from reproduction.costs import MEASURED, cost_lines
 from reproduction.page import page
 from reproduction.published import TABLES
 
@@ -221,7 +221,7 @@ def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
     missing = f"{len(left)} of {total} studies" if left else ""
     firsts = {job.study: job for job in reversed(everything)}
     found = {table.study: _points(firsts[table.study], firsts.get(table.beside or ""), reader) for table in TABLES}
-    return page(found, _costs(found["features"], reader), missing=missing, machine=machine(), quick=quick)
+    return page(found, _costs(found, reader), missing=missing, machine=machine(), quick=quick)
 
 
 def _points(job: Job, beside: Job | None, reader: HistoryReader) -> Points:
@@ -252,12 +252,12 @@ def _ended(experiment: str, reader: HistoryReader) -> list[StudyHistory]:
     return [study for study in reader.read(experiment) if study.ended and study.held_out_loss is not None]
 
 
-def _costs(points: Points, reader: HistoryReader) -> list[str]:
+def _costs(found: Mapping[str, Points], reader: HistoryReader) -> list[str]:
     stages: dict[str, list[dict[str, float]]] = {}
     totals = []
-    for index, objective in enumerate(("CM of digits", "DM of digits", "CM of photographs")):
+    for objective, study, where in MEASURED:
         for optimizer in OPTIMIZERS:
-            studies = list(points.at({"file": index}, optimizer).values())
+            studies = list(found[study].at(where, optimizer).values())
             if not studies:
                 continue
             numbers = ("evaluations", "images", "seconds")

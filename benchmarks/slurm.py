@@ -3,8 +3,7 @@
     python benchmarks/slurm.py [--only WORD] [--quick]
 
 Each job is disturbed in its own way while it evaluates; its trials have to be those of ``lcsc run`` without a cluster,
-and nothing of it may be left. Writes ``results/slurm.md``, unless ``--only`` or ``--quick`` (two of them) leaves rows
-out.
+and nothing of it may be left. Each job's row goes into ``results/slurm.md`` in place of its former one.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ OPTIMIZERS = ("LCSC", "CMA", "LCSCGradient")
 WORKERS, EVALUATIONS = 3, 24
 EARLY = 12  # evaluations, after which a job is disturbed
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+TITLES = "| a job of docs/cluster.sbatch | seen | trials |"
 QUICK = ("undisturbed", "requeued")
 
 
@@ -226,8 +226,6 @@ def main() -> None:
                 print(f"skipped: {NO_SLURM}")
                 return
             found = list(play(system, Path(folder), scenes))
-    if len(scenes) == len(SCENES):
-        (RESULTS / "slurm.md").write_text(_markdown(found))
     sys.exit(any(row.problems for row in found))
 
 
@@ -238,7 +236,16 @@ def play(system: Slurm, folder: Path, scenes: Sequence[Scene]) -> Iterator[Row]:
         start = time.monotonic()
         row = scene(system, folder / scene.__name__, clean)
         print(f"{time.monotonic() - start:6.1f} s  {_line(row)}", flush=True)
+        keep(row)
         yield row
+
+
+def keep(row: Row) -> None:
+    """In the table; the other rows stay."""
+    path = RESULTS / "slurm.md"
+    former = path.read_text().splitlines() if path.exists() else []
+    others = [line for line in former if line.startswith("| ") and not line.startswith((TITLES, f"| {row.what} |"))]
+    path.write_text(_markdown([*others, _line(row)]))
 
 
 def local(folder: Path) -> dict[str, Rows]:
@@ -280,13 +287,12 @@ def _line(row: Row) -> str:
     return f"| {row.what} | {row.seen} | {'; '.join(row.problems) or 'equal'} |"
 
 
-def _markdown(found: list[Row]) -> str:
+def _markdown(lines: list[str]) -> str:
     version = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=True).stdout.strip()
     head = f"{version}, three nodes that are slurmd of one machine: {machine()}.\n\n"
     each = f"{EVALUATIONS} trials of each of {', '.join(OPTIMIZERS)}"
     text = f"{each} by {WORKERS} workers, compared with those of local ones, bit for bit.\n\n"
-    table = "| a job of docs/cluster.sbatch | seen | trials |\n|---|---|---|\n"
-    return f"# Jobs under SLURM\n\n{head}{text}{table}" + "".join(f"{_line(row)}\n" for row in found)
+    return "\n".join([f"# Jobs under SLURM\n\n{head}{text}{TITLES}", "|---|---|---|", *lines, ""])
 
 
 if __name__ == "__main__":

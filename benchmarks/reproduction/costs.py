@@ -8,8 +8,17 @@ from collections.abc import Mapping, Sequence
 from reproduction.claims import OPTIMIZERS, PAPERS, Points
 from reproduction.markdown import markdown, shown
 from reproduction.published import TABLES
-from reproduction.quality import HOURS, STAGES
+from reproduction.quality import CD_END, CT_END, HOURS, STAGES
 from reproduction.table import Table
+
+MEASURED = (  # what it is called, the study file, and which of its points
+    ("CM of digits", "features", {"file": 0}),
+    ("DM of digits", "features", {"file": 1}),
+    ("CM of photographs", "features", {"file": 2}),
+    ("CD of digits, NFE 1", "cd", CD_END),
+    ("CT of digits, NFE 1", "ct", CT_END),
+    ("DM of digits, NFE 10", "dm", {"nfe": 0}),
+)
 
 
 def cost_lines(stages: Mapping[str, Sequence[Mapping[str, float]]], totals: Sequence[Sequence[str]]) -> list[str]:

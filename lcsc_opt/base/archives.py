@@ -1,6 +1,6 @@
-"""Members of zip files that others made, ``.npz`` among them: read where what they claim can be, and no further.
+"""Reading members of foreign zip files, such as ``.npz``, without trusting their headers.
 
-A few megabytes can be inflated to a thousand times as many. What a member claims is checked before anything is read.
+A few megabytes can inflate to a thousand times as many. So the sizes in a header are checked before anything is read.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def array_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[Shape
     """Shape and type of an array in an ``.npz``; nothing else of it is read.
 
     Raises:
-        MetricError: the member claims what it cannot be.
-        ValueError: it is no array, one of objects, or not as long as its shape.
+        MetricError: the member's header is impossible.
+        ValueError: it is no array, an array of objects, or its length does not fit its shape.
     """
     check_member(archive, info)
     with archive.open(info) as stream:

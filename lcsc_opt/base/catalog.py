@@ -85,7 +85,9 @@ _originals: dict[Path, Path] = {}
 
 
 def stands_for(copy: Path, original: Path) -> None:
-    """Load a copy under the name of its original on another machine, so that what it defines travels between both."""
+    """Load a copy under the name of its original on another machine, so that its classes can be pickled between
+    both.
+    """
     _originals[copy.resolve()] = original
 
 

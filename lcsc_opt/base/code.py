@@ -1,7 +1,7 @@
-"""The user's own code that a study calls: which modules it is made of, and whether they are what they were.
+"""The user's own code that a study calls: its modules, and whether they changed.
 
-A study goes on only where what it calls has not changed. Installed packages are left out, since their versions are
-known, and so is this library.
+A study continues only where this code is unchanged. Installed packages and this library are left out: their versions
+are known.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def note_called(module: str) -> None:
 
 
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
-    """Digests of modules of the user's own, and of all such modules that they import, wherever in their text.
+    """Digests of the user's own modules, and of all such modules that they import anywhere in their text.
 
     Comments and line breaks do not count.
 
@@ -70,7 +70,7 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
 
 @functools.cache
 def library_sha256() -> str:
-    """Of this library's own modules, whatever version they say they are."""
+    """One digest of all modules of this library, whatever its version says."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
@@ -78,7 +78,7 @@ def library_sha256() -> str:
 
 
 def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """What is different, in words; empty where nothing is."""
+    """The changed modules, in words; empty where there is none."""
     changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     kinds = {"changed": changed, "new": sorted(now.keys() - before.keys()), "gone": sorted(before.keys() - now.keys())}
     return "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names)

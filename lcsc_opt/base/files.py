@@ -1,10 +1,11 @@
-"""Files that readers see whole, and one process at a time that makes them."""
+"""Replacing files so that readers see them whole, and locks so that one process at a time makes them."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,10 +22,10 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file s
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a new name to write a file or a folder to; at the end it takes the place of ``path``.
+    """Gives a new name to write a file or a folder to. At the end that replaces ``path``.
 
-    Readers see the old one or the whole new one, also after a power cut. No two writers share the new name. When the
-    writing fails, ``path`` stays as it was, and what was written goes.
+    Readers see the old one or the whole new one, also after a power cut. No two writers share the new name. Where
+    writing fails, ``path`` stays as it was, and the new file is removed.
 
     Args:
         path: what is replaced; its folder is there.
@@ -58,6 +59,17 @@ def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscE
             file.writelines(content)
     except OSError as refused:
         raise error(f"{path}: cannot be written ({refused.strerror or refused})") from refused
+
+
+def why_refused(error: BaseException, folder: Path, needed: int) -> str:
+    """Why ``needed`` bytes could not be written to ``folder``, in the system's words; libraries say it in their own."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else None
+    number = int(told[1]) if told else number
+    free = shutil.disk_usage(folder).free
+    if number == errno.ENOSPC or (number is None and needed > free):
+        return f"{os.strerror(errno.ENOSPC)}: it takes {needed:,} bytes, and {free:,} are free"
+    return " ".join(str(error).split()) if number is None else os.strerror(number)
 
 
 def is_pending(name: str) -> bool:
@@ -96,8 +108,8 @@ def try_lock(path: Path) -> FileLock | None:
     """Lock the file ``path``, which is made; the lock goes with the process, and forked processes do not have it.
 
     Returns:
-        The lock, to be released; ``None`` where another process or another lock of this one holds it. Where the file
-        system has no locks, the lock is one that keeps nobody out.
+        The lock, to be released; ``None`` where another process, or another lock of this process, holds it. On a file
+        system without locks, it keeps nobody out.
 
     Raises:
         OSError: the file cannot be made.

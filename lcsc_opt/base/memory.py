@@ -7,9 +7,9 @@ import sys
 
 
 def free_memory() -> None:
-    """Give back what a failed attempt held, on the accelerator too, so that the next one can have it.
+    """Free the memory of a failed attempt, also on the accelerator, for the next one.
 
-    Call it where the exception is gone, and with it the frames that held the attempt's tensors.
+    Call it when the exception is gone: its frames hold the attempt's tensors.
     """
     gc.collect()
     torch = sys.modules.get("torch")

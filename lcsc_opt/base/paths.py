@@ -1,4 +1,4 @@
-"""Where files that a study names are looked for, and where what can be made again is kept."""
+"""Where the files that a study names are found, and the folder for what can be computed again."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class KnownCheckpoints:
     Attributes:
         sha256: of the packed trajectory.
         steps: ``[K]`` of training.
-        moved: whether the study file names another place now, where they have to be.
-        selected: whether they were chosen among more.
-        packed: where they lie packed on this machine, where that is known.
+        moved: whether the study file now names another path; then they must be there.
+        selected: whether they were selected from more checkpoints.
+        packed: the packed trajectory on this machine; ``None`` where not known.
     """
 
     sha256: str
@@ -55,7 +55,7 @@ def study_checkpoints(known: KnownCheckpoints | None) -> Iterator[None]:
 
 
 def known_checkpoints() -> KnownCheckpoints | None:
-    """Those of the study whose objective is being loaded; ``None`` where it is new."""
+    """The checkpoints of the study whose objective is being loaded; ``None`` for a new study."""
     return _known_checkpoints.get()
 
 
@@ -70,9 +70,10 @@ def study_directory(directory: Path | None) -> Iterator[None]:
 
 
 def given_path(path: str) -> Path:
-    """A path or glob of a study file: relative ones are taken from beside the study file, else from where we are.
+    """A path or glob of a study file. Relative ones are looked for beside the study file, then in the working
+    directory.
 
-    Nothing has to be there: what is there beside the study file comes first, and whoever opens the path complains.
+    The path need not exist; opening it gives the error.
     """
     given = Path(path).expanduser()
     directory = _study_directory.get()

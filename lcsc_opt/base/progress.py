@@ -59,8 +59,8 @@ def _rate(speed: float) -> str:
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     """Show how far a loop of ``total`` steps is; ``done`` of them were done by an earlier process.
 
-    On a terminal this is a bar; elsewhere (CI, SLURM) one line about every ten seconds. While one is shown, others that
-    begin, of its parts and of other threads, are not.
+    On a terminal this is a bar, elsewhere (CI, SLURM) one line about every ten seconds. While one is shown, loops that
+    begin inside it or in other threads show nothing.
     """
     if not _showing.acquire(blocking=False):
         yield _show_nothing
@@ -117,7 +117,7 @@ def notice(message: str, *, every_time: bool = False) -> None:
 
     Args:
         message: the line.
-        every_time: also where :func:`said_once` has said it before.
+        every_time: print it also inside :func:`said_once`.
     """
     if _listener is not None:
         _listener(message)
@@ -134,7 +134,7 @@ _listener: Callable[[str], None] | None = None
 
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
-    """While this is open, a notice is not said again: a command may load an objective for several studies."""
+    """While this is open, the same notice is printed once: a command may load an objective for several studies."""
     global _said
     before, _said = _said, set() if _said is None else _said
     try:
@@ -144,7 +144,7 @@ def said_once() -> Iterator[None]:
 
 
 def hand_notices_to(listener: Callable[[str], None]) -> None:
-    """Let somebody else say the lines of this process from now on: the one that has started it."""
+    """From now on, hand this process's notices to a function, for the process that started it."""
     global _listener
     _listener = listener
 
@@ -156,21 +156,22 @@ class _Lines:
         self._description, self._total = description, total
         self._first, self._done = done, done
         self._start = self._last = time.monotonic()
-        self._note = ""
+        self._note = self._said = ""
 
     def __call__(self, steps: int = 1, *, note: str | None = None) -> None:
-        if steps == 0 and note in (None, self._note):
-            return  # there is nothing new
         self._done += steps
         self._note = self._note if note is None else note
+        if steps == 0 and self._note == self._said:
+            return  # there is nothing new
         now = time.monotonic()
         if now - self._last >= LINE_SECONDS or self._done == self._total:
-            self._last = now
+            self._last, self._said = now, self._note
             self._write(now - self._start)
 
     def _write(self, seconds: float) -> None:
-        speed = (self._done - self._first) / max(seconds, 1e-9)
-        left = (self._total - self._done) / max(speed, 1e-9)
-        line = f"{self._description}: {self._done}/{self._total}, {_rate(speed)}, {left:.0f} s left"
+        line = f"{self._description}: {self._done}/{self._total}"
+        if self._done > self._first:
+            speed = (self._done - self._first) / max(seconds, 1e-9)
+            line += f", {_rate(speed)}, {(self._total - self._done) / speed:.0f} s left"
         sys.stderr.write(f"{line}, {self._note}\n" if self._note else f"{line}\n")
         sys.stderr.flush()

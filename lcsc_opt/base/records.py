@@ -1,4 +1,4 @@
-"""The plain records that travel between the optimizer, the objective and the database."""
+"""The plain records that the optimizer, the objective and the database exchange."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Candidate:
         coefficients: ``[K]`` float64, sum to one.
         images: how many images to sample; ``None`` leaves it to the objective's settings.
         noise: which group of noise to sample from.
-        keep_weight: of the metric that is kept, in a gradient; ``None`` takes the penalty that the loss has.
+        keep_weight: the weight of the kept metric in a gradient; ``None`` uses the penalty of the loss.
     """
 
     coefficients: Coefficients
@@ -60,12 +60,12 @@ class Cost:
     metric_seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        """What one took after the other."""
+        """The cost of both, one after the other."""
         return Cost(**{name: value + getattr(other, name) for name, value in self.as_dict().items()})
 
     @classmethod
     def of_parts(cls, parts: Sequence[Cost]) -> Cost:
-        """What parts took that ran at the same time: all their images, and the seconds of the slowest."""
+        """The cost of parts that ran at the same time: all their images, and the seconds of the slowest."""
         summed = ("images", "model_calls")
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: (sum if name in summed else max)(getattr(part, name) for part in parts) for name in names})
@@ -89,8 +89,8 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
-        gradient: ``[K]`` float64, of the loss in the coefficients, where it was asked for.
-        excess: by how many standard errors the metric that is kept is above its value at EMA*, where one is.
+        gradient: ``[K]`` float64, of the loss in the coefficients; ``None`` where not wanted.
+        excess: how many standard errors the kept metric is above its value at EMA*; ``None`` without a kept metric.
     """
 
     loss: float

@@ -1,4 +1,4 @@
-"""What a search ran on: versions, BLAS and threads, which decide whether a sequence of candidates comes again."""
+"""The environment of a search: versions, BLAS and threads. They decide whether a sequence of candidates repeats."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _version(package: str) -> str | None:
 
 
 def decisive(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an environment that decides results; Python's version and the number of cores do not."""
+    """The part of an environment that decides results: not Python's version, and not the number of cores."""
     return {key: described.get(key) for key in ("packages", "blas", "machine")}
 
 

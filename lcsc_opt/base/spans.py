@@ -1,7 +1,6 @@
-"""Named stretches of the work: merge, sample, ask, … Whoever measures listens; where nobody does, they cost nothing.
+"""Named spans of work (merge, sample, ask, …) for measuring. Where nothing listens, they cost nothing.
 
-The code that does the work says where a part of it begins and ends, and only
-:mod:`lcsc_opt.diagnostics.profiling` listens.
+The code that does the work marks its spans; only :mod:`lcsc_opt.diagnostics.profiling` listens.
 """
 
 from __future__ import annotations

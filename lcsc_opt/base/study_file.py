@@ -104,7 +104,7 @@ class BudgetSpec(FrozenModel):
 
 
 class HeldOutSpec(FrozenModel):
-    """After the search the ``top`` trials are scored on other noise, and the best is reported on yet other noise."""
+    """After the search, the ``top`` trials are scored on selection noise, and the best of them on held-out noise."""
 
     images: Annotated[int, pydantic.Field(ge=2)] = 10_000
     top: Annotated[int, pydantic.Field(ge=1)] = 5
@@ -113,8 +113,8 @@ class HeldOutSpec(FrozenModel):
 class FailureSpec(FrozenModel):
     """What happens to evaluations that fail.
 
-    A candidate is tried ``retries`` times more, unless the library itself refused it; then its trial fails. The study
-    stops when, of ten trials or more, a share above ``stop_share`` failed.
+    A candidate is tried up to ``retries`` times more, then its trial fails; errors of this library are not tried again.
+    The study stops when more than the share ``stop_share`` of at least ten trials failed.
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
@@ -122,13 +122,13 @@ class FailureSpec(FrozenModel):
 
 
 class RayWorkers(FrozenModel):
-    """Workers that a Ray cluster runs, which takes nothing but their number to be the same study elsewhere.
+    """Workers on a Ray cluster. Only their number belongs to the study; the rest may change when it continues.
 
     Attributes:
-        ray: how many.
-        gpus: of each; ``None`` is one where the cluster has GPUs and the objective may use them. A part of one, as 0.5,
-            puts several workers on one GPU.
-        cpus: of each, which are its threads, too.
+        ray: how many workers.
+        gpus: of each worker; ``None`` is one where the cluster has GPUs and the objective may use them. With 0.5, two
+            workers share a GPU.
+        cpus: of each worker; also its number of threads.
         address: of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
     """
 
@@ -313,12 +313,21 @@ def _content(path: Path, overrides: Sequence[str]) -> Any:
     try:
         content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # a ValueError: dates and numbers that cannot be
-        raise StudySpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise StudySpecError(f"{path}: not valid YAML: {_wrong_yaml(error)}") from error
     except RecursionError as error:
         raise StudySpecError(f"{path}: not valid YAML: nested too deeply") from error
     for override in overrides:
         content = _overridden(content, override)
     return content
+
+
+def _wrong_yaml(error: Exception) -> str:
+    """What is wrong, and where; without the lines themselves, which the reader has."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        context = "" if error.context is None else f"{error.context}: "
+        where = error.problem_mark
+        return f"{context}{error.problem} in line {where.line + 1}, column {where.column + 1}"
+    return " ".join(str(error).split())
 
 
 def _overridden(content: Any, override: str) -> Any:

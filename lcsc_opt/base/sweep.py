@@ -82,7 +82,7 @@ def _checked(varied: Any, source: str) -> dict[str, list[Any]]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Key → its last part, or as many of its last parts as tell it from the others."""
+    """Key → its last part, or more of its last parts where two keys end alike."""
     short = {}
     for key in keys:
         parts = key.split(".")

@@ -12,8 +12,8 @@ microseconds: between two operations of a small network nobody falls asleep, whi
 def let_waiting_threads_sleep() -> None:
     """To be called before torch is imported; does nothing where the user has said how threads wait.
 
-    Beside other work a thread that spins waits for one that has no core: a search or a training then gets a small part
-    of what it gets alone, and with threads that fall asleep about its half (``benchmarks/fair_share.py``).
+    Beside other work, a spinning thread may wait for one that has no core. A search or a training then runs at a small
+    part of its speed alone; with threads that sleep it runs at about half (``benchmarks/fair_share.py``).
     """
     if not any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY")):
         os.environ.update(WAITING)

@@ -79,7 +79,7 @@ app.add_typer(trajectory.app, name="trajectory")
 
 INTERRUPTED, TERMINATED, TRY_AGAIN = 130, 143, 75
 FULL = (errno.ENOSPC, errno.EDQUOT)
-PASSING = ("database or disk is full", "database is locked", "is locked by")
+PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is locked", "is locked by")
 
 # typer brings its own click in some versions: the base of its errors is taken from where it is
 USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

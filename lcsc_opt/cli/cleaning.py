@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, size, table
-from lcsc_opt.database.connection import masked, open_storage, shrink, storage_url
+from lcsc_opt.database.connection import masked, open_existing, open_storage, shrink, storage_url
 
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached
@@ -37,7 +37,7 @@ def delete(
     from lcsc_opt.diagnostics.cleaning.studies import deletable
 
     url = storage_url(storage)
-    opened = open_storage(url, write=True)
+    opened = open_existing(url)
     chosen = [deletable(opened, name) for name in dict.fromkeys(studies)]
     for one in chosen:
         files = f" and {len(one.files)} files" if one.files else ""
@@ -85,6 +85,8 @@ def _clear(entries: Sequence[Cached], *, yes: bool) -> None:
     elif confirmed(f"Remove {len(entries)} of these, {_total(entries)}?", yes=yes):
         removed = [entry for entry in entries if entry.remove()]
         say(f"removed: {len(removed)}, {_total(removed)} freed")
+        if kept := [entry.path for entry in entries if entry not in removed]:
+            say(f"not removed: {len(kept)}, such as {kept[0]}; somebody makes it now, or you may not write its folder")
 
 
 def _total(entries: Sequence[Cached]) -> str:
@@ -92,6 +94,9 @@ def _total(entries: Sequence[Cached]) -> str:
 
 
 def _print(entries: Sequence[Cached], folder: Path) -> None:
+    if not entries:
+        say(f"{folder}: nothing to list")
+        return
     shown = table("", "kind", "size", "last used", "studies", title=f"{folder}: {_total(entries)}")
     for column in (shown.columns[1], shown.columns[4]):
         column.justify = "left"

@@ -10,7 +10,7 @@ import typer
 from lcsc_opt.cli.options import AcceptEnvironment, Output, Storage, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
-from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.connection import open_existing, storage_url
 from lcsc_opt.database.store import StoredStudy
 
 
@@ -55,7 +55,7 @@ def landscape(
     """Evaluate the plane through three models, as a study that can be interrupted; run again, it continues."""
     from lcsc_opt.search.landscape import LandscapeOptions, run_landscape
 
-    opened = open_storage(storage_url(storage), write=True)
+    opened = open_existing(storage_url(storage))
     options = LandscapeOptions(None if corners is None else parse_corners(corners), grid, margin, images)
     name, outcome = run_landscape(
         opened,

@@ -10,7 +10,7 @@ import typer
 
 from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.connection import open_existing, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
 WIDTH = 120  # of a table that reads well
@@ -201,7 +201,7 @@ def evaluate(
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
 
-    opened = open_storage(storage_url(storage), write=True)
+    opened = open_existing(storage_url(storage))
     stored = StoredStudy.open(opened, study)
     plan = stored_plan(stored)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}

@@ -14,7 +14,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import is_there, masked, open_storage, storage_url
+from lcsc_opt.database.connection import is_there, masked, open_existing, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy, other_studies
 
 Ray = Annotated[
@@ -149,7 +149,7 @@ def resume(
     from lcsc_opt.search.plan import raise_budget, stored_plan
 
     url = storage_url(storage)
-    opened = open_storage(url, write=True)
+    opened = open_existing(url)
     plan = stored_plan(StoredStudy.open(opened, study))
     if budget is not None:
         plan = raise_budget(plan, budget)
@@ -180,7 +180,7 @@ def fork(
     from lcsc_opt.search import forking
     from lcsc_opt.search.experiment import Experiment
 
-    opened = open_storage(storage_url(storage), write=True)
+    opened = open_existing(storage_url(storage))
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
     how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
     how |= {"accept_environment": accept_environment, "accept_code": accept_code}

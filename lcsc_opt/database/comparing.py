@@ -13,7 +13,9 @@ FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # of the judges in tables: fide
 
 
 def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
-    """EMA*: of the finished EMA grids the one with the lowest held-out loss, else with the lowest searched one."""
+    """EMA*: the finished EMA grid with the lowest held-out loss, or with the lowest searched loss where none is held
+    out.
+    """
 
     def rank(study: StudyHistory) -> tuple[float, float]:
         held_out = study.held_out_loss
@@ -24,7 +26,9 @@ def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
 
 
 def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation, ``None`` of a single value, of what is known; ``None`` of nothing."""
+    """Mean and sample standard deviation of the known values. ``None`` for the mean of none, and for the deviation of
+    one.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -32,11 +36,11 @@ def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None
 
 
 def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
-    """EMA*'s loss on the noise that ``held_out`` is of; ``None`` where it was not measured on that.
+    """EMA*'s loss on the noise of ``held_out``; ``None`` where it was not measured there.
 
     Args:
         held_out: of a study.
-        ema: of the EMA grid, whose own report may be of fewer images.
+        ema: of the EMA grid; its own report may have fewer images.
     """
     if held_out is None:
         return None
@@ -46,9 +50,9 @@ def ema_beside(held_out: HeldOut | None, ema: HeldOut | None) -> float | None:
 
 
 def relative(value: float | None, reference: float | None) -> float | None:
-    """How far ``value`` is above ``reference``, as a share of it: -0.6 is 60 % below.
+    """``value / reference - 1``: -0.6 is 60 % below the reference.
 
-    ``None`` where one is not known, or the two have different signs: a share then means nothing.
+    ``None`` where one is not known, or where the signs differ: then a share means nothing.
     """
     if value is None or not reference or value * reference < 0:
         return None
@@ -91,7 +95,7 @@ def floors_of(studies: Sequence[StudyHistory]) -> dict[str, float]:
 
 
 def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int, ...]]]:
-    """The different numbers of images and groups of noise that held-out losses are of; they compare when it is one."""
+    """The images and groups of noise of held-out losses, each pair once. The losses compare where there is one pair."""
     known = [study.held_out for study in studies if study.held_out is not None]
     return {held_out.sample for held_out in known if held_out.loss is not None}
 

@@ -1,8 +1,8 @@
 """Opening a study database: SQLite, PostgreSQL, or whatever else SQLAlchemy and Optuna can use.
 
-A connection that is lost is tried again for about a minute. A lock of another process is waited for, and after some
-seconds it is said who holds it. Everything else that a database raises becomes one line that says what to do, with the
-password hidden.
+After a lost connection, work is tried again for about a minute. Locks of other processes are waited for; after some
+seconds a line says who holds them. All other errors of a database become one line that says what to do, without the
+password.
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ NETWORK_FILE_SYSTEMS = (
     *("lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"),
 )
 
+READ_ONLY = "attempt to write a readonly database"
 T = TypeVar("T")
 
 
 def storage_url(option: str | None, study_file: str | None = None) -> str:
-    """The database to work on: ``option``, else that of ``LCSC_STORAGE``, ``OPTUNA_STORAGE`` or the study file."""
+    """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's."""
     for name in ("LCSC_STORAGE", "OPTUNA_STORAGE"):
         option = option or os.environ.get(name)
     return option or study_file or DEFAULT_STORAGE
 
 
 def is_there(url: str) -> bool:
-    """Whether there is a database to open; a server is taken to be there."""
+    """Whether the database's file exists; a server is assumed to be there."""
     file = sqlite_file(_parse_url(url))
     return file is None or file.exists()
 
@@ -92,7 +93,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
 def looked_into(url: str) -> Iterator[RDBStorage]:
     """A study database to read, and an empty one in the place of one that is yet to be made.
 
-    So what is refused before a search begins leaves no database behind.
+    So a study that is refused before its search begins leaves no database behind.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened, or made.
@@ -110,8 +111,17 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
             opened.engine.dispose()
 
 
+def open_existing(url: str) -> RDBStorage:
+    """Open a study database to change what it holds; one that is not there is not made.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    return open_storage(url, write=is_there(url))  # who reads is told that there is none
+
+
 def open_even_empty(url: str) -> RDBStorage:
-    """Open a study database to read it; an SQLite file that is not there yet is made, without studies in it.
+    """Open a study database to read it; a missing SQLite file is created, without studies.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
@@ -123,7 +133,7 @@ def open_even_empty(url: str) -> RDBStorage:
 
 
 def shrink(url: str) -> bool:
-    """Give the room of deleted rows back to the disk, where SQLite is to do that; whether it could be done now."""
+    """Give the space of deleted rows in an SQLite file back to the disk. Returns whether that was possible now."""
     file = sqlite_file(_parse_url(url))
     if file is None:
         return True
@@ -208,7 +218,9 @@ def _limit_waiting(engine: sa.Engine) -> None:
 
 
 def _parse_url(url: str) -> sa.URL:
-    """The URL with a driver that is installed; nothing of a URL that cannot be read gets into a message."""
+    """The URL with an installed driver. A URL that cannot be parsed is not quoted in the message: it may hold a
+    password.
+    """
     if _has_raw_at(url):
         raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
     try:
@@ -343,10 +355,10 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
-    """Do ``work``, and do it again when the connection was lost or a lock was not had in time.
+    """Call ``work``, and call it again after a lost connection or a lock that was not free in time.
 
-    The connection may be lost after the commit and before it was acknowledged: ``work`` must find out by itself
-    whether an earlier attempt was committed.
+    A connection may be lost after a commit, but before its acknowledgement: ``work`` itself must find out whether an
+        earlier attempt was committed.
 
     Raises:
         StudyStoreError: one line that says what to do.
@@ -359,8 +371,10 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
             problem = f"{masked(storage.url)}: {_first_line(error, storage.url)}"
             pause = next(pauses, None)
             if pause is None or time.monotonic() + pause > start + PATIENCE_SECONDS or not is_transient(error):
-                safe = "what was committed is safe, run the same command to continue"
-                raise StudyStoreError(f"{problem}; {safe}") from error
+                advice = "what was committed is safe, run the same command to continue"
+                if READ_ONLY in problem:
+                    advice = "SQLite writes beside it, too: let this user write its folder, or give another --storage"
+                raise StudyStoreError(f"{problem}; {advice}") from error
             notice(f"{problem}; trying again in {pause:g} s", every_time=True)
         time.sleep(pause)
 

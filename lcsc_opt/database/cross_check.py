@@ -1,4 +1,4 @@
-"""Whether what a search gained shows in features that it did not look at, too: plain data for reports."""
+"""Cross-checks: whether a search's gain also shows in features that it did not see; plain data for reports."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # what keep: precision holds
 
 @dataclasses.dataclass(frozen=True)
 class CrossCheck:
-    """A study's answer in features that its loss does not look at, on held-out noise.
+    """A study's answer on held-out noise, in features that its loss does not see.
 
     Attributes:
         metric: its name; lower is better.
         value: mean over the groups of noise.
-        against: what the gains are over, on the same noise; ``None`` where there is no baseline.
-        gain: how far the loss is below that baseline's, as a share of it: 0.6 is 60 % below, -0.1 is 10 % above.
-            ``None`` where a share means nothing, since one of the two is not positive.
+        against: the name of the baseline, measured on the same noise; ``None`` where there is none.
+        gain: of the loss: 0.6 is 60 % below the baseline's, -0.1 is 10 % above. ``None`` where one of the two is not
+            positive: then a share means nothing.
         cross_check_gain: the same of ``metric``.
         gain_spread: the sample standard deviation of ``gain`` over the groups of noise, each beside the baseline on the
             same noise; ``None`` where there is one group.
@@ -60,7 +60,7 @@ class CrossCheck:
 
 
 def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) -> CrossCheck | None:
-    """What a held-out report says of the cross-check, beside one of its ``baselines``.
+    """The cross-check of a held-out report, beside one of its ``baselines``.
 
     ``None`` where the metric was not measured.
     """
@@ -77,7 +77,7 @@ def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) 
 def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None, judges: Sequence[Judge] = ()) -> str | None:
     """One line where the loss is below the baseline's, and the cross-check is not or a judge is worse; else ``None``.
 
-    Where several groups of noise were measured, a gain of the cross-check within its spread over them is none.
+    With several groups of noise, a gain of the cross-check that is within its spread does not count.
     """
     doubts = doubted(report, cross_check, judges)
     if not doubts:

@@ -1,4 +1,4 @@
-"""What the database knows of a study, without coefficients, as plain arrays."""
+"""The history of a study as plain arrays, without coefficients."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ zero where no number was named; what it cost is zero where it is not known.
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """What a study's answer came to on noise that the search never saw.
+    """A study's answer on noise that the search never saw.
 
     Attributes:
         trial: the number of the chosen trial.
         loss: mean over the groups of noise.
-        images: of each group; ``None`` where it was not stored.
+        images: images of each group; ``None`` where that is not stored.
         groups: the loss on each group of noise.
         baselines: name → loss on the same noise.
-        seeds: of the groups of noise.
-        cross_check: the answer in features that the loss does not look at, where it was measured.
-        judges: every metric that the loss is not made of, beside the baseline's value.
+        seeds: the seeds of the groups of noise.
+        cross_check: the answer in features that the loss does not see; ``None`` where not measured.
+        judges: the metrics that the loss is not made of, each beside the baseline's value.
         warning: one line where the loss is below its baseline, and the cross-check is not, or not for certain, or a
             judge got worse.
         doubted: the metrics that the warning is about.
-        metrics: of the answer, each the mean over the groups of noise.
+        metrics: the answer's metrics, each the mean over the groups of noise.
     """
 
     trial: int | None
@@ -112,8 +112,8 @@ class StudyHistory:
         optimizer: its name.
         seed: of the study.
         trials: ``[n]`` of :data:`TRIAL`, by number.
-        reasons: number → why each of its attempts failed; of trials that failed, or succeeded when tried again.
-        tracebacks: reason → Python's text of the last exception with it.
+        reasons: number → the reasons of its failed attempts, also for trials that succeeded later.
+        tracebacks: reason → the traceback of the last exception with that reason.
         steps: ``[K]`` training steps of the checkpoints.
         budget: ``{"evaluations": n}`` or ``{"images": n}``.
         workers: how many evaluate at once.
@@ -122,8 +122,8 @@ class StudyHistory:
         forked_from: the study whose trials it took over.
         held_out: the answer on held-out noise.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
-        holder: who runs it, or ran it and did not end properly.
-        nodes: what its workers did when they were last looked at; ``None`` where it had none.
+        holder: the process that runs it, or that ran it and did not end properly.
+        nodes: what its workers were last seen doing; ``None`` without workers.
         revision: grows with every change of anything above but ``holder`` and ``nodes``.
         read_at: when it was read, in seconds since 1970.
     """
@@ -166,12 +166,12 @@ class StudyHistory:
 
     @property
     def held_out_images(self) -> int | None:
-        """How many images its held-out loss is of; ``None`` where there is no such loss, or no images."""
+        """The number of images of its held-out loss; ``None`` where there is no such loss, or no images."""
         return None if self.held_out is None or self.held_out.loss is None else self.held_out.images or None
 
     @property
     def cross_check(self) -> CrossCheck | None:
-        """The answer in features that the loss does not look at, where it was measured."""
+        """The answer in features that the loss does not see; ``None`` where not measured."""
         return None if self.held_out is None else self.held_out.cross_check
 
     @property
@@ -217,14 +217,14 @@ class StudyHistory:
 
     @property
     def best(self) -> int | None:
-        """The number of the trial with the lowest loss of those that compare, the earlier one of equals."""
+        """The number of the trial with the lowest loss that compares; of equal ones the earlier."""
         known = compared_only(self.trials)
         known = known[~np.isnan(known["loss"])]
         return int(known["number"][known["loss"].argmin()]) if len(known) else None
 
     @property
     def searched(self) -> float | None:
-        """The lowest loss of the search, of those that compare."""
+        """The lowest loss of the search that compares."""
         best = self.best
         return None if best is None else float(self.trials["loss"][self.trials["number"] == best][0])
 
@@ -256,9 +256,9 @@ def compared_only(trials: Trials) -> Trials:
 
 
 def images_taken(trials: Trials) -> Floats:
-    """``[n]`` images that each trial took of a budget: what it sampled; a failed one, what it was asked for.
+    """``[n]`` images that each trial took of a budget: those it sampled; for a failed trial, those it was asked for.
 
-    Where no number was named, that is as many as plain evaluations have, told from those that were complete.
+    Where a trial names no number, it is that of plain evaluations, found from complete ones.
 
     Args:
         trials: at least all finished ones of a study.
@@ -279,7 +279,7 @@ Rows = list[tuple[Any, ...]]
 
 
 def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
-    """The study with what its user attributes say now; those that never change may be missing once they are known."""
+    """The study updated with its user attributes; known ones that never change may be missing."""
     changes: dict[str, Any] = {}
     if "steps" in attributes:
         changes["steps"] = tuple(attributes["steps"])
@@ -299,12 +299,12 @@ def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Study
 
 
 def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> StudyHistory:
-    """The study with trials that are new, or that were read again.
+    """The study updated with trials that are new or were read again.
 
     Args:
         study: as it was known.
         rows: of trials.
-        extras: trial → attributes that only some have, by name.
+        extras: trial → name → value, for attributes that only some trials have.
     """
     if not rows:
         return study

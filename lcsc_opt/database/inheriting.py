@@ -1,4 +1,4 @@
-"""A study that takes over the finished trials of another one."""
+"""Copies of studies: a new study that takes over the finished trials of another one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def copy_study(source: StoredStudy, name: str, attributes: Mapping[str, Any]) ->
 
 
 def _holds(study: StoredStudy, attributes: Mapping[str, Any], trials: int) -> bool:
-    """Whether the study has these attributes, among others, and so many trials."""
+    """Whether the study has at least these attributes, and exactly this number of trials."""
     stored = study.attributes
     same = {key: stored.get(key) for key in attributes} == json.loads(json.dumps(dict(attributes)))
     return same and len(study.trials()) == trials

@@ -1,4 +1,4 @@
-"""What judges say of a search's answer beside EMA*: plain data for reports.
+"""Judges: metrics of a search's answer beside those of EMA*; plain data for reports.
 
 A judge is a metric of held-out reports that the loss is not made of. A loss can fall while single images get worse.
 """
@@ -21,15 +21,15 @@ class Judge:
         metric: its name.
         sign: 1 where lower is better, -1 where higher is.
         value: mean over the groups of noise.
-        spread: the sample standard deviation of that over the groups; ``None`` where there is one group.
-        against: the baseline, on the same noise; ``None`` where there is none.
-        baseline: its value.
-        baseline_spread: the same of it.
+        spread: the sample standard deviation over the groups; ``None`` where there is one group.
+        against: the name of the baseline, measured on the same noise; ``None`` where there is none.
+        baseline: the baseline's value.
+        baseline_spread: its sample standard deviation over the groups.
         gain: how much better the answer is than the baseline, in the metric's unit; negative where it is worse.
-        gain_spread: over groups of noise, each beside the baseline on the same noise.
-        lost: whether the answer is worse by more than ``gain_spread``, or than 2 % of the baseline's value where that
-            is not known; never where it is as good as real images.
-        floor: the value of real images that the loss does not see, where some are held out.
+        gain_spread: the sample standard deviation of the gain over the groups of noise.
+        lost: whether the answer is worse by more than ``gain_spread``. Where that is not known, by more than 2 % of the
+            baseline's value. Never where it is as good as real images.
+        floor: the value of held-out real images; ``None`` where none are held out.
     """
 
     metric: str
@@ -52,14 +52,14 @@ class Judge:
 
     @property
     def text(self) -> str:
-        """How it moved: ``precision 0.615 → 0.557``."""
+        """The change from the baseline: ``precision 0.615 → 0.557``."""
         return f"{self.metric} {self.baseline:.4g} → {self.value:.4g}"
 
 
 def judges_of(
     report: Mapping[str, Any], signs: Mapping[str, int], against: str | None, floors: Mapping[str, float]
 ) -> tuple[Judge, ...]:
-    """What a held-out report says of its judges.
+    """The judges of a held-out report.
 
     Args:
         report: with ``metrics``, ``groups``, ``baselines``.
@@ -104,7 +104,7 @@ class Gain:
 
     @classmethod
     def of(cls, report: Mapping[str, Any], baseline: Mapping[str, Any], metric: str | None, sign: int = 1) -> Gain:
-        """Of a metric, or of the loss; the spread is of differences on the same noise."""
+        """The gain in a metric or in the loss. The spread is that of differences on the same noise."""
         theirs = {group["seed"]: group for group in baseline.get("groups") or ()}
         pairs = [(group, theirs[group["seed"]]) for group in report.get("groups") or () if group["seed"] in theirs]
         differences = [sign * (_number(beside, metric) - _number(group, metric)) for group, beside in pairs]
@@ -125,7 +125,7 @@ class Gain:
 
     @property
     def share(self) -> float | None:
-        """Of the baseline's number; ``None`` where one of the two is not positive, and a share means nothing."""
+        """The gain as a share of the baseline's number; ``None`` where one of the two is not positive."""
         return self.mean / self.baseline if self.baseline > 0 and self.mean < self.baseline else None
 
     @property

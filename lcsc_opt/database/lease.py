@@ -1,8 +1,8 @@
 """One coordinator per study: a lease in the study database, with a fencing token and a heartbeat.
 
 Whoever runs a study holds its lease: a row of the table ``lcsc_leases`` in the same database. Taking it raises the
-token by one. Every transaction of the holder checks, just before it commits, that the token is still its own; so a
-coordinator that was paused, and whose study was taken over meanwhile, cannot write another row.
+token by one. Every transaction of the holder checks, just before it commits, that the token is still its own. So a
+coordinator that was paused while another one took its study over cannot write another row.
 
 A lease is given up at the end. One that was not given up can be taken when its holder is dead: its process is gone
 (on the same machine), or its heartbeat is older than ``LEASE_SECONDS``.
@@ -56,7 +56,7 @@ class _Row(_Base):
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process, told apart from a later one with the same number by when it was started."""
+    """A process. Its start time tells it from a later one with the same number."""
 
     host: str
     machine: str
@@ -146,7 +146,7 @@ class Lease:
             )
 
     def beat(self) -> bool:
-        """Say that the holder is alive. Whether the lease is still ours."""
+        """Say that the holder is alive. Returns whether the lease is still ours."""
         alive = sa.update(_Row).where(_Row.study_id == self._study_id, _Row.token == self.token)
         with orm.Session(self._engine) as session, session.begin():
             return self._changed(session.execute(alive.values(heartbeat_at=time.time())))
@@ -180,7 +180,7 @@ def hold(
         study_id: the database's key of it.
         take_over: take it even from a holder that seems to be alive.
         process: who takes it; by default this process.
-        since: when; by default now. An attempt that was committed without its acknowledgement is recognised by it.
+        since: when, by default now. It identifies an earlier attempt whose commit was not acknowledged.
 
     Raises:
         StudyHeldError: at once, saying who holds it, on which host, and since when.
@@ -198,7 +198,7 @@ def hold(
 
 
 def _forget_locals(error: BaseException | None) -> None:
-    """Of the calls that an exception has left, and of those that it came after."""
+    """Forget the local variables in the tracebacks of an exception and of its causes."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
@@ -245,7 +245,7 @@ def _place(engine: sa.Engine) -> str:
 
 
 def _is_of(row: _Row, engine: sa.Engine) -> bool:
-    """Whether a lease was taken in this file, which may have been moved since, and not in one that it is a copy of."""
+    """Whether a lease was taken in this file, also before it was moved, and not in a file that it was copied from."""
     taken, here = (place.partition(" ") for place in (row.place, _place(engine)))
     return taken[0] == here[0] or taken[2] == here[2]
 

@@ -35,7 +35,7 @@ _patient: weakref.WeakSet[RDBStorage] = weakref.WeakSet()
 
 @contextlib.contextmanager
 def patient(storage: RDBStorage) -> Iterator[None]:
-    """While this is open, a lock of another process is waited for as long as it lasts: a search is under way."""
+    """While this is open, wait for locks of other processes as long as they last: a search is running."""
     _patient.add(storage)
     try:
         yield
@@ -48,7 +48,7 @@ _writing: collections.defaultdict[str, threading.Lock] = collections.defaultdict
 
 @contextlib.contextmanager
 def in_turn(storage: RDBStorage) -> Iterator[None]:
-    """Let the threads that write one SQLite file follow each other; SQLite would let them sleep, and look again."""
+    """Let threads that write one SQLite file take turns. SQLite itself would poll."""
     if sqlite_file(storage.engine.url) is None:
         yield
         return
@@ -57,10 +57,10 @@ def in_turn(storage: RDBStorage) -> Iterator[None]:
 
 
 def when_unlocked(url: str, work: Callable[[], T], *, for_ever: Callable[[], bool] = lambda: False) -> T:
-    """Do ``work`` when nobody else holds the lock of an SQLite file; who does is said once.
+    """Call ``work`` when nobody else holds the lock of an SQLite file; say once who holds it.
 
     Raises:
-        StudyStoreError: somebody has held it for a minute, and it is not waited for ``for_ever``.
+        StudyStoreError: somebody has held it for a minute, and ``for_ever`` is not set.
     """
     start, said = time.monotonic(), False
     while True:

@@ -1,8 +1,8 @@
-"""Reads studies again and again, each time only what is new: for pages that refresh while a search runs.
+"""Reads studies repeatedly, each time only what is new, for pages that refresh while a search runs.
 
 A refresh is a handful of SELECTs over all studies at once, through Optuna's own tables: new trials, trials that had not
-ended last time, attributes of studies that can change, and leases. Coefficients, which are nearly all of a database,
-are read only for the trials that are asked for. Nothing is ever written.
+ended last time, attributes of studies that can change, and leases. Coefficients, most of a database, are read only for
+requested trials. Nothing is ever written.
 
 The state of a trial is read before, or together with, what its end committed, so no snapshot is needed.
 """
@@ -77,7 +77,7 @@ class HistoryReader:
         return list(dict.fromkeys(split_name(name)[0] for name in self.searches()))
 
     def read(self, experiment: str) -> tuple[StudyHistory, ...]:
-        """The searches of an experiment as they are now, in the order in which they were created, without landscapes.
+        """The searches of an experiment as they are now, in order of creation, without landscapes.
 
         Raises:
             StudyStoreError: there is none, naming the experiments that there are.
@@ -119,7 +119,7 @@ class HistoryReader:
         return None if study.chosen is None else self.coefficients(study, [study.chosen])[0]
 
     def coefficients(self, study: StudyHistory, numbers: Sequence[int]) -> Floats:
-        """``[m, K]``, a row for each number; NaN where a trial has none stored."""
+        """``[m, K]``, a row for each number; NaN where a trial stores none."""
         ids = trial_ids(study, numbers)
         found = {key: json.loads(text) for key, _, text in self._attributes(ids, ["coefficients"])}
         count = len(study.steps) or max(map(len, found.values()), default=0)
@@ -179,7 +179,7 @@ class HistoryReader:
             return {name: key for name, key in our_studies(connection).items() if is_ours(name)}
 
     def _refresh(self, names: Sequence[str]) -> None:
-        """Bring the studies of these names up to date; what is known changes only when all was read."""
+        """Bring the studies of these names up to date; nothing changes unless everything could be read."""
         ids = self._study_ids()
         known = {name: study for name, study in self._known.items() if ids.get(name) == study.study_id}
         leases = self._leases()

@@ -19,7 +19,8 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``:
                        how many trials may be between ask and tell; ``spread_images``), ``search_ended``, ``held_out``
                        (the report), ``baselines`` (what was measured of EMA* and the like on held-out noise),
-                       ``code_changes``
+                       ``code_changes``; ``ray`` (which cluster evaluates), ``nodes`` (what the workers of each machine
+                       do, written now and then while a search with workers is run)
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
@@ -95,7 +96,9 @@ class TrialKey:
 
 
 def candidate_attributes(candidate: Candidate) -> dict[str, Any]:
-    """What a trial says of its candidate; of images and noise only what is not the objective's and the search's."""
+    """The attributes of a trial that describe its candidate; images and noise only where they differ from the
+    defaults.
+    """
     attributes: dict[str, Any] = {"coefficients": candidate.coefficients.tolist()}
     if candidate.images is not None:
         attributes["images"] = candidate.images
@@ -138,7 +141,7 @@ class StoredStudy:
 
     @classmethod
     def open_or_create(cls, storage: RDBStorage, name: str, attributes: Mapping[str, Any]) -> StoredStudy:
-        """Open a study, or create it with ``attributes``, all of which are then there or none.
+        """Open a study, or create it with all of ``attributes`` at once.
 
         Two processes may race for it: one of them creates it.
         """
@@ -185,7 +188,7 @@ class StoredStudy:
 
     @contextlib.contextmanager
     def hold(self, *, take_over: bool = False) -> Iterator[None]:
-        """Be the only one who writes this study: every transaction of this storage then checks the lease.
+        """Hold the study's lease while this is open: every transaction of this storage then checks it.
 
         Raises:
             StudyHeldError: at once, saying who holds it.
@@ -207,9 +210,9 @@ class StoredStudy:
                 sa.event.remove(sessions, "before_commit", lease.check)
 
     def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> TrialKey:
-        """Commit what will be evaluated, as a RUNNING trial with its exact coefficients.
+        """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
 
-        ``tells_before``, where the order of tells is not that of the asks, is how many were told before this ask.
+        ``tells_before`` is how many results were told before this ask, where tells do not follow the order of asks.
         """
         attributes = candidate_attributes(candidate)
         if tells_before is not None:
@@ -245,7 +248,7 @@ class StoredStudy:
         self._close(trial, state, attributes, value=evaluation.loss)
 
     def fail(self, trial: TrialKey, attempts: Sequence[Mapping[str, Any]], *, tell_index: int) -> None:
-        """Commit a failure with its attempts, each a ``reason`` and its ``seconds``; the last one's is the trial's."""
+        """Commit a failure with its attempts, each with ``reason`` and ``seconds``; the last reason is the trial's."""
         attributes = {
             "reason": attempts[-1]["reason"],
             "attempts": list(attempts),
@@ -255,11 +258,11 @@ class StoredStudy:
         self._close(trial, TrialState.FAIL, attributes, value=None)
 
     def retry_failed(self) -> tuple[int, int]:
-        """Let this study's failed trials be evaluated again when it goes on; the study is held.
+        """Reopen failed trials, to be evaluated when the study continues. The caller holds the study.
 
-        What came after the last success is forgotten, and asked anew. A trial that failed before keeps its candidate,
-        and its optimizer is told of the failure again, since all later candidates follow from that; its new result
-        counts everywhere else.
+        Failures after the last success are forgotten; their candidates are asked anew. A trial that failed before the
+        last success keeps its candidate. Its optimizer is told of the failure again, since all later candidates depend
+        on that; the new result counts everywhere else.
 
         Returns:
             How many trials are evaluated again, and how many were forgotten.
@@ -301,11 +304,13 @@ class StoredStudy:
         return [artifact for _, artifact, _ in named]
 
     def stored_bytes(self) -> int:
-        """About how much of the database it takes."""
+        """About how many bytes of the database it takes."""
         return self._read(lambda connection: tables.stored_bytes(connection, self._study_id))
 
     def delete(self) -> None:
-        """Delete it with its trials, in one transaction; only the row of its lease stays, whose token goes on."""
+        """Delete the study with its trials, in one transaction. Only the row of its lease stays, and its token goes
+        on.
+        """
         self._write(lambda connection: tables.delete_study(connection, self._study_id))
 
     def attach(self, trial: TrialKey, store: FileSystemArtifactStore, path: Path) -> None:
@@ -334,7 +339,7 @@ class StoredStudy:
         return in_database(self.storage, attempt)
 
     def _write(self, change: Callable[[sa.Connection], T]) -> T:
-        """One transaction; ``change`` is called again where it was not committed, or not known to be.
+        """One transaction. ``change`` is called again where it was not committed, or where that is not known.
 
         It is a session's, since every session of the storage checks the lease before it commits.
         """

@@ -23,8 +23,8 @@ class OptimizerSummary:
     """One optimizer over its seeds; a spread is the sample standard deviation, ``None`` for a single seed.
 
     ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``judges`` are the
-    held-out metrics that the loss is not made of, the cross-check among them; ``held_out_images`` are the different
-    numbers of images that held-out losses are of.
+    held-out metrics that the loss is not made of, the cross-check among them. ``held_out_images`` are the numbers of
+    images of the held-out losses, each once.
     """
 
     optimizer: str
@@ -47,7 +47,7 @@ def over_seeds(studies: Sequence[StudyHistory]) -> list[OptimizerSummary]:
 
 
 def different_samples(studies: Sequence[StudyHistory]) -> str | None:
-    """A line where held-out losses are of different numbers of images or groups of noise, and so do not compare."""
+    """A warning where held-out losses do not compare: they have different numbers of images or groups of noise."""
     if len(samples(studies)) < 2:
         return None
     return (

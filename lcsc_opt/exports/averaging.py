@@ -1,4 +1,4 @@
-"""One merge without a study: an average of checkpoints with coefficients that somebody names, and its recipe."""
+"""One merge without a study: checkpoints with given coefficients, and the recipe."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def average(
     Args:
         patterns: a packed trajectory; else files, globs or folders, which are packed into the cache.
         coefficients_of: training steps ``[K]`` → coefficients ``[K]`` that sum to one.
-        to: where, and in which form.
+        to: the path and the form.
         name: what the recipe calls it.
         key: which state dict of each file.
         steps: the training step of each file, where the names do not say them.
@@ -54,7 +54,7 @@ def average(
 
 
 def listed_coefficients(path: Path, steps: Sequence[int]) -> Coefficients:
-    """Those of a JSON file: ``[K]`` numbers, or steps with their coefficients, where others are zero.
+    """The coefficients in a JSON file: ``[K]`` numbers, or a mapping from steps; steps that it leaves out are zero.
 
     Also under the key ``coefficients``, as recipes and ``lcsc show --format json`` have them.
 

@@ -1,4 +1,4 @@
-"""What a finished search shows to those who look: images as artifacts, figures and a note in optuna-dashboard."""
+"""What is stored with a finished search to look at: images, figures, and a note in optuna-dashboard."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ SHOWN = 40  # of them, those that differ most
 
 
 def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective) -> list[str]:
-    """Keep what a finished search looks like with it, for optuna-dashboard and for our own pages.
+    """Store the figures and images of a finished search with it, for optuna-dashboard and for our own pages.
 
     The curve, the coefficients and a note; where the objective samples images and EMA* is known, also images of both
     models from the same noise, as artifacts of the chosen trial.
 
     Returns:
-        The names of the artifacts; a landscape, which is no search, is left as it is.
+        The names of the artifacts. A landscape, which is no search, is left as it is.
 
     Raises:
         StudyStoreError: no trial is complete.

@@ -1,6 +1,6 @@
 """The recipe of a merged model: which checkpoints, with which coefficients, found by which trial.
 
-It travels inside every exported model, and is enough to merge the same bits again from the same checkpoints.
+Every exported model holds it. It is enough to merge the same bits again from the same checkpoints.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class LoraNaming(pydantic.BaseModel):
     """What the names and the scale of a LoRA depend on, beside its tensors.
 
     Attributes:
-        component: what modules belong to whose names do not tell, ``unet`` or ``transformer``.
-        alphas: component → what of PEFT's configuration decides the scale, where the tensors do not hold alphas.
-        layers_per_block: of the U-Net, which kohya's names for SDXL need.
+        component: ``unet`` or ``transformer``, for modules whose names do not tell.
+        alphas: component → the part of PEFT's configuration that decides the scale, where tensors hold no alphas.
+        layers_per_block: of the U-Net; kohya's names for SDXL depend on it.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -69,22 +69,22 @@ class Recipe(pydantic.BaseModel):
         format: of the recipe itself.
         method: the combination that :func:`merge_exactly` makes again bit for bit.
         study: ``experiment/optimizer/seed``.
-        trial: its number; ``None`` of an average that nobody searched.
+        trial: its number; ``None`` for an average without a search.
         coefficients: ``[K]``.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
         trajectory_sha256: of all of them together.
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` where the training loop wrote the trajectory.
-        dtype: that the model was exported in; ``None`` is each tensor's own.
-        statistics: tensors that were not merged but computed of the merged model, such as those of batch normalization:
-            a safetensors file in hexadecimal digits.
-        lora: of one exported under other names than its checkpoints': the ``component`` and ``alphas`` that it needs.
-        loss: that the search found; ``None`` where there was none.
+        dtype: of the exported model; ``None`` is each tensor's own.
+        statistics: tensors that were computed from the merged model, such as those of batch normalization, as a
+            safetensors file in hexadecimal digits.
+        lora: for a LoRA under other names than its checkpoints': what these names depend on.
+        loss: of the search; ``None`` without a search.
         metrics: that the search measured.
-        held_out: what was measured on held-out noise, where it was.
+        held_out: the held-out report, where there is one.
         lcsc_opt: the version.
-        versions: of what it was computed with.
+        versions: of the packages that it was computed with.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
@@ -201,7 +201,7 @@ def packed_trajectory(objective: Objective) -> Trajectory:
 
 
 def _check_same_checkpoints(study: StoredStudy, trajectory: Trajectory) -> None:
-    """Coefficients found on other checkpoints would make some other model, silently."""
+    """Check that the checkpoints are the study's: others would give another model, silently."""
     attributes = study.attributes
     known = attributes["fingerprint"]["objective"].get("trajectory")
     other = isinstance(known, str) and known != trajectory.sha256

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
-from lcsc_opt.base.files import replacing
+from lcsc_opt.base.files import replacing, why_refused
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
@@ -202,4 +202,6 @@ def write(
         with replacing(to.path) as path:
             writers[to.form](path)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's own writer raises the second
-        raise StudyStoreError(f"{to.path}: cannot be written: {error}") from error
+        needed = sum(tensor.nbytes for tensor in weights.values())
+        reason = why_refused(error, to.path.absolute().parent, needed)
+        raise StudyStoreError(f"{to.path}: cannot be written: {reason}") from error

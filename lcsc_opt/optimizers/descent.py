@@ -1,4 +1,4 @@
-"""What following a gradient takes, in coefficients as in all weights: an average of the iterates, and what is kept."""
+"""What searches along a gradient share, in coefficients and in all weights: averaging, and the kept metric's weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they 
 
 
 def averaging_share(step: int) -> float:
-    """How much of the average the iterate of a step becomes; the first one, of step 1, is all of it.
+    """The share that the iterate of a step gets in the average; 1 for step 1.
 
     Polynomial-decay averaging (Shamir and Zhang 2013) needs no number of steps beforehand.
     """
@@ -21,7 +21,7 @@ def averaging_share(step: int) -> float:
 
 
 class DualAscent:
-    """The weight of a metric that is kept: more where it was above its value at EMA*, less where it was below.
+    """The weight of a kept metric. It grows where the metric was above its value at EMA*, and falls below.
 
     Args:
         weight: at first.
@@ -31,7 +31,7 @@ class DualAscent:
         self.weight = weight
 
     def hear(self, evaluation: Evaluation | None) -> None:
-        """Weigh anew after an evaluation; one that keeps nothing changes nothing."""
+        """Adjust the weight after an evaluation; without a kept metric nothing changes."""
         if evaluation is not None and evaluation.excess is not None:
             excess = min(max(evaluation.excess, -MOST_EXCESS), MOST_EXCESS)
             self.weight *= math.exp(KEEP_RATE * excess)

@@ -2,7 +2,7 @@
 
 What the paper leaves open (M_CP, how two parents are mixed, the size of the mutation and of a generation) are
 settings; their defaults were chosen by ``benchmarks/evolution_settings.py`` and are ours, not the paper's. Mutations
-from 0.005 to 0.014 are level there, and 0.007 and 0.014 in the longer searches of ``benchmarks/optimizers.py``.
+from 0.005 to 0.014 do equally well there; so do 0.007 and 0.014 in the longer searches of ``benchmarks/optimizers.py``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         max_parents: M_CP, how many of the best are parents.
         mutation: standard deviation of the Gaussian noise on each coefficient.
         crossover: chance that a child's parents are mixed; otherwise it takes one of them whole.
-        generation_size: children that share one set of parents; with 1 each joins the population at once.
+        generation_size: children that share one set of parents; with 1, each child joins the population at once.
         rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or as
             many that the window of checkpoints can tell apart.
         steps: ``[K]`` training steps; by default those of the parametrization's space.

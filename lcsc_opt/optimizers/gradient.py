@@ -36,8 +36,8 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     """One running search; :class:`LCSCGradient` configures it.
 
     Attributes:
-        needs_gradient: it has nothing to go by where an objective gives only losses.
-        asks_one_at_a_time: what is asked beside a gradient that is under way begins at the same place.
+        needs_gradient: it cannot search an objective that gives only losses.
+        asks_one_at_a_time: a second gradient, asked before the first is told, would be at the same point.
     """
 
     needs_gradient = True
@@ -68,7 +68,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         self._kept = DualAscent()
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
-        """What a check costs, and when the last one has to come: one ends the planned budget, exactly one of the two.
+        """Plan the checks, so that the last one ends the budget; exactly one of the two numbers is given.
 
         The steps themselves do not depend on a budget, which may be raised later.
         """
@@ -100,7 +100,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._left -= images if self._left_in_images else 1
 
     def _check_is_due(self) -> bool:
-        """Whether it would cost no more than its share since the last check, or is the last one of the budget.
+        """Whether a check now keeps to its share of images, or is the last one of the budget.
 
         The last one comes even where no step was told yet, as with many workers: the study would end without a number.
         """
@@ -114,7 +114,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _gradient_request(self) -> Request:
         """Images grow with the search, in whole multiples: late steps need less noise and less of FID's bias.
 
-        Not beyond those of a check, or what a step is good for could not be seen.
+        Never more than a check has.
         """
         noise = Noise(NOISE_GROUP, self._noise_base + self.num_ask + self.num_tell_not_asked)
         if not self._samples:
@@ -136,13 +136,13 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._kept.hear(evaluation_of(candidate))
 
     def _retreat(self, asked_at: int) -> None:
-        """Back to the average, with half the step; once for all that were asked before."""
+        """Go back to the average, with half the step; once for all candidates that were asked before."""
         if asked_at >= self._retreated_at:
             self._path.retreat()
             self._retreated_at = self.num_ask
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
-        """Go on from where another search got: from its last gradient, or from its best loss where it has none."""
+        """Go on where another search ended: at its last gradient, or at its best loss where it has no gradients."""
         if failed(candidate):
             return
         evaluation, request = evaluation_of(candidate), request_of(candidate)
@@ -166,15 +166,15 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
     """Adam (Kingma and Ba 2015, Algorithm 1) on fresh noise, with an average of its iterates as the answer.
 
-    Its candidates want the gradient; an objective that gives none is refused. Every few steps the average is asked
-    plainly, on the noise and with the number of images that every other optimizer is compared on. It needs no budget
-    planned: images grow with the search instead of the step falling, and it is :attr:`~_LCSCGradient.finished` when
-    the checks no longer fall.
+    Its candidates need the gradient; objectives without one are refused. Every few steps the average is *checked*:
+    evaluated plainly, on the noise and with the number of images of all other optimizers. It needs no planned budget:
+    the step does not fall, but images grow with the search. It is :attr:`~_LCSCGradient.finished` when the checks no
+    longer fall.
 
     Args:
-        images: how many a step samples, at first.
-        growth: later, how many as a share of the images that all steps so far sampled, up to those of a check.
-        step_size: the length of the first step in coefficients: every cosine direction has an equal part in it.
+        images: images of the first steps.
+        growth: images of later steps, as a share of those that all steps so far sampled; never more than a check has.
+        step_size: the length of the first step in coefficients, shared equally by all cosine directions.
         checks: share of all images that is spent on checks of the average.
     """
 
@@ -209,7 +209,7 @@ class _View:
         return self._space.to_coefficients(free)
 
     def within(self, free: Free) -> Free:
-        """The nearest free vector whose coefficients the space does not change: convex ones are clipped."""
+        """The nearest free vector inside the space: in a convex space, coefficients are clipped."""
         return self.free(self.coefficients(free))
 
     def free_gradient(self, coefficients: Coefficients, gradient: Coefficients) -> Free:
@@ -232,12 +232,12 @@ class _Path:
     """The iterates of one search, as free vectors ``[d]``.
 
     Args:
-        view: the space that it goes through, and where it begins.
-        step_size: the length of a step that goes as far as Adam lets it in every direction.
+        view: the space, and the start.
+        step_size: the length of a step that is as large as Adam allows in every direction.
 
     Attributes:
         free: the next iterate.
-        average: of the iterates, late ones weigh more; the start before the first step.
+        average: the average of the iterates, in which late ones weigh more; the start before the first step.
         steps: how many were made.
     """
 

@@ -248,17 +248,16 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
 class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
     """A trust-region search with a quadratic model along the slow waves of the trajectory, in two stages.
 
-    The first stage has few images per evaluation, on a noise of its own, and now and then a plain check of the best so
-    far; it probes every wave, then makes steps until there were two evaluations a wave. The second stage's evaluations
-    are all plain.
+    The first stage uses few images per evaluation, on a noise of its own, and now and then checks the best so far
+    plainly. It probes every wave, then makes steps, until there were two evaluations a wave. The second stage uses
+    plain evaluations only.
 
     Args:
-        directions: waves that are searched, from the slowest; fewer where there are fewer checkpoints or the budget is
-            small.
-        share: images of an evaluation of the first stage, as a share of a plain one's; 1 leaves that stage out.
+        directions: the number of waves to search, from the slowest; fewer for few checkpoints or a small budget.
+        share: images of an evaluation in the first stage, as a share of a plain one's; 1 leaves the first stage out.
         step_size: how much weight the first probe along the slowest wave moves between checkpoints, as Σ|change|. The
             wave of number k is probed k times as far.
-        damping: smallest curvature that a step reckons with, in units of the typical one.
+        damping: the smallest curvature that a step assumes, in units of the typical one.
     """
 
     def __init__(

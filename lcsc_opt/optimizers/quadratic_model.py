@@ -1,8 +1,8 @@
 """A quadratic model of a loss around a centre, learned from losses alone: pure functions of arrays.
 
-Among all quadratics that explain the losses, the one that differs least from what was believed before (Powell 2004,
-*Least Frobenius norm updating of quadratic models that satisfy interpolation conditions*), written as the mean of a
-Gaussian process so that losses need not be met exactly: far from the centre no loss is a quadratic.
+Among all quadratics that explain the losses, it is the one that differs least from the model before (Powell 2004,
+*Least Frobenius norm updating of quadratic models that satisfy interpolation conditions*). It is written as the mean of
+a Gaussian process, so that losses need not be met exactly: far from the centre no loss is a quadratic.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Quadratic:
 
     @classmethod
     def unknown(cls, scale: float, dimension: int) -> Quadratic:
-        """Before anything was measured: no slope, and the same curvature ``scale`` everywhere."""
+        """The model before any measurement: no slope, and the curvature ``scale`` in all directions."""
         return cls(np.zeros(dimension), scale * np.eye(dimension))
 
     def around(self, offset: Vector) -> Quadratic:
@@ -41,7 +41,7 @@ class Quadratic:
         return Quadratic(self.slope + self.curvature @ offset, self.curvature)
 
     def change(self, offset: Vector) -> float:
-        """What the loss changes by on the way from the centre to ``offset`` ``[r]``."""
+        """The change of the loss from the centre to ``offset`` ``[r]``."""
         return float(self.slope @ offset + offset @ self.curvature @ offset / 2)
 
 
@@ -49,11 +49,11 @@ def fitted(prior: Quadratic, offsets: Vector, changes: Vector, *, scale: float, 
     """The quadratic that explains the measured changes and differs least from ``prior``.
 
     Args:
-        prior: what was believed, about the same centre.
+        prior: the model before, around the same centre.
         offsets: ``[N, r]`` where losses were measured, from the centre.
         changes: ``[N]`` their losses, less the centre's.
         scale: the size of a curvature.
-        reach: distances far below it count as this much, so that losses side by side do not contradict each other.
+        reach: much smaller distances count as this one, so that losses side by side do not contradict each other.
     """
     if not len(offsets):
         return prior
@@ -70,8 +70,8 @@ def fitted(prior: Quadratic, offsets: Vector, changes: Vector, *, scale: float, 
 def step_within(model: Quadratic, radius: float, *, floor: float) -> Vector:
     """``[r]``: the way to the model's minimum, no longer than ``radius``, with curvatures of at least ``floor``.
 
-    Moré and Sorensen 1983, in the basis of eigenvectors. The floor keeps steps short where the loss is flat: what would
-    be gained there is less than what the model errs by, and what few images show there is their noise.
+    Moré and Sorensen 1983, in the basis of eigenvectors. The floor keeps steps short where the loss is flat: there the
+    model's error, and the noise of few images, are larger than any gain.
     """
     values, vectors = np.linalg.eigh(model.curvature)
     values, slope = np.maximum(values, floor), vectors.T @ model.slope

@@ -62,9 +62,9 @@ def build_optimizer(
     Args:
         spec: its name in Nevergrad's registry and its options.
         space: what it searches.
-        budget: evaluations, which some of Nevergrad's optimizers plan by.
+        budget: evaluations; some of Nevergrad's optimizers plan by it.
         workers: how many candidates may be evaluated at once.
-        seed: the study's; the optimizer's own random numbers descend from it.
+        seed: of the study; the optimizer's random numbers are derived from it.
 
     Raises:
         OptimizerError: naming an unknown optimizer or option, or one of Nevergrad's that searches with one worker only.
@@ -105,7 +105,7 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
 
 
 def asks_one_at_a_time(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer's next candidate is worth little before the last one's loss was told.
+    """Whether an optimizer's next candidate is of little use before the last loss was told.
 
     More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
     say so themselves, and cannot be built for several workers.

@@ -1,7 +1,7 @@
-"""What an optimizer asks beside coefficients, and what it is answered beside a loss.
+"""What an optimizer asks for beside coefficients, and what it is told beside a loss.
 
-Nevergrad's ask and tell carry a candidate and a number. Whoever wants other noise, fewer images or a gradient says so
-on the candidate that it asks, and finds the whole evaluation there when it is told.
+Nevergrad's ask and tell carry a candidate and a number. An optimizer that wants other noise, fewer images or a gradient
+attaches that to the candidate that it asks, and finds the whole evaluation there when it is told.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Request:
         images: how many; ``None`` leaves it to the objective's settings.
         noise: which group of noise.
         gradient: whether the gradient of the loss in the coefficients is wanted, too.
-        keep_weight: of the metric that is kept, in that gradient; ``None`` takes the penalty that the loss has.
+        keep_weight: the weight of the kept metric in that gradient; ``None`` uses the penalty of the loss.
     """
 
     images: int | None = None
@@ -36,7 +36,7 @@ class Request:
         """Whether its loss compares with others: on the search's noise, with as many images as plain evaluations have.
 
         Args:
-            images: of a plain evaluation, where that is known; asking for as many by number is the same.
+            images: of a plain evaluation, where known: a request for exactly that many compares, too.
         """
         return self.images in (None, images) and self.noise == SEARCH
 
@@ -53,7 +53,7 @@ def request_of(parameter: ng.p.Parameter) -> Request:
 
 
 def candidate_of(parameter: ng.p.Parameter) -> Candidate:
-    """What an optimizer asked, as an objective takes it: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
+    """What an optimizer asked, for an objective: ``objective.evaluate(candidate_of(optimizer.ask()))``."""
     request = request_of(parameter)
     coefficients = np.asarray(parameter.value, dtype=np.float64)
     return Candidate(coefficients, request.images, request.noise, request.keep_weight)
@@ -65,7 +65,7 @@ def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) 
 
 
 def evaluation_of(parameter: ng.p.Parameter) -> Evaluation | None:
-    """What a candidate came to; ``None`` where it failed, or where plain Nevergrad told a loss only."""
+    """A candidate's evaluation; ``None`` where it failed, or where plain Nevergrad told only a loss."""
     evaluation: Evaluation | None = parameter._meta.get(EVALUATION)
     return evaluation
 

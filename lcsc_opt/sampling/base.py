@@ -1,4 +1,4 @@
-"""What the rest of the library asks of a sampler."""
+"""The contract of samplers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sampler(Protocol):
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """Images ``start`` to ``stop`` of a group of noise: ``[stop - start, C, H, W]``, in [-1, 1].
 
-        An image depends on its index, the group and the weights only, not on what is sampled beside it.
+        An image depends only on its index, the group and the weights, not on the other images of a call.
         """
         ...
 

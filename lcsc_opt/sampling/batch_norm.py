@@ -1,8 +1,8 @@
 """Running statistics of batch normalization, estimated again with the merged weights.
 
-They are averages over what a network saw in training. A signed combination of variances may be negative, and then
-nothing that the network computes is a number. Forward passes of the merged network give statistics of its own, as
-torch's ``swa_utils.update_bn`` does.
+They are averages over what a network saw in training. A merge with negative coefficients may make variances negative,
+and then the network gives NaN. So they are estimated from forward passes of the merged network, as in torch's
+``swa_utils.update_bn``.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def merged_statistics(network: nn.Module, varying: Collection[str]) -> list[str]
 
 
 class BatchNormStatistics:
-    """Estimates the statistics of a sampler's network, each time that weights were put into it.
+    """Estimates the statistics of a sampler's network, each time after new weights.
 
     Args:
         sampler: samples with the network.
-        network: whose state dict the merged weights are.
+        network: the one that the merged weights are loaded into.
     """
 
     def __init__(self, sampler: Sampler, network: nn.Module) -> None:
@@ -44,7 +44,7 @@ class BatchNormStatistics:
 
     @torch.no_grad()
     def estimate(self) -> None:
-        """Sample :data:`IMAGES` images; the averages of what each normalization sees are its statistics."""
+        """Sample :data:`IMAGES` images; averages over these become the statistics of each normalization."""
         with _averaging([module for _, module in _normalizations(self._network)]):
             for first in range(0, IMAGES, BATCH):
                 self._sampler.sample(NOISE, first, first + BATCH)

@@ -1,6 +1,6 @@
-"""Sampling with a graph: the weights that a gradient is taken in, and network calls that a backward pass makes again.
+"""Sampling with a graph: the weights to differentiate in, and network calls that a backward pass repeats.
 
-Memory then grows with images and not with activations: of a call that is made again, only its arguments are kept.
+Of a repeated call only the arguments are kept, so memory grows with the images, not with activations.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class DifferentiableWeights(Protocol):
 
     @property
     def trained(self) -> nn.Module:
-        """Whose state dict they are."""
+        """The module that they belong to."""
         ...
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
-        """What keeps these weights from having a gradient, as the end of a sentence; ``None`` where they have one."""
+        """Why these weights have no gradient, as the end of a sentence; ``None`` where they have one."""
         ...
 
     def differentiable(self, names: Collection[str]) -> contextlib.AbstractContextManager[Mapping[str, Tensor]]:
@@ -56,7 +56,7 @@ class DifferentiableSampler(Sampler, Protocol):
 def recomputed(
     function: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs
 ) -> Result:
-    """Call ``function``; where grad mode is on, a backward pass calls it again and nothing inside it is kept till then.
+    """Call ``function``. In grad mode its activations are not kept: a backward pass calls it again.
 
     It must be deterministic: a network in evaluation mode is.
     """
@@ -91,7 +91,7 @@ class ModuleWeights:
 
     Args:
         trained: what merged weights are copied into.
-        whole: everything that samples; none of the rest gets a gradient.
+        whole: everything that samples; weights outside ``trained`` get no gradient.
         reason: why there is no gradient, whatever the names are, as the end of a sentence.
     """
 

@@ -27,7 +27,7 @@ class DiffusersSampler(NetworkSampler):
     Args:
         network: gets the merged weights; such as ``UNet2DModel`` or ``DiTTransformer2DModel``.
         scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
-        steps: of the scheduler; or
+        steps: how many steps of the scheduler; or
         timesteps: the steps themselves, where the scheduler takes them, as consistency models do.
         image_shape: ``[C, H, W]``.
         noise: where all noise comes from.
@@ -36,7 +36,7 @@ class DiffusersSampler(NetworkSampler):
         decoder: of latents to images, where the network makes latents.
         step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
         settings: how the network is run.
-        trained: the part of the network that the checkpoints hold, where that is not all of it.
+        trained: the part of the network that the checkpoints hold; ``None`` is all of it.
         calls: how many model calls one call of the network stands for.
         timestep_scale: the network is told the scheduler's timesteps times this.
 
@@ -138,7 +138,7 @@ class DiffusersSampler(NetworkSampler):
         return timesteps
 
     def _try_schedule(self) -> bool:
-        """Whether the steps draw noise; what the scheduler cannot do is said here, before anything is searched."""
+        """Whether the steps draw noise. Steps that the scheduler refuses fail here, before a search."""
         channels = self.image_shape[0]
         images = torch.zeros(1, channels, 1, 1)
         output = torch.zeros(1, channels * (2 if self._uses_variance else 1), 1, 1)

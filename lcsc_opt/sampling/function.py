@@ -23,8 +23,8 @@ class FunctionSampler(NetworkSampler):
     The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
     on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. Where it has parameters of these
     names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``: ``draw(1)``, ``draw(2)``, … is further
-    noise of the shape of the first, for samplers that add some in every step. It must not draw random numbers
-    elsewhere, or images would not belong to their index any more.
+    noise of the shape of the first, for samplers that add some in every step. It must draw no other random numbers:
+    images would no longer depend only on their index.
 
     Args:
         model: gets the merged weights.

@@ -23,7 +23,7 @@ DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSettings:
-    """How a network is run; only ``dtype`` changes what it computes, the others change no more than its rounding.
+    """How a network is run. Only ``dtype`` changes its results; the others change at most their rounding.
 
     Attributes:
         device: ``auto`` (the first GPU, else Apple's, else the CPU), or torch's name of one, such as ``cuda:1``.
@@ -43,7 +43,7 @@ class NetworkSettings:
         """The device itself.
 
         Raises:
-            ObjectiveError: torch has no such device, or this machine has not.
+            ObjectiveError: torch or this machine has no such device.
         """
         if self.device == "auto":
             return torch.device(_best_device())
@@ -72,14 +72,14 @@ def _device_count(kind: str) -> int:
 
 
 class PreparedNetwork:
-    """A network that gets one candidate's weights after another, called as the network itself is.
+    """A network that gets the weights of one candidate after the other; called like the network itself.
 
     Weights are copied into the parameters that are there, so that a compiled graph stays valid.
 
     Args:
         module: the network; it is moved to the device and put into evaluation mode.
         settings: how it is run.
-        trained: the part of it that the checkpoints hold, where that is not all of it.
+        trained: the part of it that the checkpoints hold; ``None`` is all of it.
 
     Attributes:
         module: the network.
@@ -119,8 +119,8 @@ class PreparedNetwork:
         Args:
             images: noisy ones.
             arguments: of the network.
-            again: in a backward pass this call is made again, so that nothing inside it is kept until then. All calls
-                but the last of a batch are worth it.
+            again: whether a backward pass repeats this call instead of keeping its activations; worth it for all calls
+                but the last of a batch.
             keywords: of the network.
         """
         if self.settings.channels_last:
@@ -147,7 +147,7 @@ class NetworkSampler:
 
     @property
     def network(self) -> nn.Module:
-        """What the checkpoints hold the weights of."""
+        """The module whose weights the checkpoints hold."""
         return self._network.trained
 
     @property

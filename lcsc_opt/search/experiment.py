@@ -229,8 +229,11 @@ class Experiment:
                 debug=debug,
             )
             self._say_who_waits(plan, resolved.parallelism, pool)
-            with self._watch(search, pool if plan.ray is not None else None) as on_tell:
-                search.run(keeping_nodes(study, pool, on_tell))
+            with (
+                self._watch(search, pool if plan.ray is not None else None) as on_tell,
+                keeping_nodes(study, pool, on_tell) as on_tell_and_keep,
+            ):
+                search.run(on_tell_and_keep)
         exhausted = search.spent < budget.total
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 

@@ -11,6 +11,7 @@ from lcsc_opt.base.errors import StudyMismatchError, StudySpecError, StudyStoreE
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.database.inheriting import copy_study
+from lcsc_opt.database.nodes import NODES
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.exports.recipe import packed_trajectory
@@ -103,6 +104,7 @@ def _attributes(source: StoredStudy, plan: StudyPlan) -> dict[str, Any]:
         "forked_from": source.name,
         "search_ended": None,
         "held_out": None,
+        NODES: None,
         **({} if same_way else {"parallelism": None}),
     }
 

@@ -275,8 +275,8 @@ def run_each(
         experiment.forget_objective()
     if failed:
         raise SearchFailedError(
-            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, and "
-            "the same command continues them"
+            f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, "
+            "and how they go on"
         )
 
 

@@ -97,8 +97,9 @@ class _Steps:
         return steps
 
 
-def keeping_nodes(study: StoredStudy, pool: Workers | None, on_tell: OnTell) -> OnTell:
-    """``on_tell``, but now and then it is kept in the database what the workers of each machine do.
+@contextlib.contextmanager
+def keeping_nodes(study: StoredStudy, pool: Workers | None, on_tell: OnTell) -> Iterator[OnTell]:
+    """``on_tell``, but now and then, and at the end, it is kept in the database what the workers of each machine do.
 
     Args:
         study: which is held.
@@ -106,17 +107,22 @@ def keeping_nodes(study: StoredStudy, pool: Workers | None, on_tell: OnTell) -> 
         on_tell: what else is to be done.
     """
     if pool is None:
-        return on_tell
+        yield on_tell
+        return
     last = -math.inf
 
-    def keep(search: Search) -> None:
+    def keep() -> None:
+        study.set_attribute(NODES, KeptNodes(time.time(), tuple(pool.nodes())).as_stored())
+
+    def on_tell_and_keep(search: Search) -> None:
         nonlocal last
         on_tell(search)
         if time.monotonic() - last >= KEEP_SECONDS:
             last = time.monotonic()
-            study.set_attribute(NODES, KeptNodes(time.time(), tuple(pool.nodes())).as_stored())
+            keep()
 
-    return keep
+    yield on_tell_and_keep
+    keep()
 
 
 def _say_continuing(search: Search) -> None:

@@ -44,23 +44,27 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
     first = _Run(spec, budget)
     require(_global_state() == state, "draws from numpy's global generator")
     _same(first, _Run(spec, budget), "the same seed and answers gave other candidates")
-    window = 1 if asks_one_at_a_time(spec) else 3
-    _same(_Run(spec, budget, window=window), _Run(spec, budget, window=window), f"{window} at once: another sequence")
+    in_flight = 1 if asks_one_at_a_time(spec) else 3
+    _same(
+        _Run(spec, budget, in_flight=in_flight),
+        _Run(spec, budget, in_flight=in_flight),
+        f"{in_flight} at once: another sequence",
+    )
     _Run(spec, budget, fails=True)
 
 
 class _Run:
     """One search; checks each candidate as it is asked."""
 
-    def __init__(self, spec: OptimizerSpec, budget: int, *, window: int = 1, fails: bool = False) -> None:
+    def __init__(self, spec: OptimizerSpec, budget: int, *, in_flight: int = 1, fails: bool = False) -> None:
         space = AffineSpace(STEPS, default_origin(STEPS))
-        self.optimizer = build_optimizer(spec, space, budget=budget, workers=window, seed=3)
+        self.optimizer = build_optimizer(spec, space, budget=budget, workers=in_flight, seed=3)
         self.asked: list[Coefficients] = []
         self.losses: list[float] = []
         self._gradient = needs_gradient(spec)
         waiting: list[Any] = []
         while len(self.asked) < budget and not getattr(self.optimizer, "finished", False):
-            if len(waiting) == window:
+            if len(waiting) == in_flight:
                 self._tell(waiting.pop(0), fails=fails and len(self.losses) % 5 == 2)
             waiting.append(self.optimizer.ask())
             self.asked.append(_checked(waiting[-1].value))

@@ -15,7 +15,14 @@ from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.metrics.reference.building import dataset_images, dataset_settings
 from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet
-from lcsc_opt.training.images import digits_images, photographs_crops
+from lcsc_opt.training.images import (
+    digits_extractor,
+    digits_images,
+    photographs_crops,
+    photographs_extractor,
+    second_digits_extractor,
+    second_photographs_extractor,
+)
 
 AT_ONCE = 500  # images that are decoded at once
 
@@ -98,16 +105,16 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def _digits() -> TrainingData:
-    return _bundled("digits", digits_images())
+    return TrainingData("digits", digits_images(), *map(_name, (digits_extractor, second_digits_extractor)))
 
 
 def _photographs() -> TrainingData:
-    return _bundled("photographs", photographs_crops())
+    extractors = photographs_extractor, second_photographs_extractor
+    return TrainingData("photographs", photographs_crops(), *map(_name, extractors))
 
 
-def _bundled(name: str, images: Tensor) -> TrainingData:
-    factories = f"lcsc_opt.training.images:{name}_extractor", f"lcsc_opt.training.images:second_{name}_extractor"
-    return TrainingData(name, images, *factories)
+def _name(factory: Callable[..., object]) -> str:
+    return f"{factory.__module__}:{factory.__qualname__}"
 
 
 BUNDLED: dict[str, Callable[[], TrainingData]] = {"digits": _digits, "photographs": _photographs}

@@ -1,6 +1,6 @@
-"""A feature extractor for 8×8 digits: a classifier of scikit-learn's bundled digits.
+"""The images that scikit-learn bundles (8×8 digits, crops of two photographs), and a feature extractor for each.
 
-FID in its features falls when samples look more like digits.
+An extractor is a classifier of its images: FID in its features falls when samples look more like them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.metrics.loss import View
 from lcsc_opt.training.classifier import (
     SECOND_DIMENSION,
@@ -61,6 +62,16 @@ def second_digits_view(cache: Path) -> View:
         MetricError: its cached file is broken or cannot be written.
     """
     return view_of(train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), digits_images())
+
+
+def digits_extractor() -> ClassifierExtractor:
+    """The digits objective's own network, from the cache: study files name it after ``fid@``."""
+    return train_digits_network(seed=0, cache=cache_directory())
+
+
+def second_digits_extractor() -> ClassifierExtractor:
+    """Another network of the digits, at which no search looks."""
+    return train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:
@@ -115,6 +126,16 @@ def second_photographs_view(cache: Path) -> View:
     return view_of(
         train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), photographs_crops()
     )
+
+
+def photographs_extractor() -> ClassifierExtractor:
+    """The photographs objective's own network, from the cache: study files name it after ``fid@``."""
+    return train_photographs_network(seed=0, cache=cache_directory())
+
+
+def second_photographs_extractor() -> ClassifierExtractor:
+    """Another network of the photographs, at which no search looks."""
+    return train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 
 def _load_crops() -> tuple[Tensor, Tensor]:

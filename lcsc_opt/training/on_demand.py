@@ -1,4 +1,4 @@
-"""Small networks that an objective trains when a study first needs them: on the CPU, the same on every machine.
+"""Small networks that an objective trains on the CPU when a study first needs them.
 
 The shipped objectives' recipes (``consistency``, ``diffusion``) call :func:`train`. It goes on after an interruption
 from its own state file, and opens a finished trajectory at once. Its numbers are those of the demo, bit for bit;
@@ -32,13 +32,13 @@ BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Settings that every recipe has.
+    """Settings that ``consistency`` and ``diffusion`` share.
 
     Attributes:
         steps: training steps.
         checkpoint_every: a checkpoint is kept every so many steps.
         batch_size: images a step.
-        learning_rate: of RAdam; constant, since averaging takes the part of a decay.
+        learning_rate: of RAdam; constant, since averaging replaces a decay.
         seed: of the weights, the batches and the noise.
     """
 
@@ -76,7 +76,7 @@ def train(
         build_network: makes the network; its weights are drawn anew from the seed.
         images: ``[n, C, H, W]`` training images in [-1, 1].
         training: settings.
-        loss: what a step minimizes, of a batch of the images.
+        loss: what a step minimizes, for a batch of the images.
         path: of the trajectory; while it is trained it is called ``PATH.partial``.
         description: what the progress bar says.
 

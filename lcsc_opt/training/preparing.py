@@ -1,4 +1,4 @@
-"""From what a user asks for to a training: what is wrong is said before anything is trained."""
+"""From a user's request to a training. Wrong requests fail before anything is trained."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SIGMA_REL = 0.1  # of the average that the model's folder holds at the end (Karr
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What ``lcsc train`` was asked for.
+    """The request of ``lcsc train``.
 
     Attributes:
         recipe: its name.
@@ -83,7 +83,7 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
         The study file, in the process that has written it.
 
     Raises:
-        TrainingError: something that was asked for is wrong, or the loss is not finite.
+        TrainingError: the request is wrong, or the loss is not finite.
         TrajectoryError: a checkpoint cannot be written.
         StudySpecError: a setting that the recipe does not have.
     """
@@ -172,7 +172,7 @@ def _leftovers(request: Request) -> tuple[Path, ...]:
 
 
 def _described(request: Request, recipe: Recipe) -> dict[str, Any]:
-    """All that decides the weights, as JSON."""
+    """Everything that decides the weights, as JSON."""
     paths = {
         name: None if path is None else str(path)
         for name, path in (

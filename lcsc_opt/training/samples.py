@@ -72,5 +72,5 @@ class SampleSheets:
             TrainingError: the disk refuses.
         """
         self._sampler.load(network.state_dict())
-        images = self._sampler.sample(HELD_OUT, 0, IMAGES).float().cpu().numpy()
+        images = self._sampler.sample(HELD_OUT, 0, IMAGES).float().nan_to_num().cpu().numpy()
         write_atomically(self.folder / f"step{step:08d}.png", contact_sheet(images), error=TrainingError)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import remove, write_atomically
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.training.curve import LearningCurve
@@ -165,11 +165,21 @@ class _Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """For Accelerate."""
-        return {"step": self.step, "seconds": self.seconds}
+        return {"step": self.step, "seconds": self.seconds, "threads": self._threads()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From Accelerate."""
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        before, now = state.get("threads"), self._threads()
+        if before is not None and before != now and self.accelerator.is_main_process:
+            notice(
+                f"{self.job.out}: {before} threads trained it, and {now} go on, so what comes has other last digits; "
+                f"OMP_NUM_THREADS={before} keeps them"
+            )
+
+    def _threads(self) -> int | None:
+        """Of torch on a CPU, whose sums depend on how many there are; nothing elsewhere."""
+        return torch.get_num_threads() if self.accelerator.device.type == "cpu" else None
 
     def begin(self, *, resume: bool) -> None:
         """Take up the last state, or save the first one."""

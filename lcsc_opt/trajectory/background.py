@@ -10,8 +10,8 @@ from collections.abc import Callable
 class Background:
     """Makes one call at a time in a thread of its own, which lives as long as the call.
 
-    An interpreter that ends waits for the call: the thread is not a daemon. When it has done that, in functions of
-    :mod:`atexit`, a call is made at once, in the thread that asks for it.
+    The thread is not a daemon, so an ending interpreter waits for the call. After that, in functions of :mod:`atexit`,
+    a call is made at once in the calling thread.
 
     Args:
         name: of the thread.
@@ -40,19 +40,19 @@ class Background:
         self._call.begin()
 
     def check(self) -> None:
-        """Wait for nothing.
+        """Raise the error of an ended call, without waiting.
 
         Raises:
-            BaseException: what a call raised that has ended; told once.
+            BaseException: what the ended call raised; only once.
         """
         if not self.running:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the call; where the user interrupts the waiting, it goes on, and may be waited for again.
+        """Wait for the call. Where the user interrupts the waiting, the call goes on and may be waited for again.
 
         Raises:
-            BaseException: what it raised; told once.
+            BaseException: what the call raised; only once.
         """
         if self._call is not None:
             self._call.wait()
@@ -62,7 +62,7 @@ class Background:
 
 
 class _Call(threading.Thread):
-    """A call in a thread. Where the user interrupts its start, it is made or not made, but never beside another one.
+    """A call in a thread. Where the user interrupts its start, it is made or not made, but never beside another call.
 
     ``join`` is not used: interrupted by Ctrl-C, Python 3.11's takes the thread for ended, and nobody waits for it.
     """
@@ -98,6 +98,6 @@ class _Call(threading.Thread):
                 self._ended.set()
 
     def wait(self) -> None:
-        """Until it has ended; where it was interrupted before it began, it never will begin."""
+        """Wait until the call has ended. One that was interrupted before it began never begins."""
         if self.running and (self._begun or not self._claim.acquire(blocking=False)):
             self._ended.wait()

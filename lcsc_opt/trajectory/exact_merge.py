@@ -1,10 +1,10 @@
-"""A linear combination that comes out the same, bit for bit, on every machine.
+"""Merging with the same result, bit for bit, on every machine.
 
 :meth:`Trajectory.merge` is what a search uses: fast, and its sums depend on the BLAS, its threads and its vector
-width. What leaves the house, an exported model, is combined here instead, one checkpoint after the other in the
-order of the steps: each element is multiplied in float64, rounded, added in float64, rounded. Both are single IEEE
-operations on one element, so neither blocks nor threads nor the kind of machine can change a bit. The sum is rounded
-once, to nearest, ties to even, to the dtype that is asked for.
+width. Exported models are merged here instead, one checkpoint after the other in the order of the steps: each element
+is multiplied in float64, rounded, added in float64, rounded. Both are single IEEE operations on one element, so neither
+threads nor the kind of machine can change a bit. The sum is rounded once, to nearest, ties to even, to the dtype that
+is asked for.
 
 Memory: one checkpoint, and a float64 sum of each of its elements.
 """
@@ -40,7 +40,7 @@ ELEMENTS = 2**18  # at once: few enough to stay in a cache
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Combination:
-    """Which checkpoints are combined, and how: all that is needed to do it again elsewhere.
+    """A merge: its checkpoints and coefficients, which is enough to make it again elsewhere.
 
     Attributes:
         steps: ``[K]`` training steps, increasing.
@@ -69,7 +69,7 @@ class Combination:
 
 
 class Checkpoints(Protocol):
-    """Where checkpoints are read from, by their training step."""
+    """A source of checkpoints, by training step."""
 
     @property
     def steps(self) -> Sequence[int]:
@@ -77,11 +77,11 @@ class Checkpoints(Protocol):
         ...
 
     def read(self, step: int) -> Mapping[str, Tensor]:
-        """The tensors of one of them; they are not written to."""
+        """The tensors of one checkpoint; never write to them."""
         ...
 
     def name(self, step: int) -> str:
-        """How an error names it."""
+        """The name of a checkpoint in error messages."""
         ...
 
 
@@ -141,22 +141,22 @@ class CheckpointFiles:
 def merge_exactly(
     checkpoints: Checkpoints, combination: Combination, *, dtype: str | None = None, elements: int = ELEMENTS
 ) -> StateDict:
-    """Combine checkpoints bit for bit as everywhere else, verifying each of them.
+    """Merge checkpoints with the same bits as on every other machine; each checkpoint is verified.
 
     A single coefficient of exactly 1 gives that checkpoint. Constant tensors are copied; integers and bools come from
     the checkpoint with the largest coefficient, the first of those that tie. Checkpoints whose coefficient is zero
     are not read.
 
     Args:
-        checkpoints: where they are; more of them than needed do no harm.
-        combination: what to combine.
+        checkpoints: the source; it may hold more than needed.
+        combination: what to merge.
         dtype: of the floating-point tensors of the result (``float32``, ``float16``, ``bfloat16``, ``float64``);
             ``None`` leaves each in its own.
-        elements: how many are worked on at once; it does not change the result.
+        elements: how many are processed at once; the result does not depend on it.
 
     Raises:
-        TrajectoryError: a checkpoint is missing, or is not the one that the combination was found with; or a weight
-            is too large for ``dtype``.
+        TrajectoryError: a checkpoint is missing or has other weights than the combination's, or a weight is too large
+            for ``dtype``.
     """
     _check_there(checkpoints, combination)
     total: _Total | None = None

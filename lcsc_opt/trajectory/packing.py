@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -255,8 +257,8 @@ def _check_room(partial: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise TrajectoryError(
-            f"{partial.parent} has {free / 1e9:.1f} GB free and the trajectory takes {needed / 1e9:.1f} GB: "
-            "select fewer checkpoints, or choose another disk."
+            f"{partial.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {needed:,} bytes, and {free:,} are "
+            "free; select fewer checkpoints, or choose another disk"
         )
 
 

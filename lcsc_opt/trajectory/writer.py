@@ -110,7 +110,7 @@ class TrajectoryWriter:
         self._background.finish()
         dropped = self._saver.truncate(step)
         if dropped:
-            notice(f"{self.path}: training goes on from step {step}, {dropped} later checkpoints are dropped")
+            notice(f"{self.path}: goes back to step {step}, {dropped} later checkpoints are dropped")
         return dropped
 
     def measure(self) -> float | None:

@@ -54,10 +54,10 @@ class Curve:
         seeds: that it is the mean of.
         finished: whether these searches are over.
         positions: ``[n]`` what was spent.
-        mean: ``[n]`` over the seeds, each as good as its best so far; one that has ended stays at its best.
-        lowest: ``[n]`` of the seeds.
-        highest: ``[n]`` of the seeds.
-        held_out: for each seed that has one, what was spent at its end and the held-out loss.
+        mean: ``[n]``, the mean over the seeds of the best loss so far; a seed that has ended keeps its best.
+        lowest: ``[n]``, the lowest of the seeds.
+        highest: ``[n]``, the highest of the seeds.
+        held_out: (what was spent at the end, held-out loss) for each seed that has one.
     """
 
     optimizer: str
@@ -149,7 +149,7 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
 
 
 def best_so_far(study: StudyHistory, axis: str) -> Steps:
-    """Where a study's best loss fell, by what was spent until then, on trials whose losses do not compare, too.
+    """The points at which a study's best loss fell. What was spent includes trials whose losses do not compare.
 
     Raises:
         StudyStoreError: there is no such axis.
@@ -189,8 +189,8 @@ def spent(trials: Trials, axis: str) -> Floats:
 def wall_clock(trials: Trials) -> Floats:
     """``[n]`` seconds in which the search had run when each trial ended.
 
-    A pause without any evaluation is time of the optimizer and the database, and counts, unless it is longer than
-    three evaluations and than ``LEAST_PAUSE``: then the search was interrupted, and it does not. A trial that was
+    A pause between evaluations counts: it is time of the optimizer and the database. A pause longer than three
+        evaluations and than ``LEAST_PAUSE`` does not count: then the search was interrupted. A trial that was
     interrupted and evaluated again counts with its last evaluation only.
     """
     if not len(trials):
@@ -208,7 +208,7 @@ def wall_clock(trials: Trials) -> Floats:
 
 
 def thinned(positions: Floats, most: int = MOST_POINTS) -> Floats:
-    """At most so many of them, evenly chosen; the first and the last always."""
+    """At most ``most`` of them, chosen evenly, with the first and the last."""
     if len(positions) <= most:
         return positions
     return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])

@@ -1,4 +1,4 @@
-"""A front: what searches with several weights of a fidelity term came to, and EMA's rates beside them; plain data."""
+"""A front: the results of searches with several weights of a fidelity term, and of EMA's rates; plain data."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Measured:
         study: where it is from; ``lcsc export STUDY --trial TRIAL`` writes it.
         trial: the number of its trial there.
         shown: ``near=3``, or ``EMA 0.9995``.
-        place: the weight or the rate, by which a curve is ordered.
+        place: the weight or the rate; curves are ordered by it.
         fid: in the features of :attr:`Front.extractor`, as are the others.
         precision: of them.
         recall: of them.
-        images: that these were measured on; ``None`` where that is not stored.
+        images: how many it was measured on; ``None`` where that is not stored.
         noise: ``held-out``, or ``selection`` where every trial was measured and none was chosen.
     """
 
@@ -100,7 +100,7 @@ class Front:
 
     @property
     def headline(self) -> str | None:
-        """What is reached without a loss of precision, in one line; ``None`` where EMA* or a search is missing."""
+        """One line: the FID that is reached without losing precision; ``None`` where EMA* or a search is missing."""
         ema, found = self.ema_star, [point for curve in self.curves for point in curve.points]
         if ema is None or not found:
             return None

@@ -156,6 +156,21 @@ def test_options_choose_optimizers_seeds_budget_and_storage(tiny: Path) -> None:
     assert len(study.trials) == 9
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["resume"], ["fork", "--seed", "1"], ["evaluate"], ["delete"], ["landscape"]],
+    ids=lambda words: words[0],
+)
+def test_a_command_about_a_study_makes_no_database(
+    workplace: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    name, *options = command
+    names = ["a/LCSC/0", "b"] if name == "fork" else ["a/LCSC/0"]
+    assert lcsc([name, *names, *options]) == 2
+    assert "studies.db: no such database; start a study with `lcsc run`" in capsys.readouterr().err
+    assert not list(workplace.iterdir())
+
+
 def test_a_dry_run_says_what_would_run_and_writes_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", "tiny.yaml", "--optimizer", "LCSC", "--seed", "3", "--budget", "500", "--dry-run"]) == 0
     printed = capsys.readouterr().out

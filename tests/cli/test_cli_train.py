@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from lcsc_opt.base.contact_sheet import contact_sheet
+from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
@@ -24,6 +25,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training import latents
+from lcsc_opt.training.data import BUNDLED
 from lcsc_opt.training.images import digits_images
 from lcsc_opt.training.models import read_model
 from lcsc_opt.training.recipes import RECIPES
@@ -165,6 +167,14 @@ def save_images(sizes: list[tuple[int, int]]) -> None:
     for i, (height, width) in enumerate(sizes):
         pixels = np.random.default_rng(i).integers(0, 255, (height, width), dtype=np.uint8)
         Image.fromarray(pixels).save(f"images/{i}.png")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
+    data = BUNDLED[name]()
+    assert data.extractor != data.second
+    for extractor in (data.extractor, data.second):
+        assert callable(import_dotted(str(extractor), setting="loss"))
 
 
 def test_the_same_command_does_not_write_over_a_training(folder: Path, capsys: Any) -> None:

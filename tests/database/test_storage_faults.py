@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,19 +167,6 @@ STUDY = {
 }
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("a tmpfs of its own needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True, capture_output=True)
-
-
 def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
     workplace: Path, small_disk: Path
 ) -> None:
@@ -222,6 +208,16 @@ def wrapped(error: Exception) -> Exception:
         raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from error
     except optuna.exceptions.StorageInternalError as internal:
         return internal
+
+
+def test_a_folder_that_may_not_be_written_is_named(storage: optuna.storages.RDBStorage) -> None:
+    """SQLite says of the database what is true of its folder."""
+
+    def work() -> None:
+        raise sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError(connection.READ_ONLY))
+
+    with pytest.raises(StudyStoreError, match=r"let this user write its folder, or give another --storage$"):
+        in_database(storage, work)
 
 
 def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failures: int) -> int:

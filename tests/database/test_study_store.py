@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.connection import masked, open_even_empty, open_storage
+from lcsc_opt.database.connection import looked_into, masked, open_even_empty, open_storage
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
 from tests.study_examples import write_study
 
@@ -168,6 +168,22 @@ def test_reading_does_not_create_a_database(tmp_path: Path) -> None:
     with pytest.raises(StudyStoreError, match="no such database"):
         open_storage(f"sqlite:///{tmp_path / 'new.db'}", write=False)
     assert not (tmp_path / "new.db").exists()
+
+
+def test_a_database_that_is_looked_into_is_not_made(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    with looked_into(url) as empty:
+        assert study_names(empty) == []
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "new.db").touch()  # a file without tables
+    with looked_into(url) as empty:
+        assert study_names(empty) == []
+    assert (tmp_path / "new.db").stat().st_size == 0
+    write_study(open_storage(url, write=True), "digits/LCSC/0", [1.0])
+    with looked_into(url) as there:
+        assert study_names(there) == ["digits/LCSC/0"]
+    with pytest.raises(StudyStoreError, match=r"folder .* does not exist"), looked_into(f"{url}/new.db"):
+        pass
 
 
 def test_what_shall_be_shown_while_it_fills_is_made_empty(tmp_path: Path) -> None:

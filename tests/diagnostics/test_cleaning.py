@@ -297,3 +297,23 @@ def test_the_names_are_those_that_are_given(tmp_path: Path) -> None:
     train_digits_network(seed=0, epochs=1, dimension=SECOND_DIMENSION, cache=tmp_path)
     assert [entry.kind for entry in contents(tmp_path, None)] == ["feature network"]
     assert contents(tmp_path / "nothing", None) == []
+
+
+def test_what_cannot_be_removed_is_not_called_removed(
+    packed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in another user's folder, where the system refuses."""
+    monkeypatch.setattr("lcsc_opt.base.files.shutil.rmtree", lambda *_, **__: None)
+    there = {entry.path for entry in contents(packed, None)}
+    assert lcsc(["cache", "--clear", "--yes"]) == 0
+    said = capsys.readouterr().err
+    assert "removed: 0, 0 bytes freed" in said
+    assert "not removed: 1, such as" in said
+    assert {entry.path for entry in contents(packed, None)} == there
+
+
+def test_an_empty_cache_has_no_table(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["cache"]) == 0
+    captured = capsys.readouterr()
+    assert "nothing to list" in captured.err
+    assert "last used" not in captured.out

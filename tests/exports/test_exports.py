@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -279,6 +280,25 @@ def test_a_full_disk_leaves_the_old_model(
     assert "No space left on device" in complaint(capsys)
     assert [path.name for path in Path().iterdir()] == ["best.safetensors"]
     assert Path("best.safetensors").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("command", ["export STUDY -o a.safetensors", "export STUDY -o a.pt", "report small -o a.html"])
+def test_a_disk_that_is_full_in_earnest_is_one_line_and_leaves_what_was_there(
+    command: str, finished: Path, small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each library says it in words of its own."""
+    monkeypatch.chdir(small_disk)
+    arguments = command.replace("STUDY", STUDY).split()
+    old = Path(arguments[-1])
+    old.write_bytes(b"precious")
+    with contextlib.suppress(OSError), Path("filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    assert lcsc([*arguments, *(["--overwrite"] if arguments[0] == "export" else [])]) == 75
+    assert f"{old}: " in (said := complaint(capsys))
+    assert "No space left on device" in said
+    assert sorted(path.name for path in Path().iterdir()) == [old.name, "filler"]
+    assert old.read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("steps", [(*STEPS, 60), STEPS])

@@ -65,7 +65,7 @@ def check_the_cross_check(objective: MergeSampleScore, view: View) -> None:
     assert "cross_check" not in json.dumps(described)
     assert objective.cross_check_metric == "fid@cross_check"
     reported = objective.evaluate(Candidate(coefficients, noise=HELD_OUT))
-    assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "sliced", "near"]
+    assert list(reported.metrics) == ["fid", "fid@cross_check", "precision", "recall", "sliced", "near", "fdr"]
     assert [*objective.judges] == list(reported.metrics)[1:]
     assert reported.loss == reported.metrics["fid"]
     for noise in (SEARCH, Noise("gradient", 3)):

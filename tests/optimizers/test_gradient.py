@@ -56,12 +56,12 @@ def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: fl
     optimizer.tell(candidate, loss if evaluation is None else evaluation.loss)
 
 
-def run(optimizer: Any, objective: Quadratic, count: int, *, window: int = 1) -> list[Any]:
-    """Ask and tell ``count`` candidates, ``window`` of them at once; what was asked."""
+def run(optimizer: Any, objective: Quadratic, count: int, *, in_flight: int = 1) -> list[Any]:
+    """Ask and tell ``count`` candidates, ``in_flight`` of them at once; what was asked."""
     waiting: deque[Any] = deque()
     asked = []
     for _ in range(count):
-        if len(waiting) == window:
+        if len(waiting) == in_flight:
             candidate = waiting.popleft()
             tell(optimizer, candidate, objective.answer(candidate))
         waiting.append(optimizer.ask())
@@ -80,21 +80,21 @@ def loss_of(optimizer: Any, objective: Quadratic | None = None) -> float:
 START = Quadratic()(AFFINE.origin).loss
 
 
-@pytest.mark.parametrize(("window", "left"), [(1, 1e-6), (3, 1e-3), (12, 2e-2)])
-def test_it_finds_the_minimum_of_a_quadratic(window: int, left: float) -> None:
+@pytest.mark.parametrize(("in_flight", "left"), [(1, 1e-6), (3, 1e-3), (12, 2e-2)])
+def test_it_finds_the_minimum_of_a_quadratic(in_flight: int, left: float) -> None:
     optimizer = gradient_search()
-    run(optimizer, Quadratic(), 400, window=window)
+    run(optimizer, Quadratic(), 400, in_flight=in_flight)
     assert loss_of(optimizer) < left * START
     np.testing.assert_allclose(optimizer.recommend().value, MINIMUM, atol=0.02)
 
 
-@pytest.mark.parametrize("window", [3, 12])
-def test_the_first_gradients_of_many_workers_do_not_walk_beyond_the_minimum(window: int) -> None:
+@pytest.mark.parametrize("in_flight", [3, 12])
+def test_the_first_gradients_of_many_workers_do_not_walk_beyond_the_minimum(in_flight: int) -> None:
     """They are all asked at the start."""
     optimizer = gradient_search(step_size=0.09)
     losses = [START]
     for _ in range(6):
-        run(optimizer, Quadratic(), window, window=window)
+        run(optimizer, Quadratic(), in_flight, in_flight=in_flight)
         losses.append(loss_of(optimizer))
     assert max(losses) == START
     assert losses[-1] < 0.3 * START

@@ -62,8 +62,10 @@ def tell(optimizer: Any, candidate: Any, evaluation: Evaluation | None, loss: fl
     optimizer.tell(candidate, loss if evaluation is None else evaluation.loss)
 
 
-def run(optimizer: Any, objective: Merged, count: int, *, window: int = 1, failing: Any = lambda _: False) -> list[Any]:
-    """Ask and tell ``count`` candidates, ``window`` of them at once; what was asked."""
+def run(
+    optimizer: Any, objective: Merged, count: int, *, in_flight: int = 1, failing: Any = lambda _: False
+) -> list[Any]:
+    """Ask and tell ``count`` candidates, ``in_flight`` of them at once; what was asked."""
     waiting: deque[Any] = deque()
     asked: list[Any] = []
 
@@ -73,7 +75,7 @@ def run(optimizer: Any, objective: Merged, count: int, *, window: int = 1, faili
         tell(optimizer, candidate, evaluation, loss=1e6)
 
     for _ in range(count):
-        if len(waiting) == window:
+        if len(waiting) == in_flight:
             tell_next()
         waiting.append(optimizer.ask())
         asked.append(waiting[-1])
@@ -88,10 +90,10 @@ def left(optimizer: Any, objective: Merged | None = None) -> float:
     return objective.true(optimizer.recommend().value) / objective.true(AFFINE.origin)
 
 
-@pytest.mark.parametrize(("window", "most"), [(1, 1e-3), (3, 1e-3), (12, 1e-2)])
-def test_it_finds_the_minimum_of_an_ill_conditioned_quadratic(window: int, most: float) -> None:
+@pytest.mark.parametrize(("in_flight", "most"), [(1, 1e-3), (3, 1e-3), (12, 1e-2)])
+def test_it_finds_the_minimum_of_an_ill_conditioned_quadratic(in_flight: int, most: float) -> None:
     optimizer = search()
-    run(optimizer, Merged(), 240, window=window)
+    run(optimizer, Merged(), 240, in_flight=in_flight)
     assert left(optimizer) < most
 
 
@@ -168,19 +170,19 @@ def test_few_images_are_enough_for_a_covariance(per_evaluation: int, few: int | 
     assert request_of(optimizer.ask()).images == few
 
 
-@pytest.mark.parametrize("window", [1, 12])
+@pytest.mark.parametrize("in_flight", [1, 12])
 @pytest.mark.parametrize(("images", "evaluations"), [(400, None), (1000, None), (3000, None), (None, 1), (None, 12)])
 def test_even_the_smallest_budget_has_a_plain_evaluation(
-    images: int | None, evaluations: int | None, window: int
+    images: int | None, evaluations: int | None, in_flight: int
 ) -> None:
-    optimizer = LCSCQuadratic()(coefficient_array(AFFINE, seed=0), num_workers=window)
+    optimizer = LCSCQuadratic()(coefficient_array(AFFINE, seed=0), num_workers=in_flight)
     optimizer.plan_budget(evaluations=evaluations, images=images, images_per_evaluation=PLAIN)
     asked, left = [], evaluations or images or 0
     while left > 0:
         asked.append(optimizer.ask())
         left -= 1 if images is None else request_of(asked[-1]).images or PLAIN
-        if len(asked) >= window:
-            tell(optimizer, asked[-window], Merged().answer(asked[-window]))
+        if len(asked) >= in_flight:
+            tell(optimizer, asked[-in_flight], Merged().answer(asked[-in_flight]))
     assert Request() in [request_of(candidate) for candidate in asked]
 
 
@@ -195,18 +197,20 @@ def test_an_objective_without_images_or_a_share_of_all_of_them_has_plain_evaluat
     assert left(optimizer) < 0.05
 
 
-@pytest.mark.parametrize("window", [1, 5])
-def test_the_same_tells_give_the_same_asks_bit_for_bit(window: int) -> None:
+@pytest.mark.parametrize("in_flight", [1, 5])
+def test_the_same_tells_give_the_same_asks_bit_for_bit(in_flight: int) -> None:
     objective = Merged(noise=15.0, bias=1000.0)
-    one, other = (run(search(), objective, 130, window=window, failing=lambda told: told % 7 == 3) for _ in range(2))
+    one, other = (
+        run(search(), objective, 130, in_flight=in_flight, failing=lambda told: told % 7 == 3) for _ in range(2)
+    )
     assert [candidate.value.tobytes() for candidate in one] == [candidate.value.tobytes() for candidate in other]
     assert [request_of(candidate) for candidate in one] == [request_of(candidate) for candidate in other]
 
 
-@pytest.mark.parametrize("window", [1, 3])
-def test_it_finds_the_minimum_although_candidates_fail(window: int) -> None:
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_it_finds_the_minimum_although_candidates_fail(in_flight: int) -> None:
     optimizer = search()
-    run(optimizer, Merged(), 240, window=window, failing=lambda told: told % 5 == 0)
+    run(optimizer, Merged(), 240, in_flight=in_flight, failing=lambda told: told % 5 == 0)
     assert left(optimizer) < 1e-2
 
 

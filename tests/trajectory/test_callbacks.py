@@ -130,7 +130,7 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
         train(died, DIES_AT, False)
     assert Trajectory.open(died / "run.trajectory").steps == (2, 4, 6), "row 6 is later than the checkpoint of step 4"
     train(died, None, True)
-    assert "training goes on from step 4, 1 later checkpoints are dropped" in capfd.readouterr().err
+    assert "goes back to step 4, 1 later checkpoints are dropped" in capfd.readouterr().err
     expected, found = (Trajectory.open(folder / "run.trajectory") for folder in (whole, died))
     assert found.steps == (2, 4, 6, 8, 10)
     assert found.sha256 == expected.sha256

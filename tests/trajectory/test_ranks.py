@@ -12,7 +12,7 @@ from lcsc_opt.trajectory import Trajectory
 from tests.processes import CONTEXT, SECONDS
 from tests.trajectory.rank_training import DIED, KINDS, SAVED_AT, rank
 
-REWOUND = f"training goes on from step {SAVED_AT}, 1 later checkpoints are dropped"
+REWOUND = f"goes back to step {SAVED_AT}, 1 later checkpoints are dropped"
 
 
 def train(kind: str, folder: Path, *, resume: bool) -> list[int | None]:

@@ -69,7 +69,7 @@ def test_tied_strided_and_differentiable_tensors(tmp_path):
     assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), weights)
 
 
-def test_window_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
+def test_keep_last_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
     path = tmp_path / "t"
     with TrajectoryWriter(path, keep_last=3) as writer:
         for step in range(1, 12):
@@ -80,7 +80,7 @@ def test_window_keeps_the_last_checkpoints_and_the_file_stops_growing(tmp_path):
     assert (path / "weights.bin").stat().st_size == 4 * row
 
 
-def test_window_may_shrink_when_continued(tmp_path):
+def test_keep_last_may_shrink_when_continued(tmp_path):
     append(tmp_path / "t", 1, 2, 3, 4)
     append(tmp_path / "t", 5, keep_last=2)
     assert_whole(tmp_path / "t", [4, 5])
@@ -168,7 +168,7 @@ def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp
         assert writer.append(5, other(5))
         assert writer.append(6, other(6), wait=False)
     assert capsys.readouterr().err == (
-        f"lcsc: {tmp_path / 't'}: training goes on from step 4, 1 later checkpoints are dropped\n"
+        f"lcsc: {tmp_path / 't'}: goes back to step 4, 1 later checkpoints are dropped\n"
     )
     trajectory = Trajectory.open(tmp_path / "t")
     trajectory.verify()
@@ -178,7 +178,7 @@ def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp
         assert same_bits(trajectory.checkpoint(-1), other(6))
 
 
-def test_resuming_from_before_all_that_is_kept_begins_the_window_again(tmp_path):
+def test_resuming_from_before_all_that_is_kept_begins_them_again(tmp_path):
     append(tmp_path / "t", 5, 6, keep_last=2)
     with TrajectoryWriter(tmp_path / "t", resume=3, keep_last=2) as writer:
         assert writer.steps == ()
@@ -310,9 +310,9 @@ def survivors(path):
     return ()
 
 
-@pytest.mark.parametrize(("window", "wait"), [(None, True), (1, True), (2, True), (None, False), (2, False)])
+@pytest.mark.parametrize(("kept", "wait"), [(None, True), (1, True), (2, True), (None, False), (2, False)])
 @pytest.mark.parametrize("name", CALLS)
-def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, window, wait):
+def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, kept, wait):
     steps, count, failed = range(1, 5), 0, True
     while failed:
         count += 1
@@ -320,7 +320,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
         with monkeypatch.context() as patch:
             interrupt(patch, name, count, Stop())
             try:
-                with TrajectoryWriter(path, keep_last=window) as writer:
+                with TrajectoryWriter(path, keep_last=kept) as writer:
                     for step in steps:
                         writer.append(step, state_dict(step), wait=wait)
                         reached = step
@@ -329,11 +329,11 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
         complete = survivors(path)
         last = complete[-1] if complete else 0
         assert last in (reached, reached + 1) or (not wait and last <= reached)
-        first = 1 if window is None else max(1, last - window + 1)
+        first = 1 if kept is None else max(1, last - kept + 1)
         if last:
             assert_whole(path, range(first, last + 1))
-        append(path, *range(last + 1, 7), keep_last=window)
-        assert_whole(path, range(1 if window is None else 7 - window, 7))
+        append(path, *range(last + 1, 7), keep_last=kept)
+        assert_whole(path, range(1 if kept is None else 7 - kept, 7))
     assert count > (len(steps) if wait else 1)
 
 
@@ -505,7 +505,7 @@ for step in itertools.count(1):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize("how", ["wait", "later"])
-def test_killed_process_leaves_a_window_of_whole_checkpoints(tmp_path, how):
+def test_killed_process_leaves_the_last_whole_checkpoints(tmp_path, how):
     path = tmp_path / "t"
     for limit in (2, 9):
         command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2]), how]

@@ -53,14 +53,14 @@ def slow(monkeypatch, name, seconds):
     monkeypatch.setattr(os, name, lambda *arguments: (time.sleep(seconds), plain(*arguments))[1])
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("kept", [None, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, window):
+def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, kept):
     """The loop writes over everything at once, while the disk is slow."""
     slow(monkeypatch, "write", 0.002)
     weight = torch.empty(3, 50).t()
     weights = {"strided": weight, "tied": weight, "half": torch.empty(9).half(), "count": torch.tensor(0)}
-    options = {"dtype": dtype, "keep_last": window}
+    options = {"dtype": dtype, "keep_last": kept}
     with (
         TrajectoryWriter(tmp_path / "waited", **options) as waited,
         TrajectoryWriter(tmp_path / "later", **options) as later,
@@ -76,7 +76,7 @@ def test_weights_may_change_right_after_append(tmp_path, monkeypatch, dtype, win
     trajectory = Trajectory.open(tmp_path / "later")
     trajectory.verify()
     assert trajectory.sha256 == Trajectory.open(tmp_path / "waited").sha256
-    assert len(trajectory) == (window or 12)
+    assert len(trajectory) == (kept or 12)
 
 
 def test_optimizer_steps_on(tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_what_is_cheap_to_see_is_told_at_once(tmp_path):
         ):
             with pytest.raises(TrajectoryError, match=message):
                 writer.append(5, weights, wait=False)  # type: ignore[arg-type]
-        with pytest.raises(TrajectoryError, match="Step 2 comes after step 4"):  # left the window
+        with pytest.raises(TrajectoryError, match="Step 2 comes after step 4"):  # no longer kept
             writer.append(2, state_dict(2), wait=False)
     assert_steps(tmp_path / "t", [3, 4])
 
@@ -259,13 +259,13 @@ def test_measure_counts_what_was_not_waited_for_and_is_kept(tmp_path):
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(5000, generator=generator) * (1e3 if step < 5 else 1) for step in range(10)]
     measured = {}
-    for name, steps, window in (("window", range(10), 5), ("last", range(5, 10), None)):
-        with TrajectoryWriter(tmp_path / name, dtype="int8", keep_last=window, reference={"w": rows[7]}) as writer:
+    for name, steps, kept in (("kept", range(10), 5), ("last", range(5, 10), None)):
+        with TrajectoryWriter(tmp_path / name, dtype="int8", keep_last=kept, reference={"w": rows[7]}) as writer:
             for step in steps:
                 writer.append(step, {"w": rows[step]}, wait=False)
             measured[name] = writer.measure()
         assert Trajectory.open(tmp_path / name).relative_error == pytest.approx(measured[name], rel=0.01)
-    assert measured["window"] == measured["last"]
+    assert measured["kept"] == measured["last"]
 
 
 def test_modes_of_autograd_may_change_between_appends(tmp_path):

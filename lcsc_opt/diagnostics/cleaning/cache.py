@@ -61,11 +61,11 @@ class Cached:
         return self.studies == () and not self.in_use
 
     def remove(self) -> bool:
-        """Remove it; whether that could be done: not where somebody is making it."""
+        """Remove it; whether it is gone: not where somebody is making it, or this user may not."""
         with _nobody_makes(self.path, self.kind) as nobody:
             if nobody:
                 remove(self.path)
-        return nobody
+        return not self.path.exists()
 
 
 def contents(cache: Path, storage: RDBStorage | None) -> list[Cached]:

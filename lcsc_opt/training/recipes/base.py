@@ -1,4 +1,4 @@
-"""What every recipe is: its settings, the loss of one step, and what a sampler has to know of the model."""
+"""The contract of recipes: settings, the loss of one step, and the sampler of the trained model."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """All that the loss of one step sees.
+    """The arguments of the loss of one step.
 
     Attributes:
         images: ``[N, C, H, W]`` in [-1, 1], or latents.
         step: how many steps came before.
         steps: of the whole training.
         network: what is trained.
-        target: its moving average where the recipe keeps one, else the network itself; never trained through.
+        target: the network's moving average where the recipe keeps one, else the network itself. No gradient goes
+            through it.
         generator: of this step's random numbers, on the device of the images.
         noise_scale: the network is told ``noise_scale * ln(sigma)``.
         teacher: of a distillation.
@@ -97,7 +98,7 @@ class Recipe(FrozenModel):
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """What of a small U-Net is not as usual."""
+        """Options of a small U-Net that differ from the usual ones."""
         return {}
 
 

@@ -2,8 +2,8 @@
 
 Coefficients sum to one, so Σ a_i θ_i = θ_ref + Σ a_i (θ_i − θ_ref). Differences are much smaller than the weights, so
 few bits of them are many bits of the weights. They are stored in blocks of neighbouring numbers of one tensor, each
-with a float32 scale: difference = scale · number. What a checkpoint is from then on is what is read back: reference +
-scale · number, two operations on each element that round alike on every machine.
+with a float32 scale: difference = scale · number. From then on, the checkpoint is what is read back: reference + scale
+· number. These are two operations on each element, which round alike on every machine.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Place:
 class StoredLayout:
     """A stored row: the numbers of the merged tensors, their scales, and the other tensors as they are.
 
-    In the file, ``BLOCK_ROWS`` rows are a group, which lies together block by block: the numbers that one row after the
-    other has in a block, then the next block. A merge reads a group from its first byte to its last.
+    In the file, ``BLOCK_ROWS`` rows form a group. A group is stored block by block: the first block of one row after
+    the other, then the second block. A merge reads a group from its first byte to its last.
 
     Args:
         layout: of the checkpoints.
@@ -92,12 +92,12 @@ class StoredLayout:
         return BLOCK_ROWS * (group * self.row_bytes + part.start) + row * len(part)
 
     def rows(self, content: Tensor, part: range) -> Tensor:
-        """A part of all rows of a file, ``[groups, BLOCK_ROWS, bytes]``, without a copy."""
+        """The same part of all rows of a file, ``[groups, BLOCK_ROWS, bytes]``, without a copy."""
         groups = content.view(-1, BLOCK_ROWS * self.row_bytes)[:, BLOCK_ROWS * part.start : BLOCK_ROWS * part.stop]
         return groups.view(len(groups), BLOCK_ROWS, len(part))
 
     def numbers(self, content: Tensor, name: str, block: int) -> Tensor:
-        """A block of the numbers of all rows, ``[groups, BLOCK_ROWS, n]``, without a copy."""
+        """The numbers of all rows in one block, ``[groups, BLOCK_ROWS, n]``, without a copy."""
         return self.rows(content, self._block(self.places[name], block)).view(self.dtype)
 
     def scales(self, content: Tensor, name: str) -> Tensor:
@@ -116,7 +116,7 @@ class StoredLayout:
             reference: its bytes in the reference checkpoint.
 
         Returns:
-            Its bytes from now on: a new tensor; ``content`` itself where it is stored as it is.
+            Its bytes as they will be read back: a new tensor, or ``content`` itself where it is stored as it is.
 
         Raises:
             TrajectoryError: a difference is too large for float32.
@@ -137,7 +137,7 @@ class StoredLayout:
         return decode(numbers, scales, origin).view(torch.uint8)
 
     def read(self, content: Tensor, slot: int, spec: TensorSpec, reference: Tensor) -> Tensor:
-        """The tensor that was put there, ``[n]`` of its own dtype: new.
+        """A new tensor with what :meth:`put` stored, ``[n]`` in its own dtype.
 
         Args:
             content: of the file, ``[bytes]`` uint8.
@@ -200,13 +200,13 @@ def _some_blocks(numbers: int) -> Iterator[tuple[slice, slice]]:
 
 
 class ErrorSample:
-    """What the rounding does to combinations of the size that searches find, measured on some of the columns.
+    """The error that rounding causes in merged weights, measured on some columns and for typical coefficients.
 
-    The errors of the checkpoints add up with the coefficients, so single weights would not tell.
+    The errors of checkpoints add up with the coefficients, so the errors of single checkpoints would not tell.
 
     Args:
         layout: of the checkpoints.
-        checkpoints: how many, the last ones; ``None`` keeps all.
+        checkpoints: how many of the last ones are kept; ``None`` keeps all.
         columns: about how many numbers of each checkpoint are kept.
     """
 
@@ -216,19 +216,21 @@ class ErrorSample:
         self._rows: collections.deque[Tensor] = collections.deque(maxlen=checkpoints)  # [K]
 
     def add(self, spec: TensorSpec, original: memoryview, read: memoryview) -> None:
-        """A tensor of the next checkpoint: its bytes as given and as read back."""
+        """Add a tensor of the next checkpoint: its bytes as given and as read back."""
         if spec.merged and spec.numel:
             pair = [torch.frombuffer(content, dtype=spec.torch_dtype)[:: self._every] for content in (original, read)]
             self._row.append(torch.stack(pair).double())
 
     def end_checkpoint(self) -> None:
-        """All its tensors were added."""
+        """Say that all tensors of the checkpoint were added."""
         if self._row:
             self._rows.append(torch.cat(self._row, dim=1))
         self._row = []
 
     def relative_error(self, combinations: int = 32) -> float | None:
-        """Of the merged weights, root mean square over random combinations; ``None`` for fewer than two checkpoints."""
+        """The relative error of merged weights, root mean square over random combinations; ``None`` below two
+        checkpoints.
+        """
         if len(self._rows) < 2:
             return None
         stacked = torch.stack(list(self._rows)).numpy()  # [K, 2, n]

@@ -138,7 +138,9 @@ def plan(tensors: Mapping[str, Tensor]) -> Layout:
 
 
 def arrange(described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
-    """Give ``(name, shape, dtype)`` their places: one dtype after the other, each aligned, names sorted inside."""
+    """Place tensors ``(name, shape, dtype)`` in a row: one dtype after the other, each aligned, sorted by name
+    inside.
+    """
     specs: list[TensorSpec] = []
     end = 0
     ordered = sorted(described, key=lambda item: (_rank(item[2]), item[0]))
@@ -151,7 +153,7 @@ def arrange(described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
 
 
 def segments(layout: Layout, varying: frozenset[str]) -> tuple[Segment, ...]:
-    """As few as there can be of the tensors that take part in a merge: of a merged dtype, and not constant."""
+    """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
     alike = itertools.groupby(layout.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
     groups = [tuple(specs) for (dtype, varies), specs in alike if varies and dtype in MERGED]
     return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
@@ -162,7 +164,7 @@ class WholeRow(Mapping[str, Tensor]):
 
     Args:
         layout: of the row.
-        content: ``[row_bytes]`` uint8 on the CPU; what is between the tensors does not count.
+        content: ``[row_bytes]`` uint8 on the CPU; bytes between the tensors may be anything.
     """
 
     def __init__(self, layout: Layout, content: Tensor) -> None:
@@ -183,7 +185,7 @@ class WholeRow(Mapping[str, Tensor]):
 def neighbours_of_row(
     layout: Layout, tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[tuple[TensorSpec, ...], memoryview]]:
-    """As :func:`tensors_of_row`; of a :class:`WholeRow`, tensors of one dtype that are neighbours come together."""
+    """:func:`tensors_of_row`, but neighbouring tensors of one dtype in a :class:`WholeRow` come together."""
     if not isinstance(tensors, WholeRow):
         yield from (((spec,) if spec is not None else (), content) for spec, content in tensors_of_row(layout, tensors))
         return
@@ -199,7 +201,7 @@ def neighbours_of_row(
 
 
 def tensors_of_row(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, memoryview]]:
-    """The bytes of one row from its first to its last; padding comes with ``None`` for its tensor.
+    """The bytes of one row in order, each tensor with its spec; padding comes with ``None``.
 
     One tensor at a time is brought to the CPU and made contiguous.
     """
@@ -235,7 +237,7 @@ def flat_bytes(tensor: Tensor) -> Tensor:
 def all_finite(values: Tensor) -> bool:
     """Whether no number of this non-empty floating-point tensor is NaN or infinite; takes no memory.
 
-    The extremes carry both; finding them is thirty times faster than ``isfinite`` with its tensor of answers.
+    NaN and infinity show in the extremes, which are found thirty times faster than ``isfinite`` of each number.
     """
     least, largest = torch.aminmax(values)
     return bool(torch.isfinite(least) and torch.isfinite(largest))

@@ -39,11 +39,11 @@ class RowPart:
     """A part of a checkpoint on its way into its row.
 
     Attributes:
-        specs: whose bytes they are, neighbours of one dtype; none for what belongs to no tensor.
-        original: as it was given.
-        read: as it will be read back.
-        stored: what is written.
-        position: where, in the file.
+        specs: the tensors that it holds, neighbours of one dtype; none for padding.
+        original: its bytes as they were given.
+        read: its bytes as they will be read back.
+        stored: the bytes to write.
+        position: where to write them in the file.
     """
 
     specs: tuple[TensorSpec, ...]
@@ -53,7 +53,7 @@ class RowPart:
     position: int
 
     def given(self, spec: TensorSpec) -> memoryview:
-        """What one of the tensors was given as."""
+        """The original bytes of one of the tensors."""
         start = spec.offset - self.specs[0].offset
         return self.original[start : start + spec.nbytes]
 
@@ -63,7 +63,7 @@ class Coder(Protocol):
 
     @property
     def fields(self) -> Mapping[str, object]:
-        """What the manifest says about it."""
+        """The fields of the manifest that describe this coder."""
         ...
 
     def file_bytes(self, slot: int) -> int:
@@ -71,7 +71,7 @@ class Coder(Protocol):
         ...
 
     def parts(self, tensors: Mapping[str, Tensor], slot: int = 0) -> Iterator[RowPart]:
-        """A checkpoint in the order of its exact row, and what is written for a slot."""
+        """The parts of a checkpoint in the order of its exact row, with what is written for them in a slot."""
         ...
 
 
@@ -131,7 +131,7 @@ class DifferenceCoder:
 
 
 def open_coder(path: Path, manifest: Manifest) -> Coder:
-    """The one that the rows of a trajectory were written with."""
+    """The coder that the rows of a trajectory were written with."""
     if manifest.stored is None or manifest.reference_sha256 is None:
         return ExactCoder(manifest.layout)
     reference = map_bytes(path / REFERENCE, manifest.row_bytes)
@@ -154,7 +154,7 @@ def new_difference_coder(path: Path, layout: Layout, dtype: str, reference: Mapp
 
 @dataclasses.dataclass
 class RowHashes:
-    """Hashes and checks one row while its bytes go by; tensors that vary already need no own digest."""
+    """Hashes and checks one row while it is written. Tensors that are known to vary need no digest of their own."""
 
     name: str
     varying: frozenset[str] = frozenset()
@@ -165,7 +165,7 @@ class RowHashes:
 
     @property
     def sha256(self) -> str:
-        """Of the exact row, as it will be read back."""
+        """The SHA-256 of the exact row as it will be read back."""
         return self._hash.hexdigest()
 
     def add(self, part: RowPart, reference: Mapping[str, str]) -> None:
@@ -189,7 +189,7 @@ def _finite(content: memoryview, spec: TensorSpec) -> bool:
 
 
 class _Hashing:
-    """Takes parts into the hashes of a row, one after the other, in a thread.
+    """Hashes the parts of a row, one after the other, in a thread.
 
     Parts that wait may be copies, so no more than :data:`WAITING_BYTES` of them may wait.
     """
@@ -200,7 +200,7 @@ class _Hashing:
         self._bytes = 0
 
     def add(self, part: RowPart) -> None:
-        """After the parts before, soon; raises what one of those met."""
+        """Queue a part behind those before; raises the error of an earlier one."""
         try:
             future = self._pool.submit(self._hashes.add, part, self._digests)
         except RuntimeError:  # the interpreter is ending: the thread does what it was given, and takes no more
@@ -213,7 +213,7 @@ class _Hashing:
             self._finish_one()
 
     def finish(self) -> None:
-        """Wait until all are in; raises what one of them met."""
+        """Wait until all parts are hashed; raises the first error."""
         while self._waiting:
             self._finish_one()
 
@@ -236,7 +236,7 @@ def write_row(
     slot: int = 0,
     sample: ErrorSample | None = None,
 ) -> None:
-    """Give a row to the system, and hash it meanwhile: that takes about as long. It is not synced.
+    """Write a row, and hash it meanwhile, which takes about as long. The row is not synced.
 
     Args:
         descriptor: of the file.
@@ -245,7 +245,7 @@ def write_row(
         hashes: filled in.
         digests: of the tensors of the first checkpoint.
         slot: of the row.
-        sample: is given what was stored.
+        sample: collects what was stored.
 
     Raises:
         OSError: the disk refused.

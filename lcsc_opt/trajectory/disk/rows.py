@@ -45,19 +45,19 @@ class SegmentPlace:
     unit: int
 
     def used(self, slots: SlotRanges) -> dict[int, tuple[int, int]]:
-        """The groups that hold these slots, each with those of its rows that do, ``[first, last)``."""
+        """The groups that hold these slots, each with the range ``[first, last)`` of its rows that do."""
         used: dict[int, tuple[int, int]] = {}
         for group, row in (divmod(slot, self.rows) for some in sorted(slots) for slot in range(*some)):
             used[group] = used.get(group, (row, 0))[0], row + 1
         return used
 
     def needed(self, edges: Sequence[int], first: int, last: int) -> list[tuple[int, int]]:
-        """The bytes ``[begin, end)`` of a group that its rows ``[first, last)`` have, but for small gaps.
+        """The byte ranges ``[begin, end)`` of a group that hold its rows ``[first, last)``; small gaps are read, too.
 
         Args:
-            edges: neighbouring ones of the segment; bytes are counted from the first.
-            first: a row of the group.
-            last: the one behind the last row.
+            edges: neighbouring edges of the segment; bytes are counted from the first one.
+            first: the first row, within the group.
+            last: the row behind the last one.
         """
         needed: list[tuple[int, int]] = []
         for start, stop in itertools.pairwise(edges):
@@ -71,7 +71,7 @@ class SegmentPlace:
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Columns ``[start, stop)`` of a segment in all slots, wherever they are: mapped, read, or on a device.
+    """Columns ``[start, stop)`` of a segment in all slots: mapped, read, or on a device.
 
     Attributes:
         segment: whose columns they are.
@@ -100,14 +100,14 @@ class Columns:
 
 
 class Rows(Protocol):
-    """What a trajectory reads its checkpoints from, by slot."""
+    """The rows of a trajectory, by slot."""
 
     def tensor(self, slot: int, spec: TensorSpec) -> Tensor:
-        """One tensor of one checkpoint: new, the same bits each time and everywhere."""
+        """A new tensor: one tensor of one checkpoint, with the same bits on every machine."""
         ...
 
     def sha256(self, slot: int) -> str:
-        """Of the exact row of one checkpoint."""
+        """The SHA-256 of the exact row of one checkpoint."""
         ...
 
     def place(self, segment: Segment) -> SegmentPlace:
@@ -131,8 +131,8 @@ class Rows(Protocol):
 
         Args:
             columns: of these rows.
-            width: of a tile, in columns, about.
-            together: several blocks may be one tile, which saves calls and takes a multiplication of every number.
+            width: about how many columns a tile has.
+            together: whether a tile may hold several blocks: fewer calls, but every number is multiplied by its scale.
         """
         ...
 
@@ -247,7 +247,7 @@ class DifferenceRows:
                 block += 1
 
     def _tile(self, columns: Columns, start: int, stop: int, block: int, blocks: int) -> Tile:
-        """``blocks`` blocks of one tensor, of one length."""
+        """A tile of ``blocks`` blocks of one tensor, all of one length."""
         assert columns.scales is not None
         assert columns.origin is not None
         rows = differences.BLOCK_ROWS
@@ -263,7 +263,7 @@ def _block() -> int:
 
 
 def portions(count: int, size: int) -> Iterator[tuple[int, int]]:
-    """``[first, last)`` of at most ``size`` each."""
+    """``count`` numbers as ranges ``[first, last)`` of at most ``size`` each."""
     for first in range(0, count, size):
         yield first, min(first + size, count)
 
@@ -281,7 +281,7 @@ def map_bytes(path: Path, size: int) -> Tensor:
 
 
 def _map(path: Path, size: int) -> mmap.mmap:
-    """A private map would be refused when larger than the memory."""
+    """Map a file shared: a private map larger than the memory would be refused."""
     try:
         with path.open("rb") as file:
             there = file.seek(0, 2)

@@ -43,8 +43,8 @@ EXACT = "exact"
 class Saver:
     """Writes checkpoints as rows, and names them in the manifest when they are on the disk.
 
-    One thread may write while another commits. Nothing else may be called meanwhile, and no method twice at a time.
-    What the arguments mean is said by :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
+    One thread may write while another commits; no other calls may overlap. The arguments are those of
+    :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
     """
 
     def __init__(
@@ -104,10 +104,10 @@ class Saver:
         return error
 
     def check(self, tensors: Mapping[str, Tensor]) -> Layout:
-        """Compare a checkpoint with the first one, without a look at its weights.
+        """Compare names, shapes and dtypes of a checkpoint with the first one.
 
         Returns:
-            How it is laid out in a row, for :meth:`write`.
+            The layout of its row, for :meth:`write`.
 
         Raises:
             TrajectoryError: names, shapes or dtypes are not those of the first checkpoint, or of the reference; or the
@@ -147,7 +147,7 @@ class Saver:
         """Whether ``step`` comes after all saved ones; False when it is one of them.
 
         Raises:
-            TrajectoryError: neither, or no step at all.
+            TrajectoryError: it lies between saved steps, or is no step at all.
         """
         step, steps = whole_step(step), self.steps
         if not steps or step > steps[-1]:
@@ -162,8 +162,8 @@ class Saver:
     def write(self, step: int, layout: Layout, content: Mapping[str, Tensor], *, source: str = "") -> bool:
         """Write a checkpoint that was checked, for :meth:`commit`.
 
-        Where old checkpoints go (``keep_last``), commit before the next is written: it may take the row of one that the
-        manifest on the disk still names.
+        With ``keep_last``, commit before the next write: it may overwrite the row of a checkpoint that the manifest on
+            the disk still names.
 
         Args:
             step: as for :meth:`TrajectoryWriter.append`.
@@ -193,8 +193,8 @@ class Saver:
         """Name all rows that are written by now in the manifest, when they are on the disk.
 
         Raises:
-            TrajectoryError: the disk refuses. What it has counts from then on: after a sync that failed, no later one
-                makes up for what that left out.
+            TrajectoryError: the disk refuses. Then only what the disk has counts: after a failed sync, a later one does
+                not make up for what it left out.
         """
         manifest = self._written
         if manifest is None or manifest is self._committed or self._failed:
@@ -277,7 +277,7 @@ def checked_dtype(dtype: str | None) -> str | None:
     """How rows are stored.
 
     Raises:
-        TrajectoryError: it is none of the names that there are.
+        TrajectoryError: there is no such dtype.
     """
     if dtype is not None and dtype not in (EXACT, *STORED):
         raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(STORED)}, got {dtype!r}.")

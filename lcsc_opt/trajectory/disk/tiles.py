@@ -31,8 +31,8 @@ class Tile:
     ) -> tuple[Tensor, Tensor | None]:
         """Slots ``[first, last)``: ``[last − first, columns]``, and by what each is still to be multiplied, if any.
 
-        Without a copy where one group holds them in this dtype; else in ``scratch`` where it is given, until that is
-        used again. The numbers of several blocks come multiplied.
+        No copy is made where one group holds them in this dtype. Else the result is in ``scratch``, where given, until
+        that is used again. A tile of several blocks is multiplied already.
         """
         _, blocks, size, _ = self.numbers.shape
         if blocks > 1:
@@ -73,14 +73,14 @@ class Tile:
 
     @staticmethod
     def _copied(groups: Tensor, dtype: torch.dtype, scratch: Scratch | None) -> Tensor:
-        """In one call: threads that make many of them wait for each other."""
+        """Copy in one call: threads that make many calls wait for each other."""
         result = _room((groups.shape[0] * groups.shape[1], groups.shape[2]), dtype, groups.device, scratch)
         result.view(groups.shape).copy_(groups)
         return result
 
 
 class Scratch:
-    """Memory of one thread that is used again and again: the system takes freed memory back, page by page."""
+    """Memory of one thread that is used again and again; new memory would be slow, page by page."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
@@ -100,8 +100,8 @@ def _room(shape: tuple[int, int], dtype: torch.dtype, device: torch.device, scra
 def accumulator(dtype: torch.dtype, device: torch.device | None = None) -> torch.dtype:
     """What products of this dtype are summed in: float64 for float64, float32 for all others.
 
-    On a GPU whose products of float32 were asked to be of TF32, float64: that setting is the whole process's, and must
-    not change while another thread samples.
+    float64 also on a GPU where products of float32 are set to TF32: that setting belongs to the whole process, and must
+        not change while another thread samples.
     """
     tf32 = device is not None and device.type == "cuda" and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return torch.float64 if tf32 or dtype == torch.float64 else torch.float32

@@ -10,6 +10,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.files import replacing
 from lcsc_opt.views.figures.look import CONFIG
 
 IMAGES = (".png", ".svg", ".pdf")
@@ -41,14 +42,15 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file, and the folder that it is in.
+    """Write a file, whole or not at all, and the folder that it is in.
 
     Raises:
         FigureError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        with replacing(path) as pending:
+            pending.write_bytes(content)
     except OSError as error:
         raise FigureError(f"{path}: {error.strerror}; give another file") from error
 

@@ -27,7 +27,7 @@ SMALLEST_LOG_SNR = -5.1  # of lambda, where the cosine schedule has next to no s
 
 
 def cifar10_consistency(**changes: Any) -> nn.Module:
-    """NCSN++ of EDM without its preconditioning, 55.7 M parameters: CD and CT on CIFAR-10."""
+    """NCSN++ of EDM without its preconditioning, 56.4 M parameters: CD and CT on CIFAR-10."""
     published = {
         "img_resolution": 32,
         "in_channels": 3,
@@ -85,7 +85,7 @@ def cifar10_diffusion(**changes: Any) -> nn.Module:
 
 
 def imagenet64_diffusion(**changes: Any) -> nn.Module:
-    """The U-Net of improved DDPM: DM on ImageNet-64."""
+    """The U-Net of improved DDPM, 121.1 M parameters: DM on ImageNet-64."""
     published = {
         "in_channels": 3,
         "model_channels": 128,
@@ -126,8 +126,9 @@ class TorchAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         """``[N, 3 heads dim, positions]`` → ``[N, heads dim, positions]``."""
-        parts = qkv.unflatten(1, (3, self.num_heads, self.head_dim)).transpose(-1, -2)
-        attended: Tensor = F.scaled_dot_product_attention(*parts.unbind(1))
+        parts = qkv.reshape(len(qkv), 3, self.num_heads, self.head_dim, -1).transpose(-1, -2)
+        query, key, value = parts.unbind(1)
+        attended: Tensor = F.scaled_dot_product_attention(query, key, value)
         return attended.transpose(-1, -2).flatten(1, 2)
 
 

@@ -185,7 +185,7 @@ def test_writer_goes_on_as_the_trajectory_began(tmp_path, dtype):
         writer.append(STEPS[1], state_dict(7))
 
 
-def test_window_of_differences(tmp_path, dtype):
+def test_last_differences_are_kept(tmp_path, dtype):
     trajectory = write(tmp_path / "t", dtype, range(1, 9), keep_last=3)
     assert trajectory.steps == (6, 7, 8)
     trajectory.verify()
@@ -286,15 +286,15 @@ class Stop(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("kept", [None, 2])
 @pytest.mark.parametrize("name", ["write", "fsync", "replace", "ftruncate"])
-def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, window):
+def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name, kept):
     """Rows lie between each other, so a half-written one must not touch its neighbours."""
     generator = torch.Generator().manual_seed(0)
     rows = {step: {"w": torch.randn(20, generator=generator), "n": torch.tensor(step)} for step in range(1, 6)}
     whole = {}
     for length in rows:
-        with TrajectoryWriter(tmp_path / f"whole{length}", dtype="int8", keep_last=window) as writer:
+        with TrajectoryWriter(tmp_path / f"whole{length}", dtype="int8", keep_last=kept) as writer:
             for step in range(1, length + 1):
                 writer.append(step, rows[step])
         whole[length] = Trajectory.open(tmp_path / f"whole{length}").sha256
@@ -311,7 +311,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
 
         with monkeypatch.context() as patch:
             patch.setattr(os, name, call)
-            with contextlib.suppress(Stop), TrajectoryWriter(path, dtype="int8", keep_last=window) as writer:
+            with contextlib.suppress(Stop), TrajectoryWriter(path, dtype="int8", keep_last=kept) as writer:
                 for step, weights in rows.items():
                     writer.append(step, weights)
         failed = len(calls) >= count
@@ -321,7 +321,7 @@ def test_crash_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, name,
             left.verify()
             last = left.steps[-1]
             assert left.sha256 == whole[last]
-        with TrajectoryWriter(path, dtype="int8", keep_last=window) as writer:
+        with TrajectoryWriter(path, dtype="int8", keep_last=kept) as writer:
             for step in range(last + 1, 6):
                 writer.append(step, rows[step])
         Trajectory.open(path).verify()
