@@ -114,8 +114,9 @@ def fewest(table: Table, points: Points) -> list[str]:
     key, lines = table.fewest, []
     for name in OPTIMIZERS:
         known = {place: points.over_ema({key: place}, {key: 0}, name) for place in points.places(key)}
-        good = [place for place, ratio in known.items() if ratio is not None and verdict(ratio) != NOT]
-        if any(ratio is not None for ratio in known.values()):
+        several = {place: ratio for place, ratio in known.items() if ratio is not None and ratio.low is not None}
+        good = [place for place, ratio in several.items() if verdict(ratio) != NOT]
+        if several:  # one seed tells nothing
             lowest = f"{points.value({key: good[-1]}, key)} ({known[good[-1]]})" if good else "none"
             lines.append(f"* {name}: {lowest}")
     title = (
