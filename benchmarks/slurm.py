@@ -163,7 +163,8 @@ def cancelled(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
     state, left = system.state(job.number), len(job.processes())
     job.submit()
     row = job.row("`scancel`, then submitted again", clean, also="; stayed cancelled")
-    problems = [f"{state} after scancel"] * (state != "CANCELLED") + [f"{left} processes are left"] * bool(left)
+    ended = state in ("CANCELLED", "FAILED")  # the latter where the script left before SLURM ended it
+    problems = [f"{state} after scancel"] * (not ended) + [f"{left} processes are left"] * bool(left)
     return dataclasses.replace(row, problems=problems + row.problems)
 
 
