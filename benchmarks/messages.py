@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.cli import main as lcsc
 
+REPOSITORY = Path(__file__).parents[1]
 LONGEST = 40  # lines of one command that are shown
 
 
@@ -145,19 +146,29 @@ def _words(command: str) -> list[str]:
 
 
 def _readable(text: str, folder: Path) -> list[str]:
-    text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).replace(str(folder), "FOLDER")
+    text = (
+        re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text).replace(str(folder), "FOLDER").replace(str(REPOSITORY), "REPOSITORY")
+    )
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
     shown = [line for line in lines if line]
     hidden = len(shown) - LONGEST
     return [*shown[:LONGEST], f"... {hidden} more lines"] if hidden > 0 else shown
 
 
+def _keep(title: str, text: str) -> None:
+    """Write one row; the others stay."""
+    page = RESULTS / "messages.md"
+    parts = page.read_text().split("\n## ")[1:] if page.exists() else []
+    rows = dict(part.rstrip("\n").split("\n", 1) for part in parts) | {title: text}
+    sections = [f"## {name}\n{rows[name]}\n" for name in ROWS if name in rows]
+    page.write_text("\n".join([f"# What it says\n\n{machine()}\n", *sections]))
+
+
 def main() -> None:
-    """Play every row, print, and write the page."""
+    """Play the rows, print, and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="*", help="Rows, by the beginning of their titles.")
     asked = parser.parse_args()
-    page = [f"# What it says\n\n{machine()}\n"]
     for title, play in ROWS.items():
         if asked.only and title.split()[0] not in asked.only:
             continue
@@ -167,11 +178,10 @@ def main() -> None:
             play(place)
         finally:
             shutil.rmtree(folder)
-        page.append("\n".join([f"## {title}\n", "```", *place.lines, "```\n"]))
-        sys.stdout.write(page[-1] + "\n")
+        text = "\n".join(["", "```", *place.lines, "```"])
+        sys.stdout.write(f"## {title}\n{text}\n\n")
         sys.stdout.flush()
-    if not asked.only:
-        RESULTS.joinpath("messages.md").write_text("\n".join(page))
+        _keep(title, text)
 
 
 if __name__ == "__main__":
