@@ -29,7 +29,7 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy, _create
+from lcsc_opt.database.store import StoredStudy, create
 from lcsc_opt.views.curves import comparison
 from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.ranking import ranking
@@ -84,7 +84,7 @@ def make_database(storage: RDBStorage, studies: int, trials: int, checkpoints: i
     with progress("making the database", studies) as advance:
         for i, name in enumerate(names):
             rng = np.random.default_rng(i)
-            _create(storage, name, attributes, [trial(number, checkpoints, rng) for number in range(trials)])
+            create(storage, name, attributes, [trial(number, checkpoints, rng) for number in range(trials)])
             advance()
     return names
 

@@ -173,7 +173,7 @@ def _fail_points(side: str, k: int) -> Iterator[dict[str, int]]:
 
     for name in COMMITTING:
         setattr(StoredStudy, name, wrapped(getattr(StoredStudy, name)))
-    store._create = wrapped(store._create)
+    store.create = wrapped(store.create)
     sa.event.listen(sa.Engine, "commit", commit)
     yield counts
 

@@ -21,7 +21,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, parse_study
 from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy, _create
+from lcsc_opt.database.store import StoredStudy, create
 from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.search.experiment import Experiment
@@ -301,7 +301,7 @@ def _build(url: str, work: Work) -> float:
         attributes = {"coefficients": parameter.value.tolist(), "metrics": {}, "cost": {}, "tell_index": number}
         trials.append(create_trial(state=TrialState.COMPLETE, value=value, user_attrs=attributes))
     with opened(url, write=True) as storage:
-        _create(storage, work.name, {"steps": list(work.steps)}, trials)
+        create(storage, work.name, {"steps": list(work.steps)}, trials)
     return time.perf_counter() - start
 
 
