@@ -37,7 +37,7 @@ demo: setup ## train a small model of digits, search with five optimizers, compa
 	$(BIN)/lcsc report digits
 
 test: setup ## run the tests, files side by side (TESTS=tests/metrics runs a part of them, JOBS=0 one after the other)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 check: setup ## lint, formatting, types, and the layers of imports
 	$(BIN)/ruff check

@@ -70,7 +70,7 @@ class AlteredLoss(Loss):
         self._features = features
         return super().comparison(name, features, logits)
 
-    def gradients(self, comparisons: Mapping[str, Comparison]) -> dict[str, Array]:
+    def gradients(self, comparisons: Mapping[str, Comparison], *_: object) -> dict[str, Array]:
         """Of the one extractor."""
         return {name: self._alter(self._reference, self._features) for name in comparisons}
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -53,6 +55,7 @@ def test_what_the_command_line_starts_with_imports_nothing_heavy():
     assert set(run_python(IMPORT_ALL, *LIGHT)).isdisjoint(HEAVY)
 
 
+@pytest.mark.slow
 def test_every_module_imports_on_its_own():
     assert len(MODULES) > 20
     packages = {name: [module for module in MODULES if module.rpartition(".")[0] == name] for name in MODULES}

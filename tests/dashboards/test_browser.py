@@ -106,6 +106,7 @@ def test_a_verdict_takes_one_line(browser: Any, url: str) -> None:
         assert view.page.evaluate(lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_opens_without_a_complaint(browser: Any, home: str, scheme: str, tmp_path: Path) -> None:
     with watched(browser, home, color_scheme=scheme) as view:

@@ -77,11 +77,11 @@ def search(*arguments: str) -> subprocess.Popen[str]:
 @pytest.mark.slow
 def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(folder: Path, cluster: Any) -> None:
     shared = {"optimizers": OPTIMIZERS, "budget": {"evaluations": 10}, "failures": {"retries": 10}}
-    assert lcsc(["run", study_file(folder, workers=3, **shared)]) == 0
+    assert lcsc(["run", study_file(folder, workers=3, **shared), "--parallel"]) == 0
     log = folder / "log"
     settings = {"log": str(log), "seconds": 0.03}
     file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": settings}, **shared)
-    with search(file, "--ray", cluster.address, "--storage", "sqlite:///r.db") as running:
+    with search(file, "--parallel", "--ray", cluster.address, "--storage", "sqlite:///r.db") as running:
         killed = kill_while(running, cluster, log, kills=4)
         assert running.stdout is not None
         said = running.stdout.read()
@@ -92,16 +92,6 @@ def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(f
     reasons = [reason for optimizer in OPTIMIZERS for reason in attempts("sqlite:///r.db", f"e/{optimizer}/0")]
     assert len(killed) == 4
     assert any(reason.startswith("the worker on node ") for reason in reasons)
-
-
-@pytest.mark.slow
-def test_studies_side_by_side_have_the_trials_of_local_ones(folder: Path, cluster: Any) -> None:
-    shared = {"optimizers": ["CMA", "LCSCGradient"], "seeds": [0, 1]}
-    assert lcsc(["run", study_file(folder, workers=2, **shared), "--one-by-one"]) == 0
-    on = {"ray": 2, "address": cluster.address}
-    assert lcsc(["run", study_file(folder, workers=on, **shared), "--parallel", "--storage", "sqlite:///r.db"]) == 0
-    for name in ("e/CMA/0", "e/CMA/1", "e/LCSCGradient/0", "e/LCSCGradient/1"):
-        assert trials("sqlite:///r.db", name) == trials("sqlite:///e.db", name)
 
 
 def test_a_study_goes_on_where_it_began_and_elsewhere(folder: Path, cluster: Any) -> None:

@@ -105,6 +105,7 @@ def test_a_node_with_other_software_is_refused_by_its_name(
     assert said.endswith("→ 99.0; install the same there")
 
 
+@pytest.mark.slow
 def test_a_node_with_other_code_is_refused_by_its_name(
     folder: Path, capsys: pytest.CaptureFixture[str], cluster: Any
 ) -> None:

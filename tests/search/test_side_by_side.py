@@ -122,6 +122,7 @@ def test_who_comes_later_has_a_share_at_once() -> None:
     assert [item.user for item in queue.withdraw("first")] == ["first"] * 10
 
 
+@pytest.mark.slow
 def test_trials_are_those_of_each_study_alone(folder: Path) -> None:
     files = {"file": "side_stages.py", "settings": {"sample": 0.003}}
     shared = {"objective": files, "optimizers": ["LCSC", "CMA", "LCSCGradient"], "held_out": {"images": 8, "top": 2}}

@@ -40,6 +40,7 @@ def train(kind: str, folder: Path, *, resume: bool) -> list[int | None]:
     return ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_that_die_go_on_and_only_one_of_them_writes(kind: str, tmp_path: Path) -> None:
     if kind == "lightning" and importlib.util.find_spec("pytorch_lightning") is None:
