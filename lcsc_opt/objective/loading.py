@@ -13,7 +13,6 @@ from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import called_modules, local_code, module_file
 from lcsc_opt.base.errors import CatalogError, LcscError
 from lcsc_opt.base.paths import KnownCheckpoints, study_checkpoints, study_directory
-from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.contract import Objective
@@ -49,22 +48,28 @@ def check_objective(
 ) -> dict[str, str]:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
-    The objective's file takes part with a class ``Settings`` that has a method ``check``; a notice says where it has
-    none. Arguments and errors are those of :func:`load_objective`.
+    The objective's file takes part with a class ``Settings`` that has a method ``check``. Arguments and errors are
+    those of :func:`load_objective`.
 
     Returns:
         The objective's code, as far as its settings name it.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints), called_modules() as called:
-        kind, settings = getattr(load_file(path), "Settings", None), None
+        kind: Any = getattr(load_file(path), "Settings", None)
+        settings: Any = None
         if isinstance(kind, type) and issubclass(kind, FrozenModel):
             settings = parse_settings(kind, dict(spec.settings), source="objective.settings")
         if isinstance(settings, CheckedSettings):
             settings.check()
-        else:
-            notice(f"{path.name}: its settings have no check, so whether what they name is there is not known yet")
     return _code(path, called)
+
+
+def checks_settings(spec: ObjectiveSpec, *, beside: Path | None = None) -> bool:
+    """Whether the objective's file takes part in :func:`check_objective`."""
+    with _loading(beside, None):
+        kind = getattr(load_file(find("objectives", spec.file, beside=beside)), "Settings", None)
+    return isinstance(kind, type) and issubclass(kind, CheckedSettings)
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from lcsc_opt.optimizers.registry import (
     configure,
     needs_gradient,
     register,
+    starts_by_itself,
 )
 from lcsc_opt.optimizers.requests import (
     Request,
@@ -47,6 +48,7 @@ __all__ = [
     "register",
     "request_of",
     "space_of",
+    "starts_by_itself",
 ]
 
 register()

@@ -54,6 +54,11 @@ def register() -> None:
             configure().set_name(name, register=True)
 
 
+def starts_by_itself(name: str) -> bool:
+    """Whether an optimizer begins at the origin of its space, or needs no beginning, as grids do."""
+    return name in OURS and name != "LCSC"
+
+
 def build_optimizer(
     spec: OptimizerSpec, space: CoefficientSpace, *, budget: int | None, workers: int, seed: int
 ) -> Optimizer:

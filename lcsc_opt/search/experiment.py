@@ -38,7 +38,7 @@ from lcsc_opt.exports import attach_figures
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
 from lcsc_opt.objective.loading import check_objective, load_objective
-from lcsc_opt.optimizers import build_optimizer
+from lcsc_opt.optimizers import build_optimizer, starts_by_itself
 from lcsc_opt.search.endings import is_finished, outcome_of, search_ended
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.places import environments_of
@@ -221,6 +221,7 @@ class Experiment:
                 self._optimizer(plan, resolved),
                 evaluator,
                 budget=budget,
+                first=None if starts_by_itself(plan.optimizer.name) else plan.origin,
                 images_per_evaluation=self.objective.images_per_evaluation,
                 in_flight=resolved.parallelism.in_flight,
                 tells=plan.spec.tells,
@@ -262,16 +263,10 @@ class Experiment:
                 "nothing to do; other studies run beside it would use them"
             )
 
-    def check_new(self, plan: StudyPlan) -> None:
-        """Call :meth:`check` for a study that is not stored yet."""
-        if plan.name not in study_names(self.storage):
-            self.check(plan)
-
-    def check_settings(self, plan: StudyPlan) -> None:
-        """What :meth:`check_new` refuses, as far as that is known without the objective."""
-        if plan.name not in study_names(self.storage):
-            known = checkpoints_of(self.storage, self._name, self._spec)
-            check_objective(self._spec, beside=self._directory, checkpoints=known)
+    def check_settings(self) -> None:
+        """Refuse what :meth:`check` refuses of a new study, as far as that is known without the objective."""
+        known = checkpoints_of(self.storage, self._name, self._spec)
+        check_objective(self._spec, beside=self._directory, checkpoints=known)
 
     def rehearse(self, plan: StudyPlan, *, accept_environment: bool = False, accept_code: bool = False) -> None:
         """Refuse what :meth:`run` would refuse, as far as that is known without loading the objective; writes nothing.
@@ -280,7 +275,7 @@ class Experiment:
             LcscError: as :meth:`run`.
         """
         if plan.name not in study_names(self.storage):
-            self.check_settings(plan)
+            self.check_settings()
             self._check_room(plan)
             return
         known = checkpoints_of(self.storage, self._name, self._spec)

@@ -68,6 +68,7 @@ class Search:
         optimizer: freshly built, as it was when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study; inherited trials do not count.
+        first: ``[K]`` coefficients that are asked before all others; not where trials are inherited.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         in_flight: how many trials may be between ask and tell; see :func:`most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
@@ -83,6 +84,7 @@ class Search:
         evaluator: Evaluator,
         *,
         budget: BudgetSpec,
+        first: Sequence[float] | None = None,
         images_per_evaluation: int = 0,
         in_flight: int = 1,
         tells: Tells = "ordered",
@@ -98,6 +100,8 @@ class Search:
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
+        if first is not None and not self._inherited:
+            optimizer.suggest(np.array(first))
         self._most_in_flight = in_flight
         self._in_flight: list[_Asked] = []
         self._committed = 0

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.errors import LcscError, ObjectiveError, SearchFailedError, StudySpecError, StudyStoreError
-from lcsc_opt.base.progress import said_once
+from lcsc_opt.base.progress import notice, said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.connection import looked_into, open_storage, storage_url
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.database.summary import comparison_rows
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
@@ -206,13 +206,13 @@ def checked_experiments(to_run: Sequence[StudyPlan], url: str) -> list[tuple[Exp
     there yet is made when nothing was refused.
     """
     with looked_into(url) as storage:
-        found = list(experiments(to_run, storage))
-        for experiment, plan in found[1:]:
-            if experiment is not found[0][0]:
-                experiment.check_settings(plan)
-        for experiment, plan in found:
+        found, stored = list(experiments(to_run, storage)), study_names(storage)
+        new = [(experiment, plan) for experiment, plan in found if plan.name not in stored]
+        for experiment in {id(other): other for other, _ in new if other is not found[0][0]}.values():
+            experiment.check_settings()
+        for experiment, plan in new:
             if experiment is found[0][0]:
-                experiment.check_new(plan)
+                experiment.check(plan)
     opened = open_storage(url, write=True)
     for experiment, _ in found:
         experiment.storage = opened
@@ -222,12 +222,18 @@ def checked_experiments(to_run: Sequence[StudyPlan], url: str) -> list[tuple[Exp
 def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> None:
     """Refuse what a run of these plans would refuse, as far as that is known beforehand. Writes nothing.
 
+    A notice says which objectives have no check, once nothing was refused.
+
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
         for experiment, plan in experiments(to_run, storage):
             experiment.rehearse(plan, accept_environment=accept_environment, accept_code=accept_code)
+    for plan in {plan.spec.objective.file: plan for plan in to_run}.values():
+        if not loading.checks_settings(plan.spec.objective, beside=plan.directory):
+            name = Path(plan.spec.objective.file).name
+            notice(f"{name}: its settings have no check, so whether what they name is there is not known yet")
 
 
 def run_each(

@@ -197,12 +197,13 @@ def test_a_fork_begins_on_a_longer_trajectory_from_the_found_coefficients(
     longer = load_study("longer/LCSC/0")
     assert longer.steps == (5, 10, 20, 30, 40)
     assert len(longer.trials) == 3
-    first = np.array(longer.trials[0]["coefficients"])
     study = StoredStudy.open(open_storage("sqlite:///studies.db", write=False), longer.name)
     assert study.attributes["origin"] == [0.0, *found.tolist(), 0.0]
     assert study.attributes["forked_from"] == NAME
-    assert first.shape == (5,)
+    asked = [trial["coefficients"] for trial in longer.trials]
+    np.testing.assert_allclose(asked[0], [0.0, *found, 0.0], rtol=0, atol=1e-12)
     assert lcsc(["resume", "longer/LCSC/0", "--budget", "5"]) == 0
+    assert [trial["coefficients"] for trial in load_study("longer/LCSC/0").trials[:3]] == asked
 
 
 @pytest.mark.parametrize(("accident", "message"), [(lose_one, "no checkpoint"), (write_others, "other weights")])
