@@ -32,7 +32,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.views.dashboard.server import application, serve
 
 FIRST_MS, REFRESH_MS = 2000, 300  # asked of ourselves
-PAGES = {
+PAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "compare": ("curves-new.data", {"experiment": EXPERIMENT, "axis": "images", "scale": ["y"]}),
     "study": ("times-new.data", {"study": f"{EXPERIMENT}/CMA/0"}),
 }

@@ -9,6 +9,7 @@ continues), prints the comparison, writes ``results/digits.csv`` and ``results/d
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from common import RESULTS, machine, write_csv
@@ -36,6 +37,7 @@ COLUMNS = ("optimizer", "seeds", *LOSSES, *JUDGES, "against EMA*", "evaluations"
 
 def main() -> None:
     """Run what is missing, print, write, draw."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     RESULTS.mkdir(exist_ok=True)
     url = f"sqlite:///{RESULTS / 'digits.db'}"
     seeds = [argument for seed in SEEDS for argument in ("--seed", str(seed))]
@@ -67,7 +69,8 @@ def draw(storage: RDBStorage) -> None:
     studies = reader.read("digits")
     ema = best_ema(studies)
     found = next(study for study in studies if study.study == "digits/LCSCGradient/0")
-    profiles = [profile_of(reader, study) for study in (found, ema) if study is not None]
+    made = [profile_of(reader, study) for study in (found, ema) if study is not None]
+    profiles = [profile for profile in made if profile is not None]
     write_figures(
         {
             IMAGES / "digits_best_so_far.png": comparison_figure(comparison(studies)),

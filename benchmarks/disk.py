@@ -89,7 +89,7 @@ def measure(path: Path, rounds: int) -> dict[str, Any]:
     coefficients = np.random.default_rng(0).normal(size=len(trajectory))
     coefficients -= (coefficients.sum() - 1) / len(trajectory)
     weights, model = path / "weights.bin", 4 * trajectory.parameters
-    described = {
+    described: dict[str, Any] = {
         "parameters": trajectory.parameters,
         "checkpoints": len(trajectory),
         "dtype": trajectory.stored or "exact",

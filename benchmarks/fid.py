@@ -91,14 +91,15 @@ def compare(dimension: int, images: int, rounds: int) -> dict[str, Any]:
 
 def random_basis(dimension: int) -> np.ndarray:
     """``[D, D]`` orthonormal."""
-    return np.linalg.qr(np.random.default_rng(0).standard_normal((dimension, dimension)))[0]
+    basis, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((dimension, dimension)))
+    return np.asarray(basis)
 
 
 def features(images: int, basis: np.ndarray, *, seed: int, spread: float = 1.0, shift: float = 0.0) -> np.ndarray:
     """``[N, D]`` float32 with a spectrum that decays, as that of images seen by a network does."""
     deviations = spread * np.arange(1, len(basis) + 1) ** -DECAY
     drawn = np.random.default_rng(seed).standard_normal((images, len(basis)))
-    return ((drawn * deviations) @ basis + MEAN + shift).astype(np.float32)
+    return np.asarray((drawn * deviations) @ basis + MEAN + shift, dtype=np.float32)
 
 
 def tasks(real: np.ndarray, samples: np.ndarray) -> dict[tuple[str, str], Callable[[], float]]:
@@ -138,7 +139,7 @@ def tasks(real: np.ndarray, samples: np.ndarray) -> dict[tuple[str, str], Callab
 def reduce(samples: torch.Tensor, batch: int) -> Reduction:
     """As an evaluation takes them in."""
     reduction = Reduction()
-    for part in samples.split(batch):
+    for part in torch.split(samples, batch):
         reduction.add(part)
     return reduction
 
@@ -165,7 +166,7 @@ def with_singular_values(real: np.ndarray, samples: np.ndarray) -> float:
     """The distance with ``tr (Σ₁ Σ₂)^½`` as the sum of the singular values of ``R₁ R₂ᵀ``, ``Rᵢᵀ Rᵢ = Σᵢ`` by QR."""
     mean_1, mean_2 = (values.mean(axis=0, dtype=np.float64) for values in (real, samples))
     root_1, root_2 = (
-        np.linalg.qr((values - mean) / np.sqrt(len(values) - 1), mode="r")
+        np.asarray(np.linalg.qr((values - mean) / np.sqrt(len(values) - 1), mode="r"))
         for values, mean in ((real, mean_1), (samples, mean_2))
     )
     between = np.linalg.svd(root_1 @ root_2.T, compute_uv=False).sum()

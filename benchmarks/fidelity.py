@@ -28,6 +28,7 @@ from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, win
 from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.metrics import View, extract
 from lcsc_opt.metrics.comparison import Comparison
+from lcsc_opt.metrics.names import Formula
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
@@ -37,7 +38,7 @@ from lcsc_opt.training.images import digits_images, second_digits_view, train_di
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
-JUDGES = ("fid", "precision", "recall", "near", "cmmd", "sliced")
+JUDGES: tuple[Formula, ...] = ("fid", "precision", "recall", "near", "cmmd", "sliced")
 SPACES = ("A", "B", "A2", "B2")  # halves through the network of the search, and through another one
 HEADER = ("search", "seed", "images", *(f"{judge} {space}" for space in SPACES for judge in JUDGES))
 

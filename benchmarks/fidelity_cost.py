@@ -28,7 +28,7 @@ from lcsc_opt.metrics.names import Formula
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 
-TRAINING = {"data": "half", "training_steps": 2000, "checkpoint_every": 20}
+TRAINING: dict[str, Any] = {"data": "half", "training_steps": 2000, "checkpoint_every": 20}
 TERMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("fid (twice the same)", {}),
     ("fid + near", {"loss": {"fid": 1, "near": 6}}),
@@ -99,7 +99,7 @@ def alone() -> dict[str, float]:
     statistics_of = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real))
     reference = Reference(statistics_of, "random", real)
     samples = 1.1 * rng.standard_normal((SAMPLES, DIMENSION), dtype=np.float32)
-    found = {}
+    found: dict[str, float] = {}
     for formula in ALONE:
         Comparison(samples[:50], None, reference).gradient(formula)
         began = time.process_time()

@@ -254,18 +254,15 @@ def tables(fleets: Sequence[int], trials: int, seed: int) -> list[str]:
         lines.append(_row(f"{workers:,}", *cells))
     lines += ["", f"## 64 workers, one study of {trials:,} trials, on worse machines", ""]
     lines += _head("machines", "ordered", "as completed", "deaths")
-    worse = {
+    worse: dict[str, dict[str, float]] = {
         "as above": {},
         "one in 10 is a straggler": {"stragglers": 0.1},
         "a death an hour and worker": {"life": 3600.0},
     }
     for name, changes in worse.items():
-        shared = {"workers": 64, "window": most_in_flight(64), "trials": trials, **changes}
-        lines.append(
-            _row(
-                name, cell(**shared), cell(**shared, tells="as-completed"), str(simulate(Fleet(**shared), seed).deaths)
-            )
-        )
+        machines: dict[str, Any] = {"workers": 64, "window": most_in_flight(64), "trials": trials, **changes}
+        deaths = simulate(Fleet(**machines), seed).deaths
+        lines.append(_row(name, cell(**machines), cell(**machines, tells="as-completed"), str(deaths)))
     return lines
 
 

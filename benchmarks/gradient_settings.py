@@ -35,7 +35,7 @@ from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, principal_basis
 from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.comparison import Comparison, Features
+from lcsc_opt.metrics.comparison import Comparison, Features, Samples
 from lcsc_opt.metrics.loss import Loss, View
 from lcsc_opt.metrics.names import parse_loss
 from lcsc_opt.metrics.reference.reference import Reference
@@ -63,16 +63,23 @@ class AlteredLoss(Loss):
 
     def __init__(self, view: View, alter: Callable[[Reference, Features], Array]) -> None:
         super().__init__(parse_loss("fid"), {"inception": view})
+        assert view.reference is not None
         self._reference, self._alter = view.reference, alter
 
-    def comparison(self, name: str, features: Features | None, logits: Features | None) -> Comparison:
+    def comparison(self, name: str, samples: Samples | None, logits: Features | None) -> Comparison:
         """As ever, and remember the features."""
-        self._features = features
-        return super().comparison(name, features, logits)
+        self._samples = samples
+        return super().comparison(name, samples, logits)
 
-    def gradients(self, comparisons: Mapping[str, Comparison], *_: object) -> dict[str, Array]:
+    def gradients(  # what is altered is FID, which needs neither the number of images nor a weight
+        self,
+        comparisons: Mapping[str, Comparison],
+        images: int,  # noqa: ARG002
+        keep_weight: float | None = None,  # noqa: ARG002
+    ) -> dict[str, Array]:
         """Of the one extractor."""
-        return {name: self._alter(self._reference, self._features) for name in comparisons}
+        assert isinstance(self._samples, np.ndarray)  # with a gradient all features are kept
+        return {name: self._alter(self._reference, self._samples) for name in comparisons}
 
 
 def altered(view: View, alter: Callable[[Reference, Features], Array]) -> Scores:
@@ -110,7 +117,8 @@ class Accumulated:
         spread = (features - whole.mean) @ (np.eye(len(factor)) - half @ half.T) / (whole.count - 1)
         shift = (whole.mean - reference.statistics.mean) / whole.count
         kept = self._forgetting
-        self._past = dataclasses.replace(whole, count=kept * whole.count, scatter=kept * whole.scatter)
+        count: Any = kept * whole.count  # a weight, no whole number
+        self._past = dataclasses.replace(whole, count=count, scatter=kept * whole.scatter)
         return np.asarray(2 * (shift + spread), dtype=np.float64)
 
 
@@ -177,7 +185,9 @@ class Row:
 def along_principal(objective: MergeSampleScore) -> Callable[..., Optimizer]:
     """Adam along all of the trajectory's own principal directions."""
     space = AffineSpace(objective.steps, default_origin(objective.steps))
-    basis = principal_basis(objective.gram(), space.dimension)
+    gram = objective.gram()
+    assert gram is not None
+    basis = principal_basis(gram, space.dimension)
     return functools.partial(Along, directions=np.stack([space.to_free(space.origin + b) for b in basis.T], axis=1))
 
 
@@ -185,7 +195,7 @@ def with_kid(objective: MergeSampleScore, view: View) -> Scores:
     """FID + w KID; w makes their gradients equally long where the search starts, at 1,000 images."""
     start = Candidate(default_origin(objective.steps), images=PER_CHECK, noise=Noise("weights"))
     parts = [rescored(objective, Scores({"inception": view}, loss=name)) for name in ("fid", "kid")]
-    fid, kid = (np.linalg.norm(part.evaluate(start, gradient=True).gradient) for part in parts)
+    fid, kid = (np.linalg.norm(np.asarray(part.evaluate(start, gradient=True).gradient)) for part in parts)
     return Scores({"inception": view}, loss={"fid": 1.0, "kid": float(fid / kid)})
 
 

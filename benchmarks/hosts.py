@@ -8,6 +8,7 @@ The search runs to its end; then another one is told to end in the middle, and c
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import getpass
 import os
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, machine
 from ray_nodes import OBJECTIVE, ROOT, study_file
@@ -47,6 +49,7 @@ PidFile {folder}/pid
 
 def main() -> None:
     """Run, kill, print, write."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if sshd is None:
         print(f"skipped: {NO_SSHD}")
@@ -104,7 +107,10 @@ def command() -> list[str]:
 def run(folder: Path, arguments: list[str], *, early: bool = False) -> dict[str, Rows]:
     """Study → its trials, as far as they got."""
     log, url = folder / "evaluations", sqlite_url(folder, "studies")
-    study = {"name": "hosts", "objective": {"file": OBJECTIVE, "settings": {"seconds": SECONDS, "log": str(log)}}}
+    study: dict[str, Any] = {
+        "name": "hosts",
+        "objective": {"file": OBJECTIVE, "settings": {"seconds": SECONDS, "log": str(log)}},
+    }
     study |= {"optimizers": list(OPTIMIZERS), "seeds": [0], "budget": {"evaluations": EVALUATIONS}, "storage": url}
     study_file(folder, **study, workers={"ray": 3, "cpus": 1})
     with (folder / "output").open("ab") as output:

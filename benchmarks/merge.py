@@ -17,6 +17,7 @@ found on is compared between what is stored.
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import statistics
 import sys
@@ -94,9 +95,9 @@ def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:
     for dtype, trajectory in stored.items():
         content = whole(trajectory)
         tasks[f"{dtype} read"] = content.sum
-        tasks[f"{dtype} merge"] = lambda one=trajectory: one.merge(coefficients[0])
-        tasks[f"{dtype} together"] = lambda one=trajectory: one.merge_many(coefficients)
-    tasks |= {name: lambda way=way: way(dicts, coefficients[0]) for name, way in INSTEAD.items()}
+        tasks[f"{dtype} merge"] = functools.partial(trajectory.merge, coefficients[0])
+        tasks[f"{dtype} together"] = functools.partial(trajectory.merge_many, coefficients)
+    tasks |= {name: functools.partial(way, dicts, coefficients[0]) for name, way in INSTEAD.items()}
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):  # the first reads from the disk
         for name, task in tasks.items():

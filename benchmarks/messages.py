@@ -105,7 +105,7 @@ class Place:
         def there() -> bool:
             database = contextlib.closing(sqlite3.connect(self.folder / "studies.db"))
             with contextlib.suppress(sqlite3.OperationalError), database as connection:
-                return connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0] >= atleast
+                return bool(connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0] >= atleast)
             return False
 
         return there

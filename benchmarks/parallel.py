@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from common import machine, write_json
@@ -87,7 +88,7 @@ def measured(evaluations: int, rounds: int) -> Ways:
 def searches(folder: Path, evaluations: int, way: str) -> dict[str, float]:
     """Seconds of all studies."""
     (folder / "sleeping.py").write_text(MODULE)
-    study = {
+    study: dict[str, Any] = {
         "name": "parallel",
         "objective": {"file": "function.py", "settings": {"callable": "sleeping:loss", "steps": [1, 2, 3, 4]}},
         "optimizers": ["Powell"],
@@ -110,7 +111,7 @@ def searches(folder: Path, evaluations: int, way: str) -> dict[str, float]:
 def _search_seconds(url: str, way: str) -> float:
     storage = open_storage(url, write=False)
     ends = [
-        [trial.datetime_complete.timestamp() for trial in StoredStudy.open(storage, name).trials()]
+        [ended.timestamp() for trial in StoredStudy.open(storage, name).trials() if (ended := trial.datetime_complete)]
         for name in study_names(storage)
     ]
     if way == "--parallel":

@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from common import RESULTS, machine, write_json
 from PIL import Image
 
 import lcsc_opt
-from lcsc_opt.base.records import HELD_OUT
+from lcsc_opt.base.records import HELD_OUT, Candidate
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.loading import load_objective
@@ -94,14 +95,13 @@ def request(name: str, folder: Path, steps: int) -> Request:
 def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """One row: FID, and seconds a step."""
     jobs: list[trainer.Job] = []
-    original = trainer.train
 
     def remembered(job: trainer.Job, **how: Any) -> None:
         jobs.append(dataclasses.replace(job, network=copy.deepcopy(job.network)))
-        original(job, **how)
+        trainer.train(job, **how)
 
-    preparing.train = remembered
-    study_file = preparing.run(request(name, folder, arguments.steps))
+    with mock.patch.object(preparing, "train", remembered):
+        study_file = preparing.run(request(name, folder, arguments.steps))
     assert study_file is not None  # one process
     trained = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
     found = fid(name, study_file, arguments)
@@ -116,9 +116,10 @@ def fid(name: str, study_file: Path, arguments: argparse.Namespace) -> dict[str,
     study["storage"] = f"sqlite:///{study_file.with_suffix('.db')}"
     study_file.write_text(yaml.safe_dump(study))
     (best,) = lcsc_opt.run(study_file, optimizers=["EMAGrid"])
+    assert best.held_out is not None
     objective: Any = load_objective(ObjectiveSpec(**study["objective"]), beside=study_file.parent)
     last = np.eye(len(objective.steps))[-1]
-    candidate = lcsc_opt.objective.contract.Candidate(last, images=arguments.images, noise=HELD_OUT)
+    candidate = Candidate(last, images=arguments.images, noise=HELD_OUT)
     after = objective.evaluate(candidate)
     if not arguments.quick:
         picture(objective.images(best.coefficients, HELD_OUT, SIDE * SIDE), RESULTS / "recipes" / f"{name}.png")
@@ -194,7 +195,7 @@ def _plain(job: trainer.Job) -> tuple[float, float]:
         )
         loss = recipe.loss(batch)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         rate = recipe.target_rate(step, TURN)
         if average is not None and rate is not None:

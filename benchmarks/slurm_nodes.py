@@ -151,7 +151,7 @@ MUNGE_FILES = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-f
 @contextlib.contextmanager
 def slurm() -> Iterator[Slurm | None]:
     """Start one in a temporary folder, and stop it; ``None`` where it is not installed."""
-    if not all(map(_program, PROGRAMS)):
+    if not all(map(_found, PROGRAMS)):
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="lcsc-slurm-", ignore_cleanup_errors=True) as name:
@@ -173,8 +173,13 @@ def slurm() -> Iterator[Slurm | None]:
             running.stop()
 
 
-def _program(name: str) -> str | None:
+def _found(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+
+
+def _program(name: str) -> str:
+    """Its path; the bare name, which fails when it is called, where it is not installed."""
+    return _found(name) or name
 
 
 def _output(program: str, *arguments: str, cwd: Path | None = None) -> str:

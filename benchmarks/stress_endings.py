@@ -1,12 +1,15 @@
 """Training scripts that end in every way while their trajectory is written, and what a reader then finds.
 
-Run as a program it is the server that the endings are forked from, so that torch is imported once: it reads lines of
-JSON, forks a process for each, and prints the identifier of that process; the process is a training script that never
-closes its writer.
+    python benchmarks/stress_endings.py NUMBER FOLDER
+
+Run as a program without arguments it is the server that the endings are forked from, so that torch is imported once: it
+reads lines of JSON, forks a process for each, and prints "ended" or "hangs" for it; the process is a training script
+that never closes its writer.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import dataclasses
 import io
@@ -19,10 +22,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from stress_search import Row
@@ -101,9 +103,16 @@ def busy_processes(number: int) -> Iterator[None]:
 @contextmanager
 def _server() -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(Path(__file__).resolve())]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    ) as process:
         yield process
+        assert process.stdin is not None
         process.stdin.close()
 
 
@@ -187,22 +196,27 @@ def train(path: Path, kind: str, size: int, seed: int) -> None:
 
 
 def _signal_soon(number: int, seconds: float) -> None:
-    def send() -> NoReturn:
+    def send() -> None:
         time.sleep(seconds)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=send, daemon=True).start()
 
 
-def main(arguments: Sequence[str]) -> None:
+def main() -> None:
     """The server; with a number, so many endings and what was found."""
-    if arguments:
-        folder = Path(arguments[1])
-        folder.mkdir(exist_ok=True)
-        print(end_scripts(folder, number=int(arguments[0])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("number", nargs="?", type=int, help="so many endings; left out: the server")
+    parser.add_argument("folder", nargs="?", type=Path, help="where their trajectories go")
+    arguments = parser.parse_args()
+    if arguments.number is not None:
+        if arguments.folder is None:
+            parser.error("NUMBER needs a FOLDER, where the trajectories go")
+        arguments.folder.mkdir(exist_ok=True)
+        print(end_scripts(arguments.folder, number=arguments.number))
     elif (job := serve()) is not None:
         train(Path(str(job["path"])), str(job["kind"]), int(str(job["size"])), int(str(job["seed"])))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -103,7 +103,12 @@ def _some_fail(url: str, name: str, answer: Any, reason: str) -> list[str]:
     evaluator = _answering(answer, lambda coefficients: int(digest(coefficients), 16) % 3 == 0)
     asked = work.build_optimizer()
     tell = asked.tell
-    asked.tell = lambda parameter, loss: (told.append(loss), tell(parameter, loss))
+
+    def noted(parameter: Any, loss: float) -> None:
+        told.append(loss)
+        tell(parameter, loss)
+
+    asked.tell = noted
     with opened(url, write=True) as storage:
         study = StoredStudy.open_or_create(storage, work.name, {})
         with study.hold():
@@ -124,8 +129,8 @@ def _some_fail(url: str, name: str, answer: Any, reason: str) -> list[str]:
     expected = 1 if reason.startswith(ObjectiveError.__name__) else 3  # what the library refuses is not tried again
     if {len(trial.user_attrs["attempts"]) for trial in failed} != {expected} or not all(map(math.isfinite, told)):
         problems.append("attempts, or a loss told that is not finite")
-    lowest = min(complete, key=lambda trial: trial.value)
-    if best.number != lowest.number or running.best != (lowest.value, lowest.number):
+    lowest = min((trial.value, trial.number) for trial in complete if trial.value is not None)
+    if best.number != lowest[1] or running.best != lowest:
         problems.append(f"best {best.number}")
     return [f"{name}: {problem}" for problem in problems]
 
@@ -276,8 +281,8 @@ def replay(folder: Path, *, trials: int) -> Row:
     for optimizer in ("OnePlusOne", "LCSC", "CMA"):
         work = Work(optimizer, evaluations=trials, checkpoints=200, pause=0)
         url = sqlite_url(folder, f"long-{optimizer}")
-        building = Child(lambda url=url, work=work: _build(url, work)).value()
-        opening, replaying, told = Child(lambda url=url, work=work: _replay(url, work)).value()
+        building = Child(functools.partial(_build, url, work)).value()
+        opening, replaying, told = Child(functools.partial(_replay, url, work)).value()
         if opening >= 30 or replaying >= 10 or told != trials:
             problems.append(f"{optimizer}: opened in {opening:.1f} s, replayed {told} trials in {replaying:.1f} s")
         figures.append(f"{optimizer} {opening:.1f} + {replaying:.1f} s (built in {building:.0f} s)")

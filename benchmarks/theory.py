@@ -11,6 +11,7 @@ same formulas hold with the run's own matrix (:func:`gram_of_run`), and runs are
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import math
@@ -348,6 +349,7 @@ def _add_coefficients(made: go.Figure, problem: Quadratic, **place: int) -> None
 
 def main() -> None:
     """Write the tables and the figure."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     lines = [machine(), ""]
     for problem in PROBLEMS:
         lines += [f"## {problem.name}: coefficients chosen before the run", "", *table(problem), ""]

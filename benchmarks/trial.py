@@ -11,6 +11,7 @@ FID through scipy's ``sqrtm`` as in pytorch-fid. In each round all run in turns;
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import torch
 from common import machine, write_json
 
 from lcsc_opt.base.records import SEARCH
-from lcsc_opt.base.study_file import ObjectiveSpec, parse_study
+from lcsc_opt.base.study_file import ObjectiveSpec, Settings, parse_study
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
@@ -71,7 +72,7 @@ def main() -> None:
 def compare(checkpoints: int, evaluations: int, rounds: int) -> list[dict[str, Any]]:
     """One row for each way, medians of the rounds."""
     ways: dict[str, Callable[[], Result]] = {
-        name: lambda name=name: search(checkpoints, name, evaluations) for name in OPTIMIZERS
+        name: functools.partial(search, checkpoints, name, evaluations) for name in OPTIMIZERS
     }
     ways["by hand"] = lambda: by_hand(checkpoints, max(evaluations // 5, 3))
     measured: dict[str, list[Result]] = {way: [] for way in ways}
@@ -102,7 +103,7 @@ def _row(checkpoints: int, way: str, results: list[Result]) -> dict[str, Any]:
 
 def objective_spec(checkpoints: int) -> ObjectiveSpec:
     """The digits demo with so many checkpoints."""
-    settings = {"images": IMAGES, "batch_size": BATCH, "checkpoint_every": CHECKPOINT_EVERY[checkpoints]}
+    settings: Settings = {"images": IMAGES, "batch_size": BATCH, "checkpoint_every": CHECKPOINT_EVERY[checkpoints]}
     return ObjectiveSpec(file="digits.py", settings=settings)
 
 

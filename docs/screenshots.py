@@ -12,6 +12,7 @@ import queue
 import shutil
 import threading
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import sync_playwright
 
@@ -20,7 +21,7 @@ from lcsc_opt.views.dashboard.server import serve
 
 IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-SHOTS = (
+SHOTS: tuple[tuple[str, Literal["light", "dark"], str], ...] = (
     ("compare", "light", "#curves .trace"),
     ("compare", "dark", "#curves .trace"),
     ("study", "light", "#distances .trace, #distances .hm"),

@@ -23,7 +23,8 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.experiment import Experiment, is_finished
+from lcsc_opt.search.endings import is_finished
+from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import StudyPlan, plans
 
 MEASURED = "held_out_answers"

@@ -15,12 +15,12 @@ from optuna.trial import TrialState
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from contest import entries, working  # type: ignore[import-not-found]
-from contest.answers import Answer, Measured, answers, measured  # type: ignore[import-not-found]
-from contest.drawing import cost_curve, objective_figure  # type: ignore[import-not-found]
-from contest.entries import CELLS, CONTENDERS, QUICK_CELLS, Cell, Contender, study_spec  # type: ignore[import-not-found]
-from contest.numbers import Curves, crossing, curves_of, ratio, results  # type: ignore[import-not-found]
-from contest.page import (  # type: ignore[import-not-found]
+from contest import entries, working
+from contest.answers import Answer, Measured, answers, measured
+from contest.drawing import cost_curve, objective_figure
+from contest.entries import CELLS, CONTENDERS, QUICK_CELLS, Cell, Contender, study_spec
+from contest.numbers import Curves, crossing, curves_of, ratio, results
+from contest.page import (
     POINT_HEADER,
     SUMMARY_HEADER,
     cell_table,

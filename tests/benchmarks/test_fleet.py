@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import fleet  # type: ignore[import-not-found]
+import fleet
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(fleet, name, 0.0)
 
 
-def outcome(**settings: object) -> fleet.Outcome:
+def outcome(**settings: Any) -> fleet.Outcome:
     return fleet.simulate(fleet.Fleet(**{"life": 1e12, "stragglers": 0.0, **settings}), 0)
 
 

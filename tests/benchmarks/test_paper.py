@@ -13,10 +13,10 @@ from optuna.storages import RDBStorage
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import paper  # type: ignore[import-not-found]
-from reproduction.claims import HOLDS, NOT, UNKNOWN, Ratio, ratio_of, verdict  # type: ignore[import-not-found]
-from reproduction.published import TABLES  # type: ignore[import-not-found]
-from reproduction.table import Table  # type: ignore[import-not-found]
+import paper
+from reproduction.claims import HOLDS, NOT, UNKNOWN, Ratio, ratio_of, verdict
+from reproduction.published import TABLES
+from reproduction.table import Table
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.sweep import split_point

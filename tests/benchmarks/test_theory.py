@@ -12,7 +12,7 @@ import scipy.optimize
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-import theory  # type: ignore[import-not-found]
+import theory
 
 from lcsc_opt.coefficients.profiles import ema_coefficients
 
