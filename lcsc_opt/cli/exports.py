@@ -98,9 +98,12 @@ def _print_recipe(shown: Recipe) -> None:
     summary = table(shown.title, "")
     summary.columns[1].justify = "left"
     numbers: dict[str, Any] = {"loss": shown.loss, **shown.metrics}
-    rows = {
+    scores = {
         "searched": ", ".join(f"{name} {number(value)}" for name, value in numbers.items()),
         "held out": _held_out(shown.held_out),
+    }
+    rows = {
+        **(scores if shown.trial is not None else {}),  # one merge without a study has none
         "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
         "key": "-" if shown.key is None else shown.key or "the bare state dict",
         "trajectory": shown.trajectory_sha256,

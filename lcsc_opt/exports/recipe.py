@@ -171,7 +171,10 @@ def recipe_of(
         StudyStoreError: there is no such complete trial.
     """
     if objective.trajectory is None:
-        raise ObjectiveError(f"{study.name}: its objective combines no weights, so there is no model to export")
+        raise ObjectiveError(
+            f"{study.name}: its objective combines no weights, so there is no model to export; with checkpoints: "
+            f"lcsc show {study.name} --format json > c.json, then lcsc average CHECKPOINTS --coefficients c.json"
+        )
     trial, coefficients, attributes = chosen_trial(study, number)
     trajectory = packed_trajectory(objective)
     _check_same_checkpoints(study, trajectory)

@@ -436,7 +436,9 @@ def test_a_function_has_no_model_to_export(tiny: Path, capsys: pytest.CaptureFix
     lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"])
     capsys.readouterr()
     assert lcsc(["export", "tiny/EMAGrid/0", "-o", "x.safetensors"]) == 2
-    assert "no model to export" in complaint(capsys)
+    said = complaint(capsys)
+    assert "no model to export" in said
+    assert "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc average CHECKPOINTS --coefficients c.json" in said
     assert not Path("x.safetensors").exists()
 
 
