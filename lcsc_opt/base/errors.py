@@ -11,6 +11,7 @@
     ├── TrainingError              a recipe, its data or the models that it begins from
     ├── MetricError                features, reference statistics, distances
     ├── ObjectiveError             an objective that cannot evaluate what it was asked for
+    │   └── NotFiniteError         a candidate whose numbers are not finite
     ├── ClusterError               machines that evaluations are to run on
     ├── OptimizerError             an unknown optimizer, or options that it does not have
     ├── StudyStoreError            the study database
@@ -62,6 +63,10 @@ class MetricError(LcscError, ValueError):
 
 class ObjectiveError(LcscError):
     """An objective that cannot be built, or that cannot evaluate what it was asked for."""
+
+
+class NotFiniteError(ObjectiveError):
+    """A candidate whose numbers are not finite; another one's may be."""
 
 
 class ClusterError(LcscError):

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.errors import LcscError, NotFiniteError
 from lcsc_opt.base.memory import free_memory
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
@@ -28,7 +28,7 @@ class Failure:
     """An evaluation without a finite loss: the reason, and how many seconds it took.
 
     ``retry`` is false for errors of this library, which another attempt would meet again. ``traceback`` is Python's
-    text of the exception, empty without one.
+    text of the exception, empty without one: then it is the candidate that fails, and not the code.
     """
 
     reason: str
@@ -72,7 +72,8 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     except (Exception, SystemExit) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())  # one line wherever it is shown
         retry = not isinstance(error, LcscError)
-        text = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:]
+        broken = not isinstance(error, NotFiniteError)
+        text = "".join(traceback.format_exception(error))[-MOST_TRACEBACK:] if broken else ""
     # out here the exception is gone, and with it the frames that held the failed attempt's tensors
     free_memory()
     return Failure(reason, time.perf_counter() - start, retry, text)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import NotFiniteError, ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
@@ -155,7 +155,7 @@ class MergeSampleScore(StagedObjective):
         """Put the merged weights into the model, sample the images ``[first, last)``, and reduce their features.
 
         Raises:
-            ObjectiveError: an image is not finite.
+            NotFiniteError: an image is not finite.
             MetricError: its features are not.
         """
         self.know_baseline()
@@ -252,7 +252,7 @@ class MergeSampleScore(StagedObjective):
         sampled again.
 
         Raises:
-            ObjectiveError: the gradient is not finite.
+            NotFiniteError: the gradient is not finite.
         """
         watch, sampler = Stopwatch(), self.sampler
         assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
@@ -280,7 +280,7 @@ class MergeSampleScore(StagedObjective):
             with watch.timing("merge"):
                 slope = self._source.project(total.sums)
         if not np.isfinite(slope).all():
-            raise ObjectiveError("the gradient is not finite")
+            raise NotFiniteError("the gradient is not finite")
         again = ((end if kept else last) - first) * sampler.nfe + (last - first) * sampler.recomputed
         return slope, watch.cost(model_calls=again + 2 * (last - first) * sampler.nfe)
 
@@ -383,7 +383,7 @@ class MergeSampleScore(StagedObjective):
     def _sample_finite(self, noise: Noise, first: int, last: int) -> Tensor:
         images = self.sampler.sample(noise, first, last)
         if not bool(torch.isfinite(images).all()):
-            raise ObjectiveError("the merged model samples values that are not finite")
+            raise NotFiniteError("the merged model samples values that are not finite")
         return images
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -108,7 +109,9 @@ class Search:
         self._worst: float | None = None
         self._last_reason = ""
         self._said: set[str] = set()  # reasons of failures
-        self._succeeded = any(trial.state in SUCCEEDED for trial in trials)
+        self._succeeded = False  # in this run
+        self._raised = Counter[str]()  # before that: reason → trials whose attempts all raised it
+        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # such trials
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
@@ -272,7 +275,7 @@ class Search:
                 self._submit(asked)
                 return
             self._study.fail(asked.trial, asked.attempts, tell_index=tell_index)
-            self._stop_when_nothing_can_succeed(asked)
+            self._stop_when_nothing_can_succeed(asked, outcome)
         else:
             self._succeeded = True
             compares = request_of(asked.parameter).compares(self._images_per_evaluation)
@@ -290,14 +293,21 @@ class Search:
         shown = lines if self._debug or not frames else lines[frames[-1] : -1]  # the last line is the reason
         notice("\n".join([f"{self._study.name}: trial {number}: {failure.reason}", *shown]))
 
-    def _stop_when_nothing_can_succeed(self, asked: _Asked) -> None:
-        """End the search where each attempt raised the same error before anything succeeded: the code is broken."""
+    def _stop_when_nothing_can_succeed(self, asked: _Asked, last: Failure) -> None:
+        """End a run in which nothing but the same error was raised: the code is broken, or a file is not where it was.
+
+        In a study that has succeeded before, the first such candidate may be to blame, and the second is not.
+        """
         raised = {attempt["reason"] for attempt in asked.attempts if "traceback" in attempt}
-        if not self._succeeded and len(asked.attempts) > 1 and len(raised) == 1:
+        expected = self._policy.stop_share > FailureSpec().stop_share
+        if self._succeeded or expected or len(raised) != 1 or (last.retry and len(asked.attempts) == 1):
+            return
+        self._raised[last.reason] += 1
+        if self._raised[last.reason] == self._enough:
             raise SearchFailedError(
-                f"{self._study.name}: trial {asked.trial.number} raised the same error {len(asked.attempts)} times, "
-                f"and nothing has succeeded yet: {asked.attempts[-1]['reason']}. Mend it, then: lcsc resume "
-                f"{self._study.name} --retry-failed; lcsc show prints the whole traceback"
+                f"{self._study.name}: trial {asked.trial.number} raised the same error at each attempt, and nothing "
+                f"has succeeded in this run: {last.reason}. Mend it, then: lcsc resume {self._study.name} "
+                "--retry-failed; lcsc show prints the whole traceback"
             )
 
     def _loss_told_before(self, asked: _Asked, request: Request) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import SearchFailedError
+from lcsc_opt.base.errors import NotFiniteError, SearchFailedError, TrajectoryError
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
@@ -108,13 +108,48 @@ class TestTracebacks:
 class TestNothingCanSucceed:
     def test_the_same_error_again_and_again_before_any_success_ends_the_search(self, study: StoredStudy) -> None:
         broken = Breaking(*range(99), reason="b")
-        with pytest.raises(SearchFailedError, match=r"raised the same error 3 times.*KeyError: 'b'.*--retry-failed"):
+        with pytest.raises(
+            SearchFailedError, match=r"raised the same error at each attempt.*KeyError: 'b'.*--retry-failed"
+        ):
             search(study, broken, failures=FailureSpec(retries=2))
         assert (broken.calls, len(study.trials())) == (3, 1)
 
     def test_other_errors_each_time_do_not(self, study: StoredStudy) -> None:
         search(study, Breaking(0, 1, 2), failures=FailureSpec(retries=2))
         assert [trial.state.name for trial in study.trials()] == ["FAIL"] + 7 * ["COMPLETE"]
+
+    def test_a_file_that_is_gone_costs_a_resumed_study_two_candidates_and_not_its_budget(
+        self, study: StoredStudy
+    ) -> None:
+        def moved(_: np.ndarray) -> float:
+            raise TrajectoryError("runs.trajectory: no such file")
+
+        search(study, bowl, evaluations=4)
+        with pytest.raises(
+            SearchFailedError, match=r"nothing has succeeded in this run: TrajectoryError: runs.*no such"
+        ):
+            search(study, moved, evaluations=20, failures=FailureSpec(retries=2))
+        assert study.retry_failed() == (0, 2)
+        search(study, bowl, evaluations=20)
+        clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
+        search(clean, bowl, evaluations=20)
+        assert rows(study) == rows(clean)
+
+    def test_one_candidate_that_always_fails_does_not_end_a_resumed_study(self, study: StoredStudy) -> None:
+        search(study, bowl, evaluations=4)
+        search(study, Breaking(0, 1, 2, reason="b"), failures=FailureSpec(retries=2))
+        assert [trial.state.name for trial in study.trials()] == 4 * ["COMPLETE"] + ["FAIL"] + 3 * ["COMPLETE"]
+
+    def test_candidates_that_are_not_finite_do_not(self, study: StoredStudy) -> None:
+        values = iter(range(99))
+
+        def diverging(coefficients: np.ndarray) -> float:
+            if next(values) < 3:
+                raise NotFiniteError("samples are not finite")
+            return bowl(coefficients)
+
+        search(study, diverging)
+        assert [trial.state.name for trial in study.trials()] == 3 * ["FAIL"] + 5 * ["COMPLETE"]
 
     def test_nor_does_it_after_a_success(self, study: StoredStudy) -> None:
         search(study, Breaking(1, 2, 3, reason="b"), failures=FailureSpec(retries=2))
