@@ -306,7 +306,7 @@ class Search:
         if self._raised[last.reason] == self._enough:
             raise SearchFailedError(
                 f"{self._study.name}: trial {asked.trial.number} raised the same error at each attempt, and nothing "
-                f"has succeeded in this run: {last.reason}. Mend it, then: lcsc resume {self._study.name} "
+                f"has succeeded in this run: {last.reason.rstrip('.')}. Mend it, then: lcsc resume {self._study.name} "
                 "--retry-failed; lcsc show prints the whole traceback"
             )
 
@@ -325,7 +325,7 @@ class Search:
 
     def _count_failure(self, failure: Failure) -> None:
         self.failures += 1
-        self._last_reason = failure.reason
+        self._last_reason = failure.reason.rstrip(".")
 
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
         """The loss; for a failed trial the worst loss told so far, so that the optimizer turns away."""
