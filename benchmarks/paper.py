@@ -41,8 +41,8 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 
 ROOT = Path(__file__).parents[1]
-QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000")
-QUICK_BUDGET = "budget.evaluations=30"
+QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000", "held_out.top=2")
+QUICK_BUDGET = "budget.evaluations=20"
 FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
 PARTS = "vary.objective.settings.select.last_step=[50,100]"
 SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change what is trained
@@ -51,7 +51,8 @@ QUICK_VARIED = {
     "cd": (*FEW_STEPS, PARTS, "objective.settings.teacher.training_steps=100", "held_out.top=1"),
     "ct": (*FEW_STEPS, PARTS, "held_out.top=1"),
     "dm": (*FEW_STEPS, "held_out.top=1"),
-    "iterations": ("vary.budget.evaluations=[15,30,60]",),
+    "samples": (QUICK_BUDGET, "vary.objective.file=[digits.py]"),
+    "iterations": ("vary.budget.evaluations=[15,30,60]", "vary.objective.file=[digits.py]"),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
     "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
     "features": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
