@@ -204,12 +204,13 @@ def table(known: Known, judges: Judges) -> str:
     lines.append("| half A itself | | | " + " | ".join(f"{floor[place]:.3g}" for place in places) + " |")
     for name, images in dict.fromkeys((name, images) for name, _, images in known):
         found = [values for key, values in known.items() if (key[0], key[2]) == (name, images)]
-        cells = [_cell([values[place] for values in found]) for place in places]
+        cells = [cell([values[place] for values in found]) for place in places]
         lines.append(f"| {name} | {images:,} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(values: list[float]) -> str:
+def cell(values: list[float]) -> str:
+    """Mean and standard deviation."""
     spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.3g}{spread}"
 

@@ -1,27 +1,28 @@
 """Coefficients against all weights at equal images, and one after the other, on judges that none of them sees.
 
-    python benchmarks/refine.py [--seeds 1] [--images 20000] [--selected 10000] [--only WORD]
+    python benchmarks/refine.py [--seeds 3] [--images 20000] [--selected 10000] [--only WORD]
 
 Halves of the digits and judges are those of ``fidelity.py``; the model is one of a shorter training. Coefficients are
 searched by ``LCSCGradient``, with its checks inside of the budget; all weights follow ``lcsc refine`` from EMA*, and
-answer with their average. Where one comes after the other, each has half of the images. What is there already in
-``results/refine.csv`` is not measured again.
+answer with their average. Where one comes after the other, each has half of the images. Both pass an image through the
+network as often, so equal images are equal model calls. Each way goes with and without ``keep: precision``; what it
+finds in one step of sampling is judged in two steps, too. What is there already in ``results/refine.csv`` is not
+measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import statistics
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from common import RESULTS, machine, write_csv
-from fidelity import HEADER, REPORTED, Judges, answer_of, best_ema, objective_of
+from fidelity import HEADER, REPORTED, Judges, answer_of, best_ema, cell, objective_of
 from safetensors.torch import load_file
-from torch import Tensor
 
 from lcsc_opt.base.records import HELD_OUT, Coefficients
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -30,71 +31,103 @@ from lcsc_opt.search.refining import RefineSettings, refine
 from lcsc_opt.trajectory import Trajectory
 
 TRAINING = {"training_steps": 2000, "checkpoint_every": 20}
-COLUMNS = ("way", "seed", "images", "selected", *HEADER[3:])
-SHOWN = ("fid A", "fid B", "fid B2", "precision A", "recall A", "precision A2", "near A", "cmmd B")
+JUDGED = HEADER[3:]
+COLUMNS = ("way", "seed", "images", "selected", *JUDGED, *(f"{judge}, 2 steps" for judge in JUDGED))
+SHOWN = (
+    *("fid A", "fid B", "fid A2", "fid B2", "precision A", "precision A2", "recall A", "near A"),
+    *("fid A, 2 steps", "fid B, 2 steps", "fid B2, 2 steps", "precision A, 2 steps"),
+)
+EMA = "EMA*"
 
 Known = dict[tuple[str, int, int, int], tuple[float, ...]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A model: what is merged with these coefficients, the training's checkpoints if nothing else."""
+
+    coefficients: Coefficients
+    source: OneModel | Trajectory | None = None
+
+    def judged(self, judges: Judges) -> tuple[float, ...]:
+        """All judges of its samples on held-out noise, in one step and in two."""
+        values: tuple[float, ...] = ()
+        for nfe in (1, 2):
+            objective = objective_of(**TRAINING, nfe=nfe)
+            sampled = objective if self.source is None else objective.on_weights(self.source)
+            values += judges.of_images(sampled.images(np.asarray(self.coefficients), HELD_OUT, REPORTED))
+        return values
+
+
 class Ways:
-    """Each way from half A's checkpoints to a model; gives its images on held-out noise.
+    """Each way from half A's checkpoints to a model.
 
     Args:
+        folder: for what a refinement leaves.
         images: that each way may sample.
         selected: on how many others the answer of a search is chosen.
         seed: of the noise.
     """
 
-    def __init__(self, images: int, selected: int, seed: int) -> None:
-        self._images, self._selected, self._seed = images, selected, seed
+    def __init__(self, folder: Path, images: int, selected: int, seed: int) -> None:
+        self._folder, self._images, self._selected, self._seed = folder, images, selected, seed
         self._objective = objective_of(**TRAINING)
 
-    def by_name(self) -> dict[str, Callable[[], Tensor]]:
-        """All of them."""
+    def by_name(self) -> dict[str, Callable[[], Found]]:
+        """All of them; EMA* knows no chance."""
+        keeping = objective_of(**TRAINING, keep="precision")
+        ways = {
+            f"{name}{end}": way for end, o in (("", None), (", keep", keeping)) for name, way in self._of(o).items()
+        }
+        return ways if self._seed else {EMA: lambda: Found(best_ema(self._objective)), **ways}
+
+    def _of(self, keeping: MergeSampleScore | None) -> dict[str, Callable[[], Found]]:
+        objective = self._objective if keeping is None else keeping
         whole, half = self._images, self._images // 2
+
+        def ema() -> Coefficients:
+            return best_ema(self._objective)
+
         return {
-            "EMA*": lambda: self._sampled(self._objective, best_ema(self._objective)),
-            "coefficients": lambda: self._sampled(self._objective, self._searched(self._objective, whole)),
-            "all weights": lambda: self._refined(best_ema(self._objective), whole),
-            "coefficients, then all weights": lambda: self._refined(self._searched(self._objective, half), half),
-            "all weights, then coefficients": lambda: self._refined(best_ema(self._objective), half, then_search=half),
+            "coefficients": lambda: Found(self._searched(objective, whole)),
+            "all weights": lambda: self._refined(objective, ema(), whole),
+            "coefficients, then all weights": lambda: self._refined(objective, self._searched(objective, half), half),
+            "all weights, then coefficients": lambda: self._refined(objective, ema(), half, then_search=half),
         }
 
     def _searched(self, objective: MergeSampleScore, images: int) -> Coefficients:
         return answer_of(objective, "LCSCGradient", self._seed, images, selected_on=self._selected)
 
-    def _refined(self, start: Coefficients, images: int, *, then_search: int = 0) -> Tensor:
+    def _refined(self, objective: MergeSampleScore, start: Coefficients, images: int, *, then_search: int = 0) -> Found:
         settings = RefineSettings.of(images=images, seed=self._seed)
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "refined.trajectory"
-            found = refine(self._objective, settings, out, start=lambda: start, held_out_images=1000)
-            if not then_search:
-                model = OneModel(load_file(found.answer), frozenset())
-                return self._sampled(self._objective.on_weights(model), ONE)
-            left = self._objective.on_weights(Trajectory.open(out))
-            return self._sampled(left, self._searched(left, then_search))
-
-    def _sampled(self, objective: MergeSampleScore, coefficients: Coefficients) -> Tensor:
-        return objective.images(np.asarray(coefficients), HELD_OUT, REPORTED)
+        out = Path(tempfile.mkdtemp(dir=self._folder)) / "refined.trajectory"
+        found = refine(objective, settings, out, start=lambda: start, held_out_images=1000)
+        if not then_search:
+            return Found(ONE, OneModel(load_file(found.answer), frozenset()))
+        left = Trajectory.open(out)
+        return Found(self._searched(objective.on_weights(left), then_search), left)
 
 
 def main() -> None:
     """Measure what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--selected", type=int, default=10_000)
-    parser.add_argument("--only", help="only this way")
+    parser.add_argument("--only", default="", help="only ways whose name contains this")
     arguments = parser.parse_args()
     print(machine())
     judges, known = Judges(), read()
     for seed in range(arguments.seeds):
-        for name, sample in Ways(arguments.images, arguments.selected, seed).by_name().items():
-            key = (name, seed, arguments.images, arguments.selected)
-            if key in known or arguments.only not in (None, name):
-                continue
-            known[key] = judges.of_images(sample())
-            write_csv("refine", COLUMNS, [(*key, *(round(value, 4) for value in known[key])) for key in known])
+        with tempfile.TemporaryDirectory() as folder:
+            ways = Ways(Path(folder), arguments.images, arguments.selected, seed).by_name()
+            for name, find in ways.items():
+                key = (name, seed, arguments.images, arguments.selected)
+                if key not in known and arguments.only in name:
+                    known[key] = find().judged(judges)
+                    rows = [(*key, *(round(value, 4) for value in values)) for key, values in known.items()]
+                    write_csv("refine", COLUMNS, rows)
+                    print(name, seed, *(f"{value:.3g}" for value in known[key][:3]), flush=True)
     print(table(known))
 
 
@@ -109,12 +142,12 @@ def read() -> Known:
 
 
 def table(known: Known) -> str:
-    """Means over seeds."""
+    """Means over seeds, with their standard deviations."""
     places = [COLUMNS.index(name) - 4 for name in SHOWN]
     lines = [f"| way | images | seeds | {' | '.join(SHOWN)} |", "|---|---|---|" + "---|" * len(SHOWN)]
     for name, images in dict.fromkeys((name, images) for name, _, images, _ in known):
         found = [values for key, values in known.items() if (key[0], key[2]) == (name, images)]
-        cells = [f"{statistics.fmean(values[place] for values in found):.3g}" for place in places]
+        cells = [cell([values[place] for values in found]) for place in places]
         lines.append(f"| {name} | {images:,} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
