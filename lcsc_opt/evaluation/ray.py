@@ -224,7 +224,8 @@ class Cluster:
 
     def _ask(self, node: Node) -> Any:
         remote = self._ray.remote(_check_here)
-        return remote.options(num_cpus=0, max_retries=0, **self._strategy(node["NodeID"])).remote(self._load)
+        # a process may be killed there by chance; what it raises itself is not tried again
+        return remote.options(num_cpus=0, max_retries=2, **self._strategy(node["NodeID"])).remote(self._load)
 
     def _check(self, node: Node, asked: Any) -> None:
         name = node_name(self._ray, node["NodeID"])

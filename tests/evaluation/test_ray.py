@@ -94,13 +94,25 @@ def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(f
     assert any(reason.startswith("the worker on node ") for reason in reasons)
 
 
+DIES_ONCE = """
+import os, sys
+from pathlib import Path
+if Path(sys.argv[0]).name == "default_worker.py" and not Path({marker!r}).exists():
+    Path({marker!r}).touch()
+    os._exit(1)
+"""
+
+
 def test_a_study_goes_on_where_it_began_and_elsewhere(folder: Path, cluster: Any) -> None:
+    died = folder / "died"  # of the first process that a node starts to be checked; another one is asked
+    (folder / "stages_on_ray.py").write_text(DIES_ONCE.format(marker=str(died)) + OBJECTIVE)
     file = study_file(folder, workers={"ray": 2, "address": cluster.address}, budget={"evaluations": 4})
     assert lcsc(["run", file]) == 0
     stored = StoredStudy.open(open_storage("sqlite:///e.db", write=False), "e/CMA/0")
     assert stored_plan(stored).ray == RayWorkers(ray=2, address=cluster.address)  # lcsc resume goes there again
     kept = KeptNodes.parse(stored.attributes["nodes"])
     assert kept is not None
+    assert died.exists()
     assert {node.name for node in kept.nodes} <= {"one", "two"}
     assert 1 <= sum(node.alive for node in kept.nodes) <= 2
     assert lcsc(["run", file, "workers=2", "budget.evaluations=8"]) == 0
