@@ -108,8 +108,9 @@ def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: boo
     """Run studies, a line for each that has ended; side by side where that is asked, or worth it."""
     from lcsc_opt.search.studies import checked_experiments, run_each
 
+    to_run = checked_experiments(chosen, url, accept_code=how.get("accept_code", False))
     try:
-        run_each(checked_experiments(chosen, url), on_end=say, parallel=parallel, **how)
+        run_each(to_run, on_end=say, parallel=parallel, **how)
     finally:
         if is_there(url):
             say(f"database: {masked(url)}")

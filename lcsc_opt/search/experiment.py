@@ -39,6 +39,7 @@ from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective, stop_if_told
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.optimizers import build_optimizer, starts_by_itself
+from lcsc_opt.search import sameness
 from lcsc_opt.search.endings import is_finished, outcome_of, search_ended
 from lcsc_opt.search.held_out import HeldOutPlan, score_held_out
 from lcsc_opt.search.places import environments_of
@@ -54,7 +55,6 @@ from lcsc_opt.search.plan import (
     stored_plan,
 )
 from lcsc_opt.search.runner import Search
-from lcsc_opt.search.sameness import accepted_changes, code_change, environment_changes, objective_changes
 from lcsc_opt.search.watching import Watch, keeping_nodes, own_line
 
 if TYPE_CHECKING:  # Ray is optional
@@ -118,13 +118,13 @@ class Experiment:
             StudyHeldError: another process runs this study.
             StudyMismatchError: the stored study was made with other settings, or in another environment.
         """
-        study, plan = self.begin(plan, lower_budget=lower_budget)
+        study, plan = self.begin(plan, lower_budget=lower_budget, accept_code=accept_code)
         if is_finished(study, plan) and not retry_failed:
             return f"finished already; {outcome_of(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
             accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
-            self._note(study, accepted_changes(study, self.objective, **accepted))
+            self._note(study, sameness.accepted_changes(study, self.objective, **accepted))
             if (specification := plan.specification()) != study.attributes["specification"]:
                 study.set_attribute("specification", specification)  # the checkpoints have moved
             if retry_failed:
@@ -142,14 +142,16 @@ class Experiment:
                     attach_figures(self.storage, study, self.objective)
             return outcome_of(study)
 
-    def begin(self, plan: StudyPlan, *, lower_budget: bool = False) -> tuple[StoredStudy, StudyPlan]:
+    def begin(
+        self, plan: StudyPlan, *, lower_budget: bool = False, accept_code: bool = False
+    ) -> tuple[StoredStudy, StudyPlan]:
         """The stored study and the plan that it goes on with; the study is created where there is none.
 
         Raises:
             LcscError: as :meth:`run`.
         """
         if plan.name not in study_names(self.storage):
-            self.check(plan)
+            self.check(plan, accept_code=accept_code)
             StoredStudy.open_or_create(self.storage, plan.name, plan.attributes(self.objective))
         study = StoredStudy.open(self.storage, plan.name)
         plan = plan.continuing(study)
@@ -186,7 +188,7 @@ class Experiment:
         """
         if nothing := self.objective.why_nothing_held_out():
             raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
-        self._note(study, objective_changes(study, self.objective, study.attributes, accept_code=accept_code))
+        self._note(study, sameness.objective_changes(study, self.objective, study.attributes, accept_code=accept_code))
         stored = stored_plan(study)
         with self.workers(stored) as pool:
             report = self._score(study, stored, plan, pool)
@@ -263,8 +265,9 @@ class Experiment:
                 "nothing to do; other studies run beside it would use them"
             )
 
-    def check_settings(self) -> None:
+    def check_settings(self, plan: StudyPlan) -> None:
         """Refuse what :meth:`check` refuses of a new study, as far as that is known without the objective."""
+        sameness.check_siblings(self.storage, plan)
         known = checkpoints_of(self.storage, self._name, self._spec)
         check_objective(self._spec, beside=self._directory, checkpoints=known)
 
@@ -275,19 +278,19 @@ class Experiment:
             LcscError: as :meth:`run`.
         """
         if plan.name not in study_names(self.storage):
-            self.check_settings()
+            self.check_settings(plan)
             self._check_room(plan)
             return
         known = checkpoints_of(self.storage, self._name, self._spec)
         study = StoredStudy.open(self.storage, plan.name)
         if is_finished(study, plan.continuing(study)):
             return
-        environment_changes(study, accept=accept_environment)
+        sameness.environment_changes(study, accept=accept_environment)
         code = check_objective(self._spec, beside=self._directory, checkpoints=known)
-        code_change(study, {**study.attributes["fingerprint"]["code"], **code}, accept=accept_code)
+        sameness.code_change(study, {**study.attributes["fingerprint"]["code"], **code}, accept=accept_code)
         self._check_room(plan)
 
-    def check(self, plan: StudyPlan) -> None:
+    def check(self, plan: StudyPlan, *, accept_code: bool = False) -> None:
         """Refuse what could never be searched, before anything is searched or stored.
 
         Raises:
@@ -295,6 +298,7 @@ class Experiment:
             StudySpecError: the objective or the machine does not allow the budget or the workers.
             ClusterError: there is no such Ray cluster, or it cannot evaluate this objective.
             CoefficientsError, ObjectiveError: the objective does not have this coefficient space.
+            StudyMismatchError: its losses would not compare with those of the experiment's other studies.
         """
         environments_of(plan)
         if plan.ray is not None:
@@ -303,6 +307,7 @@ class Experiment:
             check_address(plan.ray)
         resolve(plan, self.objective, {})
         check_space(plan.spec.space, self.objective)
+        sameness.check_siblings(self.storage, plan, self.objective, accept_code=accept_code)
         if plan.ray is not None:
             with self._cluster(plan.ray):
                 pass  # it is checked by connecting to it

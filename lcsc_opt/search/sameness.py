@@ -1,6 +1,7 @@
 """Whether a study's environment, code, checkpoints and settings are those that it began with.
 
-A change in any of them could change numbers silently.
+A change in any of them could change numbers silently. So could a difference between studies of one experiment, whose
+losses are compared.
 """
 
 from __future__ import annotations
@@ -8,13 +9,70 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from optuna.storages import RDBStorage
+
 from lcsc_opt.base.code import changed_code
 from lcsc_opt.base.errors import StudyMismatchError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
-from lcsc_opt.database.names import SUCCEEDED
-from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.names import SUCCEEDED, differences, is_search, split_name
+from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
+
+NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are known by their hash
+    *(CHECKPOINTS, "metrics", "held_out_metrics"),
+    *("batch_size", "gradient_batch_size", "device", "compile", "channels_last"),
+}
+
+
+def check_siblings(
+    storage: RDBStorage, plan: StudyPlan, objective: Objective | None = None, *, accept_code: bool = False
+) -> None:
+    """Refuse a new study whose losses would not compare with those of its experiment's other studies.
+
+    Args:
+        storage: where these are.
+        plan: of the new study.
+        objective: its objective; without it only settings are compared.
+        accept_code: allow other code of the objective.
+
+    Raises:
+        StudyMismatchError: naming what differs.
+    """
+    names = [name for name in study_names(storage) if is_search(name) and split_name(name)[0] == plan.spec.name]
+    same_optimizer = [name for name in names if split_name(name)[1] == plan.optimizer.name]
+    for name in dict.fromkeys([*names[:1], *same_optimizer[:1]]):  # all others were compared with these
+        stored = StoredStudy.open(storage, name).attributes
+        before, now = stored.get("specification"), plan.specification()
+        if not before:
+            continue
+        parts = ("objective", "optimizer", "space") if name in same_optimizer else ("objective",)
+        found = [line for part in parts for line in differences(_decisive(before[part]), _decisive(now[part]), part)]
+        if objective is not None and not found:
+            mine = objective.fingerprint()
+            if not accept_code and (changed := changed_code(stored["fingerprint"]["code"], mine["code"])):
+                found = [f"code: {changed}; --accept-code where that cannot change a loss"]
+            here, there = (_decisive(known["objective"]) for known in (mine, stored["fingerprint"]))
+            found += differences(_of_both(there, here), _of_both(here, there), "objective")
+        if found:
+            raise StudyMismatchError(
+                f"{plan.name}: its losses would not compare with those of {name}: {'; '.join(found)}. Give the "
+                "experiment another name: lcsc run FILE name=..."
+            )
+
+
+def _decisive(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _decisive(part) for key, part in value.items() if key not in NEUTRAL}
+
+
+def _of_both(value: Any, other: Any) -> Any:
+    """``value`` without what ``other`` does not have, such as an extractor that only one of them reports."""
+    if not (isinstance(value, Mapping) and isinstance(other, Mapping)):
+        return value
+    return {key: _of_both(part, other[key]) for key, part in value.items() if key in other}
 
 
 def accepted_changes(

@@ -152,7 +152,9 @@ def begin_all(
 
 
 def _begin(experiment: Experiment, plan: StudyPlan, how: Mapping[str, bool]) -> Begun | str | LcscError:
-    study, going_on = experiment.begin(plan, lower_budget=how.get("lower_budget", False))
+    study, going_on = experiment.begin(
+        plan, lower_budget=how.get("lower_budget", False), accept_code=how.get("accept_code", False)
+    )
     if is_finished(study, going_on) and not how.get("retry_failed", False):
         return experiment.run(plan, **how)  # which says so
     resolved = resolve(going_on, experiment.objective, study.attributes)  # loads the objective, before threads want it

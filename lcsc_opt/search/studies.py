@@ -164,7 +164,7 @@ def run(
     chosen = plans_of(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with said_once():
         run_each(
-            checked_experiments(chosen, url),
+            checked_experiments(chosen, url, accept_code=accept_code),
             take_over=take_over,
             accept_environment=accept_environment,
             accept_code=accept_code,
@@ -199,7 +199,9 @@ def plans_of(
     return [plan for spec in specs for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
 
 
-def checked_experiments(to_run: Sequence[StudyPlan], url: str) -> list[tuple[Experiment, StudyPlan]]:
+def checked_experiments(
+    to_run: Sequence[StudyPlan], url: str, *, accept_code: bool = False
+) -> list[tuple[Experiment, StudyPlan]]:
     """Each plan with the experiment that runs it. Plans that could never be searched are refused before any runs.
 
     For a sweep, only the first objective is loaded; the settings of the others are checked. A database that is not
@@ -208,11 +210,11 @@ def checked_experiments(to_run: Sequence[StudyPlan], url: str) -> list[tuple[Exp
     with looked_into(url) as storage:
         found, stored = list(experiments(to_run, storage)), study_names(storage)
         new = [(experiment, plan) for experiment, plan in found if plan.name not in stored]
-        for experiment in {id(other): other for other, _ in new if other is not found[0][0]}.values():
-            experiment.check_settings()
+        for experiment, plan in {id(other): (other, plan) for other, plan in new if other is not found[0][0]}.values():
+            experiment.check_settings(plan)
         for experiment, plan in new:
             if experiment is found[0][0]:
-                experiment.check(plan)
+                experiment.check(plan, accept_code=accept_code)
     opened = open_storage(url, write=True)
     for experiment, _ in found:
         experiment.storage = opened
