@@ -274,8 +274,9 @@ def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None
             raise ObjectiveError("no graph") if candidate.noise.seed == 0 else OSError("a disk that was away")
 
     objective = Refusing()
-    running = Search(study, descent(), InProcessEvaluator(objective), budget=BudgetSpec(evaluations=2))
-    with pytest.raises(SearchFailedError):
+    budget, failures = BudgetSpec(evaluations=2), FailureSpec(stop_share=1)
+    running = Search(study, descent(), InProcessEvaluator(objective), budget=budget, failures=failures)
+    with pytest.raises(SearchFailedError, match="all 2 trials failed"):
         running.run()
     assert [noise.seed for _, noise, _ in objective.seen] == [0, 1, 1, 1]
     assert [len(trial.user_attrs["attempts"]) for trial in study.trials()] == [1, 3]
