@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from common import RESULTS, machine
 from stress_accidents import (
     file_of_studies,
@@ -84,6 +85,7 @@ def _memory() -> str | None:
 
 def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
     """One fault after the other."""
+    torch.set_num_threads(1)  # a forked process would wait for ever for its parent's threads of OpenMP
     search(sqlite_url(folder, "warm"), Work(evaluations=3))  # what is imported and compiled late is there before a fork
     gc.collect()
     gc.freeze()  # and need not be looked at, and copied, in every forked process
