@@ -34,7 +34,7 @@ def build(settings):
 SPEC = ObjectiveSpec(file="ray_own_objective.py", settings={"data": "data/number.txt", "checkpoints": "run.trajectory"})
 ROOT = Path(__file__).parents[2]
 MEMORY = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # other tests are not nice
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def processes(log: Path) -> list[int]:
     return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for(what: Any, seconds: float = 120.0) -> bool:
+def wait_for(what: Any, seconds: float = 600.0) -> bool:
     """Whether it came true."""
     until = time.monotonic() + seconds
     while not what():

@@ -144,14 +144,14 @@ def test_an_interrupt_gives_everything_back_within_ten_seconds(folder: Path, clu
         f"import os\nos.environ['LCSC_TEST_MARKER'] = {str(marker)!r}\n" + OBJECTIVE
     )
     file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": {"kind": "slow"}})
-    running = search(file, "--ray", cluster.address)
-    try:
-        assert wait_for(marker.exists)
-        running.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        said, _ = running.communicate(timeout=60)
-    finally:
-        running.kill()
+    with search(file, "--ray", cluster.address) as running:
+        try:
+            assert wait_for(marker.exists)
+            running.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            said, _ = running.communicate(timeout=60)
+        finally:
+            running.kill()
     assert running.returncode == 130, said
     assert "interrupted" in said
     with connected(cluster):
