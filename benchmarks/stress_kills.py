@@ -223,7 +223,7 @@ def _log(log: Path) -> list[tuple[int, str, str]]:
 
 def workers_killed(folder: Path, clean: Clean, *, kills: int) -> Row:
     """SIGKILL one of four worker processes while it evaluates; then another one."""
-    work = Work("CMA", workers=4, evaluations=12 + 12 * kills, pause=0.3)
+    work = Work("CMA", workers=4, evaluations=12 + 60 * kills, pause=0.3)
     expected = clean.rows(Work("CMA", workers=4, evaluations=work.evaluations))
     url, log = sqlite_url(folder, "workers"), folder / "workers.log"
     child = Child(lambda: with_workers(url, work, log))
