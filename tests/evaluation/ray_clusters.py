@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +67,34 @@ def connected(cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
-class Logged(Stages):
-    """Takes a moment; writes down which process samples; samples again what another process has sampled."""
+LINE = 12  # characters of a line of the log
 
-    def __init__(self, log: str = "", seconds: float = 0.0) -> None:
-        super().__init__(sample=seconds)
-        self.log_file = log
+
+class Logged(Stages):
+    """Takes a moment; writes down which process samples; samples again what another process has sampled.
+
+    The samples of all processes are counted: that with a number in ``dies`` kills its process, and from the
+    ``waits``-th on they wait until ``go`` is there.
+    """
+
+    def __init__(self, log: str = "", dies: Sequence[int] = (), waits: int = 0, go: str = "") -> None:
+        super().__init__()
+        self.log_file, self.dies, self.waits, self.go = log, dies, waits, Path(go)
 
     def sample(
         self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
     ) -> Part:
         if self.log_file:
-            with Path(self.log_file).open("a") as file:
-                file.write(f"{os.getpid()}\n")
+            number = self._written()
+            if number in self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert not self.waits or number < self.waits or wait_for(self.go.exists)
         return super().sample(candidate, prepared, first, last, gradient=gradient)
+
+    def _written(self) -> int:
+        with Path(self.log_file).open("ab", buffering=0) as file:
+            file.write(f"{os.getpid():{LINE - 1}}\n".encode())
+            return file.tell() // LINE  # where this line ends, whatever others have written since
 
     def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
         self.kept = candidate
