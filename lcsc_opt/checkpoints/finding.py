@@ -156,21 +156,22 @@ def several_series(place: str, paths: Sequence[Path]) -> TrajectoryError:
     named = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items()))
     largest = max(counts, key=lambda series: counts[series])
     chosen = [path for path in paths if checkpoint_series(path) == largest]
-    return TrajectoryError(
-        f"{place} holds several series of checkpoints: {named}. Choose one with a glob, such as "
-        f"'{chosen[0].parent / _glob_of(chosen, paths)}'."
-    )
+    glob = _glob_of(chosen, paths)
+    way = "Name the files of one, or move the others to another folder"
+    if glob is not None:
+        way = f"Choose one with a glob, such as '{chosen[0].parent / glob}'"
+    return TrajectoryError(f"{place} holds several series of checkpoints: {named}. {way}.")
 
 
-def _glob_of(chosen: list[Path], among: Sequence[Path]) -> str:
+def _glob_of(chosen: list[Path], among: Sequence[Path]) -> str | None:
     """A glob for the names of ``chosen`` that none of the others has, if there is one with stars for numbers."""
     name = chosen[0].name
     numbers = list(re.finditer("[0-9]+", name))
     globs = [f"{name[: number.start()]}*{name[number.end() :]}" for number in numbers]
-    for glob in [*globs, re.sub("[0-9]+", "*", name)]:
-        if [path for path in among if fnmatch.fnmatch(path.name, glob)] == chosen:
-            return glob
-    return f"{checkpoint_series(chosen[0])}*{chosen[0].suffix}"
+    globs += [re.sub("[0-9]+", stars, name) for stars in ("*", "*[0-9]")]
+    globs.append(re.sub("[0-9]", "?", name))
+    fitting = (glob for glob in globs if [path for path in among if fnmatch.fnmatch(path.name, glob)] == chosen)
+    return next(fitting, None)
 
 
 def _natural(path: Path) -> tuple[object, ...]:

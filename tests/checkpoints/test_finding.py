@@ -91,6 +91,8 @@ def test_several_rates_are_told_apart(tmp_path):
     [
         ["network-snapshot-{}-0.050.pkl", "network-snapshot-{}-0.100.pkl"],
         ["epoch=1-step={}.ckpt", "epoch=2-step={}5.ckpt", "v2-epoch=3-step={}.ckpt"],
+        ["step_{}.pt", "step_{}_ema.pt"],
+        ["epoch=1-step={}.ckpt", "epoch=1-step={}-v1.ckpt"],
     ],
 )
 def test_suggested_glob_names_one_series_only(tmp_path, names):
@@ -98,6 +100,13 @@ def test_suggested_glob_names_one_series_only(tmp_path, names):
     with pytest.raises(TrajectoryError, match="such as") as caught:
         find_checkpoints(tmp_path)
     assert len(find_checkpoints(str(caught.value).split("'")[-2])) in (2, 4)
+
+
+def test_where_no_glob_tells_series_apart_none_is_suggested(tmp_path):
+    touch(tmp_path, *(f"epoch={step}-step={step}00.ckpt" for step in (9, 10)), "epoch=9-step=900-v1.ckpt")
+    with pytest.raises(TrajectoryError, match=r"step \(2\), v1 \(1\)\. Name the files of one, or move the others"):
+        find_checkpoints(tmp_path)
+    assert found([tmp_path / "epoch=9-step=900.ckpt", tmp_path / "epoch=10-step=1000.ckpt"], tmp_path)
 
 
 def test_last_checkpoint_beside_numbered_ones_is_left_out(tmp_path, capsys):
