@@ -77,7 +77,8 @@ cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 
-INTERRUPTED, TERMINATED, TRY_AGAIN = 130, 143, 75
+INTERRUPTED, TRY_AGAIN = 128 + signal.SIGINT, 75
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal was closed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is locked", "is locked by")
 
@@ -85,22 +86,26 @@ PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is l
 USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-_signals: list[int] = []  # that ended the command
+_signals: list[int] = []  # the one that ended the command
+_terminals: list[int] = []  # which of output and errors go to one; of a closed one nobody can tell
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``lcsc`` and leave with its exit status. After the first Ctrl-C or SIGTERM it ends in peace."""
+    """Run ``lcsc`` and leave with its exit status. After the first of :data:`ENDING` it ends in peace."""
     let_waiting_threads_sleep()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    _terminals[:] = filter(os.isatty, (1, 2))
+    for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def _end_once(number: int, _frame: Any) -> None:
-    for ignored in (signal.SIGINT, signal.SIGTERM):
+    for ignored in ENDING:
         signal.signal(ignored, signal.SIG_IGN)
     _signals.append(number)
+    if number == signal.SIGHUP:
+        _forget_terminal()
     raise KeyboardInterrupt
 
 
@@ -128,7 +133,7 @@ def run(arguments: Sequence[str]) -> int:
         status = INTERRUPTED
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
         complain("interrupted; everything finished is kept, run the same command to continue")
-        return TERMINATED if signal.SIGTERM in _signals else INTERRUPTED
+        return 128 + _signals[0] if _signals else INTERRUPTED
     return status
 
 
@@ -140,6 +145,12 @@ def _passes(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _forget_terminal() -> None:
+    """Or what is said while the command ends would be an error, which a terminal that is gone answers with."""
+    for stream in _terminals:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _forget_output() -> None:

@@ -98,7 +98,8 @@ class Coordinator(Protocol):
 
 def serve(connection: Connection, settings: WorkerSettings) -> None:
     """Answer jobs, in a process of its own, until the coordinator closes the connection, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the coordinator, which then lets the workers go
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a closed terminal are for the coordinator
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_coordinator, daemon=True).start()
     answer_jobs(connection, settings)
 

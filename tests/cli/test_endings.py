@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Ended, lcsc_process
+from tests.processes import Ended, finished_trials, lcsc_process, wait_until
 
 LCSC = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
 SELF_ENDING = """
@@ -37,7 +37,7 @@ def complaints(ended: Ended) -> list[str]:
     return [line for line in ended.err.splitlines() if line.startswith("lcsc: ") or "Error" in line]
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path, name: str, status: int) -> None:
     Path("ending.yaml").write_text(STUDY)
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name))
@@ -48,6 +48,34 @@ def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path,
     again = lcsc_process("run", "ending.yaml", "--accept-code")
     assert again.status == 0
     assert "after 6 evaluations" in again.err
+
+
+WAITING = """
+import pathlib, time
+calls = 0
+
+def lose(coefficients):
+    global calls
+    calls += 1
+    if calls == 3:
+        pathlib.Path("third").touch()
+        time.sleep(300)
+    return float((coefficients**2).sum())
+"""
+
+
+def test_a_terminal_that_is_closed_ends_it_in_peace(workplace: Path) -> None:
+    Path("ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
+    Path("waiting_losses.py").write_text(WAITING)
+    window, terminal = os.openpty()
+    take = "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", take, *LCSC, "run", "ending.yaml"]
+    with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True) as search:
+        os.close(terminal)
+        wait_until(Path("third").exists)
+        os.close(window)
+        assert search.wait() == 128 + signal.SIGHUP
+    assert finished_trials() == 2
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
