@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lcsc_opt.base.errors import LcscError, TrajectoryError
+from lcsc_opt.base.paths import another_folder
 
 PENDING = ".partial"  # how the names of unfinished files and folders end
 POLL_SECONDS = 0.5
@@ -154,7 +155,7 @@ def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = try_lock(path)
     except OSError as error:
-        raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}.") from error
+        raise TrajectoryError(f"Cannot write to {path.parent}: {error.strerror}; {another_folder(path)}.") from error
     if lock is None:
         busy()
         lock = FileLock(path, thread_local=False, fallback_to_soft=False)

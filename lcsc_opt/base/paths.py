@@ -20,6 +20,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lcsc_opt"
 
 
+def another_folder(path: Path) -> str:
+    """What to do where ``path`` cannot be written."""
+    return "set LCSC_CACHE to another folder" if path.is_relative_to(cache_directory()) else "choose another folder"
+
+
 @dataclasses.dataclass(frozen=True)
 class KnownCheckpoints:
     """The checkpoints that a study was begun with.

@@ -74,7 +74,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     parsed = _parse_url(url)
     file = sqlite_file(parsed)
     if file is not None:
-        _checksqlite_file(file, write=write)
+        _check_sqlite_file(file, write=write)
     try:
         how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
         storage = when_unlocked(url, lambda: _connect(_render(url, parsed), how))
@@ -100,7 +100,7 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
     """
     file = sqlite_file(_parse_url(url))
     if file is not None:
-        _checksqlite_file(file, write=True)
+        _check_sqlite_file(file, write=True)
     with tempfile.TemporaryDirectory() as folder:
         there = file is None or (file.exists() and _holds_studies(file))
         opened = open_storage(url if there else f"sqlite:///{folder}/empty.db", write=not there)
@@ -226,9 +226,8 @@ def _parse_url(url: str) -> sa.URL:
     try:
         parsed = sa.make_url(url)
     except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
-        raise StudyStoreError(
-            f"storage: expected a database URL such as sqlite:///studies.db, got {masked(url)!r}"
-        ) from None
+        given = masked(url) if "//" in url or "@" in url else f"{url}; of that file it is sqlite:///{url}"
+        raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {given}") from None
     if parsed.drivername not in {"postgresql", "postgres"}:
         return parsed
     drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None]
@@ -247,7 +246,7 @@ def _render(url: str, parsed: sa.URL) -> str:
     return url if same else parsed.render_as_string(hide_password=False)
 
 
-def _checksqlite_file(file: Path, *, write: bool) -> None:
+def _check_sqlite_file(file: Path, *, write: bool) -> None:
     if file.exists():
         try:
             with file.open("r+b" if write else "rb") as opened:

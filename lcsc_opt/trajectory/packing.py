@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.base.files import only_process, sync_folder
+from lcsc_opt.base.paths import another_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.checkpoints.finding import (
@@ -258,7 +259,7 @@ def _check_room(partial: Path, needed: int) -> None:
     if needed > free:
         raise TrajectoryError(
             f"{partial.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {needed:,} bytes, and {free:,} are "
-            "free; select fewer checkpoints, or choose another disk"
+            f"free; select fewer checkpoints, or {another_folder(partial)} on another disk"
         )
 
 

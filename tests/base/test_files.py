@@ -135,7 +135,14 @@ def test_who_comes_second_may_refuse(tmp_path: Path) -> None:
         assert names(tmp_path) == [".out.lock"]
 
 
-def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(TrajectoryError, match="Cannot write to"), only_process(tmp_path / "file" / "out", busy=print):
+    out = tmp_path / "file" / "out"
+    with (
+        pytest.raises(TrajectoryError, match=r"Cannot write to .*; choose another folder"),
+        only_process(out, busy=print),
+    ):
+        pass
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
+    with pytest.raises(TrajectoryError, match="; set LCSC_CACHE to another folder"), only_process(out, busy=print):
         pass

@@ -144,6 +144,8 @@ def test_an_artifact_replaces_the_one_of_the_same_name(study: StoredStudy, tmp_p
     ("bad", "message"),
     [
         ("not a url", "expected a database URL"),
+        ("some/studies.db", "got some/studies.db; of that file it is sqlite:///some/studies.db"),
+        ("postgresql://user:secret@host:port/x", r"got \(an unreadable URL\)$"),
         ("sqlite:////no/such/folder/x.db", "the folder /no/such/folder does not exist"),
         ("sqlite:////proc/studies.db", "unable to open database file"),
         ("mysql+nothing://user:secret@127.0.0.1/x", "Can't load plugin"),
