@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import FrozenModel, _shown, parse_settings
 from lcsc_opt.base.sweep import VARY, points, replaced
+from lcsc_opt.base.yaml_text import parse_yaml
 
 FILL_IN = "FILL IN"  # begins a text that somebody still has to replace
 DEFAULT_STORAGE = "sqlite:///studies.db"
@@ -267,17 +267,6 @@ def _expand_optimizer(entry: Any) -> Any:
     return entry
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which does not let the second of two equal keys win silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep=deep)
-
-
 def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
     """Parse and validate a study file that stands for one experiment; arguments as of :func:`read_studies`.
 
@@ -311,23 +300,12 @@ def _content(path: Path, overrides: Sequence[str]) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         raise StudySpecError(f"{path}: cannot be read as a study file ({error})") from error
     try:
-        content = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: dates and numbers that cannot be
-        raise StudySpecError(f"{path}: not valid YAML: {_wrong_yaml(error)}") from error
-    except RecursionError as error:
-        raise StudySpecError(f"{path}: not valid YAML: nested too deeply") from error
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise StudySpecError(f"{path}: not valid YAML: {error}") from error
     for override in overrides:
         content = _overridden(content, override)
     return content
-
-
-def _wrong_yaml(error: Exception) -> str:
-    """What is wrong, and where; without the lines themselves, which the reader has."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        context = "" if error.context is None else f"{error.context}: "
-        where = error.problem_mark
-        return f"{context}{error.problem} in line {where.line + 1}, column {where.column + 1}"
-    return " ".join(str(error).split())
 
 
 def _overridden(content: Any, override: str) -> Any:
@@ -337,8 +315,8 @@ def _overridden(content: Any, override: str) -> Any:
     if not equals or not all(keys):
         raise StudySpecError(f"{override}: expected KEY=VALUE, as in objective.settings.images=500")
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise StudySpecError(f"{override}: {text!r} is not valid YAML") from error
     if keys[0] == VARY and len(keys) > 1:
         return replaced(content, [VARY, ".".join(keys[1:])], value, where=override)

@@ -18,6 +18,7 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings
+from lcsc_opt.base.yaml_text import parse_yaml
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
 from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
@@ -140,8 +141,8 @@ def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
         if not equals:
             raise TrainingError(f"{setting}: expected KEY=VALUE, as in learning_rate=0.0003")
         try:
-            given[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+            given[key] = parse_yaml(text)
+        except ValueError as error:
             raise TrainingError(f"{setting}: {text!r} is not valid YAML") from error
     return parse_settings(RECIPES[name], given, source=name)
 

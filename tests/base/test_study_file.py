@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -151,8 +152,26 @@ def test_a_budget_has_one_unit_and_a_total() -> None:
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("name: a\nbudget: {evaluations: 1}\nbudget: {evaluations: 2}\n")
-    with pytest.raises(StudySpecError, match="budget is given twice"):
+    with pytest.raises(StudySpecError, match="budget is given twice in line 3, column 1"):
         read_study_file(file)
+
+
+def test_numbers_with_exponents_are_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "numbers.yaml"
+    options = "{mutation: 1e-3, scale: -2E+1, most: 9e999, other: 1.5e-3, text: 1e-3x, hash: 7e}"
+    file.write_text(MINIMAL.replace("[LCSC]", f"[{{LCSC: {options}}}]"))
+    (optimizer,) = read_study_file(file).optimizers
+    assert optimizer.options == {
+        "mutation": 1e-3,
+        "scale": -20,
+        "most": math.inf,
+        "other": 1.5e-3,
+        "text": "1e-3x",
+        "hash": "7e",
+    }
+    (optimizer,) = read_study_file(file, ["optimizers.LCSC.mutation=2e-4"]).optimizers
+    assert optimizer.options["mutation"] == 2e-4
+    assert read_study_file(file, ["budget.images=1.5e3", "budget.evaluations=null"]).budget.images == 1500
 
 
 def test_a_budget_reads_as_a_sentence() -> None:

@@ -298,7 +298,7 @@ def test_the_same_generator_gives_the_same_loss(name: str) -> None:
 
 
 def test_settings_of_a_recipe_are_parsed_and_refused() -> None:
-    assert parse_recipe("ict", ["sigma_max=80", "last_discretization=1280"]) == Ict(
+    assert parse_recipe("ict", ["sigma_max=8e1", "last_discretization=1280"]) == Ict(
         sigma_max=80, last_discretization=1280
     )
     for name, setting, message in (
