@@ -2,7 +2,7 @@
 
     python benchmarks/stress.py [--quick] [--only WORD]
 
-Writes ``results/stress.md``, unless ``--only`` leaves rows out.
+Writes ``results/stress.md``; with ``--only`` only these rows of it. ``--quick`` writes nothing.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ ON_A_SERVER = (
     *("random_kills_postgres", "terminated_backend", "shared_database"),
     *("eight_coordinators_postgres", "paused_postgres"),
 )
+TABLE = "| fault | injected | required | found | ok |"
 
 
 def main() -> None:
@@ -71,9 +72,12 @@ def main() -> None:
             print(f"\nlast lines of the processes' log:\n{_tail(Path(os.environ['STRESS_LOG']))}", file=sys.stderr)
     text = _markdown(rows, time.perf_counter() - start, quick=arguments.quick)
     print(f"\n{text}")
-    if not arguments.only and not arguments.quick:
+    page = RESULTS / "stress.md"
+    if arguments.only and not arguments.quick and page.exists():
+        text = _with_rows(page.read_text(), text, arguments.only)
+    if not arguments.quick:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "stress.md").write_text(text)
+        page.write_text(text)
     sys.exit(any(row.ok is False for row in rows))
 
 
@@ -143,13 +147,25 @@ def _answer(row: Row) -> str:
 
 def _markdown(rows: list[Row], seconds: float, *, quick: bool) -> str:
     called = "make stress" if not quick else "python benchmarks/stress.py --quick"
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    head = ["# Every fault injected", "", f"`{called}`, {today}, {seconds:.0f} seconds.", "", machine(), ""]
-    lines = ["| fault | injected | required | found | ok |", "|---|---|---|---|---|"]
+    head = ["# Every fault injected", "", f"`{called}`, {_today()}, {seconds:.0f} seconds.", "", machine(), ""]
+    lines = [TABLE, "|---|---|---|---|---|"]
     for row in rows:
         cells = (row.fault, row.injected, row.required, row.found, _answer(row))
         lines.append("| " + " | ".join(cell.replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     return "\n".join([*head, *lines, ""])
+
+
+def _with_rows(page: str, measured: str, only: str) -> str:
+    """The page with rows that were measured again, each in the place of the one of its fault; it says which."""
+    head, start, table = page.partition(TABLE)
+    rows = {line.split(" | ")[0]: line for line in measured.partition(TABLE)[2].splitlines()[2:]}
+    again = f"After it `--only {only}`, {_today()}: {', '.join(fault.removeprefix('| ') for fault in rows)}.\n\n"
+    lines = [rows.pop(line.split(" | ")[0], line) for line in table.splitlines()]
+    return "\n".join([f"{head}{again}{start}{lines[0]}", *lines[1:], *rows.values(), ""])
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
 def _tail(log: Path) -> str:

@@ -18,15 +18,23 @@ DEFAULT_STEP_SIZE = 0.02
 
 
 class CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
-    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space, in both directions."""
+    """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space, in both directions.
+
+    Nevergrad asks for the value of a candidate nine times: the last one is kept.
+    """
 
     def __init__(self, space: CoefficientSpace) -> None:
         super().__init__()
         self.space = space
+        self._last: tuple[bytes, Coefficients] | None = None
 
     def forward(self, value: npt.NDArray[np.float64]) -> Coefficients:
         """``[d]`` → ``[K]``."""
-        return self.space.to_coefficients(np.asarray(value, dtype=np.float64))
+        free = np.asarray(value, dtype=np.float64)
+        key = free.tobytes()
+        if self._last is None or self._last[0] != key:
+            self._last = key, self.space.to_coefficients(free)
+        return self._last[1].copy()
 
     def backward(self, value: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[d]``."""

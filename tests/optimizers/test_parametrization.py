@@ -42,6 +42,20 @@ def test_whatever_is_sampled_sums_to_one(space: CoefficientSpace, seed: int) -> 
         assert abs(math.fsum(candidate.value) - 1) <= 1e-12
 
 
+@SPACES
+def test_what_is_kept_of_a_value_follows_the_free_vector(space: CoefficientSpace) -> None:
+    array = coefficient_array(space, seed=0)
+    first = array.value
+    child = array.spawn_child()
+    for parameter in (child, array, child):
+        parameter.mutate()
+        assert not np.array_equal(parameter.value, first)
+        free = parameter.get_standardized_data(reference=coefficient_array(space)) * DEFAULT_STEP_SIZE
+        np.testing.assert_allclose(parameter.value, space.to_coefficients(free), rtol=0, atol=1e-12)
+        parameter.value[:] = 0.0  # a copy
+        assert abs(math.fsum(parameter.value) - 1) <= 1e-12
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_a_child_of_given_coefficients_has_them(seed: int) -> None:
     wanted = ORIGIN + np.random.default_rng(seed).standard_normal(20)
