@@ -10,11 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.differentiation import recomputed_calls
 from lcsc_opt.sampling.labels import ClassLabels
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork, raised
 from lcsc_opt.sampling.noise import ImageNoise
+
+HIGHEST = 2.0  # above it images without a negative value are taken for bytes
 
 
 class FunctionSampler(NetworkSampler):
@@ -58,7 +61,7 @@ class FunctionSampler(NetworkSampler):
         self.image_shape, self.noise, self.labels = tuple(image_shape), noise, labels
         self.name = name or f"{type(model).__name__}, {function.__name__}"
         self._parameters = _parameters(function)
-        self._nfe = nfe
+        self._nfe, self._looked_at = nfe, False
         self._told = {"nfe": nfe} if self._parameters is not None and "nfe" in self._parameters else {}
         self._network = PreparedNetwork(model, settings)
         if labels is not None and not self._has("labels"):
@@ -122,7 +125,20 @@ class FunctionSampler(NetworkSampler):
                 f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
                 f"expected floating point images [{count}, C, H, W] in [-1, 1]"
             )
+        if not self._looked_at:
+            self._looked_at = True
+            self._look_at(images)
         return images
+
+    def _look_at(self, images: Tensor) -> None:
+        """Say so where the first images look like those of another range: clipped, they would be too bright."""
+        low, high = (float(value) for value in images.detach().aminmax())
+        if 0 <= low < high:
+            most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")
+            notice(
+                f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
+                f"images in [-1, 1]: let it return {instead}"
+            )
 
 
 def _parameters(function: Callable[..., Any]) -> set[str] | None:

@@ -43,6 +43,24 @@ def test_images_are_clipped() -> None:
     assert (images.min(), images.max()) == (-1, 1)
 
 
+@pytest.mark.parametrize(("scale", "instead"), [(1, "2 * images - 1"), (1.2, "2 * images - 1"), (255, "127.5 - 1")])
+def test_images_of_another_range_are_said_once(scale: float, instead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    sampler = make(lambda model, noise: scale * noise.sigmoid())
+    for _ in range(2):
+        sampler.sample(SEARCH, 0, 20)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "returned no value below 0" in said
+    assert instead in said
+
+
+@pytest.mark.parametrize(
+    "shown", [torch.tanh, torch.zeros_like, lambda noise: noise * torch.nan, lambda noise: 300 * noise]
+)
+def test_nothing_is_said_of_other_images(shown: Callable[[Tensor], Tensor], capsys: pytest.CaptureFixture[str]) -> None:
+    make(lambda model, noise: shown(noise)).sample(SEARCH, 0, 20)
+    assert capsys.readouterr().err == ""
+
+
 def test_further_noise_belongs_to_the_images() -> None:
     def sample(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
         assert torch.equal(draw(0), noise)
