@@ -15,6 +15,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,7 @@ QUICK_BUDGET = "budget.evaluations=20"
 FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
 PARTS = "vary.objective.settings.select.last_step=[50,100]"
 SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change what is trained
+_running: set[subprocess.Popen[str]] = set()
 TRAINED = "trained.py"  # the objective that keeps the seconds of its training
 QUICK_VARIED = {
     "cd": (*FEW_STEPS, PARTS, "objective.settings.teacher.training_steps=100", "held_out.top=1"),
@@ -120,6 +122,7 @@ def _overrides(study: str, *, quick: bool) -> tuple[str, ...]:
 def main() -> None:
     """Run what is missing; then the page of all that is there."""
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, _interrupt)
     name = "paper_quick" if arguments.quick else "paper"
     url = f"sqlite:///{RESULTS / name}.db"
     RESULTS.mkdir(exist_ok=True)
@@ -210,8 +213,19 @@ def _train(content: dict[str, Any]) -> str | None:
 def _failure(command: Sequence[str]) -> str | None:
     """Run a command in one thread; gives the last line that it printed where it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        _running.add(process)
+        _, errors = process.communicate()
+        _running.remove(process)
+    return None if process.returncode == 0 else (errors.strip().splitlines() or ["no output"])[-1]
+
+
+def _interrupt(*_: object) -> None:
+    """End what runs as Ctrl-C at a terminal does, which reaches every process."""
+    for process in list(_running):
+        process.terminate()
+    raise KeyboardInterrupt
 
 
 def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
