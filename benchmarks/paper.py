@@ -18,7 +18,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from reproduction.published import TABLES
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.comparing import EMA_GRID
@@ -174,14 +174,19 @@ def run(chosen: Sequence[Job], url: str, processes: int) -> int:
 
 def _run_all(missing: Sequence[Job], url: str, processes: int) -> list[Job]:
     """Several at once; returns those that failed."""
-    start, failed = time.perf_counter(), []
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+    failed = []
+    with (
+        progress("study files", len(missing)) as advance,
+        concurrent.futures.ThreadPoolExecutor(processes) as pool,
+    ):
         running = {pool.submit(job.run, url): job for job in missing}
         try:
-            for count, done in enumerate(concurrent.futures.as_completed(running), start=1):
-                job, failure, seconds = running[done], done.result(), time.perf_counter() - start
-                failed += [] if failure is None else [job]
-                print(f"{count}/{len(missing)}, {seconds:.0f} s: {job}: {failure or 'done'}", flush=True)
+            for done in concurrent.futures.as_completed(running):
+                job, failure = running[done], done.result()
+                advance(note=str(job))
+                if failure is not None:
+                    failed.append(job)
+                    print(f"{job}: {failure}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
@@ -192,8 +197,12 @@ def train(missing: Sequence[Job], processes: int) -> None:
     """Every model once, before several processes would train it at the same time; each in one thread."""
     specs = [spec for job in missing for spec in job.specs()]
     needed = {str(content): content for content in map(_training, specs)}
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+    with (
+        progress("trainings", len(needed)) as advance,
+        concurrent.futures.ThreadPoolExecutor(processes) as pool,
+    ):
         for content, failure in zip(needed.values(), pool.map(_train, needed.values()), strict=True):
+            advance(note=content["objective"]["file"])
             if failure is not None:
                 print(f"training of {content['objective']['file']}: {failure}", flush=True)
 
