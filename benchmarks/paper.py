@@ -15,9 +15,9 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from reproduction.published import TABLES
 from lcsc_opt.base.catalog import load_file
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.comparing import EMA_GRID
@@ -46,6 +47,7 @@ QUICK_BUDGET = "budget.evaluations=20"
 FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
 PARTS = "vary.objective.settings.select.last_step=[50,100]"
 SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change what is trained
+_running: set[subprocess.Popen[str]] = set()
 TRAINED = "trained.py"  # the objective that keeps the seconds of its training
 QUICK_VARIED = {
     "cd": (*FEW_STEPS, PARTS, "objective.settings.teacher.training_steps=100", "held_out.top=1"),
@@ -120,6 +122,7 @@ def _overrides(study: str, *, quick: bool) -> tuple[str, ...]:
 def main() -> None:
     """Run what is missing; then the page of all that is there."""
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, _interrupt)
     name = "paper_quick" if arguments.quick else "paper"
     url = f"sqlite:///{RESULTS / name}.db"
     RESULTS.mkdir(exist_ok=True)
@@ -171,14 +174,19 @@ def run(chosen: Sequence[Job], url: str, processes: int) -> int:
 
 def _run_all(missing: Sequence[Job], url: str, processes: int) -> list[Job]:
     """Several at once; returns those that failed."""
-    start, failed = time.perf_counter(), []
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+    failed = []
+    with (
+        progress("study files", len(missing)) as advance,
+        concurrent.futures.ThreadPoolExecutor(processes) as pool,
+    ):
         running = {pool.submit(job.run, url): job for job in missing}
         try:
-            for count, done in enumerate(concurrent.futures.as_completed(running), start=1):
-                job, failure, seconds = running[done], done.result(), time.perf_counter() - start
-                failed += [] if failure is None else [job]
-                print(f"{count}/{len(missing)}, {seconds:.0f} s: {job}: {failure or 'done'}", flush=True)
+            for done in concurrent.futures.as_completed(running):
+                job, failure = running[done], done.result()
+                advance(note=str(job))
+                if failure is not None:
+                    failed.append(job)
+                    print(f"{job}: {failure}", flush=True)
         except KeyboardInterrupt:
             pool.shutdown(cancel_futures=True)
             raise
@@ -189,8 +197,12 @@ def train(missing: Sequence[Job], processes: int) -> None:
     """Every model once, before several processes would train it at the same time; each in one thread."""
     specs = [spec for job in missing for spec in job.specs()]
     needed = {str(content): content for content in map(_training, specs)}
-    with concurrent.futures.ThreadPoolExecutor(processes) as pool:
+    with (
+        progress("trainings", len(needed)) as advance,
+        concurrent.futures.ThreadPoolExecutor(processes) as pool,
+    ):
         for content, failure in zip(needed.values(), pool.map(_train, needed.values()), strict=True):
+            advance(note=content["objective"]["file"])
             if failure is not None:
                 print(f"training of {content['objective']['file']}: {failure}", flush=True)
 
@@ -210,8 +222,19 @@ def _train(content: dict[str, Any]) -> str | None:
 def _failure(command: Sequence[str]) -> str | None:
     """Run a command in one thread; gives the last line that it printed where it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no output"])[-1]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        _running.add(process)
+        _, errors = process.communicate()
+        _running.remove(process)
+    return None if process.returncode == 0 else (errors.strip().splitlines() or ["no output"])[-1]
+
+
+def _interrupt(*_: object) -> None:
+    """End what runs as Ctrl-C at a terminal does, which reaches every process."""
+    for process in list(_running):
+        process.terminate()
+    raise KeyboardInterrupt
 
 
 def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:

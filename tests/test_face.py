@@ -104,3 +104,31 @@ def test_every_example_of_the_page_runs(workplace: Path, capsys: pytest.CaptureF
     known: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), known)
+
+
+SCRIPT = """
+import lcsc_opt
+
+def lose(coefficients):
+    return float((coefficients**2).sum())
+
+{guard}:
+    print("once")
+    (study,) = lcsc_opt.run({{
+        "name": "script",
+        "objective": {{"file": "function.py", "settings": {{"callable": "{module}:lose", "steps": [100, 200, 300]}}}},
+        "optimizers": ["LCSC"],
+        "budget": {{"evaluations": 4}},
+        "workers": 2,
+    }})
+    print(len(study.trials))
+"""
+GUARD = 'if __name__ == "__main__"'
+
+
+@pytest.mark.parametrize(("guard", "module"), [("if True", "face_losses"), (GUARD, "face_losses"), (GUARD, "__main__")])
+def test_a_script_runs_once_however_many_workers_there_are(workplace: Path, guard: str, module: str) -> None:
+    Path("face_losses.py").write_text("def lose(coefficients):\n    return float((coefficients**2).sum())\n")
+    Path("script.py").write_text(SCRIPT.format(guard=guard, module=module))
+    found = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True)
+    assert found.stdout == "once\n4\n"

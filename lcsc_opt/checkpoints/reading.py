@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcsc_opt.base.errors import CheckpointError
 from lcsc_opt.base.progress import notice
@@ -140,6 +140,14 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefixes of ``DataParallel`` and ``torch.compile`` where every name carries them."""
     prefix = wrapper_prefix(list(tensors))
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def module_weights(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a module, without wrappers' prefixes; of an average of a model, as ``AveragedModel`` of torch
+    and ``EMA`` of ema-pytorch are, the averaged weights under the model's names.
+    """
+    state = module.state_dict()
+    return strip_wrappers(look_up(state, guess_key(state) or ""))
 
 
 def _read(path: Path, key: str | None) -> Checkpoint:

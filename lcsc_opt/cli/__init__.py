@@ -78,7 +78,8 @@ app.add_typer(trajectory.app, name="trajectory")
 
 
 INTERRUPTED, TRY_AGAIN = 128 + signal.SIGINT, 75
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal was closed
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
+ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is locked", "is locked by")
 
@@ -104,7 +105,7 @@ def _end_once(number: int, _frame: Any) -> None:
     for ignored in ENDING:
         signal.signal(ignored, signal.SIG_IGN)
     _signals.append(number)
-    if number == signal.SIGHUP:
+    if number == HANGUP:
         _forget_terminal()
     raise KeyboardInterrupt
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import pickle
 import platform
+import threading
+from collections.abc import Iterator
+from multiprocessing import spawn
 from multiprocessing.connection import Connection
+from typing import Any
 
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.evaluation.devices import cores
@@ -31,6 +37,27 @@ class ThisMachine:
         return error
 
 
+_preparing = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_script() -> Iterator[None]:
+    """Start processes that do not run the user's script once more, whether or not it guards what it does by
+    ``if __name__ == "__main__"``: they need nothing of it.
+    """
+    with _preparing:
+        prepare = spawn.get_preparation_data
+
+        def prepare_nothing(name: str) -> dict[str, Any]:
+            return {key: value for key, value in prepare(name).items() if not key.startswith("init_main")}
+
+        spawn.get_preparation_data = prepare_nothing
+        try:
+            yield
+        finally:
+            spawn.get_preparation_data = prepare
+
+
 class Process:
     """The connection to one process.
 
@@ -46,7 +73,9 @@ class Process:
         self._connection: Connection
         self._connection, other = context.Pipe()
         self._process = context.Process(target=serve, args=(other, settings))
-        self._process.start()
+        named = b"__main__" in pickle.dumps(settings)
+        with contextlib.nullcontext() if named else _without_script():
+            self._process.start()
         other.close()
         self.machine = platform.node()
 

@@ -98,8 +98,9 @@ class Coordinator(Protocol):
 
 def serve(connection: Connection, settings: WorkerSettings) -> None:
     """Answer jobs, in a process of its own, until the coordinator closes the connection, or is gone."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a closed terminal are for the coordinator
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator
+        if hasattr(signal, name):  # Windows has no second one
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_coordinator, daemon=True).start()
     answer_jobs(connection, settings)
 

@@ -99,6 +99,6 @@ def check_loss(value: Any) -> float:
     if isinstance(value, (str, bytes)):
         raise ObjectiveError(f"the objective returned {value!r}, expected a number")
     try:
-        return float(value)
+        return float(value.detach() if hasattr(value, "detach") else value)
     except (TypeError, ValueError) as error:
         raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error

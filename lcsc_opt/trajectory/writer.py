@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints import strip_wrappers
+from lcsc_opt.checkpoints import module_weights
 from lcsc_opt.trajectory.background import Background
 from lcsc_opt.trajectory.disk.layout import Layout, WholeRow, flat_bytes
 from lcsc_opt.trajectory.disk.saving import Saver, whole_step
@@ -156,7 +156,8 @@ class TrajectoryWriter:
             step: larger than every saved step; or a saved step again with the same bytes, which changes
                 nothing, so that resumed training may come by a second time.
             weights: a state dict or a module (prefixes that DataParallel or ``torch.compile`` put are left
-                out); on any device, contiguous or not, with or without gradients.
+                out, and of torch's ``AveragedModel`` or ema-pytorch's ``EMA`` the average is taken); on any device,
+                contiguous or not, with or without gradients.
             source: where the checkpoint came from, as it is noted in the manifest.
             wait: until it is on the disk. Without, this returns when the weights are copied, on a GPU when the copy is
                 queued, and they may change at once; all else goes on in the background. There is memory for one copy:
@@ -201,12 +202,18 @@ class TrajectoryWriter:
         return new
 
 
-def _named_tensors(weights: Mapping[str, Tensor] | nn.Module) -> Mapping[str, Tensor]:
+def _named_tensors(weights: object) -> Mapping[str, Tensor]:
     if isinstance(weights, nn.Module):
-        weights = strip_wrappers(weights.state_dict())
+        weights = module_weights(weights)
+    if not isinstance(weights, Mapping):
+        raise TrajectoryError(
+            f"A checkpoint is a module or a state dict, not {type(weights).__name__}: pass the model that has the "
+            "weights, or its state_dict()."
+        )
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor):
-            raise TrajectoryError(f"Entry {name!r} is {type(tensor).__name__}, not a tensor: leave it out.")
+            instead = "pass it alone" if isinstance(tensor, Mapping) else "leave it out"
+            raise TrajectoryError(f"Entry {name!r} is {type(tensor).__name__}, not a tensor: {instead}.")
     return weights
 
 

@@ -86,7 +86,7 @@ def test_a_callable_cannot_change_the_candidate() -> None:
     assert candidate.coefficients.tolist() == [0.2, 0.3, 0.5]
 
 
-@pytest.mark.parametrize("returned", [3, 3.0, np.float32(3), np.array(3.0), torch.tensor(3.0)])
+@pytest.mark.parametrize("returned", [3, 3.0, np.float32(3), np.array(3.0), torch.tensor(3.0, requires_grad=True)])
 def test_every_kind_of_number_is_a_loss(returned: Any) -> None:
     loss = function(returned).evaluate(Candidate(np.full(3, 1 / 3))).loss
     assert type(loss) is float

@@ -55,6 +55,38 @@ def test_wrapped_module_is_saved_under_its_own_names(tmp_path):
     assert set(Trajectory.open(tmp_path / "t").names) == {"weight", "bias"}
 
 
+class Averaging(nn.Module):
+    """As ema-pytorch's ``EMA`` lays its parts out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.online_model, self.ema_model = nn.Linear(2, 1), model
+        self.register_buffer("initted", torch.tensor(True))
+        self.register_buffer("step", torch.tensor(3))
+
+
+@pytest.mark.parametrize("average", [torch.optim.swa_utils.AveragedModel, Averaging])
+def test_of_an_average_its_weights_are_saved_under_the_models_names(tmp_path, average):
+    model = nn.Linear(2, 1)
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        writer.append(1, average(nn.DataParallel(model)))
+    assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([torch.ones(3)], r"is a module or a state dict, not list: pass the model that has the weights"),
+        (torch.optim.SGD([torch.ones(3)]), r"not SGD: pass the model"),
+        ({"model": {"w": torch.ones(3)}}, r"Entry 'model' is dict, not a tensor: pass it alone"),
+        ({"w": torch.ones(3), "epoch": 3}, r"Entry 'epoch' is int, not a tensor: leave it out"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, weights, message):
+    with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match=message):
+        writer.append(1, weights)
+
+
 def test_tied_strided_and_differentiable_tensors(tmp_path):
     weight = torch.arange(12.0).view(3, 4).requires_grad_()
     weights = {
