@@ -9,6 +9,7 @@ from reproduction.costs import against_training, speed_ups
 from reproduction.markdown import markdown, shown
 from reproduction.published import NOT_HERE, TABLES
 from reproduction.quality import NAMES
+from reproduction.single_images import judged_lines
 from reproduction.table import Claim, Table
 
 INTRODUCTION = """# The paper, table by table
@@ -51,6 +52,7 @@ def page(found: Mapping[str, Points], costs: Sequence[str], *, missing: str, mac
     for table in TABLES:
         if table.study in found:
             lines += section(table, found[table.study])
+    lines += judged_lines(found)
     lines += ["## Tables 5 and 6: what a search costs", "", *costs, "", *against_training(found)]
     lines += ["## What is not compared here", ""]
     lines += markdown([["of the paper", "why"], *map(list, NOT_HERE)])

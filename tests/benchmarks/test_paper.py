@@ -222,6 +222,16 @@ def test_what_is_better_where_it_is_higher_holds_where_it_is_higher(storage: RDB
     assert row(lines, "800K | IS")[2:4] == ["1.04", "1.5 [1.5, 1.5]"]
 
 
+def test_judges_of_single_images_stand_beside_those_of_ema(storage: RDBStorage) -> None:
+    assert not any("Single images" in line for line in lines_of(storage))
+    for seed, precision in enumerate((0.6, 0.7)):
+        held_out = report(2.0 + seed, judges={"precision": (precision, 0.5), "is": (9.0, 8.0)})
+        write_study(storage, f"paper_interval,interval=80/LCSC/{seed}", [9.0, 8.0], held_out=held_out)
+    lines = lines_of(storage)
+    assert row(lines, "CM of digits, K = 50 | EMA*")[2:6] == ["", f"{EMA:.3g}", "0.5", "–"]
+    assert row(lines, "CM of digits, K = 50 | LCSC")[2:6] == ["2", "2.5 ± 0.71", "0.65 ± 0.071", "–"]
+
+
 def test_the_fewest_steps_are_the_fewest_that_are_not_worse_than_ema_in_the_most(storage: RDBStorage) -> None:
     answer(storage, "paper_dm,nfe=10", "EMAGrid", [4.0])
     for nfe, losses in ((10, [2.0, 2.1, 2.2]), (8, [3.9, 4.0, 4.1]), (6, [8.0, 8.1, 8.2])):

@@ -1,0 +1,66 @@
+"""What single images gain or lose while FID falls: one table of judges for the objectives of the study files."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from lcsc_opt.database.comparing import ema_beside
+from lcsc_opt.database.history import StudyHistory
+from reproduction.claims import OPTIMIZERS, Points
+from reproduction.markdown import markdown
+from reproduction.table import Where
+
+OBJECTIVES: tuple[tuple[str, str, Where], ...] = (  # what it is called, the study file, and which of its points
+    ("CM of digits, K = 200", "seeds", {}),
+    ("CM of digits, K = 50", "interval", {"interval": 2}),
+    ("DM of digits", "samples", {"file": 1, "images": 2}),
+    ("CM of photographs", "features", {"file": 2}),
+)
+JUDGES = ("precision", "recall", "sliced", "near", "fdr")
+TITLE = """## Single images, and other judges
+
+Not in the paper in this form: what no search looked at, on held-out noise, mean ± standard deviation over seeds of the
+search. Precision and recall are better where they are higher, `sliced`, `near` and `fdr` where they are lower; `fdr` is
+FID over the FID of one half of the real images to the other ([judges.md](judges.md))."""
+
+
+def judged_lines(found: Mapping[str, Points]) -> list[str]:
+    """The section; nothing where nothing was judged."""
+    rows = [["objective", "search", "seeds", "FID", *JUDGES]]
+    for label, study, where in OBJECTIVES:
+        if study in found:
+            rows += _rows(label, {name: [*found[study].at(where, name).values()] for name in OPTIMIZERS})
+    return [*TITLE.splitlines(), "", *markdown(rows), ""] if len(rows) > 1 else []
+
+
+def _rows(label: str, found: Mapping[str, Sequence[StudyHistory]]) -> list[list[str]]:
+    judged = {name: [study for study in studies if _judges(study)] for name, studies in found.items()}
+    everyone = [study for studies in judged.values() for study in studies]
+    if not everyone:
+        return []
+    known = [(ema_beside(study.held_out, None), _judges(study, baseline=True)) for study in everyone[:1]]  # no chance
+    rows = [[label, "EMA*", "", *_cells(known)]]
+    for name, studies in judged.items():
+        if studies:
+            cells = _cells([(study.held_out_loss, _judges(study)) for study in studies])
+            rows.append([label, name, str(len(studies)), *cells])
+    return rows
+
+
+def _judges(study: StudyHistory, *, baseline: bool = False) -> dict[str, float | None]:
+    """Metric → value of the answer, or of EMA* on the same noise."""
+    judges = () if study.held_out is None else study.held_out.judges
+    return {judge.metric: judge.baseline if baseline else judge.value for judge in judges if judge.metric in JUDGES}
+
+
+def _cells(known: Sequence[tuple[float | None, Mapping[str, float | None]]]) -> list[str]:
+    columns = [[loss for loss, _ in known], *([judges.get(name) for _, judges in known] for name in JUDGES)]
+    return [_mean([value for value in column if value is not None]) for column in columns]
+
+
+def _mean(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3g}{spread}"
