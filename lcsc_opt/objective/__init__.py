@@ -2,7 +2,7 @@
 
 ``contract`` is what searches know. ``merge_sample_score`` is the objective of this project; ``stages`` and ``gradient``
 are its evaluation in stages and the way back through it. ``function`` makes an objective of any callable, ``loading``
-of what a study file names.
+makes the one that a study file names.
 """
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise

@@ -24,15 +24,15 @@ from lcsc_opt.sampling import Sampler
 
 AUTO: Literal["auto"] = "auto"
 FIRST, MOST = 4, 16_384  # sizes that the search begins and ends with
-GAIN = 1.05  # of images per second, which a doubling has to bring
+GAIN = 1.05  # a doubling must raise images per second by this factor
 ENOUGH_SECONDS, MOST_TIMINGS = 0.3, 3
 
 
 def largest_batch(sampler: Sampler, scores: Scores, *, device: torch.device, cache: Path) -> int:
     """The best number of images to sample at once: doubled until they do not fit, or until it is no longer faster.
 
-    The answer is kept for each sampler, extractors, device and version of torch. Where there is none, it is measured
-    with the weights that are in the sampler; a line says so.
+    The answer is kept for each sampler, extractors, device and version of torch. Without a kept answer, it is measured
+    with the weights that are in the sampler, and a line says so.
 
     Args:
         sampler: with weights in it.
@@ -71,10 +71,10 @@ def smaller_batch(size: int, sampler: Sampler, scores: Scores, *, device: torch.
 
 
 def fastest_size(rate: Callable[[int], float | None], *, first: int = FIRST, most: int = MOST) -> int | None:
-    """The smallest of the sizes first, 2 first, 4 first, … that is within 5 % of the fastest.
+    """The smallest of the sizes ``first``, 2 ``first``, 4 ``first``, … that is within 5 % of the fastest.
 
-    Doubling ends when the memory is full, or after two doublings that gained less than 5 %. Where not even ``first``
-    fits, it is halved.
+    Doubling ends when the memory is full, or after two doublings that gained less than 5 %. If not even ``first``
+    fits, the size is halved until it fits.
 
     Args:
         rate: size → images per second; ``None`` where it does not fit into memory.
@@ -120,7 +120,7 @@ def images_per_second(sampler: Sampler, scores: Scores, count: int, *, device: t
         while sum(timings) < ENOUGH_SECONDS and len(timings) < MOST_TIMINGS:
             timings.append(once())
         fits = True
-    if not fits:  # out here the exception is gone, and what it held
+    if not fits:  # out here the exception is gone, and with it the memory that it held
         free_memory()
         return None
     return count / min(timings)
@@ -140,7 +140,7 @@ def _says_out_of_memory() -> Iterator[None]:
 
 
 def device_name(device: torch.device) -> str:
-    """The kind of device: batches that fit one fit all of its kind."""
+    """The kind of device. A batch that fits one device fits all of its kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

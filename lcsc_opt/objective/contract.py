@@ -36,7 +36,7 @@ class Mergeable(Protocol):
 
     @property
     def sha256(self) -> str:
-        """The identity of what is merged, and how."""
+        """Identifies what is merged, and how."""
         ...
 
     @property
@@ -73,8 +73,8 @@ class Objective(abc.ABC):
 
     Attributes:
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
-        sampler: what samples images with the merged weights; ``None`` where there are no images.
-        code: digests of the user's modules that it was loaded from, by name.
+        sampler: samples images with the merged weights; ``None`` where there are no images.
+        code: name → digest, of each of the user's modules that the objective was loaded from.
     """
 
     trajectory: Mergeable | None = None
@@ -91,7 +91,7 @@ class Objective(abc.ABC):
         """Evaluate one candidate; with ``gradient``, also the gradient of the loss in its coefficients.
 
         Raises:
-            Exception: any one fails this trial, with its text as the reason; the study goes on.
+            Exception: any exception fails this trial, with its text as the reason; the study goes on.
         """
 
     @abc.abstractmethod
@@ -99,7 +99,7 @@ class Objective(abc.ABC):
         """JSON-able: everything that changes results. A study resumes only while this stays the same."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON-able: what :meth:`describe` says, and the code."""
+        """JSON-able: :meth:`describe` and the code."""
         return {"objective": self.describe(), "code": dict(self.code)}
 
     def why_no_gradient(self) -> str | None:
@@ -120,9 +120,9 @@ class Objective(abc.ABC):
 
     @property
     def judges(self) -> Mapping[str, int]:
-        """Metrics of held-out evaluations that the loss is not made of → 1, or -1 where higher is better.
+        """Held-out metrics that are no part of the loss → 1, or -1 where higher is better.
 
-        Reports show each beside its value at EMA*, and warn where the loss gained and a judge got worse.
+        Reports show each beside its value at EMA*, and warn where the loss got better and a judge got worse.
         """
         return {} if self.cross_check_metric is None else {self.cross_check_metric: 1}
 
@@ -136,9 +136,7 @@ class Objective(abc.ABC):
         return 0
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:  # noqa: ARG002 - of those who have some
-        """Tensors of the merged model that are computed, not merged, by their names in the state dict; exported,
-        too.
-        """
+        """Tensors of the merged model that are computed, not merged, by name in the state dict. Exports hold them."""
         return {}
 
     def gram(self) -> npt.NDArray[np.float64] | None:
@@ -154,11 +152,11 @@ class Objective(abc.ABC):
 class StagedObjective(Objective):
     """An objective in stages. Stages of different candidates overlap, and images can be divided among workers.
 
-    The stages of one candidate follow each other. Those of different candidates run at the same time in different
+    The stages of one candidate follow each other. Stages of different candidates run at the same time in different
     threads, but never two of the same kind. A stage that takes long calls :func:`stop_if_told` now and then.
 
     Attributes:
-        overlaps: whether overlapping is worth it: the stages use different parts of the machine.
+        overlaps: whether the stages use different parts of the machine, so that overlapping saves time.
     """
 
     overlaps: bool = False
@@ -169,7 +167,7 @@ class StagedObjective(Objective):
 
     @abc.abstractmethod
     def prepare(self, candidate: Candidate) -> Any:
-        """Merge. The answer stays in this process."""
+        """Merge. The result stays in this process."""
 
     @abc.abstractmethod
     def sample(self, candidate: Candidate, prepared: Any, first: int, last: int, *, gradient: bool = False) -> Any:
@@ -190,8 +188,8 @@ class StagedObjective(Objective):
     def slope(self, candidate: Candidate, first: int, last: int, back: Any) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
 
-        Usually called in the process that has just sampled this part with ``gradient``. That process may have died
-        meanwhile, or had several parts; then what it kept is computed again, bit for bit if trials shall repeat.
+        Usually called in the process that has just sampled this part with ``gradient``. If that process has died, or
+        had several parts, what it kept must be computed again, bit for bit if trials shall repeat.
         """
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
@@ -216,7 +214,7 @@ class StagedObjective(Objective):
 
 
 class Stopped(BaseException):
-    """Raised to end an evaluation that nobody waits for any more, as KeyboardInterrupt in the main thread."""
+    """Ends an evaluation that nobody waits for any more, as KeyboardInterrupt does in the main thread."""
 
 
 def stop_with(flag: threading.Event) -> None:
@@ -225,10 +223,10 @@ def stop_with(flag: threading.Event) -> None:
 
 
 def stop_if_told() -> None:
-    """Stop here, between two batches, where nobody waits for this evaluation any more.
+    """Stop here, between two batches, if nobody waits for this evaluation any more.
 
     Raises:
-        Stopped: nobody does.
+        Stopped: nobody waits for it.
     """
     flag = _stop.get()
     if flag is not None and flag.is_set():

@@ -67,7 +67,7 @@ class CoefficientFunction(Objective):
         return Evaluation(loss, cost=Cost(seconds=time.perf_counter() - start), gradient=slope)
 
     def _function_for(self, noise: Noise) -> Callable[[Coefficients], float]:
-        """A function has no noise: only the final loss of the answer comes from ``held_out``."""
+        """``held_out`` for the final loss of the answer, else the function itself, which has no noise."""
         if noise.group != HELD_OUT.group:
             return self._function
         if self._held_out is None:
@@ -94,7 +94,7 @@ def check_loss(value: Any) -> float:
     """A number as a float; NaN and infinities pass, since the runner decides about them.
 
     Raises:
-        ObjectiveError: it is no number.
+        ObjectiveError: the value is no number.
     """
     if isinstance(value, (str, bytes)):
         raise ObjectiveError(f"the objective returned {value!r}, expected a number")

@@ -14,7 +14,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Candidate
 
-HEADROOM = 4  # bits between the largest gradient in a pixel and one, for the sums that half types make of them
+HEADROOM = 4  # the largest gradient in a pixel is scaled below 2**-4, so that sums in half types do not overflow
 
 
 class WeightGradient:
@@ -24,7 +24,7 @@ class WeightGradient:
     half types do not round small numbers to zero. In wider types that changes no bit.
 
     Args:
-        leaves: name → weights at the ends of the images' graph.
+        leaves: name → weight that the images depend on.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor]) -> None:
@@ -32,7 +32,7 @@ class WeightGradient:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, images: Tensor, gradient: Tensor) -> None:
-        """Go back through the graph of ``images`` ``[B, C, H, W]`` once, from the gradient in them.
+        """Go back through the graph of ``images`` ``[B, C, H, W]`` once, from ``gradient``, of the same shape.
 
         Raises:
             ObjectiveError: the images have no graph.
@@ -100,7 +100,7 @@ class KeptGraph:
         return gradient
 
     def close(self) -> None:
-        """Undo what :attr:`open` says: the weights require no gradient any more."""
+        """Close :attr:`open`: the weights require no gradient any more."""
         self.open.close()
 
 

@@ -29,7 +29,7 @@ def load_objective(
     Args:
         spec: the file and its settings.
         beside: the study file's folder.
-        checkpoints: those that the study began with, which are found again; ``None`` for a new study.
+        checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
 
     Raises:
         CatalogError: the file cannot be loaded or its ``build`` does not give an objective.
@@ -39,7 +39,7 @@ def load_objective(
         objective = _build(load_file(path), path, dict(spec.settings))
     if not isinstance(objective, Objective):
         raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
-    object.__setattr__(objective, "code", _code(path, called))  # also of a frozen dataclass
+    object.__setattr__(objective, "code", _code(path, called))  # the objective may be a frozen dataclass
     return objective
 
 
@@ -48,8 +48,8 @@ def check_objective(
 ) -> dict[str, str]:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
-    The objective's file takes part with a class ``Settings`` that has a method ``check``. Arguments and errors are
-    those of :func:`load_objective`.
+    The objective's file takes part if it has a class ``Settings`` with a method ``check``. Arguments and errors are
+    those of :func:`load_objective`, and the errors that ``check`` raises.
 
     Returns:
         The objective's code, as far as its settings name it.

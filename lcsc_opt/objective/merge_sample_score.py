@@ -47,12 +47,12 @@ class MergeSampleScore(StagedObjective):
         scores: images → loss and metrics.
         images: the number of images in an evaluation of a search.
         batch_size: images that are sampled at once.
-        gradient_batch_size: images with a graph at once; that takes as much memory as training does. ``None`` is the
+        gradient_batch_size: images with a graph at once, which take as much memory as training does. ``None`` is the
             batch size. It does not change the loss.
         device: of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
-        smaller_batch: only for a batch size that was measured, not chosen: called with a size that does not fit into
-            the device's memory, it gives a smaller one. A measured size is no part of the description.
+        smaller_batch: only for a batch size that was measured, not chosen. It is called with a size that does not fit
+            into the device's memory, and gives a smaller one. A measured size is no part of the description.
 
     Raises:
         ObjectiveError: fewer than 2 images, or a batch size below 1.
@@ -84,7 +84,7 @@ class MergeSampleScore(StagedObjective):
         self._images, self._batch_size = images, batch_size
         self._gradient_batch_size = batch_size if gradient_batch_size is None else min(gradient_batch_size, batch_size)
         self._device, self._smaller_batch = torch.device(device), smaller_batch
-        self.overlaps = self._device.type != "cpu"  # where merging and metrics take the same cores as sampling
+        self.overlaps = self._device.type != "cpu"  # on a CPU, merging and metrics take the same cores as sampling
         self._batch_norm = batch_norm
         self._moved: tuple[Mergeable, Mergeable] | None = None
         self._kept: KeptGraph | None = None
@@ -112,7 +112,7 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def judges(self) -> Mapping[str, int]:
-        """The held-out metrics that the loss is not made of."""
+        """The held-out metrics that are no part of the loss."""
         with self._metric_threads():
             return self.scores.signs
 
@@ -126,9 +126,7 @@ class MergeSampleScore(StagedObjective):
         return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
 
     def on_weights(self, weights: Mergeable) -> MergeSampleScore:
-        """The same objective for other weights, on the device of the sampler's model. Never use both at the same
-        time.
-        """
+        """The same objective for weights on the device of the sampler's model. Never use both at the same time."""
         other = copy.copy(self)
         other.trajectory, other._moved, other._kept = weights, None, None
         return other
@@ -168,7 +166,7 @@ class MergeSampleScore(StagedObjective):
         return Sampled(part, prepared.cost + cost)
 
     def know_baseline(self) -> None:
-        """Where a setting keeps a metric at EMA*'s value, evaluate EMA*, the best of the window's EMA rates, once.
+        """Evaluate EMA*, the best of the window's EMA rates, once, if a setting keeps a metric at EMA*'s value.
 
         These evaluations do not count in the budget of the search.
         """
@@ -188,15 +186,13 @@ class MergeSampleScore(StagedObjective):
     def _part(
         self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
     ) -> FeaturePart | None:
-        """The reduced features of these images; ``None`` where a batch did not fit, and the next one will be
-        smaller.
-        """
+        """The reduced features of these images. ``None`` if a batch did not fit; the next one will be smaller."""
         try:
             return self._features_of(candidate, first, last, gradient, watch)
         except torch.OutOfMemoryError:
             if self._smaller_batch is None:
                 raise
-        # out here the exception is gone, and what it held
+        # out here the exception is gone, and with it the memory that it held
         self._batch_size = self._smaller_batch(self._batch_size)
         self._gradient_batch_size = min(self._gradient_batch_size, self._batch_size)
         return None
@@ -248,7 +244,7 @@ class MergeSampleScore(StagedObjective):
     def slope(self, candidate: Candidate, first: int, last: int, back: FeatureGradients) -> tuple[Coefficients, Cost]:
         """What the images ``[first, last)`` contribute to the gradient ``[K]``.
 
-        Where they were sampled with ``gradient`` just before, the last batch still has its graph. All other batches are
+        If they were sampled with ``gradient`` just before, the last batch still has its graph. All other batches are
         sampled again.
 
         Raises:
@@ -266,7 +262,7 @@ class MergeSampleScore(StagedObjective):
                 leaves = stack.enter_context(sampler.weights.differentiable(self._source.varying))
                 total, end = WeightGradient(leaves), self._last_batch(first, last)
                 some = {name: part[end - first :] for name, part in rows.items()}
-                self._back_through(total, candidate.noise, end, last, some, watch)  # sums are those of a kept graph
+                self._back_through(total, candidate.noise, end, last, some, watch)  # first, as with a kept graph
             else:
                 total, end = kept.total, kept.first
                 with watch.timing("features"):
@@ -314,7 +310,7 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def _source(self) -> Mergeable:
-        """The trajectory on the model's device, where it can be merged there, else the one in this machine's memory."""
+        """The trajectory on the model's device if it can be merged there, else the one in this machine's memory."""
         if self._moved is None or self._moved[0] is not self.trajectory:
             own = self.trajectory
             self._moved = own, own.on(self._device) if isinstance(own, Trajectory) else own
@@ -376,7 +372,7 @@ class MergeSampleScore(StagedObjective):
         with watch.timing("sample"):
             total.add(images, gradient)
 
-    @torch.no_grad()  # inference mode would save nothing, and what networks keep from it has no place in a graph
+    @torch.no_grad()  # inference mode saves nothing, and a later graph cannot use tensors that networks keep from it
     def _sample(self, noise: Noise, first: int, last: int) -> Tensor:
         return self._sample_finite(noise, first, last)
 

@@ -45,7 +45,7 @@ class OneModel:
         return np.zeros((1, 1))
 
     def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
-        """Keep the gradient in the weights. Returns its length, ``[1]``, which is finite where all of it is."""
+        """Keep the gradient in the weights. Returns its length, ``[1]``, which is finite if the whole gradient is."""
         self.gradients = dict(gradients)
         lengths = [torch.linalg.vector_norm(part).float() for part in self.gradients.values()]
         return np.array([float(torch.stack(lengths).norm()) if lengths else 0.0])

@@ -31,19 +31,19 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 def _check_batch_size(value: Any) -> Any:
-    """Gives one error message in place of two, for a number and for the word."""
+    """One error message, where the types of the field would give two: one for the number, one for the word."""
     if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
     raise ValueError(f"expected a number from 1, or auto, got {value!r}")
 
 
 BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_check_batch_size)]
-REFERENCE_BATCH_SIZE = 250  # where it is auto: of the reference images, which go through the extractor only once
-GRAPH_MEMORY = 4  # times what a batch takes without a graph, in round numbers, where it is auto
+REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through the extractor only once
+GRAPH_MEMORY = 4  # with batch_size: auto; a graph multiplies the memory of a batch by about this
 
 
 class SelectionSettings(FrozenModel):
-    """Which of the checkpoints are combined, in training steps, as ``lcsc trajectory pack`` takes it."""
+    """Which of the checkpoints are combined, in training steps, as in ``lcsc trajectory pack``."""
 
     last: Annotated[int, Field(ge=2)] | None = None
     first_step: Annotated[int, Field(ge=0)] | None = None
@@ -57,7 +57,7 @@ class SelectionSettings(FrozenModel):
         return Selection(**self.model_dump())
 
     def check(self, steps: Sequence[int]) -> None:
-        """Refuse what leaves fewer than two of these training steps.
+        """Refuse a selection that leaves fewer than two of these training steps.
 
         Raises:
             TrajectoryError: fewer than two are left; the message says which steps there are.
@@ -65,7 +65,7 @@ class SelectionSettings(FrozenModel):
         self.selection.choose(steps)
 
     def of(self, trajectory: Trajectory) -> Trajectory:
-        """A packed trajectory with the selected checkpoints only; all of them where nothing selects.
+        """A packed trajectory with the selected checkpoints only; with all of them if no setting selects.
 
         Raises:
             TrajectoryError: fewer than two are left.
@@ -88,11 +88,11 @@ class ImageObjectiveSettings(FrozenModel):
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported beside the loss, with every evaluation.
         held_out_metrics: reported on noise other than the search's. The default is the judges: precision, recall,
-            ``sliced`` and ``near`` where the reference is images, and FID in features that the loss does not see, where
+            ``sliced`` and ``near`` if the reference is images, and FID in features that the loss does not see, if
             these are available.
-        keep: ``precision``, or another metric of single images, which may not get worse than at EMA*.
-        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features, so
-            that feature spaces of different units count the same.
+        keep: ``precision`` or another metric of single images; it may not get worse than at EMA*.
+        loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features. Then
+            feature spaces of different units count the same.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and
             ``held_out``, or ``held_out_fraction``, keep some of them for reports.
         weights: extractor → file of its weights; missing ones are downloaded.
@@ -102,8 +102,8 @@ class ImageObjectiveSettings(FrozenModel):
             is ``batch_size``, or a quarter of what ``auto`` found.
         noise_seed: of all sampling noise.
         batch_norm: ``reestimate`` takes the statistics of batch normalization from images that the merged model
-            samples; ``merge`` combines the checkpoints' own, whose variances may then be negative. Without the setting
-            they are estimated again where they differ between checkpoints.
+            samples; ``merge`` combines the checkpoints' own, and variances may become negative. Without the setting
+            they are estimated again if they differ between checkpoints.
         device: ``auto`` takes the first GPU, else the CPU.
         dtype: the network's arithmetic.
         compile: whether to use ``torch.compile``; ``reduce-overhead`` and ``max-autotune`` are its modes with CUDA
@@ -214,7 +214,7 @@ class ImageObjectiveSettings(FrozenModel):
         )
 
     def objective(self, sampler: Sampler, trajectory: Mergeable) -> MergeSampleScore:
-        """Build the objective. The last checkpoint is loaded into the model, so that one that does not fit fails now.
+        """Build the objective. Load the last checkpoint into the model, so that a misfit fails now.
 
         Raises:
             ObjectiveError: the checkpoints do not fit the model.
@@ -259,11 +259,11 @@ class ImageObjectiveSettings(FrozenModel):
 
 
 def _located(reference: str | dict[str, JsonValue]) -> str | dict[str, JsonValue]:
-    """References with their paths resolved from the study file's folder; other texts are names of data sets."""
+    """The reference with its paths resolved from the study file's folder. Other texts are names of data sets."""
     if isinstance(reference, str):
         path = given_path(reference)
         return str(path) if path.exists() else reference
-    if "torchvision" in reference:  # of whose texts only the root is a path
+    if "torchvision" in reference:  # of its texts, only the root is a path
         root = reference.get("root")
         return {**reference, "root": str(given_path(root))} if isinstance(root, str) else reference
     return {name: _located(value) if isinstance(value, (str, dict)) else value for name, value in reference.items()}

@@ -22,7 +22,7 @@ FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
 
 
 class Merged:
-    """The merged weights of one candidate. They can be taken once, so that no copy stays while images are sampled.
+    """The merged weights of one candidate. They can be taken only once, so no copy stays while images are sampled.
 
     Args:
         weights: name → tensor.

@@ -1,4 +1,4 @@
-"""A first study file for a folder of checkpoints. It holds what can be found out; the rest is marked."""
+"""A first study file for a folder of checkpoints. It holds what the folder tells; the rest is marked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lcsc_opt.trajectory.packing import find_sources
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
 Ask = Callable[[str, str], "str | None"]
-"""Setting and what it is → an answer; ``None`` leaves it to be filled in."""
+"""(setting, its meaning) → the user's answer; ``None`` leaves the setting to be filled in later."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _look(folder: Path) -> tuple[tuple[int, ...], tuple[str, ...], Path]:
 
 
 def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, dict[str, tuple[str | None, str]]]:
-    """Which objective fits, and its own settings, with what each is; a value of ``None`` only the user knows."""
+    """The objective that fits, and its settings: name → (value, comment); ``None`` if only the user knows the value."""
     checkpoints: dict[str, tuple[str | None, str]] = {
         "checkpoints": (json.dumps(str(folder)), "a folder, a glob, or a packed trajectory")
     }
@@ -109,7 +109,7 @@ def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, 
 
 
 def _model_near(folder: Path, first: Path) -> Path | None:
-    """A folder with the configuration of a model of diffusers: in a checkpoint, or beside them."""
+    """A folder with the configuration of a diffusers model: in the first checkpoint, or beside the checkpoints."""
     base = folder if folder.is_dir() else folder.parent
     places = [first, first.parent, base, base.parent]
     for place in places:
