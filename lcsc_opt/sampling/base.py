@@ -11,7 +11,7 @@ from lcsc_opt.base.records import Noise
 
 
 class Sampler(Protocol):
-    """A model and the way in which images are drawn from it."""
+    """A model, and a way to sample images from it."""
 
     @property
     def nfe(self) -> int:

@@ -1,7 +1,7 @@
 """Running statistics of batch normalization, estimated again with the merged weights.
 
-They are averages over what a network saw in training. A merge with negative coefficients may make variances negative,
-and then the network gives NaN. So they are estimated from forward passes of the merged network, as in torch's
+The statistics are averages over what a network saw in training. A merge with negative coefficients may make variances
+negative, and then the network gives NaN. So they are estimated from forward passes of the merged network, as in torch's
 ``swa_utils.update_bn``.
 """
 
@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.base import Sampler
 
-IMAGES, BATCH = 256, 16  # whatever an evaluation's are: the same candidate has the same statistics everywhere
-NOISE = Noise("batch-norm")  # which no evaluation samples from
+IMAGES, BATCH = 256, 16  # fixed, so that the same candidate has the same statistics in every evaluation
+NOISE = Noise("batch-norm")  # no evaluation samples from this group
 
 
 def merged_statistics(network: nn.Module, varying: Collection[str]) -> list[str]:

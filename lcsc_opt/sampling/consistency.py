@@ -14,7 +14,7 @@ from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedN
 from lcsc_opt.sampling.noise import ImageNoise
 
 SONG_NOISE, EDM_NOISE = 250.0, 0.25
-"""What ln(sigma) is multiplied with before a network is told: by Song et al. 2023, and by Karras et al. 2022."""
+"""Factors of ln(sigma) in a network's noise input: Song et al. 2023, and Karras et al. 2022."""
 
 
 class ConsistencyFunction(nn.Module):
@@ -28,7 +28,7 @@ class ConsistencyFunction(nn.Module):
         network: F.
         sigma_data: the data's standard deviation.
         sigma_min: where the function is the identity.
-        noise_scale: what ln(sigma) is multiplied with; EDM has 1 / 4.
+        noise_scale: factor of ln(sigma) in c_noise; EDM has 1 / 4.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ConsistencyFunction(nn.Module):
 
 
 def network_output(network: nn.Module, x: Tensor, c_noise: Tensor) -> Tensor:
-    """The tensor that a network gives; those of diffusers wrap it."""
+    """The tensor that a network gives; networks of diffusers wrap it."""
     output = network(x, c_noise)
     images: Tensor = output if isinstance(output, Tensor) else output.sample
     return images
@@ -76,7 +76,7 @@ class ConsistencySampler(NetworkSampler):
     Args:
         function: the consistency function; its ``network`` gets the merged weights.
         image_shape: ``[C, H, W]``.
-        sigmas: noise levels, decreasing, one a step; NFE is their number.
+        sigmas: noise levels, decreasing, one for each step; NFE is their number.
         noise: where the noise comes from.
         settings: how the network is run.
     """

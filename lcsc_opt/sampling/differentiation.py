@@ -1,6 +1,6 @@
 """Sampling with a graph: the weights to differentiate in, and network calls that a backward pass repeats.
 
-Of a repeated call only the arguments are kept, so memory grows with the images, not with activations.
+A repeated call keeps only its arguments, so memory grows with the images, not with activations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class DifferentiableWeights(Protocol):
 
     @property
     def trained(self) -> nn.Module:
-        """The module that they belong to."""
+        """The module that the weights belong to."""
         ...
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
@@ -40,7 +40,7 @@ class DifferentiableWeights(Protocol):
 
 @runtime_checkable
 class DifferentiableSampler(Sampler, Protocol):
-    """A sampler whose images have a graph where grad mode is on."""
+    """A sampler whose images have a graph while grad mode is on."""
 
     @property
     def weights(self) -> DifferentiableWeights:
@@ -49,7 +49,7 @@ class DifferentiableSampler(Sampler, Protocol):
 
     @property
     def recomputed(self) -> int:
-        """How many of :attr:`nfe` model calls per image a backward pass makes again."""
+        """How many of an image's :attr:`nfe` model calls a backward pass makes again."""
         ...
 
 
@@ -69,7 +69,7 @@ def recomputed(
 
 @contextlib.contextmanager
 def recomputed_calls(module: nn.Module) -> Iterator[None]:
-    """While this is open, every call of ``module`` is :func:`recomputed`, whoever makes it."""
+    """While this is open, every call of ``module`` is :func:`recomputed`, also calls from other code."""
     forward, own = module.forward, "forward" in vars(module)
 
     @functools.wraps(forward)
@@ -92,7 +92,7 @@ class ModuleWeights:
     Args:
         trained: what merged weights are copied into.
         whole: everything that samples; weights outside ``trained`` get no gradient.
-        reason: why there is no gradient, whatever the names are, as the end of a sentence.
+        reason: why there is never a gradient, as the end of a sentence; ``None`` if there may be one.
     """
 
     def __init__(self, trained: nn.Module, *whole: nn.Module, reason: str | None = None) -> None:
@@ -100,7 +100,9 @@ class ModuleWeights:
         self._whole, self._reason = (trained, *whole), reason
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
-        """Statistics that torch does not differentiate, or entries of the state dict that are made when it is read."""
+        """The reason given, or a name that has no gradient: torch does not differentiate running statistics, nor
+        entries that are made only when the state dict is read.
+        """
         if self._reason is not None:
             return self._reason
         for path, module in self.trained.named_modules():
@@ -116,9 +118,9 @@ class ModuleWeights:
 
     @contextlib.contextmanager
     def differentiable(self, names: Collection[str]) -> Iterator[Mapping[str, Tensor]]:
-        """Floating-point parameters and buffers of these names; of a tensor with two names, the last, as loading does.
+        """Floating-point parameters and buffers of these names. A tensor with two names has the last, as in loading.
 
-        Nothing is left behind: afterwards every tensor requires a gradient or does not, as before.
+        Afterwards every tensor's ``requires_grad`` is as before.
         """
         last = {id(tensor): name for name, tensor in self._state().items() if name in names}
         leaves = {name: tensor for name, tensor in self._state().items() if last.get(id(tensor)) == name}

@@ -1,6 +1,6 @@
 """A model's architecture and its scheduler's settings, from files that diffusers wrote; weights come from elsewhere.
 
-Only JSON is read. The class that it names must be one of diffusers' own.
+Only JSON is read. The class that the JSON names must be one of diffusers' own.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class DiffusersFolder:
         path: where it was read.
         model: the network's ``config.json``.
         scheduler: the pipeline's ``scheduler_config.json``, where there is one.
-        timestep_scale: what the network is used to, where it was tuned from another kind of model and is told other
-            numbers of the noise level than the scheduler's: these times this. Key of the scheduler's configuration.
+        timestep_scale: the network is told the scheduler's timesteps times this number. It is not 1 where the network
+            was tuned from another kind of model, with other timesteps. A key of the scheduler's configuration.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class DiffusersFolder:
         return network
 
     def image_shape(self) -> tuple[int, int, int]:
-        """``[C, H, W]`` that the model was trained on.
+        """``[C, H, W]`` of the images that the model was trained on.
 
         Raises:
             ObjectiveError: the configuration does not say.
@@ -94,7 +94,7 @@ class DiffusersFolder:
 
 
 def _scheduler_beside(model: Path) -> tuple[Config | None, float]:
-    """Its configuration, and the scale of its timesteps."""
+    """The configuration of the scheduler beside a model, and the scale of its timesteps."""
     for folder in (model, model.parent):
         path = folder / "scheduler" / "scheduler_config.json"
         if path.is_file():

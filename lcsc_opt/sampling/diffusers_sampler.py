@@ -1,6 +1,6 @@
 """Sampling through the schedulers of diffusers: DDPM, DDIM, DPM-Solver++, Heun, consistency models, …
 
-The loop is the one of diffusers' own unconditional pipelines, with noise that belongs to an image's index.
+The loop is that of diffusers' own unconditional pipelines, but noise belongs to an image's index.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class DiffusersSampler(NetworkSampler):
     Args:
         network: gets the merged weights; such as ``UNet2DModel`` or ``DiTTransformer2DModel``.
         scheduler: any scheduler of diffusers with ``set_timesteps`` and ``step``; it is this sampler's alone.
-        steps: how many steps of the scheduler; or
-        timesteps: the steps themselves, where the scheduler takes them, as consistency models do.
+        steps: how many steps of the scheduler; ``None`` with ``timesteps``.
+        timesteps: the steps themselves, for schedulers that take them, such as those of consistency models.
         image_shape: ``[C, H, W]``.
         noise: where all noise comes from.
         labels: the classes of a class-conditional network.
-        guidance: towards the labels.
-        decoder: of latents to images, where the network makes latents.
+        guidance: classifier-free guidance towards the labels.
+        decoder: latents → images, if the network makes latents.
         step_options: further arguments of the scheduler's ``step``, such as ``eta`` of DDIM.
         settings: how the network is run.
         trained: the part of the network that the checkpoints hold; ``None`` is all of it.
-        calls: how many model calls one call of the network stands for.
+        calls: how many model calls one call of the network counts as.
         timestep_scale: the network is told the scheduler's timesteps times this.
 
     Raises:
@@ -125,7 +125,7 @@ class DiffusersSampler(NetworkSampler):
         }
 
     def _timesteps(self) -> Tensor:
-        """``[T]``, on the CPU, where the scheduler's numbers stay; this also puts the scheduler to its beginning."""
+        """``[T]`` timesteps, on the CPU like all numbers of the scheduler. Also resets it to its first step."""
         try:
             with without_deprecations():
                 self.scheduler.set_timesteps(**self._schedule)
@@ -174,7 +174,7 @@ class DiffusersSampler(NetworkSampler):
         return self._kept(self._guided(self.guidance, *both.chunk(2)))
 
     def _guided(self, guidance: Guidance, conditional: Tensor, null: Tensor) -> Tensor:
-        channels = self.image_shape[0]  # those after them are a learned variance, which is not guided
+        channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
         guided = guidance.mix(conditional[:, :channels], null[:, :channels])
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
@@ -204,5 +204,5 @@ def _step_options(scheduler: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, object]:
-    """A configuration of diffusers without its notes to itself."""
+    """A configuration of diffusers without its private keys."""
     return {name: value for name, value in config.items() if not name.startswith("_")}

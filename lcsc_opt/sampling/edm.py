@@ -27,8 +27,8 @@ class EdmDenoiser(nn.Module):
     Args:
         network: gets the merged weights.
         label_dim: how many classes it has; 0 for an unconditional one.
-        guide: another network, which the result is led away from (Karras et al. 2024, autoguidance; a guide without
-            classes gives classifier-free guidance).
+        guide: another network; guidance leads the result away from it (Karras et al. 2024, autoguidance; a guide
+            without classes gives classifier-free guidance).
         guidance: 1 is the network alone; D = D_guide + guidance (D_network − D_guide).
         config: what the networks were made with, for the study's fingerprint.
     """
@@ -49,11 +49,11 @@ class EdmDenoiser(nn.Module):
 
     @property
     def calls(self) -> int:
-        """Networks called for one D."""
+        """How many networks are called for one D."""
         return 1 if self.guide is None else 2
 
     def rounded(self, sigma: float) -> float:
-        """The noise level nearest to ``sigma`` that the network knows; all of them, unless it says otherwise."""
+        """The noise level nearest to ``sigma`` that the network knows. A network without ``round_sigma`` knows all."""
         nearest: Any = getattr(self.network, "round_sigma", None)
         return sigma if nearest is None else float(nearest(torch.tensor(sigma, dtype=torch.float64)))
 
@@ -72,10 +72,10 @@ class EdmDenoiser(nn.Module):
 
 
 class RawOutput(nn.Module):
-    """What diffusers' EDM schedulers expect of a network: F with D = c_skip x + c_out F, of c_in x and c_noise.
+    """What diffusers' EDM schedulers expect of a network: F(c_in x, c_noise), where D = c_skip x + c_out F.
 
-    The coefficients are those of Karras et al. 2022, Table 1, last column; a network that was made with other ones is
-    as good: the scheduler undoes them with the same numbers.
+    The coefficients are those of Karras et al. 2022, Table 1, last column. Networks that were made with other ones work
+    as well: the scheduler undoes these coefficients with the same numbers.
     """
 
     def __init__(self, denoiser: EdmDenoiser, *, sigma_data: float) -> None:
@@ -103,9 +103,9 @@ class HeunSchedule:
         sigma_max: the first noise level.
         rho: how much the levels crowd at the low end.
         s_churn: how much noise is added in all, 0 for none.
-        s_min: the lowest noise level at which it is added.
+        s_min: the lowest noise level at which noise is added.
         s_max: the highest one.
-        s_noise: its standard deviation.
+        s_noise: standard deviation of the added noise.
     """
 
     steps: int = 18
@@ -132,7 +132,7 @@ class HeunSchedule:
         return [*rising.flip(0).tolist(), 0.0]
 
     def raised(self, sigma: float) -> float:
-        """The level that noise is added up to before a step from ``sigma`` (Algorithm 2, lines 3 to 5)."""
+        """The noise level after noise is added, before a step from ``sigma`` (Algorithm 2, lines 3 to 5)."""
         churned = self.s_min <= sigma <= self.s_max
         gamma = min(self.s_churn / self.steps, math.sqrt(2) - 1) if churned else 0.0
         return sigma * (1 + gamma)
@@ -147,7 +147,7 @@ class HeunSampler(NetworkSampler):
         image_shape: ``[C, H, W]``.
         noise: where all noise comes from.
         labels: the classes of a class-conditional network.
-        decoder: of latents to images, where the network makes latents.
+        decoder: latents → images, if the network makes latents.
         settings: how the network is run.
     """
 
@@ -209,7 +209,7 @@ class HeunSampler(NetworkSampler):
         }
 
     def _step(self, x: Tensor, sigma: float, lower: float, labels: Tensor | None) -> Tensor:
-        """From one noise level to the next, ``[N, C, H, W]`` both; Euler's step where that is zero."""
+        """``[N, C, H, W]`` at one noise level → the same shape at the next. Euler's step if the next level is zero."""
         last = lower == 0
         slope = self._slope(x, sigma, labels, again=not last)
         euler = x + (lower - sigma) * slope

@@ -17,16 +17,16 @@ from lcsc_opt.sampling.labels import ClassLabels
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork, raised
 from lcsc_opt.sampling.noise import ImageNoise
 
-HIGHEST = 2.0  # above it images without a negative value are taken for bytes
+HIGHEST = 2.0  # images without a negative value are taken for bytes if they reach this
 
 
 class FunctionSampler(NetworkSampler):
     """Images from ``function(model, noise, **options)``: any network, and any way to sample from it.
 
     The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
-    on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. Where it has parameters of these
-    names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``: ``draw(1)``, ``draw(2)``, … is further
-    noise of the shape of the first, for samplers that add some in every step. It must draw no other random numbers:
+    on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If it has parameters of these
+    names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
+    noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers:
     images would no longer depend only on their index.
 
     Args:
@@ -38,7 +38,7 @@ class FunctionSampler(NetworkSampler):
         labels: the classes of a class-conditional model.
         options: further arguments of the function.
         settings: how the network is run.
-        name: what the study's fingerprint calls model and function.
+        name: of model and function in the study's fingerprint.
 
     Raises:
         ObjectiveError: there are labels and the function has no parameter for them; an option that it does not have.
@@ -76,7 +76,7 @@ class FunctionSampler(NetworkSampler):
 
     @property
     def recomputed(self) -> int:
-        """Model calls per image that a backward pass makes again: all, where there are several and no compiler."""
+        """Model calls per image that a backward pass makes again: all if there are several and no compiler, else 0."""
         return 0 if self._nfe == 1 or self._network.settings.compile else self._nfe
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
@@ -100,7 +100,7 @@ class FunctionSampler(NetworkSampler):
         return raised(self._checked(images, stop - start)).clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
-        """Settings that change the images; the code is :attr:`lcsc_opt.objective.contract.Objective.code`'s to tell."""
+        """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
         return {
             "sampler": self.name,
             "options": {**self._told, **self.options},
@@ -111,7 +111,7 @@ class FunctionSampler(NetworkSampler):
         }
 
     def _own(self, kept: Tensor) -> Tensor:
-        """A copy on the device: the function may write to it, and what it is a copy of serves other candidates."""
+        """A copy on the device. The function may write to it, and other candidates need the original."""
         return kept.to(self._network.device, copy=True)
 
     def _has(self, parameter: str) -> bool:
@@ -131,7 +131,7 @@ class FunctionSampler(NetworkSampler):
         return images
 
     def _look_at(self, images: Tensor) -> None:
-        """Say so where the first images look like those of another range: clipped, they would be too bright."""
+        """Warn if the first images seem to have another range. Clipped to [-1, 1], they would be too bright."""
         low, high = (float(value) for value in images.detach().aminmax())
         if 0 <= low < high:
             most, instead = ("1", "2 * images - 1") if high < HIGHEST else ("255", "images / 127.5 - 1")

@@ -26,7 +26,7 @@ class ClassLabels:
         noise: random labels come from its seed.
 
     Raises:
-        ObjectiveError: a label that is none of the classes.
+        ObjectiveError: the label is none of the classes.
     """
 
     def __init__(self, classes: int, labels: Labels, *, noise: ImageNoise) -> None:
@@ -54,7 +54,7 @@ class Guidance:
 
     Attributes:
         scale: 1 is the conditional model alone; every step calls the model twice per image.
-        null_label: the class that the model was trained on in place of a dropped label.
+        null_label: the class that stood for a dropped label when the model was trained.
     """
 
     scale: float
@@ -88,7 +88,7 @@ def choose_labels(
 ) -> ClassLabels | None:
     """Settings of a model with ``classes`` classes (``None`` for an unconditional one) → its labels.
 
-    A null label that guidance takes from the end of the model's classes is none of those that are sampled.
+    If the null label is the last of the model's classes, that class is not sampled.
 
     Args:
         labels: how classes are chosen.

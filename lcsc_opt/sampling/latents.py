@@ -25,11 +25,11 @@ class DecoderSettings(FrozenModel):
     """How latents were scaled; the defaults are those of EDM2 with Stability's autoencoder ``sd-vae-ft-mse``.
 
     Attributes:
-        autoencoder: the folder of one, of diffusers.
-        raw_mean: of its latents, for each channel.
-        raw_std: of its latents, for each channel.
-        final_std: of the latents that the model makes, whose mean is 0.
-        low: what black is in the decoded images; white is 1.
+        autoencoder: the folder of an autoencoder of diffusers.
+        raw_mean: mean of its latents, for each channel.
+        raw_std: standard deviation of its latents, for each channel.
+        final_std: standard deviation of the latents that the model makes; their mean is 0.
+        low: the value of black in the decoded images; white is 1.
         batch_size: latents decoded at once.
     """
 
@@ -41,10 +41,10 @@ class DecoderSettings(FrozenModel):
     batch_size: Annotated[int, Field(ge=1)] = 8
 
     def build(self, channels: int) -> LatentDecoder:
-        """The decoder of latents with so many channels.
+        """The decoder of latents with ``channels`` channels.
 
         Raises:
-            ObjectiveError: they have another number, or there is no autoencoder.
+            ObjectiveError: the settings have another number of channels, or there is no autoencoder.
         """
         if not len(self.raw_mean) == len(self.raw_std) == channels:
             raise ObjectiveError(f"decoder: expected raw_mean and raw_std of {channels} channels")
@@ -62,9 +62,9 @@ class LatentDecoder(nn.Module):
 
     Args:
         autoencoder: such as ``AutoencoderKL`` of diffusers; its ``decode(latents).sample`` are images.
-        mean: ``[C]`` of the autoencoder's latents; the model's have mean zero.
-        scale: ``[C]``, by which the model's latents are multiplied.
-        low: what black is in the decoded images; white is 1.
+        mean: ``[C]``, mean of the autoencoder's latents; the model's have mean zero.
+        scale: ``[C]``, factors that the model's latents are multiplied with.
+        low: the value of black in the decoded images; white is 1.
         batch_size: latents decoded at once.
     """
 

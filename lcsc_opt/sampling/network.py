@@ -1,4 +1,4 @@
-"""How a network is run: where, in which arithmetic, compiled or not; and how merged weights get into it."""
+"""How a network is run (device, arithmetic, compiled or not), and how merged weights get into it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class NetworkSettings:
     Attributes:
         device: ``auto`` (the first GPU, else Apple's, else the CPU), or torch's name of one, such as ``cuda:1``.
         dtype: of matrix products and convolutions; weights, and what a sampler computes, stay in float32.
-        compile: through ``torch.compile``; the first images then take minutes. ``True`` fuses kernels,
-            ``reduce-overhead`` replays them as CUDA graphs, too, which helps small networks, and ``max-autotune`` also
-            tries several of each. Where there is no GPU, there are no graphs.
+        compile: use ``torch.compile``; the first images then take minutes. ``True`` fuses kernels. ``reduce-overhead``
+            also replays them as CUDA graphs, which helps small networks. ``max-autotune`` also tries several kernels
+            for each operation. Without a GPU there are no CUDA graphs.
         channels_last: the memory format of images and of convolutions.
     """
 
@@ -72,7 +72,7 @@ def _device_count(kind: str) -> int:
 
 
 class PreparedNetwork:
-    """A network that gets the weights of one candidate after the other; called like the network itself.
+    """A network that gets the weights of one candidate after the other. It is called like the network itself.
 
     Weights are copied into the parameters that are there, so that a compiled graph stays valid.
 
@@ -83,10 +83,10 @@ class PreparedNetwork:
 
     Attributes:
         module: the network.
-        callable: the same, compiled where the settings say so.
+        callable: the same, compiled if the settings say so.
         device: where both are.
-        dtype: of images in and out: float64 where the network's weights are, else float32.
-        weights: those that are trained, for gradients.
+        dtype: of images in and out: float64 if the network's weights are float64, else float32.
+        weights: the weights of ``trained``, for gradients.
 
     Raises:
         ObjectiveError: the device is not there.
@@ -111,13 +111,13 @@ class PreparedNetwork:
         load_weights(self.trained, weights)
 
     def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
-        """The network's output for ``images`` ``[N, C, H, W]``, as float32, or as float64 where that is the network's.
+        """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
 
-        Tensors among the arguments are expected on :attr:`device`. Where the network wraps its output, as those of
+        Tensors among the arguments are expected on :attr:`device`. If the network wraps its output, as those of
         diffusers do, the tensor inside is returned.
 
         Args:
-            images: noisy ones.
+            images: noisy images.
             arguments: of the network.
             again: whether a backward pass repeats this call instead of keeping its activations; worth it for all calls
                 but the last of a batch.
@@ -152,7 +152,7 @@ class NetworkSampler:
 
     @property
     def weights(self) -> DifferentiableWeights:
-        """The network's, for gradients."""
+        """The network's weights, for gradients."""
         return self._network.weights
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -162,7 +162,10 @@ class NetworkSampler:
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """What ``torch.compile`` finds only when the network is first called, such as a compiler that is not there."""
+    """While this is open, errors of ``torch.compile``, such as a missing compiler, become an ObjectiveError.
+
+    They appear only when the network is first called.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -173,10 +176,10 @@ def _compiling() -> Iterator[None]:
 
 
 def compiled(module: nn.Module, how: Compile) -> Any:
-    """``module`` as it is called: compiled, where the settings say so.
+    """What to call in place of ``module``: compiled if the settings say so.
 
-    The modes with CUDA graphs write every output to where the last one is, so callers get a copy. A graph has one
-    shape; there are few (a batch, and what is left for the last), so each gets its own, and none a slower one for all.
+    The modes with CUDA graphs overwrite the last output with the next, so callers get a copy. Each batch size gets a
+    graph of its own: there are few (a full batch, and the rest), and one graph for all would be slower.
     """
     if not how:
         return module
@@ -188,7 +191,7 @@ def compiled(module: nn.Module, how: Compile) -> Any:
 
 
 def compile_in_place(module: Any, how: Compile) -> None:
-    """The same for a module that others hold and call, such as a pipeline."""
+    """Compile a module in place, where others hold and call it, such as a pipeline; otherwise as :func:`compiled`."""
     if how is True:
         module.compile()
     elif how:
@@ -198,12 +201,12 @@ def compile_in_place(module: Any, how: Compile) -> None:
 
 
 def _copied(output: Any) -> Any:
-    """The same structure with copies of its tensors; a graph leads through them."""
+    """The same structure with copies of its tensors. Gradients flow through the copies."""
     return pytree.tree_map_only(Tensor, Tensor.clone, output)
 
 
 def raised(images: Tensor) -> Tensor:
-    """Half types as float32; others as they are."""
+    """Images of half types as float32; others as they are."""
     return images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
 
 
@@ -211,7 +214,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy ``weights``, name → tensor, into the network's parameters and buffers, matched by name.
 
     Raises:
-        ObjectiveError: a name or a shape does not fit; the first one is said.
+        ObjectiveError: a name or a shape does not fit; the message says the first.
     """
     differs = difference(shapes_of(weights), shapes_of(network.state_dict()))
     if differs is not None:

@@ -1,7 +1,7 @@
 """Sampling noise, drawn for each image by its index.
 
-The noise of image i is a stream of its own of a counter-based generator (Philox 4x64, Salmon et al. 2011), whose
-counter starts at i: it depends neither on the batch size nor on how images are spread over devices.
+Each image has its own stream of a counter-based generator (Philox 4x64, Salmon et al. 2011). Its counter starts at the
+image's index, so the noise depends neither on the batch size nor on how images are spread over devices.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ImageNoise:
     def generators(self, noise: Noise, start: int, stop: int) -> list[torch.Generator]:
         """A fresh generator for each of the images, for schedulers that draw noise in every step.
 
-        They are the CPU's: diffusers draws there and moves the numbers, so that they do not depend on the device.
+        They are CPU generators: diffusers then draws on the CPU, and the numbers do not depend on the device.
         """
         seeds = [derive_seed(self.seed, "steps", noise.group, noise.seed, image) for image in range(start, stop)]
         return [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -68,14 +68,14 @@ class ImageNoise:
 
     def _streams(self, noise: Noise, start: int, stop: int, name: str, draw: int) -> Iterator[np.random.Generator]:
         key = derive_seed(self.seed, name, noise.group, noise.seed, draw, bits=128)
-        for image in range(start, stop):  # 2^192 blocks before the next image's begin
+        for image in range(start, stop):  # the next image's blocks begin 2^192 later
             yield np.random.Generator(np.random.Philox(key=key, counter=image << 192))
 
     def _kept(self, key: tuple[object, ...], draw: Callable[[], Tensor]) -> Tensor:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        with torch.inference_mode(mode=False):  # what is kept may be asked for again where a graph is
+        with torch.inference_mode(mode=False):  # a kept tensor may be used in a graph later
             drawn = self._cache[key] = draw()
         self._free_bytes -= drawn.nbytes
         while self._free_bytes < 0:

@@ -39,17 +39,17 @@ SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
     "consistency": ("CMStochasticIterativeScheduler", {}),  # Song et al. 2023, Algorithm 1
     "lcm": ("LCMScheduler", {}),  # Luo et al. 2023, latent consistency models
 }
-"""Name → class in diffusers, and what of its configuration the name means."""
+"""Name → class in diffusers, and the settings of its configuration that the name stands for."""
 
 
 class SchedulerSettings(FrozenModel):
     """``sampler:`` of a study file.
 
     Attributes:
-        name: which one; without it the pipeline's own.
+        name: which scheduler; without it the pipeline's own.
         steps: how many; for most samplers that is the number of model calls.
-        timesteps: which ones instead, where the scheduler takes them: ``[22, 0]`` for a consistency model.
-        scheduler: its configuration, over the pipeline's: ``{solver_order: 3, clip_sample: false}``.
+        timesteps: which ones, in place of ``steps``, if the scheduler takes them: ``[22, 0]`` for a consistency model.
+        scheduler: settings that replace those of its configuration: ``{solver_order: 3, clip_sample: false}``.
         step: further arguments of each step: ``{eta: 0.5}`` for DDIM.
     """
 
@@ -72,9 +72,9 @@ def build_scheduler(
     """A scheduler of diffusers, as ``Scheduler.from_config(config, **options)`` makes it.
 
     Args:
-        name: which one; ``None`` for the one that the configuration is of.
-        config: a pipeline's ``scheduler_config.json``; what it lacks has the scheduler's own defaults.
-        options: what differs from it.
+        name: which one; ``None`` for the one that the configuration names.
+        config: a pipeline's ``scheduler_config.json``; missing keys have the scheduler's own defaults.
+        options: settings that replace those of ``config``.
 
     Raises:
         ObjectiveError: no name and no configuration, an unknown option, or values that the scheduler refuses.
@@ -96,7 +96,7 @@ def build_scheduler(
 
 @contextlib.contextmanager
 def without_deprecations() -> Iterator[None]:
-    """While this is open: diffusers' schedulers turn tensors into arrays in a way that numpy 2 warns of."""
+    """Silence a warning of numpy 2 while this is open: diffusers' schedulers turn tensors into arrays in an old way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
