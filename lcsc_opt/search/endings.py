@@ -8,7 +8,7 @@ from lcsc_opt.search.plan import StudyPlan
 
 
 def outcome_of(study: StoredStudy) -> str:
-    """One line for people."""
+    """The state or the result of a study, in one line for people."""
     found = HistoryReader(study.storage).read_study(study.name)
     searched = "no result on the search's noise" if found.searched is None else f"best {found.searched:.4g}"
     held_out = "" if found.held_out_loss is None else f", held-out {found.held_out_loss:.4g}"
@@ -16,7 +16,7 @@ def outcome_of(study: StoredStudy) -> str:
 
 
 def search_ended(study: StoredStudy, plan: StudyPlan) -> bool:
-    """Whether the search, without its held-out report, has nothing left to do for this budget."""
+    """Whether the search has nothing left to do for the plan's budget. The held-out report does not count."""
     ended = study.attributes.get("search_ended")
     if ended is None:
         return False

@@ -1,4 +1,4 @@
-"""Running studies: only what is not done yet, under their lease, with a report on held-out noise at the end."""
+"""Running studies under their lease, with a report on held-out noise at the end. Only what is not done yet is done."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Experiment:
         self._checked_cluster: RayWorkers | None = None
         self._shared: Share | None = None
         self._watch: Watch = own_line
-        self._scoring, self._evaluating = threading.Lock(), threading.Lock()  # each by one study at a time, here
+        self._scoring, self._evaluating = threading.Lock(), threading.Lock()  # each is held by one study at a time
 
     @functools.cached_property
     def objective(self) -> Objective:
@@ -78,14 +78,12 @@ class Experiment:
         return self._load()
 
     def forget_objective(self) -> None:
-        """Let go of the objective and its memory; it is loaded again where it is needed."""
+        """Free the objective and its memory. It is loaded again when it is needed."""
         self.__dict__.pop("objective", None)
 
     @property
     def _load(self) -> Callable[[], Objective]:
-        """The function that loads the objective, here and in worker processes, with the checkpoints of the first
-        study.
-        """
+        """The function that loads the objective here and in workers, with the checkpoints of the first study."""
         known = checkpoints_of(self.storage, self._name, self._spec)
         return functools.partial(load_objective, self._spec, beside=self._directory, checkpoints=known)
 
@@ -103,11 +101,11 @@ class Experiment:
         """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
 
         Args:
-            plan: what to run. Where the stored budget is larger, it counts, and a line says so.
+            plan: what to run. If the stored budget is larger, it counts instead, and a line says so.
             take_over: take the study from a process that is dead but still holds it.
             accept_environment: continue with other packages or another BLAS than the study began with.
             accept_code: continue although the code of the objective has changed.
-            lower_budget: take the plan's budget also where the stored one is larger.
+            lower_budget: take the plan's budget even if the stored one is larger.
             retry_failed: failed trials are evaluated again.
             debug: print the whole traceback of an evaluation that fails.
 
@@ -137,7 +135,7 @@ class Experiment:
                 report = held_out is not None and study.attributes.get("held_out") is None
                 if held_out is not None and report:
                     self._report(study, plan, HeldOutPlan(held_out.images, held_out.top), pool)
-            if report:  # by this process, once the workers' devices are free, unless other studies use them
+            if report:  # in this process; by now its own workers have freed their devices
                 with self._evaluating:
                     attach_figures(self.storage, study, self.objective)
             return outcome_of(study)
@@ -145,7 +143,7 @@ class Experiment:
     def begin(
         self, plan: StudyPlan, *, lower_budget: bool = False, accept_code: bool = False
     ) -> tuple[StoredStudy, StudyPlan]:
-        """The stored study and the plan that it goes on with; the study is created where there is none.
+        """The stored study and the plan that it continues with. The study is created if there is none.
 
         Raises:
             LcscError: as :meth:`run`.
@@ -184,7 +182,7 @@ class Experiment:
 
         Raises:
             ObjectiveError: this objective has no held-out loss.
-            StudyMismatchError: the objective has changed since the search: the numbers would not compare.
+            StudyMismatchError: the objective has changed since the search, so the numbers would not compare.
         """
         if nothing := self.objective.why_nothing_held_out():
             raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
@@ -211,7 +209,7 @@ class Experiment:
         if attributes.get("parallelism") is None:
             study.set_attribute("parallelism", dataclasses.asdict(resolved.parallelism))
         if budget.model_dump() != attributes["budget"]:
-            study.set_attribute("search_ended", None)  # first, so that a crash in between leaves work to do
+            study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
         if (policy := plan.spec.failures.model_dump()) != attributes["failures"]:
@@ -241,8 +239,8 @@ class Experiment:
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
     def _optimizer(self, plan: StudyPlan, resolved: Resolved) -> Optimizer:
-        """A fresh optimizer. It plans by the study's first budget, also when the budget is raised later."""
-        affine = SpaceSpec()  # a grid's profiles are in it exactly; another space may not reach them
+        """A fresh optimizer. It plans with the study's first budget, even if the budget is raised later."""
+        affine = SpaceSpec()  # contains a grid's profiles exactly; another space may not reach them
         spec = affine if plan.optimizer.name in (*BASELINES, LANDSCAPE) else plan.spec.space
         space = build_space(spec, self.objective, origin=plan.origin)
         workers = 1 if resolved.parallelism.spread_images else min(plan.workers, resolved.parallelism.in_flight)
@@ -266,7 +264,7 @@ class Experiment:
             )
 
     def check_settings(self, plan: StudyPlan) -> None:
-        """Refuse what :meth:`check` refuses of a new study, as far as that is known without the objective."""
+        """Refuse a new study that :meth:`check` would refuse, as far as that is known without the objective."""
         sameness.check_siblings(self.storage, plan)
         known = checkpoints_of(self.storage, self._name, self._spec)
         check_objective(self._spec, beside=self._directory, checkpoints=known)
@@ -291,7 +289,7 @@ class Experiment:
         self._check_room(plan)
 
     def check(self, plan: StudyPlan, *, accept_code: bool = False) -> None:
-        """Refuse what could never be searched, before anything is searched or stored.
+        """Refuse a plan that could never be searched, before anything is searched or stored.
 
         Raises:
             OptimizerError: the optimizer follows gradients, and the objective gives none.
@@ -310,10 +308,10 @@ class Experiment:
         sameness.check_siblings(self.storage, plan, self.objective, accept_code=accept_code)
         if plan.ray is not None:
             with self._cluster(plan.ray):
-                pass  # it is checked by connecting to it
+                pass  # connecting checks the cluster
 
     def _check_room(self, plan: StudyPlan) -> None:
-        """Refuse a Ray cluster that could not evaluate, as far as that is known without loading the objective; once."""
+        """Refuse, once, a Ray cluster that could not evaluate, as far as that is known without the objective."""
         if plan.ray is None:
             return
         from lcsc_opt.evaluation.ray import check_room
@@ -325,7 +323,7 @@ class Experiment:
 
     @contextlib.contextmanager
     def workers(self, plan: StudyPlan) -> Iterator[Workers | None]:
-        """The plan's worker processes, which start when they are first used; ``None`` where this process evaluates."""
+        """The plan's worker processes, which start when they are first used; ``None`` if this process evaluates."""
         if self._shared is not None:
             with contextlib.closing(self._shared):
                 yield self._shared
@@ -365,12 +363,12 @@ class Experiment:
             return Pipeline(self.objective) if pipelined else InProcessEvaluator(self.objective)
         if parallel.spread_images:
             return SpreadEvaluator(self.objective, pool, scoring=self._scoring)
-        # where stages overlap, a worker has two candidates; else there are less than two for each
+        # if stages overlap, each worker has two candidates; else fewer than two for each worker are in flight
         return ProcessEvaluator(pool, depth=2 if parallel.in_flight >= 2 * len(pool) else 1)
 
     @contextlib.contextmanager
     def _one_by_one(self, pool: Workers | None) -> Iterator[Callable[[Candidate], Outcome]]:
-        """An evaluator of one candidate at a time, by all workers together where the objective allows it."""
+        """Evaluates one candidate at a time, by all workers together if the objective allows it."""
         if pool is None or not isinstance(self.objective, StagedObjective):
             yield self._evaluate_here
             return

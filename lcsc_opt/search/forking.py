@@ -20,7 +20,7 @@ from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan, stored_plan
 from lcsc_opt.search.sameness import accepted_changes
 
-if TYPE_CHECKING:  # which imports torch
+if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
 
 
@@ -38,10 +38,10 @@ def fork(
     """Create a study that begins where another one ended.
 
     The new study is called ``experiment/optimizer/seed``. On the same checkpoints it takes over every finished trial,
-    without evaluating any again. Its optimizer is told them in their order before its first ask, and starts from the
-    best one. Losses that do not compare are told only to optimizers that follow gradients. The budget counts new
-    evaluations only. With ``checkpoints``, which must include those of the source, it takes over no trials, and starts
-    from the best coefficients of the source.
+    without evaluating any again. These trials are told to its optimizer in their order before its first ask. It starts
+    from the best one. Losses that do not compare are told only to optimizers that follow gradients. The budget counts
+    new evaluations only. With ``checkpoints``, which must include those of the source, it takes over no trials, and
+    starts from the best coefficients of the source.
 
     Returns:
         The plan to run.
@@ -95,7 +95,7 @@ def _plan(
 def _attributes(source: StoredStudy, plan: StudyPlan) -> dict[str, Any]:
     """The attributes in which the fork differs from its source."""
     budget = plan.spec.budget.model_dump()
-    same_way = plan.optimizer.name == stored_plan(source).optimizer.name  # another one may wait where this did not
+    same_way = plan.optimizer.name == stored_plan(source).optimizer.name  # another optimizer may need other parallelism
     return {
         "specification": plan.specification(),
         "budget": budget,
@@ -110,7 +110,7 @@ def _attributes(source: StoredStudy, plan: StudyPlan) -> dict[str, Any]:
 
 
 def _on_checkpoints(spec: ObjectiveSpec, patterns: Sequence[str]) -> ObjectiveSpec:
-    """The objective's specification with these checkpoints, all of them: a selection is dropped."""
+    """The objective's specification with all of these checkpoints; a selection of checkpoints is dropped."""
     if CHECKPOINTS not in spec.settings:
         raise StudySpecError(f"--checkpoints: {spec.file} has no setting {CHECKPOINTS}")
     paths: list[Any] = [str(Path(pattern).expanduser().absolute()) for pattern in patterns]

@@ -1,4 +1,4 @@
-"""A front: one search at each of some weights of a fidelity term, since FID falls at the expense of single images.
+"""A front: searches with several weights of a fidelity term. A lower FID may cost quality of single images.
 
 At weight w the loss is the study's own plus w times ``near``, the mean distance of an image to its nearest real one.
 The studies are points of a sweep: ``digits/LCSCGradient/0`` gives ``digits,near=3/LCSCGradient/0``. Beside them, at
@@ -24,7 +24,7 @@ from lcsc_opt.optimizers import configure
 from lcsc_opt.search.plan import StudyPlan, stored_plan
 
 DEFAULT_WEIGHTS = (0.0, 3.0, 6.0, 12.0)
-SEEN = ("fid", "precision", "recall", "near", "sliced")  # the first three on the axes, the others as judges
+SEEN = ("fid", "precision", "recall", "near", "sliced")  # the first three are axes, the others are judges
 
 
 def front_plans(
@@ -40,7 +40,7 @@ def front_plans(
     precision, recall and other judges are reported on noise that no search sees.
 
     Args:
-        study: any search, finished or not; a point of a front, too.
+        study: any search, finished or not, also a point of a front.
         weights: from zero, in the unit of the study's loss.
         term: ``near`` or ``hinge``.
         budget: another total for each search, in the unit of the study's.
@@ -114,7 +114,7 @@ def _objective(spec: ObjectiveSpec, term: str, weight: float) -> ObjectiveSpec:
 
 
 def _measuring_everywhere(spec: ObjectiveSpec) -> ObjectiveSpec:
-    """The same with the held-out metrics on every noise: rates are compared on the noise that answers are chosen on."""
+    """The same with the held-out metrics on every noise: EMA's rates are compared on the selection noise, too."""
     settings: dict[str, Any] = dict(spec.settings)
     metrics = dict.fromkeys([*(settings.get("metrics") or []), *settings["held_out_metrics"]])
     return spec.model_copy(update={"settings": {**settings, "metrics": list(metrics)}})

@@ -1,12 +1,12 @@
 """The final choice: the best trials again, on noise that the search never saw.
 
-A search on one group of noise overfits it a little, and the best of several values flatters itself. So the ``top``
-trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out*
-noise, which decided nothing: on one group of it, or on several, whose spread says how far the number can be trusted.
+A search overfits its group of noise a little, and the best of several values is too good by chance. So the ``top``
+trials of the search are scored on the *selection* noise, and the best of these is reported on the *held-out* noise,
+which decided nothing. Several groups of held-out noise are possible; their spread says how far to trust the number.
 
-An objective may have *judges*: metrics that its loss is not made of. Then EMA*, or else the EMA that searches start
-from, is measured on the same noise. A warning says where the loss is better than that EMA's while a judge is worse, or
-while the cross-check (a judge in other features) has not gained.
+An objective may have *judges*: metrics that are no part of its loss. Then EMA*, or else the EMA that searches start
+from, is measured on the same noise. A warning says that the loss is better than that EMA's while a judge is worse, or
+while the cross-check (a judge in other features) is not better.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.evaluation import Failure, Outcome, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 
-DEFAULT_IMAGES = 50_000  # what FID is reported on (Liu et al. 2024, Section 5.1)
+DEFAULT_IMAGES = 50_000  # the usual number for FID (Liu et al. 2024, Section 5.1)
 DEFAULT_TOP = 5
 EMA = "EMA*"
 LAST = "last checkpoint"
 DEFAULT_EMA = "default EMA"
-LOOK = "look_"  # before the names of attributes of evaluations that are not kept
-MEASURED = "baselines"  # the attribute of a study that keeps what was measured of them
+LOOK = "look_"  # prefix of the attributes of reports that are not kept as results
+MEASURED = "baselines"  # the attribute of a study that keeps the measurements of baselines
 
 Report = dict[str, Any]
 Evaluate = Callable[[Candidate], Outcome]
@@ -51,7 +51,7 @@ class HeldOutPlan:
     """How a study's answer is measured.
 
     Attributes:
-        images: how many, for each trial and each group of noise; 0 where the objective samples none.
+        images: how many, for each trial and each group of noise; 0 if the objective samples none.
         top: the answer is chosen among this many of the best trials.
         groups: how many groups of held-out noise.
         first_group: the seed of the first of them; the others follow.
@@ -80,8 +80,7 @@ class HeldOutPlan:
     ) -> HeldOutPlan:
         """The plan of ``lcsc evaluate``. What is ``None`` comes from the study file, else from the defaults.
 
-        The report is kept where ``keep`` says so, and where it is the study's first one with at least the planned
-        images.
+        The report is kept if ``keep`` is true, or if it is the study's first one with at least the planned images.
 
         Raises:
             StudySpecError: fewer images are to be kept than the study file asks for.
@@ -104,7 +103,7 @@ class HeldOutPlan:
 
 
 def best_trials(trials: Sequence[FrozenTrial], top: int) -> list[FrozenTrial]:
-    """The ``top`` trials of lowest loss, the best first: only losses that compare, and no coefficients twice."""
+    """The ``top`` trials of lowest loss, the best first; only losses that compare, and the same coefficients once."""
     distinct: dict[tuple[float, ...], FrozenTrial] = {}
     for trial in sorted(compared_trials(trials), key=lambda trial: (trial.value, trial.number)):
         distinct.setdefault(tuple(trial.user_attrs["coefficients"]), trial)
@@ -116,7 +115,7 @@ def score_held_out(
 ) -> Report:
     """Choose among the best trials and report the chosen one; write both into the database.
 
-    What an earlier call measured with as many images is used again, also if that call was interrupted.
+    Measurements of earlier calls with as many images are used again, also if such a call was interrupted.
 
     Args:
         study: its trials get the attribute ``selection``, the chosen trial and the study get ``held_out``. For a look,
@@ -126,13 +125,13 @@ def score_held_out(
         evaluate: evaluates one candidate; ``None`` does it in this process.
 
     Returns:
-        What the study's ``held_out`` attribute then is: ``trial``, ``loss``, ``metrics``, ``images``, ``groups`` (each
-        with its ``seed``, ``loss`` and ``metrics``), ``chosen_from`` with its ``selection`` losses; of several groups
-        ``loss`` and ``metrics`` are means, and ``loss_std`` and ``metrics_std`` their sample standard deviations.
-        ``baselines``, where some were measured: name → ``loss``, ``metrics``, … and where it is from. ``judges`` and
-        ``cross_check``, where the objective has some: see :class:`lcsc_opt.database.judges.Judge` and
-        :class:`lcsc_opt.database.cross_check.CrossCheck`; ``warning``, and the metrics in ``doubted``, where they did
-        not follow the loss.
+        The report, which a plan with ``keep`` stores as the study's ``held_out`` attribute: ``trial``, ``loss``,
+        ``metrics``, ``images``, ``groups`` (each with its ``seed``, ``loss`` and ``metrics``), ``chosen_from`` with its
+        ``selection`` losses. With several groups, ``loss`` and ``metrics`` are means, and ``loss_std`` and
+        ``metrics_std`` are their sample standard deviations. ``baselines``, if some were measured: name → ``loss``,
+        ``metrics``, … and its origin. ``judges`` and ``cross_check``, if the objective has some: see
+        :class:`lcsc_opt.database.judges.Judge` and :class:`lcsc_opt.database.cross_check.CrossCheck`. ``warning``, and
+        ``doubted`` with the names of metrics, if these did not follow the loss.
 
     Raises:
         StudyStoreError: no trial is complete, or none of them on the search's noise.
@@ -168,17 +167,17 @@ def score_held_out(
 
 
 def _attribute(name: str, plan: HeldOutPlan) -> str:
-    """Where the database keeps what was measured for a plan."""
+    """The name of the attribute that keeps a plan's measurements."""
     return name if plan.keep else f"{LOOK}{name}"
 
 
 def _measured(known: Mapping[str, Any], name: str) -> list[Any]:
-    """Earlier measurements, those of results first, then those of looks."""
+    """Earlier measurements: first those of the result, then those of looks."""
     return [known[key] for key in (name, f"{LOOK}{name}") if known.get(key)]
 
 
 def _add_judges(study: StoredStudy, report: Report, objective: Objective) -> None:
-    """What the judges say of the answer, beside the baseline that was measured for it."""
+    """Add to the report what the judges say of the answer, compared with the baseline that was measured for it."""
     against = next((name for name in (EMA, DEFAULT_EMA) if name in report.get("baselines", {})), None)
     metric = objective.cross_check_metric
     cross_check = None if metric is None else cross_check_of(report, metric, against)
@@ -218,13 +217,13 @@ def _held_out(
             groups[noise.seed] = _numbers(_evaluated(evaluate, _coefficients(trial), noise, plan.images, where))
             study.annotate(TrialKey.of(trial), {_attribute("held_out", plan): _summary(groups, plan.images)})
         advance(note=f"{groups[noise.seed]['loss']:.4g}")
-    if plan.keep:  # also what was measured for a look
+    if plan.keep:  # also stores measurements of looks that are used again
         study.annotate(TrialKey.of(trial), {"held_out": _summary(groups, plan.images)})
     return _summary({noise.seed: groups[noise.seed] for noise in plan.noises}, plan.images)
 
 
 def _known_groups(sources: Sequence[Any], images: int, judges: Collection[str]) -> dict[int, Report]:
-    """Seed → what was measured already with so many images, all judges among it."""
+    """Seed → earlier measurement with so many images and all judges."""
     groups = [group for stored in sources if stored["images"] == images for group in stored["groups"]]
     known = [group for group in groups if set(judges) <= set(group["metrics"])]
     return {group["seed"]: {"loss": group["loss"], "metrics": group["metrics"]} for group in known}
@@ -246,7 +245,7 @@ def _numbers(evaluation: Evaluation) -> Report:
 
 
 def _summary(groups: Mapping[int, Report], images: int) -> Report:
-    """Mean and spread over groups of noise; of a single group, its numbers."""
+    """Mean and spread over groups of noise; the plain numbers if there is one group."""
     results = [groups[seed] for seed in sorted(groups)]
     names = [name for name in results[0]["metrics"] if all(name in result["metrics"] for result in results)]
     columns = {name: [result["metrics"][name] for result in results] for name in names}
@@ -265,7 +264,7 @@ def _summary(groups: Mapping[int, Report], images: int) -> Report:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Baseline:
-    """A model that the answer is compared with: its coefficients, where they are from, and earlier measurements."""
+    """A model that the answer is compared with: its coefficients, their origin, and earlier measurements."""
 
     name: str
     coefficients: Coefficients
@@ -276,8 +275,8 @@ class _Baseline:
 def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, judges: Collection[str]) -> list[_Baseline]:
     """What the answer is compared with: EMA* of the same experiment.
 
-    Where there is no EMA grid, it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty where
-    there are no judges and no baselines were asked for.
+    Without an EMA grid it is a default EMA, and with ``plan.baselines`` also the last checkpoint. Empty if there are
+    neither judges nor ``plan.baselines``.
     """
     experiment, optimizer, _ = split_name(study.name)
     if BASELINES.get(optimizer) == EMA or not (plan.baselines or judges):
@@ -295,13 +294,13 @@ def _baselines(study: StoredStudy, objective: Objective, plan: HeldOutPlan, judg
 
 
 def known_ema(study: StoredStudy) -> Coefficients | None:
-    """``[K]`` of EMA*, where the study's experiment has a finished EMAGrid of the same objective."""
+    """``[K]`` of EMA*, if the study's experiment has a finished EMAGrid of the same objective, else ``None``."""
     ema = _ema_star(study, split_name(study.name)[0])
     return None if ema is None else ema.coefficients
 
 
 def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
-    """The best of the EMA grids of an experiment that have this study's objective; what they measured with it."""
+    """The best of an experiment's EMA grids with this study's objective, and its measurements."""
     searched = _function_of(study)
     reader = HistoryReader(study.storage)
     grids = [found for found in reader.read(experiment) if found.label == EMA]
@@ -331,8 +330,8 @@ def _measure_baseline(
 ) -> Report | None:
     """Measure a baseline on the noise of the answer.
 
-    Where it cannot be evaluated, a line says so and the result is ``None``. Measurements are stored with the study one
-    by one, so that an interruption loses none.
+    If it cannot be evaluated, a line says so and the result is ``None``. Measurements are stored with the study one
+    by one, so an interruption loses none.
     """
     groups = _known_groups([*_kept(study, baseline), *baseline.stored], plan.images, judges)
     try:
@@ -349,7 +348,7 @@ def _measure_baseline(
 
 
 def _kept(study: StoredStudy, baseline: _Baseline) -> list[Report]:
-    """What this study has measured of the baseline, where it was the same model then."""
+    """This study's earlier measurements of the baseline with the same coefficients."""
     known = [measured[baseline.name] for measured in _measured(study.attributes, MEASURED) if baseline.name in measured]
     return [stored for stored in known if stored["coefficients"] == baseline.coefficients.tolist()]
 

@@ -38,7 +38,7 @@ from lcsc_opt.optimizers import configure
 from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import StudyPlan, stored_plan
 
-STOP_SHARE = 0.9  # of failed points: far from its corners a plane is expected to hold models that do not sample
+STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run_landscape(
     take_over: bool = False,
     accept_environment: bool = False,
 ) -> tuple[str, str]:
-    """Evaluate the points of a landscape that are not evaluated yet; its models are merged as those of ``source``.
+    """Evaluate the points of a landscape that are not evaluated yet, with the objective of ``source``.
 
     Args:
         storage: of the studies.
@@ -92,7 +92,7 @@ def run_landscape(
 
 
 def landscape_plan(storage: RDBStorage, source: StoredStudy, options: LandscapeOptions, *, seed: int = 0) -> StudyPlan:
-    """The plan of the stored landscape of that seed, or of a new one. Writes nothing, and loads no objective.
+    """The plan of the stored landscape with that seed, or of a new one. Writes nothing, and loads no objective.
 
     Raises:
         StudyMismatchError: the stored landscape has other options.
@@ -134,7 +134,7 @@ def _with_images(objective: ObjectiveSpec, images: int | None) -> ObjectiveSpec:
 
 
 def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOptions) -> StudyPlan:
-    """The stored plan, where it agrees with the options."""
+    """The stored plan, if it agrees with the options; else raises StudyMismatchError."""
     plan = stored_plan(landscape)
     stored = {**plan.optimizer.options, "images": _images_of(plan)}
     asked = {
@@ -164,7 +164,7 @@ def _without_images(plan: StudyPlan) -> tuple[str, dict[str, Any]]:
 def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, ...]) -> tuple[Corner, ...]:
     """Three EMA rates of the experiment's EMA grid, else the first, the middle and the last checkpoint.
 
-    The three rates of a grid are the best one and the second ones on both sides of it: the plane lies around EMA*.
+    The three rates of a grid are the best one and those two places below and above it: the plane lies around EMA*.
 
     Raises:
         CoefficientsError: there are fewer than three checkpoints.
@@ -182,7 +182,7 @@ def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, .
 
 
 def _around(rates: Sequence[float], best: float) -> tuple[float, float, float]:
-    """Three of the rates, the best one between two others unless it is at an end."""
+    """Three of the rates: the best one between two others, unless it is at an end."""
     place = rates.index(best)
     low, high = max(place - 2, 0), min(place + 2, len(rates) - 1)
     middle = place if low < place < high else (low + high) // 2
@@ -219,7 +219,7 @@ def _images_of(plan: StudyPlan) -> Any:
 
 
 def _projection(plan: StudyPlan, objective: Objective) -> dict[str, Any]:
-    """``[2, K]`` inner products for projections in weight space, where the objective has weights."""
+    """``[2, K]`` inner products for projections in weight space, if the objective has weights."""
     plane = Plane.through(check_corners(plan.optimizer.options["corners"]), objective.steps)
     if objective.trajectory is not None:
         notice(f"{plan.name}: reading every checkpoint once, so that candidates can be projected on the plane")

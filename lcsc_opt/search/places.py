@@ -10,7 +10,11 @@ from lcsc_opt.search.plan import StudyPlan
 
 
 def environments_of(plan: StudyPlan) -> list[Mapping[str, str]]:
-    """Of the workers; one that the objective's settings put on a device is left there."""
+    """The environment variables of each of the plan's workers; empty if none must be set.
+
+    Raises:
+        StudySpecError: the settings name a device that the workers or Ray would not use.
+    """
     device = plan.spec.objective.settings.get("device", "auto")
     if plan.ray is not None:
         if device not in ("auto", "cuda", "cuda:0", "cpu"):

@@ -45,9 +45,9 @@ from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure,
 from lcsc_opt.search.runner import most_in_flight
 
 NO_DIRECTIONS = "space.principal: this objective has no weights to take directions from; use affine"
-CHECKPOINTS = "checkpoints"  # the setting that names them
+CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 RAY = "ray"  # the attribute of a study that says which cluster evaluates it
-CHOOSING = ("key", "select", "stored")  # those that say which of them, and how they are packed
+CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class StudyPlan:
 
     Attributes:
         spec: what was asked for, with that optimizer and that seed only.
-        directory: the study file's, where the objective is looked for first.
+        directory: the study file's folder, where the objective is looked for first.
         origin: ``[K]``, where a forked study starts: the best coefficients that it inherited.
     """
 
@@ -66,22 +66,22 @@ class StudyPlan:
 
     @property
     def optimizer(self) -> OptimizerSpec:
-        """Which one searches."""
+        """The optimizer that searches."""
         return self.spec.optimizers[0]
 
     @property
     def seed(self) -> int:
-        """Of everything random in the search."""
+        """The seed of everything random in the search."""
         return self.spec.seeds[0]
 
     @property
     def name(self) -> str:
-        """What the Optuna study is called."""
+        """The name of the Optuna study."""
         return f"{self.spec.name}/{self.optimizer.name}/{self.seed}"
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """One for each worker, where the study file lists them."""
+        """One for each worker, if the study file lists devices."""
         return self.spec.workers if isinstance(self.spec.workers, tuple) else ()
 
     @property
@@ -103,7 +103,7 @@ class StudyPlan:
         return dataclasses.replace(self, spec=self.spec.model_copy(update=changes))
 
     def continuing(self, study: StoredStudy) -> StudyPlan:
-        """This plan for a stored study. Where the study file leaves the workers open, the study keeps its number.
+        """This plan for a stored study. If the study file leaves the workers open, the study keeps its number.
 
         Raises:
             StudyMismatchError: the study was made from another specification.
@@ -126,7 +126,7 @@ class StudyPlan:
 
     @property
     def ray_attribute(self) -> dict[str, Any] | None:
-        """JSON-able: which cluster evaluates, so that the study goes on there; no part of its specification."""
+        """JSON-able: which cluster evaluates, so that the study continues there. No part of the specification."""
         return None if self.ray is None else self.ray.model_dump()
 
     def attributes(self, objective: Objective) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _packed_sha256(objective: Objective) -> str | None:
 
 
 def _with_checkpoints_of(study: StoredStudy, specification: dict[str, Any]) -> dict[str, Any]:
-    """The specification, but checkpoints are named as in the stored study: their hash says which they are."""
+    """The specification with the stored study's names of checkpoints. The hash decides whether they are the same."""
     stored, objective = study.attributes.get("specification"), specification["objective"]
     if not stored or not study.attributes.get("checkpoints") or CHECKPOINTS not in objective["settings"]:
         return specification
@@ -168,8 +168,8 @@ def _with_checkpoints_of(study: StoredStudy, specification: dict[str, Any]) -> d
 def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) -> KnownCheckpoints | None:
     """The checkpoints of the first stored study of an experiment with this objective; ``None`` without such a study.
 
-    All studies of an experiment use the same checkpoints; otherwise they could not be compared. So do the points of a
-    sweep that name the same files.
+    All studies of an experiment use the same checkpoints; otherwise they could not be compared. Points of a sweep that
+    name the same files use the same checkpoints, too.
     """
     for name in study_names(storage):
         if not is_ours(name) or split_point(split_name(name)[0])[0] != split_point(experiment)[0]:
@@ -193,14 +193,14 @@ class Parallelism:
 
     Attributes:
         in_flight: how many trials may be between ask and tell.
-        spread_images: whether workers share the images of one candidate, and do not have a candidate each.
+        spread_images: whether workers share the images of one candidate. Otherwise each worker has its own candidate.
     """
 
     in_flight: int
     spread_images: bool = False
 
     def idle(self, workers: int) -> int:
-        """How many of ``workers`` workers never have anything to do."""
+        """How many of ``workers`` workers never have work."""
         return 0 if self.spread_images else max(workers - self.in_flight, 0)
 
     def __str__(self) -> str:
@@ -214,7 +214,7 @@ class Resolved:
 
     Attributes:
         parallelism: how candidates are evaluated at the same time.
-        first_budget: the budget that the study began with; its optimizer plans by it.
+        first_budget: the budget that the study began with; its optimizer plans with it.
         evaluations: the first budget, counted in evaluations of the objective's usual number of images.
     """
 
@@ -224,7 +224,7 @@ class Resolved:
 
 
 def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) -> Resolved:
-    """All that a search needs to know beside its plan. A stored study goes on as it began.
+    """What a search needs to know beside its plan. A stored study continues as it began.
 
     Args:
         plan: of the study.
@@ -234,7 +234,7 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
     Raises:
         OptimizerError: the optimizer follows gradients, and the objective gives none.
         StudyMismatchError: the study file now asks for another parallelism than the study began with.
-        StudySpecError: a budget or a parallelism that this objective does not have.
+        StudySpecError: a budget or a parallelism that this objective does not allow.
     """
     spec = plan.spec
     total_evaluations(spec.budget, objective)
@@ -267,7 +267,7 @@ def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
     overlaps = isinstance(objective, StagedObjective) and objective.overlaps
     if cannot_ask_ahead(optimizer) and not spread_images:
         return Parallelism(1)
-    waits = one_at_a_time or needs_gradient(optimizer)  # the graph of one candidate is kept at a time
+    waits = one_at_a_time or needs_gradient(optimizer)  # only one candidate's graph is kept at a time
     pipelined = (overlaps if spec.pipeline == "auto" else spec.pipeline) and not waits
     return Parallelism(most_in_flight(1 if spread_images else plan.workers, pipelined=pipelined), spread_images)
 
@@ -280,7 +280,7 @@ def plans(
     A seed that the file does not list is allowed; an optimizer that it does not list is run with its defaults.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option, before anything is run.
+        OptimizerError: an unknown optimizer or option, before anything is run.
     """
     chosen = [_listed_or_default(spec, name) for name in optimizers] or list(spec.optimizers)
     for optimizer in chosen:
@@ -310,7 +310,7 @@ def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
 
 
 def stored_evaluations(url: str, name: str) -> int:
-    """How many trials of a study are finished; 0 where the database or the study is not there yet."""
+    """How many trials of a study are finished; 0 if the database or the study does not exist yet."""
     try:
         study = StoredStudy.open(open_storage(url, write=False), name)
     except StudyStoreError:

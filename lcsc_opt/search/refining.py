@@ -1,9 +1,10 @@
 """Fine-tuning of all weights by the gradient of an objective. It leaves a trajectory that can be searched.
 
-Adam on fresh noise at every step; the answer is an average of its iterates. ``LCSCGradient`` does the same with the
-coefficients in place of all weights. FD-loss (arXiv 2604.28190) minimizes the Fréchet distance in this way. Beside
-``NAME.trajectory`` stand ``NAME.jsonl``, the learning curve, ``NAME.state.pt``, from which it goes on, and at the end
-``NAME.safetensors``, the average. All random numbers of a step come from the seed and the number of the step.
+Adam runs on fresh noise at every step; the answer is an average of its iterates. ``LCSCGradient`` does the same with
+the coefficients in place of all weights. FD-loss (arXiv 2604.28190) minimizes the Fréchet distance in this way.
+``NAME.jsonl`` beside ``NAME.trajectory`` is the learning curve, ``NAME.state.pt`` is the state to continue from, and
+``NAME.safetensors``, written at the end, is the average. All random numbers of a step come from the seed and the
+number of the step.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from lcsc_opt.trajectory import TrajectoryWriter
 
 NOISE_GROUP = "refine"
 SUFFIX = ".trajectory"
-RATE, RATE_IMAGES = 1e-4, 200  # of Adam, at so many images a step
-EPSILON = 1e-15  # in place of Adam's 1e-8, beside which gradients of a loss in a small unit would vanish
-CHECKPOINTS = 50  # if nobody says how many steps lie between two
-STATE_SECONDS = 60.0  # between two states, which are what a crash costs at most
+RATE, RATE_IMAGES = 1e-4, 200  # Adam's rate with so many images a step
+EPSILON = 1e-15  # Adam's 1e-8 would hide the gradients of a loss in a small unit
+CHECKPOINTS = 50  # how many, unless the settings say how many steps lie between two
+STATE_SECONDS = 60.0  # between two states; a crash costs at most this time
 
 Weights = Mapping[str, Tensor]
 
@@ -50,9 +51,9 @@ class RefineSettings:
     """How long, and how fast.
 
     Attributes:
-        images: what all steps sample together, rounded down to whole steps.
+        images: that all steps sample together, rounded down to whole steps.
         images_per_step: images of each gradient.
-        rate: of Adam; about how far each weight moves in a step.
+        rate: Adam's rate; about how far each weight moves in a step.
         checkpoint_every: steps between two checkpoints.
         seed: of the noise.
     """
@@ -75,8 +76,8 @@ class RefineSettings:
     ) -> RefineSettings:
         """Settings with defaults in place of ``None``.
 
-        The rate is 1e-4 at 200 images a step, and grows with the root of their number: gradients of more images have
-        less noise, and Adam then takes the same path (Malladi et al. 2022, square root scaling rule).
+        The rate is 1e-4 at 200 images a step, and grows with the square root of their number, so that Adam takes about
+        the same path: gradients of more images have less noise (Malladi et al. 2022, square root scaling rule).
 
         Raises:
             StudySpecError: numbers that make no sense, or leave fewer than two checkpoints.
@@ -133,12 +134,12 @@ def refine(
         out: the trajectory, ``NAME.trajectory``; its first checkpoint, step 0, is the start.
         start: gives the coefficients ``[K]`` of the start; not called when resuming.
         held_out_images: how many images the start and the answer are compared on.
-        resume: go on from the last state; bit for bit where the device is deterministic.
+        resume: continue from the last state; bit for bit if the device is deterministic.
 
     Raises:
         ObjectiveError: the objective has no gradient in weights.
         StudySpecError: the files exist already; with ``resume``, there is no state, or it has other settings.
-        TrainingError: a loss is not finite or cannot be computed; the checkpoints before it are whole.
+        TrainingError: a loss is not finite or cannot be computed; earlier checkpoints are whole.
         TrajectoryError: a checkpoint cannot be written.
     """
     checked = _with_gradient(objective)
@@ -149,7 +150,7 @@ def refine(
         files.check_free()
         coefficients = start()
         checked.know_baseline()
-        checked.release()  # the room is for Adam now
+        checked.release()  # Adam needs the memory now
         run = _Run(checked, settings, coefficients)
         files.write_state(run, identity)
     else:
@@ -177,7 +178,7 @@ def _with_gradient(objective: Objective) -> MergeSampleScore:
 
 
 def _descend(run: _Run, files: _Files, identity: Mapping[str, Any]) -> None:
-    """Make the remaining steps; an interruption loses no finished step."""
+    """Make the remaining steps. An interruption loses no finished step."""
     settings = run.settings
     curve = LearningCurve(files.curve)
     curve.rewind(run.done)
@@ -208,7 +209,7 @@ def _descend(run: _Run, files: _Files, identity: Mapping[str, Any]) -> None:
 
 
 class _Run:
-    """All weights on their way.
+    """All weights while they are fine-tuned.
 
     Args:
         objective: of the checkpoints.
@@ -217,10 +218,10 @@ class _Run:
 
     Attributes:
         begun: the start, name → tensor in the dtype of the checkpoints.
-        model: the iterate; what is trained is at least float32.
-        objective: of the iterate.
+        model: the iterate; trained tensors are at least float32.
+        objective: the objective of the iterate.
         done: how many steps were made.
-        seconds: that they took.
+        seconds: how long they took.
     """
 
     def __init__(self, objective: MergeSampleScore, settings: RefineSettings, coefficients: Coefficients) -> None:
@@ -259,7 +260,7 @@ class _Run:
     @torch.inference_mode(mode=False)
     @torch.no_grad()
     def step(self, evaluation: Evaluation) -> None:
-        """Adam (Kingma and Ba 2015, Algorithm 1) against the gradient that was evaluated last, and the average."""
+        """One step of Adam (Kingma and Ba 2015, Algorithm 1) with the evaluated gradient; updates the average, too."""
         for name, part in self._iterate.items():
             gradient = self.model.gradients.get(name)
             part.grad = None if gradient is None else gradient.to(part)
@@ -280,7 +281,7 @@ class _Run:
         return self._of_checkpoints.on_weights(OneModel(weights, frozenset()))
 
     def state(self) -> dict[str, Any]:
-        """All that it goes on from."""
+        """Everything that a resumed refinement needs."""
         baseline = self._of_checkpoints.scores.loss.baseline
         return {
             "done": self.done,
@@ -295,7 +296,7 @@ class _Run:
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.done, self.seconds = int(state["done"]), float(state["seconds"])
         for name, part in self._iterate.items():
             part.copy_(state["iterate"][name])
@@ -309,7 +310,7 @@ class _Run:
 @torch.inference_mode(mode=False)
 @torch.no_grad()
 def _copied(part: Tensor, device: torch.device, *, wide: bool) -> Tensor:
-    """A copy to train, at least float32: half types would round Adam's steps away."""
+    """A copy to train. With ``wide``, at least float32: half types would round Adam's steps away."""
     dtype = torch.promote_types(part.dtype, torch.float32) if wide else part.dtype
     return part.to(device, dtype, copy=True)
 
@@ -330,7 +331,7 @@ class _Files:
         return cls(out, *(out.with_suffix(end) for end in (".state.pt", ".jsonl", ".safetensors")))
 
     def check_free(self) -> None:
-        """Refuse to write over what is there."""
+        """Refuse to overwrite existing files."""
         for path in dataclasses.astuple(self):
             if path.exists():
                 go_on = "go on with --resume, or " if self.state.exists() else ""
@@ -342,11 +343,11 @@ class _Files:
             self.state.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.state) as pending:
                 torch.save({**run.state(), "identity": json.dumps(identity)}, pending)
-        except (OSError, RuntimeError) as error:  # torch's own writer raises the second
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             raise TrainingError(f"{self.state}: cannot be written ({error})") from error
 
     def read_state(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """The state, of a refinement that was begun in the same way."""
+        """The state; refused unless its refinement began with the same ``identity``."""
         if not self.state.exists():
             done = f"{self.answer} is its answer" if self.answer.exists() else "leave --resume out to begin"
             raise StudySpecError(f"{self.out}: there is nothing to go on with; {done}")

@@ -1,13 +1,12 @@
 """The one loop: ask → write the candidate → evaluate → write the result → tell.
 
-The database is written first, and the optimizer's memory is derived from it. Continuing is therefore no special
-case: the loop always starts at ask 0, and where a trial is stored already, the optimizer must ask the stored
-coefficients again, bit for bit, and is told the stored result. A trial that was asked and not finished is
-evaluated again under its own number.
+The database is written first, and the optimizer's memory is derived from it. So continuing is no special case: the
+loop always starts at ask 0. For a stored trial, the optimizer must ask the stored coefficients again, bit for bit, and
+is told the stored result. A trial that was asked and not finished is evaluated again under its own number.
 
 *Ordered* tells happen in ask order: candidate n is asked when exactly the results 0 to n - in_flight were told. The
 sequence of candidates then depends neither on which evaluation finishes first nor on the number of workers. Tells *as
-completed* happen in the order of the commits. That order is stored, so the search still continues exactly; another run
+completed* happen in the order of the commits. That order is stored, so the search continues exactly, but another run
 would have another order.
 """
 
@@ -38,9 +37,9 @@ from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, cand
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
-MOST_REASONS = 5  # that a run prints; the database keeps all
-WAIT_SECONDS = 5.0  # until somebody hears that there is still no result
-FEW_TRIALS = 10  # before so many, a share of failures says nothing
+MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
+WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
+FEW_TRIALS = 10  # with fewer trials, the share of failures is not judged
 
 
 @dataclasses.dataclass
@@ -48,7 +47,7 @@ class _Asked:
     """A trial between ask and tell.
 
     Attributes:
-        told_failed: the optimizer was told that this trial failed. It is told so again, whatever the result is now.
+        told_failed: the optimizer was told that this trial failed. It is told the same again, whatever the result now.
     """
 
     trial: TrialKey
@@ -66,16 +65,16 @@ class Search:
 
     Args:
         study: where everything is written.
-        optimizer: freshly built, as it was when the study was new.
+        optimizer: freshly built, in the same state as when the study was new.
         evaluator: where candidates are evaluated.
         budget: the total over all runs of the study; inherited trials do not count.
-        first: ``[K]`` coefficients that are asked before all others; not where trials are inherited.
+        first: ``[K]`` coefficients that are asked before all others, unless trials are inherited.
         images_per_evaluation: the images of a candidate whose optimizer does not ask for another number.
         in_flight: how many trials may be between ask and tell; see :func:`most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         describe_difference: says what changed in the environment, for the message when replay fails.
-        debug: whether the whole traceback of a failure is printed, and not only its last lines.
+        debug: print the whole traceback of a failure, not only its last lines.
     """
 
     def __init__(
@@ -110,8 +109,8 @@ class Search:
         self._last_reason = ""
         self._said: set[str] = set()  # reasons of failures
         self._succeeded = False  # in this run
-        self._raised = Counter[str]()  # before that: reason → trials whose attempts all raised it
-        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # such trials
+        self._raised = Counter[str]()  # before the first success: reason → trials whose attempts all raised it
+        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # such trials end the run
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
@@ -162,8 +161,7 @@ class Search:
     def _tell_inherited(self) -> None:
         """Tell what another study evaluated, in its order; the optimizer did not ask for it.
 
-        Losses that do not compare are told only to optimizers that follow gradients: in others, a lucky noise would
-        win.
+        Losses that do not compare are told only to optimizers that follow gradients: others would favour lucky noise.
         """
         follows_gradients = getattr(self._optimizer, "needs_gradient", False)
         for trial in self._inherited:
@@ -180,7 +178,7 @@ class Search:
                     self._optimizer.tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
                 raise OptimizerError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
-        self.failures = 0  # of the other study
+        self.failures = 0  # failures of the other study do not count
 
     def _must_tell_before(self, number: int) -> bool:
         """Whether a result must be told before the ask of this number."""
@@ -224,7 +222,7 @@ class Search:
         )
 
     def _tell_next(self, on_tell: Callable[[Search], None]) -> None:
-        """Wait for the trial whose turn it is, and tell it; results that arrive meanwhile are committed."""
+        """Wait for the next trial to tell, and tell it. Results that arrive meanwhile are committed."""
         while (asked := self._next_to_tell()) is None:
             if not self._commit_finished():
                 on_tell(self)
@@ -263,7 +261,7 @@ class Search:
         return bool(done)
 
     def _commit(self, asked: _Asked, outcome: Outcome) -> None:
-        """Write a result. A failed attempt is written, too; then the same candidate is tried again."""
+        """Write a result. A failed attempt is written, too, and the same candidate may be tried again."""
         tell_index = asked.tell_index
         if tell_index is None:
             tell_index = asked.trial.number if self._tells == "ordered" else self._committed
@@ -294,9 +292,9 @@ class Search:
         notice("\n".join([f"{self._study.name}: trial {number}: {failure.reason}", *shown]))
 
     def _stop_when_nothing_can_succeed(self, asked: _Asked, last: Failure) -> None:
-        """End a run in which nothing but the same error was raised: the code is broken, or a file is not where it was.
+        """Before a run's first success, end it if all attempts of a trial raised one error: code or a file is broken.
 
-        In a study that has succeeded before, the first such candidate may be to blame, and the second is not.
+        In a study that has succeeded before, one such candidate may itself be the cause, so the run ends at the second.
         """
         raised = {attempt["reason"] for attempt in asked.attempts if "traceback" in attempt}
         expected = self._policy.stop_share > FailureSpec().stop_share
@@ -328,7 +326,7 @@ class Search:
         self._last_reason = failure.reason.rstrip(".")
 
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
-        """The loss; for a failed trial the worst loss told so far, so that the optimizer turns away."""
+        """The loss. For a failed trial the worst loss told so far, so that the optimizer avoids its surroundings."""
         if isinstance(outcome, Evaluation):
             loss = max(min(outcome.loss, LARGEST_LOSS), -LARGEST_LOSS)
             self._worst = loss if self._worst is None else max(self._worst, loss)
@@ -361,8 +359,8 @@ def _price(request: Request, budget: BudgetSpec, images_per_evaluation: int) -> 
 def most_in_flight(workers: int, *, pipelined: bool = False) -> int:
     """How many trials may be between ask and tell.
 
-    One for one worker. 1.5 per worker for several: that keeps them busy while tells wait their turn and candidates are
-    written. Two per worker where the stages of evaluations overlap.
+    One for one worker. For several workers 1.5 each, which keeps them busy while tells wait for their turn and
+    candidates are written. Two per worker if the stages of evaluations overlap.
     """
     if pipelined:
         return 2 * workers

@@ -1,6 +1,6 @@
-"""Whether a study's environment, code, checkpoints and settings are those that it began with.
+"""Checks that a study's environment, code, checkpoints and settings are those that it began with.
 
-A change in any of them could change numbers silently. So could a difference between studies of one experiment, whose
+A change in any of them could change numbers silently. Studies of one experiment must not differ either, since their
 losses are compared.
 """
 
@@ -32,17 +32,17 @@ def check_siblings(
     """Refuse a new study whose losses would not compare with those of its experiment's other studies.
 
     Args:
-        storage: where these are.
+        storage: where the other studies are.
         plan: of the new study.
         objective: its objective; without it only settings are compared.
         accept_code: allow other code of the objective.
 
     Raises:
-        StudyMismatchError: naming what differs.
+        StudyMismatchError: the settings, the objective or its code differ; the message says how.
     """
     names = [name for name in study_names(storage) if is_search(name) and split_name(name)[0] == plan.spec.name]
     same_optimizer = [name for name in names if split_name(name)[1] == plan.optimizer.name]
-    for name in dict.fromkeys([*names[:1], *same_optimizer[:1]]):  # all others were compared with these
+    for name in dict.fromkeys([*names[:1], *same_optimizer[:1]]):  # the other studies were compared with these
         stored = StoredStudy.open(storage, name).attributes
         before, now = stored.get("specification"), plan.specification()
         if not before:
@@ -94,12 +94,12 @@ def accepted_changes(
     changes |= objective_changes(study, objective, {**study.attributes, **changes}, accept_code=accept_code)
     trajectory = objective.trajectory
     if trajectory is not None and trajectory.touched:
-        trajectory.verify()  # its hash is the manifest's; the weights may be others
+        trajectory.verify()  # its hash comes from the manifest; the weights may have changed
     return changes
 
 
 def environment_changes(study: StoredStudy, *, accept: bool) -> dict[str, Any]:
-    """:func:`accepted_changes`, of the environment alone."""
+    """:func:`accepted_changes` for the environment alone."""
     fingerprint, now = study.attributes["fingerprint"], environment()
     difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
     if difference and not accept:
@@ -113,7 +113,7 @@ def environment_changes(study: StoredStudy, *, accept: bool) -> dict[str, Any]:
 def objective_changes(
     study: StoredStudy, objective: Objective, attributes: dict[str, Any], *, accept_code: bool
 ) -> dict[str, Any]:
-    """:func:`accepted_changes`, of the objective alone; ``attributes`` are the study's."""
+    """:func:`accepted_changes` for the objective alone; ``attributes`` are the study's."""
     fingerprint, now = attributes["fingerprint"], objective.fingerprint()
     changed = code_change(study, now["code"], accept=accept_code)
     if not changed:

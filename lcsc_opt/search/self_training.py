@@ -1,8 +1,8 @@
 """A model trained briefly on its own samples, as one more checkpoint to search with: Neon (arXiv 2510.03597).
 
-Training on its own samples makes a model worse, and the way back makes it better: θ ← (1 + w) θ − w θ_self. With
-θ_self as one more row of the trajectory that is a combination like any other, with the coefficient −w for that row, so
-every search finds its own w, and mixes it with what it finds of the checkpoints.
+Training on its own samples makes a model worse. A step in the opposite direction makes it better:
+θ ← (1 + w) θ − w θ_self. With θ_self as one more row of the trajectory, this is an ordinary combination with the
+coefficient −w for that row. So a search finds w together with the other coefficients.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lcsc_opt.training.recipes.base import Batch
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 NOISE_GROUP = "neon"
-WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # w that are tried at the end: which side is the better one?
+WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # values of w that are tried at the end, on both sides of zero
 SUFFIX = ".trajectory"
 
 
@@ -42,8 +42,8 @@ class SelfTraining:
     """How the model is trained on its own samples.
 
     Attributes:
-        recipe: whose loss is minimized: the one that the checkpoints were trained with.
-        samples: images that are sampled once, and trained on.
+        recipe: the one that the checkpoints were trained with; its loss is minimized.
+        samples: how many images are sampled, once, to train on.
         steps: of training.
         seed: of the samples, the batches and the noise.
     """
@@ -56,12 +56,12 @@ class SelfTraining:
 
 @dataclasses.dataclass(frozen=True)
 class Appended:
-    """What it came to.
+    """The result of :func:`append_self_trained`.
 
     Attributes:
-        place: of the new row.
-        step: that it is stored under.
-        losses: w → loss of (1 + w) θ − w θ_self on the search's noise; 0 is the model that was begun with.
+        place: index of the new row.
+        step: the training step that the row is stored under.
+        losses: w → loss of (1 + w) θ − w θ_self on the search's noise; w = 0 is the start.
     """
 
     place: int
@@ -77,11 +77,12 @@ def append_self_trained(
     Args:
         objective: of the checkpoints.
         settings: how it is trained.
-        out: the new trajectory, ``NAME.trajectory``; nothing is left of it where this fails.
-        start: finds coefficients ``[K]`` of the model that is begun with.
+        out: the new trajectory, ``NAME.trajectory``; it does not exist if this fails.
+        start: finds the coefficients ``[K]`` of the start.
 
     Raises:
-        ObjectiveError: the objective samples no images with one unconditional network of images.
+        ObjectiveError: the objective does not sample images directly with one unconditional network, or its
+            checkpoints are no packed trajectory.
         StudySpecError: the name is taken, or the steps leave no room for a row.
         TrainingError: the recipe needs a teacher, or the loss is not finite.
         TrajectoryError: a checkpoint cannot be written.
@@ -101,7 +102,7 @@ def append_self_trained(
     row = {**begun, **self_trained(checked.sampler, begun, images, settings)}
     step = trajectory.steps[place - 1] + 1
     pending = out.with_name(f"{out.stem}.pending{SUFFIX}")
-    remove(pending)  # of one that was killed
+    remove(pending)  # left by a killed process
     with TrajectoryWriter(pending, metadata={NOISE_GROUP: str(step)}) as writer:
         for index, before in enumerate(trajectory.steps):
             if index == place:
@@ -117,10 +118,10 @@ def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coeffi
 
 
 def second_place(steps: Sequence[int]) -> int:
-    """Where the new row goes: behind the first checkpoint whose next is two steps away or more, one step after it.
+    """The index of the new row: just after the first checkpoint that is two steps or more before the next.
 
-    A row stands for the steps since the one before it, so the profile of an EMA gives it next to nothing: searches
-    start where they did without it. At the end it would get the most.
+    The new row's step is one later than that checkpoint's. A row stands for the steps since the row before it, so an
+    EMA gives the new row almost no weight, and searches start as they did without it. At the end it would get the most.
 
     Raises:
         StudySpecError: no two checkpoints are two steps apart.
@@ -134,9 +135,9 @@ def second_place(steps: Sequence[int]) -> int:
 def self_trained(
     sampler: NetworkSampler, weights: Mapping[str, Tensor], images: Tensor, settings: SelfTraining
 ) -> dict[str, Tensor]:
-    """The average of the iterates of a training on ``images`` ``[n, C, H, W]``: name → tensor, of what was trained.
+    """Train on ``images`` ``[n, C, H, W]``; gives the average of the iterates, name → trained tensor.
 
-    A recipe with a curriculum stands at the end of it.
+    A recipe with a curriculum is at the end of it.
 
     Raises:
         TrainingError: the loss is not finite.
@@ -204,7 +205,7 @@ def _with_network(objective: Objective) -> tuple[MergeSampleScore, Trajectory]:
 
 
 def _losses(objective: MergeSampleScore, coefficients: Coefficients, place: int) -> dict[float, float]:
-    """The start, and the directions away from the self-trained model and towards it, on the search's noise."""
+    """w → loss on the search's noise, for the start and for steps away from the self-trained model and towards it."""
     losses = {}
     with progress("weights of the new row", len(WEIGHTS)) as advance:
         for weight in WEIGHTS:

@@ -1,4 +1,4 @@
-"""Several studies of one objective at the same time, on shared workers. Each has the trials that it has alone.
+"""Several studies of one objective at the same time, on shared workers. Each has the same trials as when run alone.
 
 Each study has a thread that calls :meth:`Experiment.run`, and a database connection. One pool of workers serves the
 studies in turns.
@@ -25,7 +25,7 @@ from lcsc_opt.search.plan import StudyPlan, resolve
 from lcsc_opt.search.runner import spent_by
 from lcsc_opt.search.watching import OneLine
 
-LAST_SECONDS = 8.0  # that studies have to end in when they are interrupted
+LAST_SECONDS = 8.0  # the time that interrupted studies have to end
 
 OnEnd = Callable[[StudyPlan, "str | LcscError"], None]
 
@@ -36,7 +36,7 @@ class Begun:
 
     Attributes:
         plan: of the study file.
-        going_on: the plan that the stored study goes on with.
+        going_on: the plan that the stored study continues with.
         idle: how many workers it leaves idle when it runs alone.
     """
 
@@ -47,7 +47,7 @@ class Begun:
 
 
 def together(begun: Sequence[Begun]) -> list[Begun]:
-    """The studies that can share the workers of the first one: as many workers, in the same places."""
+    """The studies that can share the workers of the first one: they want as many workers, in the same places."""
     return [one for one in begun if _place(one.going_on) == _place(begun[0].going_on)]
 
 
@@ -56,16 +56,16 @@ def _place(plan: StudyPlan) -> tuple[object, ...]:
 
 
 def run_side_by_side(experiment: Experiment, begun: Sequence[Begun], on_end: OnEnd, how: Mapping[str, bool]) -> None:
-    """Run studies until all have ended; one that fails does not stop the others.
+    """Run studies until all have ended. A study that fails does not stop the others.
 
     Args:
         experiment: the one that all of them belong to.
         begun: what to run; :func:`together` says what can be.
-        on_end: called with the result of each study, or with why it failed.
+        on_end: called for each study with its result, or with the reason why it failed.
         how: further arguments of :meth:`Experiment.run`.
 
     Raises:
-        Exception: the first unexpected one (no LcscError) of any study, when all have ended.
+        Exception: the first that is no LcscError, of any study, after all have ended.
     """
     url, objective = experiment.storage.url, experiment.objective
     plans = {one.plan.name: one.plan for one in begun}
@@ -156,6 +156,6 @@ def _begin(experiment: Experiment, plan: StudyPlan, how: Mapping[str, bool]) -> 
         plan, lower_budget=how.get("lower_budget", False), accept_code=how.get("accept_code", False)
     )
     if is_finished(study, going_on) and not how.get("retry_failed", False):
-        return experiment.run(plan, **how)  # which says so
-    resolved = resolve(going_on, experiment.objective, study.attributes)  # loads the objective, before threads want it
+        return experiment.run(plan, **how)  # which says that it is finished
+    resolved = resolve(going_on, experiment.objective, study.attributes)  # loads the objective before threads need it
     return Begun(study, plan, going_on, resolved.parallelism.idle(going_on.workers))

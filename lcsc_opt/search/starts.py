@@ -36,7 +36,7 @@ class Begun:
     study: StoredStudy | None = None
 
     def ema(self) -> Coefficients:
-        """``[K]`` of EMA*: as the experiment's EMAGrid found it, else the best rate on the search's noise.
+        """``[K]`` of EMA*, as the experiment's EMAGrid found it, else of the best rate on the search's noise.
 
         Raises:
             ObjectiveError: none of the rates can be evaluated.

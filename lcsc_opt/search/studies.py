@@ -1,6 +1,6 @@
-"""Searches from Python: run the studies of a study file, open what they found, compare it.
+"""Searches from Python: run the studies of a study file, open their results, compare them.
 
-The command line does the same with the same database: a study that was begun here can be continued there, and the other
+The command line does the same with the same database. A study that was begun here can be continued there, and the other
 way round. Progress goes to stderr.
 """
 
@@ -49,7 +49,7 @@ class Study:
 
     @functools.cached_property
     def objective(self) -> Objective:
-        """The objective that was searched, loaded as its study file says; that may train or read a model.
+        """The objective that was searched, loaded as its study file says. Loading may train or read a model.
 
         Raises:
             CatalogError: its file cannot be loaded.
@@ -93,9 +93,9 @@ class Study:
     def trials(self) -> list[dict[str, Any]]:
         """A row for each trial, by its number, for people and for ``pandas.DataFrame``.
 
-        ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` where the loss does not compare with
+        Keys: ``number``, ``state`` (``COMPLETE``, ``FAIL``, ``RUNNING``; ``PRUNED`` if the loss does not compare with
         others), ``loss``, ``coefficients`` (a list, ``[K]``), ``metrics`` (name → value), ``images``, ``seconds``, and
-        the ``reason`` of a failure; ``None`` where unknown.
+        the ``reason`` of a failure; ``None`` if unknown.
         """
         return [_row(trial) for trial in self._stored.trials()]
 
@@ -103,7 +103,7 @@ class Study:
         """The merged state dict, on the CPU.
 
         Args:
-            coefficients: ``[K]``, sum to one; ``None`` takes the answer's.
+            coefficients: ``[K]``, sum to one; ``None`` takes those of the answer.
 
         Raises:
             CoefficientsError: another number of coefficients, or another sum.
@@ -140,24 +140,24 @@ def run(
     """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
 
     Args:
-        study_file: a path, the name of one in ``studies/``, or what one contains.
+        study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
         optimizers: only these; one that the file does not list has its defaults.
         seeds: only these.
         budget: another total, in the unit of the file's budget.
-        storage: the database's URL; ``None`` takes that of ``LCSC_STORAGE``, the study file or ``sqlite:///studies.db``.
+        storage: the database's URL; ``None`` takes ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
         take_over: take studies from processes that are dead but still hold them.
         accept_environment: continue with other packages or another BLAS than a study began with.
         accept_code: continue although the code of the objective has changed.
-        parallel: run the studies at the same time, on workers that they share, or one after the other; ``None`` is at
-            the same time where one of them cannot use all workers. The trials are the same.
+        parallel: run the studies at the same time on shared workers, or one after the other. ``None`` is at the same
+            time if one of them cannot use all workers. The trials are the same.
 
     Returns:
-        A study for each optimizer and seed, in the order of the file; of a sweep, one point after the other.
+        A study for each optimizer and seed, in the order of the file; for a sweep, one point after the other.
 
     Raises:
         LcscError: something is wrong with the study file, the objective, a study or the database; the line says what.
-        SearchFailedError: a study failed, or is run by another process; the others were run all the same, and what was
-            evaluated is in the database.
+        SearchFailedError: a study failed, or is run by another process. The others were still run, and all evaluations
+            are in the database.
     """
     specs, directory = _specifications(study_file)
     url = storage_url(storage, specs[0].storage)
@@ -187,7 +187,7 @@ def plans_of(
     ``budget`` is another total for each study, in the unit of its own budget.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option, before anything is run.
+        OptimizerError: an unknown optimizer or option, before anything is run.
         StudySpecError: ``budget`` is given, and the sweep varies the budget.
     """
     if budget is not None:
@@ -204,8 +204,8 @@ def checked_experiments(
 ) -> list[tuple[Experiment, StudyPlan]]:
     """Each plan with the experiment that runs it. Plans that could never be searched are refused before any runs.
 
-    For a sweep, only the first objective is loaded; the settings of the others are checked. A database that is not
-    there yet is made when nothing was refused.
+    For a sweep, only the first objective is loaded; the settings of the others are checked. A missing database is made
+    after all plans were accepted.
     """
     with looked_into(url) as storage:
         found, stored = list(experiments(to_run, storage)), study_names(storage)
@@ -224,7 +224,7 @@ def checked_experiments(
 def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> None:
     """Refuse what a run of these plans would refuse, as far as that is known beforehand. Writes nothing.
 
-    A notice says which objectives have no check, once nothing was refused.
+    If nothing is refused, a notice says which objectives have no check.
 
     Raises:
         LcscError: the first thing that is wrong.
@@ -245,14 +245,14 @@ def run_each(
     parallel: bool | None = None,
     **how: bool,
 ) -> None:
-    """Run studies; one that fails, or that another process runs, does not stop the others.
+    """Run studies. One that fails, or that another process runs, does not stop the others.
 
     Args:
         to_run: as :func:`checked_experiments` gives them.
         on_end: called with one line when a study has ended, or cannot run.
-        parallel: run the studies of one objective at the same time, on shared workers; ``None`` does so where one of
+        parallel: run the studies of one objective at the same time, on shared workers; ``None`` does so if one of
             them would leave workers idle.
-        how: of :meth:`Experiment.run`.
+        how: further arguments of :meth:`Experiment.run`.
 
     Raises:
         LcscError: the only study failed.
@@ -328,7 +328,7 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
     """The objective of a study file: ``objective(coefficients) -> float``, lower is better.
 
     Args:
-        study_file: a path, the name of one in ``studies/``, or what one contains.
+        study_file: a path, the name of a file in ``studies/``, or the contents of a study file.
 
     Raises:
         LcscError: the study file is wrong, or its objective cannot be built.
@@ -338,17 +338,17 @@ def load_objective(study_file: str | Path | Mapping[str, Any]) -> Objective:
 
 
 def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]:
-    """What the studies of an experiment found, a row each, for people and for ``pandas.DataFrame``.
+    """The results of an experiment's studies, a row each, for people and for ``pandas.DataFrame``.
 
     Args:
-        experiment: the name in the study file; where that varies settings, of the whole sweep or of one of its points.
+        experiment: the name in the study file; for a sweep, the name of the whole sweep or of one of its points.
         storage: the database's URL, as for :func:`run`.
 
     Returns:
         What ``lcsc compare --format json`` prints: ``study``, ``optimizer``, ``seed``, ``state``, ``searched`` and
-        ``held_out`` (losses), ``held_out_images`` (what the latter is of), ``evaluations``, ``images``, ``seconds``,
-        ``cross_check`` (the metric of the cross-check), ``judges`` (all metrics that the loss is not made of, each
-        beside EMA*'s), and ``warnings``; of a sweep ``varied``, too.
+        ``held_out`` (losses), ``held_out_images`` (how many images ``held_out`` is from), ``evaluations``, ``images``,
+        ``seconds``, ``cross_check`` (the metric of the cross-check), ``judges`` (all metrics that are no part of the
+        loss, each beside EMA*'s), and ``warnings``; for a sweep ``varied``, too.
 
     Raises:
         StudyStoreError: there is no such experiment.

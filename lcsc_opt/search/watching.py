@@ -15,16 +15,14 @@ from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Workers
 from lcsc_opt.search.runner import Search
 
-KEEP_SECONDS = 10.0  # between two looks at the workers that are kept
+KEEP_SECONDS = 10.0  # between two writes of the workers' state
 
 
 class Watch(Protocol):
-    """Shows how far searches are."""
+    """Shows the progress of searches."""
 
     def __call__(self, search: Search, pool: Workers | None) -> contextlib.AbstractContextManager[OnTell]:
-        """Show the progress of a search while this is open. With a ``pool`` of workers that come and go, say how many
-        live.
-        """
+        """Show a search's progress while this is open. With a ``pool``, show also how many of its workers live."""
         ...
 
 
@@ -49,7 +47,7 @@ class OneLine:
     """One line for studies side by side: the sum of their budgets, and the best loss of all.
 
     Args:
-        advance: the line.
+        advance: updates the line.
         studies: how many they are.
     """
 
@@ -61,7 +59,7 @@ class OneLine:
 
     @contextlib.contextmanager
     def __call__(self, search: Search, pool: Workers | None) -> Iterator[OnTell]:
-        """Add what this search does."""
+        """Include a search in the line while this is open."""
         _say_continuing(search)
         steps = _Steps(search)
 
@@ -86,7 +84,7 @@ class OneLine:
 
 
 class _Steps:
-    """How much of the budget was spent since the last call."""
+    """Counts how much of the budget was spent since the last call of ``new``."""
 
     def __init__(self, search: Search) -> None:
         self._shown = search.stored_spent
@@ -99,12 +97,12 @@ class _Steps:
 
 @contextlib.contextmanager
 def keeping_nodes(study: StoredStudy, pool: Workers | None, on_tell: OnTell) -> Iterator[OnTell]:
-    """``on_tell``, but now and then, and at the end, it is kept in the database what the workers of each machine do.
+    """``on_tell`` that also writes the state of each machine's workers into the database, now and then and at the end.
 
     Args:
-        study: which is held.
-        pool: its workers; ``None`` where there are none, and nothing is kept.
-        on_tell: what else is to be done.
+        study: its lease must be held.
+        pool: its workers; ``None`` if there are none: then nothing is written.
+        on_tell: called every time.
     """
     if pool is None:
         yield on_tell
