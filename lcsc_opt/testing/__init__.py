@@ -1,8 +1,8 @@
-"""What every objective, optimizer, feature extractor, checkpoint format and storage has to keep, as checks to call.
+"""The contracts of objectives, optimizers, feature extractors, checkpoint formats and storages, as checks to call.
 
-Each check is a function that returns where the contract is kept and raises
-:class:`~lcsc_opt.base.errors.ContractError` where it is not, with what was expected and what was found. They need no
-test framework::
+Each check is a function that returns if the contract is kept, and raises
+:class:`~lcsc_opt.base.errors.ContractError` if it is not. The error says what was expected and what was found. The
+checks need no test framework::
 
     from lcsc_opt.testing import check_objective
 

@@ -12,24 +12,24 @@ from torch import Tensor
 from lcsc_opt.base.errors import CheckpointError, ContractError
 from lcsc_opt.checkpoints.reading import checkpoint_step, read_checkpoint, read_metadata
 
-CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # shares of a file that is truncated
+CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # shares of the file that are left after a cut
 
 
 def check_checkpoint(
     path: Path, tensors: Mapping[str, Tensor], *, key: str | None = None, step: int | None = None
 ) -> None:
-    """Read a checkpoint, and what is left of it when it is cut.
+    """Read a checkpoint, whole and truncated.
 
     * The state dict comes back by name, dtype and shape, bit for bit.
-    * The training step is found, where one is expected.
-    * A truncated file is refused by a :class:`~lcsc_opt.base.errors.CheckpointError` that names it, never by another
-      error, and never read as less than it was.
+    * The training step is found, if one is expected.
+    * A truncated file is refused with a :class:`~lcsc_opt.base.errors.CheckpointError` that names it, with no other
+      error, and never gives fewer or other weights.
 
     Args:
         path: a file, or a folder.
         tensors: what was saved in it.
-        key: which state dict of the file; ``None`` lets it be found.
-        step: that the path, the metadata or the content tell; ``None`` expects nothing.
+        key: which state dict of the file; ``None`` finds it.
+        step: the step that the path, the metadata or the content give; ``None`` expects nothing.
 
     Raises:
         ContractError: one of these is not kept.
@@ -66,7 +66,7 @@ def _check_truncated(path: Path, tensors: Mapping[str, Tensor], key: str | None)
         for share in CUTS:
             cut.write_bytes(content[: int(share * len(content))])
             try:
-                _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut that takes only padding harms nothing
+                _compare(read_checkpoint(cut, key=key).tensors, tensors)  # a cut may remove only padding
             except CheckpointError as error:
                 if str(cut) not in str(error):
                     raise ContractError(f"a truncated file is refused without its name: {error}") from error

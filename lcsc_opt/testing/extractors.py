@@ -16,15 +16,15 @@ def check_extractor(
 
     * ``name`` is a text that does not change, ``dimension`` the number of features of an image.
     * Features are ``[B, D]`` float32 and finite, the same every time.
-    * Features of an image do not depend on the others of its batch.
-    * Where the network is differentiable, features have a graph that leads back to the images.
-    * Logits, where it gives them, come with the same features.
+    * Features of an image do not depend on the other images of its batch.
+    * If ``differentiable``, features have a graph that leads back to the images.
+    * If the extractor gives logits, they come with the same features.
 
     Args:
         extractor: what to check.
-        images: ``[B, C, H, W]`` in [−1, 1], at least two, none like another.
-        differentiable: whether a graph is wanted; only objectives that are searched by their gradient need one.
-        tolerance: between batches, relative to the largest feature.
+        images: ``[B, C, H, W]`` in [−1, 1], at least two, all different.
+        differentiable: whether a graph is expected; only searches that follow gradients need one.
+        tolerance: of differences between batches, relative to the largest feature.
 
     Raises:
         ContractError: one of these is not kept.

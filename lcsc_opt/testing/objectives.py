@@ -15,7 +15,7 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.testing.requiring import require
 
-SPREAD_TOLERANCE = 1e-6  # relative, of a loss whose images were sampled in two parts
+SPREAD_TOLERANCE = 1e-6  # relative, for a loss whose images were sampled in two parts
 
 
 def check_objective(
@@ -25,15 +25,15 @@ def check_objective(
 
     * ``steps`` are at least two, and increase.
     * ``describe()`` is JSON, and the same for every objective that is built with the same settings.
-    * The same candidate has the same finite loss, bit for bit, also in another process's objective.
-    * ``images`` and ``noise`` of a candidate are honoured, where an evaluation has images at all.
-    * A gradient is the derivative of the loss in the K coefficients; without one, there is a reason why.
-    * Where it has stages, the loss does not depend on how images are divided.
+    * The same candidate has the same finite loss, bit for bit, also in an objective that was built again.
+    * ``images`` and ``noise`` of a candidate are honoured, if an evaluation has images at all.
+    * A gradient is the derivative of the loss in the K coefficients. Without one, the objective gives a reason.
+    * If it has stages, the loss does not depend on how images are divided.
 
     Args:
         build: makes the objective; called twice.
-        images: of an evaluation; ``None`` takes the objective's own number.
-        step: of the central difference, in the length of coefficients.
+        images: how many an evaluation samples; ``None`` takes the objective's own number.
+        step: length of the step of the central difference, in coefficients.
         tolerance: of the derivative along a direction, relative to the larger of it and the gradient's length.
 
     Raises:

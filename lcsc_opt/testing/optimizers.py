@@ -21,22 +21,22 @@ LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20
 
 
 def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budget: int = 60) -> None:
-    """Search a quadratic function of 12 coefficients, and look at what an optimizer asks.
+    """Search a quadratic function of 12 coefficients, and check what an optimizer asks.
 
     * Every candidate, and the recommendation, is ``[K]``, finite, and sums to one.
-    * The same seed and the same answers give the same candidates, bit for bit: so a search resumes by repeating them.
-    * All randomness descends from the seed: numpy's global generator changes nothing, and is not changed.
-    * Several candidates may be asked before the first answer, unless it says that it asks one at a time.
-    * An evaluation that failed, told as a very large loss, ends nothing.
+    * The same seed and the same losses give the same candidates, bit for bit. A search resumes by repeating them.
+    * All randomness comes from the seed: numpy's global generator changes nothing, and is not changed.
+    * Several candidates may be asked before the first tell, unless the optimizer says that it asks one at a time.
+    * A failed evaluation, told as a very large loss, does not end the search.
 
     Args:
-        name: in Nevergrad's registry, ours included.
+        name: in Nevergrad's registry, which includes ours.
         options: of the study file.
         budget: evaluations.
 
     Raises:
         ContractError: one of these is not kept.
-        CoefficientsError: a candidate is none.
+        CoefficientsError: a candidate's coefficients are not valid.
         OptimizerError: there is no such optimizer, or no such option.
     """
     spec = OptimizerSpec(name=name, options=dict(options or {}))
@@ -82,7 +82,7 @@ class _Run:
 
 
 def _global_state() -> str:
-    return str(np.random.get_state())  # noqa: NPY002 - looked at, not drawn from
+    return str(np.random.get_state())  # noqa: NPY002 - compared, not drawn from
 
 
 def _loss(coefficients: Coefficients) -> float:

@@ -21,12 +21,12 @@ def check_storage(url: str) -> None:
     """Write a study into a database, read it back, and delete it.
 
     * 500 coefficients, losses and gradients come back bit for bit, also the smallest numbers and negative zero.
-    * A trial's number is the index of its ask; a candidate is there, running, before its result is.
+    * A trial's number is the index of its ask. A candidate is stored, as running, before its result is.
     * Failures keep their reasons. Study attributes can be set again; other settings are refused.
-    * One coordinator holds a study; a second one is told so.
+    * One coordinator holds a study; a second one gets an error.
 
     Args:
-        url: of a database that may be written to.
+        url: of a database that this may write to.
 
     Raises:
         ContractError: one of these is not kept.
