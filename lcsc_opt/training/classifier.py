@@ -1,8 +1,8 @@
 """Feature extractors that are trained here, in seconds: classifiers of small images, cached by their settings.
 
-Inception's features say little about 8×8 images, and nothing needs its download here. The penultimate layer of a
-network that can tell such images apart does for them what Inception does for photographs. It is trained without
-augmentation: a network taught to ignore noise and shifts would not see them in samples either.
+Inception's features say little about 8×8 images, and Inception must be downloaded. So the penultimate layer of a small
+classifier of such images takes its place. The classifier is trained without augmentation: a network that has learned
+to ignore noise and shifts would not see them in samples.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 
-FORMAT = 3  # of the cached file and of the recipe; raised whenever either changes
+FORMAT = 3  # version of the cached file and of the recipe; raise it when either changes
 HELD_OUT_FRACTION = 0.2
 BATCH = 128
 LEARNING_RATE = 1e-3
-SECOND_SEED, SECOND_DIMENSION = 1, 48  # of the network that held-out reports look through, too
+SECOND_SEED, SECOND_DIMENSION = 1, 48  # of the second network, which only held-out reports use
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierRecipe:
-    """What a trained classifier depends on, besides its images and the constants above, for which FORMAT stands.
+    """What a trained classifier depends on, besides its images, and the constants above, which FORMAT covers.
 
     Attributes:
-        name: of the images: it names the extractor and the cached file.
+        name: of the images; the extractor and the cached file are named after it.
         image_shape: ``[C, H, W]``.
         strides: of the three convolutions.
         classes: how many there are.
@@ -75,19 +75,18 @@ class ClassifierRecipe:
 
     @property
     def file_name(self) -> str:
-        """Of the cached network."""
+        """The name of the cached file."""
         return f"{self.name}-network-{hashlib.sha256(self.as_json().encode()).hexdigest()[:16]}.safetensors"
 
     def generator(self, purpose: str) -> torch.Generator:
-        """The random numbers of one purpose."""
+        """The random generator for one purpose."""
         return torch.Generator().manual_seed(derive_seed(self.seed, f"{self.name}-network", purpose))
 
 
 class ClassifierNetwork(nn.Module):
     """Three convolutions and a hidden layer of features; SiLU is smooth and does not saturate.
 
-    No layer looks at other images of the batch. Initialized from ``generator``: He normal weights, zero
-    biases.
+    No layer mixes images of a batch. Initialized from ``generator``: He normal weights, zero biases.
     """
 
     def __init__(self, recipe: ClassifierRecipe, generator: torch.Generator) -> None:
@@ -122,7 +121,7 @@ class ClassifierExtractor:
     """The hidden layer of a trained :class:`ClassifierNetwork` as features, differentiable in the images.
 
     Attributes:
-        held_out_accuracy: the fraction of images that were not trained on and are classified rightly.
+        held_out_accuracy: the fraction of the images not trained on that are classified correctly.
     """
 
     def __init__(self, recipe: ClassifierRecipe, network: ClassifierNetwork, *, held_out_accuracy: float) -> None:
@@ -186,8 +185,8 @@ def train_classifier(
 ) -> ClassifierExtractor:
     """The extractor that ``recipe`` describes: read from ``cache``, or trained and written there.
 
-    Training again gives the same weights on the same machine, whatever torch's number of threads; on another
-    kind of processor they differ by rounding, and with them the extractor's name.
+    On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
+    processor the weights differ by rounding, so the extractor's name differs, too.
 
     Args:
         recipe: settings.
@@ -208,7 +207,7 @@ def train_classifier(
 
 
 def view_of(extractor: FeatureExtractor, images: Tensor) -> View:
-    """An extractor beside real ``images`` ``[n, C, H, W]`` as it sees them."""
+    """An extractor together with its features of the real ``images`` ``[n, C, H, W]``."""
     features = extract(extractor, images, batch_size=500)
     statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), extractor.name)
     return View(extractor, Reference(statistics, statistics.sha256, features.astype(np.float32)))
@@ -216,7 +215,7 @@ def view_of(extractor: FeatureExtractor, images: Tensor) -> View:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """The layers are too small for a second thread to help, and sums would depend on how many there are."""
+    """Use one thread while this is open: small layers gain nothing from more, and sums depend on their number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -21,8 +21,8 @@ RECIPE = 1  # raise it when the same settings would train another model
 class ConsistencyTraining(Training):
     """Settings of one training run: those of every recipe, and the noise levels.
 
-    Names as in Song & Dhariwal 2023, Table 1. Their 80 and 1,280 for ``sigma_max`` and ``last_discretization``, made
-    for 32×32 images and 400,000 steps, are 20 and 160 here, for 8×8 images and thousands of steps.
+    Names as in Song & Dhariwal 2023, Table 1. ``sigma_max`` and ``last_discretization`` are 80 and 1,280 there, for
+    32×32 images and 400,000 steps. They are 20 and 160 here, for 8×8 images and thousands of steps.
 
     Attributes:
         sigma_min: lowest noise level.
@@ -63,7 +63,7 @@ def discretization(step: int, training: ConsistencyTraining) -> int:
 def interval_probabilities(levels: Tensor, training: ConsistencyTraining) -> Tensor:
     """``[n]`` chance of each interval between ``[n + 1]`` noise levels under a lognormal distribution.
 
-    What lies below the first level and above the last is missing from their sum.
+    The sum is below one: levels below the first and above the last are not counted.
     """
     quantiles = torch.erf((levels.log() - training.noise_mean) / (math.sqrt(2) * training.noise_std))
     return quantiles.diff() / 2
@@ -78,7 +78,7 @@ def pseudo_huber(difference: Tensor, scale: float = 0.00054) -> Tensor:
 def consistency_loss(
     function: ConsistencyFunction, images: Tensor, levels: Tensor, weights: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """One batch's loss (Eq. 7): the student at the upper end of an interval, the teacher, itself, at the lower one.
+    """One batch's loss (Eq. 7): the student at an interval's upper end, the teacher (the same network) at its lower.
 
     Args:
         function: student and teacher.
@@ -108,7 +108,7 @@ def train_consistency(
     path: Path,
     description: str = "training",
 ) -> Trajectory:
-    """The trajectory at ``path``, trained first where it is not there yet; see :func:`on_demand.train`.
+    """The trajectory at ``path``, trained first if it does not exist; see :func:`on_demand.train`.
 
     Args:
         build_network: makes the network that :class:`ConsistencyFunction` preconditions.

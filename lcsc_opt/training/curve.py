@@ -11,11 +11,11 @@ from lcsc_opt.base.files import write_atomically
 
 
 class LearningCurve:
-    """``{"step", "loss", "seconds"}`` a line, the mean loss since the line before.
+    """``{"step", "loss", "seconds"}`` in each line; the loss is the mean since the line before.
 
     Args:
         path: of the file.
-        write: whether this process does.
+        write: whether this process writes.
     """
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
@@ -27,7 +27,7 @@ class LearningCurve:
         self._losses.extend(losses)
 
     def write(self, step: int, seconds: float) -> None:
-        """A line for what was added since the one before."""
+        """Write a line for the losses that were added since the last line."""
         mean = math.fsum(self._losses) / len(self._losses)
         self._losses = []
         if self._write:
@@ -36,7 +36,7 @@ class LearningCurve:
                 file.write(json.dumps(line) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Forget what came after a step, and a line that was not finished."""
+        """Drop the lines after a step, and an unfinished line."""
         if not self._write or not self._path.exists():
             return
         kept = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]

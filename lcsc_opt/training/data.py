@@ -1,4 +1,4 @@
-"""Training images: the bundled ones, CIFAR-10, or a folder; all of one size, held in memory."""
+"""Training images: the bundled ones, CIFAR-10, or a folder. All have one size, and are held in memory."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class TrainingData:
     Attributes:
         name: as it was given.
         pixels: ``[n, C, H, W]`` uint8, or float32 in [-1, 1].
-        extractor: ``module:factory`` of the features that suit them; ``None`` for Inception's.
-        second: the same, of features that a held-out report looks through, too.
-        reference: what a study file calls the real images; ``None`` where they have to be written beside it.
+        extractor: ``module:factory`` of features that suit the images; ``None`` for Inception's.
+        second: the same for the second features, which held-out reports use, too.
+        reference: the name of the real images in a study file; ``None`` if they must be written beside it.
     """
 
     name: str
@@ -66,8 +66,8 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     """``digits``, ``photographs``, ``cifar10``, or all images of a folder or a zip file.
 
     Args:
-        name: which.
-        cache: a folder for what was found out about files, and where torchvision's CIFAR-10 is looked for.
+        name: one of these.
+        cache: a folder that keeps findings about files; torchvision's CIFAR-10 is looked for there.
 
     Raises:
         TrainingError: the folder is not there or holds no images, they differ in size, or one cannot be read.
@@ -77,7 +77,7 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     try:
         if name == "cifar10":
             settings = dataset_settings("cifar10-train")
-            assert settings is not None  # it is one of theirs
+            assert settings is not None  # a known data set
             images: ImageSet = dataset_images(settings, root=cache / "datasets")
             return TrainingData(name, _all(images), reference="cifar10-train")
         path = Path(name).expanduser()
@@ -90,7 +90,7 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
 
 
 def _all(images: ImageSet) -> Tensor:
-    """All of them as bytes, ``[n, C, H, W]``."""
+    """All images as bytes, ``[n, C, H, W]``."""
     return torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])
 
 
@@ -100,7 +100,7 @@ def as_bytes(images: Tensor) -> Tensor:
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """``[n, C, H, W]`` from 0 … 255 to [-1, 1]; what is float stays as it is."""
+    """``[n, C, H, W]`` from 0 … 255 to [-1, 1]; floats stay as they are."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 

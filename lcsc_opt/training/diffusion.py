@@ -27,7 +27,7 @@ class DiffusionTraining(Training):
     Attributes:
         timesteps: T, how many noise levels there are.
         beta_schedule: how noise grows with the timestep: ``linear`` as in Ho et al. 2020, or ``squaredcos_cap_v2``, the
-            cosine of Nichol & Dhariwal 2021, whose first steps of DPM-Solver++ divide by next to nothing.
+            cosine of Nichol & Dhariwal 2021. With the cosine, first steps of DPM-Solver++ divide by almost zero.
     """
 
     timesteps: int = 1000
@@ -38,7 +38,7 @@ class DiffusionTraining(Training):
         return training_key(RECIPE, network, self)
 
     def schedule(self) -> dict[str, Any]:
-        """What a scheduler of diffusers needs to know of the training, as its keyword arguments."""
+        """The training's settings as keyword arguments of a scheduler of diffusers."""
         return {
             "num_train_timesteps": self.timesteps,
             "beta_schedule": self.beta_schedule,
@@ -82,7 +82,7 @@ def train_diffusion(
     path: Path,
     description: str = "training",
 ) -> Trajectory:
-    """The trajectory at ``path``, trained first where it is not there yet; see :func:`on_demand.train`.
+    """The trajectory at ``path``, trained first if it does not exist; see :func:`on_demand.train`.
 
     Args:
         build_network: makes a network that predicts noise.
@@ -104,7 +104,7 @@ def train_diffusion(
 
 
 def noise_schedule(training: DiffusionTraining) -> NoiseSchedule:
-    """Diffusers' scheduler of the training.
+    """The scheduler of diffusers that the training uses.
 
     Raises:
         TrajectoryError: diffusers does not know the schedule.

@@ -56,7 +56,7 @@ def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs:
 
 
 def second_digits_view(cache: Path) -> View:
-    """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
+    """A second network of the same images, with other features, for ``fid@cross_check``. No search uses it.
 
     Raises:
         MetricError: its cached file is broken or cannot be written.
@@ -65,12 +65,12 @@ def second_digits_view(cache: Path) -> View:
 
 
 def digits_extractor() -> ClassifierExtractor:
-    """The digits objective's own network, from the cache: study files name it after ``fid@``."""
+    """The digits objective's own network, from the cache. Study files name it after ``fid@``."""
     return train_digits_network(seed=0, cache=cache_directory())
 
 
 def second_digits_extractor() -> ClassifierExtractor:
-    """Another network of the digits, at which no search looks."""
+    """A second network of the digits, which no search uses."""
     return train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 
@@ -88,7 +88,7 @@ ROWS, COLUMNS = 4, 5  # parts of a photograph
 
 
 def photographs_crops() -> Tensor:
-    """All crops: ``[7700, 3, 32, 32]`` float32 in [−1, 1], 50 rows of 77 of each photograph, eight pixels apart."""
+    """All crops: ``[7700, 3, 32, 32]`` float32 in [−1, 1], for each photograph 50 rows of 77, eight pixels apart."""
     crops, _ = _load_crops()
     return crops
 
@@ -118,7 +118,7 @@ def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, ep
 
 
 def second_photographs_view(cache: Path) -> View:
-    """Another network of the same images, with other features, at which no search looks: for ``fid@cross_check``.
+    """A second network of the same images, with other features, for ``fid@cross_check``. No search uses it.
 
     Raises:
         MetricError: its cached file is broken or cannot be written.
@@ -129,12 +129,12 @@ def second_photographs_view(cache: Path) -> View:
 
 
 def photographs_extractor() -> ClassifierExtractor:
-    """The photographs objective's own network, from the cache: study files name it after ``fid@``."""
+    """The photographs objective's own network, from the cache. Study files name it after ``fid@``."""
     return train_photographs_network(seed=0, cache=cache_directory())
 
 
 def second_photographs_extractor() -> ClassifierExtractor:
-    """Another network of the photographs, at which no search looks."""
+    """A second network of the photographs, which no search uses."""
     return train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 
@@ -156,7 +156,7 @@ def _crops(photograph: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Ten
 
 
 def _parts(shape: tuple[int, ...]) -> Tensor:
-    """``[n]`` the part, 0 to 19, that holds the centre of each crop of a photograph ``[H, W]``, row by row."""
+    """``[n]`` for each crop of a photograph ``[H, W]``, row by row, the part (0 to 19) that holds its centre."""
     height, width = shape
     row = (torch.arange(0, height - SIZE + 1, STRIDE) + SIZE // 2) * ROWS // height
     column = (torch.arange(0, width - SIZE + 1, STRIDE) + SIZE // 2) * COLUMNS // width

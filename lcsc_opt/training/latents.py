@@ -1,4 +1,4 @@
-"""Latent spaces: the latents of all images, scaled for training, and a small autoencoder where there is none."""
+"""Latent spaces: the latents of all images, scaled for training, and a small autoencoder for use without one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.networks import initialize
 
 FINAL_STD = 0.5  # sigma_data of the recipes
-KL_WEIGHT = 1e-6  # of Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly touches the images
+KL_WEIGHT = 1e-6  # Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly changes the images
 BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000
 
 
@@ -30,9 +30,9 @@ class Latents:
     """Images in a latent space.
 
     Attributes:
-        values: ``[n, c, h, w]``, for each channel with mean 0 and standard deviation :data:`FINAL_STD`.
-        mean: of the autoencoder's latents, for each channel.
-        std: the same.
+        values: ``[n, c, h, w]``, each channel with mean 0 and standard deviation :data:`FINAL_STD`.
+        mean: ``[c]``, mean of each channel of the autoencoder's latents.
+        std: ``[c]``, standard deviation of each channel.
     """
 
     values: Tensor
@@ -40,7 +40,7 @@ class Latents:
     std: list[float]
 
     def decoder(self, folder: str) -> dict[str, Any]:
-        """``decoder`` of a study file, for an autoencoder in that folder."""
+        """The ``decoder`` settings of a study file, for an autoencoder in ``folder``."""
         return {
             "autoencoder": folder,
             "raw_mean": self.mean,
@@ -55,7 +55,7 @@ def read_autoencoder(folder: Path, image_shape: tuple[int, int, int]) -> nn.Modu
     """An ``AutoencoderKL`` or ``AutoencoderTiny`` that takes such images.
 
     Raises:
-        TrainingError: there is none, or it takes others.
+        TrainingError: there is none, or it takes other images.
     """
     try:
         autoencoder = load_autoencoder(folder)
@@ -69,16 +69,16 @@ def read_autoencoder(folder: Path, image_shape: tuple[int, int, int]) -> nn.Modu
 
 @torch.no_grad()
 def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device, batch_size: int = BATCH) -> Latents:
-    """The latents of all images; of a distribution its mode.
+    """The latents of all images. If the autoencoder gives a distribution, its mode is taken.
 
     Args:
-        autoencoder: of diffusers, which is moved to the device.
+        autoencoder: of diffusers; it is moved to the device.
         pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
         device: where it is run.
         batch_size: images at once.
 
     Raises:
-        TrainingError: the images do not come back in their size, or a channel of the latents is the same everywhere.
+        TrainingError: the decoded images have another size, or a channel of the latents is constant.
     """
     autoencoder.eval().to(device)
     shape, back = pixels.shape[1:], _decoded(autoencoder, _encoded(autoencoder, as_floats(pixels[:1]).to(device)))
@@ -113,11 +113,11 @@ def train_autoencoder(
 ) -> nn.Module:
     """A small ``AutoencoderKL`` that halves the images' sides, trained and written into ``folder``.
 
-    The loss is the squared error and, lightly weighted, the KL divergence of Kingma & Welling 2014, Eq. 10.
+    The loss is the squared error plus, with a small weight, the KL divergence of Kingma & Welling 2014, Eq. 10.
 
     Args:
         pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
-        folder: for diffusers' ``from_pretrained``; an autoencoder that is there is read instead.
+        folder: for diffusers' ``from_pretrained``; an autoencoder that exists there is read instead.
         seed: of weights, batches and noise.
         device: where it is trained.
         steps: of training.
@@ -145,7 +145,7 @@ def small_latent_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int
     """``[c, h, w]`` of the latents of :func:`small_autoencoder`: half the sides, two channels for grey images.
 
     Raises:
-        TrainingError: sides that are odd.
+        TrainingError: a side is odd.
     """
     channels, height, width = image_shape
     if height % 2 or width % 2:
@@ -154,7 +154,7 @@ def small_latent_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int
 
 
 def small_autoencoder(channels: int, size: int) -> nn.Module:
-    """Of diffusers: ``[N, C, H, W]`` ↔ ``[N, *small_latent_shape([C, H, W])]``."""
+    """An autoencoder of diffusers: ``[N, C, H, W]`` ↔ ``[N, *small_latent_shape([C, H, W])]``."""
     prepare_torchvision()
     from diffusers import AutoencoderKL
 

@@ -1,4 +1,4 @@
-"""Models as folders of diffusers: what a training writes, and what a distillation or a tuning begins from."""
+"""Models as folders of diffusers. A training writes one; a distillation or a tuning begins from one."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Model:
     """A trained model.
 
     Attributes:
-        folder: its configuration, and its scheduler's.
+        folder: the configurations of the network and its scheduler.
         network: with its weights.
-        kind: how it was trained, as its scheduler tells.
+        kind: how it was trained, according to its scheduler.
     """
 
     folder: DiffusersFolder
@@ -40,14 +40,14 @@ class Model:
 
     @property
     def noise_scale(self) -> float:
-        """What ln(sigma) is multiplied with before the network is told."""
+        """The factor of ln(sigma) in the network's noise input."""
         return (EDM_NOISE if self.kind == "edm" else SONG_NOISE) * self.folder.timestep_scale
 
     def denoiser(self) -> Denoiser:
         """D(x; sigma) of a diffusion model.
 
         Raises:
-            TrainingError: it is none.
+            TrainingError: it is no diffusion model.
         """
         config = self.folder.scheduler or {}
         network = self.network.eval().requires_grad_(requires_grad=False)
@@ -63,11 +63,11 @@ def read_model(path: Path, option: str) -> Model:
     """A model that a training or diffusers' ``save_pretrained`` wrote: its network and its scheduler.
 
     Args:
-        path: a pipeline's folder, or one of a model with ``scheduler/`` beside it.
-        option: which one named it, for errors.
+        path: a pipeline's folder, or a model's folder with ``scheduler/`` beside it.
+        option: the command-line option that named it, for errors.
 
     Raises:
-        TrainingError: it is not there, is no model, has no weights, or does not say how it was trained.
+        TrainingError: it does not exist, is no model, has no weights, or does not say how it was trained.
     """
     try:
         folder = DiffusersFolder.read(path)
@@ -104,7 +104,7 @@ def _kind(folder: DiffusersFolder, option: str) -> Kind:
 
 
 def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
-    """Write the configurations of a network and its scheduler, without weights, as far as an objective needs them.
+    """Write the configurations of a network and its scheduler that an objective needs, without weights.
 
     Raises:
         TrainingError: the disk refuses.
@@ -134,8 +134,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 class BetaDenoiser(nn.Module):
     """D(x; sigma) of a network that was trained on a schedule of betas.
 
-    x / sqrt(1 + sigma^2) is the variance-preserving image of that noise level (Karras et al. 2022, Table 1, column VP),
-    and its timestep that where sqrt((1 - alpha_bar) / alpha_bar) is sigma, in between linearly in ln(sigma).
+    The network's input is x / sqrt(1 + sigma^2), the variance-preserving image at that noise level (Karras et al. 2022,
+    Table 1, column VP). Its timestep is where sqrt((1 - alpha_bar) / alpha_bar) is sigma, interpolated linearly in
+    ln(sigma).
     """
 
     levels: Tensor

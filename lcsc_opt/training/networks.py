@@ -17,14 +17,14 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int], **options: Any
     """A ``UNet2DModel`` without attention, one layer a block: ``(x [N, C, H, W], t [N]) -> .sample [N, C, H, W]``.
 
     Args:
-        image_shape: ``[C, H, W]``, square, and divisible by two as often as there are widths after the first.
-        widths: channels at each resolution, multiples of four; every further one halves the resolution.
-        options: others of ``UNet2DModel``.
+        image_shape: ``[C, H, W]``, square; the sides can be halved once for each width after the first.
+        widths: channels at each resolution, multiples of four; each width after the first halves the resolution.
+        options: further arguments of ``UNet2DModel``.
     """
     prepare_torchvision()
     from diffusers import UNet2DModel
 
-    channels, size, _ = image_shape  # lists below, since a study's fingerprint is JSON
+    channels, size, _ = image_shape  # the options below are lists, since a study's fingerprint is JSON
     usual = {
         "sample_size": size,
         "in_channels": channels,
@@ -45,7 +45,7 @@ class PatchedUNet(nn.Module):
 
     Args:
         image_shape: ``[C, H, W]``.
-        widths: of the U-Net, whose images are ``[C patch², H / patch, W / patch]``.
+        widths: of the U-Net; its images are ``[C patch², H / patch, W / patch]``.
         patch: side of a patch in pixels.
     """
 
@@ -64,7 +64,8 @@ class PatchedUNet(nn.Module):
 def initialize(network: nn.Module, generator: torch.Generator) -> None:
     """Draw every weight of a network anew from ``generator``, as PyTorch's own defaults would.
 
-    Weights of two axes and more are uniform within 1 / sqrt(fan-in), vectors of normalization layers one and zero.
+    Weights with two axes or more are uniform within ± 1 / sqrt(fan-in). Vectors of normalization layers are one and
+    zero.
     """
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):

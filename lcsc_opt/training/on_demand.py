@@ -1,7 +1,7 @@
 """Small networks that an objective trains on the CPU when a study first needs them.
 
-The shipped objectives' recipes (``consistency``, ``diffusion``) call :func:`train`. It goes on after an interruption
-from its own state file, and opens a finished trajectory at once. Its numbers are those of the demo, bit for bit;
+The shipped objectives' recipes (``consistency``, ``diffusion``) call :func:`train`. After an interruption it continues
+from its own state file. It opens a finished trajectory at once. It gives the numbers of the demo, bit for bit;
 ``lcsc train`` has a loop of its own, in ``trainer``.
 """
 
@@ -27,7 +27,7 @@ from lcsc_opt.training.networks import initialize
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], Tensor]
-"""``(network, images [N, C, H, W], step, generator) -> scalar``: what one step of a recipe minimizes."""
+"""``(network, images [N, C, H, W], step, generator) -> scalar``: the loss that one step of a recipe minimizes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Training:
 
     Attributes:
         steps: training steps.
-        checkpoint_every: a checkpoint is kept every so many steps.
-        batch_size: images a step.
+        checkpoint_every: steps between two checkpoints.
+        batch_size: images in each step.
         learning_rate: of RAdam; constant, since averaging replaces a decay.
         seed: of the weights, the batches and the noise.
     """
@@ -53,8 +53,8 @@ def training_key(recipe: int | str, network: str, training: Training) -> str:
     """A name for the trajectory that these settings train: 16 hexadecimal digits.
 
     Args:
-        recipe: raised when the same settings would train another model.
-        network: a description of the network, and of the data where there is a choice.
+        recipe: a version, raised when the same settings would train another model.
+        network: a description of the network, and of the data if there is a choice.
         training: all settings.
     """
     text = json.dumps([recipe, network, dataclasses.asdict(training)], sort_keys=True)
@@ -70,14 +70,14 @@ def train(
     path: Path,
     description: str,
 ) -> Trajectory:
-    """The trajectory at ``path``, trained first where it is not there yet.
+    """The trajectory at ``path``, trained first if it does not exist.
 
     Args:
         build_network: makes the network; its weights are drawn anew from the seed.
         images: ``[n, C, H, W]`` training images in [-1, 1].
         training: settings.
-        loss: what a step minimizes, for a batch of the images.
-        path: of the trajectory; while it is trained it is called ``PATH.partial``.
+        loss: that a step minimizes, for a batch of the images.
+        path: of the trajectory; during training it is called ``PATH.partial``.
         description: what the progress bar says.
 
     Raises:
@@ -116,14 +116,14 @@ def _make_directory(path: Path) -> None:
 
 
 def _forget_unborn(partial: Path) -> None:
-    """Begin again where a run was put down before its first checkpoint: its folder is no trajectory yet."""
+    """Remove the states of a run that stopped before its first checkpoint, so that it begins again."""
     if not (partial / MANIFEST).exists():
         for state in partial.glob("training.safe.*"):
             state.unlink()
 
 
 class _Run:
-    """A training run that can be put down after any checkpoint and taken up again."""
+    """A training run that can be stopped after any checkpoint and continued."""
 
     def __init__(
         self, network: nn.Module, images: Tensor, training: Training, loss: BatchLoss, state_path: Path
@@ -158,9 +158,9 @@ class _Run:
         return loss
 
     def save_checkpoint(self, writer: TrajectoryWriter) -> None:
-        """The state first, then the checkpoint: a crash between the two leaves a state that holds the checkpoint.
+        """Save the state, then the checkpoint: after a crash between the two, the state holds the checkpoint.
 
-        The checkpoint is written while training goes on, and the next state does not come before it is on the disk.
+        The checkpoint is written while training goes on. The next state waits until it is on the disk.
         """
         if self.step and self.step % self.training.checkpoint_every == 0:
             writer.flush()

@@ -31,7 +31,7 @@ from lcsc_opt.training.recipes.base import timestep_scale
 from lcsc_opt.training.trainer import Job, new_accelerator, train
 from lcsc_opt.trajectory import Trajectory
 
-SIGMA_REL = 0.1  # of the average that the model's folder holds at the end (Karras et al. 2024)
+SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Request:
         teacher: the folder of a diffusion model that is distilled.
         begin: the folder of a model whose weights training begins with.
         network: the folder, or the ``config.json``, of a network of diffusers; without it a small U-Net.
-        autoencoder: the folder of one; training is then of its latents.
-        seed: of everything.
+        autoencoder: the folder of an autoencoder; the model is then trained on its latents.
+        seed: of all random numbers.
         precision: of matrix products and convolutions.
         samples_every: steps between two sheets of samples; ``None`` writes none.
     """
@@ -78,10 +78,10 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
 
     Args:
         request: what is trained.
-        resume: go on with what is there.
+        resume: continue from the files of an earlier call.
 
     Returns:
-        The study file, in the process that has written it.
+        The study file, in the process that has written it; ``None`` in others.
 
     Raises:
         TrainingError: the request is wrong, or the loss is not finite.
@@ -98,7 +98,7 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
     network = _network(request, recipe, _trained_shape(recipe, data, latents), begin)
     if accelerator.is_main_process:
         _write_description(request, recipe)
-    if recipe.latent and latents is None:  # all else is known to fit
+    if recipe.latent and latents is None:  # trained last, when everything else is known to fit
         latents = _small_latents(request, data, accelerator)
     pixels = data.pixels if latents is None else latents.values
     job = Job(
@@ -148,7 +148,7 @@ def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
 
 
 def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
-    """What can be said before anything is read."""
+    """Refuse a wrong request, as far as that is known before anything is read."""
     if request.steps < 2 * request.checkpoint_every:
         raise TrainingError(
             f"{request.steps} steps with a checkpoint every {request.checkpoint_every} leave fewer than two"
@@ -168,7 +168,7 @@ def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _leftovers(request: Request) -> tuple[Path, ...]:
-    """What a training writes, its trajectory first."""
+    """The paths that a training writes, its trajectory first."""
     return request.out, *(request.beside(suffix) for suffix in (".state", ".model", ".jsonl", ".yaml", ".samples"))
 
 
@@ -202,7 +202,7 @@ def _check_unchanged(request: Request, recipe: Recipe) -> None:
     except (OSError, ValueError) as error:
         raise TrainingError(f"{request.out}: there is nothing to go on with ({path} is not there)") from error
     now = _described(request, recipe)
-    free = set() if recipe.curriculum else {"steps"}  # a longer training goes on as the shorter one would have
+    free = set() if recipe.curriculum else {"steps"}  # without a curriculum, a longer training continues a shorter one
     for name in now.keys() - free:
         if before.get(name) != now[name]:
             raise TrainingError(f"{name}: the training began with {before.get(name)!r}, and goes on with that")
@@ -212,7 +212,7 @@ def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model
     """The model whose weights the network begins with, and whose architecture it has."""
     if request.begin is None:
         if teacher is not None:
-            teacher.denoiser()  # says what is wrong with it
+            teacher.denoiser()  # raises if it cannot be a teacher
             if teacher.kind in recipe.begins_from and request.network is None:
                 return teacher
         return None
@@ -226,7 +226,7 @@ def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model
 
 
 def _trained_shape(recipe: Recipe, data: TrainingData, latents: Latents | None) -> tuple[int, int, int]:
-    """``[C, H, W]`` of what the network sees, also where the autoencoder is still to be trained."""
+    """``[C, H, W]`` of the network's input, also if the autoencoder is not trained yet."""
     if latents is None:
         return small_latent_shape(data.shape) if recipe.latent else data.shape
     channels, height, width = latents.values.shape[1:]
@@ -253,7 +253,7 @@ def _decoder(request: Request, latents: Latents) -> LatentDecoder:
 
 
 def _autoencoder(request: Request, own: str) -> str:
-    """The folder of the one that was given, else of our own."""
+    """The folder of the given autoencoder, else of our own."""
     return own if request.autoencoder is None else str(request.autoencoder.absolute())
 
 
@@ -288,7 +288,9 @@ def _new_network(request: Request, recipe: Recipe, shape: Sequence[int]) -> nn.M
 
 
 def default_widths(shape: Sequence[int]) -> tuple[int, ...]:
-    """Channels of a small U-Net at each resolution, down to sides of four or five pixels at the least.
+    """Channels of a small U-Net at each resolution.
+
+    The sides are halved once, and again while they stay whole and at least eight pixels.
 
     Raises:
         TrainingError: the images are not square, or cannot be halved once.
@@ -304,7 +306,7 @@ def default_widths(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> None:
-    """Whether a network takes images, or latents, of this shape."""
+    """Refuse a network that does not take images, or latents, of this shape."""
     try:
         expected = folder.image_shape()
     except ObjectiveError as error:
@@ -335,7 +337,7 @@ def _write_beside(
 
 
 def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: Latents | None) -> str:
-    """A study file that searches the trajectory, with paths from beside it."""
+    """A study file that searches the trajectory, with paths relative to its folder."""
     model = request.beside(".model").name
     features = "fid" if data.extractor is None else f"fid@{data.extractor}"
     settings: dict[str, Any] = {
@@ -364,7 +366,7 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
 
 @torch.no_grad()
 def _write_average(request: Request, network: nn.Module) -> None:
-    """An average of the checkpoints, as the weights of the model's folder: what a teacher or a start should be."""
+    """Write an average of the checkpoints as the weights of the model's folder: a good teacher or start."""
     trajectory = Trajectory.open(request.out)
     coefficients = power_ema_coefficients(trajectory.steps, SIGMA_REL)
     assert math.isclose(float(coefficients.sum()), 1.0, abs_tol=1e-9)

@@ -1,4 +1,4 @@
-"""What a model samples while it is trained: a sheet of images from the same noise every so many steps."""
+"""Samples of a model in training: every so many steps a sheet of images, always from the same noise."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ IMAGES = 32
 class SampleSheets:
     """``stepN.png`` in a folder, each with :data:`IMAGES` images of the weights after that step.
 
-    A copy of the network samples, so that the training's own modes, graphs and random numbers are left alone.
+    A copy of the network samples, so the training's modes, graphs and random numbers do not change.
 
     Args:
-        folder: of the files; made when there is one.
+        folder: of the files; made with the first sheet.
         every: steps between two sheets.
-        recipe: whose scheduler samples.
-        network: what is trained.
-        image_shape: ``[C, H, W]`` that it makes.
-        noise_scale: what ln(sigma) is multiplied with before the network is told.
-        decoder: of latents to images.
-        device: where.
+        recipe: its scheduler samples.
+        network: the trained network.
+        image_shape: ``[C, H, W]`` of the network's output.
+        noise_scale: factor of ln(sigma) in the network's noise input.
+        decoder: latents → images.
+        device: where it samples.
     """
 
     def __init__(

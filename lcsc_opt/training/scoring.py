@@ -1,4 +1,4 @@
-"""How the objectives that are trained here are scored: by networks that are trained here, too."""
+"""How the samples of objectives that are trained here are scored, by networks that are trained here, too."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lcsc_opt.training.classifier import view_of
 
 
 class ScoredImages(FrozenModel):
-    """``loss``, ``metrics``, ``held_out_metrics``, ``keep`` as for all images; ``data`` that is trained on.
+    """``loss``, ``metrics``, ``held_out_metrics`` and ``keep``, as for all objectives over images, and ``data``.
 
-    ``half`` of the images leaves the other half held out, for judges.
+    ``data: half`` trains on half of the images and leaves the other half held out, for judges.
     """
 
     loss: str | dict[str, float] = "fid"
@@ -36,7 +36,7 @@ class ScoredImages(FrozenModel):
         """Refuse metrics that :meth:`scores` would refuse.
 
         Raises:
-            MetricError: one that is not known, needs another network, or cannot be kept.
+            MetricError: a metric is not known, needs another network, or cannot be kept.
         """
         metrics = [*parse_loss(self.loss), *parse_names([*self.metrics, *(self.held_out_metrics or ())])]
         for metric in [*metrics, *([] if self.keep is None else [kept_metric(self.keep)])]:
@@ -48,15 +48,15 @@ class ScoredImages(FrozenModel):
         return images if self.data == "all" else images[::2]
 
     def unseen(self, images: Tensor) -> Tensor:
-        """The others; none where all are seen."""
+        """The other images; none if all are seen."""
         return images[:0] if self.data == "all" else images[1::2]
 
     def key(self, training: str) -> str:
-        """The key of a training, for the data that it sees."""
+        """The key ``training``, extended by the data that the training sees."""
         return training if self.data == "all" else f"{training}-{self.data}"
 
     def scores(self, extractor: FeatureExtractor, images: Tensor, cross_check: Callable[[], View]) -> Scores:
-        """Metrics in the features of ``extractor``, against those of ``images`` that are seen."""
+        """Metrics in the features of ``extractor``, against the part of ``images`` that is :meth:`seen`."""
         return Scores(
             {INCEPTION: self._view(extractor, images)},
             loss=self.loss,

@@ -1,9 +1,8 @@
-"""One loop for all recipes, through Accelerate: a CPU, a GPU, or several of them; in full precision or in bf16.
+"""One loop for all recipes, through Accelerate: on a CPU, a GPU or several GPUs, in full precision or in bf16.
 
-Beside ``NAME.trajectory`` stand ``NAME.jsonl``, the learning curve, ``NAME.samples``, and ``NAME.state``, from which
-training goes on.
-All random numbers of a step come from the seed, the number of the step and that of the process, so a training that was
-put down goes on as if it had not been.
+Beside ``NAME.trajectory`` are ``NAME.jsonl``, the learning curve, ``NAME.samples``, and ``NAME.state``, from which
+training continues. All random numbers of a step come from the seed, the number of the step and the number of the
+process. So a training that was interrupted continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -31,28 +30,28 @@ from lcsc_opt.training.recipes.base import Batch, Denoiser, Recipe
 from lcsc_opt.training.samples import SampleSheets
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
-STATE_SECONDS = 60.0  # between two states, which are what an interruption costs at most
-CHECKED_EVERY = 50  # steps between two looks at the loss on a device that would have to wait for it
+STATE_SECONDS = 60.0  # between two states; an interruption costs about this time
+CHECKED_EVERY = 50  # steps between two looks at the loss on a device where each look waits for the device
 LATEST = "latest"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is trained, on what, and for how long.
+    """A training: the recipe, the network, the images, and how long.
 
     Attributes:
         recipe: the loss, and its settings.
-        network: with the weights that it begins with.
+        network: with its first weights.
         images: ``[n, C, H, W]``, float32 in [-1, 1] or uint8; or latents.
         out: the trajectory.
         steps: of training.
         checkpoint_every: steps between two checkpoints.
         seed: of the batches and the noise.
         precision: of matrix products and convolutions.
-        noise_scale: what ln(sigma) is multiplied with before the network is told.
+        noise_scale: factor of ln(sigma) in the network's noise input.
         samples_every: steps between two sheets of samples; ``None`` writes none.
-        decoder: of latents to images, for the samples.
-        keeps_start: the weights that training begins with are the checkpoint of step 0.
+        decoder: latents → images, for the samples.
+        keeps_start: whether the first weights are saved as the checkpoint of step 0.
         teacher: of a distillation; a module, if it has weights.
         state_seconds: between two states.
     """
@@ -81,7 +80,7 @@ def new_accelerator(precision: Literal["fp32", "bf16"]) -> Any:
     """Accelerate's view of the devices of this process.
 
     Raises:
-        TrainingError: it is not installed, or the device has no bf16.
+        TrainingError: Accelerate is not installed, or the device has no bf16.
     """
     try:
         from accelerate import Accelerator
@@ -94,15 +93,15 @@ def new_accelerator(precision: Literal["fp32", "bf16"]) -> Any:
 
 
 def train(job: Job, *, accelerator: Any, resume: bool) -> None:
-    """Train to the end; what is there already is gone on with.
+    """Train to the end.
 
     Args:
         job: what is trained.
-        accelerator: of :func:`new_accelerator`.
-        resume: from the last state.
+        accelerator: from :func:`new_accelerator`.
+        resume: continue from the last state.
 
     Raises:
-        TrainingError: the loss is not finite; the checkpoints before are whole.
+        TrainingError: the loss is not finite; earlier checkpoints are whole.
         TrajectoryError: a checkpoint cannot be written.
     """
     loop = _Loop(job, accelerator)
@@ -121,7 +120,7 @@ def train(job: Job, *, accelerator: Any, resume: bool) -> None:
 
 
 class _Loop:
-    """A training that can be put down after a state and taken up again."""
+    """A training that can be stopped after a state and continued."""
 
     def __init__(self, job: Job, accelerator: Any) -> None:
         self.job, self.accelerator = job, accelerator
@@ -178,15 +177,15 @@ class _Loop:
             )
 
     def _threads(self) -> int | None:
-        """Of torch on a CPU, whose sums depend on how many there are; nothing elsewhere."""
+        """The number of torch's threads on a CPU, since sums depend on it; ``None`` on other devices."""
         return torch.get_num_threads() if self.accelerator.device.type == "cpu" else None
 
     def begin(self, *, resume: bool) -> None:
-        """Take up the last state, or save the first one."""
+        """Load the last state, or save the first one."""
         states = self.job.beside(".state")
         name = self._latest(states) if resume else None
         if resume and name in (None, "step0") and self.accelerator.is_main_process:
-            remove(self.job.out)  # its rows are made again
+            remove(self.job.out)  # training makes its rows again
         self.accelerator.wait_for_everyone()
         if name is None:
             self.saver.begin(0)
@@ -206,7 +205,7 @@ class _Loop:
             self.saver.keep_start(self.raw)
 
     def run(self) -> Iterator[float | None]:
-        """Train; gives each step's loss, or nothing where nobody has waited for it."""
+        """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
         waiting: list[Tensor] = []
         began = time.monotonic() - self.seconds
         while self.step < self.job.steps:
@@ -259,7 +258,7 @@ class _Loop:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.raw.parameters()), 1 - rate)
 
     def _look_at(self, waiting: list[Tensor]) -> float:
-        """The last loss, after a look at all of them."""
+        """The last loss, after a check that all are finite."""
         losses = torch.stack(waiting).tolist()
         for before, loss in enumerate(losses):
             if not math.isfinite(loss):
@@ -272,7 +271,7 @@ class _Loop:
         return float(losses[-1])
 
     def _save_state_in_time(self) -> None:
-        """All processes at once, when the first one finds that it is time."""
+        """Save the state in all processes when the main process finds that it is time."""
         from accelerate.utils import broadcast_object_list
 
         due = [time.monotonic() - self.saved_at >= self.job.state_seconds]
@@ -280,7 +279,7 @@ class _Loop:
             self.save_state()
 
     def save_state(self) -> None:
-        """Write all that training goes on from; the one before goes when it is there."""
+        """Write the state that training continues from, then remove the state before it."""
         states = self.job.beside(".state")
         name = f"step{self.step}"
         if (states / name).is_dir() and self._latest(states) == name:
@@ -302,5 +301,5 @@ class _Loop:
             return None
 
     def close(self) -> None:
-        """Let other processes write the trajectory."""
+        """Close the trajectory, so that other processes can write it."""
         self.saver.close()
