@@ -1,4 +1,4 @@
-"""One call at a time that goes on while the caller does something else."""
+"""One call at a time that runs in the background."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 class Background:
     """Makes one call at a time in a thread of its own, which lives as long as the call.
 
-    The thread is not a daemon, so an ending interpreter waits for the call. After that, in functions of :mod:`atexit`,
-    a call is made at once in the calling thread.
+    The thread is not a daemon, so an ending interpreter waits for the call. Later, in functions of :mod:`atexit`, no
+    thread can start, and the call is made at once in the calling thread.
 
     Args:
         name: of the thread.
@@ -23,14 +23,14 @@ class Background:
 
     @property
     def running(self) -> bool:
-        """Whether a call goes on."""
+        """Whether a call is running."""
         return self._call is not None and self._call.running
 
     def start(self, function: Callable[[], object]) -> None:
-        """Call ``function``, after the call before has ended.
+        """Call ``function``, after the previous call has ended.
 
         Raises:
-            BaseException: what the call before raised; this one is then not made.
+            BaseException: the error of the previous call; ``function`` is then not called.
         """
         self.finish()
         if not threading.main_thread().is_alive():
@@ -43,16 +43,16 @@ class Background:
         """Raise the error of an ended call, without waiting.
 
         Raises:
-            BaseException: what the ended call raised; only once.
+            BaseException: the error of the ended call; only once.
         """
         if not self.running:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the call. Where the user interrupts the waiting, the call goes on and may be waited for again.
+        """Wait for the call. If the user interrupts the waiting, the call goes on and can be waited for again.
 
         Raises:
-            BaseException: what the call raised; only once.
+            BaseException: the error of the call; only once.
         """
         if self._call is not None:
             self._call.wait()
@@ -62,9 +62,9 @@ class Background:
 
 
 class _Call(threading.Thread):
-    """A call in a thread. Where the user interrupts its start, it is made or not made, but never beside another call.
+    """A call in a thread. If the user interrupts its start, it may or may not be made, but never beside another call.
 
-    ``join`` is not used: interrupted by Ctrl-C, Python 3.11's takes the thread for ended, and nobody waits for it.
+    ``join`` is not used: after Ctrl-C, Python 3.11's ``join`` takes a running thread for ended.
     """
 
     def __init__(self, function: Callable[[], object], name: str) -> None:
@@ -72,18 +72,18 @@ class _Call(threading.Thread):
         self._function = function
         self._process = os.getpid()
         self._begun = False
-        self._claim = threading.Lock()  # taken once: by the thread, or by the caller, who then knows that it never runs
+        self._claim = threading.Lock()  # taken once: by the thread to run, or by the caller so that it never runs
         self._ended = threading.Event()
         self.error: BaseException | None = None
 
     @property
     def running(self) -> bool:
-        return not self._ended.is_set() and self._process == os.getpid()  # a forked process has no such thread
+        return not self._ended.is_set() and self._process == os.getpid()  # a forked process does not have the thread
 
     def begin(self) -> None:
         try:
             self.start()
-        except RuntimeError:  # the interpreter is ending, and starts no thread any more
+        except RuntimeError:  # an ending interpreter starts no threads
             self.run()
         self._begun = True
 

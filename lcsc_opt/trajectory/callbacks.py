@@ -1,7 +1,7 @@
 """Saving a trajectory from other people's training loops: Lightning, Accelerate, and the Trainer of transformers.
 
-Each saves on one process only, goes back by itself when training goes on from a checkpoint that is older than the last
-row, and lets no checkpoint of the training be newer than what the trajectory holds on the disk.
+Each callback saves on one process only. When training continues from a checkpoint older than the last row, it drops the
+later rows. It makes sure that the trajectory on the disk is never behind the training's own checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
 
 
 class TrajectorySaver:
-    """What the callbacks share; in a loop of one's own, with Accelerate, it is used as it is.
+    """What the callbacks share. In a loop of your own, with Accelerate, use it directly.
 
     ::
 
@@ -37,9 +37,9 @@ class TrajectorySaver:
         path: of the trajectory.
         every: save at steps that are multiples of it.
         main: whether this process saves; the others do nothing.
-        accelerator: of Accelerate: its main process saves, its wrappers are taken off the model, and its ``save_state``
-            and ``load_state`` keep the step.
-        options: further ones of :class:`TrajectoryWriter`.
+        accelerator: of Accelerate. Its main process saves, its wrappers are removed from the model, and its
+            ``save_state`` and ``load_state`` keep the step.
+        options: further arguments of :class:`TrajectoryWriter`.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class TrajectorySaver:
             accelerator.register_for_checkpointing(self)
 
     def begin(self, step: int) -> None:
-        """Training goes on after ``step``; 0 is its start. Rows of later steps are dropped.
+        """Begin or continue training after ``step``; 0 is its start. Rows of later steps are dropped.
 
         Raises:
-            TrajectoryError: training starts, and the trajectory holds rows of another one.
+            TrajectoryError: training starts, and the trajectory already holds rows of another training.
         """
         self.close()
         self._last = step
@@ -71,10 +71,10 @@ class TrajectorySaver:
         self._writer = TrajectoryWriter(self._path, **self._options, resume=step if step else None)
 
     def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
-        """Save the weights after ``step``, where that is a multiple of ``every``; the loop goes on meanwhile.
+        """Save the weights after ``step`` if it is a multiple of ``every``, in the background.
 
         Raises:
-            TrajectoryError: they cannot be saved.
+            TrajectoryError: the weights cannot be saved.
         """
         if self._writer is None and self._main:
             self.begin(0)
@@ -87,7 +87,7 @@ class TrajectorySaver:
         """Save the weights that a tuning begins with, as the checkpoint of step 0.
 
         Raises:
-            TrajectoryError: they cannot be saved, or training has begun.
+            TrajectoryError: the weights cannot be saved, or training has begun.
         """
         if self._writer is not None:
             self._writer.append(0, weights, wait=False)
@@ -98,13 +98,13 @@ class TrajectorySaver:
             self._writer.flush()
 
     def close(self) -> None:
-        """Flush, and let another process write."""
+        """Flush, then let other processes write."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """For the training's own checkpoint, which is written when all rows before it are on the disk."""
+        """The state for the training's own checkpoint. Waits until all rows are on the disk."""
         self.flush()
         return {"step": self._last}
 
@@ -119,8 +119,8 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
     Args:
         path: of the trajectory.
         every: save at steps that are multiples of it.
-        weights: from the ``LightningModule`` to what is saved, such as its EMA; ``None`` saves all of it.
-        options: further ones of :class:`TrajectoryWriter`.
+        weights: ``LightningModule`` → the weights to save, such as its EMA; ``None`` saves the whole module.
+        options: further arguments of :class:`TrajectoryWriter`.
 
     Raises:
         TrajectoryError: Lightning is not installed.
@@ -161,8 +161,8 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
     Args:
         path: of the trajectory.
         every: save at steps that are multiples of it.
-        weights: from the model to what is saved; ``None`` saves the model.
-        options: further ones of :class:`TrajectoryWriter`.
+        weights: model → the weights to save; ``None`` saves the model.
+        options: further arguments of :class:`TrajectoryWriter`.
 
     Raises:
         TrajectoryError: transformers is not installed.
@@ -174,7 +174,7 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
         raise TrajectoryError(f"transformers cannot be imported ({error}): pip install transformers") from error
 
     class Callback(TrainerCallback):
-        """Saves on the process that is zero in the world."""
+        """Saves on the process with rank 0."""
 
         saver: TrajectorySaver | None = None
 
@@ -204,7 +204,7 @@ def _rows(path: Path) -> int:
 
 
 def _lightning() -> Any:
-    """Under its name of today, else under the one before."""
+    """Lightning under its present name, else under its old one."""
     prepare_torchvision()
     try:
         return importlib.import_module("lightning.pytorch")

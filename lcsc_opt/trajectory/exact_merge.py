@@ -1,10 +1,10 @@
 """Merging with the same result, bit for bit, on every machine.
 
-:meth:`Trajectory.merge` is what a search uses: fast, and its sums depend on the BLAS, its threads and its vector
+A search uses :meth:`Trajectory.merge`, which is fast, but its sums depend on the BLAS, its threads and its vector
 width. Exported models are merged here instead, one checkpoint after the other in the order of the steps: each element
 is multiplied in float64, rounded, added in float64, rounded. Both are single IEEE operations on one element, so neither
-threads nor the kind of machine can change a bit. The sum is rounded once, to nearest, ties to even, to the dtype that
-is asked for.
+threads nor the kind of machine can change a bit. At the end the sum is rounded once to the wanted dtype, to nearest,
+ties to even.
 
 Memory: one checkpoint, and a float64 sum of each of its elements.
 """
@@ -35,12 +35,12 @@ from lcsc_opt.trajectory.lora import trajectory_alphas
 from lcsc_opt.trajectory.merge.merger import StateDict
 from lcsc_opt.trajectory.store import Trajectory
 
-ELEMENTS = 2**18  # at once: few enough to stay in a cache
+ELEMENTS = 2**18  # processed at once; few enough to stay in a cache
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Combination:
-    """A merge: its checkpoints and coefficients, which is enough to make it again elsewhere.
+    """The checkpoints and coefficients of a merge: enough to make it again elsewhere.
 
     Attributes:
         steps: ``[K]`` training steps, increasing.
@@ -105,7 +105,7 @@ class PackedCheckpoints:
         return f"{self._trajectory.path}: step {step}"
 
     def lora_alphas(self) -> LoraAlphas:
-        """Of a LoRA whose tensors do not hold them."""
+        """The alphas of a LoRA whose tensors do not hold them."""
         return trajectory_alphas(self._trajectory)
 
 
@@ -126,7 +126,7 @@ class CheckpointFiles:
         return tuple(self._paths)
 
     def read(self, step: int) -> Mapping[str, Tensor]:
-        """The file's tensors, where the format allows it mapped from the file."""
+        """The file's tensors, mapped from the file if the format allows it."""
         return read_checkpoint(self._paths[step], key=self._key).tensors
 
     def name(self, step: int) -> str:
@@ -134,7 +134,7 @@ class CheckpointFiles:
         return str(self._paths[step])
 
     def lora_alphas(self) -> LoraAlphas:
-        """Of a LoRA whose tensors do not hold them: what stands beside the last file."""
+        """The alphas of a LoRA whose tensors do not hold them, from the configuration beside the last file."""
         return read_alphas(self._paths[max(self._paths)], key=self._key) or LoraAlphas()
 
 
@@ -151,7 +151,7 @@ def merge_exactly(
         checkpoints: the source; it may hold more than needed.
         combination: what to merge.
         dtype: of the floating-point tensors of the result (``float32``, ``float16``, ``bfloat16``, ``float64``);
-            ``None`` leaves each in its own.
+            ``None`` keeps the dtype of each.
         elements: how many are processed at once; the result does not depend on it.
 
     Raises:
@@ -172,14 +172,14 @@ def merge_exactly(
                 total.add(index, tensors)
                 _check_same_bytes(checkpoints.name(step), step, sha256.result(), combination.checkpoint_sha256[index])
                 advance(note=f"step {step}")
-                del tensors  # before the next one is read
+                del tensors  # free the memory before the next one is read
         assert total is not None  # coefficients sum to one, so at least one is not zero
         _check_same_model(total.layout, combination)
         return total.rounded(dtype)
 
 
 def cast(tensors: Mapping[str, Tensor], dtype: str | None) -> StateDict:
-    """Round floating-point tensors to ``dtype``, as :func:`merge_exactly` does; others, or all for ``None``, stay.
+    """Round floating-point tensors to ``dtype``, as :func:`merge_exactly` does. Others stay; for ``None`` all stay.
 
     Raises:
         TrajectoryError: a weight is too large for ``dtype``.
@@ -209,7 +209,7 @@ class _Total:
             self._copies = {spec.name: tensors[spec.name].detach().clone() for spec in self._copied()}
 
     def rounded(self, dtype: str | None) -> StateDict:
-        """The result; each sum is given up as soon as it is rounded."""
+        """The result. Each sum is freed as soon as it is rounded."""
         result: StateDict = {}
         for spec in self.layout.tensors:
             values = self._sums.pop(spec.name, None)
@@ -226,11 +226,11 @@ class _Total:
 def _added(
     total: npt.NDArray[np.float64] | None, coefficient: float, flat: Tensor, elements: int
 ) -> npt.NDArray[np.float64]:
-    """``total + coefficient * flat``, in place, ``[n]``; the first product is taken as it is, so that −0 stays −0."""
+    """``total + coefficient * flat``, in place, ``[n]``. The first product is not added to zero, so −0 stays −0."""
     first = total is None
     total = np.empty(flat.numel()) if total is None else total
     for start in range(0, len(total), elements):
-        # rounded once here, and once where it is added: two operations, never one fused
+        # rounded once here and once in the addition: two operations, never one fused
         product = _widened(flat[start : start + elements]) * coefficient
         if first:
             total[start : start + elements] = product
@@ -240,14 +240,14 @@ def _added(
 
 
 def _as_dtype(spec: TensorSpec, tensor: Tensor, dtype: str | None, elements: int) -> Tensor:
-    """The tensor itself where nothing is to be rounded."""
+    """The tensor in ``dtype``; the tensor itself if nothing must be rounded."""
     if not spec.merged or dtype in (None, spec.dtype):
         return tensor.contiguous()
     return _rounded(spec, _widened(tensor.reshape(-1)), str(dtype), elements)
 
 
 def _widened(flat: Tensor) -> npt.NDArray[np.float64]:
-    """``[n]`` float64, in this thread: those that torch starts may take small numbers for zero."""
+    """``[n]`` float64. Computed by numpy in this thread: threads of torch may take small numbers for zero."""
     if flat.dtype == torch.bfloat16:
         upper = flat.view(torch.int16).numpy().view(np.uint16).astype(np.uint32) << 16
         return upper.view(np.float32).astype(np.float64)
@@ -280,7 +280,7 @@ def round_to(values: npt.NDArray[np.float64], dtype: str) -> Tensor:
 
 
 def _bfloat16_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
-    """The upper halves of float32 numbers that were rounded to odd, which leaves ties only where there are ties."""
+    """``[n]`` as the bits of bfloat16. Rounding to odd float32 first makes the second rounding correct."""
     with np.errstate(over="ignore", under="ignore"):
         nearest = values.astype(np.float32)
     away = np.abs(nearest.astype(np.float64)) > np.abs(values)
@@ -292,7 +292,7 @@ def _bfloat16_bits(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint16]:
 
 @contextlib.contextmanager
 def _exact_small_numbers() -> Iterator[None]:
-    """Numbers below the normal range are kept, also where somebody asked this thread to take them for zero."""
+    """While this is open, this thread keeps subnormal numbers, even if it was set to flush them to zero."""
     flushed = float(np.float64(5e-324) + np.zeros(1)[0]) == 0.0
     if flushed:
         torch.set_flush_denormal(False)

@@ -1,4 +1,4 @@
-"""What is in a trajectory, packed or not, and what looks wrong with it."""
+"""The contents of a trajectory, packed or not, and warnings about it."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
 from lcsc_opt.trajectory.disk.saving import EXACT
 from lcsc_opt.trajectory.store import Trajectory
 
-AT_ONCE = 2**18  # numbers at once, in float64
+AT_ONCE = 2**18  # numbers converted to float64 at once
 MOST_WARNINGS = 5  # of one kind
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What a trajectory holds; JSON writes it as it is.
+    """What a trajectory holds. All values can be written as JSON.
 
     Attributes:
-        path: what was looked at.
+        path: what was inspected.
         packed: whether it is one packed trajectory, or K checkpoints.
         series: the names of its checkpoints without their steps; empty for those that a training loop wrote.
-        key: which state dict of each file; ``""`` for bare ones.
+        key: which state dict of each file; ``""`` if a file is one state dict.
         checkpoints: K.
         parameters: P, floating-point scalars of one checkpoint.
         tensors: how many tensors one checkpoint has.
-        dtypes: that occur, each once.
+        dtypes: the dtypes that occur, each once.
         stored: ``exact``, or the dtype of the differences that are stored instead of the weights.
-        relative_error: of merged weights, from storing differences, measured when they were packed; ``None`` where
-            rows are exact or it was not measured.
-        bytes: what the tensors of all checkpoints take.
-        first_step, last_step: ``None`` where names do not tell the steps.
+        relative_error: of merged weights, from storing differences, measured when they were packed; ``None`` if rows
+            are exact or it was not measured.
+        bytes: size of the tensors of all checkpoints.
+        first_step, last_step: ``None`` if the steps are not known.
         intervals: the distances between neighbouring steps that occur.
-        sha256: of the packed trajectory, also before it is packed; ``None`` where it cannot be packed.
+        sha256: of the packed trajectory, also before it is packed; ``None`` if it cannot be packed.
         verified: whether all bytes were compared with their hashes.
-        steps: ``[K]``; empty where names do not tell them.
-        difference_norms: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it; ``None`` where
-            it is no number.
+        steps: ``[K]``; empty if the steps are not known.
+        difference_norms: ``[K−1]``, the L2 norm of each checkpoint's difference from the one before it; ``None`` if it
+            is not finite or cannot be computed.
         warnings: one line each.
     """
 
@@ -78,7 +78,7 @@ class Inspection:
 def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False) -> Inspection:
     """Look at a packed trajectory, or at checkpoints that :func:`find_checkpoints` finds.
 
-    Of unpacked ones everything is read once, two checkpoints are in memory at a time.
+    Unpacked checkpoints are read completely, once; two of them are in memory at a time.
 
     Args:
         patterns: as for :func:`find_checkpoints`, or one packed trajectory.
@@ -86,7 +86,8 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
         verify: compare the bytes of a packed trajectory with the hashes in its manifest.
 
     Raises:
-        TrajectoryError: nothing there, or no checkpoint that can be read, or unpacked ones to verify, or damaged ones.
+        TrajectoryError: there is nothing; no checkpoint can be read; ``verify`` for unpacked ones, which have no
+            hashes; or a packed one is damaged.
     """
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     if len(alone) == 1 and (verify or is_packed(Path(alone[0]).expanduser())):
@@ -190,14 +191,14 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> Inspection
 
 
 def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
-    """Steps, which are empty where they are not known; the paths in their order; and what is wrong with the steps."""
+    """The steps (empty if they are not known), the paths in their order, and warnings about the steps."""
     steps: dict[Path, int] = {}
     for path in paths:
         step = _step(path)
         if step is None:
             return [], paths, [f"the steps are not known: {path} does not tell its own"]
         steps[path] = step
-    paths = sorted(paths, key=lambda path: steps[path])  # stable: natural order where steps are the same
+    paths = sorted(paths, key=lambda path: steps[path])  # stable: natural order for equal steps
     pairs = [
         f"step {steps[later]} is there twice: {earlier} and {later}"
         for earlier, later in itertools.pairwise(paths)
@@ -209,7 +210,7 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
 def _step(path: Path) -> int | None:
     try:
         return checkpoint_step(path, read_metadata(path))
-    except CheckpointError:  # also where the file is damaged and its name is all there is
+    except CheckpointError:  # if the file is damaged, only its name can tell
         return numbered_step(path)
 
 
@@ -225,7 +226,7 @@ def _read_all(paths: list[Path], names: list[str], reading: _Reading) -> None:
 
 
 def _read(path: Path, name: str, reading: _Reading) -> Mapping[str, Tensor] | None:
-    """Read one checkpoint and note what it is; ``None`` where it cannot be read."""
+    """Read one checkpoint and note what it is; ``None`` if it cannot be read."""
     try:
         checkpoint = read_checkpoint(path, key=reading.key)
         layout = plan(checkpoint.tensors)
@@ -261,7 +262,7 @@ def _retyped(first: Layout, other: Layout) -> str:
 
 
 def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] | None) -> float | None:
-    """The L2 norm of the difference, in float64; ``None`` where one is missing, they do not fit, or it is no number."""
+    """The L2 norm of the difference, in float64; ``None`` if one is missing, they do not fit, or it is not finite."""
     if before is None or after is None or shapes_of(before) != shapes_of(after):
         return None
     squares = sum(_squared(before[name], after[name]) for name in after if after[name].is_floating_point())
@@ -291,7 +292,10 @@ def _intervals(steps: Sequence[int]) -> list[int]:
 
 
 def _gaps(steps: Sequence[int]) -> list[str]:
-    """Neighbours whose distance is unlike the usual one; where none is usual, those twice or half the median."""
+    """Warnings of unusual distances between steps.
+
+    If no distance is usual, those above twice or below half the median are unusual.
+    """
     pairs = [(earlier, later) for earlier, later in itertools.pairwise(steps) if later > earlier]
     if not pairs:
         return []
@@ -310,7 +314,7 @@ def _gaps(steps: Sequence[int]) -> list[str]:
 
 
 def _duplicates(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Checkpoints with the same bytes: ``rows`` are names and hashes."""
+    """Warnings of checkpoints with the same bytes; ``rows`` are names and hashes."""
     groups: dict[str, list[str]] = {}
     for name, sha256 in rows:
         groups.setdefault(sha256, []).append(name)

@@ -1,7 +1,7 @@
 """LoRA state dicts: their factors and alphas, their names in a diffusers pipeline, and files of them.
 
-A LoRA adds ``alpha / rank * up @ down`` to the weight of a module. Combining its tensors as they are, as the paper
-does, is what a trajectory's own merge does.
+A LoRA adds ``alpha / rank * up @ down`` to the weight of a module. A trajectory's merge combines its tensors as they
+are, as the paper does.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from lcsc_opt.trajectory.store import Trajectory
 
 
 def trajectory_alphas(trajectory: Trajectory) -> LoraAlphas:
-    """The alphas of a trajectory of LoRA checkpoints whose tensors do not hold them: packed, or beside its last source.
+    """The alphas of LoRA checkpoints whose tensors do not hold them, from the trajectory or beside its last source.
 
     Raises:
-        TrajectoryError: PEFT checkpoints that are no longer there, whose alpha nothing else tells; broken metadata.
+        TrajectoryError: only the PEFT checkpoints tell the alpha, and they are gone; or the metadata is broken.
     """
     modules = lora_modules(trajectory.names)
     if all(module.alpha is not None for module in modules):

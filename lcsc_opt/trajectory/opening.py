@@ -1,7 +1,7 @@
 """Checkpoints as a study file names them → a packed trajectory: opened, or packed once into the cache.
 
-A study knows its checkpoints by their steps and their hash. Where it goes on, it gets exactly these again: from the
-folder, which may have grown, or from the cache, when the folder is gone.
+A study knows its checkpoints by their steps and their hash. When it continues, it gets exactly these again: from the
+folder, which may have grown, or from the cache if the folder is gone.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def open_or_pack(
 ) -> Trajectory:
     """Open a packed trajectory, or pack checkpoints once and open the result from then on.
 
-    Where a study goes on (:func:`lcsc_opt.base.paths.study_checkpoints`), its own trajectory is opened instead.
+    When a study continues (:func:`lcsc_opt.base.paths.study_checkpoints`), its own trajectory is opened instead.
 
-    What is packed lies in ``CACHE/trajectories`` under the hash of the sources' paths, sizes and times, their steps,
-    the key and the dtype, and stays there until somebody deletes it. A second process that asks for the same waits for
-    the first; after an interruption the next call goes on where it stopped.
+    Packed trajectories are in ``CACHE/trajectories``, under the hash of the sources' paths, sizes and times, their
+    steps, the key and the dtype. They stay there until somebody deletes them. A second process that asks for the same
+    waits for the first. After an interruption the next call continues where it stopped.
 
     Args:
-        patterns: a packed trajectory alone, or what :func:`pack` takes.
-        cache: the folder for what can be made again.
-        key: as for :func:`pack`; of a packed trajectory it must be the one it was packed with.
-        selection: as for :func:`pack`; a packed trajectory has been selected already.
+        patterns: one packed trajectory, or what :func:`pack` takes.
+        cache: the folder for files that can be made again.
+        key: as for :func:`pack`; for a packed trajectory it must be the one it was packed with.
+        selection: as for :func:`pack`; for a packed trajectory none, since its checkpoints were selected already.
         steps: as for :func:`pack`.
-        dtype: as for :func:`pack`, ``None`` is ``exact``; of a packed trajectory it must be the one it stores.
+        dtype: as for :func:`pack`, ``None`` is ``exact``; for a packed trajectory it must be the one it stores.
 
     Raises:
         CheckpointError, TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
@@ -86,7 +86,7 @@ def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str
     out = _folder(cache) / f"{identity[:24]}.trajectory"
     if not out.exists():
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
-            if not out.exists():  # nor made while this process waited
+            if not out.exists():  # another process may have made it meanwhile
                 notice(f"packing {len(sources)} checkpoints once, to {out}")
                 packed = pack_sources(sources, out, key, identity, dtype)
                 if packed.stored:
@@ -95,7 +95,7 @@ def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str
 
 
 def stored_in_words(trajectory: Trajectory) -> str:
-    """What storing differences costs, for people."""
+    """The error of storing differences, in words for people."""
     error = trajectory.relative_error
     measured = "not measured" if error is None else f"{error:.2g} of the merged weights"
     return f"stored as {trajectory.stored} differences; their error in combinations such as searches find: {measured}"
@@ -127,7 +127,7 @@ def _open_known(
     steps: Sequence[int] | None,
     dtype: str,
 ) -> Trajectory:
-    """Exactly the checkpoints that a study knows: where they are known to be or named, else in the cache."""
+    """Exactly the checkpoints that a study knows: from its packed trajectory or the cache, else packed again."""
     if known.packed is not None and (found := part_of(known.packed, known)) is not None:
         return found
     named = ", ".join(map(str, patterns))
@@ -163,7 +163,7 @@ def _not_there(patterns: Sequence[str | Path], known: KnownCheckpoints) -> Traje
 
 
 def _sources(patterns: Sequence[str | Path], key: str | None, steps: Sequence[int] | None) -> list[Source]:
-    """What is there now; nothing, where it is gone or makes no sense any more."""
+    """The sources that exist now; empty if they are gone or no longer form a trajectory."""
     try:
         return find_sources(find_checkpoints(patterns, key=key), steps)
     except TrajectoryError:
@@ -183,7 +183,7 @@ def _in_cache(cache: Path, known: KnownCheckpoints) -> Trajectory | None:
 
 
 def _packed_in(cache: Path) -> Iterator[Path]:
-    """All packed trajectories of the cache, those that were used last first."""
+    """All packed trajectories of the cache, the newest first."""
     folders = [path for path in _folder(cache).glob("*.trajectory") if is_packed(path)]
     yield from sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
 
@@ -193,7 +193,7 @@ def _folder(cache: Path) -> Path:
 
 
 def part_of(path: Path, known: KnownCheckpoints) -> Trajectory | None:
-    """The checkpoints of these steps out of the packed ones at ``path``; ``None`` where they are not there."""
+    """The known checkpoints out of the packed ones at ``path``; ``None`` if they are not there."""
     try:
         manifest = load_manifest(path)
         rows = [(saved.step, saved.sha256) for saved in manifest.checkpoints if saved.step in known.steps]

@@ -63,9 +63,9 @@ def pack(
 ) -> Trajectory:
     """Pack checkpoints into the trajectory ``out``, in the order of their steps.
 
-    Steps are found and selected before any weights are read. One checkpoint is in memory at a time. The work grows
-    in ``OUT.partial`` and takes its name when it is complete; the same call after an interruption goes on where it
-    stopped.
+    Steps are found and selected before any weights are read. One checkpoint is in memory at a time. The trajectory
+    grows in ``OUT.partial`` and gets its name when it is complete. After an interruption, the same call continues where
+    it stopped.
 
     Args:
         patterns: files, globs or folders, as :func:`find_checkpoints` takes them.
@@ -73,15 +73,15 @@ def pack(
         steps: the training step of each checkpoint that is found, ``[K]``; ``None`` takes them from metadata, names
             and contents.
         key: which state dict of each file; ``None`` finds it in the first one and takes the same from all.
-        selection: which of them to take.
-        overwrite: replace a trajectory that is at ``out``.
-        dtype: ``exact``, or that of the differences from the checkpoint in the middle which are stored instead:
-            ``float16``, ``bfloat16`` or ``int8``. What they do to merged weights is measured, and said.
+        selection: which checkpoints to take.
+        overwrite: replace a trajectory at ``out``.
+        dtype: ``exact`` stores the weights. ``float16``, ``bfloat16`` and ``int8`` store, in that dtype, differences
+            from the checkpoint in the middle. Their error in merged weights is measured, and kept in the manifest.
 
     Raises:
-        CheckpointError: a file that cannot be read as weights, or does not tell its step.
-        TrajectoryError: fewer than two checkpoints, a step twice, checkpoints of different models, too little room,
-            ``out`` is taken, or another process packs to it.
+        CheckpointError: a file cannot be read as weights, or does not tell its step.
+        TrajectoryError: fewer than two checkpoints, a step twice, checkpoints of different models, too little disk
+            space, ``out`` exists, or another process packs to it.
     """
     checked_dtype(dtype)
     out = Path(out)
@@ -96,10 +96,10 @@ def pack(
 
 
 def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> list[Source]:
-    """The checkpoints with their steps, in the order of the steps; no weights are read.
+    """The checkpoints with their steps, in the order of the steps. No weights are read.
 
     Raises:
-        CheckpointError: a name that does not tell the step.
+        CheckpointError: a checkpoint does not tell its step.
         TrajectoryError: another number of steps than of checkpoints, or a step twice.
     """
     if steps is None:
@@ -121,10 +121,10 @@ def _twice(earlier: Source, later: Source, paths: Sequence[Path]) -> TrajectoryE
 
 
 def selected(sources: list[Source], selection: Selection) -> list[Source]:
-    """Those of the sources that are asked for; which these are is said.
+    """The sources that ``selection`` takes; a notice says which.
 
     Raises:
-        TrajectoryError: fewer than two.
+        TrajectoryError: fewer than two are left.
     """
     steps = [source.step for source in sources]
     chosen = [sources[position] for position in selection.choose(steps)]
@@ -140,14 +140,14 @@ def _described(steps: Sequence[int]) -> str:
 
 
 def fingerprint(sources: Sequence[Source], key: str | None, dtype: str = EXACT) -> str:
-    """Changes with the paths, sizes, times or steps of the checkpoints, the key, or the dtype: SHA-256, in hex."""
+    """SHA-256, in hex, of the paths, sizes, times and steps of the checkpoints, the key and the dtype."""
     described = [(source.step, *_identity(source.path)) for source in sources]
     stored = [] if dtype == EXACT else [dtype]
     return hashlib.sha256(json.dumps([described, key, *stored]).encode()).hexdigest()
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
-    """Changes when the weights behind ``path`` do: a folder's files are looked at, too."""
+    """A value that changes when the weights at ``path`` change, also the files in a folder."""
     try:
         files = [path, *path.rglob("*")] if path.is_dir() else [path]
         status = [file.stat() for file in files if file.is_file()]
@@ -161,7 +161,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 
 def pack_sources(sources: list[Source], out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
-    """Pack into ``out``, going on where a call with the same ``identity`` stopped; nobody else does so meanwhile."""
+    """Pack into ``out``, from where a call with the same ``identity`` stopped. No other process may do so meanwhile."""
     partial = out.with_name(f"{out.name}.partial")
     _discard_other(partial, identity)
     _fill(partial, sources, key, identity, dtype)
@@ -190,26 +190,26 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, 
             for source, following in itertools.zip_longest(sources[done:], sources[done + 1 :]):
                 start = time.monotonic()
                 checkpoint = first or read_checkpoint(source.path, key=key)
-                first = None  # its memory is for the next one
+                first = None  # frees its memory for the next one
                 if following is not None:
                     ahead.begin(following.path, like=source.path, used=_size(checkpoint))
                 size = _write(saver, source, checkpoint)
                 committing.begin()
                 if following is None:
-                    committing.finish()  # all is done when the bar says so
+                    committing.finish()  # before the progress bar says that all is done
                 advance(note=f"step {source.step}, {size / max(time.monotonic() - start, 1e-6) / 1e6:.0f} MB/s")
         saver.measure()
 
 
 def _needed(layout: Layout, checkpoints: int, dtype: str) -> int:
-    """Bytes on the disk."""
+    """Bytes that the trajectory takes on the disk."""
     if dtype == EXACT:
         return layout.row_bytes * checkpoints
     return StoredLayout(layout, dtype).row_bytes * checkpoints + layout.row_bytes
 
 
 class Committing:
-    """Syncs rows while later ones are read and written; where the disk is slow, several at once."""
+    """Syncs rows to the disk while later rows are read and written; on a slow disk, several rows at once."""
 
     def __init__(self, saver: Saver) -> None:
         self._saver = saver
@@ -221,17 +221,17 @@ class Committing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        refused = isinstance(error, TrajectoryError)  # perhaps of a sync: what the manifest names now is what there is
-        with contextlib.suppress(TrajectoryError):  # the first error says more; without one, all is committed already
+        refused = isinstance(error, TrajectoryError)  # perhaps a sync failed: keep the manifest as it is
+        with contextlib.suppress(TrajectoryError):  # the first error says more
             self._background.finish() if refused else self.finish()
 
     def begin(self) -> None:
-        """Commit what is written, unless a commit goes on."""
+        """Commit the written rows, unless a commit is running."""
         if not self._background.running:
             self._background.start(self._saver.commit)
 
     def finish(self) -> None:
-        """Commit what is written, and wait for it."""
+        """Commit the written rows, and wait for it."""
         self._background.finish()
         self._saver.commit()
 
@@ -253,7 +253,7 @@ def _size(checkpoint: Checkpoint) -> int:
 
 
 def _check_room(partial: Path, needed: int) -> None:
-    """Complain now about a disk that would be full after hours."""
+    """Refuse now if the disk is too small, not after hours."""
     there = next(folder for folder in partial.absolute().parents if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
@@ -277,7 +277,7 @@ def _is_trajectory(path: Path) -> bool:
 
 
 def _discard_other(partial: Path, identity: str) -> None:
-    """Remove what an interrupted call with other sources left."""
+    """Remove the leftovers of an interrupted call with other sources."""
     if not partial.exists():
         return
     if not _is_trajectory(partial):

@@ -1,4 +1,4 @@
-"""Reading the next file into the system's cache while the checkpoint before it is written and synced."""
+"""Reading the next file into the system's cache while the previous checkpoint is written and synced."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-BUFFER = 2**20  # bytes; all the memory that it takes
+BUFFER = 2**20  # bytes; no other memory is taken
 MOST_WASTE = 1.25  # how much larger than its weights a file may be
 
 
 class ReadAhead:
-    """One thread that reads one file at a time, and whose result is only that the file is cached.
+    """Reads one file at a time in a thread, only to put it into the system's cache.
 
-    Nothing is kept and nothing is parsed: whoever reads the file next finds it in memory where there was room, and
-    reads it from the disk where there was not.
+    Nothing is kept or parsed. The next reader of the file finds it in memory, or reads it from the disk if memory was
+    short.
     """
 
     def __init__(self) -> None:
@@ -33,12 +33,12 @@ class ReadAhead:
             self._thread.join()
 
     def begin(self, path: Path, *, like: Path, used: int) -> None:
-        """Begin to read ``path``, unless it is a folder or holds much that is no weights.
+        """Begin to read ``path``, unless it is a folder, or ``like`` shows that files hold much besides weights.
 
         Args:
             path: the next file.
-            like: the one before it.
-            used: bytes of weights that were taken from that one.
+            like: the file before it.
+            used: bytes of weights that were taken from ``like``.
         """
         if self._thread is not None:
             self._thread.join()
@@ -49,6 +49,6 @@ class ReadAhead:
 
     def _read(self, path: Path) -> None:
         buffer = bytearray(BUFFER)
-        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:  # the reader complains
+        with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:  # the file's real reader raises
             while not self._stopped.is_set() and file.readinto(buffer):
                 pass

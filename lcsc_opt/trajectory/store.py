@@ -1,7 +1,7 @@
 """The packed trajectory on disk: K checkpoints in one memory-mapped file, merged without loading them.
 
-A trajectory is a folder with ``weights.bin``, one checkpoint a row, and ``manifest.json``, which says what
-the rows are. Tensors keep their own dtype, so a one-hot combination is that checkpoint bit for bit.
+A trajectory is a folder with ``weights.bin``, whose rows are the checkpoints, and ``manifest.json``, which describes
+the rows. Tensors keep their own dtype, so a one-hot combination is that checkpoint bit for bit.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from lcsc_opt.trajectory.merge.sources import Mapped, Placement, Source
 class Trajectory:
     """K checkpoints of one training run, opened for reading with :meth:`open`.
 
-    Only the pages that are read take memory, and the system takes them back when it needs to. One object
-    may be used by several threads; to another process it travels as its path.
+    Only the pages that are read take memory, and the system can free them. Several threads may use one object. Pickled
+    for another process, it is only its path.
     """
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int]) -> None:
@@ -53,34 +53,34 @@ class Trajectory:
 
         Args:
             path: the folder.
-            steps: ``[K]``, of only these checkpoints; ``None`` takes all.
+            steps: ``[K]``, opens only the checkpoints of these steps; ``None`` opens all.
 
         Raises:
-            TrajectoryError: there is none, its manifest is broken, it holds no checkpoint, it is truncated, or it has
-                none of one of the ``steps``.
+            TrajectoryError: there is none, its manifest is broken, it holds no checkpoint, it is truncated, or it lacks
+                one of the ``steps``.
         """
         path = Path(path)
-        stamp = _stamp(path)  # before reading: a change in between is then noticed
+        stamp = _stamp(path)  # before reading, so that a later change is noticed
         manifest = load_manifest(path)
         if not manifest.checkpoints:
             raise TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
         return cls(path, manifest if steps is None else _only(manifest, steps, path), stamp)
 
     def on(self, device: torch.device | str, *, how: Placement | None = None) -> Trajectory:
-        """The same trajectory, merged and projected where that is wanted, in the fastest way there is.
+        """The same trajectory, merged and projected on ``device``, in the fastest way possible.
 
-        On a GPU: from a copy of the trajectory in its memory (``resident``) where that fits into a part of what is free
-        now, else read for each merge (``streamed``) into pinned memory and copied while the part before it is combined.
-        Elsewhere: from the map (``mapped``) where the system can keep the file in memory, else read for each merge
-        (``streamed``), and the tensors are on the CPU. Which way it is stands in one line on stderr, where it is
-        another than the map.
+        On a GPU: from a copy of the trajectory in its memory (``resident``) if the copy fits into a part of the free
+        memory. Else the trajectory is read for each merge (``streamed``) into pinned memory, and copied while the part
+        before is combined. Elsewhere, with tensors on the CPU: from the map (``mapped``) if the system can keep the
+        file in memory, else read for each merge (``streamed``). A line on stderr says which way, unless it is the map.
 
-        One object may be used by several threads, which merge one after the other where it is streamed. To another
-        process it travels as its path, and has to be put on a device there again.
+        Several threads may use one object; if it is streamed, they merge one after the other. Pickled for another
+        process, it is only its path, and must be put on a device there again.
 
         Args:
             device: for example ``cuda:1``.
-            how: one of the three instead; ``resident`` and ``streamed`` on any device, ``mapped`` on the CPU only.
+            how: one of the three ways; ``resident`` and ``streamed`` on any device, ``mapped`` on the CPU only.
+                ``None`` takes the fastest.
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
@@ -137,29 +137,29 @@ class Trajectory:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the K checkpoints take on disk, with the reference checkpoint where there is one."""
+        """How many bytes the K checkpoints take on disk, including the reference checkpoint if there is one."""
         reference = 0 if self.stored is None else self._manifest.row_bytes
         return len(self) * self._stored_bytes + reference
 
     @property
     def stored(self) -> str | None:
-        """The dtype of the differences that are stored instead of the weights; ``None`` where these are stored."""
+        """The dtype of the differences that are stored instead of the weights; ``None`` if weights are stored."""
         return self._manifest.stored
 
     @property
     def relative_error(self) -> float | None:
-        """What storing differences did to merged weights, as it was measured; see :meth:`TrajectoryWriter.measure`."""
+        """The measured error of merged weights from storing differences; see :meth:`TrajectoryWriter.measure`."""
         text = self.metadata.get(RELATIVE_ERROR)
         return None if text is None else float(text)
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the writer noted, name → text."""
+        """The writer's notes, name → text."""
         return MappingProxyType(self._manifest.metadata)
 
     @property
     def sha256(self) -> str:
-        """The identity of the trajectory: names, shapes, dtypes, steps and the bytes of all rows."""
+        """The hash of the trajectory's names, shapes, dtypes, steps and the bytes of all rows."""
         return trajectory_sha256(self.tensors, zip(self.steps, self.checkpoint_sha256, strict=True))
 
     @property
@@ -189,11 +189,11 @@ class Trajectory:
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
         """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.
 
-        The tensors are new, contiguous, on :attr:`device` and in their stored dtypes; on a GPU those of one dtype share
-        their memory, and they are finished when this returns. float64 is accumulated in
-        float64, every other dtype in float32 and rounded once. Tensors that are the same in all checkpoints
-        are copied. Integers and bools come from the checkpoint with the largest coefficient, the first of
-        those that tie. A single coefficient of exactly 1 gives that checkpoint bit for bit.
+        The tensors are new, contiguous, on :attr:`device` and in their stored dtypes. On a GPU, tensors of one dtype
+        share one memory, and all are finished when this returns. float64 is accumulated in float64, every other dtype
+        in float32 and rounded once. Tensors that are the same in all checkpoints are copied. Integers and bools come
+        from the checkpoint with the largest coefficient, the first of those that tie. A single coefficient of exactly 1
+        gives that checkpoint bit for bit.
 
         Raises:
             CoefficientsError: not ``[K]``, not finite, or another sum than one.
@@ -203,10 +203,9 @@ class Trajectory:
         return merged
 
     def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
-        """The combinations for ``coefficients`` ``[B, K]`` in one read of the trajectory; else as
-        :meth:`merge`.
+        """The combinations for ``coefficients`` ``[B, K]`` in one read of the trajectory; otherwise as :meth:`merge`.
 
-        Equal to B calls of :meth:`merge` up to the rounding of the accumulation, whose order depends on B.
+        Equal to B calls of :meth:`merge` up to rounding: the order of the sums depends on B.
         """
         return self._merge(check_coefficients(coefficients, len(self), axes=2))
 
@@ -216,8 +215,8 @@ class Trajectory:
         """From the gradient of a function of the merged weights to its gradient in the coefficients, ``[K]`` float64.
 
         That is ⟨theta_i, gradient⟩ for each checkpoint, in one read of the trajectory. Names without a gradient count
-        as zero, and so do those that a merge copies: tensors that are constant, integers and bools. Rounding to
-        narrower dtypes, which a merge does last, is taken to have the derivative one.
+        as zero, and so do tensors that a merge copies: constant ones, integers and bools. The rounding at the end of a
+        merge is taken to have derivative one.
 
         Args:
             gradients: name → gradient, of the shape of the tensor, of any dtype, on any device.
@@ -252,9 +251,9 @@ class Trajectory:
 
     @property
     def touched(self) -> bool:
-        """Whether the weights were written to after the manifest that describes them, as no writer does.
+        """Whether the weights file is newer than the manifest, which no writer leaves so.
 
-        A copy may look so too; :meth:`verify` tells.
+        A copied folder may look the same; :meth:`verify` tells the difference.
         """
         try:
             weights, manifest = ((self.path / name).stat().st_mtime_ns for name in (WEIGHTS, MANIFEST))
@@ -266,7 +265,7 @@ class Trajectory:
         """Hash every row again.
 
         Raises:
-            TrajectoryError: naming the first step whose bytes are not the ones that were written.
+            TrajectoryError: the bytes of a step are not those that were written; names the first such step.
         """
         with progress("verify", len(self)) as advance:
             for saved in self._manifest.checkpoints:
@@ -299,7 +298,7 @@ class Trajectory:
         return Merger(self._rows, source, self.tensors, self._segments, self._slots, self.varying)
 
     def _check_unchanged(self) -> None:
-        """A writer may have appended since opening; it must not have overwritten a row that is used here."""
+        """Refuse if a writer has overwritten a used row since opening. Appended rows do no harm."""
         stamp = _stamp(self.path)
         if stamp == self._stamp:
             return
@@ -315,7 +314,7 @@ def _open(path: Path, steps: tuple[int, ...]) -> Trajectory:
 
 
 def _only(manifest: Manifest, steps: Sequence[int], path: Path) -> Manifest:
-    """The manifest of some of its checkpoints."""
+    """The manifest with only the checkpoints of these steps."""
     kept = tuple(saved for saved in manifest.checkpoints if saved.step in steps)
     if missing := sorted(set(steps) - {saved.step for saved in kept}):
         there = len(manifest.checkpoints)
@@ -334,7 +333,7 @@ def _rows(path: Path, manifest: Manifest) -> Rows:
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
-    """Tells one version of the manifest from the next; every write makes a new file."""
+    """Identifies a version of the manifest: every write makes a new file."""
     try:
         status = (path / MANIFEST).stat()
     except OSError as error:

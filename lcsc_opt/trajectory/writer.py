@@ -28,24 +28,24 @@ class TrajectoryWriter:
         with TrajectoryWriter("run.trajectory", every=100) as writer:
             for step in range(1, steps + 1):
                 train_step()
-                writer.append(step, model, wait=False)  # costs a copy of the weights; the rest goes on behind the loop
+                writer.append(step, model, wait=False)  # copies the weights; the rest happens in the background
 
-    A checkpoint becomes visible to readers when all its bytes are on the disk, by one atomic replacement of
-    the manifest: whatever instant the process dies at, the trajectory holds whole checkpoints only. With
-    ``keep_last``, one spare row is kept, so that the oldest checkpoint stays until the new one is there. One process
-    may write at a time, and one of its threads. A script that ends without closing its writer loses nothing.
+    A checkpoint becomes visible to readers when all its bytes are on the disk, by one atomic replacement of the
+    manifest. So the trajectory holds only whole checkpoints, whenever the process dies. With ``keep_last``, one spare
+    row is kept, so that the oldest checkpoint stays until the new one is complete. Only one thread of one process may
+    write at a time. A script that ends without closing its writer loses nothing.
 
     Args:
         path: the folder, by convention ``NAME.trajectory``.
         every: save only at steps that are multiples of it.
         keep_last: keep this many last checkpoints; ``None`` keeps all.
-        metadata: texts to note in the manifest; they add to what is there.
+        metadata: texts to add to the manifest.
         dtype: ``exact`` keeps every bit of the weights. ``float16``, ``bfloat16`` and ``int8`` store differences from a
-            reference checkpoint in that dtype; :meth:`measure` tells what this does. ``None`` goes on as the
-            trajectory began, or is ``exact``.
+            reference checkpoint in that dtype; :meth:`measure` tells the error. ``None`` takes the dtype that the
+            trajectory began with; for a new one, ``exact``.
         reference: the checkpoint that differences are taken from, best one from the middle; read at the first append.
             ``None`` takes the first one appended.
-        resume: the step that training goes on from, as :meth:`rewind` says.
+        resume: the step that training continues from; later checkpoints are dropped, as by :meth:`rewind`.
 
     Raises:
         TrajectoryError: the dtype is none of these, or the trajectory began with another; the folder holds something
@@ -91,18 +91,18 @@ class TrajectoryWriter:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The steps that were appended and are kept, in order; waits, and may complain, as the next append would."""
+        """The steps that were appended and are kept, in order. Waits, and may raise, as the next append would."""
         self._background.finish()
         return self._saver.steps
 
     def rewind(self, step: int) -> int:
-        """Go back to ``step``: drop the checkpoints that come after it, all at once, and say so.
+        """Go back to ``step``: drop all later checkpoints at once; a notice says so.
 
-        For training that begins again from a state that is older than the last checkpoint: what comes next may be other
-        weights at the same steps.
+        For training that continues from a state older than the last checkpoint: it may reach the same steps with other
+        weights.
 
         Returns:
-            How many were dropped.
+            How many checkpoints were dropped.
 
         Raises:
             TrajectoryError: the disk refuses.
@@ -114,13 +114,13 @@ class TrajectoryWriter:
         return dropped
 
     def measure(self) -> float | None:
-        """What storing differences does to merged weights, and note it in the manifest.
+        """Measure the error of merged weights from storing differences, and note it in the manifest.
 
-        The relative error, root mean square, of random combinations of the size that searches find (Σ|a| near 5) of the
-        checkpoints that this writer appended and that are kept, on some thousands of their weights.
+        It is the relative error, root mean square, of random combinations as large as those that searches find (Σ|a|
+        near 5). They are of the kept checkpoints that this writer appended, on some thousands of their weights.
 
         Returns:
-            It; ``None`` where rows are exact or fewer than two checkpoints were appended.
+            The error; ``None`` if rows are exact or fewer than two checkpoints were appended.
         """
         self._background.finish()
         return self._saver.measure()
@@ -134,7 +134,7 @@ class TrajectoryWriter:
         try:
             self.flush()
         finally:
-            if not self._background.running:  # else the user interrupts the waiting, and saving goes on
+            if not self._background.running:  # else the user has interrupted the waiting, and saving continues
                 self._staging.release()
                 self._saver.close()
 
@@ -142,7 +142,7 @@ class TrajectoryWriter:
         """Wait until everything appended is on the disk.
 
         Raises:
-            TrajectoryError: a checkpoint that was appended without waiting was refused, as :meth:`append` says; it is
+            TrajectoryError: a checkpoint that was appended without waiting was refused, as :meth:`append` says, and is
                 not saved.
         """
         self._background.finish()
@@ -153,27 +153,24 @@ class TrajectoryWriter:
         """Save ``weights`` as the checkpoint of training iteration ``step``.
 
         Args:
-            step: larger than every saved step; or a saved step again with the same bytes, which changes
-                nothing, so that resumed training may come by a second time.
-            weights: a state dict or a module (prefixes that DataParallel or ``torch.compile`` put are left
-                out, and of torch's ``AveragedModel`` or ema-pytorch's ``EMA`` the average is taken); on any device,
-                contiguous or not, with or without gradients.
-            source: where the checkpoint came from, as it is noted in the manifest.
-            wait: until it is on the disk. Without, this returns when the weights are copied, on a GPU when the copy is
-                queued, and they may change at once; all else goes on in the background. There is memory for one copy:
-                where the one before is not written yet, this waits for that. :meth:`flush` tells when all is on
-                the disk.
+            step: larger than every saved step. A saved step with the same bytes is also allowed and changes nothing:
+                resumed training may reach it again.
+            weights: a state dict or a module, on any device, contiguous or not, with or without gradients. Prefixes of
+                DataParallel and ``torch.compile`` are removed. Of torch's ``AveragedModel`` or ema-pytorch's ``EMA``,
+                the average is taken.
+            source: where the checkpoint came from, for the manifest.
+            wait: until it is on the disk. Otherwise this returns when the weights are copied, on a GPU when the copy is
+                queued; then they may change, and the rest happens in the background. There is memory for one copy:
+                this waits until the previous one is written. :meth:`flush` waits until all is on the disk.
 
         Returns:
-            Whether a checkpoint was taken: False when ``step`` is not a multiple of ``every``, or is
-            saved already.
+            Whether a checkpoint was taken: False if ``step`` is not a multiple of ``every``, or is saved already.
 
         Raises:
-            TrajectoryError: names, shapes or dtypes differ from the first checkpoint's; a weight is not
-                finite; a saved step comes with other weights, or the step is not larger than the last one; or the disk
-                refuses. Of a checkpoint that was not waited for, what is wrong with its weights and what the disk says
-                is told by the next append (which takes nothing then), flush or close. What was saved before
-                stays as it was.
+            TrajectoryError: names, shapes or dtypes differ from the first checkpoint's; a weight is not finite; a saved
+                step comes with other weights; the step is not larger than the last one; or the disk refuses. For a
+                checkpoint that was not waited for, errors in its weights and of the disk are raised by the next append
+                (which then takes nothing), flush or close. Earlier checkpoints stay as they were.
         """
         step = whole_step(step)
         if not self._appending.acquire(blocking=False):
@@ -228,41 +225,41 @@ class Staged:
     """A checkpoint that is being copied.
 
     Attributes:
-        content: all there after :meth:`wait`.
-        events: of the devices that it comes from.
+        content: complete after :meth:`wait`.
+        events: of the GPUs that it is copied from.
     """
 
     content: WholeRow
     events: Sequence[torch.cuda.Event]
 
     def wait(self) -> WholeRow:
-        """The content, when all of it is there."""
+        """Wait for the copy; gives the complete content."""
         for event in self.events:
             event.synchronize()
         return self.content
 
 
 class Staging:
-    """Memory for one checkpoint, which is used again for the next one.
+    """Memory for one checkpoint, used again for the next one.
 
-    From a GPU the copy goes into pinned memory, in the order of the stream that trains: it has ended before a later
-    kernel of that stream changes a weight, and the caller waits for none of it. From the CPU it is copied at once.
+    From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
+    kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
     """
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
 
     def release(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._buffer = None
 
-    @torch.inference_mode(mode=False)  # a buffer made in it could not be written to outside
+    @torch.inference_mode(mode=False)  # outside inference mode, its buffers are read-only
     @torch.no_grad()
     def take(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Staged:
-        """Begin to copy a checkpoint over the one before, which is lost.
+        """Begin to copy a checkpoint. The previous one is overwritten.
 
         Args:
-            layout: of its exact row.
+            layout: of the checkpoint's exact row.
             tensors: on any devices.
 
         Raises:
@@ -278,7 +275,7 @@ class Staging:
     def _room(self, size: int, *, pinned: bool) -> Tensor:
         buffer = self._buffer
         if buffer is None or len(buffer) != size or (pinned and not buffer.is_pinned()):
-            self._buffer = None  # not beside the new one
+            self._buffer = None  # freed before the new one is made
             try:
                 buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
             except (RuntimeError, MemoryError) as error:
@@ -290,10 +287,10 @@ class Staging:
 
 
 def _events(devices: set[torch.device]) -> list[torch.cuda.Event]:
-    """One for each GPU, which has passed when all that was asked of its current stream is done."""
+    """One event for each GPU; it is done when all work queued on the GPU's current stream is done."""
     events = []
     for device in devices:
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # who waits for it sleeps
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # a waiting thread sleeps
         event.record(torch.cuda.current_stream(device))
         events.append(event)
     return events
