@@ -1,1 +1,1 @@
-"""A study's history as people look at it: curves, rankings, figures, a report, the dashboard. Reads only; no torch."""
+"""Views of a study's history for people: curves, rankings, figures, a report, the dashboard. Reads only; no torch."""

@@ -19,7 +19,7 @@ SIGNATURES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", 
 
 @dataclasses.dataclass(frozen=True)
 class StoredImage:
-    """One image: its file's name, its type as its content says, and its content."""
+    """One image: the name of its file, its type (found from its content), and its content."""
 
     filename: str
     mimetype: str
@@ -27,12 +27,12 @@ class StoredImage:
 
     @property
     def data_url(self) -> str:
-        """For a page that is one file."""
+        """The image as a ``data:`` URL, for a page that is one file."""
         return f"data:{self.mimetype};base64,{base64.b64encode(self.content).decode()}"
 
 
 def artifact_directory(url: str) -> Path:
-    """Where the artifacts of a study database lie: beside an SQLite file, else in the working directory."""
+    """The artifacts folder of a study database: beside an SQLite file, else in the working directory."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
         return Path(str(parsed.database)).with_suffix(".artifacts")
@@ -40,13 +40,13 @@ def artifact_directory(url: str) -> Path:
 
 
 def stored_images(reader: HistoryReader, study: StudyHistory, folder: Path, *, prefix: str = "") -> list[StoredImage]:
-    """The images beside a study's answer whose file names begin so; what is missing, too large or no image is left out.
+    """The images that are stored beside a study's answer. Files that are missing, too large or no image are left out.
 
     Args:
         reader: of the study's database.
-        study: whose answer.
+        study: the study.
         folder: of the artifacts.
-        prefix: of file names.
+        prefix: only images whose file names begin with this.
     """
     if study.chosen is None:
         return []
@@ -69,7 +69,7 @@ def caption(study: StudyHistory, filename: str) -> str:
 
 
 def is_artifact_id(text: str) -> bool:
-    """Whether this is the name of a file in the folder of artifacts: a database may name anything."""
+    """Whether this can be the name of a file in the folder of artifacts. A database may name anything."""
     try:
         return str(uuid.UUID(text)) == text
     except ValueError:
@@ -77,7 +77,7 @@ def is_artifact_id(text: str) -> bool:
 
 
 def read_artifact(folder: Path, artifact_id: str) -> bytes | None:
-    """The content of an artifact; ``None`` where its id is none of ours, or it is missing, a link, or too large."""
+    """The content of an artifact; ``None`` if its id is not valid, or the file is missing, a link, or too large."""
     if not is_artifact_id(artifact_id):
         return None
     try:
@@ -90,7 +90,7 @@ def read_artifact(folder: Path, artifact_id: str) -> bytes | None:
 
 
 def mimetype(content: bytes) -> str | None:
-    """The type of an image as its first bytes tell it; what the database says is not believed."""
+    """The type of an image by its first bytes; ``None`` if it is no image. The database's own type is not trusted."""
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "image/webp"
     return next((kind for signature, kind in SIGNATURES.items() if content.startswith(signature)), None)

@@ -1,4 +1,4 @@
-"""Best so far against what it cost, over the seeds of each optimizer, as plain data."""
+"""The best loss so far against its cost, over the seeds of each optimizer, as plain data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ AXES = {
     "seconds": "wall-clock time (s)",
     "evaluation_seconds": "evaluation time, all workers together (s)",
 }
-"""What a search spends; ``seconds`` are those in which it ran, without the time between two runs of it."""
+"""What a search spends. ``seconds`` count while it runs, not between two runs of it."""
 
-MOST_POINTS = 1000  # of one curve; a screen is hardly wider
+MOST_POINTS = 1000  # of one curve; about the width of a screen in pixels
 LEAST_PAUSE = 30.0  # seconds without an evaluation that may be an interruption
 
 
@@ -51,9 +51,9 @@ class Curve:
 
     Attributes:
         optimizer: its name.
-        seeds: that it is the mean of.
+        seeds: the seeds that it is the mean of.
         finished: whether these searches are over.
-        positions: ``[n]`` what was spent.
+        positions: ``[n]``, what was spent.
         mean: ``[n]``, the mean over the seeds of the best loss so far; a seed that has ended keeps its best.
         lowest: ``[n]``, the lowest of the seeds.
         highest: ``[n]``, the highest of the seeds.
@@ -71,7 +71,7 @@ class Curve:
 
     @property
     def label(self) -> str:
-        """As legends call it."""
+        """The name of the curve in legends."""
         if not self.finished:
             return f"{label(self.optimizer)}, seed {self.seeds[0]}, unfinished"
         return label(self.optimizer) + (f" ({len(self.seeds)} seeds)" if len(self.seeds) > 1 else "")
@@ -79,9 +79,9 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """What one figure of an experiment shows: best so far of each optimizer against one of :data:`AXES`.
+    """One figure of an experiment: the best loss so far of each optimizer against one of :data:`AXES`.
 
-    ``ema`` is the lowest loss that the EMA grid found on the search's noise, ``None`` without one.
+    ``ema`` is the lowest loss that the EMA grid found on the search's noise; ``None`` without an EMA grid.
     """
 
     experiment: str
@@ -92,7 +92,7 @@ class Comparison:
 
 
 def default_axis(studies: Sequence[StudyHistory]) -> str:
-    """Images, where any were sampled: optimizers may ask for fewer of them, or for more, in one evaluation."""
+    """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
     return "images" if any(study.trials["images"].any() for study in studies) else "evaluations"
 
 
@@ -109,7 +109,7 @@ def comparison(studies: Sequence[StudyHistory], axis: str | None = None) -> Comp
     known = [study for study in studies if study.best is not None]
     grouped: dict[str, list[StudyHistory]] = {}
     for study in known:
-        key = study.optimizer if study.ended else study.study  # names of studies have slashes, of optimizers none
+        key = study.optimizer if study.ended else study.study  # unique: only names of studies have slashes
         grouped.setdefault(key, []).append(study)
     return Comparison(
         experiment=studies[0].experiment if studies else "",
@@ -124,7 +124,7 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
     """Best so far of one optimizer over its seeds, on a common axis.
 
     Args:
-        studies: of one optimizer, each with a complete trial, all finished or only one.
+        studies: of one optimizer, each with a complete trial; all are finished, or there is only one.
         axis: one of :data:`AXES`.
     """
     steps = [best_so_far(study, axis) for study in studies]
@@ -149,14 +149,14 @@ def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
 
 
 def best_so_far(study: StudyHistory, axis: str) -> Steps:
-    """The points at which a study's best loss fell. What was spent includes trials whose losses do not compare.
+    """The points at which a study's best loss fell. Their cost includes trials whose losses do not compare.
 
     Raises:
         StudyStoreError: there is no such axis.
     """
     trials = study.compared
     positions = spent(trials, axis)
-    if axis == "seconds":  # the only axis on which results of several workers are not in the order of tells
+    if axis == "seconds":  # with several workers, only seconds are not in the order of tells
         order = np.argsort(positions, kind="stable")
         trials, positions = trials[order], positions[order]
     improved = improvements(trials["loss"])
@@ -171,7 +171,7 @@ def improvements(losses: Floats) -> npt.NDArray[np.intp]:
 
 
 def spent(trials: Trials, axis: str) -> Floats:
-    """``[n]`` what was spent until the end of each finished trial, in the order of the trials.
+    """``[n]``, what was spent until the end of each finished trial, in the order of the trials.
 
     Raises:
         StudyStoreError: there is no such axis.
@@ -187,10 +187,10 @@ def spent(trials: Trials, axis: str) -> Floats:
 
 
 def wall_clock(trials: Trials) -> Floats:
-    """``[n]`` seconds in which the search had run when each trial ended.
+    """``[n]`` seconds for which the search had run when each trial ended.
 
-    A pause between evaluations counts: it is time of the optimizer and the database. A pause longer than three
-        evaluations and than ``LEAST_PAUSE`` does not count: then the search was interrupted. A trial that was
+    A short pause between evaluations counts: it is the time of the optimizer and the database. A pause longer than
+    three evaluations and than ``LEAST_PAUSE`` does not count: then the search was interrupted. A trial that was
     interrupted and evaluated again counts with its last evaluation only.
     """
     if not len(trials):
@@ -208,7 +208,7 @@ def wall_clock(trials: Trials) -> Floats:
 
 
 def thinned(positions: Floats, most: int = MOST_POINTS) -> Floats:
-    """At most ``most`` of them, chosen evenly, with the first and the last."""
+    """At most ``most`` of the positions, chosen evenly, with the first and the last."""
     if len(positions) <= most:
         return positions
     return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])

@@ -13,7 +13,7 @@ from lcsc_opt.database.names import TERMS
 from lcsc_opt.database.reader import HistoryReader
 
 EMA_RATES = "EMA rates"
-WITHIN = 0.01  # of a precision that counts as another one's
+WITHIN = 0.01  # a precision at most this much lower counts as the same
 NOTE = (
     "Models of searches on held-out noise; EMA models on the noise that answers are chosen on, where none of them was "
     "chosen. Each is written by lcsc export STUDY --trial TRIAL."
@@ -25,15 +25,15 @@ class Measured:
     """One model of a front, on noise that no search saw.
 
     Attributes:
-        study: where it is from; ``lcsc export STUDY --trial TRIAL`` writes it.
-        trial: the number of its trial there.
-        shown: ``near=3``, or ``EMA 0.9995``.
+        study: the study that found it; ``lcsc export STUDY --trial TRIAL`` writes it.
+        trial: the number of its trial in the study.
+        shown: its name in tables: ``near=3``, or ``EMA 0.9995``.
         place: the weight or the rate; curves are ordered by it.
-        fid: in the features of :attr:`Front.extractor`, as are the others.
-        precision: of them.
-        recall: of them.
-        images: how many it was measured on; ``None`` where that is not stored.
-        noise: ``held-out``, or ``selection`` where every trial was measured and none was chosen.
+        fid: in the features of :attr:`Front.extractor`.
+        precision: in the same features.
+        recall: in the same features.
+        images: how many it was measured on; ``None`` if that is not stored.
+        noise: ``held-out``; or ``selection``, if every trial was measured and none was chosen.
     """
 
     study: str
@@ -69,13 +69,13 @@ class FrontCurve:
 
 @dataclasses.dataclass(frozen=True)
 class Front:
-    """All that is known of a front.
+    """A front.
 
     Attributes:
-        name: what its experiments have in common.
-        extractor: behind the names of its metrics: ``@clip``, or nothing for Inception.
+        name: the common part of its experiments' names.
+        extractor: the end of its metrics' names: ``@clip``, or empty for Inception.
         curves: of searches.
-        ema: of the rates, where these were measured.
+        ema: the curve of EMA's rates, if they were measured.
     """
 
     name: str
@@ -85,22 +85,22 @@ class Front:
 
     @property
     def all_curves(self) -> tuple[FrontCurve, ...]:
-        """Of searches, and of the EMA rates at the end."""
+        """The curves of searches, then that of EMA's rates."""
         return (*self.curves, *([] if self.ema is None else [self.ema]))
 
     @property
     def points(self) -> tuple[Measured, ...]:
-        """Of all curves, one after the other."""
+        """The points of all curves, one curve after the other."""
         return tuple(point for curve in self.all_curves for point in curve.points)
 
     @property
     def ema_star(self) -> Measured | None:
-        """The EMA model of the lowest FID."""
+        """The EMA model with the lowest FID."""
         return None if self.ema is None else min(self.ema.points, key=lambda point: point.fid)
 
     @property
     def headline(self) -> str | None:
-        """One line: the FID that is reached without losing precision; ``None`` where EMA* or a search is missing."""
+        """One line: the lowest FID at EMA*'s precision or better; ``None`` if EMA* or a search is missing."""
         ema, found = self.ema_star, [point for curve in self.curves for point in curve.points]
         if ema is None or not found:
             return None
@@ -113,7 +113,7 @@ class Front:
 
 
 def front_of(reader: HistoryReader, name: str) -> Front | None:
-    """The front that an experiment belongs to; ``None`` where no weight of a fidelity term is varied.
+    """The front that an experiment belongs to; ``None`` if no weight of a fidelity term is varied.
 
     Args:
         reader: of the database.
@@ -139,25 +139,25 @@ def without_term(experiment: str) -> str:
 
 
 def at_weight_zero(experiment: str) -> str | None:
-    """``digits,near=3`` → ``digits,near=0``; ``None`` of what is no point of a front."""
+    """``digits,near=3`` → ``digits,near=0``; ``None`` if the experiment is no point of a front."""
     known = _term(experiment)
     return None if known is None else f"{without_term(experiment)},{known[0]}=0"
 
 
 def _term(experiment: str) -> tuple[str, float] | None:
-    """``near`` and its weight."""
+    """The term, such as ``near``, and its weight; ``None`` if the experiment varies none."""
     varied = split_point(experiment)[1]
     for term in TERMS:
         try:
             if term in varied:
                 return term, float(varied[term])
-        except ValueError:  # somebody's own key of this name
+        except ValueError:  # a user's own key with this name
             continue
     return None
 
 
 def _search_curves(studies: Sequence[StudyHistory]) -> Iterator[FrontCurve]:
-    """A curve for each term, optimizer and seed that has something measured."""
+    """A curve for each term, optimizer and seed with a measured answer."""
     found: dict[tuple[str, str, int], list[Measured]] = {}
     for study in studies:
         known, held_out = _term(study.experiment), study.held_out
@@ -175,7 +175,7 @@ def _search_curves(studies: Sequence[StudyHistory]) -> Iterator[FrontCurve]:
 
 
 def _ema_points(reader: HistoryReader, grid: StudyHistory) -> tuple[Measured, ...]:
-    """Every rate that was measured on the noise on which answers are chosen."""
+    """Every rate that was measured on the selection noise."""
     measured = reader.selections(grid, [int(number) for number in grid.trials["number"]])
     if len(grid.steps) < 2 or not measured:
         return ()
@@ -192,12 +192,12 @@ def _ema_points(reader: HistoryReader, grid: StudyHistory) -> tuple[Measured, ..
 
 
 def _extractor(metrics: Mapping[str, Any]) -> str | None:
-    """``@clip``, or nothing for Inception, of the first precision; ``None`` where there is none."""
+    """The extractor of the first precision: ``@clip``, or empty for Inception; ``None`` if there is no precision."""
     return next((name.removeprefix("precision") for name in metrics if name.partition("@")[0] == "precision"), None)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> tuple[float, float, float] | None:
-    """FID, precision and recall in the same features; ``None`` where one of them was not measured."""
+    """FID, precision and recall in the same features; ``None`` if one of them was not measured."""
     extractor = _extractor(metrics)
     wanted = [f"{formula}{extractor}" for formula in ("fid", "precision", "recall")]
     if not all(isinstance(metrics.get(name), (int, float)) for name in wanted):
@@ -207,7 +207,7 @@ def _numbers(metrics: Mapping[str, Any]) -> tuple[float, float, float] | None:
 
 
 def front_table(front: Front) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and rows, as text for people: a row of each model, the study's name first."""
+    """Header and rows, as text for people: a row for each model, with the study's name first."""
     metrics = (f"{name}{front.extractor}" for name in ("FID", "precision", "recall"))
     rows = []
     for point in front.points:
@@ -219,5 +219,5 @@ def front_table(front: Front) -> tuple[tuple[str, ...], list[list[str]]]:
 
 
 def front_rows(front: Front) -> list[dict[str, Any]]:
-    """What ``lcsc front --format json`` prints: a row of each model, with its ``curve``, in the order of the table."""
+    """The rows of ``lcsc front --format json``: one for each model, with its ``curve``, in the order of the table."""
     return [{"curve": curve.label, **dataclasses.asdict(point)} for curve in front.all_curves for point in curve.points]

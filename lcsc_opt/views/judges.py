@@ -1,4 +1,4 @@
-"""Judges as tables: those of a study's answer, each beside the baseline's value; and those of all optimizers."""
+"""Tables of judges: those of a study's answer, each beside the baseline's value, and those of all optimizers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BETTER = {1: "lower", -1: "higher"}
 
 
 def judge_table(judges: Sequence[Judge]) -> tuple[tuple[str, ...], list[list[str]]]:
-    """Header and rows, of texts: the metric, which way is better, the answer, the baseline, the gain, the floor.
+    """Header and rows, as text: the metric, which way is better, the answer, the baseline, the gain, the floor.
 
-    There are columns for the baseline and for held-out real images where some judge has them.
+    The columns for the baseline and for held-out real images (the floor) exist if some judge has them.
     """
     against = next((judge.against for judge in judges if judge.against is not None), None)
     floors = any(judge.floor is not None for judge in judges)
@@ -25,9 +25,9 @@ def judge_table(judges: Sequence[Judge]) -> tuple[tuple[str, ...], list[list[str
 
 
 def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[str]]] | None:
-    """Header and rows, of texts: each optimizer's held-out loss and its judges, means over seeds; ``None`` of none.
+    """Header and rows, as text: each optimizer's held-out loss and judges, means over seeds; ``None`` without judges.
 
-    The last row is real images that the loss does not see, where some are held out.
+    The last row is real images that the loss does not see, if some are held out.
     """
     summaries, floors = over_seeds(studies), floors_of(studies)
     names = judges_of(summaries)
@@ -43,7 +43,7 @@ def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], 
 
 
 def judges_of(summaries: Sequence[OptimizerSummary]) -> list[str]:
-    """The judges of any of them, precision and recall first."""
+    """All judges of these optimizers, precision and recall first."""
     longest = sorted(summaries, key=lambda row: len(row.judges), reverse=True)
     return list(dict.fromkeys(name for row in longest for name in row.judges))
 

@@ -1,7 +1,7 @@
 """A landscape as plain data: the loss on the plane through three models, and the candidates of searches beside it.
 
-A candidate is shown where the plane comes nearest to it, in weights where the study stored what that takes, else in
-coefficients. Its own loss is not that of the plane there: it lies off the plane.
+A candidate is shown at the nearest point of the plane. Nearest is in weights if the study stored the inner products
+for it, else in coefficients. The candidate lies off the plane, so its loss is not the plane's loss at that point.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ON_GRID = 1e-9
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A model on the plane, or the point of the plane that is nearest to it; its own loss, and its trial's number."""
+    """A model: its place on the plane, or the nearest place of the plane; its own loss, and its trial's number."""
 
     x: float
     y: float
@@ -47,19 +47,19 @@ class Point:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Candidates:
-    """What one search evaluated: its improvements, and others evenly chosen, in the order of their numbers.
+    """Candidates of one search: its improvements, and others evenly chosen, in the order of their numbers.
 
     Attributes:
         study: ``experiment/optimizer/seed``.
         optimizer: its name.
-        label: of legends.
+        label: its name in legends.
         seed: of the study.
         positions: ``[m, 2]`` on the plane.
-        losses: ``[m]`` of the search.
-        numbers: ``[m]`` of the trials.
-        improved: ``[m]`` whether it was better than all before it.
-        answer: the study's, with its loss in the search; ``None`` before there is one.
-        images: of one evaluation.
+        losses: ``[m]``, on the search's noise.
+        numbers: ``[m]``, of the trials.
+        improved: ``[m]``, whether each was better than all before it.
+        answer: the study's answer, with its loss in the search; ``None`` before there is one.
+        images: how many one evaluation samples.
     """
 
     study: str
@@ -76,24 +76,24 @@ class Candidates:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Landscape:
-    """The plane and what lies near it.
+    """The plane and the candidates near it.
 
     Attributes:
         study: ``experiment/Landscape/seed``.
-        metric: what the loss is called.
+        metric: the name of the loss.
         corner_labels: of the three corners.
         corners: at (0, 0), (1, 0) and (0, 1).
         axis: ``[n]`` values of x, and of y, on the grid.
         values: ``[n, n]`` losses, a row for each y; NaN where there is none, or none yet.
-        failed: ``[m, 2]`` points that could not be evaluated.
+        failed: ``[m, 2]``, points that could not be evaluated.
         done: how many points were evaluated or failed.
-        total: how many there are, corners off the grid included.
-        running: whether somebody evaluates it, or runs a search beside it, now.
-        space: ``weights`` or ``coefficients``, in which candidates are projected.
-        images: of one evaluation; 0 where the objective samples none.
+        total: how many points there are, including corners off the grid.
+        running: whether the landscape, or a search of the experiment, is running now.
+        space: ``weights`` or ``coefficients``, the space in which candidates are projected.
+        images: how many one evaluation samples; 0 if the objective samples none.
         best: the lowest point of the plane.
         candidates: of the experiment's searches.
-        signature: changes when anything above does.
+        signature: changes when anything above changes.
     """
 
     study: str
@@ -114,7 +114,7 @@ class Landscape:
 
     @property
     def found(self) -> Candidates | None:
-        """The search whose answer has the lowest loss on the search's noise; EMA grids are none."""
+        """The search whose answer has the lowest loss on the search's noise. EMA grids do not count."""
         answered = [known for known in self.candidates if known.answer is not None and known.label == known.optimizer]
         return min(answered, key=lambda known: _loss(known.answer), default=None)
 
@@ -125,7 +125,7 @@ class Landscape:
 
     @property
     def at_edge(self) -> bool:
-        """Whether the lowest point is on the edge of the grid, beyond which a lower one may be."""
+        """Whether the lowest point is on the edge of the grid. Then a lower one may be outside."""
         ends = (float(self.axis[0]), float(self.axis[-1]))
         return self.best is not None and (self.best.x in ends or self.best.y in ends)
 
@@ -155,7 +155,7 @@ def _loss(point: Point | None) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Geometry:
-    """What a landscape study was made from; it never changes."""
+    """The plane of a landscape study, which never changes."""
 
     plane: Plane
     labels: tuple[str, str, str]
@@ -165,7 +165,7 @@ class _Geometry:
 
 
 class LandscapeReader:
-    """Reads landscapes again and again; coefficients of candidates only when their study has changed."""
+    """Reads landscapes repeatedly. Reads coefficients of candidates only when their study has changed."""
 
     def __init__(self, reader: HistoryReader) -> None:
         self._reader = reader
@@ -181,7 +181,7 @@ class LandscapeReader:
         """A landscape and the searches of its experiment as they are now.
 
         Raises:
-            StudyStoreError: there is no such landscape, or what it was made from cannot be read.
+            StudyStoreError: there is no such landscape, or its plane cannot be read.
         """
         if name not in self.names():
             raise StudyStoreError(f"{name}: no such landscape; compute one: lcsc landscape experiment/optimizer/seed")
@@ -202,7 +202,7 @@ class LandscapeReader:
         )
 
     def _near(self, own: StudyHistory, geometry: _Geometry, study: StudyHistory) -> Candidates:
-        """The candidates of a search, from memory where it has not changed."""
+        """The candidates of a search; from memory if the search has not changed."""
         key = own.study_id, study.study_id
         revision, known = self._candidates.get(key, (-1, None))
         if known is None or revision != study.revision:
@@ -269,7 +269,7 @@ def _images(trials: Trials) -> int:
 
 
 def _on_grid(axis: Floats, positions: Floats, losses: Floats) -> Floats:
-    """``[n, n]``, a row for each y; corners between the points of the grid are left out."""
+    """``[n, n]`` losses, a row for each y. Corners that are not on the grid are left out."""
     values = np.full((len(axis), len(axis)), np.nan)
     nearest = np.abs(positions[:, :, None] - axis).argmin(axis=2)
     there = (np.abs(positions - axis[nearest]) <= ON_GRID).all(axis=1)
@@ -304,7 +304,7 @@ def _candidates(reader: HistoryReader, geometry: _Geometry, study: StudyHistory)
 
 
 def _chosen(count: int, improved: np.ndarray, answer: np.ndarray) -> np.ndarray:
-    """Indices of at most about :data:`MOST_CANDIDATES` trials: the answer, improvements, and others evenly."""
+    """Indices of about :data:`MOST_CANDIDATES` trials at most: the answer, improvements, and others chosen evenly."""
     kept = _evenly(improved, MOST_CANDIDATES // 2)
     others = _evenly(np.setdiff1d(np.arange(count), improved), MOST_CANDIDATES - len(kept))
     return np.unique(np.concatenate([kept, improved[-1:], answer, others]))

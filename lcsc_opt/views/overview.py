@@ -15,13 +15,13 @@ from lcsc_opt.views.progress import OTHER, seconds_outside
 
 
 def overview(study: StoredStudy) -> dict[str, Any]:
-    """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds a trial by part.
+    """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds per trial by part.
 
-    ``best_trial`` has the lowest loss of the search, as plain Optuna says; ``chosen_trial`` is the answer, which other
-    noise has chosen among the best.
+    ``best_trial`` has the lowest loss of the search, as in plain Optuna. ``chosen_trial`` is the answer, chosen among
+    the best trials on other noise.
 
     Raises:
-        StudyStoreError: its name is not ``experiment/optimizer/seed``, or it is not there any more.
+        StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
     """
     reader, attributes = HistoryReader(study.storage), study.attributes
     found = reader.read_study(study.name)
@@ -49,19 +49,19 @@ def overview(study: StoredStudy) -> dict[str, Any]:
 
 
 def failure_reasons(study: StudyHistory) -> dict[str, int]:
-    """Reason → how many trials failed with it in the end, the most frequent first."""
+    """Reason of the last attempt → how many trials failed with it, the most frequent first."""
     return dict(Counter(study.reasons[number][-1] for number in study.failed["number"].tolist()).most_common())
 
 
 def seconds_per_trial(study: StudyHistory) -> dict[str, float]:
-    """Mean seconds of each part of a complete trial; ``other`` is the median of what was no evaluation.
+    """Mean seconds of each part of a complete trial; ``other`` is the median of the time outside evaluations.
 
-    ``other`` holds the optimizer, the database and the progress bar; the median is not moved by an interruption.
+    ``other`` is the time of the optimizer, the database and the progress bar. An interruption does not move a median.
     """
     complete = study.trials[~np.isnan(study.trials["loss"])]
     if not len(complete):
         return {}
     means = {part.removesuffix("_seconds"): float(complete[part].mean()) for part in PARTS}
     named = {part: seconds for part, seconds in means.items() if seconds}
-    outside = seconds_outside(study, complete)[:-1]  # nothing starts after the last one
+    outside = seconds_outside(study, complete)[:-1]  # the last trial has no trial after it
     return {**named, **({OTHER: float(np.median(outside))} if len(outside) else {})}

@@ -1,4 +1,4 @@
-"""What found coefficients look like, and how they moved during a search, as plain data."""
+"""The shape of found coefficients, and their movement during a search, as plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lcsc_opt.views.curves import improvements
 
 MOST_IMPROVEMENTS = 60  # rows of the heatmap
 MOST_COLUMNS = 250  # of the heatmap
-IRREGULAR = 1.01  # the longest interval between checkpoints over the shortest, from which on densities are drawn
+IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,18 +22,18 @@ class Profile:
     """Coefficients over training steps (Liu et al. 2024, Fig. 5, 7, 8).
 
     Attributes:
-        study: whose answer they are.
+        study: the study whose answer has these coefficients.
         optimizer: its name.
-        label: of legends.
-        trial: its number.
-        loss: held out where known, else searched.
-        held_out: whether ``loss`` is.
+        label: its name in legends.
+        trial: the number of the trial.
+        loss: the held-out loss if known, else that of the search.
+        held_out: whether ``loss`` is held out.
         steps: ``[K]`` training steps.
         coefficients: ``[K]``.
-        heights: ``[K]`` what is drawn: the coefficients, or, where checkpoints are not equally far apart, per step.
-        density: whether it is per training step.
+        heights: ``[K]``, drawn: the coefficients, or coefficients per step if checkpoints are not equally far apart.
+        density: whether ``heights`` are per training step.
         sum_abs: Σ|a|.
-        effective: how many checkpoints matter.
+        effective: the effective number of checkpoints.
         negative: the share of Σ|a| that is negative.
     """
 
@@ -78,10 +78,10 @@ def profile_of(reader: HistoryReader, study: StudyHistory) -> Profile | None:
 
 
 def as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
-    """``[K]`` what a profile draws, and whether that is a density.
+    """``[K]``, the heights that a profile draws, and whether they are a density.
 
-    A checkpoint stands for the steps since the one before it. Where these intervals differ, a coefficient is divided by
-    its own; the first checkpoint, which stands for all steps before it, by the interval after it.
+    A checkpoint stands for the steps since the checkpoint before it. If these intervals differ, each coefficient is
+    divided by its interval. The first checkpoint has no such interval; its coefficient is divided by the next one.
     """
     intervals = np.diff(steps)
     if len(intervals) == 0 or intervals.max() <= IRREGULAR * intervals.min():
@@ -100,12 +100,12 @@ class Movement:
     """How the best coefficients moved: a row for each improvement that is shown, in the order of the search.
 
     Attributes:
-        trials: ``[m]`` numbers.
-        losses: ``[m]`` of them.
-        steps: ``[columns]`` training step of each column, the last of those that it stands for.
-        values: ``[m, columns]`` coefficients; the largest in magnitude of a column's checkpoints.
+        trials: ``[m]``, numbers of the trials.
+        losses: ``[m]``, their losses.
+        steps: ``[columns]``, training step of the last checkpoint in each column.
+        values: ``[m, columns]`` coefficients; for each column the largest in magnitude of its checkpoints.
         width: checkpoints in a column.
-        improvements: how many there were; more than ``m`` when not all are shown.
+        improvements: how many there were; more than ``m`` if not all are shown.
     """
 
     trials: Floats
@@ -123,7 +123,7 @@ def improved_trials(study: StudyHistory) -> list[int]:
 
 
 def movement_of(reader: HistoryReader, study: StudyHistory, *, most: int = MOST_IMPROVEMENTS) -> Movement:
-    """The coefficients of the improvements, evenly chosen where there are many; the first and the last always."""
+    """The coefficients of the improvements. Of many, some are chosen evenly, with the first and the last."""
     improved = improved_trials(study)
     shown = _evenly(improved, most)
     coefficients = reader.coefficients(study, shown)
@@ -147,17 +147,17 @@ def _evenly(numbers: Sequence[int], most: int) -> list[int]:
 
 
 def _largest(coefficients: Floats, starts: np.ndarray) -> Floats:
-    """``[m, K]`` → ``[m, columns]``, of each column's checkpoints the coefficient that is largest in magnitude."""
+    """``[m, K]`` → ``[m, columns]``: of each column's coefficients the one that is largest in magnitude."""
     high, low = np.maximum.reduceat(coefficients, starts, axis=1), np.minimum.reduceat(coefficients, starts, axis=1)
     return np.where(high >= -low, high, low)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Shape:
-    """What the best coefficients looked like during the search, ``[m]`` each: at each improvement, and at the end.
+    """The shape of the best coefficients during the search, ``[m]`` each: at each improvement, and at the end.
 
-    ``evaluations`` is when it was found, ``sum_abs`` Σ|a|, ``effective`` how many checkpoints matter and ``negative``
-    the share of Σ|a| that is negative.
+    ``evaluations`` is how many were made until then, ``sum_abs`` is Σ|a|, ``effective`` is the effective number of
+    checkpoints, and ``negative`` is the share of Σ|a| that is negative.
     """
 
     evaluations: Floats
@@ -168,7 +168,7 @@ class Shape:
 
 
 def shape_of(reader: HistoryReader, study: StudyHistory) -> Shape:
-    """From the two numbers that are stored beside coefficients; of inherited trials, which have none, from those."""
+    """From ``sum_abs`` and ``effective`` as stored. Inherited trials lack them; theirs come from the coefficients."""
     finished = study.compared
     place = improvements(finished["loss"])
     numbers = finished["number"][place].tolist()
@@ -190,14 +190,14 @@ def shape_of(reader: HistoryReader, study: StudyHistory) -> Shape:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Distances:
-    """How far the answers of studies are from each other: ``matrix [n, n]``, the L2 norm of their difference."""
+    """The distances between the answers of studies: ``matrix [n, n]`` holds the L2 norms of their differences."""
 
     labels: tuple[str, ...]
     matrix: Floats
 
 
 def distances_of(reader: HistoryReader, studies: Sequence[StudyHistory]) -> Distances:
-    """Between the answers of studies over the same checkpoints as the first one's, by optimizer."""
+    """Distances between the answers of all studies with the first one's checkpoints, sorted by optimizer."""
     optimizers = list(dict.fromkeys(study.optimizer for study in studies))
     ordered = sorted(studies, key=lambda study: optimizers.index(study.optimizer))
     answered = [study for study in ordered if study.chosen is not None]

@@ -1,4 +1,4 @@
-"""One study while it runs and after it: progress, where its time went, what failed; as plain data."""
+"""One study during and after its run, as plain data: progress, where its time went, what failed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, image
 from lcsc_opt.database.nodes import KeptNodes
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
 
-RECENT = 50  # trials that the rate is told from
-MOST_BARS = 120  # of a figure of trials
+RECENT = 50  # trials that the rate is computed from
+MOST_BARS = 120  # in a figure of trials
 OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a study is.
+    """The progress of a study.
 
     Attributes:
         state: ``running``, ``finished``, ``interrupted`` or ``empty``.
         unit: of the budget, ``evaluations`` or ``images``.
-        done: of it, without what was inherited.
-        total: of it; ``None`` where no budget is stored.
-        per_hour: units at the rate of the last trials; ``None`` until there are two.
-        seconds_left: at that rate; ``None`` unless it is running.
+        done: how much of the budget was spent; inherited trials do not count.
+        total: the budget; ``None`` if none is stored.
+        per_hour: units per hour, at the rate of the last trials; ``None`` until there are two trials.
+        seconds_left: at that rate; ``None`` unless the study is running.
         failed: trials that failed.
         retried: trials that succeeded after a failed attempt.
     """
@@ -45,12 +45,12 @@ class Progress:
 
     @property
     def share(self) -> float | None:
-        """From 0 to 1."""
+        """The share of the budget that was spent, from 0 to 1."""
         return min(self.done / self.total, 1.0) if self.total else None
 
 
 def progress_of(study: StudyHistory) -> Progress:
-    """How far a study is, how fast, and for how long it will still search."""
+    """The progress of a study, its rate, and the time that it still needs."""
     unit, total = next(iter(study.budget.items()), ("evaluations", None))
     finished = study.finished
     is_own = ~finished["inherited"]
@@ -81,12 +81,12 @@ class Workers:
     """Who runs a study.
 
     Attributes:
-        count: how many evaluations at once.
-        host: of the process that coordinates them; ``None`` when nobody runs the study.
-        process: its number.
-        alive: whether it was heard of lately.
-        heard: seconds since then.
-        evaluating: trial and seconds since it was asked, of each that has no result yet, the longest first.
+        count: how many workers evaluate at once.
+        host: the machine of the process that coordinates them; ``None`` if nobody runs the study.
+        process: the number of that process.
+        alive: whether it gave a sign of life lately.
+        heard: seconds since its last sign of life.
+        evaluating: (trial, seconds since its ask) for each trial without a result, the longest first.
     """
 
     count: int
@@ -115,13 +115,13 @@ def workers_of(study: StudyHistory, *, now: float | None = None) -> Workers:
 
 @dataclasses.dataclass(frozen=True)
 class NodesNow:
-    """What the workers of a study do.
+    """The state of a study's workers.
 
     Attributes:
-        nodes: of each machine.
-        alive: how many of them answer, on all machines.
-        asked: how many were asked for.
-        seconds: since that was so.
+        nodes: the workers of each machine.
+        alive: how many workers answer, on all machines.
+        asked: how many workers were asked for.
+        seconds: the age of this information.
     """
 
     nodes: tuple[NodeWork, ...]
@@ -131,14 +131,15 @@ class NodesNow:
 
 
 def nodes_of(study: StudyHistory, *, now: float | None = None) -> NodesNow | None:
-    """What the workers of a study that is run do, as was last kept; ``now`` is in seconds since 1970.
+    """The last stored state of a running study's workers; ``now`` is in seconds since 1970.
 
-    Where the process that searches evaluates, too, it is told from the last trials. ``None`` while nobody runs it.
+    If the searching process itself evaluates, its state is computed from the last trials. ``None`` if nobody runs the
+    study.
     """
     if study.holder is None or not study.running:
         return None
     moment, kept = time.time() if now is None else now, study.nodes
-    if kept is None or kept.kept_at < study.holder.acquired_at:  # of an earlier run
+    if kept is None or kept.kept_at < study.holder.acquired_at:  # none, or from an earlier run
         here = NodeWork(study.holder.host, 1, _busy(study, study.holder.acquired_at), 0)
         kept = KeptNodes(moment, (here,) if study.workers == 1 else ())
     alive = sum(node.alive for node in kept.nodes)
@@ -146,7 +147,7 @@ def nodes_of(study: StudyHistory, *, now: float | None = None) -> NodesNow | Non
 
 
 def _busy(study: StudyHistory, since: float) -> float | None:
-    """The share of the time of the last trials that was evaluation, for one worker."""
+    """The share of the last trials' time that was spent on evaluation, for one worker."""
     trials = study.finished
     trials = trials[trials["started"] >= since][-RECENT:]
     elapsed = float(trials["ended"].max() - trials["started"].min()) if len(trials) else 0.0
@@ -155,9 +156,9 @@ def _busy(study: StudyHistory, since: float) -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class FailureReason:
-    """One reason, how often it came up, and in which trials; ``lost`` trials have failed, others succeeded later.
+    """One reason, how often it came up, and in which trials. ``lost`` of them failed, the others succeeded later.
 
-    ``traceback`` is Python's text of the last exception with this reason, empty where there was none.
+    ``traceback`` is Python's text of the last exception with this reason; empty if there was none.
     """
 
     reason: str
@@ -181,12 +182,12 @@ def failures_of(study: StudyHistory) -> list[FailureReason]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrialTimes:
-    """Seconds a trial by part, means over ``width`` trials that follow each other.
+    """Seconds per trial by part: means over groups of ``width`` consecutive trials.
 
     Attributes:
-        numbers: ``[n]`` the first trial of each group.
+        numbers: ``[n]``, the first trial of each group.
         width: trials in a group.
-        seconds: part → ``[n]``; ``other`` is the optimizer, the database, waiting, and what has no name.
+        seconds: part → ``[n]``; ``other`` is the optimizer, the database, waiting, and parts without a name.
     """
 
     numbers: Floats
@@ -195,7 +196,7 @@ class TrialTimes:
 
 
 def trial_times(study: StudyHistory, *, most: int = MOST_BARS) -> TrialTimes:
-    """Where the time of trials went, over the search. Parts that took none are left out."""
+    """Where the time of trials went, over the search. Parts that took no time are left out."""
     trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
     columns = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
     named = np.sum(list(columns.values()), axis=0) if len(trials) else np.zeros(0)
@@ -215,9 +216,9 @@ def trial_times(study: StudyHistory, *, most: int = MOST_BARS) -> TrialTimes:
 
 
 def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
-    """``[n]`` seconds of each trial that were not its evaluation; zero where the search was interrupted.
+    """``[n]``, the seconds of each trial outside its evaluation; zero if the search was interrupted there.
 
-    With one worker a trial lasts until the next one starts; with several, from its ask to its result.
+    With one worker a trial lasts until the next one starts. With several it lasts from its ask to its result.
     """
     following = np.append(trials["started"][1:], trials["ended"][-1:])
     until = following if study.workers == 1 else trials["ended"]

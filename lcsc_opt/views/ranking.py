@@ -1,4 +1,4 @@
-"""Which optimizer is ahead, what that cost, and whether it is more than chance: plain data over seeds."""
+"""Which optimizer is ahead, at what cost, and whether by more than chance: plain data over seeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Spread = tuple[float, float | None]
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """What it cost to reach a value: the median over seeds, ``None`` where half of them or more did not."""
+    """The cost of reaching a value: the median over seeds, ``None`` if half of the seeds or more did not reach it."""
 
     median: float | None
     reached: int
@@ -34,7 +34,7 @@ class Reach:
 
     @property
     def text(self) -> str:
-        """For people; says how many seeds did not get there."""
+        """The cost as text for people; says how many seeds did not reach the value."""
         missed = f"not reached {self.seeds - self.reached} of {self.seeds}"
         if self.median is None:
             return missed
@@ -45,7 +45,7 @@ class Reach:
 class Difference:
     """Held-out loss minus that of the best optimizer, with a bootstrap interval over seeds.
 
-    ``low`` and ``high`` are ``None`` where a single seed gives no interval. ``paired`` where both have the same seeds.
+    ``low`` and ``high`` are ``None`` if there is only one seed. ``paired`` is true if both have the same seeds.
     """
 
     mean: float
@@ -65,14 +65,14 @@ class Ranked:
         searched: lowest loss of the search.
         held_out: loss on held-out noise, of the seeds that have one.
         below_ema: mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it.
-        to_ema: axis → what it cost to be as good as EMA* on the search's noise.
-        to_value: axis → what it cost to reach the value that was asked for.
-        difference: from the best optimizer; ``None`` for that one, and without held-out losses.
+        to_ema: axis → the cost of being as good as EMA* on the search's noise.
+        to_value: axis → the cost of reaching the wanted value.
+        difference: from the best optimizer; ``None`` for the best one, and without held-out losses.
         verdict: in words.
-        cross_check: the held-out metric in features that the loss does not look at, of the seeds that have one.
+        cross_check: the held-out metric in features that the loss does not see, of the seeds that have one.
         cross_check_metric: its name.
-        doubtful: seeds whose loss gained over the baseline while the cross-check or a judge did not.
-        doubted: the metrics that did not follow it in some seed.
+        doubtful: how many seeds have a better loss than the baseline, but no better cross-check or a worse judge.
+        doubted: the metrics that did not follow the loss in some seed.
     """
 
     optimizer: str
@@ -92,11 +92,11 @@ class Ranked:
 
     @property
     def label(self) -> str:
-        """The optimizer as tables and legends call it."""
+        """The optimizer's name in tables and legends."""
         return label(self.optimizer)
 
     def as_row(self, axis: str = "images") -> dict[str, Any]:
-        """Numbers and texts only, for a table that sorts and for CSV; costs along one axis."""
+        """Numbers and texts only, for a sortable table and for CSV; costs along one axis."""
         ema, value = self.to_ema.get(axis), self.to_value.get(axis)
         shown = (self.searched, self.held_out, self.cross_check)
         searched, held_out, cross_check = (spread or (None, None) for spread in shown)
@@ -129,7 +129,7 @@ def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> l
 
     Args:
         studies: of one experiment.
-        value: the cost of reaching this loss, on the search's noise, is told too.
+        value: a loss on the search's noise; the cost of reaching it is computed, too.
     """
     ema = best_ema(studies)
     ordered = by_optimizer(studies)
@@ -183,7 +183,7 @@ def _reach(costs: Sequence[float | None]) -> Reach:
 
 
 def verdict(compared: Difference | None, *, measured: bool = False) -> str:
-    """What a difference from the best says; ``measured`` where there are held-out values, though of other noise."""
+    """A difference from the best in words. ``measured``: there are held-out values, but on other noise."""
     if compared is None:
         return "held out on other noise" if measured else "no held-out value"
     if compared.low is None or compared.high is None:
@@ -194,7 +194,8 @@ def verdict(compared: Difference | None, *, measured: bool = False) -> str:
 def difference(losses: Mapping[int, float], best: Mapping[int, float]) -> Difference:
     """How much higher these held-out losses, seed → loss, are than those of the best optimizer.
 
-    Where both have the same seeds, seed by seed: what two searches share, such as their noise, then cancels.
+    If both have the same seeds, they are compared seed by seed. Then effects that two searches share, such as their
+    noise, cancel.
     """
     mean = statistics.fmean(losses.values()) - statistics.fmean(best.values())
     paired = losses.keys() == best.keys()
@@ -211,9 +212,9 @@ def difference(losses: Mapping[int, float], best: Mapping[int, float]) -> Differ
 def bootstrap_interval(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """An interval for the sum of the means of independent samples, each of at least two values.
 
-    The quantiles of the resampled sum, as in the percentile bootstrap, moved away from the observed one by
-    :func:`widening`: over three or five seeds the percentile interval is far too short (Hesterberg 2015, What Teachers
-    Should Know About the Bootstrap, Section 4). For one sample of a normal variable it is then close to Student's.
+    The percentile bootstrap's interval, widened around the observed sum by the factor :func:`widening`: over three or
+    five seeds the percentile interval is far too short (Hesterberg 2015, What Teachers Should Know About the Bootstrap,
+    Section 4). For one sample of a normal variable the result is close to Student's interval.
     """
     low, high = percentile_interval(samples, confidence=confidence)
     observed = sum(float(sample.mean()) for sample in samples)
@@ -232,10 +233,10 @@ def percentile_interval(samples: Sequence[Floats], *, confidence: float = CONFID
 
 
 def widening(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> float:
-    """How much longer than the bootstrap's an interval must be over so few values.
+    """The factor by which an interval over so few values must be longer than the bootstrap's.
 
-    Resampling takes a sample's variance for that of its variable, which is larger by n / (n - 1), and the normal
-    distribution for Student's, with the degrees of freedom of Welch (1947) for several samples.
+    Resampling uses the variance of the sample, and the variable's is larger by n / (n - 1). It also uses the normal
+    distribution in place of Student's, which for several samples has the degrees of freedom of Welch (1947).
     """
     exact = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
     resampled = np.array([sample.var() / len(sample) for sample in samples])
@@ -255,7 +256,7 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
 
     Args:
         ranked: the best first.
-        metric: what the loss is called.
+        metric: the name of the loss.
     """
     known = [row for row in ranked if row.held_out is not None]
     if not known:
@@ -292,7 +293,7 @@ def _against_ema(row: Ranked) -> str:
 
 
 def _doubt(row: Ranked) -> str:
-    """That the gain may be in what the loss looks at only."""
+    """A warning, as the end of a line, that the gain may be only in what the loss measures; empty without doubt."""
     if not row.doubtful:
         return ""
     where = "" if row.seeds == 1 else f" in {row.doubtful} of {row.seeds} seeds"

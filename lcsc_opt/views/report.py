@@ -1,6 +1,6 @@
 """A report of an experiment as one HTML file that needs nothing else: figures, tables and images are inside.
 
-It loads nothing from elsewhere, and its policy forbids it. Names from the database are text wherever they stand.
+The page loads nothing from elsewhere, and its content policy forbids it. Names from the database are always text.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def write_report(storage: RDBStorage, experiment: str, path: Path, *, artifacts:
         storage: only read.
         experiment: the name of a study file, such as ``digits``.
         path: ends in .html.
-        artifacts: the folder of the image pairs; by default where ``lcsc run`` stores them.
+        artifacts: the folder of the image pairs; ``None`` is the folder where ``lcsc run`` stores them.
 
     Raises:
         StudyStoreError: there is no such experiment.
-        FigureError: the file cannot be written, or is to have another suffix.
+        FigureError: the file cannot be written, or has another suffix.
     """
     if path.suffix != SUFFIX:
         raise FigureError(f"{path}: expected a file that ends in {SUFFIX}")
@@ -76,7 +76,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
     answered = sum(study.chosen is not None for study in studies) > 1
     landscapes = LandscapeReader(reader)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
-    environment.policies["json.dumps_kwargs"] = {}  # in the order of the figure
+    environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     return environment.get_template("report.html.jinja").render(
         experiment=experiment,
         headline=headline(ranked, studies[0].metric),
@@ -142,7 +142,7 @@ def _front(reader: HistoryReader, experiment: str) -> dict[str, Any] | None:
 def _images(
     reader: HistoryReader, studies: Sequence[StudyHistory], folder: Path
 ) -> list[tuple[str, list[tuple[str, StoredImage]]]]:
-    """Study → its images with their captions, of the studies that have some."""
+    """(study, its images with their captions) for the studies that have images."""
     found = [(study, stored_images(reader, study, folder, prefix="images")) for study in studies]
     return [(study.study, [(caption(study, one.filename), one) for one in images]) for study, images in found if images]
 
@@ -173,7 +173,7 @@ def _state(study: StudyHistory) -> str:
 
 
 def _cross_check(study: StudyHistory) -> dict[str, str | None]:
-    """What the answer's cross-check says, where it was measured, and the warning."""
+    """The result of the answer's cross-check, if it was measured, and the warning."""
     held_out = study.held_out
     if held_out is None:
         return {}
@@ -188,7 +188,7 @@ def _cross_check(study: StudyHistory) -> dict[str, str | None]:
 
 def _figure(figure: go.Figure) -> dict[str, Any]:
     content = json.loads(str(figure.to_json()))
-    content["layout"].pop("template")  # the page chooses one
+    content["layout"].pop("template")  # the page sets its own
     return {"content": content, "height": int(figure.layout.height or 420)}
 
 

@@ -1,4 +1,4 @@
-"""A sweep as one table: what each point of it found, with the values of its varied settings; plain data."""
+"""A sweep as one table: the results of each point, with the values of its varied settings; plain data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Point:
         experiment: its name, ``samples,images=200``.
         varied: short name of a varied key → its value here.
         studies: of this experiment.
-        optimizers: what they found over seeds, the best first.
+        optimizers: their results over seeds, the best first.
     """
 
     experiment: str
@@ -30,7 +30,7 @@ class Point:
 
 
 def is_sweep(reader: HistoryReader, name: str) -> bool:
-    """Whether this is what points of a sweep have in common, and not an experiment itself."""
+    """Whether ``name`` is the common part of a sweep's points, and no experiment itself."""
     known = reader.experiments()
     return name not in known and any(split_point(experiment)[0] == name for experiment in known)
 
@@ -43,7 +43,7 @@ def points_of(reader: HistoryReader, name: str) -> list[Point]:
         name: of the sweep, or of one of its points.
 
     Returns:
-        Nothing where no experiment of this name varies anything.
+        The points; empty if no experiment of this name varies anything.
     """
     return list(_points(reader, split_point(name)[0]))
 
@@ -57,10 +57,10 @@ def _points(reader: HistoryReader, sweep: str) -> Iterator[Point]:
 
 
 def varied_keys(points: Sequence[Point]) -> list[str]:
-    """The short names of all keys that the points vary, in the order of the names."""
+    """The short names of all keys that the points vary, in the order in which they first appear."""
     return list(dict.fromkeys(key for point in points for key in point.varied))
 
 
 def sweep_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """What ``lcsc compare --format json`` prints of a sweep: a row of each study, with the values in ``varied``."""
+    """The rows of ``lcsc compare --format json`` for a sweep: one for each study, with the values in ``varied``."""
     return [{**row, "varied": dict(point.varied)} for point in points for row in comparison_rows(point.studies)]

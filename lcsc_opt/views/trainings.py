@@ -1,6 +1,6 @@
-"""Trainings of ``lcsc train``: their learning curves and what the model samples meanwhile, read from their files.
+"""Trainings of ``lcsc train``: their learning curves and samples, read from their files.
 
-Of ``NAME.trajectory`` these are ``NAME.jsonl``, ``NAME.samples/stepN.png`` and ``NAME.model/training.json``. Everything
+The files of ``NAME.trajectory`` are ``NAME.jsonl``, ``NAME.samples/stepN.png`` and ``NAME.model/training.json``. Each
 may be half-written, since a training may be running.
 """
 
@@ -26,18 +26,18 @@ from lcsc_opt.views.figures.look import BLUE, Theme, figure
 
 SHEET = re.compile(r"step(\d{1,12})\.png")
 CURVE, DESCRIPTION = ".jsonl", "training.json"
-MOST_FILE = 64 * 2**20  # of a curve: a line is some 60 bytes
-ALIVE_SECONDS = 120.0  # without a new line, after which a training is not called running any more
+MOST_FILE = 64 * 2**20  # bytes of a curve; a line takes some 60
+ALIVE_SECONDS = 120.0  # after so long without a new line, a training does not count as running
 
 _given: contextvars.ContextVar[tuple[Path, ...]] = contextvars.ContextVar("training_folders", default=())
 
 
 @contextlib.contextmanager
 def training_folders(folders: Sequence[Path]) -> Iterator[None]:
-    """While this is open, :func:`looked_in` looks there, too.
+    """While this is open, :func:`looked_in` includes these folders.
 
     Raises:
-        StudySpecError: one is no folder.
+        StudySpecError: one of them is no folder.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -50,7 +50,7 @@ def training_folders(folders: Sequence[Path]) -> Iterator[None]:
 
 
 def looked_in(url: str) -> tuple[Path, ...]:
-    """The folders whose trainings are shown: where the database is, else the working directory; and those given."""
+    """The folders whose trainings are shown: the database's, else the working directory, and the given ones."""
     parsed = sa.make_url(url)
     beside = Path()
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
@@ -59,9 +59,9 @@ def looked_in(url: str) -> tuple[Path, ...]:
 
 
 def find_trainings(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name → the trajectory's path without its suffix; in these folders and those in them, newest last.
+    """Name → the trajectory's path without its suffix, of trainings in these folders or one level below, newest last.
 
-    A training of the first folder is called by its path from there, others by their whole path.
+    A training in the first folder is named by its path relative to that folder, others by their whole path.
     """
     found: dict[str, tuple[float, Path]] = {}
     for folder in folders:
@@ -76,18 +76,18 @@ def find_trainings(folders: Sequence[Path]) -> dict[str, Path]:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingHistory:
-    """What is known of a training now.
+    """A training as its files show it now.
 
     Attributes:
-        name: of it.
-        recipe: its name.
-        data: what it is trained on, as it was named.
-        total: steps that were asked for.
-        steps: of the lines of the curve.
-        losses: mean loss since the line before, one a line.
-        seconds: of training until then, one a line.
-        sheets: the steps that there are samples of.
-        running: whether a line came lately and the last step is not reached.
+        name: of the training.
+        recipe: the recipe's name.
+        data: the name of the training images.
+        total: how many steps were asked for.
+        steps: the step of each line of the curve.
+        losses: for each line, the mean loss since the line before.
+        seconds: for each line, seconds of training until then.
+        sheets: the steps that have samples.
+        running: whether a line was written lately and the last step is not reached.
     """
 
     name: str
@@ -102,7 +102,7 @@ class TrainingHistory:
 
     @property
     def headline(self) -> str:
-        """Where it is, in one line."""
+        """The training's progress, in one line."""
         what = f"{self.name}: {self.recipe} on {self.data}"
         if not self.steps:
             return f"{what}, {self.total:,} steps; no checkpoint yet"
@@ -116,7 +116,7 @@ class TrainingHistory:
 
 
 def read_training(name: str, place: Path) -> TrainingHistory | None:
-    """What is known of a training; ``None`` where it is gone."""
+    """Read a training; ``None`` if it is gone."""
     described = _description(place)
     if not described:
         return None
@@ -138,7 +138,7 @@ def read_training(name: str, place: Path) -> TrainingHistory | None:
 
 
 def read_sheet(place: Path, step: int) -> bytes | None:
-    """The samples of a step as a PNG; ``None`` where there are none, or the file is none, a link or too large."""
+    """The samples of a step as a PNG; ``None`` if there are none, or the file is no PNG, a link or too large."""
     path = _sheets(place).get(step)
     try:
         if path is None or path.is_symlink() or path.parent.is_symlink() or path.stat().st_size > MOST_BYTES:
@@ -150,7 +150,7 @@ def read_sheet(place: Path, step: int) -> bytes | None:
 
 
 def training_figure(training: TrainingHistory, theme: Theme) -> go.Figure:
-    """The loss against the step; logarithmic where all losses are above zero."""
+    """The loss against the step; logarithmic if all losses are above zero."""
     drawn = figure(theme, name=training.name)
     drawn.add_scatter(
         x=list(training.steps),
@@ -167,7 +167,7 @@ def training_figure(training: TrainingHistory, theme: Theme) -> go.Figure:
 
 
 def _description(place: Path) -> dict[str, Any] | None:
-    """``training.json``, where it is one."""
+    """The content of ``training.json``; ``None`` if it is not valid."""
     try:
         content = json.loads(_text(place.with_name(f"{place.name}.model") / DESCRIPTION))
     except ValueError:
