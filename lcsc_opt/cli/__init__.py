@@ -83,16 +83,16 @@ ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is locked", "is locked by")
 
-# typer brings its own click in some versions: the base of its errors is taken from where it is
+# some versions of typer bring their own click, so the base of its errors is found from one of them
 USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
-_signals: list[int] = []  # the one that ended the command
-_terminals: list[int] = []  # which of output and errors go to one; of a closed one nobody can tell
+_signals: list[int] = []  # the signal that ended the command
+_terminals: list[int] = []  # which of stdout and stderr are terminals; found early, as a closed one does not tell
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run ``lcsc`` and leave with its exit status. After the first of :data:`ENDING` it ends in peace."""
+    """Run ``lcsc`` and exit with its status. After the first signal of :data:`ENDING`, further ones are ignored."""
     let_waiting_threads_sleep()
     _terminals[:] = filter(os.isatty, (1, 2))
     for number in ENDING:
@@ -149,13 +149,13 @@ def _passes(error: BaseException | None) -> bool:
 
 
 def _forget_terminal() -> None:
-    """Or what is said while the command ends would be an error, which a terminal that is gone answers with."""
+    """Discard later output: writing to a terminal that is gone would raise an error while the command ends."""
     for stream in _terminals:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _forget_output() -> None:
-    """Or the interpreter would try to write it once more when it ends."""
+    """Discard the rest of the output, which the interpreter would try to write again when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -18,7 +18,7 @@ from lcsc_opt.database.connection import masked, open_existing, open_storage, sh
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached
 
-SHOWN = 3  # studies that use one thing
+SHOWN = 3  # studies named for each thing that they use
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 

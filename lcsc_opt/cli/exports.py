@@ -1,4 +1,4 @@
-"""``lcsc export``, ``recipe``, ``apply``: the merged model as a file, how it was merged, and merging it again."""
+"""``lcsc export``, ``recipe``, ``apply``: write the merged model, print how it was merged, and merge it again."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _print_recipe(shown: Recipe) -> None:
         "held out": _held_out(shown.held_out),
     }
     rows = {
-        **(scores if shown.trial is not None else {}),  # one merge without a study has none
+        **(scores if shown.trial is not None else {}),  # a merge without a study has no scores
         "checkpoints": f"{len(shown.steps)}, steps {shown.steps[0]} to {shown.steps[-1]}",
         "key": "-" if shown.key is None else shown.key or "the bare state dict",
         "trajectory": shown.trajectory_sha256,
@@ -153,7 +153,7 @@ def apply(
 
     followed = read_recipe(recipe)
     if form is None and followed.lora is not None and out.suffix == ".safetensors":
-        form = "lora"  # as it was exported
+        form = "lora"  # as it was exported before
     to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     given = parse_steps(steps)
     made = rebuild(followed, checkpoints, to, key=key, steps=given, beside=recipe)

@@ -61,7 +61,7 @@ def front(
         return
     try:
         run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, **accepted)
-    except SearchFailedError:  # of some of them; the others are shown
+    except SearchFailedError:  # some searches failed; the others are shown
         _show(url, chosen[0].spec.name, output, plot)
         raise
     _show(url, chosen[0].spec.name, output, plot)

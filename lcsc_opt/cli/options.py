@@ -1,4 +1,4 @@
-"""The options that several commands have, each said once."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ Steps = Annotated[str | None, typer.Option(help="Training steps, as 100,200,300,
 
 
 def parse_steps(text: str | None) -> list[int] | None:
-    """The whole numbers of ``--steps``; None where it was not given.
+    """The whole numbers of ``--steps``; None if it was not given.
 
     Raises:
-        typer.BadParameter: one of them is none.
+        typer.BadParameter: a part is no whole number.
     """
     return None if text is None else [_step(part) for part in text.split(",")]
 

@@ -24,7 +24,7 @@ class Format(str, enum.Enum):
 
 
 class OutputError(LcscError):
-    """Nobody reads the output any more; click would leave without a word."""
+    """Nobody reads the output any more. Without this error, click would exit silently."""
 
     exit_status = 141
 
@@ -34,12 +34,12 @@ class OutputError(LcscError):
 
 class _Output(Console):
     def on_broken_pipe(self) -> None:
-        """Said as any other error is."""
+        """Raise an error that is printed like any other."""
         raise OutputError
 
 
 def console() -> Console:
-    """Standard output; wide enough for a table where it is not a terminal."""
+    """Standard output; wide enough for a table if it is not a terminal."""
     return _Output(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
 
 
@@ -78,10 +78,10 @@ def size(count: int) -> str:
 
 
 def confirmed(question: str, *, yes: bool) -> bool:
-    """Whether somebody at the terminal says yes to it, or has done so by ``--yes``.
+    """Whether the user answers yes at the terminal, or gave ``--yes``.
 
     Raises:
-        StudySpecError: there is no terminal to ask at.
+        StudySpecError: there is no terminal to ask the user.
     """
     if yes:
         return True
@@ -99,7 +99,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def print_judges(stored: Any) -> None:
-    """The part ``judges`` of a held-out report as a table; nothing where there is none."""
+    """Print the part ``judges`` of a held-out report as a table; nothing if there is none."""
     from lcsc_opt.database.judges import Judge
     from lcsc_opt.views.judges import judge_table
 

@@ -14,7 +14,7 @@ from lcsc_opt.cli.options import Output
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.database.connection import storage_url
 
-if TYPE_CHECKING:  # torch is imported where a study is profiled
+if TYPE_CHECKING:  # torch is imported only when a study is profiled
     from lcsc_opt.diagnostics.profiling import Part, Profile, Tried
 
 GIGA = 1e9
@@ -79,13 +79,13 @@ def _speeds(part: Part) -> tuple[str, str, str]:
 
 
 def _giga(rate: float) -> str:
-    """To three digits."""
+    """A rate in units of 10⁹, to three digits."""
     giga = rate / GIGA
     return f"{giga:,.0f}" if giga >= 100 else f"{giga:.3g}"
 
 
 def _facts(found: Profile) -> list[str]:
-    """What is no part of the table, a line each."""
+    """Further results beside the table, a line each."""
     images = "" if found.images_per_second is None else f"; {found.images_per_second:,.0f} images/s"
     failed = f", {found.failed} of them failed" if found.failed else ""
     memory = f"memory: at most {found.memory_bytes / GIGA:.2f} GB, with what was read of the store"
@@ -99,7 +99,7 @@ def _facts(found: Profile) -> list[str]:
 
 
 def _time(seconds: float) -> str:
-    """In the unit that suits it."""
+    """A time in a unit that suits it."""
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

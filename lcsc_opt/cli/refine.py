@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Begin(str, enum.Enum):
-    """Which model is begun with."""
+    """The model to begin with."""
 
     ema = "ema"
     best = "best"

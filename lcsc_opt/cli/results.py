@@ -13,9 +13,9 @@ from lcsc_opt.cli.output import Format, console, number, print_json, print_judge
 from lcsc_opt.database.connection import open_existing, open_storage, storage_url
 from lcsc_opt.database.store import StoredStudy
 
-WIDTH = 120  # of a table that reads well
+WIDTH = 120  # columns of text; a wider table is hard to read
 
-if TYPE_CHECKING:  # drawing is imported where it is asked for
+if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from rich.table import Table
 
     from lcsc_opt.database.history import StudyHistory
@@ -71,7 +71,7 @@ def compare(
 
 
 def _say_of_each(studies: Sequence[StudyHistory]) -> None:
-    """Which studies are unfinished, and warnings."""
+    """Print which studies are unfinished, and warnings."""
     unfinished = [study.study for study in studies if not study.ended]
     if unfinished:
         say(f"unfinished: {', '.join(unfinished)}")
@@ -81,7 +81,7 @@ def _say_of_each(studies: Sequence[StudyHistory]) -> None:
 
 
 def _compare_sweep(name: str, points: Sequence[Point], output: Format) -> None:
-    """A row of each optimizer at each point."""
+    """Print a row for each optimizer at each point."""
     from lcsc_opt.database.comparing import FIRST
     from lcsc_opt.views.judges import judges_of
     from lcsc_opt.views.sweep import sweep_rows, varied_keys
@@ -123,7 +123,7 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary]) -> None
 
 
 def _print_judges(studies: Sequence[StudyHistory]) -> None:
-    """The held-out loss beside its judges, as many as fit into the width, and at least two of them."""
+    """Print the held-out loss and its judges: as many as fit into the width, and at least two."""
     from lcsc_opt.views.judges import comparison_table
 
     found = comparison_table(studies)
@@ -138,7 +138,7 @@ def _print_judges(studies: Sequence[StudyHistory]) -> None:
 
 
 def _judges_shown(header: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> Table:
-    """So many columns of it; a line names the others."""
+    """The first ``count`` columns of the table; a line names the others."""
     shown = table(*header[:count], title="judges, held out")
     for row in rows:
         shown.add_row(*row[:count])
@@ -230,7 +230,7 @@ def _print_choice(study: StoredStudy, report: dict[str, Any]) -> None:
 
 
 def _measured(what: str, report: dict[str, Any], *, groups: Sequence[dict[str, Any]] = ()) -> str:
-    """On how many images and which noise; what samples no images has neither."""
+    """``what``, with the numbers of images and noise groups if the objective samples images."""
     if not report["images"]:
         return what
     seeds = ", ".join(str(group["seed"]) for group in groups)
@@ -239,7 +239,7 @@ def _measured(what: str, report: dict[str, Any], *, groups: Sequence[dict[str, A
 
 
 def _print_held_out(study: StoredStudy, report: dict[str, Any]) -> None:
-    """A line for the answer and for each baseline, a column for each metric."""
+    """Print a line for the answer and for each baseline, with a column for each metric."""
     metrics = list(report["metrics"])
     shown = table("", "loss", *metrics, title=_measured("held out", report, groups=report["groups"]))
     for name, result in {f"{study.name}, trial {report['trial']}": report, **report.get("baselines", {})}.items():

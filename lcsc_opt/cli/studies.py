@@ -56,7 +56,7 @@ def init(
 
 
 def _ask(name: str, what: str) -> str | None:
-    """On a terminal; an empty answer leaves it to be filled in."""
+    """Ask the user for a setting, if there is a terminal. An empty answer leaves it to be filled in."""
     if not sys.stdin.isatty():
         return None
     return str(typer.prompt(f"{name}: {what}", default="", show_default=False, err=True)) or None
@@ -105,7 +105,7 @@ def run(
 
 
 def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: bool) -> None:
-    """Run studies, a line for each that has ended; side by side where that is asked, or worth it."""
+    """Run studies, and print a line for each that has ended. They run side by side if asked, or if that is faster."""
     from lcsc_opt.search.studies import checked_experiments, run_each
 
     to_run = checked_experiments(chosen, url, accept_code=how.get("accept_code", False))
@@ -117,7 +117,7 @@ def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: boo
 
 
 def print_plans(chosen: Any, url: str) -> None:
-    """What would be run, and how much of it is done."""
+    """Print what would be run, and how much of it is done."""
     from lcsc_opt.search.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
@@ -255,7 +255,7 @@ def show(
     shown = table(study, "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
-        if name == "held_out_report" and value is not None:  # these have lines or a table of their own
+        if name == "held_out_report" and value is not None:  # these are printed in other lines or tables
             value = {key: part for key, part in value.items() if key not in ("cross_check", "warning", "judges")}
         if name not in ("coefficients", "tracebacks", "judges"):
             shown.add_row(name.replace("_", " "), _readable(value))

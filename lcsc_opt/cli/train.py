@@ -10,12 +10,12 @@ import typer
 
 from lcsc_opt.cli.output import say
 
-SHEETS = 10  # of samples, where nothing else is said
+SHEETS = 10  # sheets of samples, by default
 RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
 
 
 class Precision(str, enum.Enum):
-    """Of matrix products and convolutions."""
+    """The precision of matrix products and convolutions."""
 
     fp32 = "fp32"
     bf16 = "bf16"

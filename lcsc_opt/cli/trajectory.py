@@ -70,7 +70,7 @@ def truncate(
     from lcsc_opt.base.errors import TrajectoryError
     from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
-    steps = Trajectory.open(path).steps  # says what is wrong with a path that is none
+    steps = Trajectory.open(path).steps  # raises if the path is no trajectory
     if after < steps[0]:
         raise TrajectoryError(f"{path} begins at step {steps[0]}, so nothing would be left: delete the folder instead.")
     with TrajectoryWriter(path) as writer:
@@ -123,7 +123,7 @@ def _text(value: Any) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int = 60) -> str:
-    """Values as a row of bars, each the mean of its share; a dot where there is no number."""
+    """Values as a row of bars. Each bar is the mean of several values; a dot means that there is no number."""
     shares = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
     shares = shares if len(values) > width else [[value] for value in values]
     means = [_mean(share) for share in shares]
