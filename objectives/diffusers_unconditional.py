@@ -8,18 +8,18 @@
         sampler: {name: dpm-solver++, steps: 10}
         reference: cifar10-train.npz
 
-``model`` is a folder that ``save_pretrained`` wrote, of a pipeline or of a model, or its ``config.json``; no weights
-are read from it. ``sampler.name`` is ddpm, ddim, dpm-solver++, sde-dpm-solver++, unipc, heun, euler, euler-ancestral or
-consistency; without a name the pipeline's own scheduler is used. What the scheduler was trained with (betas,
-prediction type, clipping) comes from the pipeline, and ``sampler.scheduler`` changes single settings of it:
+``model`` is the folder of a pipeline or of a model that ``save_pretrained`` wrote, or its ``config.json``. No weights
+are read from it. ``sampler.name`` is ddpm, ddim, dpm-solver++, sde-dpm-solver++, unipc, heun, euler, euler-ancestral,
+consistency or lcm; without a name the pipeline's own scheduler is used. The settings of training (betas, prediction
+type, clipping) come from the pipeline, and ``sampler.scheduler`` changes single settings:
 
     sampler: {name: ddim, steps: 50, step: {eta: 1.0}, scheduler: {clip_sample: false}}
     sampler: {name: consistency, timesteps: [22, 0]}      # two steps of a consistency model
 
 A model with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image) or
-one class, such as 207; ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance. A model of latents
-needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``, which ``lcsc train``
-writes into its study files.
+one class, such as 207. ``guidance: {scale: 1.5, null_label: 1000}`` adds classifier-free guidance. A model of latents
+needs ``decoder: {autoencoder: FOLDER, raw_mean: [...], raw_std: [...], final_std: 0.5, low: -1}``; ``lcsc train``
+writes this setting into its study files.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from lcsc_opt.sampling import (
 
 
 class GuidanceSettings(FrozenModel):
-    """``scale``: 1 is the conditional model alone; ``null_label``: the class that stands for none."""
+    """``scale``: 1 is the conditional model alone; ``null_label``: the class that stands for no class."""
 
     scale: float
     null_label: Annotated[int, Field(ge=0)]
 
 
 class Settings(ImageObjectiveSettings):
-    """Beside what all objectives over images have: the model, its sampler, its classes, and its decoder."""
+    """The settings of all objectives over images, and the model, its sampler, its classes and its decoder."""
 
     model: str
     sampler: SchedulerSettings
@@ -64,7 +64,7 @@ class Settings(ImageObjectiveSettings):
     decoder: DecoderSettings | None = None
 
     def check(self) -> None:
-        """Beside what all objectives over images check: the folder holds a model."""
+        """The checks of all objectives over images; also that the folder holds a model."""
         super().check()
         DiffusersFolder.read(given_path(self.model))
 

@@ -28,12 +28,12 @@ NETWORK = "UNet2DModel 16-32"
 
 
 class Settings(ScoredImages):
-    """``images`` an evaluation samples; ``nfe`` steps of sampling; the length and seed of the training.
+    """An evaluation samples ``images`` images in ``nfe`` steps; ``training_*`` are the length and seed of the training.
 
     ``select`` says which of its checkpoints are combined.
     """
 
-    images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
+    images: Annotated[int, Field(ge=65)] = 1000  # with 64 or fewer, the covariance of 64 features has no full rank
     batch_size: Annotated[int, Field(ge=1)] = 500
     nfe: Annotated[int, Field(ge=1, le=4)] = 1
     noise_seed: Annotated[int, Field(ge=0)] = 0
@@ -43,14 +43,14 @@ class Settings(ScoredImages):
     select: SelectionSettings = SelectionSettings()
 
     def check(self) -> None:
-        """Refuse metrics that cannot be had and a selection that leaves nothing, before anything is trained."""
+        """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training."""
         super().check()
         every = self.checkpoint_every
         self.select.check(range(every, self.training_steps + 1, every))
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Train, or take from the cache, the trajectory and the feature network."""
+    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check()
     training = ConsistencyTraining(

@@ -1,8 +1,8 @@
 """A denoising diffusion model of 8×8 digits, trained here, sampled by DPM-Solver++, scored by FID.
 
-Data and features are those of ``digits.py``, and so is the U-Net, which predicts noise here. The first use trains it,
-in half a minute; afterwards it comes from the cache. Trained four times as long on twice the images a step, its best
-EMA would be so close to the digits themselves that a search has nothing left to find.
+Data, features and the U-Net are those of ``digits.py``; here the U-Net predicts noise. The first use trains it, in half
+a minute; afterwards it comes from the cache. With four times the steps and twice the images in each step, the best EMA
+would be so close to the digits themselves that a search has nothing left to find.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ NETWORK = "UNet2DModel 16-32"
 
 
 class Settings(ScoredImages):
-    """``images`` an evaluation samples, in ``nfe`` steps of the solver; the length and seed of the training.
+    """An evaluation samples ``images`` images in ``nfe`` steps; ``training_*`` are the length and seed of the training.
 
     ``select`` says which of its checkpoints are combined.
     """
 
-    images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
+    images: Annotated[int, Field(ge=65)] = 1000  # with 64 or fewer, the covariance of 64 features has no full rank
     batch_size: Annotated[int, Field(ge=1)] = 500
     nfe: Annotated[int, Field(ge=2, le=100)] = 10
     noise_seed: Annotated[int, Field(ge=0)] = 0
@@ -44,14 +44,14 @@ class Settings(ScoredImages):
     select: SelectionSettings = SelectionSettings()
 
     def check(self) -> None:
-        """Refuse metrics that cannot be had and a selection that leaves nothing, before anything is trained."""
+        """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training."""
         super().check()
         every = self.checkpoint_every
         self.select.check(range(every, self.training_steps + 1, every))
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Train, or take from the cache, the trajectory and the feature network."""
+    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check()
     training = DiffusionTraining(

@@ -9,9 +9,9 @@
         labels: balanced
         reference: fid-refs/cifar10-32x32.npz
 
-Nothing in a snapshot is run, so the network's class comes from your copy of the code that trained it, which is looked
-for in the working directory and beside the study file. Its arguments are read from the first snapshot; packed
-checkpoints have none, so there ``arguments_from`` names a snapshot, or ``arguments`` says them all:
+No code in a snapshot is run. So the network's class comes from your copy of the code that trained it, which is looked
+for in the working directory and beside the study file. The class's arguments are read from the first snapshot. Packed
+checkpoints have no arguments; there ``arguments_from`` names a snapshot, or ``arguments`` gives them all:
 
     arguments: {img_resolution: 32, img_channels: 3, label_dim: 10, model_type: SongUNet}
 
@@ -22,7 +22,7 @@ Samplers, with NVlabs' defaults for the noise levels:
     sampler: {name: dpm-solver++, steps: 10, scheduler: {solver_order: 3}}
 
 A network with classes needs ``labels``: ``balanced`` (image i is of class i mod C), ``random`` (drawn for each image)
-or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` leads away from another network.
+or one class. ``guide: {checkpoint: network-snapshot-0134217-0.110.pkl, scale: 1.7}`` guides away from another network.
 Models of latents need ``decoder: {autoencoder: sd-vae-ft-mse}``, a folder of diffusers. ``dtype: fp16`` is the
 network's own ``use_fp16``, which acts on a GPU.
 """
@@ -70,7 +70,7 @@ STOCHASTIC = ("s_churn", "s_min", "s_max", "s_noise")
 
 
 class SamplerSettings(FrozenModel):
-    """Noise levels of Karras et al. 2022, Eq. 5; ``s_*`` of Algorithm 2, Heun's alone; ``scheduler``, DPM-Solver's."""
+    """Noise levels of Karras et al. 2022, Eq. 5. ``s_*`` (Algorithm 2) are heun's, ``scheduler`` is dpm-solver++'s."""
 
     name: Literal["heun", "dpm-solver++"] = "heun"
     steps: Annotated[int, Field(ge=1)] = 18
@@ -92,7 +92,7 @@ class SamplerSettings(FrozenModel):
 
 
 class GuideSettings(FrozenModel):
-    """The network that guidance leads away from; what is not said is as in the snapshot."""
+    """The network that guidance leads away from. Missing arguments are those of its snapshot."""
 
     checkpoint: str
     scale: float
@@ -102,7 +102,7 @@ class GuideSettings(FrozenModel):
 
 
 class Settings(ImageObjectiveSettings):
-    """Beside what all objectives over images have: the network's class, its sampler, its classes, and its guide."""
+    """The settings of all objectives over images, and the network's class, its sampler, its classes and its guide."""
 
     network: str
     arguments: Arguments = Field(default={})
@@ -113,7 +113,7 @@ class Settings(ImageObjectiveSettings):
     decoder: DecoderSettings | None = None
 
     def check(self) -> None:
-        """Beside what all objectives over images check: the network's class can be imported."""
+        """The checks of all objectives over images; also that the network's class can be imported."""
         super().check()
         import_dotted(self.network, setting="network")
 
@@ -167,7 +167,7 @@ def _denoiser(checked: Settings) -> EdmDenoiser:
 
 
 def _first_snapshot(checked: Settings) -> Path | None:
-    """The snapshot that says how the network was made; ``None`` where the checkpoints are packed, or others."""
+    """The snapshot with the network's arguments; ``None`` if the checkpoints are packed, or no snapshots."""
     if checked.arguments_from is not None:
         return given_path(checked.arguments_from)
     patterns = [checked.checkpoints] if isinstance(checked.checkpoints, str) else checked.checkpoints
@@ -179,7 +179,7 @@ def _first_snapshot(checked: Settings) -> Path | None:
 
 
 def _network(name: str, stored: Mapping[str, Any], changes: Arguments) -> nn.Module:
-    """A network of the user's class, made as the snapshot says, with the study file's changes."""
+    """A network of the user's class, with the arguments of the snapshot and the study file's changes."""
     factory = import_dotted(name, setting="network")
     class_name = stored.get("class_name", factory.__name__)
     if class_name != factory.__name__:
@@ -205,7 +205,7 @@ def _guide(guide: GuideSettings, network: str) -> nn.Module:
 
 
 def _use_fp16(network: nn.Module, dtype: str) -> None:
-    """EDM's networks choose their arithmetic themselves, and check it."""
+    """Set the network's own ``use_fp16``: EDM's networks choose and check their arithmetic themselves."""
     own = hasattr(network, "use_fp16")
     if dtype == "bf16" or (dtype == "fp16" and not own):
         raise ObjectiveError(f"dtype: EDM's networks have fp32, and fp16 where they have use_fp16; got {dtype}")
@@ -223,5 +223,5 @@ def _image_shape(network: nn.Module) -> tuple[int, int, int]:
 
 
 def _decoder(checked: Settings, network: nn.Module) -> LatentDecoder | None:
-    """EDM2's latents are the autoencoder's, with mean 0 and spread ``final_std``; its images lie in [0, 1]."""
+    """The decoder of the settings. EDM2's latents have mean 0 and spread ``final_std``; its images lie in [0, 1]."""
     return None if checked.decoder is None else checked.decoder.build(_image_shape(network)[0])

@@ -21,7 +21,7 @@ from lcsc_opt.objective.function import CoefficientFunction
 
 
 class Settings(FrozenModel):
-    """``callable``, ``gradient``, ``held_out``: ``module:function``; ``steps`` are those of the checkpoints."""
+    """``callable``, ``gradient`` and ``held_out`` are ``module:function``; ``steps`` are those of the checkpoints."""
 
     callable: str
     steps: list[int]
@@ -29,7 +29,7 @@ class Settings(FrozenModel):
     held_out: str | None = None
 
     def check(self) -> None:
-        """Import what is called."""
+        """Import the functions, and raise an error if one cannot be imported."""
         build(self.model_dump())
 
 

@@ -39,20 +39,20 @@ Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
 
 
 class Settings(ImageObjectiveSettings):
-    """Beside what all image objectives take.
+    """The settings of all objectives over images, and these.
 
     Attributes:
         pipeline: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
-        component: what the checkpoints are: of the pipeline's ``unet`` or ``transformer``, or a ``lora``.
-        lora_alpha: of LoRA checkpoints, where neither they nor a configuration beside them tell it.
+        component: what the checkpoints hold: the pipeline's ``unet`` or ``transformer``, or a ``lora``.
+        lora_alpha: of LoRA checkpoints, if neither they nor a configuration beside them tell it.
         sampler: scheduler and steps; without a name the pipeline's own scheduler.
-        guidance_scale: above 1 every step takes two calls (of a latent consistency model one).
-        negative_prompt: what guidance leads away from; without it what the pipeline takes.
+        guidance_scale: above 1 every step takes two model calls (one for a latent consistency model).
+        negative_prompt: guidance leads away from it; without it the pipeline's default.
         prompts: a text file, one prompt a line; image i is of prompt i mod n.
         held_out_prompts: the same, for the held-out images.
-        height: of the images; without it what the model was trained on.
-        width: the same.
-        dtype: of the pipeline's weights, too.
+        height: of the images, in pixels; without it the height that the model was trained on.
+        width: of the images, likewise.
+        dtype: of the network's arithmetic, and of the pipeline's weights.
     """
 
     pipeline: str
@@ -74,7 +74,7 @@ class Settings(ImageObjectiveSettings):
         return self
 
     def check(self) -> None:
-        """Beside what all objectives over images check: the prompts can be read."""
+        """The checks of all objectives over images; also that the prompts can be read."""
         super().check()
         for prompts in (self.prompts, self.held_out_prompts):
             if prompts is not None:

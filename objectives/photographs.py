@@ -1,8 +1,8 @@
 """A consistency model of 32×32 crops of two colour photographs, trained here, sampled in one step, scored by FID.
 
-Nothing is downloaded: the photographs are those that scikit-learn bundles, the U-Net is diffusers', and the features
-are those of a small network that tells from which part of which photograph a crop is. The first use trains both, in
-a few minutes on two cores; afterwards they come from the cache.
+Nothing is downloaded: the photographs are bundled with scikit-learn, and the U-Net is diffusers'. The features are
+those of a small network that is trained to tell the photograph and the part of it that a crop comes from. The first use
+trains both networks, in a few minutes on two cores; afterwards they come from the cache.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ NETWORK = "PatchedUNet 4, 32-64"
 
 
 class Settings(ScoredImages):
-    """``images`` an evaluation samples; ``nfe`` steps of sampling; the length and seed of the training.
+    """An evaluation samples ``images`` images in ``nfe`` steps; ``training_*`` are the length and seed of the training.
 
     ``select`` says which of its checkpoints are combined.
     """
 
-    images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
+    images: Annotated[int, Field(ge=65)] = 1000  # with 64 or fewer, the covariance of 64 features has no full rank
     batch_size: Annotated[int, Field(ge=1)] = 250
     nfe: Annotated[int, Field(ge=1, le=4)] = 1
     noise_seed: Annotated[int, Field(ge=0)] = 0
@@ -43,14 +43,14 @@ class Settings(ScoredImages):
     select: SelectionSettings = SelectionSettings()
 
     def check(self) -> None:
-        """Refuse metrics that cannot be had and a selection that leaves nothing, before anything is trained."""
+        """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training."""
         super().check()
         every = self.checkpoint_every
         self.select.check(range(every, self.training_steps + 1, every))
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Train, or take from the cache, the trajectory and the feature network."""
+    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check()
     training = ConsistencyTraining(
@@ -60,7 +60,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         learning_rate=3e-3,
         seed=checked.training_seed,
         sigma_max=80.0,
-        last_discretization=20,  # few steps between noise levels, and more of the high ones: it learns in minutes
+        last_discretization=20,  # few noise levels, and more of the high ones, so that training takes minutes
         noise_mean=0.5,
     )
     cache = cache_directory()
@@ -83,5 +83,5 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
 
 
 def network() -> nn.Module:
-    """A U-Net of 661,392 parameters on 32×32 colour images, of which it sees patches of 4×4 pixels."""
+    """A U-Net of 661,392 parameters on 32×32 colour images, in patches of 4×4 pixels."""
     return PatchedUNet(IMAGE_SHAPE, (32, 64), patch=4)

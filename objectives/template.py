@@ -26,13 +26,13 @@ from lcsc_opt.sampling import FunctionSampler
 
 
 class Settings(ImageObjectiveSettings):
-    """Settings of your own, with their types and defaults; a study file that says anything else is refused."""
+    """Settings of your own, with their types and defaults. A study file with any other setting is refused."""
 
     width: int = 8
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """What ``lcsc`` calls: settings in, objective out."""
+    """``lcsc`` calls this function: settings in, objective out."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     sampler = FunctionSampler(
         network(checked.width),
@@ -51,5 +51,5 @@ def network(width: int) -> nn.Module:
 
 
 def sample(model: nn.Module, noise: Tensor) -> Tensor:
-    """Standard normal noise ``[N, 1, 8, 8]`` → images ``[N, C, H, W]`` in [-1, 1]; here, of a one-step generator."""
+    """Standard normal noise ``[N, 1, 8, 8]`` → images ``[N, C, H, W]`` in [-1, 1]; here by a one-step generator."""
     return torch.tanh(model(noise))

@@ -13,10 +13,10 @@
         reference: cifar10-train.npz
 
 Both are looked for where Python looks, in the working directory, and beside the study file. ``sample`` gets standard
-normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. Where it has parameters of these
+normal noise ``[N, *image_shape]`` and returns images ``[N, C, H, W]`` in [-1, 1]. If it has parameters of these
 names, it also gets ``labels``, the classes ``[N]`` (``labels: balanced``, ``random`` or one class, of ``classes``);
-``nfe``, how many model calls an image may take; and ``draw``: ``draw(1)``, ``draw(2)``, … is further noise of the same
-shape, for samplers that add some in every step.
+``nfe``, how many model calls an image may take; and ``draw``. ``draw(1)``, ``draw(2)``, … give more noise of the same
+shape, for samplers that add noise in every step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(ImageObjectiveSettings):
-    """Beside what all objectives over images have: the two functions, and what they are called with."""
+    """The settings of all objectives over images, and the two functions with their arguments."""
 
     model: str
     model_settings: dict[str, JsonValue] = Field(default={})
@@ -49,7 +49,7 @@ class Settings(ImageObjectiveSettings):
     labels: Labels | None = None
 
     def check(self) -> None:
-        """Beside what all objectives over images check: both functions can be imported."""
+        """The checks of all objectives over images; also that both functions can be imported."""
         super().check()
         import_dotted(self.model, setting="model")
         import_dotted(self.sampler, setting="sampler")

@@ -10,9 +10,9 @@
         select: {last_step: 500}              # as if training had ended there
         nfe: 2
 
-The first use trains what is not in the cache yet, the teacher too; an interrupted training goes on. ``teacher`` is what
-``cd`` distils and ``ect`` begins from. Beside the trajectory in the cache stand its learning curve and its model's
-folder, as ``lcsc train`` leaves them.
+The first use trains the model, and the teacher, if they are not in the cache. An interrupted training continues. ``cd``
+distils ``teacher``, and ``ect`` begins from it. The learning curve and the model's folder are beside the trajectory in
+the cache, as ``lcsc train`` writes them.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from lcsc_opt.training.scoring import ScoredImages
 from lcsc_opt.trajectory import Trajectory
 
 VERSION = 1  # raise it when the same settings would train another model
-LEAVES = (".trajectory", ".model", ".state", ".jsonl", ".yaml")  # what a training writes
-WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # the last of it
+LEAVES = (".trajectory", ".model", ".state", ".jsonl", ".yaml")  # suffixes of what a training writes
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # the file that a training writes last
 
 
 class Data(NamedTuple):
@@ -63,7 +63,7 @@ DATA = {
 
 
 class TrainedModel(FrozenModel):
-    """What is trained: a recipe of ``lcsc train``, its settings, and for how long."""
+    """A training: a recipe of ``lcsc train``, its settings, and how long."""
 
     recipe: str
     recipe_settings: dict[str, JsonValue] = Field(default={})
@@ -75,7 +75,7 @@ class TrainedModel(FrozenModel):
         """The recipe with its settings.
 
         Raises:
-            TrainingError: there is no such recipe, or it is one of latents.
+            TrainingError: there is no such recipe, or it trains on latents.
             StudySpecError: it has no such setting, or the value is wrong.
         """
         recipe = preparing.parse_recipe(self.recipe, self.written())
@@ -84,24 +84,24 @@ class TrainedModel(FrozenModel):
         return recipe
 
     def written(self) -> list[str]:
-        """The settings as the command takes them."""
+        """The settings as ``KEY=VALUE``, as ``lcsc train`` takes them."""
         return [f"{key}={json.dumps(value)}" for key, value in self.recipe_settings.items()]
 
 
 class Settings(ScoredImages, TrainedModel):
-    """``images`` an evaluation samples in ``nfe`` steps; ``select`` says which of the checkpoints are combined."""
+    """An evaluation samples ``images`` images in ``nfe`` steps; ``select`` says which checkpoints are combined."""
 
     data: Literal["all"] = "all"
     dataset: Literal["digits", "photographs"] = "digits"
     teacher: TrainedModel | None = None
-    images: Annotated[int, Field(ge=65)] = 1000  # fewer than features leave the covariance without full rank
+    images: Annotated[int, Field(ge=65)] = 1000  # with 64 or fewer, the covariance of 64 features has no full rank
     batch_size: Annotated[int, Field(ge=1)] = 500
     nfe: Annotated[int, Field(ge=1, le=100)] = 1
     noise_seed: Annotated[int, Field(ge=0)] = 0
     select: SelectionSettings = SelectionSettings()
 
     def check(self) -> None:
-        """Refuse what cannot be trained or measured, before anything is trained."""
+        """Refuse settings that cannot be trained or measured, before any training."""
         super().check()
         recipe = self.parsed()
         if (recipe.needs is None) != (self.teacher is None):
@@ -116,7 +116,7 @@ class Settings(ScoredImages, TrainedModel):
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
-    """Train, or take from the cache, the trajectory and the feature network."""
+    """Build the objective; the trajectory and the feature network come from the cache, or are trained first."""
     checked = parse_settings(Settings, settings, source="objective.settings")
     checked.check()
     cache = cache_directory()
@@ -137,7 +137,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
 
 
 def trained(checked: Settings, cache: Path) -> Path:
-    """The trajectory, trained first where it is not there yet; the teacher before it."""
+    """The path of the trajectory. If it does not exist, it is trained first, and its teacher before it."""
     path = place(checked, cache)
     if _is_whole(path):
         return path
@@ -177,11 +177,11 @@ def _is_whole(path: Path) -> bool:
 
 
 def training_seconds(settings: dict[str, Any], cache: Path) -> float | None:
-    """How long training took to the last selected checkpoint; ``None`` where it is not in the cache.
+    """The seconds that training took up to the last selected checkpoint; ``None`` if it is not in the cache.
 
     Args:
         settings: of :func:`build`.
-        cache: where it was trained.
+        cache: the folder of the trajectory.
     """
     checked = parse_settings(Settings, settings, source="objective.settings")
     curve = beside(place(checked, cache), ".jsonl")
@@ -194,7 +194,7 @@ def training_seconds(settings: dict[str, Any], cache: Path) -> float | None:
 
 
 def place(checked: Settings, cache: Path) -> Path:
-    """Where these settings are trained to."""
+    """The path of the trajectory that these settings train."""
     described = {
         "version": VERSION,
         "dataset": checked.dataset,
@@ -206,7 +206,7 @@ def place(checked: Settings, cache: Path) -> Path:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """What else a training leaves, by its suffix."""
+    """The path of another file or folder of the training, by its suffix."""
     return path.with_name(path.name.removesuffix(".trajectory") + suffix)
 
 
