@@ -35,7 +35,7 @@ COLUMN = {
     **{"wrapHeaderText": True, "autoHeaderHeight": True},
 }
 LOSS = {"minWidth": 150}  # fits "0.08138 ± 0.0023"
-LINES = {"wrapText": True, "autoHeight": True}  # "1,234,000 (not reached 1 of 5)" takes two
+LINES = {"wrapText": True, "autoHeight": True}  # "1,234,000 (not reached 1 of 5)" takes two lines
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -97,7 +97,7 @@ def _shown(
 ) -> tuple[Any, ...]:
     """Headline, curves, and the ranking's columns and rows.
 
-    A refresh leaves the columns alone: a reader may have made them wider.
+    Without ``columns``, as in a refresh, the columns stay as they are: a reader may have made them wider.
     """
     ranked = ranking(studies, value=target)
     data = comparison(studies, axis)
@@ -108,7 +108,7 @@ def _shown(
 
 
 def _offer_csv(app: dash.Dash) -> None:
-    """The ranking as a file, when its button is pressed."""
+    """Download the ranking as a file when its button is pressed."""
 
     @app.callback(
         Output("download", "data"),
@@ -166,7 +166,7 @@ def _layout() -> html.Main:
 
 
 def _row(row: Ranked, axis: str) -> dict[str, Any]:
-    """What the table sorts by, and what it shows in its place."""
+    """The numbers that the table sorts by, and the texts that it shows for them."""
     found = row.as_row(axis)
     interval = (
         ""
@@ -220,7 +220,7 @@ def _judges(studies: Sequence[StudyHistory]) -> Any:
 
 
 def _front(front: Front | None, theme: Any) -> Any:
-    """What FID costs in precision at the weights of a front, with a link to the study of each."""
+    """FID and precision at the weights of a front, each with a link to its study."""
     if front is None:
         return ""
     header, rows = front_table(front)
@@ -232,7 +232,7 @@ def _front(front: Front | None, theme: Any) -> Any:
 
 
 def _sweep(points: Sequence[Point], experiment: str) -> Any:
-    """All points of the sweep that the experiment is one of: the values of its settings, and what was found."""
+    """All points of the experiment's sweep: the values of their settings, and their results."""
     if not points:
         return ""
     keys = varied_keys(points)
@@ -277,7 +277,7 @@ def _study(study: StudyHistory) -> list[Any]:
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as the table shows them now, numbers in full; a text that a spreadsheet would calculate stays a text."""
+    """The rows as the table shows them now, numbers in full. Texts are escaped so that no spreadsheet computes them."""
     names = [name for name in (rows[0] if rows else {}) if name != "colour" and not name.endswith("_text")]
     text = io.StringIO()
     writer = csv.writer(text)

@@ -1,4 +1,4 @@
-"""What a found model samples beside EMA*, from the same noise, those that differ most first (App. E)."""
+"""Images of a found model beside those of EMA* from the same noise; pairs that differ most come first (App. E)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _zoom(asked: Mapping[str, str]) -> int:
 
 
 def images_of(reader: HistoryReader, study: StudyHistory, folder: Path) -> list[tuple[str, str]]:
-    """Artifact and file name of each image beside a study's answer; those whose file is there."""
+    """(artifact, file name) of each image beside a study's answer, if its file exists."""
     if study.chosen is None:
         return []
     named = (
@@ -76,7 +76,7 @@ def images_of(reader: HistoryReader, study: StudyHistory, folder: Path) -> list[
 
 
 def _file(reader: HistoryReader, folder: Path) -> Response:
-    """An image that the database names as one of this trial's; nothing else of the folder can be had."""
+    """Serve an image that the database names for this study's answer, and no other file of the folder."""
     name, artifact = request.args.get("study", ""), request.args.get("artifact", "")
     studies = reader.read_studies([name]) if name in reader.names() else ()
     known = {
@@ -142,7 +142,7 @@ def _panes(study: StudyHistory, shown: Sequence[tuple[str, str]]) -> Any:
 
 
 def _missing(study: StudyHistory) -> str:
-    """Why there are no images, and what makes them."""
+    """Why there are no images, and which command makes them."""
     if study.chosen is None:
         return "No complete trial yet. Images are stored when the search ends."
     if study.label != study.optimizer:

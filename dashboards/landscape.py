@@ -15,7 +15,7 @@ from lcsc_opt.views.figures.landscape import landscape_figure
 from lcsc_opt.views.figures.look import empty_figure
 from lcsc_opt.views.landscape import Landscape, LandscapeReader
 
-STUDY = "experiment/optimizer/seed"  # where the database holds none to name
+STUDY = "experiment/optimizer/seed"  # shown if the database holds no study to name
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -73,12 +73,12 @@ def _layout() -> html.Main:
 
 
 def missing(study: str | None) -> str:
-    """What makes a landscape."""
+    """A line that says which command makes a landscape."""
     return f"No landscape in this database yet. Compute one: lcsc landscape {study or STUDY}"
 
 
 def headline(data: Landscape) -> str:
-    """What the plane shows, in one line."""
+    """The result of the plane, in one line."""
     done = "" if data.done >= data.total else f", after {data.done:,} of {data.total:,} points"
     if data.best is None:
         return f"{data.study} has no value yet{done}. Continue it: lcsc resume {data.study}"

@@ -1,4 +1,4 @@
-"""One study while it runs and after it: progress, workers, failures, where its time went, and what it found."""
+"""One study during and after its run: progress, workers, failures, where its time went, and its results."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIGURES = {
 }
 TEXTS = ("problem", "headline", "judges", "progress", "nodes", "failures", "links")
 MOST_REASONS = 10
-OLD_SECONDS = 30.0  # from which on it is said how old a look at the workers is
+OLD_SECONDS = 30.0  # the age of the workers' state is shown if it is older than this
 
 
 def build(storage: RDBStorage) -> dash.Dash:
@@ -103,7 +103,7 @@ def _layout() -> html.Main:
 
 
 def headline(study: StudyHistory, state: Progress) -> str:
-    """What is known of a study, in one line."""
+    """The state of a study, in one line."""
     best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
     if study.held_out is not None and study.held_out.loss is not None:
         best = f"{study.metric} {study.held_out.loss:.4g} held out, {parts.number(study.searched)} searched"
@@ -116,14 +116,14 @@ def headline(study: StudyHistory, state: Progress) -> str:
 
 
 def _judges(study: StudyHistory) -> Any:
-    """The answer's judges, where some were measured."""
+    """The answer's judges, if some were measured."""
     if study.held_out is None or not study.held_out.judges:
         return ""
     return parts.section("Judges, held out", parts.table(*judge_table(study.held_out.judges), text=2))
 
 
 def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) -> dict[str, str]:
-    """Figure → what it is drawn from; coefficients are read again only when a better trial was found."""
+    """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = best_ema(studies)
     answers = [(other.study, other.chosen) for other in studies]
     found = repr((study.study, study.study_id, study.chosen, improved_trials(study)[-1:], theme, study.held_out))
@@ -142,7 +142,7 @@ def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) ->
 def _figures(
     reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme, wanted: set[str]
 ) -> dict[str, Any]:
-    """Those of the wanted figures."""
+    """Name → figure, for the wanted figures."""
     found: dict[str, Any] = {}
     if "best_so_far" in wanted:
         ema = best_ema(studies)
@@ -192,7 +192,7 @@ def _evaluating(study: StudyHistory) -> list[Any]:
 
 
 def _nodes(study: StudyHistory) -> Any:
-    """A row for each machine, while the study is run."""
+    """A row for each machine, while the study runs."""
     now = nodes_of(study)
     if now is None:
         return ""

@@ -1,4 +1,4 @@
-"""Learning curves of ``lcsc train``, and what the model samples meanwhile, from the same noise at every step."""
+"""Learning curves of ``lcsc train``, and samples of the model, from the same noise at every step."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _chosen(asked: Mapping[str, str], known: Mapping[str, Path]) -> str | None:
 
 
 def _sheet(found: Found) -> Response:
-    """The samples of a step of a training that is shown; nothing else can be had."""
+    """Serve the samples of a step of a shown training, and no other file."""
     place, step = found().get(request.args.get("training", "")), request.args.get("step", "")
     content = read_sheet(place, int(step)) if place is not None and step.isdecimal() and len(step) <= 12 else None
     if content is None:
