@@ -102,15 +102,17 @@ class Job:
 def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
     """All of them: EMA grids once, since there is no chance in them; then searches, seed by seed.
 
-    Without a number of seeds there are as many as each table needs.
+    A table whose searches are those of another one has grids only. Without a number of seeds there are as many as each
+    table needs.
     """
     wanted = {table.study: seeds or table.seeds for table in TABLES}
+    borrowed = {table.study for table in TABLES if table.beside in chosen}
     overrides = {study: _overrides(study, quick=quick) for study in chosen}
     searches = [
         Job(study, seed, overrides[study])
         for seed in range(max(wanted[study] for study in chosen))
         for study in chosen
-        if seed < wanted[study]
+        if seed < wanted[study] and study not in borrowed
     ]
     return [*(Job(study, 0, overrides[study], grids=True) for study in chosen), *searches]
 

@@ -13,7 +13,7 @@ TABLES = (
     Table(
         "samples",
         "Table 4: number of samples",
-        "10K, 5K and 2K images are 1,000, 500 and 200 here. The paper has no EMA of a DM at 250K iterations.",
+        "10K, 5K and 2K images are 500, 250 and 100 here. The paper has no EMA of a DM at 250K iterations.",
         (
             Setting("CM, 10K", {**CM, "images": 2}, 2.76, CD_250K),
             Setting("CM, 5K", {**CM, "images": 1}, 2.79, CD_250K),
@@ -33,7 +33,7 @@ TABLES = (
     Table(
         "iterations",
         "Table 4: search iterations",
-        "1K, 2K and 4K iterations are 100, 200 and 400 here. A search along the gradient ends by itself.",
+        "1K, 2K and 4K iterations are 50, 100 and 200 here. A search along the gradient ends by itself.",
         (
             Setting("CM, 1K", {**CM, "evaluations": 0}, 3.03, CD_250K),
             Setting("CM, 2K", {**CM, "evaluations": 1}, 2.76, CD_250K),
