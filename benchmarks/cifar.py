@@ -1,12 +1,12 @@
-"""A trial of the size that the paper has: a consistency network for CIFAR-10, 10,000 images, InceptionV3, K = 200.
+"""A trial of the paper's size: a consistency network for CIFAR-10, 10,000 images, InceptionV3, K = 200.
 
     python benchmarks/cifar.py [--dtype bf16] [--compile] [--checkpoints 200] [--images 10000] [--quick]
 
-Networks and weights are made here, at random, so the numbers mean nothing and the time is what it would be: a U-Net of
-about 55 M parameters on 32×32 images, one step of sampling, InceptionV3 in its real file format, and a trajectory
-stored as differences in float16 (22 GB for K = 200). A search with CMA-ES runs as ``lcsc run`` does, its stages
-overlapping on a GPU; what a trial takes is the time from one result to the next. Model arithmetic is what sampling and
-features take. ``--quick`` is a smaller network, 16 images and 4 checkpoints, for a machine without a GPU.
+Networks and weights are random, so the losses mean nothing, but the times are real: a U-Net of about 55 M parameters on
+32×32 images, one step of sampling, InceptionV3 in its real file format, and a trajectory stored as differences in
+float16 (22 GB for K = 200). A search with CMA-ES runs as in ``lcsc run``; on a GPU its stages overlap. The time of a
+trial is that from one result to the next. Model arithmetic is the time of sampling and features. ``--quick`` takes a
+smaller network, 16 images and 4 checkpoints, for a machine without a GPU.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from lcsc_opt.search.runner import Search, most_in_flight
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
 IMAGE_SHAPE = (3, 32, 32)
-MOST_SECONDS, LEAST_ARITHMETIC = 4.0, 0.9  # a trial on a GPU, asked of ourselves
-SPREAD = 0.01  # of a weight between checkpoints
-WARM_UP = 3  # trials that are not counted: they draw noise, choose kernels, compile
+MOST_SECONDS, LEAST_ARITHMETIC = 4.0, 0.9  # our own targets for a trial on a GPU
+SPREAD = 0.01  # standard deviation of a weight between checkpoints
+WARM_UP = 3  # first trials, which do not count: they draw noise, choose kernels, compile
 
 
 def main() -> None:
-    """Measure, print, and judge where there is a GPU."""
+    """Measure, print, and judge if there is a GPU."""
     arguments = _arguments()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else "no GPU"
@@ -155,7 +155,7 @@ def inception_weights() -> dict[str, torch.Tensor]:
 
     class Unloaded(inception.FeatureExtractorInceptionV3):  # type: ignore[misc]
         def load_state_dict(self, state_dict: Any, *_: Any, **__: Any) -> None:
-            """The weights stay as they are."""
+            """Do nothing: the weights stay random."""
 
     with mock.patch.object(inception, "load_state_dict_from_url", return_value={}):
         model = Unloaded("random", ["2048"])

@@ -1,4 +1,4 @@
-"""What every benchmark needs: which machine this is, and where results go."""
+"""What every benchmark needs: the name of this machine, and the writing of results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> str:
-    """One line for the head of every result."""
+    """This machine in one line, for the head of every result."""
     packages = environment()["packages"]
     versions = ", ".join(f"{name} {packages[name]}" for name in ("torch", "numpy", "nevergrad", "optuna"))
     threads = os.environ.get("OMP_NUM_THREADS", "default")
@@ -45,7 +45,7 @@ def write_csv(name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -
 
 
 def write_json(name: str, content: Mapping[str, Any]) -> Path:
-    """Write ``results/NAME.json`` with the machine beside the content."""
+    """Write ``results/NAME.json``: the machine and the content."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **content}, indent=1) + "\n")

@@ -4,8 +4,8 @@
 
 Makes an SQLite database of so many studies in the current folder, with coefficients of so many checkpoints. Then
 measures, as medians: the first read of all of it, a refresh when nothing is new, a refresh when every study has one
-more result, and the comparison figure from that data with the size of what is sent to the browser. Beside the time on
-the clock stands that of the processor, which does not depend on what else the machine does.
+more result, and drawing the comparison figure, with the bytes that are sent to the browser. Processor time is shown
+beside wall time: other work on the machine hardly changes it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LIMITS = {
     "first read": 1000.0,
     "refresh, nothing new": 100.0,
     "refresh, a result each": 100.0,
-}  # ms, asked of ourselves
+}  # ms, our own targets
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "PSO")
 EXPERIMENT = "large"
 
@@ -105,7 +105,7 @@ def trial(number: int, checkpoints: int, rng: np.random.Generator) -> FrozenTria
 def measure(
     storage: RDBStorage, names: list[str], arguments: argparse.Namespace
 ) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of each round on the clock and of the processor, by what was measured."""
+    """Name of the measurement → (wall seconds, processor seconds) of each round."""
     url = storage.url
     found: dict[str, list[tuple[float, float]]] = {}
 

@@ -1,11 +1,11 @@
-"""How long the pages take: what the server needs for each callback, what it sends, and when a browser has painted.
+"""How long the pages take: seconds of each callback on the server, bytes that it sends, and painting in a browser.
 
     python benchmarks/dashboard_pages.py [--studies 10] [--trials 2000] [--checkpoints 500] [--rounds 5]
 
 Makes the database of ``benchmarks/dashboard.py`` in the current folder. Then measures, as medians: the callback that
-draws a page for the first time, a refresh without news, and a refresh after every study has one more result; through
-all of the server but the network. Where Chromium and playwright are installed, also the time in it from opening the
-address to the first paint, and until the winner is named and the curves are drawn, without anything in its cache.
+draws a page for the first time, a refresh without news, and a refresh after every study has one more result. All pass
+through the whole server, but no network. If Chromium and playwright are installed, also the time in the browser, with
+an empty cache: from opening the address to the first paint, and until the winner is named and the curves are drawn.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from werkzeug.test import Client
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.views.dashboard.server import application, serve
 
-FIRST_MS, REFRESH_MS = 2000, 300  # asked of ourselves
+FIRST_MS, REFRESH_MS = 2000, 300  # our own targets
 PAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "compare": ("curves-new.data", {"experiment": EXPERIMENT, "axis": "images", "scale": ["y"]}),
     "study": ("times-new.data", {"study": f"{EXPERIMENT}/CMA/0"}),
@@ -72,7 +72,7 @@ def show(name: str, seconds: list[float], size: float) -> tuple[Any, ...]:
 def callbacks(
     url: str, storage: RDBStorage, names: list[str], arguments: argparse.Namespace
 ) -> dict[str, tuple[list[float], float]]:
-    """Seconds of each round and the size of the last answer, by what was asked."""
+    """Kind of request → the seconds of each round, and the size of the last answer."""
     found: dict[str, tuple[list[float], float]] = {}
 
     def timed(name: str, client: Client, page: str, seen: Any) -> Any:
@@ -94,7 +94,7 @@ def callbacks(
 
 
 def ask(client: Client, page: str, seen: Any) -> str:
-    """What a callback of a page answers, as a browser asks it."""
+    """The answer of a page's callback to a request like a browser's."""
     output, values = PAGES[page]
     home, headers = f"/lcsc/{page}", {"Host": "127.0.0.1"}
     known = json.loads(client.get(f"{home}/_dash-dependencies", headers=headers).text)
@@ -116,7 +116,7 @@ def ask(client: Client, page: str, seen: Any) -> str:
 
 
 def in_browser(url: str, rounds: int) -> dict[str, tuple[list[float], float]]:
-    """First paint and drawn page in Chromium, from opening the address; nothing where it is not installed."""
+    """First paint and drawn page in Chromium, from opening the address; empty if it is not installed."""
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None or importlib.util.find_spec("playwright") is None:
         print("Chromium or playwright is not installed: nothing measured in a browser")

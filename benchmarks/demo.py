@@ -2,7 +2,7 @@
 
     python benchmarks/demo.py
 
-Runs ``studies/digits.yaml`` with seeds 0, 1 and 2 in ``results/digits.db`` (interrupted, the same command
+Runs ``studies/digits.yaml`` with seeds 0, 1 and 2 in ``results/digits.db`` (after an interruption, the same command
 continues), prints the comparison, writes ``results/digits.csv`` and ``results/digits.md``, and draws the pictures of
 ``docs/images/``.
 """
@@ -64,7 +64,7 @@ def line(summary: OptimizerSummary) -> str:
 
 
 def draw(storage: RDBStorage) -> None:
-    """The README's pictures, which take a Chrome or Chromium; and a page with everything."""
+    """Draw the README's pictures, which needs Chrome or Chromium, and write a page with everything."""
     reader = HistoryReader(storage)
     studies = reader.read("digits")
     ema = best_ema(studies)

@@ -4,12 +4,13 @@
     python benchmarks/disk.py --trajectory run.trajectory
 
 Makes a trajectory in the working directory, and removes it at the end: about parameters × checkpoints × 2 bytes for
-float16. In each round everything is measured in turns, each after the system was told to forget the file. ``read``
-reads it from its first byte to its last, 4 MiB at a time, ``direct`` does so around the system's cache; the faster one
-is what a merge is compared with. ``streamed`` merges as ``Trajectory.on`` does where the file is larger than memory,
-``mapped`` as it does otherwise. Peak memory is what the process holds besides the pages of files, in models.
+float16. In each round everything is measured in turns, each after the system was told to drop the file from its cache.
+``read`` reads the file from its first byte to its last, 4 MiB at a time; ``direct`` does so around the system's cache.
+A merge is compared with the faster one. ``streamed`` merges as ``Trajectory.on`` does if the file is larger than
+memory, ``mapped`` as it does otherwise. Peak memory is what the process holds besides the pages of files, in units of
+one model.
 
-It takes the memory limit as it finds it. To set one, run it as
+It sets no memory limit. To set one, run it as
 ``systemd-run --scope -p MemoryMax=1G python benchmarks/disk.py``, or in a container that has one.
 """
 
@@ -36,9 +37,9 @@ from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.merge.memory import available_bytes
 
 AT_ONCE = 4 * 2**20
-SPREAD = 0.01  # of a weight between checkpoints
+SPREAD = 0.01  # standard deviation of a weight between checkpoints
 TENSOR = 2**22  # scalars of the largest tensors
-LEAST_SHARE, MOST_MODELS = 0.9, 2.0  # asked of ourselves
+LEAST_SHARE, MOST_MODELS = 0.9, 2.0  # our own targets
 
 
 def main() -> None:
@@ -102,7 +103,7 @@ def measure(path: Path, rounds: int) -> dict[str, Any]:
         "read": lambda: read(weights),
         "direct": lambda: read_direct(weights),
         "streamed": lambda: streamed.merge(coefficients),
-        "mapped": lambda: Trajectory.open(path).merge(coefficients),  # what is mapped cannot be forgotten
+        "mapped": lambda: Trajectory.open(path).merge(coefficients),  # opened anew: mapped pages stay in memory
     }
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     peaks: dict[str, float] = dict.fromkeys(tasks, 0.0)
@@ -135,7 +136,7 @@ def _result(size: int, seconds: dict[str, list[float]], peaks: dict[str, float])
 
 
 def read(path: Path) -> int:
-    """From the first byte to the last."""
+    """Read a file from its first byte to its last; gives its size."""
     total, buffer = 0, bytearray(AT_ONCE)
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -144,10 +145,10 @@ def read(path: Path) -> int:
 
 
 def read_direct(path: Path) -> int:
-    """The same around the cache, where the system has a way."""
+    """:func:`read` around the system's cache, if the system allows it."""
     if not hasattr(os, "O_DIRECT"):
         return read(path)
-    total, buffer = 0, mmap.mmap(-1, AT_ONCE)  # aligned, as it has to be
+    total, buffer = 0, mmap.mmap(-1, AT_ONCE)  # direct reads need an aligned buffer
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
         while count := os.preadv(descriptor, [buffer], total):
@@ -158,7 +159,7 @@ def read_direct(path: Path) -> int:
 
 
 def forget(folder: Path) -> None:
-    """Let the system drop what it keeps of the files."""
+    """Ask the system to drop the files from its cache."""
     if not hasattr(os, "posix_fadvise"):
         return
     for path in folder.iterdir():
@@ -169,7 +170,7 @@ def forget(folder: Path) -> None:
 
 @contextlib.contextmanager
 def peak_memory() -> Iterator[list[int]]:
-    """``[bytes]`` that are held at most besides pages of files, more than at the beginning."""
+    """``[bytes]``: the peak memory besides pages of files, above that at the beginning."""
     peak, start, done = [0], _anonymous(), threading.Event()
 
     def watch() -> None:

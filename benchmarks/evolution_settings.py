@@ -1,10 +1,10 @@
-"""Algorithm 1's settings that the paper does not give, on digits: one after the other, each keeping the best so far.
+"""Settings of Algorithm 1 that the paper does not give, on digits: varied one after the other, keeping the best.
 
     python benchmarks/evolution_settings.py [--seeds 3] [--evaluations 300]
 
-First ``max_parents`` is varied around the starting point, then, with the best of it, ``mutation``, and so on; the
-best is the lowest held-out FID, mean over seeds. Every line is a set of studies in
-``results/evolution_settings.db``: interrupted, the same command continues.
+First ``max_parents`` is varied around the starting point, then, with its best value, ``mutation``, and so on. The best
+has the lowest held-out FID, mean over seeds. Every line is a set of studies in ``results/evolution_settings.db``: after
+an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def run(options: dict[str, Any], seeds: int, evaluations: int) -> list[StudyHistory]:
-    """The studies of one line, run where they are not finished yet."""
+    """The studies of one line; unfinished ones are run first."""
     storage = open_storage(f"sqlite:///{RESULTS / 'evolution_settings.db'}", write=True)
     studies = []
     for plan in plans(study(options, evaluations), None, seeds=range(seeds)):
@@ -76,12 +76,12 @@ def study(options: dict[str, Any], evaluations: int) -> StudySpec:
 
 
 def mean_held_out(studies: list[StudyHistory]) -> float:
-    """What settings are judged by."""
+    """The mean held-out loss, by which settings are judged."""
     return statistics.fmean(study.held_out_loss for study in studies if study.held_out_loss is not None)
 
 
 def print_line(options: dict[str, Any], studies: list[StudyHistory]) -> None:
-    """Settings, and mean and spread over seeds."""
+    """Print the settings, and mean and spread over seeds."""
     searched, held_out = (spread([getattr(study, name) for study in studies]) for name in ("searched", "held_out_loss"))
     line = "{max_parents:11d}  {mutation:8g}  {crossover:9g}  {generation_size:15d}".format(**options)
     print(f"{line}  {searched}  {held_out}", flush=True)

@@ -1,11 +1,11 @@
-"""How much of a machine a search gets beside other work: evaluations and training steps a second, in turns.
+"""The share of a machine that a search gets beside other work: evaluations and training steps per second, in turns.
 
     python benchmarks/fair_share.py [--seconds 8] [--rounds 3]
 
-Threads of OpenMP that wait for each other spin by default: beside other work each waits for one that has no core.
-``lcsc`` lets them sleep instead (``lcsc_opt.base.waiting``). Training with one thread leaves other bits, so it is the
-user's choice; its share is of what all threads reach alone. Each rate is of a process of its own: alone, and beside as
-many busy processes as there are cores, where the fair share is half of what it is alone. Medians are shown.
+By default, OpenMP's threads spin while they wait for each other. Beside other work they then wait for a thread that has
+no core. ``lcsc`` lets them sleep instead (``lcsc_opt.base.waiting``). Training with one thread gives other bits, so it
+is the user's choice; its share is relative to all threads alone. Each rate is measured in a process of its own: alone,
+and beside as many busy processes as there are cores. There the fair share is half of the rate alone. Medians are shown.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ print(done / (time.perf_counter() - start))
 
 
 def rate(code: str, *, waiting: bool, beside: int) -> float:
-    """Of one process, whose waiting threads sleep or spin, beside so many busy ones."""
+    """The rate of a process whose waiting threads sleep or spin, beside ``beside`` busy processes."""
     environment = {name: value for name, value in os.environ.items() if name not in WAITING}
     environment |= WAITING if waiting else {}
     command = [sys.executable, "-c", code]
@@ -87,7 +87,7 @@ def rate(code: str, *, waiting: bool, beside: int) -> float:
 
 
 def main() -> None:
-    """Measure in turns, print, and complain where a figure is missed."""
+    """Measure in turns, print, and complain if a target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=3)

@@ -2,17 +2,17 @@
 
     python benchmarks/fid.py [--rounds 3] [--quick]
 
-Features are normal, with standard deviations that fall as ``i^-0.75`` in a random basis, away from the origin, and in
-float32 as networks answer; the samples' spread is a tenth larger than that of 10,000 real images. In each round
-everything is measured in turns, so that other work on the machine meets all alike; medians are compared.
+Features are normal, away from the origin, in float32 as networks give them. Their standard deviations fall as
+``i^-0.75`` in a random basis. The samples' spread is a tenth larger than that of 10,000 real images. In each round
+everything is measured in turns, so that other work on the machine affects all alike; medians are compared.
 
 ``statistics`` is the distance from mean and covariance, which an evaluation has when its last image is sampled.
-``features`` includes making them: ours batch by batch, as an evaluation does; theirs with ``np.cov`` of all. With fewer
-images than features there is nothing to make first: ours goes through the images' N x N matrix. What depends on the
-real images alone is prepared once by all three, and not measured.
+``features`` includes computing them: ours batch by batch, as an evaluation does; theirs with ``np.cov`` of all. With
+fewer images than features, ours computes no covariance and uses the images' N x N matrix. All three prepare once what
+depends only on the real images; that is not measured.
 
-How far each is off is measured against a fourth way, through singular values of the features alone, in which no root of
-a rounded eigenvalue is taken; torch-fidelity's means are in float32.
+The error of each is measured against a fourth way, through singular values of the features alone, which takes no root
+of a rounded eigenvalue. torch-fidelity's means are in float32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCHES = {2048: 250, 128: 50, 64: 500}
 DECAY, WIDER, MEAN, SHIFT = 0.75, 1.1, 0.4, 0.01
 OFFSET = 1e-6  # pytorch-fid adds it to both covariances when the root of their product is not finite
 SMALL_ROUNDS = 20
-LEAST = {10_000: 5.0, 1_000: 20.0}  # times faster than scipy with 2,048 features, asked of ourselves
+LEAST = {10_000: 5.0, 1_000: 20.0}  # images → our target: times faster than scipy with 2,048 features
 LARGEST_ERROR = 1e-9
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -96,14 +96,14 @@ def random_basis(dimension: int) -> np.ndarray:
 
 
 def features(images: int, basis: np.ndarray, *, seed: int, spread: float = 1.0, shift: float = 0.0) -> np.ndarray:
-    """``[N, D]`` float32 with a spectrum that decays, as that of images seen by a network does."""
+    """``[N, D]`` float32 with a decaying spectrum, like the features of images."""
     deviations = spread * np.arange(1, len(basis) + 1) ** -DECAY
     drawn = np.random.default_rng(seed).standard_normal((images, len(basis)))
     return np.asarray((drawn * deviations) @ basis + MEAN + shift, dtype=np.float32)
 
 
 def tasks(real: np.ndarray, samples: np.ndarray) -> dict[tuple[str, str], Callable[[], float]]:
-    """Who computes, and from what → the computation, of which the part of the real images is done."""
+    """(who computes, from what) → the computation. The part of the real images is done already."""
     prepare_torchvision()
     from torch_fidelity import metric_fid
 
@@ -137,7 +137,7 @@ def tasks(real: np.ndarray, samples: np.ndarray) -> dict[tuple[str, str], Callab
 
 
 def reduce(samples: torch.Tensor, batch: int) -> Reduction:
-    """As an evaluation takes them in."""
+    """Reduce the features batch by batch, as an evaluation does."""
     reduction = Reduction()
     for part in torch.split(samples, batch):
         reduction.add(part)
@@ -145,7 +145,7 @@ def reduce(samples: torch.Tensor, batch: int) -> Reduction:
 
 
 def moments(values: np.ndarray) -> Moments:
-    """As pytorch-fid makes them."""
+    """Mean and covariance as pytorch-fid computes them."""
     return values.mean(axis=0, dtype=np.float64), np.cov(values, rowvar=False, dtype=np.float64)
 
 
@@ -181,7 +181,7 @@ def measure(
     ours = [task for (who, _), task in ways.items() if who == "ours"]
     values: dict[tuple[str, str], float] = {}
     for task in ours:
-        task()  # which computes the factor of the reference, once
+        task()  # the first call computes the factor of the reference
     for _ in range(rounds):
         for name, task in ways.items():
             start = time.perf_counter()

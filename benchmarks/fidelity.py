@@ -1,11 +1,11 @@
-"""FID against single images: what each loss does to precision, on real images that no search and no training saw.
+"""FID against single images: the effect of each loss on precision, with real images that no search or training saw.
 
     python benchmarks/fidelity.py [--seeds 2] [--images 60000] [--only WORD]
 
 The model is a one-step consistency model of half A of the digits, with K = 100 checkpoints. Searches see half A through
-one network; judges see half B, and both halves through another network. Reported on 10,000 images of held-out noise of
-the check that selection noise likes best among the five best, as a study chooses. What is there already in
-``results/fidelity.csv`` is not measured again.
+one network; judges see half B, and both halves through another network. As in a study, the answer is the one of the
+five best checks that is best on selection noise. It is reported on 10,000 images of held-out noise. Results that are
+already in ``results/fidelity.csv`` are not measured again.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from lcsc_opt.training.images import digits_images, second_digits_view, train_di
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
 JUDGES: tuple[Formula, ...] = ("fid", "precision", "recall", "near", "cmmd", "sliced")
-SPACES = ("A", "B", "A2", "B2")  # halves through the network of the search, and through another one
+SPACES = ("A", "B", "A2", "B2")  # halves in the features of the search's network; with 2, of another network
 HEADER = ("search", "seed", "images", *(f"{judge} {space}" for space in SPACES for judge in JUDGES))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One search: an optimizer, and what it minimizes."""
+    """One search: an optimizer, and the settings of its objective."""
 
     name: str
     optimizer: str = "LCSCGradient"
@@ -91,7 +91,7 @@ Known = dict[tuple[str, int, int], tuple[float, ...]]
 
 
 def objective_of(**settings: Any) -> MergeSampleScore:
-    """Half A of the digits."""
+    """The digits objective that sees half A."""
     objective = load_objective(ObjectiveSpec(file="digits.py", settings={**SETTINGS, **settings}))
     assert isinstance(objective, MergeSampleScore)
     return objective
@@ -104,14 +104,14 @@ def best_ema(objective: MergeSampleScore) -> Coefficients:
 
 
 def search(row: Row, seed: int, images: int) -> Coefficients:
-    """The answer of one search of so many images."""
+    """The answer of one search with so many images."""
     return answer_of(objective_of(**row.settings), row.optimizer, seed, images)
 
 
 def answer_of(
     objective: MergeSampleScore, optimizer: str, seed: int, images: int, *, selected_on: int = SELECTED
 ) -> Coefficients:
-    """What a search of an objective finds with so many images, chosen on so many others."""
+    """The answer of a search with ``images`` images, chosen on ``selected_on`` other images."""
     checks = list(compared(objective, optimizer, seed, images))
     best = sorted(checks, key=lambda found: found[0])[:TOP]
 
@@ -124,7 +124,7 @@ def answer_of(
 def compared(
     objective: MergeSampleScore, optimizer: str, seed: int, images: int
 ) -> Iterator[tuple[float, Coefficients]]:
-    """Losses that compare, and their coefficients."""
+    """The losses of a search that compare, and their coefficients."""
     per_evaluation, spent = objective.images_per_evaluation, 0
     space = AffineSpace(objective.steps, default_origin(objective.steps))
     asking = build_optimizer(
@@ -146,7 +146,7 @@ def compared(
 
 
 class Judges:
-    """Both halves of the digits as two networks see them."""
+    """Judges: both halves of the digits, in the features of two networks."""
 
     def __init__(self) -> None:
         images, cache = digits_images(), cache_directory()
@@ -167,7 +167,7 @@ class Judges:
         return self.of_images(self._objective.images(coefficients, HELD_OUT, REPORTED))
 
     def floor(self) -> tuple[float, ...]:
-        """The real half A as if it had been sampled."""
+        """All judges of the real half A, as if it had been sampled."""
         return self.of_images(self._halves[0])
 
     def of_images(self, images: Any) -> tuple[float, ...]:
@@ -181,7 +181,7 @@ class Judges:
 
 
 def read() -> Known:
-    """What is there already."""
+    """The results that exist already."""
     path = RESULTS / "fidelity.csv"
     if not path.exists():
         return {}
@@ -191,12 +191,12 @@ def read() -> Known:
 
 
 def write(known: Known) -> None:
-    """All of it."""
+    """Write all results."""
     write_csv("fidelity", HEADER, [(*key, *(round(value, 4) for value in values)) for key, values in known.items()])
 
 
 def table(known: Known, judges: Judges) -> str:
-    """Means over seeds, with their standard deviations."""
+    """A table of means over seeds, with their standard deviations."""
     shown = ("fid A", "fid B", "precision A", "recall A", "precision A2", "fid B2", "near A", "cmmd B", "sliced B")
     places = [HEADER.index(name) - 3 for name in shown]
     lines = [f"| search | images | seeds | {' | '.join(shown)} |", "|---|---|---|" + "---|" * len(shown)]

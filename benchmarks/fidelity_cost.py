@@ -1,11 +1,11 @@
-"""What a term of single images costs in an evaluation with gradient: CPU seconds beside those of FID alone.
+"""The cost of a term of single images in an evaluation with gradient: CPU seconds beside those of FID alone.
 
     python benchmarks/fidelity_cost.py [--turns 7]
 
-The digits objective with each loss takes turns with the one of FID alone, in one process, the same candidate and noise;
-the ratio is the median over the turns, of CPU time, which a busy machine disturbs less than the clock. The last part is
-the term alone for 1,000 samples and as many features as Inception has, where no network is run: what stands beside the
-sampling, and Inception's passes, of an objective that looks through it.
+The digits objective with each loss takes turns with the one of FID alone, in one process, with the same candidate and
+noise. The ratio is the median over the turns, of CPU time, which other work affects less than wall time. The last part
+is the term alone for 1,000 samples and as many features as Inception has, without a network: the part of an evaluation
+with Inception's features that is neither sampling nor passes of Inception.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
             base, ratio = beside(plain, with_term, turns)
             print(f"{images:5d} images, {name:22s} {1e3 * base:7.0f} ms of FID alone, ratio {ratio:.3f}", flush=True)
             rows.append(("digits", images, name, round(1e3 * base, 1), round(ratio, 3)))
-            write_csv("fidelity_cost", HEADER, rows)  # what there is, where somebody stops it
+            write_csv("fidelity_cost", HEADER, rows)  # after each row, in case it is stopped
     print(f"the term alone, {SAMPLES} samples x {DIMENSION} features, {REAL:,} real images")
     for formula, seconds in alone().items():
         print(f"{formula:10s} {seconds:7.2f} s")
@@ -69,12 +69,12 @@ def main() -> None:
 
 
 def objective(images: int, settings: dict[str, Any]) -> Objective:
-    """Half A of the digits."""
+    """The digits objective that sees half A."""
     return load_objective(ObjectiveSpec(file="digits.py", settings={**TRAINING, "images": images, **settings}))
 
 
 def beside(plain: Objective, with_term: Objective, turns: int) -> tuple[float, float]:
-    """Median CPU seconds of the plain one, and the median ratio of the other to it."""
+    """Median CPU seconds of ``plain``, and the median ratio of ``with_term`` to it."""
     candidate = Candidate(ema_coefficients(plain.steps, 0.99))
     pairs = []
     for turn in range(turns + 1):
@@ -86,14 +86,14 @@ def beside(plain: Objective, with_term: Objective, turns: int) -> tuple[float, f
 
 
 def cpu_seconds(one: Objective, candidate: Candidate) -> float:
-    """Of one evaluation with gradient."""
+    """The CPU seconds of one evaluation with gradient."""
     began = time.process_time()
     one.evaluate(candidate, gradient=True)
     return time.process_time() - began
 
 
 def alone() -> dict[str, float]:
-    """Formula → CPU seconds of its value and gradient, where what the reference needs once is there."""
+    """Formula → CPU seconds of its value and gradient. The reference is prepared before."""
     rng = np.random.default_rng(0)
     real = rng.standard_normal((REAL, DIMENSION), dtype=np.float32)
     statistics_of = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real))

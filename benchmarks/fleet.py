@@ -1,21 +1,22 @@
-"""Beyond the machines that are here: what 1 to 10,000 workers would make of a search, simulated from measured times.
+"""Beyond the machines that we have: a search on 1 to 10,000 workers, simulated from measured times.
 
     python benchmarks/fleet.py [--seed 0] [--quick]
 
-Nothing is sampled: a clock replays the rules of ``lcsc_opt/search/runner.py`` (ask, evaluate, tell; ordered or as
+No images are sampled. A clock replays the rules of ``lcsc_opt/search/runner.py`` (ask, evaluate, tell; ordered or as
 completed; at most ceil(1.5 W) trials between ask and tell) and of the workers' queue, which serves studies in turns.
 
 * A trial takes 11.6 s for 10,000 images, as in Liu et al. 2024.
-* The coordinator's part of each trial is that of ``results/store.json`` and ``results/ray_overhead.json``.
-* Where images are spread, a message to each worker takes what a local one's takes in ``results/ray_overhead.json``.
-* Scoring is that of ``results/fid.json``, and does not divide among workers that share a candidate's images.
-* Assumed, not measured: trials differ by 5 % (log-normal), one in 100 takes three times as long; merging, which does
-  not divide either, is 0.2 s; a worker dies once in 24 h on average, which costs its attempt and 120 s.
+* The coordinator's time for each trial is from ``results/store.json`` and ``results/ray_overhead.json``.
+* If images are spread, a message to each worker takes as long as to a local one in ``results/ray_overhead.json``.
+* The time of scoring is from ``results/fid.json``. Workers that share a candidate's images cannot divide it.
+* Assumed, not measured: trials differ by 5 % (log-normal), one in 100 takes three times as long; merging takes 0.2 s,
+  and cannot be divided either; a worker dies once in 24 h on average, which costs its attempt and 120 s.
 
-``use``: which share of the workers' time was evaluation that counted.
+``use`` is the share of the workers' time that was evaluation that counted.
 
-How many candidates in flight an optimizer bears is searched, not simulated: the gap to the optimum of a quadratic loss
-of 20 coefficients, known exactly and without noise, after as many trials with windows of as many workers.
+The effect of many candidates in flight on an optimizer is found by real searches, not simulated. It is the gap to the
+optimum of a quadratic loss of 20 coefficients, known exactly and without noise, after the same number of trials, with
+the windows of different numbers of workers.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ FLEETS = (1, 8, 64, 512, 2048, 10_000)
 
 
 def _measured_seconds() -> tuple[float, float, float]:
-    """Of the coordinator for each trial (two commits, and a message there and back), a local message, and scoring."""
+    """Seconds of the coordinator per trial (two commits, a message there and back), of a local message, of scoring."""
     stored = json.loads((RESULTS / "store.json").read_text())["rows"]
     [commits] = [row for row in stored if (row["database"], row["checkpoints"]) == ("sqlite", 200)]
     ray = json.loads((RESULTS / "ray_overhead.json").read_text())["milliseconds"]
@@ -63,12 +64,12 @@ COORDINATOR, MESSAGE, SCORE = _measured_seconds()
 
 @dataclasses.dataclass(frozen=True)
 class Fleet:
-    """What is simulated.
+    """The settings of a simulation.
 
     Attributes:
         workers: how many.
-        studies: that share them.
-        tells: ``ordered``, ``as-completed``; ``images`` where the images of one candidate are spread.
+        studies: how many share them.
+        tells: ``ordered``, ``as-completed``; or ``images``, if the images of one candidate are spread.
         window: trials between ask and tell, of each study.
         trials: of each study.
     """
@@ -116,7 +117,7 @@ class _Study:
 
 
 class Simulation:
-    """Candidates as a whole: one worker each."""
+    """A search in which each candidate is evaluated by one worker."""
 
     def __init__(self, fleet: Fleet, rng: np.random.Generator) -> None:
         self._fleet, self._rng, self._clock = fleet, rng, _Clock()
@@ -128,7 +129,7 @@ class Simulation:
         self._counted, self._deaths, self._last = 0.0, 0, 0.0
 
     def run(self) -> Outcome:
-        """Until all studies have ended."""
+        """Simulate until all studies have ended."""
         for study in range(self._fleet.studies):
             self._ask(study)
         self._hand_out()
@@ -142,7 +143,7 @@ class Simulation:
             study.asked += 1
 
     def _hand_out(self) -> None:
-        """In turns: a study after the other has a candidate taken, where it has one."""
+        """Give candidates to free workers. Studies take turns; one without a waiting candidate is skipped."""
         empty = 0
         while self._free and empty < len(self._waiting):
             number = self._turn % len(self._waiting)
@@ -196,9 +197,9 @@ def duration(rng: np.random.Generator, fleet: Fleet, share: float = 1.0) -> floa
 
 
 def spread_images(fleet: Fleet, rng: np.random.Generator) -> Outcome:
-    """Each candidate's images over all workers: merge everywhere, wait for the slowest part, score.
+    """Spread each candidate's images over all workers: merge everywhere, wait for the slowest part, score.
 
-    With several studies, one is scored while another is sampled, and scores follow each other.
+    With several studies, one is scored while another is sampled. Only one is scored at a time.
     """
     share = 1.0 / fleet.workers
     workers_free, scorer_free, counted, deaths = 0.0, 0.0, 0.0, 0
@@ -211,7 +212,7 @@ def spread_images(fleet: Fleet, rng: np.random.Generator) -> Outcome:
         parts = MERGE + drawn * np.where(slow, SLOWER, 1.0)
         died = rng.random(fleet.workers) < parts / fleet.life
         deaths += int(died.sum())
-        end = start + float(parts.max()) * (2.0 if died.any() else 1.0)  # the others do the part of a missing one
+        end = start + float(parts.max()) * (2.0 if died.any() else 1.0)  # others repeat the part of a dead worker
         counted += float(drawn.sum())
         workers_free = end
         scorer_free = max(scorer_free, end) + SCORE
@@ -220,13 +221,13 @@ def spread_images(fleet: Fleet, rng: np.random.Generator) -> Outcome:
 
 
 def simulate(fleet: Fleet, seed: int) -> Outcome:
-    """One of them."""
+    """Simulate one fleet."""
     rng = np.random.default_rng(seed)
     return spread_images(fleet, rng) if fleet.tells == "images" else Simulation(fleet, rng).run()
 
 
 def tables(fleets: Sequence[int], trials: int, seed: int) -> list[str]:
-    """All of them, in Markdown."""
+    """All simulations, in Markdown."""
 
     def cell(**settings: Any) -> str:
         outcome = simulate(Fleet(**settings), seed)
@@ -267,7 +268,7 @@ def tables(fleets: Sequence[int], trials: int, seed: int) -> list[str]:
 
 
 def gaps(trials: int) -> list[str]:
-    """What optimizers come to when they know less."""
+    """Markdown: the gaps that optimizers reach when more candidates are in flight."""
     windows = (1, 8, 16, 32, 64, 512)
     lines = ["", f"## The gap to the optimum after {trials:,} trials, of that at the start", ""]
     lines += _head("optimizer", *[f"{w} workers" for w in windows])
@@ -277,7 +278,7 @@ def gaps(trials: int) -> list[str]:
 
 
 def gap(name: str, workers: int, trials: int) -> float:
-    """Of the best of all trials; 1 is where searches start."""
+    """The gap of the best of all trials to the optimum, as a share of the gap at the start."""
     target = np.linspace(-0.3, 0.4, len(STEPS))
     target /= target.sum()
     start = default_origin(STEPS)

@@ -1,15 +1,15 @@
-"""What a gradient costs: one evaluation with it against one plain evaluation of as many images, and its memory.
+"""The cost of a gradient: an evaluation with it against a plain evaluation of as many images, and its memory.
 
     python benchmarks/gradient.py [--pairs 15]
 
-Seconds: digits with K = 200 checkpoints, sampled in one step, and ``digits_ddpm``, sampled in ten; plain evaluations
-and gradients take turns, and the ratio is the median over the pairs. In exact arithmetic a backward pass takes two
-forward passes, so one batch in one step costs 3; every further batch is sampled once more (4); and of several steps all
-but the last are computed once more.
+Seconds: digits with K = 200 checkpoints, sampled in one step, and ``digits_ddpm``, sampled in ten. Plain evaluations
+and gradients take turns, and the ratio is the median over the pairs. In theory a backward pass costs two forward
+passes, so one batch in one step costs 3. Every further batch is sampled once more (4). Of several steps, all but the
+last are computed once more.
 
-Memory: what the largest resident size of a fresh process grows by in the first evaluation, for growing numbers of
-images and of steps, at batches of 500 (as Linux tells it). That includes what malloc keeps between the few images that
-stay: with steps it grows by more than the peak of what is allocated, which torch's profiler finds.
+Memory: the growth of a fresh process's largest resident size (as Linux reports it) in the first evaluation, for growing
+numbers of images and steps, in batches of 500. It includes free memory that malloc keeps between the few images that
+stay. So with more steps it grows by more than the peak of allocated memory, which torch's profiler finds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GROWING: Sequence[tuple[str, dict[str, Any]]] = (
     *(("digits_ddpm.py", {"images": images}) for images in (500, 1000, 2000)),
     *(("digits_ddpm.py", {"images": 500, "nfe": steps}) for steps in (5, 20)),
 )
-LIMIT = 4.0  # of a gradient, on digits
+LIMIT = 4.0  # times a plain evaluation, for a gradient on digits
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def name(file: str, settings: dict[str, Any], nfe: int) -> str:
-    """The case, in columns."""
+    """The name of the case, in columns."""
     return f"{file:15s} {settings['images']:6d} images {nfe:3d} NFE"
 
 
@@ -109,7 +109,7 @@ def compare(objective: Objective, candidate: Candidate, pairs: int) -> tuple[flo
 
 
 def in_fresh_process(file: str, settings: dict[str, Any], *, gradient: bool) -> int:
-    """Bytes that :func:`growth` finds."""
+    """The bytes of :func:`growth` in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(growth, (file, settings, gradient))
 

@@ -2,12 +2,13 @@
 
     python benchmarks/gradient_settings.py [--seeds 3]
 
-A search has 20,000 images or 60,000, those of checks included. What it recommends after 2,000, 6,000 and so on is
-measured on 10,000 held-out images, of a group that no setting was chosen on. Options are varied one at a time. Whatever
-an option cannot say is a search of its own below: other coordinates, another answer, another loss, another gradient of
-the same loss. Seeds are noise: every search of one seed begins with the same. What matters most has most of them.
-Every result is in ``results/gradient_settings.csv`` at once: interrupted, the same command continues. Rows with 1,024
-or 2,048 features are searched, and measured, in those of another network. ``--row NAME`` runs only these.
+A search has 20,000 or 60,000 images, including those of checks. Its recommendation after 2,000 images, 6,000 and so on
+is measured on 10,000 held-out images, of a group that no setting was chosen on. Options are varied one at a time.
+Variants that no option can express are searches of their own below: other coordinates, another answer, another loss,
+another gradient of the same loss. A seed decides the noise: all searches of one seed begin with the same noise. The
+most important rows have the most seeds. Every result is written to ``results/gradient_settings.csv`` at once: after an
+interruption, the same command continues. Rows with 1,024 or 2,048 features are searched and measured in the features of
+another network. ``--row NAME`` runs only the rows whose names begin so.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, reques
 from lcsc_opt.training.classifier import view_of
 from lcsc_opt.training.images import digits_images, train_digits_network
 
-FIRST_SEED = 10  # settings were chosen with seeds below
-HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # and on group 0
+FIRST_SEED = 10  # settings were chosen with smaller seeds
+HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # settings were chosen on group 0
 LIMITS = (2_000, 6_000, 20_000, 60_000)
 PER_CHECK = 1_000
 HEADER = ("row", "seed", *(f"fid_{limit}" for limit in LIMITS), "cross_check_fid", "seconds")
@@ -67,30 +68,30 @@ class AlteredLoss(Loss):
         self._reference, self._alter = view.reference, alter
 
     def comparison(self, name: str, samples: Samples | None, logits: Features | None) -> Comparison:
-        """As ever, and remember the features."""
+        """The comparison of :class:`Loss`; also remembers the features."""
         self._samples = samples
         return super().comparison(name, samples, logits)
 
-    def gradients(  # what is altered is FID, which needs neither the number of images nor a weight
+    def gradients(  # FID needs neither the number of images nor a weight
         self,
         comparisons: Mapping[str, Comparison],
         images: int,  # noqa: ARG002
         keep_weight: float | None = None,  # noqa: ARG002
     ) -> dict[str, Array]:
-        """Of the one extractor."""
+        """The altered gradient for the one extractor."""
         assert isinstance(self._samples, np.ndarray)  # with a gradient all features are kept
         return {name: self._alter(self._reference, self._samples) for name in comparisons}
 
 
 def altered(view: View, alter: Callable[[Reference, Features], Array]) -> Scores:
-    """FID, with that loss."""
+    """FID as a score, with :class:`AlteredLoss` as its loss."""
     scores = Scores({"inception": view})
     scores.loss = AlteredLoss(view, alter)
     return scores
 
 
 def jackknifed(reference: Reference, features: Features) -> Array:
-    """The gradient of 2 F(N) - F(N/2), of which a bias in 1/N is gone; F(N/2) is the mean of both halves."""
+    """The gradient of 2 F(N) - F(N/2), which has no bias in 1/N; F(N/2) is the mean over both halves."""
     halves = np.array_split(features, 2)
     of_halves = np.concatenate([reference.frechet.distance_and_gradient(half)[1] for half in halves])
     whole: Array = reference.frechet.distance_and_gradient(features)[1]
@@ -98,9 +99,9 @@ def jackknifed(reference: Reference, features: Features) -> Array:
 
 
 class Accumulated:
-    """FID of this step's features and those of the steps before it, which weigh ``forgetting`` less with each step.
+    """FID of the features of this step and of earlier steps, whose weight is multiplied by ``forgetting`` in each step.
 
-    All count by their number of images. The gradient goes through the features of this step only.
+    Steps also count by their number of images. The gradient goes through the features of this step only.
     """
 
     def __init__(self, forgetting: float) -> None:
@@ -117,16 +118,16 @@ class Accumulated:
         spread = (features - whole.mean) @ (np.eye(len(factor)) - half @ half.T) / (whole.count - 1)
         shift = (whole.mean - reference.statistics.mean) / whole.count
         kept = self._forgetting
-        count: Any = kept * whole.count  # a weight, no whole number
+        count: Any = kept * whole.count  # a weight, not an integer
         self._past = dataclasses.replace(whole, count=count, scatter=kept * whole.scatter)
         return np.asarray(2 * (shift + spread), dtype=np.float64)
 
 
 class Queue:
-    """FID of this step's features and of the last ``length`` of the steps before it, all of the same weight.
+    """FID of this step's features and of the last ``length`` features before them, all with the same weight.
 
-    The gradient goes through the features of this step only (the queue of FD-loss, arXiv 2604.28190). It is given the
-    length that it has without a queue: Adam does not see it, and the optimizer's own records do.
+    The gradient goes through the features of this step only (the queue of FD-loss, arXiv 2604.28190). It is scaled as
+    it would be without a queue. The scale makes no difference to Adam, but to the optimizer's own records.
     """
 
     def __init__(self, length: int) -> None:
@@ -134,7 +135,7 @@ class Queue:
         self._past: Features | None = None
 
     def __call__(self, reference: Reference, features: Features) -> Array:
-        """``[N, D]`` float64: the last N rows of the gradient of all of them."""
+        """``[N, D]`` float64: the last N rows of the gradient in all features."""
         whole = features if self._past is None else np.concatenate([self._past, features])
         self._past = whole[-self._length :]
         gradient = reference.frechet.distance_and_gradient(whole)[1][-len(features) :]
@@ -142,7 +143,7 @@ class Queue:
 
 
 class Last(_LCSCGradient):
-    """Answers with its last iterate."""
+    """Recommends its last iterate."""
 
     def _internal_provide_recommendation(self) -> Array:
         self._path.average = self._path.free
@@ -150,7 +151,7 @@ class Last(_LCSCGradient):
 
 
 class Along(_LCSCGradient):
-    """Adam along other directions than cosines: columns ``[K - 1, K - 1]``, of the affine space's free vector."""
+    """Adam along other directions than cosines: columns ``[K - 1, K - 1]`` in the affine space's free vector."""
 
     def __init__(self, *arguments: Any, directions: Array, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -159,17 +160,17 @@ class Along(_LCSCGradient):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One way to search; what is not said is as ``LCSCGradient`` has it.
+    """One way to search. Everything else is as in ``LCSCGradient``.
 
     Attributes:
-        name: stands for all the rest.
+        name: identifies the row.
         options: of the optimizer.
-        search: makes the running optimizer, of a plain objective.
-        scores: makes what gradients come from, of a plain objective and the network that it is searched in.
-        features: of that network.
+        search: plain objective → the running optimizer's class.
+        scores: (plain objective, network that is searched in) → the scores that gradients come from.
+        features: how many features that network has.
         window: candidates that are asked before the first of them is told, 1.5 for each worker.
-        images: that a search has.
-        seeds: at most.
+        images: how many a search may sample.
+        seeds: how many at most.
     """
 
     name: str
@@ -192,7 +193,7 @@ def along_principal(objective: MergeSampleScore) -> Callable[..., Optimizer]:
 
 
 def with_kid(objective: MergeSampleScore, view: View) -> Scores:
-    """FID + w KID; w makes their gradients equally long where the search starts, at 1,000 images."""
+    """FID + w KID. With w, both gradients have the same length at the start of the search, at 1,000 images."""
     start = Candidate(default_origin(objective.steps), images=PER_CHECK, noise=Noise("weights"))
     parts = [rescored(objective, Scores({"inception": view}, loss=name)) for name in ("fid", "kid")]
     fid, kid = (np.linalg.norm(np.asarray(part.evaluate(start, gradient=True).gradient)) for part in parts)
@@ -200,17 +201,17 @@ def with_kid(objective: MergeSampleScore, view: View) -> Scores:
 
 
 def rescored(objective: MergeSampleScore, scores: Scores) -> MergeSampleScore:
-    """The same model and sampler."""
+    """The same model and sampler with other scores."""
     return MergeSampleScore(objective.trajectory, objective.sampler, scores, images=PER_CHECK)
 
 
 def accumulated(forgetting: float) -> Callable[[MergeSampleScore, View], Scores]:
-    """With a memory that is empty at first."""
+    """Scores with :class:`Accumulated`, which is empty at first."""
     return lambda _, view: altered(view, Accumulated(forgetting))
 
 
 def queued(length: int) -> Callable[[MergeSampleScore, View], Scores]:
-    """With a queue that is empty at first."""
+    """Scores with :class:`Queue`, which is empty at first."""
     return lambda _, view: altered(view, Queue(length))
 
 
@@ -263,7 +264,7 @@ def main() -> None:
 
 
 def read() -> dict[tuple[str, int], Result]:
-    """What is there already; a row that was renamed is measured again."""
+    """The results that exist already. A row that was renamed is measured again."""
     path = RESULTS / "gradient_settings.csv"
     if not path.exists():
         return {}
@@ -277,14 +278,14 @@ def read() -> dict[tuple[str, int], Result]:
 
 
 def write(known: Mapping[tuple[str, int], Result]) -> Path:
-    """All of it, in the order of the rows."""
+    """Write all results, in the order of the rows."""
     keys = sorted(known, key=lambda key: (NAMES.index(key[0]), key[1]))
     rows = [(*key, *("" if value != value else value for value in known[key])) for key in keys]
     return write_csv("gradient_settings", HEADER, rows)
 
 
 def run(plain: MergeSampleScore, row: Row, seed: int) -> Result:
-    """One search, and what it is worth at each limit."""
+    """Make one search, and measure its recommendation at each limit."""
     start = time.perf_counter()
     view = view_of_digits(row.features)
     measured = plain if row.features == Row.features else rescored(plain, Scores({"inception": view}))
@@ -299,7 +300,7 @@ def run(plain: MergeSampleScore, row: Row, seed: int) -> Result:
 
 
 def answers(optimizer: Optimizer, objective: MergeSampleScore, limits: Sequence[int], window: int) -> Iterator[Array]:
-    """What it recommends after each limit: before the candidate that would go beyond."""
+    """The recommendation at each limit: before the candidate that would exceed it."""
     left, waiting, spent = deque(limits), deque[Any](), 0
     while True:
         while len(waiting) < window:
@@ -318,19 +319,19 @@ def answers(optimizer: Optimizer, objective: MergeSampleScore, limits: Sequence[
 
 @functools.cache
 def view_of_digits(dimension: int) -> View:
-    """The network that digits are searched in (64 features), or another; with the features of the real images."""
+    """The network that digits are searched in (64 features), or another one, with the features of the real images."""
     extractor = train_digits_network(seed=0, dimension=dimension, cache=cache_directory())
     return view_of(extractor, digits_images())
 
 
 def measure(objective: MergeSampleScore, coefficients: Coefficients) -> tuple[float, float]:
-    """Held-out FID, and that of the cross-check where the objective has one."""
+    """Held-out FID, and that of the cross-check, which is NaN if the objective has none."""
     evaluation = objective.evaluate(Candidate(coefficients, images=HELD_OUT_IMAGES, noise=HELD_OUT))
     return evaluation.metrics["fid"], evaluation.metrics.get("fid@cross_check", math.nan)
 
 
 def print_table(known: Mapping[tuple[str, int], Result]) -> None:
-    """Mean over seeds and, beside the last FID, the sample standard deviation; as docs/gradient.md has it."""
+    """Print the means over seeds, and the sample standard deviation of the last FID, as in docs/gradient.md."""
     print("\n| | seeds |", " | ".join(f"{limit:,} images" for limit in LIMITS), "| cross-check |")
     print("|---|---|" + "---|" * (len(LIMITS) + 1))
     for name in NAMES:

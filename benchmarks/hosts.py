@@ -1,8 +1,8 @@
-"""docs/cluster.sh over two hosts, which are this machine by a ``sshd`` of its own on loopback.
+"""docs/cluster.sh over two hosts. Both are this machine, through a ``sshd`` of its own on loopback.
 
     python benchmarks/hosts.py
 
-The search runs to its end; then another one is told to end in the middle, and continued. The trials have to be those of
+One search runs to its end. Another one is told to end in the middle, and continued. The trials must be those of
 ``lcsc run`` without a cluster, and no process of Ray may be left. Writes ``results/hosts.md``.
 """
 
@@ -34,7 +34,7 @@ NO_SSHD = "no sshd on this machine: apt-get install openssh-server"
 SCRIPT = ROOT / "docs" / "cluster.sh"
 OPTIMIZERS = ("LCSC", "CMA")
 EVALUATIONS, EARLY, SECONDS = 24, 10, 0.3
-HEAD_PORTS = range(21000, 31000)  # below those that systems give away, above those that Ray's workers take
+HEAD_PORTS = range(21000, 31000)  # below those that systems assign, above those that Ray's workers take
 CONFIGURATION = """\
 Port {port}
 ListenAddress 127.0.0.1
@@ -78,14 +78,14 @@ def main() -> None:
 
 @contextlib.contextmanager
 def server(folder: Path, sshd: str) -> Iterator[None]:
-    """Takes the key in the folder; ``SSH`` and ``RAY`` say how to use it."""
+    """Run a ``sshd`` that accepts the key in the folder; ``SSH`` and ``RAY`` say how to use it."""
     port = free_port(range(31000, 32000))
     for key in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
     (folder / "config").write_text(CONFIGURATION.format(port=port, folder=folder))
     if getpass.getuser() == "root":
-        Path("/run/sshd").mkdir(exist_ok=True)  # which sshd wants
-    there = folder / "ray"  # a login has another environment than this process
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd needs it
+    there = folder / "ray"  # a login does not have this process's environment
     there.write_text(f'#!/bin/bash\nexport PYTHONPATH={ROOT} OMP_NUM_THREADS=1\nexec {shutil.which("ray")} "$@"\n')
     there.chmod(0o755)
     client = f"ssh -p {port} -i {folder}/key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
@@ -100,12 +100,12 @@ def server(folder: Path, sshd: str) -> Iterator[None]:
 
 
 def command() -> list[str]:
-    """The script; two names of this machine."""
+    """The script, with two names of this machine as its hosts."""
     return [str(SCRIPT), "study.yaml", "127.0.0.1", f"{getpass.getuser()}@127.0.0.1"]
 
 
 def run(folder: Path, arguments: list[str], *, early: bool = False) -> dict[str, Rows]:
-    """Study → its trials, as far as they got."""
+    """Run the search, with ``early`` only to its middle. Study → its trials so far."""
     log, url = folder / "evaluations", sqlite_url(folder, "studies")
     study: dict[str, Any] = {
         "name": "hosts",
@@ -131,19 +131,19 @@ def run(folder: Path, arguments: list[str], *, early: bool = False) -> dict[str,
 
 
 def has(url: str, name: str) -> bool:
-    """Whether there is such a study."""
+    """Whether the database has a study of this name."""
     return name in study_names(open_storage(url, write=False))
 
 
 def judged(found: dict[str, Rows], expected: dict[str, Rows]) -> str:
-    """For the table; attempts may differ."""
+    """The text for the table: whether the trials are equal. Attempts may differ."""
     kept, wanted = ({name: [row[:5] + row[6:] for row in r] for name, r in d.items()} for d in (found, expected))
     equal = kept == wanted and len(wanted) == len(OPTIMIZERS) and not left()
     return f"{sum(map(len, kept.values()))} trials, equal" if equal else f"WRONG: trials differ, or {left()} left"
 
 
 def left() -> int:
-    """How many processes know the head's port."""
+    """How many processes have the head's port in their command line."""
     found = 0
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -152,7 +152,7 @@ def left() -> int:
 
 
 def free_port(ports: range) -> int:
-    """The first that nothing listens on."""
+    """The first port that nothing listens on."""
     for port in ports:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))

@@ -1,17 +1,18 @@
-"""How fast checkpoints are merged, beside a plain read of the same bytes and beside what a user would write.
+"""How fast checkpoints are merged, beside a plain read of the same bytes and beside loops that a user would write.
 
     python benchmarks/merge.py [--checkpoints 50] [--megabytes 64] [--rounds 5] [--quick]
 
 Makes one trajectory and stores it in each dtype. In each round everything is measured in turns, so that other work on
-the machine meets all alike; medians of the rounds are shown, with the least and the most. ``read`` sums the file's
-bytes as 64-bit integers, in torch's threads. What one would write instead has the K state dicts in memory, as float32:
+the machine affects all alike. Medians of the rounds are shown, with the least and the most. ``read`` sums the file's
+bytes as 64-bit integers, in torch's threads. The loops that a user would write have the K state dicts in memory, as
+float32:
 
 * ``sum``: ``{name: sum(a * sd[name] for a, sd in zip(coefficients, dicts)) for name in dicts[0]}``;
 * ``stack``: stacks each tensor's K versions and sums them with their weights, as mergekit's linear merge does;
 * ``in place``: ``merged[name].add_(sd[name], alpha=a)``, one state dict after the other, the best loop that we found.
 
-Then a combination is found for the digits demo by following the gradient of FID, and its FID on noise that it was not
-found on is compared between what is stored.
+Then a combination is found for the digits demo by following the gradient of FID. Its FID on other noise is compared
+between the dtypes that are stored.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ from lcsc_opt.trajectory.disk.rows import map_bytes
 
 DTYPES = ("exact", "float16", "bfloat16", "int8")
 TOGETHER = 16
-SPREAD = 0.01  # of a weight between checkpoints
+SPREAD = 0.01  # standard deviation of a weight between checkpoints
 STEPS, STEP_SIZE, STEP_IMAGES = 60, 0.01, 200
-LEAST_SHARE, LEAST_TOGETHER, LEAST_LOOP = 0.7, 2.0, 3.0  # asked of ourselves
+LEAST_SHARE, LEAST_TOGETHER, LEAST_LOOP = 0.7, 2.0, 3.0  # our own targets
 
 
 def main() -> None:
@@ -85,7 +86,7 @@ def make(folder: Path, checkpoints: int, megabytes: int) -> dict[str, Trajectory
 
 
 def measure(stored: Mapping[str, Trajectory], rounds: int) -> dict[str, Any]:
-    """Seconds of each round, by what is stored or what is written instead, and the ratios of their medians."""
+    """Seconds of each round, by stored dtype or by loop, and the ratios of their medians."""
     exact = stored["exact"]
     checkpoints = len(exact)
     coefficients = np.random.default_rng(0).normal(size=(TOGETHER, checkpoints))
@@ -160,7 +161,7 @@ def whole(trajectory: Trajectory) -> torch.Tensor:
 
 
 def add(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
-    """Add up state dicts, as one would write it."""
+    """Add up state dicts in the simplest way."""
     weights = coefficients.tolist()
     return {
         name: sum(weight * tensors[name] for weight, tensors in zip(weights, dicts, strict=True)) for name in dicts[0]
@@ -178,7 +179,7 @@ def stack(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dic
 
 
 def add_in_place(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dict[str, torch.Tensor]:
-    """Add up state dicts without anything in between."""
+    """Add up state dicts in place, without temporary tensors."""
     first, *others = coefficients.tolist()
     merged = {name: first * tensor for name, tensor in dicts[0].items()}
     for weight, tensors in zip(others, dicts[1:], strict=True):
@@ -191,7 +192,7 @@ INSTEAD = {"sum": add, "stack": stack, "in place": add_in_place}
 
 
 def digits() -> dict[str, dict[str, float]]:
-    """What storing differences does to the FID of a combination that was found."""
+    """The effect of storing differences on the FID of a found combination."""
     objective: Any = load_objective(ObjectiveSpec(file="digits.py", settings={"images": 10_000}))
     exact = objective.trajectory
     coefficients = follow_gradient(objective)
@@ -203,7 +204,7 @@ def digits() -> dict[str, dict[str, float]]:
             objective.trajectory = again(exact, Path(folder) / f"{dtype}.trajectory", dtype)
             candidates = [Candidate(coefficients, noise=Noise(HELD_OUT.group, seed)) for seed in range(3)]
             fid = np.array([objective.evaluate(candidate).loss for candidate in candidates])
-            reference = fid if reference is None else reference  # of the exact ones, on the same noise
+            reference = fid if reference is None else reference  # of the exact checkpoints, on the same noise
             change = float((fid / reference - 1).mean())
             size = objective.trajectory.nbytes / exact.nbytes
             error = objective.trajectory.relative_error or 0.0
@@ -213,7 +214,7 @@ def digits() -> dict[str, dict[str, float]]:
 
 
 def follow_gradient(objective: Any) -> np.ndarray:
-    """``[K]``: Adam on the gradient of FID in the coefficients, on fresh noise each step, from their mean."""
+    """``[K]``: Adam on the gradient of FID in the coefficients, on fresh noise each step, from equal coefficients."""
     steps = len(objective.steps)
     coefficients, first, second = np.full(steps, 1 / steps), np.zeros(steps), np.zeros(steps)
     for step in range(STEPS):
@@ -227,7 +228,7 @@ def follow_gradient(objective: Any) -> np.ndarray:
 
 
 def again(exact: Trajectory, path: Path, dtype: str) -> Trajectory:
-    """The same checkpoints, stored in another dtype, from the one in the middle as ``lcsc trajectory pack`` does."""
+    """The same checkpoints in another dtype, as differences from the middle one, as in ``lcsc trajectory pack``."""
     shutil.rmtree(path, ignore_errors=True)
     with TrajectoryWriter(path, dtype=dtype, reference=exact.checkpoint(len(exact) // 2)) as writer:
         for index, step in enumerate(exact.steps):

@@ -1,8 +1,8 @@
-"""What ``lcsc`` says to people who do something by accident, as it appears: ``results/messages.md``.
+"""The messages of ``lcsc`` after common accidents, exactly as users see them: ``results/messages.md``.
 
     python benchmarks/messages.py [--only 4 16 ...]
 
-Each row is a list of commands in a new folder. Exit statuses stand in brackets; times and paths are left out.
+Each row is a list of commands in a new folder. Exit statuses are in brackets; times and paths are left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nevergrad  # noqa: F401 - here, so that every command need not
+import nevergrad  # noqa: F401 - imported once here, not by every forked command
 import torch
 from common import RESULTS, machine
 from messages_rows import ROWS
@@ -29,18 +29,18 @@ from safetensors.torch import save_file
 from lcsc_opt.cli import main as lcsc
 
 REPOSITORY = Path(__file__).parents[1]
-LONGEST = 40  # lines of one command that are shown
+LONGEST = 40  # lines of output shown for one command
 
 
 class Place:
-    """A folder in which somebody works."""
+    """A folder in which a user works."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.lines: list[str] = []
 
     def write(self, name: str, text: str) -> None:
-        """A file, as an editor leaves it."""
+        """Write a file as an editor does, with a newer modification time."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -48,28 +48,28 @@ class Place:
         os.utime(path, ns=(later, later))
 
     def checkpoints(self, steps: range, folder: str = "runs") -> None:
-        """A folder of small ones."""
+        """Write a folder of small checkpoints."""
         (self.folder / folder).mkdir(exist_ok=True)
         for step in steps:
             weights = torch.linspace(0, step / 50, 6)
             save_file({"weights": weights}, self.folder / folder / f"model{step}.safetensors")
 
     def note(self, text: str) -> None:
-        """What somebody does between two commands."""
+        """Note what the user does between two commands."""
         self.lines.append(f"# {text}")
 
     def python(self, code: str) -> None:
-        """A Python program."""
+        """Run a Python program to its end."""
         self._ended(f"python -c '{code.strip()}'", self._fork(lambda: exec(code, {})))
 
     def lcsc(self, command: str, *, out: str | None = None) -> None:
-        """Run one command to its end; ``out`` stands for a file that its output goes to."""
+        """Run one command to its end. ``out`` is the file that its output goes to."""
         shown = f"lcsc {command}" + ("" if out is None else f" > {out}")
         self._ended(shown, self._fork(lambda: lcsc(_words(command)), out=out))
 
     @contextlib.contextmanager
     def meanwhile(self, command: str, number: signal.Signals = signal.SIGINT) -> Iterator[int]:
-        """A command that runs while others do, and is then ended."""
+        """Run a command beside others, and end it with the signal ``number``."""
         (self.folder / "said2").unlink(missing_ok=True)
         process = self._fork(lambda: lcsc(_words(command)), said="said2")
         try:
@@ -80,7 +80,7 @@ class Place:
 
     @contextlib.contextmanager
     def locked(self, name: str = "studies.db") -> Iterator[None]:
-        """Somebody is in the middle of a transaction."""
+        """While this is open, another program is in the middle of a transaction."""
         connection = sqlite3.connect(self.folder / name, isolation_level=None)
         connection.execute("BEGIN EXCLUSIVE")
         try:
@@ -89,18 +89,18 @@ class Place:
             connection.close()
 
     def until(self, true: Callable[[], object]) -> None:
-        """Wait for it."""
+        """Wait until ``true()`` is true, two minutes at most."""
         deadline = time.monotonic() + 120
         while not true() and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def said(self, text: str) -> Callable[[], bool]:
-        """Whether the command that runs meanwhile has said it."""
+        """A function that tells whether the command of :meth:`meanwhile` has printed ``text``."""
         said = self.folder / "said2"
         return lambda: said.exists() and text in said.read_text(errors="replace")
 
     def trials(self, *, atleast: int) -> Callable[[], bool]:
-        """Whether so many are in the database."""
+        """A function that tells whether the database holds at least so many trials."""
 
         def there() -> bool:
             database = contextlib.closing(sqlite3.connect(self.folder / "studies.db"))
@@ -156,7 +156,7 @@ def _readable(text: str, folder: Path) -> list[str]:
 
 
 def _keep(title: str, text: str) -> None:
-    """Write one row; the others stay."""
+    """Write one row into the page; the others stay."""
     page = RESULTS / "messages.md"
     parts = page.read_text().split("\n## ")[1:] if page.exists() else []
     rows = dict(part.rstrip("\n").split("\n", 1) for part in parts) | {title: text}

@@ -1,4 +1,4 @@
-"""The rows of ``messages.py``: what people do by accident, in the numbers of the list that they were asked in."""
+"""The rows of ``messages.py``: common accidents, with their numbers in the original list."""
 
 from __future__ import annotations
 

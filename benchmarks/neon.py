@@ -2,9 +2,9 @@
 
     python benchmarks/neon.py [--seeds 2] [--images 10000] [--selected 2000]
 
-The model is that of ``refine.py``, of half A of the digits; EMA* is trained on 10,000 of its own samples, anew for each
-seed. "EMA*, w" is EMA* with the w that the search's noise likes best of some, and no search. What is there already in
-``results/neon.csv`` is not measured again.
+The model is that of ``refine.py``, of half A of the digits. EMA* is trained on 10,000 of its own samples, anew for each
+seed. "EMA*, w" is EMA* without a search, with the best of some w on the search's noise. Results that are already in
+``results/neon.csv`` are not measured again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Known = dict[tuple[str, str, int, int], tuple[float, ...]]
 
 
 class Ways:
-    """EMA* and searches on the checkpoints, and on those with the new row.
+    """EMA* and searches on the checkpoints, without and with the new row.
 
     Args:
         seed: of self-training and of the searches.
@@ -48,7 +48,7 @@ class Ways:
         self._seed, self._selected = seed, selected
         self._plain = objective_of(**TRAINING)
         self._ema = best_ema(self._plain)
-        recipe = Ict(first_discretization=160, learning_rate=1e-4)  # the end of the curriculum; a tenth of the rate
+        recipe = Ict(first_discretization=160, learning_rate=1e-4)  # the curriculum's end; a tenth of the rate
         out = folder / "neon.trajectory"
         settings = SelfTraining(recipe, seed=seed)
         found = append_self_trained(self._plain, settings, out, start=lambda: self._ema)
@@ -56,7 +56,7 @@ class Ways:
         self._extended = self._plain.on_weights(Trajectory.open(out))
 
     def measure(self, way: str, row: str, images: int, judges: Judges) -> tuple[float, ...]:
-        """w, and all judges of images on held-out noise."""
+        """w, and all judges of the images of one way, on held-out noise."""
         objective = self._extended if row else self._plain
         coefficients = self._line() if way == "EMA*" and row else self._ema
         if way != "EMA*":
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def read() -> Known:
-    """What is there already."""
+    """The results that exist already."""
     path = RESULTS / "neon.csv"
     if not path.exists():
         return {}
@@ -110,7 +110,7 @@ def read() -> Known:
 
 
 def table(known: Known) -> str:
-    """Means over seeds, with their standard deviations."""
+    """A table of means over seeds, with their standard deviations."""
     places = [COLUMNS.index(name) - 4 for name in ("w", *SHOWN)]
     lines = [f"| way | images | seeds | w | {' | '.join(SHOWN)} |", "|---|---|---|---|" + "---|" * len(SHOWN)]
     for way, row, images in dict.fromkeys((way, row, images) for way, row, _, images in known):

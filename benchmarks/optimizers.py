@@ -3,13 +3,13 @@
     python benchmarks/optimizers.py [--quick] [--objective NAME …] [--checkpoints K …] [--optimizer LABEL …]
                                     [--seeds 5] [--jobs 2] [--tables]
 
-What competes, on what, with how many images, is listed in ``contest/entries.py``. All of it is a set of studies in
-``results/optimizers.db``: interrupted, the same command continues, and what is there is tabulated by ``--tables``
-alone. ``--jobs`` studies run at once, each in a process with one thread.
+``contest/entries.py`` lists the contenders, the objectives and the numbers of images. All studies are in
+``results/optimizers.db``: after an interruption, the same command continues. ``--tables`` runs nothing, and writes the
+tables of the finished studies. ``--jobs`` studies run at once, each in a process with one thread.
 
-Of every search, the trial that it would have answered with after 1,000, 2,000, … images is measured once on held-out
+For every search, the answers that it would have given after 1,000, 2,000, … images are measured once on held-out
 noise. Writes ``results/optimizers.csv`` (every such answer), ``results/optimizers_summary.csv``, the tables of
-``docs/benchmarks.md`` and the figures of ``docs/images/``. ``--quick`` takes minutes, with a small budget, in
+``docs/benchmarks.md`` and the figures of ``docs/images/``. ``--quick`` takes minutes, with a small budget, writes
 ``results/optimizers_quick.*``, and leaves ``docs/`` alone.
 """
 
@@ -48,14 +48,14 @@ from lcsc_opt.views.figures.writing import write_figures
 
 DOCS = Path(__file__).parents[1] / "docs"
 SEEDS = 5
-FIRST_SEED = 10  # settings of optimizers were chosen with seeds below
+FIRST_SEED = 10  # settings of optimizers were chosen with smaller seeds
 HEADLINE = CELLS[0]
 """The cell of the README's first picture and of the figures that were asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What of the contest is run and tabulated, and where it is kept."""
+    """The part of the contest that is run and tabulated, and its database."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -64,17 +64,17 @@ class Selection:
 
     @property
     def url(self) -> str:
-        """Of the database."""
+        """The URL of the database."""
         return f"sqlite:///{RESULTS / self.name}.db"
 
     def contenders_of(self, cell: Cell) -> list[Contender]:
-        """Those that compete in a cell."""
+        """The contenders in a cell."""
         return [contender for contender in self.contenders if cell.baselines or not contender.baseline]
 
     def jobs(self) -> list[Job]:
-        """Every study, what matters most first: cell by cell, and seed by seed, so that all contenders keep up.
+        """Every study, the most important first: cell by cell, and seed by seed, so that all contenders keep up.
 
-        Baselines come when all others of their cell are there.
+        Baselines come after all other contenders of their cell.
         """
         return [
             Job(self.url, cell, contender, seed)
@@ -87,11 +87,11 @@ class Selection:
 
 
 def main() -> None:
-    """Run what is missing of what was chosen; then tables and figures of all that is there."""
+    """Run the chosen studies that are missing, then write tables and figures of all finished studies."""
     arguments = _arguments()
     chosen = _selection(arguments)
     RESULTS.mkdir(exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are started; each study runs in one of them
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that run the studies
     print(machine())
     try:
         failed = 0 if arguments.tables else run(chosen, arguments.jobs)
@@ -128,13 +128,13 @@ def _selection(arguments: argparse.Namespace) -> Selection:
 
 
 def _everything(chosen: Selection, *, quick: bool) -> Selection:
-    """What was chosen, and whatever an earlier command may have run: a table never loses lines."""
+    """The chosen part, and all that an earlier command may have run: a table never loses lines."""
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + max(SEEDS, len(chosen.seeds))))
     return Selection(chosen.name, QUICK_CELLS if quick else CELLS, CONTENDERS, seeds)
 
 
 def run(chosen: Selection, processes: int) -> int:
-    """Do what is missing; returns how many studies failed."""
+    """Run the missing studies; returns how many failed."""
     reader = HistoryReader(open_storage(chosen.url, write=True))
     jobs = chosen.jobs()
     missing = [job for job in jobs if not is_done(reader, job)]
@@ -151,7 +151,7 @@ def run(chosen: Selection, processes: int) -> int:
 
 
 def tabulate(chosen: Selection, *, docs: bool) -> None:
-    """Tables and figures of all studies that are done."""
+    """Write tables and figures of all finished studies."""
     field = {cell: curves for cell in chosen.cells if (curves := read(chosen, cell))}
     found = {cell: results(cell, curves, ema=EMA, paper=PAPER) for cell, curves in field.items()}
     tables = [line for cell, ranked in found.items() for line in cell_table(cell, ranked)]
@@ -165,7 +165,7 @@ def tabulate(chosen: Selection, *, docs: bool) -> None:
 
 
 def read(chosen: Selection, cell: Cell) -> list[Curves]:
-    """The curves of every contender that has a study that is done."""
+    """The curves of every contender with a finished study."""
     reader = HistoryReader(open_storage(chosen.url, write=False))
     curves = []
     for contender in chosen.contenders_of(cell):

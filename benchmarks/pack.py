@@ -1,12 +1,12 @@
-"""How fast checkpoints are packed, beside a plain copy of the same bytes to the same disk, and in how much memory.
+"""Packing of checkpoints: its speed beside a plain copy of the same bytes to the same disk, and its memory.
 
     python benchmarks/pack.py [--checkpoints 24] [--megabytes 60] [--rounds 5] [--quick]
 
 Makes a folder of checkpoints of one model in each format. A round copies them (``shutil.copyfile`` and ``fsync``, file
-by file) and packs them in a process of its own, in turns, each after the system was asked to forget the files it had
-read. Both read and write the same bytes and end with them on the disk. Memory is what the packing process has more
-than after its imports, sampled every 20 ms: ``anonymous`` is what it asked for, ``mapped`` are pages of files,
-which the system takes back whenever it needs them. Run it on a machine that does nothing else.
+by file) and packs them in a process of its own, in turns. Before each, the system is asked to drop the files from its
+cache. Both read and write the same bytes, and end with them on the disk. Memory is how much more the packing process
+holds than after its imports, sampled every 20 ms: ``anonymous`` is memory that it asked for, ``mapped`` are pages of
+files, which the system can take back at any time. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from common import machine, write_csv
 from safetensors.torch import save_file
 
 FORMATS = ("safetensors", "pt")
-LEAST_RATIO, MOST_MEMORY = 0.7, 2.0  # asked of ourselves
+LEAST_RATIO, MOST_MEMORY = 0.7, 2.0  # our own targets
 WIDTHS = (64, 128, 256, 512)
-SAMPLE_SECONDS = 0.02  # of the memory; more often takes a share of the two cores that is measured, too
+SAMPLE_SECONDS = 0.02  # between samples of the memory; more frequent ones would slow down what is measured
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def state_dict(step: int, megabytes: int) -> dict[str, torch.Tensor]:
 
 
 def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Write one checkpoint and have it on the disk."""
+    """Write one checkpoint, and sync it to the disk."""
     if path.suffix == ".safetensors":
         save_file(tensors, path)
     else:
@@ -128,7 +128,7 @@ def forget(files: list[Path]) -> None:
 
 
 def copy(files: list[Path], out: Path) -> float:
-    """Seconds that a copy of the files takes until it is on the disk."""
+    """The seconds of copying the files, until they are on the disk."""
     forget(files)
     out.mkdir()
     start = time.perf_counter()
@@ -154,7 +154,7 @@ def pack_watched(source: Path, out: Path) -> dict[str, float]:
     """Pack, in this process, while another thread watches the memory."""
     from lcsc_opt.trajectory import pack
 
-    torch.aminmax(torch.zeros(1))  # what torch loads at its first call is no checkpoint's memory
+    torch.aminmax(torch.zeros(1))  # the memory that torch takes at its first call does not count
     before, peak, done = memory(), memory(), threading.Event()
 
     def watch() -> None:
@@ -173,7 +173,7 @@ def pack_watched(source: Path, out: Path) -> dict[str, float]:
 
 
 def memory() -> dict[str, float]:
-    """What this process holds now, in megabytes."""
+    """The memory that this process holds now, in megabytes."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     fields = {"anonymous": "RssAnon", "mapped": "RssFile"}
     return {name: int(lines[field].split()[0]) * 1024 / 1e6 for name, field in fields.items()}

@@ -2,10 +2,10 @@
 
     python benchmarks/paper.py [--quick] [--table NAME …] [--seeds 5] [--jobs 2] [--tables]
 
-All studies are in ``results/paper.db``: interrupted, the same command continues, and ``--tables`` writes the page of
-what is there. ``--jobs`` processes run at once, each with one thread and a study file with one seed; EMA grids are run
-first and once, and all files with one seed before any with the next. ``--quick`` has short trainings, short searches
-and two seeds, in ``results/paper_quick.*``.
+All studies are in ``results/paper.db``: after an interruption, the same command continues. ``--tables`` only writes the
+page of the finished studies. ``--jobs`` processes run at once, each with one thread and a study file with one seed. EMA
+grids are run first and once; then all files run with one seed before any with the next. ``--quick`` has short
+trainings, short searches and two seeds, in ``results/paper_quick.*``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000", "held
 QUICK_BUDGET = "budget.evaluations=20"
 FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
 PARTS = "vary.objective.settings.select.last_step=[50,100]"
-SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change what is trained
+SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change the training
 _running: set[subprocess.Popen[str]] = set()
 TRAINED = "trained.py"  # the objective that keeps the seconds of its training
 QUICK_VARIED = {
@@ -63,7 +63,7 @@ QUICK_VARIED = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One study file with one seed: its searches, or the EMA grids that these are compared with."""
+    """One study file with one seed: its searches, or the EMA grids that the searches are compared with."""
 
     study: str
     seed: int
@@ -72,16 +72,16 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """Of the study file."""
+        """The path of the study file."""
         return ROOT / "studies" / "paper" / f"{self.study}.yaml"
 
     def specs(self) -> tuple[StudySpec, ...]:
-        """Its points."""
+        """The points of the study file."""
         return read_studies(self.path, self.overrides)
 
     @property
     def optimizers(self) -> list[str]:
-        """Those of the file that it runs."""
+        """The optimizers of the file that this job runs."""
         return [one.name for one in self.specs()[0].optimizers if (one.name in BASELINES) == self.grids]
 
     def studies(self) -> list[str]:
@@ -89,7 +89,7 @@ class Job:
         return [f"{spec.name}/{optimizer}/{self.seed}" for spec in self.specs() for optimizer in self.optimizers]
 
     def run(self, url: str) -> str | None:
-        """Do it in a process of its own; gives the last line that it printed where it failed."""
+        """Run the job in a process of its own; gives the last line of its errors if it failed."""
         program = "from lcsc_opt.cli import main; main()"
         command = [sys.executable, "-c", program, "run", str(self.path), *self.overrides]
         chosen = [f"--optimizer={optimizer}" for optimizer in self.optimizers]
@@ -100,10 +100,10 @@ class Job:
 
 
 def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:
-    """All of them: EMA grids once, since there is no chance in them; then searches, seed by seed.
+    """All jobs: EMA grids once, since they do not depend on chance; then searches, seed by seed.
 
-    A table whose searches are those of another one has grids only. Without a number of seeds there are as many as each
-    table needs.
+    A table that shares the searches of another one has only grids. Without a number of seeds, each table has as many as
+    it needs.
     """
     wanted = {table.study: seeds or table.seeds for table in TABLES}
     borrowed = {table.study for table in TABLES if table.beside in chosen}
@@ -122,7 +122,7 @@ def _overrides(study: str, *, quick: bool) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Run what is missing; then the page of all that is there."""
+    """Run the missing jobs, then write the page of all finished studies."""
     arguments = _arguments()
     signal.signal(signal.SIGTERM, _interrupt)
     name = "paper_quick" if arguments.quick else "paper"
@@ -163,19 +163,19 @@ def unfinished(job: Job, reader: HistoryReader) -> list[str]:
 
 
 def run(chosen: Sequence[Job], url: str, processes: int) -> int:
-    """Do what is missing; returns how many jobs failed."""
+    """Run the missing jobs; returns how many failed."""
     reader = HistoryReader(open_storage(url, write=True))
     missing = [job for job in chosen if unfinished(job, reader)]
     print(f"{machine()}\n{len(chosen)} runs of study files, {len(chosen) - len(missing)} of them done", flush=True)
     train(missing, processes)
     failed = _run_all([job for job in missing if job.grids], url, processes)
-    lacking = {job.study for job in failed}  # EMA*, with which every search is compared at its end
+    lacking = {job.study for job in failed}  # without EMA*, which every search is compared with at its end
     searches = [job for job in missing if not job.grids and job.study not in lacking]
     return len([*failed, *_run_all(searches, url, processes)])
 
 
 def _run_all(missing: Sequence[Job], url: str, processes: int) -> list[Job]:
-    """Several at once; returns those that failed."""
+    """Run several jobs at once; returns those that failed."""
     failed = []
     with (
         progress("study files", len(missing)) as advance,
@@ -196,7 +196,7 @@ def _run_all(missing: Sequence[Job], url: str, processes: int) -> list[Job]:
 
 
 def train(missing: Sequence[Job], processes: int) -> None:
-    """Every model once, before several processes would train it at the same time; each in one thread."""
+    """Train every model once, in one thread each, so that searches do not train it at the same time."""
     specs = [spec for job in missing for spec in job.specs()]
     needed = {str(content): content for content in map(_training, specs)}
     with (
@@ -210,7 +210,7 @@ def train(missing: Sequence[Job], processes: int) -> None:
 
 
 def _training(spec: StudySpec) -> dict[str, Any]:
-    """A study file of nothing but the objective, of all that it combines of a training."""
+    """A study file with the objective and only the settings that change its training."""
     settings = {key: value for key, value in spec.objective.settings.items() if key not in SAMPLING}
     objective = {"file": spec.objective.file, "settings": settings}
     return {"name": "training", "objective": objective, "optimizers": ["EMAGrid"], "budget": {"evaluations": 1}}
@@ -222,7 +222,7 @@ def _train(content: dict[str, Any]) -> str | None:
 
 
 def _failure(command: Sequence[str]) -> str | None:
-    """Run a command in one thread; gives the last line that it printed where it failed."""
+    """Run a command in one thread; gives the last line of its errors if it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
@@ -233,14 +233,14 @@ def _failure(command: Sequence[str]) -> str | None:
 
 
 def _interrupt(*_: object) -> None:
-    """End what runs as Ctrl-C at a terminal does, which reaches every process."""
+    """End all running processes, as Ctrl-C at a terminal does."""
     for process in list(_running):
         process.terminate()
     raise KeyboardInterrupt
 
 
 def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
-    """The page of what is there."""
+    """The page of the finished studies."""
     reader = HistoryReader(open_storage(url, write=False))
     left = {study for job in everything for study in unfinished(job, reader)}
     total = sum(len(job.studies()) for job in everything)
@@ -272,7 +272,7 @@ def _training_seconds(settings: Mapping[str, Any]) -> float | None:
 
 
 def _ended(experiment: str, reader: HistoryReader) -> list[StudyHistory]:
-    """The studies of an experiment that have their result; none where it is not begun."""
+    """The studies of an experiment with a held-out result; empty before it has begun."""
     if experiment not in reader.experiments():
         return []
     return [study for study in reader.read(experiment) if study.ended and study.held_out_loss is not None]

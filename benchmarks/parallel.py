@@ -1,10 +1,10 @@
-"""What studies gain that share workers: six of them over two workers, side by side and one after the other.
+"""The gain of studies that share workers: six studies over two workers, side by side and one after the other.
 
     python benchmarks/parallel.py [--evaluations 20] [--rounds 1] [--quick]
 
-Evaluations sleep for 50 ms. Powell asks for one candidate after the other, so that alone it uses one worker. ``search``
-is compared: the seconds from the first result to the last one, of studies one after the other added up, so that the
-start of workers, which side by side is paid once and else six times, counts for neither. ``command`` has it all.
+Evaluations sleep for 50 ms. Powell asks for one candidate after the other, so alone it uses one worker. ``search`` is
+compared: the seconds from the first result to the last, added up for studies one after the other. So the start of
+workers counts for neither (side by side they start once, otherwise six times). ``command`` includes everything.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
 
 WAYS = ("--one-by-one", "--parallel")
-LEAST_RATIO = 1.8  # asked of ourselves, where one study cannot use both workers
+LEAST_RATIO = 1.8  # our own target if one study cannot use both workers
 STUDIES, WORKERS, SECONDS = 6, 2, 0.05
 Ways = dict[str, list[dict[str, float]]]
-"""How studies are run → for each round the seconds of the search and of the whole command."""
+"""Way of running the studies → for each round the seconds of the search and of the whole command."""
 MODULE = f"""
 import time
 
@@ -53,7 +53,7 @@ def main() -> None:
         arguments.evaluations, arguments.rounds = 3, 1
     print(machine())
     print(f"{STUDIES} studies, {WORKERS} workers, {arguments.evaluations} evaluations each")
-    os.environ["PYTHONPATH"] = str(Path(lcsc_opt.__file__).parents[1])  # of workers, which are new interpreters
+    os.environ["PYTHONPATH"] = str(Path(lcsc_opt.__file__).parents[1])  # for workers, which are new interpreters
     seconds = measured(arguments.evaluations, arguments.rounds)
     ratios = report(seconds)
     if arguments.quick:
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def report(ways: Ways) -> dict[str, float]:
-    """How many times as fast; printed, too."""
+    """Print the medians; gives how many times as fast side by side is."""
     median = {
         what: [statistics.median(one[what] for one in ways[way]) for way in WAYS] for what in ("search", "command")
     }

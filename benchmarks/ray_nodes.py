@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
-MEMORY = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
+MEMORY = 80 * 2**20  # bytes of each node's object store, the smallest that Ray allows
 OBJECTIVE = "ray_objective.py"
 
 
@@ -24,21 +24,21 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Of the head."""
+        """The address of the head."""
         return str(self._cluster.address)
 
     def add(self, cpus: int) -> None:
-        """One more node."""
+        """Add a node with ``cpus`` CPUs."""
         self._nodes.append(self._cluster.add_node(num_cpus=cpus, object_store_memory=MEMORY))
 
     def kill_oldest(self) -> None:
-        """All processes of a node at once."""
+        """Kill all processes of the oldest node at once."""
         self._cluster.remove_node(self._nodes.pop(0), allow_graceful=False)
 
 
 @contextlib.contextmanager
 def nodes(*cpus: int) -> Iterator[Nodes]:
-    """A cluster whose nodes have so many CPUs; every worker takes one thread."""
+    """A cluster with one node for each number of ``cpus``. Every worker takes one thread."""
     from ray.cluster_utils import Cluster
 
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH", "")) if part)
@@ -55,7 +55,7 @@ def nodes(*cpus: int) -> Iterator[Nodes]:
 
 
 def study_file(folder: Path, **content: Any) -> Path:
-    """A study file of the objective beside it."""
+    """Write a study file, and copy the objective beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).with_name(OBJECTIVE), folder)
     path = folder / "study.yaml"

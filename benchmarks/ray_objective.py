@@ -1,4 +1,4 @@
-# ruff: noqa: D102, ARG002 - methods as of every objective
+# ruff: noqa: D102, ARG002 - the methods are those of every objective
 """An objective with stages and a gradient for searches on a cluster; copied beside a study file, never imported here.
 
 The loss is a sum over images of squares of differences from a target, so its gradient is exact.
@@ -22,7 +22,7 @@ PLACE = ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES")
 
 
 class Squares(StagedObjective):
-    """Takes ``seconds`` for its images; writes into ``log`` which process samples, on which node, which GPU."""
+    """Takes ``seconds`` for its images. Writes into ``log`` the process, the node and the GPU that sample."""
 
     def __init__(self, seconds: float, log: str) -> None:
         self._seconds, self._log = seconds, log
@@ -67,7 +67,7 @@ class Squares(StagedObjective):
 
 
 def _rows(first: int, last: int) -> np.ndarray:
-    """``[n, K]``: what each image has of each checkpoint."""
+    """``[n, K]``: the factor of each image for each checkpoint."""
     return np.cos(np.outer(np.arange(first, last) + 1.0, np.arange(len(STEPS)) + 0.5))
 
 

@@ -1,10 +1,10 @@
-"""What a trial costs on a Ray cluster of this machine beside a local worker, and how busy two workers are.
+"""The cost of a trial on a Ray cluster of this machine and on a local worker, and how busy two workers are.
 
     python benchmarks/ray_overhead.py [--jobs 400] [--evaluations 100] [--rounds 5] [--quick]
 
-``overhead``: milliseconds from a candidate to its loss where evaluating takes no time, by a local worker and one of Ray
-in turns, candidate by candidate; and what a trial of a whole search then takes, with its database, by one worker, each
-round here and there in turns. ``two workers``: searches with CMA-ES whose evaluations wait a tenth of a second.
+``overhead``: milliseconds from a candidate to its loss when the evaluation takes no time, on a local worker and on one
+of Ray in turns, candidate by candidate. Also the time of a trial in a whole search with its database, on one worker,
+local and Ray in turns. ``two workers``: searches with CMA-ES whose evaluations wait a tenth of a second.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from lcsc_opt.evaluation.ray import ray_cluster
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
 
-MOST_OVERHEAD, LEAST_USE = 5.0, 0.97  # milliseconds a trial; of local workers' rate
+MOST_OVERHEAD, LEAST_USE = 5.0, 0.97  # our own targets: milliseconds per trial; share of the local workers' rate
 SECONDS = 0.1
 
 Times = dict[str, list[float]]
@@ -76,7 +76,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def pools(folder: Path, address: str, seconds: float, *, workers: int) -> Iterator[tuple[Objective, Pools]]:
-    """Workers here and on the cluster, which have loaded the objective."""
+    """Local workers and workers of the cluster, after both have loaded the objective."""
     study_file(folder)
     spec = ObjectiveSpec(file=OBJECTIVE, settings={"seconds": seconds})
     load = functools.partial(load_objective, spec, beside=folder)
@@ -93,7 +93,7 @@ def pools(folder: Path, address: str, seconds: float, *, workers: int) -> Iterat
 
 
 def round_trips(objective: Objective, there: Pools, jobs: int) -> Times:
-    """Milliseconds of each."""
+    """Milliseconds from each candidate to its loss."""
     candidate, times = Candidate(default_origin(objective.steps)), {where: list[float]() for where in there}
     for _ in range(jobs):
         for where, pool in there.items():
@@ -104,7 +104,7 @@ def round_trips(objective: Objective, there: Pools, jobs: int) -> Times:
 
 
 def searches(objective: Objective, there: Pools, evaluations: int, rounds: int) -> Times:
-    """Milliseconds a trial of each search."""
+    """Milliseconds per trial of each search."""
     times = {where: list[float]() for where in there}
     for _ in range(rounds):
         for where, pool in there.items():

@@ -3,12 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/recipes.py [--steps 1000] [--recipes ddpm edm ...] [--quick]
 
 Each recipe trains as ``lcsc train RECIPE --data digits`` does, with its defaults; ``cd`` distils the ``edm`` model and
-``ect`` tunes it. EMA* is the best of the EMA rates of the paper on 1,000 images, reported on 5,000 images of other
-noise, in the features of the digits objective; beside it stands the last checkpoint. Consistency models are sampled in
-one step, the others in ten. ``plain`` is the same loss, batches and optimizer in a loop of four lines, without
-Accelerate, checkpoints, curve and state. Both loops have turns of 50 steps, one after the other; a turn counts from its
-10th step, and ours saves every 20 steps, as the digits study does. Wall time is what a user waits; CPU time suffers
-less from other work on the machine.
+``ect`` tunes it. EMA* is the best of the paper's EMA rates on 1,000 images. It and the last checkpoint are reported on
+5,000 images of other noise, in the features of the digits objective. Consistency models are sampled in one step, the
+others in ten. ``plain`` is the same loss, batches and optimizer in a loop of four lines, without Accelerate,
+checkpoints, curve and state. Both loops take turns of 50 steps. A turn counts from its 10th step, and our loop saves
+every 20 steps, as in the digits study. Wall time is how long a user waits; other work on the machine affects CPU time
+less.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _others(recipes: list[str]) -> list[dict[str, Any]]:
-    """Rows of recipes that this run does not measure."""
+    """Earlier rows of recipes that this run does not measure."""
     path = RESULTS / "recipes.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     return [row for row in rows if row["recipe"] not in recipes]
@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def request(name: str, folder: Path, steps: int) -> Request:
-    """What ``lcsc train NAME`` asks for."""
+    """The request of ``lcsc train NAME``."""
     edm = folder / "edm.model"
     return Request(
         recipe=name,
@@ -102,7 +102,7 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
 
     with mock.patch.object(preparing, "train", remembered):
         study_file = preparing.run(request(name, folder, arguments.steps))
-    assert study_file is not None  # one process
+    assert study_file is not None  # there is only one process
     trained = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
     found = fid(name, study_file, arguments)
     loops = costs(jobs[0], arguments.rounds)
@@ -140,7 +140,7 @@ def picture(images: torch.Tensor, path: Path) -> None:
 
 
 def costs(job: trainer.Job, rounds: int) -> dict[str, Any]:
-    """Milliseconds a step of both loops, medians of their turns, and the median of the ratios of a round."""
+    """Milliseconds per step of both loops (medians of their turns), and the median of the rounds' ratios."""
     turns: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
     for turn in range(rounds):
         order = ("ours", "plain") if turn % 2 else ("plain", "ours")

@@ -1,13 +1,13 @@
-"""Coefficients against all weights at equal images, and one after the other, on judges that none of them sees.
+"""Coefficients against all weights with equal images, and one after the other, on judges that neither sees.
 
     python benchmarks/refine.py [--seeds 3] [--images 20000] [--selected 10000] [--only WORD]
 
-Halves of the digits and judges are those of ``fidelity.py``; the model is one of a shorter training. Coefficients are
-searched by ``LCSCGradient``, with its checks inside of the budget; all weights follow ``lcsc refine`` from EMA*, and
-answer with their average. Where one comes after the other, each has half of the images. Both pass an image through the
-network as often, so equal images are equal model calls. Each way goes with and without ``keep: precision``; what it
-finds in one step of sampling is judged in two steps, too. What is there already in ``results/refine.csv`` is not
-measured again.
+Halves of the digits and judges are those of ``fidelity.py``; the model comes from a shorter training. Coefficients are
+searched by ``LCSCGradient``, with its checks inside the budget. All weights are fine-tuned as by ``lcsc refine`` from
+EMA*, and the answer is their average. When one comes after the other, each has half of the images. Both pass an image
+through the network equally often, so equal images are equal model calls. Each way runs with and without ``keep:
+precision``. A model that was found with one step of sampling is judged in two steps, too. Results that are already in
+``results/refine.csv`` are not measured again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Known = dict[tuple[str, int, int, int], tuple[float, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A model: what is merged with these coefficients, the training's checkpoints if nothing else."""
+    """A model: checkpoints merged with these coefficients; by default those of the training."""
 
     coefficients: Coefficients
     source: OneModel | Trajectory | None = None
@@ -63,9 +63,9 @@ class Ways:
     """Each way from half A's checkpoints to a model.
 
     Args:
-        folder: for what a refinement leaves.
-        images: that each way may sample.
-        selected: on how many others the answer of a search is chosen.
+        folder: for the files of refinements.
+        images: how many each way may sample.
+        selected: how many other images the answer of a search is chosen on.
         seed: of the noise.
     """
 
@@ -74,7 +74,7 @@ class Ways:
         self._objective = objective_of(**TRAINING)
 
     def by_name(self) -> dict[str, Callable[[], Found]]:
-        """All of them; EMA* knows no chance."""
+        """Name → way, for all ways. EMA* does not depend on chance."""
         keeping = objective_of(**TRAINING, keep="precision")
         ways = {
             f"{name}{end}": way for end, o in (("", None), (", keep", keeping)) for name, way in self._of(o).items()
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def read() -> Known:
-    """What is there already."""
+    """The results that exist already."""
     path = RESULTS / "refine.csv"
     if not path.exists():
         return {}
@@ -142,7 +142,7 @@ def read() -> Known:
 
 
 def table(known: Known) -> str:
-    """Means over seeds, with their standard deviations."""
+    """A table of means over seeds, with their standard deviations."""
     places = [COLUMNS.index(name) - 4 for name in SHOWN]
     lines = [f"| way | images | seeds | {' | '.join(SHOWN)} |", "|---|---|---|" + "---|" * len(SHOWN)]
     for name, images in dict.fromkeys((name, images) for name, _, images, _ in known):

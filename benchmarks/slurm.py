@@ -1,9 +1,9 @@
-"""Jobs of docs/cluster.sbatch under a real SLURM of this machine, whose three nodes are ``slurmd`` of it.
+"""Jobs of docs/cluster.sbatch under a real SLURM on this machine. Its three nodes are ``slurmd`` of the same machine.
 
     python benchmarks/slurm.py [--only WORD] [--quick]
 
-Each job is disturbed in its own way while it evaluates; its trials have to be those of ``lcsc run`` without a cluster,
-and nothing of it may be left. Each job's row goes into ``results/slurm.md`` in place of its former one.
+Each job is disturbed in its own way while it evaluates. Its trials must be those of ``lcsc run`` without a cluster, and
+none of its processes may be left. Each job's row goes into ``results/slurm.md`` in place of its former one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from stress_search import Rows, rows, sqlite_url
 SCRIPT = ROOT / "docs" / "cluster.sbatch"
 OPTIMIZERS = ("LCSC", "CMA", "LCSCGradient")
 WORKERS, EVALUATIONS = 3, 24
-EARLY = 12  # evaluations, after which a job is disturbed
+EARLY = 12  # a job is disturbed after so many evaluations
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 TITLES = "| a job of docs/cluster.sbatch | seen | trials |"
 QUICK = ("undisturbed", "requeued")
@@ -58,17 +58,17 @@ class Job:
         self.submit()
 
     def submit(self) -> None:
-        """For the first time, or again."""
+        """Submit the job, for the first time or again."""
         self.number = self._system.submit(*self._options, str(SCRIPT), "study.yaml", cwd=self._folder)
 
     def wait_for_evaluations(self, count: int = EARLY) -> None:
-        """Until so many more were begun."""
+        """Wait until so many more evaluations have begun."""
         wanted, until = len(self._evaluations()) + count, time.monotonic() + 240
         while len(self._evaluations()) < wanted and time.monotonic() < until:
             time.sleep(0.1)
 
     def row(self, what: str, clean: dict[str, Rows], *, restarts: range = range(1), also: str = "") -> Row:
-        """Wait for the end, and judge."""
+        """Wait for the end, and judge the job."""
         state = self._system.wait(self.number, *ENDED)
         if state not in ENDED:
             self._system.cancel(self.number)  # others need the nodes
@@ -89,11 +89,11 @@ class Job:
         return Row(what, f"{times} restarts; evaluations on nodes: {where}{also}", problems)
 
     def output(self) -> str:
-        """What the job printed."""
+        """The output of the job."""
         return "".join(path.read_text() for path in sorted(self._folder.glob("slurm-*.out")))
 
     def processes(self) -> list[int]:
-        """Of the job, wherever they are."""
+        """The job's processes on all nodes."""
         found, wanted = [], {f"SLURM_JOB_ID={self.number}", f"SLURM_CONF={os.environ['SLURM_CONF']}"}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -113,7 +113,7 @@ class Job:
 
 
 def undisturbed(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
-    """Three nodes with two GPUs each."""
+    """A job on three nodes with two GPUs each, without faults."""
     job = Job(system, folder)
     row = job.row("runs to its end", clean)
     gpus = job.gpus()
@@ -124,7 +124,7 @@ def undisturbed(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
 
 
 def requeued(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
-    """By an administrator."""
+    """An administrator requeues the job."""
     job = Job(system, folder)
     job.wait_for_evaluations()
     system.requeue(job.number)
@@ -132,14 +132,14 @@ def requeued(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
 
 
 def time_is_over(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
-    """The signal before the limit comes up to a minute earlier than asked for."""
+    """The job gets a signal before its time limit. SLURM sends it up to a minute earlier than asked for."""
     job = Job(system, folder, "--time=3", "--signal=B:USR1@75", seconds=3)
     row = job.row("the signal before the time limit, again and again", clean, restarts=range(1, 20))
     return dataclasses.replace(row, problems=row.problems + ["TIMEOUT"] * ("DUE TO TIME LIMIT" in job.output()))
 
 
 def preempted(system: Slurm, folder: Path, clean: dict[str, Rows], *, partition: str = "main") -> Row:
-    """By a job that needs all nodes, which first runs for some seconds."""
+    """A job that needs all nodes preempts this one, and runs for some seconds."""
     job = Job(system, folder, f"--partition={partition}")
     job.wait_for_evaluations()
     urgent = system.submit("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 3", cwd=folder)
@@ -149,31 +149,31 @@ def preempted(system: Slurm, folder: Path, clean: dict[str, Rows], *, partition:
 
 
 def preempted_with_grace(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
-    """SIGTERM first, the end later."""
+    """A preempted job gets SIGTERM first, and is ended later."""
     return preempted(system, folder, clean, partition="grace")
 
 
 def cancelled(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
-    """It has to stay so, until somebody submits it again."""
+    """A cancelled job must stay cancelled until somebody submits it again."""
     job = Job(system, folder)
     job.wait_for_evaluations()
     system.cancel(job.number)
     system.wait(job.number, *ENDED)
-    time.sleep(15)  # a job that comes back does so after cred_expire
+    time.sleep(15)  # a job that wrongly came back would do so after cred_expire
     state, left = system.state(job.number), len(job.processes())
     job.submit()
     row = job.row("`scancel`, then submitted again", clean, also="; stayed cancelled")
-    ended = state in ("CANCELLED", "FAILED")  # the latter where the script left before SLURM ended it
+    ended = state in ("CANCELLED", "FAILED")  # FAILED if the script exited before SLURM ended it
     problems = [f"{state} after scancel"] * (not ended) + [f"{left} processes are left"] * bool(left)
     return dataclasses.replace(row, problems=problems + row.problems)
 
 
 def node_lost(system: Slurm, folder: Path, clean: dict[str, Rows], *, node: str = "n3") -> Row:
-    """All its processes are killed, and its daemon comes back when the job has ended."""
+    """All processes of a node are killed. Its daemon comes back when the job has ended."""
     job = Job(system, folder, seconds=1)
     job.wait_for_evaluations()
     system.kill_node(node)
-    time.sleep(20)  # until SLURM has seen it
+    time.sleep(20)  # until SLURM has noticed
     if node == "n1":
         system.start_node(node)
     what = "the first node, with Ray's head and the coordinator," if node == "n1" else "a node"
@@ -184,12 +184,12 @@ def node_lost(system: Slurm, folder: Path, clean: dict[str, Rows], *, node: str 
 
 
 def first_node_lost(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
-    """The one that runs the script."""
+    """The node that runs the script is lost."""
     return node_lost(system, folder, clean, node="n1")
 
 
 def two_jobs(system: Slurm, folder: Path, clean: dict[str, Rows]) -> Row:
-    """On the same nodes at the same time, each with half of the GPUs."""
+    """Two jobs on the same nodes at the same time, each with half of the GPUs."""
     folder.mkdir()
     jobs = [Job(system, folder / name, "--gpus-per-node=1") for name in ("one", "other")]
     found = [job.row("two jobs at once on the same nodes", clean) for job in jobs]
@@ -231,7 +231,7 @@ def main() -> None:
 
 
 def play(system: Slurm, folder: Path, scenes: Sequence[Scene]) -> Iterator[Row]:
-    """One after the other."""
+    """Play the scenes one after the other."""
     clean = local(folder / "local")
     for scene in scenes:
         start = time.monotonic()
@@ -242,7 +242,7 @@ def play(system: Slurm, folder: Path, scenes: Sequence[Scene]) -> Iterator[Row]:
 
 
 def keep(row: Row) -> None:
-    """In the table; the other rows stay."""
+    """Write the row into the table; the other rows stay."""
     path = RESULTS / "slurm.md"
     former = path.read_text().splitlines() if path.exists() else []
     others = [line for line in former if line.startswith("| ") and not line.startswith((TITLES, f"| {row.what} |"))]
@@ -250,7 +250,7 @@ def keep(row: Row) -> None:
 
 
 def local(folder: Path) -> dict[str, Rows]:
-    """Study → the trials of as many local workers."""
+    """Study → its trials with as many local workers."""
     url = sqlite_url(folder, "local")
     file = study_file(folder, **_study({}, workers=WORKERS), storage=url)
     subprocess.run(["lcsc", "run", str(file)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -258,7 +258,7 @@ def local(folder: Path) -> dict[str, Rows]:
 
 
 def _trials(url: str, name: str) -> Rows:
-    """What must not depend on deaths: all but the attempts."""
+    """The trials without their attempts, which alone may depend on deaths."""
     return [row[:5] + row[6:] for row in rows(url, name)]
 
 
@@ -275,10 +275,10 @@ def _study(settings: dict[str, Any], *, workers: Any) -> dict[str, Any]:
 
 
 def _environment(folder: Path) -> None:
-    """Jobs inherit it, as those of a user with an active environment do."""
+    """Set the environment, which jobs inherit as from a user's active environment."""
     own = Path(sys.executable).parent
     script = f'#!/bin/bash\nsleep $((5 * ${{SLURM_PROCID:-0}}))\nexec {own}/ray "$@"\n'
-    (folder / "ray").write_text(script)  # nodes of one machine that start at once would choose the same ports
+    (folder / "ray").write_text(script)  # nodes that start at once on one machine would choose the same ports
     (folder / "ray").chmod(0o755)
     programs = os.pathsep.join([str(folder), str(own), os.environ["PATH"]])
     os.environ |= {"PATH": programs, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_SECONDS": "3"}

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine whose nodes are several ``slurmd`` of it, for ``slurm.py``."""
+"""A real SLURM on this machine, for ``slurm.py``. Its nodes are several ``slurmd`` of the same machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NODES = ("n1", "n2", "n3")
 SECONDS_TO_START = 30.0
 NODE = "LCSC_SLURM_NODE"  # in the environment of a node's daemons
 
-# Nodes are tracked by their processes, not by cgroups, so that containers will do. GPUs are links to /dev/null.
+# Jobs are tracked by their processes, not by cgroups, so that this works in containers. GPUs are links to /dev/null.
 CONFIGURATION = """\
 ClusterName=lcsc
 SlurmctldHost=localhost
@@ -61,47 +61,47 @@ PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=off
 
 
 class Slurm:
-    """The running system; jobs are named by their numbers."""
+    """The running system. Jobs are given by their numbers."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
 
     def submit(self, *arguments: str, cwd: Path) -> int:
-        """``sbatch``."""
+        """Submit a job with ``sbatch``; gives its number."""
         return int(_output("sbatch", "--parsable", *arguments, cwd=cwd))
 
     def state(self, job: int) -> str:
-        """PENDING, RUNNING, COMPLETED, ...; COMPLETING while something of it still runs."""
+        """The state of a job: PENDING, RUNNING, COMPLETED, ...; COMPLETING while some of its processes still run."""
         return _output("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T").strip()
 
     def field(self, job: int, name: str) -> str:
-        """Of ``scontrol show job``."""
+        """A field of ``scontrol show job``."""
         found = re.search(rf"\b{name}=(\S*)", _output("scontrol", "show", "job", str(job)))
         return found[1] if found else ""
 
     def requeue(self, job: int) -> None:
-        """As an administrator does."""
+        """Requeue a job, as an administrator does."""
         _output("scontrol", "requeue", str(job))
 
     def cancel(self, job: int) -> None:
-        """As its owner does."""
+        """Cancel a job, as its owner does."""
         _output("scancel", str(job))
 
     def wait(self, job: int, *states: str, seconds: float = 900.0) -> str:
-        """Until it is in one of these states, or too long; the state."""
+        """Wait until a job is in one of these states, or until the time is over; gives the state."""
         until = time.monotonic() + seconds
         while (state := self.state(job)) not in states and time.monotonic() < until:
             time.sleep(0.5)
         return state
 
     def start_node(self, name: str) -> None:
-        """Its daemon."""
+        """Start the daemon of a node."""
         daemon = [_program("slurmd"), "-N", name]
         subprocess.run(daemon, check=True, env={**os.environ, NODE: str(self._folder / name)})
 
     def kill_node(self, name: str) -> None:
-        """Its daemon, and everything that jobs have there."""
+        """Kill the daemon of a node, and all processes of jobs on it."""
         job = {f"SLURMD_NODENAME={name}", f"SLURM_CONF={self._folder}/slurm.conf"}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -110,7 +110,7 @@ class Slurm:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def start(self) -> None:
-        """All daemons."""
+        """Start all daemons."""
         key = self._folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
@@ -129,7 +129,7 @@ class Slurm:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """All jobs, and all daemons."""
+        """End all jobs and all daemons."""
         with contextlib.suppress(subprocess.CalledProcessError):
             _output("scancel", "--state=PENDING", f"--user={getpass.getuser()}")
             _output("scancel", f"--user={getpass.getuser()}")
@@ -150,13 +150,13 @@ MUNGE_FILES = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-f
 
 @contextlib.contextmanager
 def slurm() -> Iterator[Slurm | None]:
-    """Start one in a temporary folder, and stop it; ``None`` where it is not installed."""
+    """Start SLURM in a temporary folder, and stop it at the end; ``None`` if it is not installed."""
     if not all(map(_found, PROGRAMS)):
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="lcsc-slurm-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        folder.chmod(0o755)  # munge wants to be reached
+        folder.chmod(0o755)  # munge's socket must be reachable
         (folder / "state").mkdir()
         controller, *ports = itertools.islice(_free_ports(), 1 + len(NODES))
         filled = {"folder": folder, "user": getpass.getuser(), "host": socket.gethostname(), "controller": controller}
@@ -178,7 +178,7 @@ def _found(name: str) -> str | None:
 
 
 def _program(name: str) -> str:
-    """Its path; the bare name, which fails when it is called, where it is not installed."""
+    """The path of a program. If it is not installed, the bare name, which fails when it is called."""
     return _found(name) or name
 
 
@@ -188,7 +188,7 @@ def _output(program: str, *arguments: str, cwd: Path | None = None) -> str:
 
 
 def _free_ports() -> Iterator[int]:
-    """Free ones in a row, below those that systems give away by themselves."""
+    """Increasing free ports, below those that systems assign by themselves."""
     port = 17000
     while True:
         port += 1

@@ -1,4 +1,4 @@
-"""What a trial costs in the database, beside what one would write with Optuna, and beside a file of JSON lines.
+"""The cost of a trial in the database, beside simpler ways with Optuna, and beside a file of JSON lines.
 
     python benchmarks/store.py [--checkpoints 50 200 500] [--rounds 40] [--sqlite-only] [--quick]
 
@@ -8,9 +8,9 @@ safe before the optimizer is told. In each round every way stores one trial, in 
 * ``ours``: as ``lcsc run`` does, under the study's lease;
 * ``attributes``: Optuna's ask, ``set_user_attr`` for the coefficients and for each part of the result, and tell;
 * ``parameters``: Optuna's ask, ``suggest_float`` for each coefficient, and tell; no metrics, no cost;
-* ``lines``: two lines of JSON, each synced to the disk: the floor for whatever keeps its promise.
+* ``lines``: two lines of JSON, each synced to the disk: no way that keeps the promise can be much faster.
 
-SQLite lies in the current folder. PostgreSQL, with its own defaults, is started where its programs are installed.
+The SQLite file is in the current folder. PostgreSQL, with its own defaults, is started if its programs are installed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def measure(kind: str, count: int, url: Callable[[str], str], folder: Path, roun
             "lines": opened.enter_context(lines(folder / f"{kind}-{count}.jsonl")),
         }
         milliseconds: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(rounds + 1):  # the first of each is not counted
+        for turn in range(rounds + 1):  # the first turn of each does not count
             coefficients = generator.normal(size=count) / count
             for way, store in ways.items():
                 if way == "parameters" and turn > FEW:
@@ -115,7 +115,7 @@ def _row(kind: str, count: int, milliseconds: Mapping[str, list[float]]) -> dict
 
 @contextlib.contextmanager
 def ours(url: str) -> Iterator[Store]:
-    """A candidate in one transaction, its result in another."""
+    """Our way: a candidate in one transaction, its result in another."""
     study = StoredStudy.open_or_create(open_storage(url, write=True), "store/LCSC/0", {"budget": {"evaluations": 1000}})
 
     def store(coefficients: np.ndarray, number: int) -> None:
@@ -141,7 +141,7 @@ def attributes(url: str) -> Store:
 
 
 def parameters(url: str) -> Store:
-    """A parameter for each coefficient; the sampler only draws numbers."""
+    """An Optuna parameter for each coefficient. The sampler only draws random numbers."""
     study = optuna.create_study(storage=url, sampler=optuna.samplers.RandomSampler(seed=0))
 
     def store(coefficients: np.ndarray, _: int) -> None:

@@ -1,8 +1,8 @@
-"""Injects every fault of docs/reliability.md and prints what was found; exits 1 when something is not as required.
+"""Injects every fault of docs/reliability.md and prints the results; exits with 1 if one is not as required.
 
     python benchmarks/stress.py [--quick] [--only WORD]
 
-Writes ``results/stress.md``; with ``--only`` only these rows of it. ``--quick`` writes nothing.
+Writes ``results/stress.md``; with ``--only`` it replaces only these rows. ``--quick`` writes nothing.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ def main() -> None:
 
 
 def _memory() -> str | None:
-    """In memory where that can be: a killed process leaves the same file there, and no commit waits for a disk."""
+    """A folder in memory, if possible: killed processes leave the same files there, and commits wait for no disk."""
     memory = Path("/dev/shm")
     return str(memory) if os.access(memory, os.W_OK) else None
 
 
 def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
-    """One fault after the other."""
-    torch.set_num_threads(1)  # a forked process would wait for ever for its parent's threads of OpenMP
-    search(sqlite_url(folder, "warm"), Work(evaluations=3))  # what is imported and compiled late is there before a fork
+    """Inject one fault after the other."""
+    torch.set_num_threads(1)  # a forked process would wait forever for its parent's OpenMP threads
+    search(sqlite_url(folder, "warm"), Work(evaluations=3))  # late imports and compilations happen before the forks
     gc.collect()
-    gc.freeze()  # and need not be looked at, and copied, in every forked process
+    gc.freeze()  # forked processes need not scan, and so copy, existing objects
     clean = Clean(folder)
     with postgres_server() if any(only in name for name in ON_A_SERVER) else contextlib.nullcontext() as server:
         faults: list[tuple[str, Callable[[], Row]]] = [
@@ -134,7 +134,7 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
 
 
 def _injected(name: str, fault: Callable[[], Row]) -> Row:
-    """The fault's row; a fault that cannot even be injected fails alone."""
+    """The fault's row. A fault that cannot even be injected gives a failed row."""
     try:
         return fault()
     except Exception as error:
@@ -156,7 +156,7 @@ def _markdown(rows: list[Row], seconds: float, *, quick: bool) -> str:
 
 
 def _with_rows(page: str, measured: str, only: str) -> str:
-    """The page with rows that were measured again, each in the place of the one of its fault; it says which."""
+    """The page with the new rows, each in place of its fault's old row. The page says which rows are new."""
     head, start, table = page.partition(TABLE)
     rows = {line.split(" | ")[0]: line for line in measured.partition(TABLE)[2].splitlines()[2:]}
     again = f"After it `--only {only}`, {_today()}: {', '.join(fault.removeprefix('| ') for fault in rows)}.\n\n"

@@ -1,7 +1,7 @@
-"""What people do by accident, with a kill at a random instant of it, or a stop in the middle of a transaction.
+"""Common accidents of users, each with a kill at a random instant or a stop in the middle of a transaction.
 
-Training that goes back, a folder of checkpoints that grew, a smaller budget, a file of studies in two terminals.
-Torch is used in forked processes only: the threads of one that forks are not there in the other.
+The accidents: training that goes back, a folder of checkpoints that grew, a smaller budget, a file of studies in two
+terminals. Torch is used only in forked processes: its threads do not survive a fork.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ budget: {{evaluations: {evaluations}}}
 
 
 def rewound_training(folder: Path, *, kills: int) -> Row:
-    """Training restarts from step 15 of a trajectory of 20, again and again, and is killed while it goes back."""
+    """Training restarts from step 15 of a trajectory of 20 steps, and is killed while it goes back; repeatedly."""
     chance, problems = random.Random(1), list[str]()
     Child(functools.partial(_train, folder / "rewound", None, range(1, 21), 0)).value()
     start = time.perf_counter()
@@ -103,7 +103,7 @@ def rewound_training(folder: Path, *, kills: int) -> Row:
     seconds, done = time.perf_counter() - start, 0
     while done < kills:
         path = _copy(folder / "rewound", folder / f"rewound{done}")
-        for _ in range(2):  # it is killed twice, before it comes through
+        for _ in range(2):  # killed twice, before it may finish
             child = Child(functools.partial(_train, path, 15, range(16, 21), 1))
             child.wait(chance.uniform(0, seconds))
             child.kill()
@@ -133,7 +133,7 @@ def _weight(step: int, seed: int) -> int:
 
 
 def _other_weights(path: Path, *, whole: bool) -> list[str]:
-    """What a trajectory holds that it should not; ``whole`` after training came to its end."""
+    """Problems: weights that the trajectory should not hold. ``whole``: training has come to its end."""
     try:
         trajectory = Trajectory.open(path)
         with contextlib.redirect_stderr(io.StringIO()):
@@ -148,7 +148,7 @@ def _other_weights(path: Path, *, whole: bool) -> list[str]:
 
 
 def grown_folder(folder: Path, *, kills: int) -> Row:
-    """A study's folder grows and one file is touched; the study is resumed, killed, and resumed in another place."""
+    """A study's folder grows and one file is touched. The study is resumed, killed, and resumed in another place."""
     begun = _place(folder / "grown", {"model.py": MODEL, "grown.yaml": GROWN})
     Child(functools.partial(_save, begun / "runs", range(10, 70, 10))).value()
     _call(begun, "run", "grown.yaml")
@@ -167,7 +167,7 @@ def grown_folder(folder: Path, *, kills: int) -> Row:
 
 
 def smaller_budget(folder: Path, *, kills: int) -> Row:
-    """``resume --budget 60`` is killed; ``run`` of the file, which says 20, goes on to 60, where that was stored."""
+    """``resume --budget 60`` is killed. ``run`` of the file, which says 20, continues to 60 if 60 was stored."""
     begun = _function_study(folder / "budget", name="total", function="distance", optimizers="[CMA]", evaluations=20)
     _call(begun, "run", "study.yaml")
     resume, name = ("resume", "total/CMA/0", "--budget", "60"), "total/CMA/0"
@@ -186,7 +186,7 @@ def smaller_budget(folder: Path, *, kills: int) -> Row:
 
 
 def file_of_studies(folder: Path, *, kills: int) -> Row:
-    """A file of six studies, two of which fail, runs in two terminals; both are killed, and run again."""
+    """A file of six studies runs in two terminals; two of the studies fail. Both commands are killed, and run again."""
     begun = _function_study(
         folder / "several",
         name="several",
@@ -222,7 +222,7 @@ def _killed(
     start: tuple[str, ...],
     kills: int,
 ) -> Row:
-    """Start a command in a copy of a place, kill it, go on, and compare the studies with the expected ones."""
+    """Start a command in a copy of a place, kill it, continue, and compare the studies with the expected ones."""
     chance, problems, done, inside = random.Random(2), list[str](), 0, 0
     before = {name: len(_rows(begun, name)) for name in expected}
     timed = _copy(begun, begun.with_name(f"{begun.name}-timed"))
@@ -245,7 +245,7 @@ def _killed(
 
 
 def stopped_in_a_transaction(folder: Path, clean: Clean, *, times: int, seconds: float) -> Row:
-    """SIGSTOP a search while it holds the lock of an SQLite file; another study and the doctor want it meanwhile."""
+    """SIGSTOP a search while it holds the lock of an SQLite file that another study and the doctor want, too."""
     problems, longest = list[str](), 0.0
     for number in range(times):
         first, second = Work("LCSC", number, evaluations=40), Work("CMA", number, evaluations=40)
@@ -280,7 +280,7 @@ def stopped_in_a_transaction(folder: Path, clean: Clean, *, times: int, seconds:
 
 
 def _stop_inside(child: Child, url: str) -> bool:
-    """Stop it inside of a transaction; ``False`` where it ended first."""
+    """Stop a child inside a transaction; ``False`` if it ended first."""
     while not child.wait(0):
         child.signal(signal.SIGSTOP)
         if not is_unlocked(url):
@@ -291,7 +291,7 @@ def _stop_inside(child: Child, url: str) -> bool:
 
 
 def _overheard(work: Callable[[], Any]) -> str:
-    """What it wrote."""
+    """The text that ``work`` prints."""
     text = io.StringIO()
     with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
         work()
@@ -337,7 +337,7 @@ def _call(place: Path, *arguments: str) -> int:
 
 
 def _called(place: Path, arguments: Sequence[str], name: str) -> Rows:
-    """The study after the command."""
+    """Run a command; gives the study's trials after it."""
     if status := _call(place, *arguments):
         raise ChildError(f"{' '.join(arguments)} ended with {status}")
     return _rows(place, name)
@@ -348,7 +348,7 @@ def _wrong(*statuses: int, required: int = 0) -> list[str]:
 
 
 def _rows(place: Path, name: str) -> Rows:
-    """The study's trials; none where there is no such study yet."""
+    """The study's trials; empty if there is no such study yet."""
     with contextlib.suppress(Exception):
         return rows(sqlite_url(place, "studies"), name)
     return []

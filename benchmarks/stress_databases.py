@@ -1,4 +1,4 @@
-"""Faults of databases: locked, full, cut off, and wanted by several coordinators at once."""
+"""Faults of databases: locked, full, disconnected, and used by several coordinators at once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lock_held(folder: Path, clean: Clean, *, seconds: float) -> Row:
 
 
 def _poll(url: str, name: str, stop: Path) -> tuple[int, float, list[str]]:
-    """Plain Optuna, once with a storage of its own for each look, once with one that stays open."""
+    """Read the study with plain Optuna until ``stop`` exists, with a new storage each time and with one that stays."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     polls, slowest, errors = 0, 0.0, []
     stays = optuna.storages.RDBStorage(url)
@@ -87,7 +87,7 @@ def _file(url: str) -> str:
 
 
 def _connect(url: str, *, timeout: float = 60) -> Any:
-    """A connection of the driver's own, which commits each statement."""
+    """A connection of the database's own driver that commits each statement."""
     if url.startswith("sqlite"):
         return contextlib.closing(sqlite3.connect(_file(url), isolation_level=None, timeout=timeout))
     return psycopg.connect(url, autocommit=True)
@@ -107,7 +107,7 @@ def wait_for_trials(url: str, count: int, child: Child) -> None:
 
 
 def disk_full(folder: Path, clean: Clean, *, rounds: int) -> Row:
-    """Search on a file system that is full again and again, each time somewhat larger."""
+    """Search on a file system that fills up; each time it is made somewhat larger."""
     row = ("disk full at commit", f"{rounds} times on a small tmpfs, each time started once more while full")
     required = "typed error, no traceback; resume equals the clean run"
     work = Work(evaluations=60, checkpoints=500, pause=0)
@@ -164,7 +164,7 @@ def terminated_backend(server: Server | None, clean: Clean, *, times: int) -> Ro
 
 
 def _terminate(server: Server, url: str) -> bool:
-    """Whether there was a connection."""
+    """Terminate all connections to the database. Whether there was one."""
     chosen = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
     with server.connect() as connection:
         return bool(connection.execute(chosen, (url.rpartition("/")[2],)).fetchall())
@@ -193,7 +193,7 @@ def eight_coordinators(folder: Path, server: Server | None, *, repeats: int) -> 
 
 
 def _race(url: str) -> tuple[list[tuple[str, Any]], float]:
-    """What each of eight answered, and when the last loser left."""
+    """The answer of each of the eight processes, and the seconds until the last loser left."""
     start, leave = os.pipe(), os.pipe()
     children = [Child(lambda: _coordinate(url, start, leave)) for _ in range(8)]
     began = time.monotonic()
@@ -219,7 +219,7 @@ def _coordinate(url: str, start: tuple[int, int], leave: tuple[int, int]) -> Non
 
 
 def shared_database(server: Server | None, clean: Clean, *, repeats: int) -> Row:
-    """Four studies, each with a coordinator, and two coordinators of a fifth, all in one database at once."""
+    """Four studies with one coordinator each, and a fifth with two coordinators, all in one database at once."""
     row = ("6 coordinators in one PostgreSQL database", f"{repeats} times: 4 of different studies, 2 of the same one")
     required = "each study as alone on SQLite; one of the two is refused, StudyHeldError"
     if server is None:
@@ -246,14 +246,14 @@ def shared_database(server: Server | None, clean: Clean, *, repeats: int) -> Row
 
 
 def _after(start: tuple[int, int], url: str, work: Work) -> int:
-    """Search when all may begin."""
+    """Search when all processes may begin."""
     os.close(start[1])
     os.read(start[0], 1)  # ends when the parent closes its end
     return search(url, work)
 
 
 def paused_coordinator(folder: Path, server: Server | None, clean: Clean, *, times: int) -> Row:
-    """SIGSTOP a coordinator, let another one take the study over, and SIGCONT it."""
+    """SIGSTOP a coordinator, let another one take the study over, then SIGCONT the first."""
     chance, problems, again = random.Random(10), [], 0
     for number in range(times):
         work = Work("CMA", number, evaluations=40, pause=0.01)
@@ -290,7 +290,7 @@ def paused_coordinator(folder: Path, server: Server | None, clean: Clean, *, tim
 
 
 def _stop(child: Child, url: str) -> int:
-    """Stop it outside of a transaction. How often it had to be let go on, since it was in one."""
+    """Stop a child outside of a transaction. Returns how often it had to continue because it was inside one."""
     for again in range(1000):
         child.signal(signal.SIGSTOP)
         if is_unlocked(url):

@@ -1,10 +1,10 @@
-"""Training scripts that end in every way while their trajectory is written, and what a reader then finds.
+"""Training scripts that end in many ways while their trajectory is written, and what a reader then finds.
 
     python benchmarks/stress_endings.py NUMBER FOLDER
 
-Run as a program without arguments it is the server that the endings are forked from, so that torch is imported once: it
-reads lines of JSON, forks a process for each, and prints "ended" or "hangs" for it; the process is a training script
-that never closes its writer.
+Without arguments it is the server that the scripts are forked from, so that torch is imported once. It reads lines of
+JSON, forks a process for each, and prints "ended" or "hangs" for it. The process is a training script that never closes
+its writer.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from stress_search import Row
 
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
-KILLS = {"SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}  # after which only what was flushed has to be there
+KILLS = {"SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}  # after these, only flushed checkpoints must be there
 KINDS = ("end of the script", "sys.exit", "an exception", "SIGINT in an append", "a fork meanwhile", *KILLS)
-SIZES = (1_000, 100_000, 3_000_000)  # weights, each in float32
+SIZES = (1_000, 100_000, 3_000_000)  # numbers of weights in float32
 STEPS = 8
-HANGS = 120.0  # seconds after which an ending counts as one that never came
+HANGS = 120.0  # seconds; a script that takes longer to end hangs
 
 
 @dataclasses.dataclass
@@ -49,7 +49,7 @@ class Endings:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is missing."""
+        """Whether nothing was unreadable or lost, and nothing hung."""
         return not self.unreadable and not self.lost and not self.hanging
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class Endings:
 
 
 def endings(folder: Path, *, number: int, busy: int = 2) -> Row:
-    """The row of ``number`` scripts that end beside ``busy`` processes that take a core each."""
+    """The row for ``number`` scripts that end beside ``busy`` processes, each of which keeps a core busy."""
     found = end_scripts(folder, number=number, busy=busy)
     kinds = ", ".join(f"{kind} {count}" for kind, count in found.counts.items())
     return Row(
@@ -74,7 +74,7 @@ def endings(folder: Path, *, number: int, busy: int = 2) -> Row:
 
 
 def end_scripts(folder: Path, *, number: int, busy: int = 2) -> Endings:
-    """End ``number`` scripts, in turns of every kind and size."""
+    """End ``number`` scripts; kinds and sizes take turns."""
     found, generator = Endings(), random.Random(0)
     with busy_processes(busy), _server() as server:
         cells = itertools.cycle(itertools.product(KINDS, SIZES))
@@ -90,7 +90,7 @@ def end_scripts(folder: Path, *, number: int, busy: int = 2) -> Endings:
 
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
-    """Processes that do nothing, as fast as they can."""
+    """Processes that each keep a core busy while this is open."""
     burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
     try:
         yield
@@ -117,7 +117,7 @@ def _server() -> Iterator[subprocess.Popen[str]]:
 
 
 def _ended(server: subprocess.Popen[str], job: dict[str, object]) -> bool:
-    """Whether the script came to its end by itself."""
+    """Run the script on the server. Whether it ended without hanging."""
     assert server.stdin is not None
     assert server.stdout is not None
     server.stdin.write(json.dumps(job) + "\n")
@@ -126,7 +126,7 @@ def _ended(server: subprocess.Popen[str], job: dict[str, object]) -> bool:
 
 
 def _look(path: Path, kind: str, name: str, found: Endings) -> None:
-    """Compare what is there with what the script noted down."""
+    """Compare the trajectory with the script's notes."""
     noted = [line.split() for line in _log(path).read_text().splitlines()]
     taken = [int(step) for what, step in noted if what == "taken"]
     flushed = [int(step) for what, step in noted if what == "flushed"]
@@ -135,7 +135,7 @@ def _look(path: Path, kind: str, name: str, found: Endings) -> None:
         return
     try:
         trajectory = Trajectory.open(path)
-        with redirect_stderr(io.StringIO()):  # its progress
+        with redirect_stderr(io.StringIO()):  # hide the progress bar
             trajectory.verify()
     except Exception as error:
         found.unreadable.append(f"{name}: {error}")
@@ -150,7 +150,7 @@ def _log(path: Path) -> Path:
 
 
 def serve() -> dict[str, object] | None:
-    """Fork a process for each line; gives the job, in a forked one, and ``None`` in this one, when all is done."""
+    """Fork a process for each line. Returns the job in a forked process, and in the server ``None`` at the end."""
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
@@ -171,8 +171,8 @@ def _outcome(child: int) -> str:
 
 
 def train(path: Path, kind: str, size: int, seed: int) -> None:
-    """A training script that never closes its writer, and notes what it was promised."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
+    """A training script that never closes its writer, and notes which checkpoints were taken and flushed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it in background processes
     generator = random.Random(seed)
     log = os.open(_log(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     writer = TrajectoryWriter(path)
@@ -185,7 +185,7 @@ def train(path: Path, kind: str, size: int, seed: int) -> None:
         writer.append(step, weights, wait=generator.random() < 0.2)
         os.write(log, f"taken {step}\n".encode())
         if step == fork_at and os.fork() == 0:
-            return  # as a worker of a data loader: it has the writer, and ends as this one does
+            return  # like a worker of a data loader: it has a copy of the writer, and ends like its parent
         if generator.random() < 0.2:
             writer.flush()
             os.write(log, f"flushed {step}\n".encode())
@@ -204,7 +204,7 @@ def _signal_soon(number: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """The server; with a number, so many endings and what was found."""
+    """Run the server; with a number, end so many scripts and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("number", nargs="?", type=int, help="so many endings; left out: the server")
     parser.add_argument("folder", nargs="?", type=Path, help="where their trajectories go")

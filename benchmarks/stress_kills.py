@@ -1,4 +1,4 @@
-"""Faults of processes: the coordinator killed at any instant and at every commit point, workers killed."""
+"""Faults of processes: the coordinator is killed at random instants and at every commit point; workers are killed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COMMITTING = ("add_candidate", "finish", "fail", "annotate", "set_attribute")
 
 
 def random_kills(folder: Path, clean: Clean, *, workers: int, kills: int, server: Server | None = None) -> Row:
-    """SIGKILL the coordinator at random instants of many studies, of all optimizers."""
+    """SIGKILL the coordinator at random instants of many studies, with all optimizers."""
     chance, problems = random.Random(workers), list[str]()
     counts = {"studies": 0, "evaluating": 0, **({"in a transaction": 0} if server is None else {})}
     done = 0
@@ -69,7 +69,7 @@ def random_kills(folder: Path, clean: Clean, *, workers: int, kills: int, server
 
 
 def kills_postgres(folder: Path, server: Server | None, clean: Clean, *, kills: int) -> Row:
-    """The same with PostgreSQL, which has to notice that its client is gone."""
+    """:func:`random_kills` with PostgreSQL, which must notice that its client is gone."""
     if server is None:
         return Row("SIGKILL of the coordinator, PostgreSQL", f"{kills} times", "rows equal", NO_SERVER, None)
     return random_kills(folder, clean, workers=1, kills=kills, server=server)
@@ -78,7 +78,7 @@ def kills_postgres(folder: Path, server: Server | None, clean: Clean, *, kills: 
 def _kill_until_it_ends(
     url: str, work: Work, clean: Clean, chance: random.Random, kills: int, counts: dict[str, int]
 ) -> int:
-    """Kill and start again until the study ends; how many kills hit."""
+    """Kill and start again until the study ends. Returns how many kills hit a running process."""
     opening, whole = clean.seconds(work)
     longest = (opening + 0.4 * (whole - opening)) * (1 if url.startswith("sqlite") else 3)  # a server is slower
     hit = 0
@@ -94,7 +94,7 @@ def _kill_until_it_ends(
         if "in a transaction" in counts:
             journal = Path(url.removeprefix("sqlite:///") + "-journal")
             counts["in a transaction"] += journal.exists() and journal.stat().st_size > 0
-        with contextlib.suppress(Exception):  # before there was a study
+        with contextlib.suppress(Exception):  # the study may not exist yet
             counts["evaluating"] += any(row[3] == "RUNNING" for row in rows(url, work.name))
 
 
@@ -179,7 +179,7 @@ def _fail_points(side: str, k: int) -> Iterator[dict[str, int]]:
 
 
 def logging_objective(log: str, seconds: float, deadly: str = "") -> Objective:
-    """Writes down which process evaluates what; kills its process for the candidate ``deadly`` (``*``: for all)."""
+    """An objective that logs which process evaluates what, and kills it for the candidate ``deadly`` (``*``: any)."""
     work = Work(pause=seconds)
 
     def loss(coefficients: np.ndarray) -> float:
@@ -207,7 +207,7 @@ def with_workers(url: str, work: Work, log: Path, *, deadly: str = "", failures:
 
 
 def _evaluating(log: Path) -> dict[int, str]:
-    """Which worker process evaluates which candidate just now."""
+    """Worker process → the candidate that it evaluates now."""
     now: dict[int, str] = {}
     for process, what, name in _log(log):
         now[process] = name
@@ -222,7 +222,7 @@ def _log(log: Path) -> list[tuple[int, str, str]]:
 
 
 def workers_killed(folder: Path, clean: Clean, *, kills: int) -> Row:
-    """SIGKILL one of four worker processes while it evaluates; then another one."""
+    """SIGKILL one of four worker processes while it evaluates, then others."""
     work = Work("CMA", workers=4, evaluations=12 + 60 * kills, pause=0.3)
     expected = clean.rows(Work("CMA", workers=4, evaluations=work.evaluations))
     url, log = sqlite_url(folder, "workers"), folder / "workers.log"

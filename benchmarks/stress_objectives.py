@@ -1,4 +1,4 @@
-"""Faults of objectives and of what they are made of; how long a long study takes to open and to replay."""
+"""Faults of objectives, their checkpoints and their environment; the time to open and replay a long study."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def build(settings):
 
 
 def failing_objective(folder: Path) -> Row:
-    """Return what is no finite number, or raise, for some candidates and then for all."""
+    """Return something that is no finite number, or raise, for some candidates and then for all."""
     problems = []
     for name, (answer, reason) in ANSWERS.items():
         problems += Child(
@@ -126,7 +126,7 @@ def _some_fail(url: str, name: str, answer: Any, reason: str) -> list[str]:
     reasons = {attempt["reason"] for trial in failed for attempt in trial.user_attrs["attempts"]}
     if reasons != {reason} or {trial.user_attrs["reason"] for trial in failed} != {reason}:
         problems.append(f"reasons {reasons}")
-    expected = 1 if reason.startswith(ObjectiveError.__name__) else 3  # what the library refuses is not tried again
+    expected = 1 if reason.startswith(ObjectiveError.__name__) else 3  # the library's refusals are not retried
     if {len(trial.user_attrs["attempts"]) for trial in failed} != {expected} or not all(map(math.isfinite, told)):
         problems.append("attempts, or a loss told that is not finite")
     lowest = min((trial.value, trial.number) for trial in complete if trial.value is not None)
@@ -143,7 +143,7 @@ def _all_fail(url: str, name: str, answer: Any) -> list[str]:
     except Exception as raised:
         error = type(raised).__name__
     states = [row[3] for row in rows(url, work.name)]
-    expected = 10 if isinstance(answer, float) else 1  # no number, or an exception: the code is broken
+    expected = 10 if isinstance(answer, float) else 1  # not a float, so no number or an exception: the code is broken
     return [f"{name}: {error or 'no error'}, {states}"] * (
         error != "SearchFailedError" or states != ["FAIL"] * expected
     )
@@ -219,7 +219,7 @@ def weights_swapped(folder: Path) -> Row:
 
 
 def _study_of_trajectory(place: Path) -> tuple[Path, str, Callable[..., str]]:
-    """A study of 8 trials whose objective reads ``run``; ``run0`` is a copy of it, ``run1`` another trajectory."""
+    """A study of 8 trials whose objective reads ``run``. ``run0`` is a copy of ``run``, ``run1`` another trajectory."""
     place.mkdir()
     (place / "norm.py").write_text(OBJECTIVE)
     for seed in (0, 1):
@@ -298,7 +298,7 @@ def replay(folder: Path, *, trials: int) -> Row:
 
 
 def _build(url: str, work: Work) -> float:
-    """Store a study as a search would have left it, in one transaction."""
+    """Store a study as a search would leave it, in one transaction. Returns the seconds."""
     start = time.perf_counter()
     asking, trials = work.build_optimizer(), []
     for number in range(work.evaluations):
@@ -314,7 +314,7 @@ def _build(url: str, work: Work) -> float:
 
 
 def _replay(url: str, work: Work) -> tuple[float, float, int]:
-    """Seconds to open and read, seconds to replay, trials that were replayed."""
+    """Seconds to open and read, seconds to replay, and the number of replayed trials."""
     start = time.perf_counter()
     storage = open_storage(url, write=True)
     study = StoredStudy.open(storage, work.name)

@@ -1,4 +1,4 @@
-"""A PostgreSQL server on loopback in a temporary folder, where its programs are installed."""
+"""A PostgreSQL server on loopback in a temporary folder, if its programs are installed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Server:
 
 @contextlib.contextmanager
 def postgres_server() -> Iterator[Server | None]:
-    """Start one and stop it; ``None`` where there is none. As root it runs as the user ``postgres``."""
+    """Start a server, and stop it at the end; ``None`` if it is not installed. As root, use the user ``postgres``."""
     programs = _programs()
     if programs is None:
         yield None

@@ -17,15 +17,15 @@ from ray_nodes import OBJECTIVE, Nodes, nodes, study_file
 from stress_search import Row, rows, sqlite_url, verdict
 
 OPTIMIZERS = ("LCSC", "CMA", "LCSCGradient")
-LINES = 5  # of the log, at least, between two kills: each worker answers now and then
+LINES = 5  # at least so many lines of the log between two kills, so that workers finish candidates in between
 
 
 def ray_killed(folder: Path, *, workers: int, whole: int) -> Row:
-    """SIGKILL workers that evaluate, and whole nodes, which other ones replace, until so many are gone."""
+    """SIGKILL ``workers`` evaluating workers and ``whole`` nodes; another node replaces each killed one."""
     chance, problems, killed, gone, studies = random.Random(0), list[str](), 0, 0, 0
     attempts = 0
     with nodes(2, 2) as cluster:
-        for seed in range(workers):  # more than it takes
+        for seed in range(workers):  # more seeds than needed
             here = folder / f"ray-{seed}"
             with _searching(here, seed, cluster) as (running, log, url):
                 seen = 0
@@ -67,7 +67,7 @@ def ray_killed(folder: Path, *, workers: int, whole: int) -> Row:
 
 
 def _kept(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What must not depend on deaths: all but the attempts."""
+    """The part of a row that must not depend on deaths: all but the attempts."""
     return row[:5] + row[6:]
 
 
@@ -82,7 +82,7 @@ def _searching(folder: Path, seed: int, cluster: Nodes) -> Iterator[tuple[subpro
 
 
 def _local(folder: Path, seed: int) -> str:
-    """The same with local workers."""
+    """Run the same search with local workers; gives the database's URL."""
     url = sqlite_url(folder, "local")
     with _lcsc(study_file(folder, **_study(seed, {})), "--storage", url) as running:
         running.wait()
@@ -97,11 +97,11 @@ def _study(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         "seeds": [seed],
         "budget": {"evaluations": 40},
         "workers": 3,
-        "failures": {"retries": 20},  # a candidate may have bad luck
+        "failures": {"retries": 20},  # one candidate may lose its worker several times
     }
 
 
 def _lcsc(file: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", "run", str(file), *options]
-    log = Path(os.environ["STRESS_LOG"]).open("ab")  # noqa: SIM115 - the process has it
+    log = Path(os.environ["STRESS_LOG"]).open("ab")  # noqa: SIM115 - the process keeps it open
     return subprocess.Popen(command, cwd=file.parent, stdout=log, stderr=log)

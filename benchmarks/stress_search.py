@@ -1,4 +1,4 @@
-"""What the faults of ``stress.py`` are injected into: a search in a process of its own; what its study must hold."""
+"""The search that the faults of ``stress.py`` are injected into, in its own process, and what its study must hold."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search, most_in_flight
 
 OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid")
-PATIENCE = 300.0  # seconds; a child that takes longer hangs
+PATIENCE = 300.0  # seconds; a child that takes longer counts as hanging
 
 Rows = list[tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table; ``ok`` is ``None`` where this machine cannot inject the fault."""
+    """One line of the table. ``ok`` is ``None`` if this machine cannot inject the fault."""
 
     fault: str
     injected: str
@@ -57,8 +57,8 @@ class Row:
 class Work:
     """A search over a function of coefficients.
 
-    ``pause`` is how many seconds an evaluation takes; ``failing``, where not 0, makes about one of so many
-    candidates raise, each time it is evaluated.
+    ``pause`` is the seconds of an evaluation. If ``failing`` is not 0, about one of ``failing`` candidates raises, each
+    time it is evaluated.
     """
 
     optimizer: str = "LCSC"
@@ -71,16 +71,16 @@ class Work:
 
     @property
     def name(self) -> str:
-        """What the study is called."""
+        """The name of the study."""
         return f"stress/{self.optimizer}/{self.seed}"
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """``[K]``."""
+        """``[K]`` training steps."""
         return tuple(range(100, 100 * self.checkpoints + 100, 100))
 
     def loss(self, coefficients: np.ndarray) -> float:
-        """A smooth function, whose optimum no EMA reaches."""
+        """A smooth function; no EMA reaches its optimum."""
         time.sleep(self.pause)
         if self.failing and int(digest(coefficients), 16) % self.failing == 0:
             raise RuntimeError(f"fails for {digest(coefficients)}")
@@ -92,14 +92,14 @@ class Work:
         return CoefficientFunction(self.loss, self.steps, name="stress:loss")
 
     def build_optimizer(self) -> Any:
-        """Fresh, as it is at the begin of every life of the study."""
+        """A fresh optimizer, as at the beginning of every run of the study."""
         space = AffineSpace(self.steps, default_origin(self.steps))
         return build_optimizer(
             OptimizerSpec(name=self.optimizer), space, budget=self.evaluations, workers=self.workers, seed=self.seed
         )
 
     def evaluator(self) -> Evaluator:
-        """In this process; several workers finish in random order."""
+        """An evaluator in this process; with several workers, candidates finish in random order."""
         objective = self.objective()
         return InProcessEvaluator(objective) if self.workers == 1 else ShuffledEvaluator(objective, self.workers)
 
@@ -110,7 +110,7 @@ def digest(coefficients: np.ndarray) -> str:
 
 
 class ShuffledEvaluator:
-    """Finishes candidates in another order than they came in, another one in each process."""
+    """Finishes candidates in a random order, which differs between processes."""
 
     def __init__(self, objective: Objective, workers: int) -> None:
         self.workers, self._objective, self._random = workers, objective, random.Random(os.getpid())
@@ -123,12 +123,12 @@ class ShuffledEvaluator:
         return future
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Does nothing: there is nothing to release."""
 
 
 @contextlib.contextmanager
 def opened(url: str, *, write: bool = False) -> Iterator[RDBStorage]:
-    """A storage that leaves no connection behind, which a forked process would share."""
+    """A storage that leaves no connection behind: a forked process would share it."""
     storage = open_storage(url, write=write)
     try:
         yield storage
@@ -145,7 +145,7 @@ def search(
     failures: FailureSpec | None = None,
     take_over: bool = False,
 ) -> int:
-    """One life of a coordinator, as ``lcsc run`` leads it. How many trials were told."""
+    """Run a search as ``lcsc run`` does, once. Returns how many trials were told."""
     evaluator = work.evaluator() if evaluator is None else evaluator
     try:
         with opened(url, write=True) as storage:
@@ -163,12 +163,12 @@ def search(
 
 
 def sqlite_url(folder: Path, name: str) -> str:
-    """Of a database in the folder."""
+    """The URL of a database in the folder."""
     return f"sqlite:///{folder / name}.db"
 
 
 def rows(url: str, name: str) -> Rows:
-    """Everything of a study that must not depend on what happened to it; nothing for a study that is not there."""
+    """Everything in a study that must not depend on faults; empty if the study does not exist."""
     with opened(url) as storage:
         return [
             (
@@ -185,7 +185,7 @@ def rows(url: str, name: str) -> Rows:
 
 
 def damage(url: str, work: Work, clean: Rows) -> list[str]:
-    """In which way a study differs from the undisturbed one; empty when it does not."""
+    """The differences between a study and the undisturbed one; empty if there are none."""
     found, problems = rows(url, work.name), []
     numbers = [row[0] for row in found]
     if numbers != list(range(len(clean))):
@@ -204,7 +204,7 @@ def damage(url: str, work: Work, clean: Rows) -> list[str]:
 
 
 class Child:
-    """A forked process that does ``work`` and answers with what it returned or raised."""
+    """A forked process that calls ``work``, and sends back its result or its exception."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         reading, writing = os.pipe()
@@ -226,17 +226,17 @@ class Child:
         return self.status is not None
 
     def signal(self, number: int) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.status is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Send SIGKILL, and wait until the process is gone."""
         self.signal(signal.SIGKILL)
         self.wait()
 
     def result(self) -> tuple[str, Any]:
-        """``("", value)``, or the name of the exception and its message; ``("killed", …)`` when it said nothing."""
+        """``("", value)``, or the name of the exception and its message; ``("killed", …)`` if nothing was sent."""
         if not self.wait():
             self.kill()
             return "hung", f"no end after {PATIENCE:g} s"
@@ -245,7 +245,7 @@ class Child:
         return pickle.loads(content) if content else ("killed", f"exit status {self.status}")
 
     def value(self) -> Any:
-        """What it returned; an exception when it did not."""
+        """The returned value; raises :class:`ChildError` if there is none."""
         kind, value = self.result()
         if kind:
             raise ChildError(f"{kind}: {value}")
@@ -257,7 +257,7 @@ class ChildError(RuntimeError):
 
 
 def _answer(work: Callable[[], Any], pipe: int) -> None:
-    """In the child, which never returns from here; what it prints goes to a log."""
+    """Work in the child process, and end it. Its output goes to a log."""
     log = os.open(os.environ["STRESS_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -278,7 +278,7 @@ class Clean:
         self._folder, self._known = folder, dict[Work, tuple[Rows, float, float]]()
 
     def rows(self, work: Work) -> Rows:
-        """What the study must hold."""
+        """The rows that the study must hold."""
         return self._of(work)[0]
 
     def seconds(self, work: Work) -> tuple[float, float]:
@@ -298,5 +298,5 @@ class Clean:
 
 
 def verdict(problems: Sequence[str], found: str) -> tuple[str, bool]:
-    """What the table says: the figures, and the first things that are wrong."""
+    """The text for the table (the figures, and the first problems), and whether there are no problems."""
     return (f"{found}; {len(problems)} wrong: {' | '.join(problems[:3])}" if problems else found), not problems

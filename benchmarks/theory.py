@@ -3,10 +3,10 @@
     python benchmarks/theory.py
 
 SGD on a quadratic, theta <- theta - step (curvature theta + noise), is linear in the noise. So the expected excess loss
-of any combination of its iterates is the quadratic form 1/2 a' M a with a matrix M [K, K] that is known in closed form
-(:func:`gram`), and so are the best coefficients. For coefficients that are chosen after a run, as a search does it, the
-same formulas hold with the run's own matrix (:func:`gram_of_run`), and runs are simulated. Takes seconds; writes
-``results/theory.md``, the table of ``docs/theory.md`` and ``docs/images/theory.svg``.
+of any combination of its iterates is the quadratic form 1/2 a' M a. The matrix M [K, K] and the best coefficients are
+known in closed form (:func:`gram`). A search chooses coefficients after a run: then the same formulas hold with the
+run's own matrix (:func:`gram_of_run`), and runs are simulated. Takes seconds; writes ``results/theory.md``, the table
+of ``docs/theory.md`` and ``docs/images/theory.svg``.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "theory.md"
 FIGURE = PAGE.parent / "images" / "theory.svg"
 LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # training steps
 CHECKPOINTS = 32
-SHOWN = 512  # training steps whose coefficients are drawn
+SHOWN = 512  # training steps of the run whose coefficients are drawn
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quadratic:
-    """1/2 sum_d curvature_d theta_d^2, whose minimum is 0 at the origin, with gradients that are noisy.
+    """1/2 sum_d curvature_d theta_d^2, with noisy gradients. Its minimum is 0, at the origin.
 
     Attributes:
         name: of the problem.
@@ -98,11 +98,11 @@ def moments(problem: Quadratic, length: int) -> tuple[Floats, Floats, Floats]:
 def gram(problem: Quadratic, steps: Sequence[int]) -> Floats:
     """M ``[K, K]``: the expected excess loss of sum_i a_i theta_{n_i} is 1/2 a' M a.
 
-    M_ij = sum_d curvature_d (E theta_i E theta_j + Cov(theta_i, theta_j)), and for i <= j the covariance is the
-    variance of theta_i times the product of the factors between both.
+    M_ij = sum_d curvature_d (E theta_i E theta_j + Cov(theta_i, theta_j)). For i <= j the covariance is the variance of
+    theta_i times the product of the factors between the two.
 
     Args:
-        problem: what SGD minimizes.
+        problem: minimized by SGD.
         steps: ``[K]``, increasing, at least 1.
     """
     mean, variance, factors = moments(problem, steps[-1])
@@ -118,7 +118,7 @@ def gram(problem: Quadratic, steps: Sequence[int]) -> Floats:
 
 
 def gram_of_run(problem: Quadratic, steps: Sequence[int], rng: np.random.Generator) -> Floats:
-    """M ``[K, K]`` of one simulated run: its excess loss at sum_i a_i theta_{n_i} is 1/2 a' M a, no expectation."""
+    """M ``[K, K]`` of one simulated run: the run's own excess loss of sum_i a_i theta_{n_i} is 1/2 a' M a."""
     _, _, factors = moments(problem, steps[-1])
     theta, kept = problem.start, {}
     for n, factor in enumerate(factors, start=1):
@@ -135,18 +135,18 @@ def excess_loss(matrix: Floats, coefficients: Floats) -> float:
 
 
 def best_signed(matrix: Floats) -> Floats:
-    """``[K]``: the minimum of a' M a where the sum is one, M^-1 1 / (1' M^-1 1), by a Lagrange multiplier.
+    """``[K]``: minimizes a' M a among coefficients with sum one: M^-1 1 / (1' M^-1 1), by a Lagrange multiplier.
 
-    M has to be positive definite: as many axes as checkpoints, or noise.
+    M must be positive definite. That needs noise, or at least as many axes as checkpoints.
     """
     return normalize(scipy.linalg.solve(matrix, np.ones(len(matrix)), assume_a="pos"))
 
 
 def best_convex(matrix: Floats) -> Floats:
-    """``[K]``: the same where no coefficient is negative.
+    """``[K]``: minimizes a' M a among coefficients with sum one, none of them negative.
 
-    a' M a is homogeneous, so the minimum has the direction of the minimum of 1/2 b' M b - 1' b over b >= 0, which is a
-    problem of non-negative least squares in a root of M (Lawson & Hanson 1974).
+    a' M a is homogeneous, so the solution has the direction of the minimum of 1/2 b' M b - 1' b over b >= 0. That is a
+    problem of non-negative least squares with a root of M (Lawson & Hanson 1974).
     """
     root = scipy.linalg.cholesky(matrix, lower=True)
     target = scipy.linalg.solve_triangular(root, np.ones(len(matrix)), lower=True)
@@ -155,7 +155,7 @@ def best_convex(matrix: Floats) -> Floats:
 
 
 def best_of(matrix: Floats, candidates: Sequence[Floats]) -> Floats:
-    """The best of some coefficients."""
+    """The candidate with the lowest excess loss."""
     return min(candidates, key=functools.partial(excess_loss, matrix))
 
 
@@ -176,7 +176,7 @@ def suffixes(count: int) -> list[Floats]:
 
 
 def polynomial_decay(count: int, eta: float) -> Floats:
-    """``[K]``: what the running average of Shamir & Zhang (2013, Sec. 4) gives each of K iterates.
+    """``[K]``: the weights of K iterates in the running average of Shamir & Zhang (2013, Sec. 4).
 
     mean_t = (1 - (eta + 1) / (t + eta)) mean_{t-1} + (eta + 1) / (t + eta) theta_t.
     """
@@ -191,7 +191,7 @@ def polynomial_decay(count: int, eta: float) -> Floats:
 def shamir_zhang_bound(problem: Quadratic, length: int) -> float:
     """17 G^2 (1 + log N) / (beta N), Theorem 3.1 of the second version, which is Shamir & Zhang's (2013, Theorem 1).
 
-    G^2 is the largest expected square of a stochastic gradient on the way.
+    G^2 is the largest expected squared norm of a stochastic gradient during the run.
     """
     mean, variance, _ = moments(problem, length)
     squares = ((mean**2 + variance) @ problem.curvature**2 + problem.noise.sum())[:-1]
@@ -221,7 +221,7 @@ def steps_of(length: int) -> list[int]:
 
 @functools.cache
 def profiles(length: int) -> dict[str, list[Floats]]:
-    """The coefficients of each family that has a parameter."""
+    """Family → the coefficients for each value of its parameter, for families with a parameter."""
     steps = steps_of(length)
     return {
         "best EMA": emas(steps),
@@ -232,7 +232,7 @@ def profiles(length: int) -> dict[str, list[Floats]]:
 
 
 def solutions(matrix: Floats, length: int) -> dict[str, Floats]:
-    """The best coefficients of each family."""
+    """Family → its best coefficients."""
     best = {name: best_of(matrix, candidates) for name, candidates in profiles(length).items()}
     last = np.eye(CHECKPOINTS)[-1]
     return {"last checkpoint": last, **best, "best convex": best_convex(matrix), "best signed": best_signed(matrix)}
@@ -240,7 +240,7 @@ def solutions(matrix: Floats, length: int) -> dict[str, Floats]:
 
 @functools.cache
 def expected(problem: Quadratic, length: int) -> tuple[dict[str, Floats], dict[str, float]]:
-    """Coefficients that are chosen before the run, and their expected losses."""
+    """The best coefficients chosen before the run, and their expected losses."""
     matrix = gram(problem, steps_of(length))
     found = solutions(matrix, length)
     return found, {name: excess_loss(matrix, coefficients) for name, coefficients in found.items()}
@@ -248,9 +248,9 @@ def expected(problem: Quadratic, length: int) -> tuple[dict[str, Floats], dict[s
 
 @functools.cache
 def hindsight(problem: Quadratic, length: int) -> dict[str, float]:
-    """Losses of coefficients that are chosen after the run, means over :data:`RUNS` runs.
+    """Losses of the best coefficients chosen after the run, means over :data:`RUNS` runs.
 
-    ``sum`` is that of the magnitudes of the best signed ones.
+    ``sum`` is the sum of the magnitudes of the best signed coefficients.
     """
     rows = []
     for seed in range(RUNS):
@@ -275,7 +275,7 @@ def table(problem: Quadratic) -> list[str]:
 
 
 def hindsight_table(problem: Quadratic) -> list[str]:
-    """Markdown: what a search could find, which sees the run."""
+    """Markdown: the losses that a search, which sees the run, could find."""
     names = ("best EMA", "best convex", "best signed")
     rows = [["N", *names, "EMA / convex", "EMA / signed", "sum of abs. signed"]]
     for length in LENGTHS:
@@ -292,7 +292,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def gap_table() -> list[str]:
-    """Markdown: how many times the best signed coefficients' loss the best EMA's is, for each problem."""
+    """Markdown: for each problem, the best EMA's loss divided by that of the best signed coefficients."""
     names = [
         *(f"{problem.name}, before" for problem in PROBLEMS),
         *(f"{problem.name}, after" for problem in PROBLEMS[1:]),
@@ -306,7 +306,7 @@ def gap_table() -> list[str]:
 
 
 def draw() -> go.Figure:
-    """Losses over the lowest ones, against the length of training: before a run above, after it below; coefficients."""
+    """Losses divided by the lowest, against the length of training: chosen before a run, and after it; coefficients."""
     noisy = PROBLEMS[1:]
     titles = [
         *(f"{problem.name}, before the run" for problem in PROBLEMS),

@@ -1,4 +1,4 @@
-"""What a whole trial takes, and how much of it is neither sampling nor features, beside what one would write oneself.
+"""The time of a whole trial, and how much of it is neither sampling nor features, beside a loop written by hand.
 
     python benchmarks/trial.py [--evaluations 100] [--rounds 3] [--quick]
 
@@ -38,10 +38,10 @@ from lcsc_opt.search.plan import plans
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}
-MOST_REST = 0.1  # of a trial of K = 200 that may be neither sampling nor features, asked of ourselves
+MOST_REST = 0.1  # our own target: the share of a trial with K = 200 that is neither sampling nor features
 OPTIMIZERS = ("LCSC", "CMA")
 IMAGES, BATCH = 1000, 500
-STEP = 0.002  # by which coefficients differ between trials done by hand
+STEP = 0.002  # difference of coefficients between trials done by hand
 
 Result = dict[str, float]
 
@@ -108,7 +108,7 @@ def objective_spec(checkpoints: int) -> ObjectiveSpec:
 
 
 def search(checkpoints: int, optimizer: str, evaluations: int) -> Result:
-    """Milliseconds a trial of a search, by part."""
+    """Milliseconds per trial of a search, by part."""
     spec = {
         "name": "trial",
         "objective": objective_spec(checkpoints).model_dump(),
@@ -119,7 +119,7 @@ def search(checkpoints: int, optimizer: str, evaluations: int) -> Result:
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         storage = open_storage(f"sqlite:///{Path(folder) / 'trial.db'}", write=True)
         experiment = Experiment(storage, plan)
-        experiment.objective(default_origin(experiment.objective.steps))  # the noise is drawn, and the pages are there
+        experiment.objective(default_origin(experiment.objective.steps))  # draws the noise, and reads the pages
         start = time.perf_counter()
         experiment.run(plan)
         seconds = time.perf_counter() - start
@@ -134,7 +134,7 @@ def _result(parts: Result, trial: float) -> Result:
 
 
 def by_hand(checkpoints: int, evaluations: int) -> Result:
-    """Milliseconds a trial of what one would write without this library, by part."""
+    """Milliseconds per trial of a loop without this library, by part."""
     objective: Any = load_objective(objective_spec(checkpoints))
     trajectory, sampler, extractor = objective.trajectory, objective.sampler, objective.scores.extractor
     dicts = [trajectory.checkpoint(index) for index in range(checkpoints)]
@@ -160,7 +160,7 @@ def by_hand(checkpoints: int, evaluations: int) -> Result:
         return fid
 
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
-        sampling = optuna.samplers.RandomSampler(seed=0)  # the cheapest one there is
+        sampling = optuna.samplers.RandomSampler(seed=0)  # the cheapest sampler
         study = optuna.create_study(storage=f"sqlite:///{Path(folder) / 'by_hand.db'}", sampler=sampling)
         study.optimize(evaluate, n_trials=1)
         seconds.update(dict.fromkeys(PARTS, 0.0))
@@ -180,7 +180,7 @@ def merge(dicts: list[dict[str, torch.Tensor]], coefficients: np.ndarray) -> dic
 
 
 def fid_of(features: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> float:
-    """FID through the square root of a product that is not symmetric."""
+    """FID through the square root of the product of both covariances, which is not symmetric."""
     mean_2, cov_2 = features.mean(axis=0), np.cov(features, rowvar=False)
     root = scipy.linalg.sqrtm(cov @ cov_2).real
     difference = mean - mean_2

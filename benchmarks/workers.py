@@ -1,13 +1,13 @@
-"""What several worker processes gain: two on this machine's cores, and eight simulated ones.
+"""The gain of several worker processes: two on this machine's cores, and eight simulated ones.
 
     python benchmarks/workers.py [--evaluations 60] [--rounds 3] [--quick]
 
-``digits``: searches of the demo with one worker on one core; with two of them, each on a core of its own; with the two
-sharing the images of each candidate; and in the process that searches, which uses all cores. In each round all run in
-turns, after the workers are up; trials per second are compared, medians of the rounds are shown.
+``digits``: searches of the demo with one worker on one core; with two workers, each on a core of its own; with two
+workers that share the images of each candidate; and in the searching process, which uses all cores. In each round all
+run in turns, after the workers are up. Trials per second are compared, as medians of the rounds.
 
-``simulated``: eight workers whose evaluations sleep for half a second, give or take 5 %; how much of the time they are
-busy, with tells in order and as completed.
+``simulated``: eight workers whose evaluations sleep for half a second ± 5 %, and the share of the time in which they
+are busy, with tells in order and as completed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search, most_in_flight
 
-LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # asked of ourselves
+LEAST_SPEEDUP, LEAST_BUSY = 1.7, 0.95  # our own targets
 IMAGES = 1000
 SIMULATED, SECONDS, SPREAD = 8, 0.5, 0.05
 STEPS = tuple(range(100, 2100, 100))
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def digits(evaluations: int, rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Trials per second of each way, in each round, and which share of their time workers sample and look at images."""
+    """Trials per second of each way, in each round, and the share of workers' time spent on sampling and features."""
     load = functools.partial(load_objective, ObjectiveSpec(file="digits.py", settings={"images": IMAGES}))
     objective = load()
     with contextlib.closing(WorkerPool(load, 2)) as pool:
@@ -115,11 +115,11 @@ class OneOf:
         self._pool = pool
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
-        """Have it evaluate."""
+        """Let the worker evaluate."""
         return self._pool.submit("submit", candidate, gradient=gradient, worker=0)
 
     def close(self) -> None:
-        """The pool is somebody else's."""
+        """Does nothing: the pool is closed elsewhere."""
 
 
 def _warm_up(pool: WorkerPool, candidate: Candidate) -> None:
@@ -131,7 +131,7 @@ def _warm_up(pool: WorkerPool, candidate: Candidate) -> None:
 def search(
     objective: Objective, evaluator: Evaluator, evaluations: int, *, workers: int, tells: Tells = "ordered"
 ) -> tuple[float, Cost]:
-    """Seconds of a search with CMA-ES in a fresh database, and what all its evaluations cost together."""
+    """Seconds of a search with CMA-ES in a fresh database, and the total cost of its evaluations."""
     space = AffineSpace(objective.steps, default_origin(objective.steps))
     optimizer = build_optimizer(OptimizerSpec(name="CMA"), space, budget=evaluations, workers=workers, seed=0)
     with _database() as url, contextlib.closing(evaluator):
@@ -153,7 +153,7 @@ def _database() -> Iterator[str]:
 
 
 def sleeping() -> Objective:
-    """An evaluation takes half a second, give or take 5 %, as its coefficients decide."""
+    """An objective whose evaluation takes half a second ± 5 %, depending on the coefficients."""
 
     def sleep(coefficients: np.ndarray) -> float:
         seed = int(np.abs(coefficients[0]) * 1e15) % 2**32
@@ -164,7 +164,7 @@ def sleeping() -> Objective:
 
 
 def simulated(evaluations: int) -> dict[str, float]:
-    """Which share of their time eight workers evaluate."""
+    """The share of the time in which eight workers evaluate."""
     busy: dict[str, float] = {}
     with contextlib.closing(WorkerPool(sleeping, SIMULATED)) as pool:
         _warm_up(pool, Candidate(default_origin(STEPS), noise=SEARCH))

@@ -1,15 +1,15 @@
-"""What saving a checkpoint costs the training loop, in turns with what a user would write.
+"""The cost of saving a checkpoint for the training loop, in turns with simpler ways that a user would write.
 
     python benchmarks/writer.py [--rounds 9] [--threads 1 2] [--quick]
 
 Trains a network of 10 million parameters on the CPU, and saves every 5 steps. A turn is 4 saves, each with the 5 steps
-after it, and ends when nothing is left to do in the background; in each round every way to save has a turn, and each
-round begins with another one. ``added`` is what a save and its steps take longer than the same steps of the turn that
-saves nothing: medians of a turn, and the median of the rounds. ``call`` is how long the loop stands still. ``copy``
-copies the state dict into tensors that are there already: the least that can be asked of a loop that trains on.
+after it, and ends when nothing is left to do in the background. In each round every way to save has a turn, and each
+round begins with another way. ``added`` is the time of a save and its steps, less that of the same steps in the turn
+that saves nothing: medians of a turn, and the median of the rounds. ``call`` is how long the loop stands still.
+``copy`` copies the state dict into existing tensors: no way to save can take less if training continues.
 ``torch.save`` returns with the bytes in the system's memory, ``torch.save, synced`` with the bytes on the disk, as
-``append`` does. On a CPU the background competes with training for the cores: where a thread trains on each, all of
-its work is added, only later.
+``append`` does. On a CPU the background competes with training for the cores. If training uses all cores, all of the
+background's work is added, only later.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lcsc_opt.trajectory import TrajectoryWriter
 
 WIDTH, LAYERS, BATCH = 1600, 4, 64
 EVERY, SAVES = 5, 4  # steps between saves, saves in a turn
-MOST_CALL = 2.0  # asked of ourselves: times a copy
+MOST_CALL = 2.0  # our own target: at most so many times a copy
 NOTHING, COPY, TORCH, SYNCED, WAIT, LATER = (
     "nothing",
     "copy",
@@ -75,7 +75,7 @@ def network() -> nn.Module:
 
 
 def training(model: nn.Module) -> Iterator[None]:
-    """Train a step each time it is asked."""
+    """Train one step for each ``next``."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     batch = torch.randn(BATCH, WIDTH, generator=torch.Generator().manual_seed(0))
     while True:
@@ -86,7 +86,7 @@ def training(model: nn.Module) -> Iterator[None]:
 
 
 class Ways:
-    """How a loop may save; each is called with the number of the step."""
+    """The ways in which a loop may save. Each is called with the number of the step."""
 
     def __init__(self, model: nn.Module, folder: Path, stack: ExitStack) -> None:
         self._model, self._folder = model, folder
@@ -103,7 +103,7 @@ class Ways:
         }
 
     def finish(self) -> None:
-        """Wait for what goes on in the background."""
+        """Wait for the work in the background."""
         self._going_on.flush()
 
     def _copied(self) -> None:
@@ -140,7 +140,7 @@ def measure(threads: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def _turn(ways: Ways, name: str, steps: Iterator[None], first: int) -> tuple[float, list[float]]:
-    """Seconds of a save and its steps, the median; and of each call."""
+    """The median seconds of a save and its steps, and the seconds of each call."""
     cycles, calls = [], []
     for save in range(SAVES):
         start = time.perf_counter()

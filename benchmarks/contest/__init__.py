@@ -1,1 +1,1 @@
-"""The parts of ``benchmarks/optimizers.py``: what competes, how it is run and measured, and what is made of it."""
+"""The parts of ``benchmarks/optimizers.py``: the contenders, running and measuring them, tables and figures."""

@@ -1,4 +1,4 @@
-"""What a search would have answered, had it been stopped after so many images."""
+"""The answer that a search would have given if it had been stopped after so many images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lcsc_opt.database.history import StudyHistory
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The best trial within a number of images, and what had been spent by then, everything included.
+    """The best trial within a number of images, and the whole cost until then.
 
     Attributes:
         limit: images after which the search is stopped.
         trial: the number of the trial with the lowest loss of those that compare.
-        images: that had been sampled, at most ``limit``.
-        model_calls: that had been made.
-        seconds: the sum over all evaluations, on one core.
+        images: that had been sampled until then, at most ``limit``.
+        model_calls: that had been made until then.
+        seconds: the sum over all evaluations until then, on one core.
         searched: the trial's loss on the search's noise.
     """
 
@@ -34,7 +34,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """An answer on noise that the search never saw: FID in the features it searched in, and in others."""
+    """An answer on noise that the search never saw: FID in the features of the search, and in others."""
 
     answer: Answer
     held_out: float
@@ -42,11 +42,10 @@ class Measured:
 
 
 def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
-    """Of each limit, up to the first that holds the whole search; none where no trial compares yet.
+    """An answer for each limit, up to the first that holds the whole search; none for limits before the first answer.
 
     Args:
-        study: its trials count in the order in which the optimizer was told of them; which losses compare with each
-            other is :mod:`lcsc_opt.database.names`'s to say.
+        study: its trials count in the order of tells; :mod:`lcsc_opt.database.names` says which losses compare.
         limits: increasing numbers of images.
     """
     trials = study.compared
@@ -73,7 +72,7 @@ def answers(study: StudyHistory, limits: Sequence[int]) -> list[Answer]:
 
 
 def measured(found: Sequence[Answer], known: Mapping[str, Mapping[str, Any]]) -> list[Measured] | None:
-    """Answers with what their trials came to on held-out noise; ``None`` while one of them is not measured.
+    """Answers with the measurements of their trials on held-out noise; ``None`` while one of them is not measured.
 
     Args:
         found: of one study.

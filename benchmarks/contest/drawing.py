@@ -1,4 +1,4 @@
-"""Cost curves: FID on held-out noise against what was spent."""
+"""Cost curves: FID on held-out noise against images or seconds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def objective_figure(field: Field) -> go.Figure:
 
 
 def _style(contender: str) -> Style:
-    """The optimizer's own; of one with other settings, ``LCSC, mutation 0.014``, the same with dots."""
+    """The optimizer's own style; dotted for other settings, such as ``LCSC, mutation 0.014``."""
     optimizer, _, settings = contender.partition(", ")
     return dataclasses.replace(style(optimizer), dash="dot") if settings else style(optimizer)
 
@@ -69,7 +69,7 @@ def _draw(
     named: set[str],
     **place: int,
 ) -> None:
-    """Lines over bands; a contender is in the legend once for all panels: ``named`` holds those that are."""
+    """Lines over bands. A contender is in the legend once for all panels; ``named`` holds those that are in it."""
     drawn = [(curves, *_line(curves, axis)) for curves in contenders if curves.label != EMA]
     for curves, x, kept in drawn:
         if len(curves.seeds) > 1:
@@ -82,7 +82,7 @@ def _draw(
 
 
 def _line(curves: Curves, axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """Where the line is: from the first limit at which every seed has an answer to the end of the search."""
+    """The points of the line, from the first limit at which every seed has an answer to the end of the search."""
     known = ~np.isnan(curves.held_out).any(axis=0) & (curves.limits <= curves.end)
     spent = curves.limits if axis == "images" else getattr(curves, axis).mean(axis=0)
     return spent[known], known

@@ -1,4 +1,4 @@
-"""What competes, on what, and with how many images: the tables to edit."""
+"""The contenders, the objectives and the numbers of images: the tables to edit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LIMITS = (
     *(1_000, 2_000, 3_000, 5_000, 7_000, 10_000, 15_000, 20_000, 30_000, 50_000, 70_000),
     *(100_000, 150_000, 200_000, 300_000, 450_000, 600_000),
 )
-"""Numbers of images after which a search is asked what it would answer."""
+"""Numbers of images after which the answer of a search is looked at."""
 
 SHARES = (100, 20, 10, 5, 2, 1)
-"""Such a part of the budget, too: one hundredth, one twentieth, …"""
+"""Answers are also looked at after these parts of the budget: one hundredth, one twentieth, …"""
 
 TRAINING_STEPS = {"digits": 4000, "digits_ddpm": 1000, "photographs": 3000}
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {}, "digits_ddpm": {"nfe": 10}, "photographs": {}}
@@ -33,7 +33,7 @@ class Cell:
         checkpoints: K.
         images: the budget of a search.
         held_out: images on which an answer is measured.
-        top: trials among which ``lcsc run`` chooses on other noise when a search is over; 0 leaves that out.
+        top: among how many trials ``lcsc run`` chooses on other noise after a search; 0 leaves that out.
         baselines: whether Nevergrad's general-purpose optimizers compete, too.
     """
 
@@ -46,12 +46,12 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As studies are called."""
+        """The name in the names of studies."""
         return f"{self.objective}-{self.checkpoints}"
 
     @property
     def title(self) -> str:
-        """As tables and figures are headed."""
+        """The title in tables and figures."""
         return f"{self.objective}, K = {self.checkpoints}"
 
     @property
@@ -66,11 +66,11 @@ class Contender:
     """One optimizer with its settings.
 
     Attributes:
-        label: how tables call it; different from all others.
+        label: its name in tables; unique.
         optimizer: its name in the registry.
         options: of the optimizer.
         space: which coefficients it searches.
-        share: of the budget; less than one for a search that ends by itself long before.
+        share: of the budget; less than one for a search that ends by itself much earlier.
         random: whether another seed gives another search.
         baseline: competes only where a cell wants baselines.
     """
@@ -84,7 +84,7 @@ class Contender:
     baseline: bool = False
 
     def seeds(self, seeds: Sequence[int]) -> list[int]:
-        """Those that make a difference."""
+        """The seeds that give different searches."""
         return list(seeds) if self.random else list(seeds)[:1]
 
 
@@ -103,8 +103,8 @@ CELLS = (
     Cell("digits_ddpm", 50, 60_000, held_out=2_000),
     Cell("digits_ddpm", 500, 60_000, held_out=2_000),
 )
-"""What matters most comes first. Beside an image of a digit, a photograph costs three times as much, one that takes ten
-steps of a solver six times.
+"""The most important cells come first. Compared with an image of a digit, a photograph costs three times as much, and
+an image in ten steps of a solver six times as much.
 """
 
 QUICK_CELLS = (Cell("digits", 50, 60_000, held_out=5_000, top=5, baselines=True),)
@@ -125,7 +125,7 @@ CONTENDERS = (
 def study_spec(cell: Cell, contender: Contender) -> StudySpec:
     """The study file of one contender in one cell.
 
-    Contenders that differ in their settings only, not in their optimizer, are experiments of different names.
+    Contenders with the same optimizer and different settings are experiments with different names.
     """
     name = cell.name if contender.label == contender.optimizer else f"{cell.name}.{slug(contender.label)}"
     steps = TRAINING_STEPS[cell.objective] // cell.checkpoints

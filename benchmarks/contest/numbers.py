@@ -1,9 +1,9 @@
-"""What the benchmark says, over seeds: images needed to reach a value, final values and gains, with intervals.
+"""The results of the benchmark over seeds: images needed to reach a value, final values and gains, with intervals.
 
-Every interval holds with 95 % and comes from a bootstrap over seeds that is widened as in
-:func:`lcsc_opt.views.ranking.bootstrap_interval`, since a plain one is far too short over five of them. The images
-needed to reach a value are those at which the mean over seeds reaches it; a mean that never does takes more than the
-budget, and so does a resampled one, so no seed is ever dropped.
+Every interval is a 95 % interval from a bootstrap over seeds, widened as in
+:func:`lcsc_opt.views.ranking.bootstrap_interval`: a plain bootstrap over five seeds is far too short. The images needed
+to reach a value are those at which the mean over seeds reaches it. If a mean, observed or resampled, never reaches it,
+it needs more than the budget. So no seed is ever dropped.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Curves:
         label: the contender's.
         seeds: ``[S]``.
         limits: ``[M]`` numbers of images.
-        held_out: ``[S, M]`` FID of the answer after so many images; NaN before there is one, and the last answer from
-            where a search has ended.
-        cross_check: ``[S, M]`` FID of the same in other features; NaN where there are none.
-        searched: ``[S, M]`` FID of the same on the search's noise.
-        images: ``[S, M]`` that were sampled, at most the limit.
+        held_out: ``[S, M]``, FID of the answer after so many images. NaN before there is one; after the end of a search
+            its last answer.
+        cross_check: ``[S, M]``, FID of the same answer in other features; NaN if there are none.
+        searched: ``[S, M]``, FID of the same answer on the search's noise.
+        images: ``[S, M]``, how many were sampled, at most the limit.
         model_calls: ``[S, M]``.
         seconds: ``[S, M]`` of evaluations.
-        chosen: ``[S]`` held-out FID of what ``lcsc run`` answers, which chooses among several; NaN where it did not.
+        chosen: ``[S]``, held-out FID of the answer of ``lcsc run``, which chooses among several; NaN if it did not.
         random: whether other seeds would have given other searches.
     """
 
@@ -86,10 +86,10 @@ def curves_of(
     """The answers of several seeds on common limits.
 
     Args:
-        contender: whose.
+        contender: the contender of these answers.
         studies: seed → answers of a finished search, at least one.
         limits: of the cell.
-        chosen: seed → held-out FID of what ``lcsc run`` answers.
+        chosen: seed → held-out FID of the answer of ``lcsc run``.
     """
     seeds = tuple(sorted(studies))
     columns = {
@@ -123,7 +123,7 @@ def _value(point: Measured, name: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A number with its interval; ``low`` and ``high`` are ``None`` where a single seed gives none."""
+    """A number with its interval; ``low`` and ``high`` are ``None`` for a single seed."""
 
     value: float
     low: float | None = None
@@ -132,11 +132,11 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Crossing:
-    """Images needed to reach a value; infinite where it is not reached within the budget.
+    """Images needed to reach a value; infinite if it is not reached within the budget.
 
     Attributes:
-        mean: at which the mean over seeds reaches it. This is the number that is quoted.
-        seeds: median over seeds, each by itself.
+        mean: images at which the mean over seeds reaches it. This number is quoted.
+        seeds: the median over seeds of the images at which each seed reaches it.
     """
 
     mean: Interval
@@ -173,7 +173,7 @@ def crossing(curves: Curves, target: Floats) -> Crossing:
 
 
 def _resampled(values: Floats, rng: np.random.Generator) -> Floats:
-    """``[S, M]`` → ``[R, M]`` means over resampled seeds, as far from the observed mean as so few seeds demand."""
+    """``[S, M]`` → ``[R, M]`` means over resampled seeds, moved away from the observed mean because seeds are few."""
     mean = values.mean(axis=0)
     if len(values) < 2:
         return np.broadcast_to(mean, (RESAMPLES, len(mean)))
@@ -187,12 +187,12 @@ def _draws(seeds: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 def _stretch(seeds: int) -> float:
-    """How much a bootstrap interval over so many seeds must be widened, whatever their values."""
+    """The factor by which a bootstrap interval over so many seeds is widened, whatever their values."""
     return widening([np.arange(seeds, dtype=np.float64)])
 
 
 def ratio(values: Floats, reference: Floats) -> Interval:
-    """Mean over seeds, as a share of the mean of ``reference``; both are resampled, and widened as logarithms."""
+    """Mean over seeds as a share of the mean of ``reference``. Both are resampled; logarithms are widened."""
     observed = math.log(values.mean() / reference.mean())
     if min(len(values), len(reference)) < 2:
         return Interval(math.exp(observed))
@@ -205,23 +205,23 @@ def ratio(values: Floats, reference: Floats) -> Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One contender in one cell; everything is ``None`` that cannot be told.
+    """One contender in one cell. Unknown values are ``None``.
 
     Attributes:
         label: the contender's.
         seeds: how many.
-        images: sampled, mean over seeds.
+        images: that were sampled, mean over seeds.
         model_calls: mean over seeds.
         seconds: of evaluations, mean over seeds.
         searched: FID of the answer on the search's noise.
         held_out: FID of the answer.
-        chosen: FID of what ``lcsc run`` answers, which chooses among several trials on other noise.
+        chosen: FID of the answer of ``lcsc run``, which chooses among several trials on other noise.
         cross_check: FID of the answer in features that the search did not see.
-        to_ema: images to be as good as EMA*.
-        to_paper: images to be as good as Algorithm 1 at its end.
-        at_tenth: FID after a tenth of Algorithm 1's images, as a share of Algorithm 1's at its end.
+        to_ema: images needed to be as good as EMA*.
+        to_paper: images needed to be as good as Algorithm 1 at its end.
+        at_tenth: FID after a tenth of Algorithm 1's images, as a share of Algorithm 1's FID at its end.
         gain: 1 - FID / EMA*'s FID, in the features of the search.
-        transfer: the same gain of the cross-check, as a share of the loss's.
+        transfer: the same gain in the cross-check, as a share of ``gain``.
         difference: of the held-out FID from the best contender's.
         verdict: in words.
     """
@@ -248,8 +248,8 @@ def results(cell: Cell, contenders: Sequence[Curves], *, ema: str, paper: str) -
     """Every contender of a cell, the lowest held-out FID at the end first.
 
     Args:
-        cell: whose budget is Algorithm 1's.
-        contenders: that have at least one finished search.
+        cell: its budget is Algorithm 1's.
+        contenders: each with at least one finished search.
         ema: the label of the EMA grid.
         paper: the label of Algorithm 1.
     """
@@ -283,15 +283,16 @@ def _result(cell: Cell, curves: Curves, best: Curves, ema: Curves | None, paper:
 
 
 def _by_seed(curves: Curves, other: Curves) -> dict[int, float]:
-    """Seed → FID at the end; a search without chance would end the same with each seed of the other."""
+    """Seed → FID at the end. A search without chance has the same FID for each seed of ``other``."""
     if not curves.random and other.random:
         return dict.fromkeys(other.seeds, float(curves.final[0]))
     return dict(zip(curves.seeds, curves.final.tolist(), strict=True))
 
 
 def _gains(curves: Curves, ema: Curves) -> tuple[Floats, Floats | None]:
-    """``[S]`` each: how far the answer is below EMA*, as a share of it; and the same of the cross-check, as a
-    share of that, where every seed has both.
+    """``[S]``: the gain of the answer, as a share of EMA*'s FID; and ``[S]``: the cross-check's gain over that gain.
+
+    The second is ``None`` unless every seed has a gain and a cross-check.
     """
     gain = 1 - curves.final / ema.final.mean()
     cross_check = 1 - curves.cross_check[:, -1] / ema.cross_check[:, -1].mean()

@@ -1,4 +1,4 @@
-"""Tables in Markdown, and their place in ``docs/benchmarks.md``; and the same as CSV."""
+"""Tables in Markdown for ``docs/benchmarks.md``, and the same as CSV."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TABLE_HEADER = (
 
 
 def point_rows(cell: Cell, contenders: Sequence[Curves]) -> list[tuple[Any, ...]]:
-    """A row for each contender, seed and limit at which it has an answer, until its search ended."""
+    """A row for each contender, seed and limit with an answer, up to the end of the search."""
     rows = []
     for curves in contenders:
         for row, seed in enumerate(curves.seeds):
@@ -46,7 +46,7 @@ def point_rows(cell: Cell, contenders: Sequence[Curves]) -> list[tuple[Any, ...]
 
 
 def summary_row(cell: Cell, result: Result) -> tuple[Any, ...]:
-    """One line of the summary; an empty field is not known, ``inf`` is not reached within the budget."""
+    """One line of the summary. An empty field is unknown; ``inf`` was not reached within the budget."""
     head = (cell.objective, cell.checkpoints, cell.images, result.label, result.seeds)
     spent = (round(result.images), round(result.model_calls), round(result.seconds, 1), _rounded(result.searched))
     intervals = [number for name in INTERVALS for number in _ends(getattr(result, name))]
@@ -68,7 +68,7 @@ def _crossing_numbers(found: Crossing | None) -> tuple[Any, ...]:
 
 
 def _rounded(value: Any) -> Any:
-    """Five significant digits; nothing for what is not known."""
+    """A number to five significant digits; empty if it is unknown."""
     if not isinstance(value, (int, float)) or math.isnan(value):
         return ""
     return float(f"{value:.5g}")
@@ -81,7 +81,7 @@ def cell_table(cell: Cell, results: Sequence[Result]) -> list[str]:
 
 
 def order_table(found: Mapping[Cell, Sequence[Result]]) -> list[str]:
-    """Who is where in every cell: place and held-out FID."""
+    """Each contender's place and held-out FID in every cell."""
     places = {
         (cell, result.label): f"{place}. {result.held_out.value:.3g}"
         for cell, ranked in found.items()
@@ -121,7 +121,7 @@ def shown(interval: Interval | None) -> str:
 
 
 def shown_crossing(found: Crossing | None) -> str:
-    """Images with their interval; and how many seeds did not get there by themselves."""
+    """Images with their interval, and how many seeds did not reach the value by themselves."""
     if found is None:
         return ""
     mean, missed = found.mean, found.seeds.seeds - found.seeds.reached
@@ -143,9 +143,9 @@ ASKED_FREE = ("images to reach LCSC's final FID, as a share of LCSC's", "1/2", "
 
 
 def figures_table(cell: Cell, results: Sequence[Result]) -> list[str]:
-    """What was asked of the optimizers in one cell, beside what was measured.
+    """The targets of the optimizers in one cell, beside the measured figures.
 
-    Gradient-free is whatever is not the optimizer that follows the gradient.
+    Every optimizer that does not follow the gradient counts as gradient-free.
     """
     rows = []
     for result in results:
@@ -180,7 +180,7 @@ def insert(page: Path, blocks: Mapping[str, Sequence[str]]) -> None:
     """Put lines between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->``; everything else stays as it is.
 
     Raises:
-        ValueError: when the page lacks one of these markers.
+        ValueError: the page lacks one of these markers.
     """
     text = page.read_text()
     for name, lines in blocks.items():

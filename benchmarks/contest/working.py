@@ -28,8 +28,8 @@ from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import StudyPlan, plans
 
 MEASURED = "held_out_answers"
+"""The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""
 UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group 0
-"""The study's attribute: ``images``, and under ``trials`` number → ``loss`` and ``cross_check`` on held-out noise."""
 
 
 FAILED = "FAILED"
@@ -47,13 +47,13 @@ class Job:
 
     @property
     def plan(self) -> StudyPlan:
-        """What is run."""
+        """The plan of the study."""
         [plan] = plans(study_spec(self.cell, self.contender), None, seeds=[self.seed])
         return plan
 
 
 def is_done(reader: HistoryReader, job: Job) -> bool:
-    """Whether a study was searched and measured, found out without loading its objective."""
+    """Whether a study was searched and measured. Loads no objective."""
     plan = job.plan
     history = next(iter(reader.read_studies([plan.name])), None)
     if history is None:
@@ -64,13 +64,13 @@ def is_done(reader: HistoryReader, job: Job) -> bool:
 
 
 def known_results(study: StoredStudy, cell: Cell) -> dict[str, Any]:
-    """Number of the trial → what was measured of it with as many images as the cell asks for."""
+    """Number of the trial → its measurement with as many images as the cell asks for."""
     stored = study.attributes.get(MEASURED) or {}
     return dict(stored["trials"]) if stored.get("images") == cell.held_out else {}
 
 
 def work(jobs: Sequence[Job], processes: int) -> Iterator[str]:
-    """Do jobs in their order, so many at once; gives a line for each as it ends, or fails."""
+    """Do jobs in their order, ``processes`` at once. Gives a line for each that ends or fails."""
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(processes, mp_context=context, initializer=_begin) as pool:
         try:
@@ -79,17 +79,17 @@ def work(jobs: Sequence[Job], processes: int) -> Iterator[str]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
-                process.terminate()  # a study goes on from whatever was committed
+                process.terminate()  # a study continues from its committed trials
             raise
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process without a traceback
 
 
 def _do(job: Job) -> str:
     start = time.perf_counter()
-    said = io.StringIO()  # progress of several processes does not go together on one terminal
+    said = io.StringIO()  # progress of several processes would mix on one terminal
     try:
         with contextlib.redirect_stderr(said):
             outcome = search_and_measure(job)
@@ -102,20 +102,20 @@ def _do(job: Job) -> str:
 def _experiment(job: Job, plan: StudyPlan) -> Experiment:
     """This process's experiment with the plan's objective, which is loaded once for all studies of a cell.
 
-    That may train a model, which only one process does; the others wait for it.
+    Loading may train a model. Only one process trains it, and the others wait.
     """
     key = f"{job.url} {plan.spec.objective.model_dump_json()}"
     if key not in _EXPERIMENTS:
         experiment = Experiment(open_storage(job.url, write=True), plan)
         with only_process(cache_directory() / f"contest-{job.cell.name}", busy=lambda: None):
-            experiment.objective  # noqa: B018 - loads it
+            experiment.objective  # noqa: B018 - loads the objective
         _EXPERIMENTS.clear()
         _EXPERIMENTS[key] = experiment
     return _EXPERIMENTS[key]
 
 
 def search_and_measure(job: Job) -> str:
-    """Whatever is not done yet of one study."""
+    """Search and measure one study, as far as that is not done yet."""
     plan = job.plan
     experiment = _experiment(job, plan)
     outcome = experiment.run(plan)
@@ -126,7 +126,7 @@ def search_and_measure(job: Job) -> str:
 
 
 def measure(study: StoredStudy, objective: Objective, cell: Cell) -> None:
-    """Evaluate each trial that is an answer once on held-out noise; each is written as soon as it is known."""
+    """Evaluate each trial that is an answer once on held-out noise, and write each result at once."""
     reader = HistoryReader(study.storage)
     [history] = reader.read_studies([study.name])
     known = known_results(study, cell)

@@ -1,1 +1,1 @@
-"""For ``benchmarks/paper.py``: the paper's numbers, what is claimed of them, and the page that says what holds."""
+"""For ``benchmarks/paper.py``: the paper's numbers and claims, and the page that says which claims hold."""

@@ -1,4 +1,4 @@
-"""Ratios of losses over seeds, their intervals, and the word for a claim."""
+"""Ratios of losses over seeds, their intervals, and whether a claim holds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = Mapping[int, StudyHistory]
 
 @dataclasses.dataclass(frozen=True)
 class Ratio:
-    """Geometric mean over seeds with a 95 % interval; ``None`` for its ends where there is one seed."""
+    """Geometric mean over seeds with a 95 % interval; its ends are ``None`` if there is one seed."""
 
     mean: float
     low: float | None = None
@@ -37,7 +37,7 @@ class Ratio:
 
 
 def ratio_of(values: Sequence[float]) -> Ratio | None:
-    """Of each seed's ratio: Student's interval for the mean of the logarithms; ``None`` of nothing."""
+    """The ratio over seeds, with Student's interval for the mean of the logarithms; ``None`` without values."""
     logs = [math.log(value) for value in values if value > 0 and math.isfinite(value)]
     if not logs:
         return None
@@ -49,14 +49,14 @@ def ratio_of(values: Sequence[float]) -> Ratio | None:
 
 
 def inverse(ratio: Ratio | None) -> Ratio | None:
-    """One over it, so that below one is better where higher was."""
+    """One over the ratio: if higher was better, below one is now better."""
     if ratio is None or ratio.low is None or ratio.high is None:
         return None if ratio is None else Ratio(1 / ratio.mean)
     return Ratio(1 / ratio.mean, 1 / ratio.high, 1 / ratio.low, ratio.seeds)
 
 
 def verdict(ratio: Ratio | None) -> str:
-    """Of the claim that a ratio is below one."""
+    """Whether the claim holds that the ratio is below one."""
     if ratio is None or ratio.low is None or ratio.high is None:
         return UNKNOWN
     return HOLDS if ratio.high < 1 else NOT if ratio.low > 1 else UNKNOWN
@@ -72,26 +72,26 @@ def against_ema(found: Found, *, cross_check: bool = False) -> Ratio | None:
 
 
 def judged(found: Found, metric: str) -> Ratio | None:
-    """A metric of which higher is better, of the answer over EMA*'s on the same noise."""
+    """The answer's value of a metric over EMA*'s, on the same noise; higher is better."""
     judges = [judge for study in found.values() if study.held_out is not None for judge in study.held_out.judges]
     pairs = [(judge.value, judge.baseline) for judge in judges if judge.metric == metric and judge.against == "EMA*"]
     return ratio_of([value / baseline for value, baseline in pairs if baseline])
 
 
 def between(better: Found, worse: Found) -> Ratio | None:
-    """Held-out loss of one over the other, seed by seed, where both are of the same images and noise."""
+    """Held-out loss of ``better`` over ``worse``, seed by seed, for pairs with the same images and noise."""
     pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
     same = [(one.held_out_loss, other.held_out_loss) for one, other in pairs if len(samples([one, other])) == 1]
     return ratio_of([one / other for one, other in same if one is not None and other])
 
 
 class Points:
-    """What was found at every point of a study file.
+    """The results at every point of a study file.
 
     Args:
         values: short name of a varied key → its values, in the order of the file.
         found: point, as its values → optimizer → seed → study.
-        training: point → seconds of training up to its last checkpoint, where that is known.
+        training: point → seconds of training up to its last checkpoint, if known.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Points:
         return range(len(self._values.get(key, ())))
 
     def value(self, where: Where, key: str) -> str:
-        """What a varied key is at a point."""
+        """The value of a varied key at a point."""
         return self._values[key][where[key]]
 
     def _point(self, where: Where) -> tuple[str, ...]:
@@ -116,7 +116,7 @@ class Points:
         )
 
     def at(self, where: Where, optimizer: str) -> Found:
-        """The studies of an optimizer at a point; nothing where there are none yet."""
+        """The studies of an optimizer at a point; empty if there are none yet."""
         return self._found.get(self._point(where), {}).get(optimizer, {})
 
     def training(self, where: Where) -> float | None:
@@ -137,7 +137,7 @@ class Points:
         return None if ema is None else between(searches, dict.fromkeys(searches, ema))
 
     def ratio(self, claim: Claim, optimizer: str) -> Ratio | None:
-        """What was measured of a claim."""
+        """The measured ratio of a claim."""
         better = self.at(claim.better, optimizer)
         if claim.judge is not None:
             return inverse(judged(better, claim.judge))

@@ -1,4 +1,4 @@
-"""What searches cost, by stage and against training (Tables 5 to 8)."""
+"""The cost of searches, by stage and against training (Tables 5 to 8)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reproduction.published import TABLES
 from reproduction.quality import CD_END, CT_END, HOURS, STAGES
 from reproduction.table import Table
 
-MEASURED = (  # what it is called, the study file, and which of its points
+MEASURED = (  # label, study file, and point of the file
     ("CM of digits", "features", {"file": 0}),
     ("DM of digits", "features", {"file": 1}),
     ("CM of photographs", "features", {"file": 2}),
@@ -22,7 +22,7 @@ MEASURED = (  # what it is called, the study file, and which of its points
 
 
 def cost_lines(stages: Mapping[str, Sequence[Mapping[str, float]]], totals: Sequence[Sequence[str]]) -> list[str]:
-    """Seconds of the stages of an evaluation, medians over trials; and what whole searches took.
+    """Seconds of the stages of an evaluation, medians over trials, and the cost of whole searches.
 
     Args:
         stages: objective → the costs of its trials, as stored.
@@ -70,7 +70,7 @@ def _search(points: Points, table: Table, optimizer: str, training: float) -> st
 
 
 def speed_ups(table: Table, points: Points) -> list[str]:
-    """Tables 7 and 8: training alone ÷ a cheaper training and its search; nothing where the paper tells none."""
+    """Tables 7 and 8: training alone ÷ a cheaper training and its search; empty if the paper gives no speed-up."""
     told = [setting for setting in table.settings if setting.speed_up is not None]
     if table.standard is None or not told:
         return []

@@ -34,10 +34,10 @@ def page(found: Mapping[str, Points], costs: Sequence[str], *, missing: str, mac
     """The whole page.
 
     Args:
-        found: study file → what was found.
+        found: study file → its results.
         costs: lines of the tables of costs.
-        missing: what is not finished yet, in a line; empty where all is.
-        machine: which one.
+        missing: a line with the number of unfinished studies; empty if all are finished.
+        machine: the name of the machine.
         quick: whether these are the short searches of ``--quick``.
     """
     lines = [INTRODUCTION, machine, ""]
@@ -60,7 +60,7 @@ def page(found: Mapping[str, Points], costs: Sequence[str], *, missing: str, mac
 
 
 def summary(found: Mapping[str, Points]) -> list[str]:
-    """How many claims hold, for each optimizer, and which ones change with a cheaper search."""
+    """How many claims hold for each optimizer, and which claims change with a cheaper search."""
     words = {
         optimizer: [verdict(points.ratio(claim, optimizer)) for _, claim, points in _claims(found)]
         for optimizer in OPTIMIZERS
@@ -100,7 +100,7 @@ def section(table: Table, points: Points) -> list[str]:
 
 
 def judges(table: Table, points: Points) -> list[str]:
-    """IS, precision and recall of the rows that have them in the paper; nothing where none has."""
+    """IS, precision and recall of the rows that have them in the paper; empty if none has."""
     rows = [["setting", "higher is better", "paper's, to EMA", *(f"{name}, to EMA*" for name in OPTIMIZERS)]]
     for setting in table.settings:
         for metric, (lcsc, ema) in setting.judges.items():
@@ -118,7 +118,7 @@ def fewest(table: Table, points: Points) -> list[str]:
         known = {place: points.over_ema({key: place}, {key: 0}, name) for place in points.places(key)}
         several = {place: ratio for place, ratio in known.items() if ratio is not None and ratio.low is not None}
         good = [place for place, ratio in several.items() if verdict(ratio) != NOT]
-        if several:  # one seed tells nothing
+        if several:  # a single seed decides nothing
             lowest = f"{points.value({key: good[-1]}, key)} ({known[good[-1]]})" if good else "none"
             lines.append(f"* {name}: {lowest}")
     title = (

@@ -1,4 +1,4 @@
-"""The paper's numbers (Liu et al. 2024, first version), what it says of them, and which study file asks the same."""
+"""The paper's numbers (Liu et al. 2024, first version), its claims, and the study file that tests each."""
 
 from __future__ import annotations
 

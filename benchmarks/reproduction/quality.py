@@ -118,4 +118,4 @@ STAGES = (  # Table 5: seconds of an evaluation of 10,000 images (5,000 of the D
     ("paper's DM, ImageNet-64", "5,000", "13.8", "114.5", "2.24", "2.53"),
 )
 HOURS = {"cd": (6.45, 818), "ct": (6.45, 640), "dm": (25.2, 29.3)}
-"""Table 6, CIFAR-10: hours of a search and of the training."""
+"""Table 6, CIFAR-10: (hours of a search, hours of the training)."""

@@ -1,4 +1,4 @@
-"""What single images gain or lose while FID falls: one table of judges for the objectives of the study files."""
+"""The quality of single images while FID falls: one table of judges for the objectives of the study files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reproduction.claims import OPTIMIZERS, Points
 from reproduction.markdown import markdown
 from reproduction.table import Where
 
-OBJECTIVES: tuple[tuple[str, str, Where], ...] = (  # what it is called, the study file, and which of its points
+OBJECTIVES: tuple[tuple[str, str, Where], ...] = (  # label, study file, and point of the file
     ("CM of digits, K = 200", "seeds", {}),
     ("CM of digits, K = 50", "interval", {"interval": 2}),
     ("DM of digits", "samples", {"file": 1, "images": 2}),
@@ -26,7 +26,7 @@ FID over the FID of one half of the real images to the other ([judges.md](judges
 
 
 def judged_lines(found: Mapping[str, Points]) -> list[str]:
-    """The section; nothing where nothing was judged."""
+    """The lines of the section; empty if nothing was judged."""
     rows = [["objective", "search", "seeds", "FID", *JUDGES]]
     for label, study, where in OBJECTIVES:
         if study in found:

@@ -1,6 +1,6 @@
-"""What a table of the paper is: its rows, and what is claimed of them.
+"""The tables of the paper: their rows and claims.
 
-A setting is named by positions in the lists that a study file varies, so that a quicker run may vary other values.
+A setting is given by positions in the lists that a study file varies, so that a quicker run may vary other values.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Setting:
     """One row of a table.
 
     Attributes:
-        label: what the paper calls it.
-        where: which point of the study file it is.
-        fid: of LCSC in the paper; ``None`` where it has none.
-        ema: of EMA* in the paper, or of EMA where there is no EMA* for this model; ``None`` where there is neither.
-        judges: metric → of LCSC and of EMA* (or EMA) in the paper.
-        speed_up: how much faster than the standard training it is in the paper, its search counted in.
+        label: its name in the paper.
+        where: its point in the study file.
+        fid: FID of LCSC in the paper; ``None`` if the paper has none.
+        ema: FID of EMA* in the paper, else of EMA; ``None`` if the paper has neither.
+        judges: metric → (value of LCSC, value of EMA* or EMA) in the paper.
+        speed_up: how many times faster than the standard training it is in the paper, its search included.
     """
 
     label: str
@@ -35,16 +35,16 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """Something the paper says: one loss is below another one.
+    """A claim of the paper: one loss is below another one.
 
     Attributes:
-        text: in short.
+        text: the claim in short.
         better: the point whose loss is below.
         paper: the ratio of both in the paper.
         worse: the point whose loss is above; ``None`` stands for EMA* of the first point.
-        cross_check: both losses are those in the second network's features.
+        cross_check: both losses are in the second network's features.
         of_ema: the loss above is that of EMA* at ``worse``.
-        judge: the metric, of which higher is better, that is compared with EMA*'s in place of the loss.
+        judge: a metric that is compared with EMA*'s in place of the loss; higher is better.
     """
 
     text: str
@@ -58,18 +58,18 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """One study file, and what of the paper it asks.
+    """One study file, and the part of the paper that it tests.
 
     Attributes:
         study: the file's name in ``studies/paper``.
-        title: which tables and figures.
+        title: the tables and figures of the paper.
         note: what differs here.
         settings: its rows.
-        claims: what is said of them.
-        beside: another file of the same points, whose searches stand beside those that this one lacks.
-        seeds: how many decide.
-        standard: the point whose training speed-ups are told against; ``None`` where none are.
-        fewest: a varied key; the lowest of its values is asked for that is as good as EMA* at its first one.
+        claims: the paper's claims about them.
+        beside: another file of the same points; its searches replace those that this one lacks.
+        seeds: how many seeds decide.
+        standard: the point whose training speed-ups are relative to; ``None`` if there are none.
+        fewest: a varied key; the page says its lowest value at which a search is as good as EMA* at its first value.
     """
 
     study: str
