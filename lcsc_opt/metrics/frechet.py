@@ -71,8 +71,7 @@ class FrechetReference:
 
         Args:
             mean: ``[D]``.
-            cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; may be
-            rank-deficient.
+            cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; its rank may be less than D.
 
         Raises:
             MetricError: an array is not finite, has another shape, or is no covariance.
@@ -146,7 +145,7 @@ class FrechetReference:
         return mean, (checked - mean) / np.sqrt(len(checked) - 1)
 
     def _distance(self, mean: Array, scatter: Array, *, divisor: int = 1) -> float:
-        """The distance to the covariance ``scatter / divisor``, which is never made: that would take memory again."""
+        """The distance to the covariance ``scatter / divisor``, which is never computed, to save its memory."""
         root = _trace_of_root(self._factor.between(scatter)) / np.sqrt(divisor)
         return self._combine(mean, float(np.trace(scatter)) / divisor, root)
 

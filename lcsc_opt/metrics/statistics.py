@@ -171,7 +171,7 @@ class ReferenceStatistics:
         Pickled objects are refused.
 
         Raises:
-            MetricError: for anything that cannot be used; names the file.
+            MetricError: for anything that cannot be used; the message names the file.
         """
         try:
             arrays = _read_npz(path)
@@ -183,8 +183,7 @@ class ReferenceStatistics:
 def reference_warning(count: int | None, dimension: int, *, what: str = "reference set") -> str | None:
     """A warning about FID where ``count`` images are too few for ``dimension`` features; else None.
 
-    ``what`` names the set: the reference images, or the samples of one evaluation. An unknown count warns of
-    nothing.
+    ``what`` names the set: the reference images, or the samples of one evaluation. An unknown count gives no warning.
     """
     if count is None or count > dimension:
         return None
