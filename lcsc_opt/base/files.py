@@ -107,7 +107,7 @@ def _sync(path: Path) -> None:
 
 
 def try_lock(path: Path) -> FileLock | None:
-    """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not inherit it.
+    """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
     Returns:
         The lock, to be released; ``None`` where another process, or another lock of this process, has the file locked.

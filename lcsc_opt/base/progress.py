@@ -144,7 +144,7 @@ def said_once() -> Iterator[None]:
 
 
 def hand_notices_to(listener: Callable[[str], None]) -> None:
-    """Hand this process's notices to ``listener`` from now on, which passes them to the process that started it."""
+    """Hand this process's notices to ``listener`` from now on, for the process that started this one."""
     global _listener
     _listener = listener
 

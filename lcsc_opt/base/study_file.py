@@ -245,7 +245,7 @@ def _ray_workers(value: Mapping[Any, Any]) -> RayWorkers:
 
 
 def on_ray(workers: Workers, address: str) -> RayWorkers:
-    """As many workers, on the Ray cluster at this address.
+    """The same number of workers, on the Ray cluster at this address.
 
     Raises:
         StudySpecError: ``workers`` is ``auto`` or a list, which counts the devices of this machine.

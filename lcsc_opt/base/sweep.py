@@ -128,7 +128,7 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
 
 
 def _replaced_in_list(entries: list[Any], keys: Sequence[str], value: Any, where: str) -> list[Any]:
-    """In the ways that optimizers are written: ``LCSC``, ``LCSC: {…}`` and ``{name: LCSC, options: {…}}``."""
+    """The list with one optimizer changed, written as ``LCSC``, ``LCSC: {…}`` or ``{name: LCSC, options: {…}}``."""
     name, rest = keys[0], keys[1:]
     if not any(_is_called(entry, name) for entry in entries):
         raise StudySpecError(f"{where}: {_shown(entries)} has no {name!r}")
