@@ -17,8 +17,8 @@ from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-# files beside weights that are none: of openai's code bases, Accelerate, diffusers, transformers, DeepSpeed, NVlabs
-# and Lightning
+# names of files that lie beside weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
+# DeepSpeed, NVlabs and Lightning
 NEVER = re.compile(
     r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
     r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"

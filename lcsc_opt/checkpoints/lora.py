@@ -121,7 +121,7 @@ def _place(flavour: Flavour, stem: str, *, old: bool) -> tuple[str, str]:
     component, _, path = stem.partition(".")
     if component not in COMPONENTS:
         component, path = "", stem
-    path = path.removeprefix(PEFT_PREFIX).replace(".processor.", ".")  # PEFT's is there in files of LCM-LoRA's trainer
+    path = path.removeprefix(PEFT_PREFIX).replace(".processor.", ".")  # files of LCM-LoRA's trainer have PEFT's
     if old:
         base, _, projection = path.rpartition(".")
         renamed = OLD_TEXT_ATTENTION if base.endswith("self_attn") else OLD_ATTENTION
@@ -221,7 +221,7 @@ def _whole_pattern(pattern: str) -> str:
 
 
 def read_alphas(path: str | Path, *, key: str | None = None) -> LoraAlphas | None:
-    """The alphas in a LoRA file's header, or in ``adapter_config.json`` beside it or one folder up; ``None`` without.
+    """The alphas in a LoRA file's header, or in ``adapter_config.json`` beside it or one folder up; else ``None``.
 
     Args:
         path: a file, or a checkpoint's folder, whose weights may lie in a subfolder such as ``unet_lora``.
@@ -323,12 +323,12 @@ def alphas_metadata(names: Iterable[str], source: Path, key: str) -> dict[str, s
     Args:
         names: of the tensors.
         source: a checkpoint, as :func:`read_alphas` takes it.
-        key: which weights of it.
+        key: which weights of the checkpoint.
     """
     if lora_flavour(names) is None:
         return {}
     try:
         alphas = read_alphas(source, key=key)
     except CheckpointError:
-        return {}  # whoever needs the alphas is told then
+        return {}  # the error comes when the alphas are needed
     return {} if alphas is None else {PACKED_ALPHAS: json.dumps(alphas.configs)}

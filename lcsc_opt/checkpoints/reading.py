@@ -37,7 +37,7 @@ REPEATED = 16  # how much larger than the file its tensors may be, where they sh
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a file held.
+    """The content of a checkpoint file.
 
     Attributes:
         tensors: name → tensor on the CPU; they may be mapped from the file, so copy before writing to them.
@@ -98,7 +98,7 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
         ``class_name`` (such as ``"EDMPrecond"``), ``init_args`` (a list) and ``init_kwargs`` (a dict).
 
     Raises:
-        CheckpointError: as :func:`read_checkpoint`; or an argument is no plain data.
+        CheckpointError: as :func:`read_checkpoint`; or an argument is not plain data.
     """
     path = Path(path)
     try:
