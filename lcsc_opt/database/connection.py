@@ -160,14 +160,14 @@ def _driver_advice(url: sa.URL) -> str:
 
 
 def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
-    """Connect, and create Optuna's tables where they are missing; try again when others create them just now."""
+    """Connect, and create Optuna's missing tables; try again when another process creates them at the same time."""
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
     with quiet_optuna():
         return created_once(lambda: RDBStorage(escaped, engine_kwargs=engine_kwargs))
 
 
 def created_once(create: Callable[[], T]) -> T:
-    """Call ``create``, which creates missing tables; call it again when others create them just now."""
+    """Call ``create``, which creates missing tables; again when another process creates them at the same time."""
     for patience in CREATION_SECONDS:
         try:
             return create()
@@ -321,7 +321,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _secrets(url: str) -> list[str]:
-    """What must not be in a message: the URL, and its passwords as they are and as they were written."""
+    """Texts that must not be in a message: the URL, and its passwords, both decoded and as written in it."""
     parsed = sa.make_url(url)
     values = [value for name, value in parsed.query.items() if _is_secret(name)]
     passwords = [str(password) for password in (parsed.password, *values) if password]

@@ -325,7 +325,7 @@ def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[st
 
 
 def _merge(before: Trials, fresh: Trials) -> Trials:
-    """What was known and what is new, by number; rows that were read again take the place of the old ones."""
+    """Known and new trials, by number; rows that were read again take the place of the old ones."""
     old = before[~np.isin(before["trial_id"], fresh["trial_id"])]
     merged = np.concatenate([old, fresh])
     merged = merged[np.argsort(merged["number"], kind="stable")]

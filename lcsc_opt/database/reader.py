@@ -148,7 +148,7 @@ class HistoryReader:
         return dict(sorted(found.items()))
 
     def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
-        """What is stored beside a trial: ``artifact_id``, ``filename``, ``mimetype`` of each file, by filename."""
+        """``artifact_id``, ``filename``, ``mimetype`` of each file that is stored beside a trial, by filename."""
 
         def chosen(batch: list[int]) -> sa.Select[Any]:
             named = SYSTEM_ATTRIBUTES.c.key.startswith(ARTIFACT_PREFIX, autoescape=True)
@@ -290,7 +290,7 @@ def _new_trials(
 def _extras(
     connection: sa.Connection, studies: Sequence[StudyHistory], rows: Mapping[int, Rows]
 ) -> dict[int, dict[str, Any]]:
-    """Trial → attributes that only some have: place among the tells, inherited from where; of failed ones also more."""
+    """Trial → ``inherited``, ``reason``, ``tell_index`` and ``images``, where it has them; read only where one may."""
     ids = [
         row[1]
         for study in studies

@@ -11,9 +11,9 @@ user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
                        each with its ``traceback``, and the ``reason`` of a failed trial; ``told_failed`` where one is
                        evaluated again, and its optimizer told of the failure; ``held_out``, ``selection`` of trials
-                       scored on other noise, ``look_held_out``, ``look_selection`` where that was a
-                       look; ``inherited`` of trials that were taken over from another study; ``tells_before`` where
-                       results are told as they are completed
+                       scored on other noise, ``look_held_out``, ``look_selection`` where this did not become the
+                       study's result; ``inherited`` of trials that were taken over from another study;
+                       ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
                        ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``:
