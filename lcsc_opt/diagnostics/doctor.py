@@ -72,7 +72,7 @@ class Finding:
         return self.kind in (LEASE, ORPHAN_FILE)
 
     def as_row(self) -> dict[str, Any]:
-        """What ``lcsc doctor --format json`` prints of it."""
+        """The row that ``lcsc doctor --format json`` prints."""
         return {**dataclasses.asdict(self), "repairable": self.repairable}
 
 
@@ -207,7 +207,7 @@ def _schema(storage: RDBStorage) -> Finding:
 
 
 def _references(storage: RDBStorage) -> list[Finding]:
-    """Rows that belong to a trial or a study that is gone; of all databases, only SQLite permits them."""
+    """Rows that belong to a trial or a study that is gone; SQLite permits them, unlike other databases."""
     if storage.engine.dialect.name != "sqlite":
         return []
     with storage.engine.connect() as connection:

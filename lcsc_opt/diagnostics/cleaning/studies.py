@@ -1,4 +1,4 @@
-"""Deleting a study with everything that the database and its folder of artifacts hold of it."""
+"""Deletes a study with its rows in the database and its files in the folder of artifacts."""
 
 from __future__ import annotations
 

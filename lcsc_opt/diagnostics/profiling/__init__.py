@@ -1,4 +1,4 @@
-"""Where the time of a study's trials goes, how near that is to what this machine can do, and which settings would help.
+"""Where the time of a study's trials goes, how near this is to the machine's limits, and which settings would help.
 
 ``trials`` runs real trials in a database that is thrown away, and listens to their spans; ``work`` counts operations;
 ``machine`` measures limits. ``parts`` divides the time, and ``advice`` draws a conclusion; both are pure. ``trace``

@@ -55,7 +55,7 @@ def memory_rate(device: torch.device, size: int) -> float:
 def arithmetic_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations per second of large matrix products, or of convolutions where these are faster.
 
-    A GPU rounds float32 differently in both unless it is told otherwise, and is faster where it rounds more.
+    By default, a GPU rounds float32 more coarsely in one of the two, and is faster there.
     """
     return max(operations / _fastest(task, device) for task, operations in _tasks(dtype, device))
 
