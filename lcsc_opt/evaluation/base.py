@@ -42,7 +42,7 @@ class Failure:
         return {**known, "traceback": self.traceback} if self.traceback else known
 
     def worth_another(self, attempts: int, policy: FailureSpec) -> bool:
-        """Whether to try the candidate again after so many attempts."""
+        """Whether to try the candidate again after this many attempts."""
         return self.retry and attempts <= policy.retries
 
 

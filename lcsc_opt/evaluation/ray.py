@@ -69,7 +69,7 @@ def ray_cluster(
 
 
 def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
-    """Refuse a cluster that is not there, or has no room for one of these workers; nothing is sent there.
+    """Refuse a cluster that is not there, or has no room for one of these workers; no files are sent to it.
 
     Args:
         wanted: the address of the cluster, and what its workers need.

@@ -32,7 +32,7 @@ Kind = Literal["submit", "sample", "slope"]
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is started with; picklable.
+    """The settings that a worker is started with; picklable.
 
     Attributes:
         load_objective: builds the objective; picklable.
