@@ -1,4 +1,4 @@
-"""What a search leaves behind: figures, the merged model as a file, and the recipe to make it again elsewhere.
+"""The results of a search: figures, the merged model as a file, and the recipe to make it again elsewhere.
 
 ``figures`` keeps figures with the study, ``recipe`` says how a model was merged, ``writing`` writes models and
 ``model_folder`` those that diffusers loads, ``rebuild`` makes a model again from its recipe, and ``averaging`` merges

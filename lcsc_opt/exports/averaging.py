@@ -39,7 +39,7 @@ def average(
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.
-        CoefficientsError: not as many as checkpoints, or another sum than one.
+        CoefficientsError: their number is not that of the checkpoints, or their sum is not one.
         ObjectiveError: a folder of diffusers without a configuration.
         StudyStoreError: the disk refuses.
     """

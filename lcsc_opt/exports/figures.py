@@ -36,8 +36,8 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     """Store the figures and images of a finished search with it, for optuna-dashboard and for our own pages.
 
     They are the curve, the coefficients and a note. Where the objective samples images and EMA* is known, images of
-    both models from the same noise are added, as artifacts of the chosen trial. A landscape is left as it is, since it
-    is no search.
+    both models from the same noise are added, as artifacts of the chosen trial. A landscape, which is no search, is
+    left as it is.
 
     Returns:
         The names of the artifacts.
