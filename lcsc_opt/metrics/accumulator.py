@@ -62,7 +62,7 @@ class Accumulator:
         splits: as of :class:`WholeEvaluation`.
 
     Raises:
-        MetricError: the numbers make no sense.
+        MetricError: ``images`` is below 1, or above ``total``.
     """
 
     def __init__(
@@ -164,8 +164,7 @@ class Accumulator:
 
 
 class _Seen:
-    """What one extractor gives: features, or their statistics where these are enough, and logits for the Inception
-    Score.
+    """What one extractor gives: features or, where these are enough, their statistics; logits for the Inception Score.
 
     Args:
         extractor: the network.

@@ -141,7 +141,7 @@ def _real(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def _blocks(samples: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Rows of the samples without their graph, as many at once as ``columns`` distances each allow."""
+    """Blocks of samples without their graph, small enough to hold ``columns`` distances for each sample."""
     return torch.split(samples.detach(), rows_at_once(columns))
 
 

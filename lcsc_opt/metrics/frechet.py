@@ -173,7 +173,7 @@ class FrechetReference:
 def _trace_of_root(product: Array) -> float:
     """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero.
 
-    Only M's diagonal and what is below it are read.
+    Only the diagonal of M and the entries below it are read.
     """
     if product.size == 0:
         return 0.0
@@ -214,7 +214,7 @@ class Factor:
 
     @classmethod
     def of(cls, covariance: Array, *, rounding: float) -> Factor:
-        """By Cholesky, or by eigenvectors if ``covariance`` is singular.
+        """The factor of ``covariance``: by Cholesky, or by eigenvectors if it is singular.
 
         Args:
             covariance: ``[D, D]``, symmetric and positive semidefinite.

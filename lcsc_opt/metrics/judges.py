@@ -38,9 +38,7 @@ def known_features(_name: str, view: View) -> Reference | None:
 
 
 def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
-    """The default judges in the features of the extractor ``name``; none where there are too few or too many real
-    images.
-    """
+    """The default judges in the features of the extractor ``name``; none where there are three real images or fewer."""
     if len(reference.features) <= NEIGHBOURHOOD:
         return ()
     formulas = DEFAULT if reference.held_out is None else (*DEFAULT, *WITH_HELD_OUT)

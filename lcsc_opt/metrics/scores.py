@@ -203,7 +203,7 @@ class Scores:
             total: how many the whole evaluation has; ``None`` where these are all.
 
         Raises:
-            MetricError: the numbers make no sense.
+            MetricError: ``images`` is below 1, or above ``total``.
         """
         metrics = self._computed(held_out=held_out)
         splits = self.splits if held_out else None

@@ -1,4 +1,4 @@
-"""What the extractors of published networks share: reading weights, rounding images to levels, and the name."""
+"""Shared by the extractors of published networks: reading weights, rounding images to levels, and the name."""
 
 from __future__ import annotations
 

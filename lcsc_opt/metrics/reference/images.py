@@ -68,9 +68,7 @@ class ImageSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What is known of a set when every file was read once; ``marks`` are eight hexadecimal digits of each file's
-    hash.
-    """
+    """The facts of a set, from reading every file once; ``marks`` are eight hexadecimal digits of each file's hash."""
 
     count: int
     height: int

@@ -61,7 +61,7 @@ def fraction_of(split: SplitSettings, images: ImageSet | None) -> float:
     """The fraction of images that is held out: the setting, else a fifth of a large folder or .zip.
 
     Raises:
-        MetricError: a fraction of a file that is not held as images.
+        MetricError: the setting wants a fraction of a file, which is no set of images.
     """
     if split.held_out_fraction is not None:
         if images is None and split.held_out_fraction:
