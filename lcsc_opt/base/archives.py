@@ -1,6 +1,7 @@
 """Reading members of foreign zip files, such as ``.npz``, without trusting their headers.
 
-A few megabytes can inflate to a thousand times as many. So the sizes in a header are checked before anything is read.
+A few megabytes can inflate to a thousand times their size, so the sizes in a header are checked before anything is
+read.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy.typing as npt
 
 from lcsc_opt.base.errors import MetricError
 
-FREE_BYTES = 2**26  # of one member, however well it is compressed
-MOST_INFLATED = 200  # times; pixels and floats are far below, zeros are at 1,030
+FREE_BYTES = 2**26  # a member up to this size is read, however well it is compressed
+MOST_INFLATED = 200  # times its compressed size; pixels and floats stay far below, zeros reach 1,030
 HEADER_BYTES = 2**16
 ENCRYPTED = 1  # among a member's flags
 READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -25,7 +26,7 @@ Shape = tuple[int, ...]
 
 
 def check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, most: int | None = None) -> None:
-    """Raise MetricError for a member that claims what it cannot be, or more than ``most`` bytes."""
+    """Raise MetricError for a member that cannot be read safely, or that has more than ``most`` bytes."""
     if info.flag_bits & ENCRYPTED:
         raise MetricError(f"{info.filename} is encrypted; write the archive without a password")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others cannot be read in parts
@@ -42,7 +43,7 @@ def check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, *, most: int |
 
 
 def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """The content of a checked member, no more of it than the member claims."""
+    """The content of a checked member, at most as many bytes as its header states."""
     with archive.open(info) as stream:  # the length is given, since read() alone inflates everything at once
         return stream.read(info.file_size)
 
@@ -57,7 +58,7 @@ def array_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[Shape
 
     Raises:
         MetricError: the member's header is impossible.
-        ValueError: it is no array, an array of objects, or its length does not fit its shape.
+        ValueError: it is not an array, it holds objects, or its length does not fit its shape.
     """
     check_member(archive, info)
     with archive.open(info) as stream:

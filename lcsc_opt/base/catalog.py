@@ -29,7 +29,7 @@ def shipped_directory(kind: Kind) -> Path:
 
 
 def entries(kind: Kind, *, beside: Path | None = None) -> dict[str, Path]:
-    """Name → file of everything that can be found, the nearest file first where a name is there twice."""
+    """Name → file of everything that can be found. Of several files with one name, the nearest counts."""
     found: dict[str, Path] = {}
     for folder in _own_folders(kind, beside):
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -47,7 +47,7 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
         beside: the folder of the study file that asks.
 
     Raises:
-        CatalogError: saying where it was looked for, and what is there.
+        CatalogError: it is not found; the message says where it was looked for and which names are known.
     """
     wanted = Path(name).expanduser()
     for path in _places(kind, wanted, beside):
@@ -71,7 +71,7 @@ def _places(kind: Kind, wanted: Path, beside: Path | None) -> Iterator[Path]:
 
 
 def _folders(kind: Kind, beside: Path | None) -> list[Path]:
-    """Where a given name may lie; the study's folder and the working directory themselves, too."""
+    """Where a given name may lie: also directly in the study's folder and in the working directory."""
     return [*([] if beside is None else [beside]), Path(), *_own_folders(kind, beside)]
 
 
@@ -85,8 +85,9 @@ _originals: dict[Path, Path] = {}
 
 
 def stands_for(copy: Path, original: Path) -> None:
-    """Load a copy under the name of its original on another machine, so that its classes can be pickled between
-    both.
+    """Load a copy under the module name of its original, which is on another machine.
+
+    Its classes can then be pickled between the two machines.
     """
     _originals[copy.resolve()] = original
 
@@ -95,7 +96,7 @@ def load_file(path: Path) -> ModuleType:
     """Run a catalog file as a module of its own.
 
     Raises:
-        CatalogError: it raises, or defines no ``build``.
+        CatalogError: the file raises an error, or defines no ``build``.
     """
     original = _originals.get(path, path)
     name = f"_lcsc_{path.stem}_{hashlib.sha256(str(original).encode()).hexdigest()[:8]}"

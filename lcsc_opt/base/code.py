@@ -25,7 +25,7 @@ _called: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("calle
 
 @contextlib.contextmanager
 def called_modules() -> Iterator[set[str]]:
-    """The names of the modules that a study file's ``module:function`` settings name while this is open."""
+    """Collect the modules that ``module:function`` settings of a study file name while this is open."""
     names: set[str] = set()
     token = _called.set(names)
     try:
@@ -46,10 +46,10 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     Comments and line breaks do not count.
 
     Args:
-        sources: name → file; a module's own name, where it has one by which others import it.
+        sources: name → file; the name is the one by which other modules import it, where there is one.
 
     Returns:
-        Name → SHA-256 in hex, by name. What is installed, built in or cannot be read is left out.
+        Name → SHA-256 in hex, sorted by name. Modules that are installed, built in or unreadable are left out.
     """
     found: dict[str, str] = {}
     waiting = dict(sources)
@@ -70,7 +70,7 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
 
 @functools.cache
 def library_sha256() -> str:
-    """One digest of all modules of this library, whatever its version says."""
+    """One digest of all modules of this library; it changes with the code even where the version does not."""
     package, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
@@ -108,7 +108,7 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _imports(tree: ast.AST, package: str) -> set[str]:
-    """Every module that may be meant: of ``from a.b import c`` those are ``a``, ``a.b`` and ``a.b.c``."""
+    """Every module that an import may mean: for ``from a.b import c``, these are ``a``, ``a.b`` and ``a.b.c``."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -122,7 +122,7 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
 def _absolute(node: ast.ImportFrom, package: str) -> str:
     try:
         return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-    except ImportError:  # beyond the top
+    except ImportError:  # it goes beyond the top package
         return ""
 
 

@@ -18,7 +18,7 @@ def contact_sheet(images: npt.ArrayLike, *, columns: int = COLUMNS) -> bytes:
 
     Args:
         images: ``[n, C, H, W]`` in [-1, 1], with one channel or three; n at least 1.
-        columns: of the sheet, at most.
+        columns: how many the sheet has at most.
     """
     pixels = _enlarged(_bytes(np.asarray(images)))
     count, height, width = pixels.shape[:3]

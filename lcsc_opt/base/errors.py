@@ -19,7 +19,7 @@
     │   ├── ReplayError            the optimizer did not ask the stored candidates again
     │   ├── StudyHeldError         another process is running the study
     │   └── LeaseLostError         another process has taken the study over
-    ├── ContractError              an own objective, optimizer, … that does not keep what it promises
+    ├── ContractError              an objective, optimizer, … that breaks its contract
     ├── FigureError                a figure or a report that cannot be drawn or written
     └── SearchFailedError          the search ran, and failed
 """
@@ -66,7 +66,7 @@ class ObjectiveError(LcscError):
 
 
 class NotFiniteError(ObjectiveError):
-    """A candidate whose numbers are not finite; another one's may be."""
+    """The numbers of this candidate are not finite; those of another candidate may be."""
 
 
 class ClusterError(LcscError):

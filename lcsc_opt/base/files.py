@@ -23,13 +23,14 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # some network file s
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a new name to write a file or a folder to. At the end that replaces ``path``.
+    """Yield a new path to write a file or a folder to; at the end, what was written replaces ``path``.
 
-    Readers see the old one or the whole new one, also after a power cut. No two writers share the new name. Where
-    writing fails, ``path`` stays as it was, and the new file is removed.
+    Readers see the old content or the whole new content, also after a power cut; only a folder is missing for a moment
+    while it is replaced. No two writers share the new path. Where writing fails, ``path`` stays as it was, and what was
+    written is removed.
 
     Args:
-        path: what is replaced; its folder is there.
+        path: the file or folder to replace; the folder around it must exist.
 
     Raises:
         OSError: the disk refused.
@@ -49,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscError]) -> None:
-    """Replace the file ``path`` by the parts of ``content``, as :func:`replacing` does; its folder is made.
+    """Write the parts of ``content`` to the file ``path``, as :func:`replacing` does; its folder is created.
 
     Raises:
         error: the disk refused.
@@ -63,7 +64,7 @@ def write_atomically(path: Path, *content: bytes | memoryview, error: type[LcscE
 
 
 def why_refused(error: BaseException, folder: Path, needed: int) -> str:
-    """Why ``needed`` bytes could not be written to ``folder``, in the system's words; libraries say it in their own."""
+    """Why ``needed`` bytes could not be written to ``folder``, in the system's words instead of a library's."""
     told = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else None
     number = int(told[1]) if told else number
@@ -74,7 +75,7 @@ def why_refused(error: BaseException, folder: Path, needed: int) -> str:
 
 
 def is_pending(name: str) -> bool:
-    """Whether a file or folder of this name is one that a killed process did not finish."""
+    """Whether this is the name of an unfinished file or folder, such as a killed process leaves."""
     return name.startswith(".") and name.endswith(PENDING)
 
 
@@ -106,11 +107,11 @@ def _sync(path: Path) -> None:
 
 
 def try_lock(path: Path) -> FileLock | None:
-    """Lock the file ``path``, which is made; the lock goes with the process, and forked processes do not have it.
+    """Create the file ``path`` and lock it. The lock ends with the process; forked processes do not have it.
 
     Returns:
-        The lock, to be released; ``None`` where another process, or another lock of this process, holds it. On a file
-        system without locks, it keeps nobody out.
+        The lock, to be released; ``None`` where another process, or another lock of this process, has the file locked.
+        On a file system without locks, the lock keeps nobody out.
 
     Raises:
         OSError: the file cannot be made.
@@ -127,7 +128,10 @@ def try_lock(path: Path) -> FileLock | None:
 
 
 def unlock(lock: FileLock) -> None:
-    """Release it and remove its file, which goes while it is locked: whoever opened it meanwhile makes a new one."""
+    """Remove the lock's file while it is still locked, then release it.
+
+    A process that opened the file meanwhile makes a new one.
+    """
     if lock.is_locked:
         with contextlib.suppress(OSError):  # Windows removes no open file
             Path(lock.lock_file).unlink()
@@ -141,11 +145,11 @@ def lock_beside(out: Path) -> Path:
 
 @contextlib.contextmanager
 def only_process(out: Path, *, busy: Callable[[], None]) -> Iterator[None]:
-    """Keep other processes from making ``out`` meanwhile; the lock goes with the process.
+    """Keep other processes from making ``out`` while this is open; the lock ends with the process.
 
     Args:
         out: what is made; the lock is a file beside it, which is removed at the end.
-        busy: called once when another process holds the lock; it raises, or returns to wait.
+        busy: called once when another process holds the lock; it raises an error, or returns in order to wait.
 
     Raises:
         TrajectoryError: the folder around ``out`` cannot be written to.

@@ -19,11 +19,11 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
 
     Args:
         name: what to import.
-        setting: where the study file says it, for errors.
-        error: what is raised.
+        setting: its place in the study file, for error messages.
+        error: the type of the error that is raised.
 
     Raises:
-        LcscError: of the kind ``error``; it is not of that form, cannot be imported, or cannot be called.
+        LcscError: of the type ``error``; the name has another form, cannot be imported, or cannot be called.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
@@ -41,7 +41,10 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """While this is open, diffusers and transformers draw no bars and warn of nothing; what matters is said here."""
+    """While this is open, diffusers and transformers show no progress bars and no warnings.
+
+    This library reports what matters itself.
+    """
     loud = []
     for name in ("diffusers.utils.logging", "transformers.utils.logging"):
         if name in sys.modules:
@@ -65,8 +68,8 @@ STAND_IN = "torchvision._meta_registrations"
 def prepare_torchvision() -> None:
     """Import torchvision, with a stand-in for its operator registrations when they cannot be imported.
 
-    To be called before torch-fidelity or a model of diffusers is imported. Does nothing where torchvision is
-    not installed. Raises ImportError, with the remedy, when torchvision cannot be imported even so.
+    Call it before torch-fidelity or a model of diffusers is imported. It does nothing where torchvision is not
+    installed. It raises ImportError, with the remedy, when torchvision cannot be imported even with the stand-in.
     """
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return

@@ -1,4 +1,4 @@
-"""Where the files that a study names are found, and the folder for what can be computed again."""
+"""Finds the files that a study names, and the cache folder for files that can be computed again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def cache_directory() -> Path:
 
 
 def another_folder(path: Path) -> str:
-    """What to do where ``path`` cannot be written."""
+    """The advice of an error when ``path`` cannot be written."""
     return "set LCSC_CACHE to another folder" if path.is_relative_to(cache_directory()) else "choose another folder"
 
 
@@ -32,7 +32,7 @@ class KnownCheckpoints:
     Attributes:
         sha256: of the packed trajectory.
         steps: ``[K]`` of training.
-        moved: whether the study file now names another path; then they must be there.
+        moved: whether the study file now names another path; then the checkpoints must be at that path.
         selected: whether they were selected from more checkpoints.
         packed: the packed trajectory on this machine; ``None`` where not known.
     """
@@ -75,10 +75,10 @@ def study_directory(directory: Path | None) -> Iterator[None]:
 
 
 def given_path(path: str) -> Path:
-    """A path or glob of a study file. Relative ones are looked for beside the study file, then in the working
-    directory.
+    """A path or glob of a study file.
 
-    The path need not exist; opening it gives the error.
+    A relative one is looked for beside the study file, then in the working directory. It need not exist; opening it
+    gives the error.
     """
     given = Path(path).expanduser()
     directory = _study_directory.get()
@@ -89,7 +89,7 @@ def given_path(path: str) -> Path:
 
 
 def _is_there(directory: Path, path: Path) -> bool:
-    """Whether a path or a glob finds anything; what can be neither finds nothing."""
+    """Whether a path or a glob finds anything; a text that is neither finds nothing."""
     try:
         return (directory / path).exists() or next(directory.glob(str(path)), None) is not None
     except (ValueError, NotImplementedError, OSError):

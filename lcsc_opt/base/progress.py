@@ -35,7 +35,7 @@ class Advance(Protocol):
 
 
 class _CutColumn(ProgressColumn):
-    """A text that gets shorter where the terminal is narrow, so that the numbers beside it are whole."""
+    """A text that is cut on a narrow terminal, so that the numbers beside it stay whole."""
 
     def __init__(self, text: Callable[[Task], str]) -> None:
         super().__init__(Column(no_wrap=False))
@@ -57,10 +57,10 @@ def _rate(speed: float) -> str:
 
 @contextlib.contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
-    """Show how far a loop of ``total`` steps is; ``done`` of them were done by an earlier process.
+    """Show how far a loop of ``total`` steps has come; an earlier process did ``done`` of them.
 
-    On a terminal this is a bar, elsewhere (CI, SLURM) one line about every ten seconds. While one is shown, loops that
-    begin inside it or in other threads show nothing.
+    On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown, loops
+    that begin inside it or in other threads show nothing.
     """
     if not _showing.acquire(blocking=False):
         yield _show_nothing
@@ -76,7 +76,7 @@ _showing = threading.Lock()
 
 
 def _show_nothing(steps: int = 1, *, note: str | None = None) -> None:
-    """Another one is shown."""
+    """Do nothing: another loop is shown."""
 
 
 @contextlib.contextmanager
@@ -113,11 +113,11 @@ def _bar(description: str, total: int, done: int) -> Iterator[Advance]:
 
 
 def notice(message: str, *, every_time: bool = False) -> None:
-    """One line on stderr: something that went well in the end, or that may go wrong later.
+    """Print a line on stderr about something that went well in the end, or that may go wrong later.
 
     Args:
         message: the line.
-        every_time: print it also inside :func:`said_once`.
+        every_time: print it each time, even inside :func:`said_once`.
     """
     if _listener is not None:
         _listener(message)
@@ -128,7 +128,7 @@ def notice(message: str, *, every_time: bool = False) -> None:
             _said.add(message)
 
 
-_said: set[str] | None = None  # of this process, whose threads give notice, too
+_said: set[str] | None = None  # shared by all threads of this process, which give notice, too
 _listener: Callable[[str], None] | None = None
 
 
@@ -144,7 +144,7 @@ def said_once() -> Iterator[None]:
 
 
 def hand_notices_to(listener: Callable[[str], None]) -> None:
-    """From now on, hand this process's notices to a function, for the process that started it."""
+    """Hand this process's notices to ``listener`` from now on, for the process that started this one."""
     global _listener
     _listener = listener
 

@@ -89,7 +89,7 @@ class Evaluation:
         loss: what the optimizer minimizes; lower is better.
         metrics: every number that was measured, as it is reported (FID, …).
         cost: images, model calls and seconds.
-        gradient: ``[K]`` float64, of the loss in the coefficients; ``None`` where not wanted.
+        gradient: ``[K]`` float64, of the loss with respect to the coefficients; ``None`` where not wanted.
         excess: how many standard errors the kept metric is above its value at EMA*; ``None`` without a kept metric.
     """
 
@@ -108,7 +108,7 @@ class NodeWork:
         name: of the machine; empty where workers died before it was known.
         alive: how many of them answer.
         busy: the share of their time in the last minute in which they had something to do; ``None`` where none lived.
-        deaths: how many died since the search went on.
+        deaths: how many died since this process started or continued the search.
     """
 
     name: str

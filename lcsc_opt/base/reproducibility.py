@@ -56,7 +56,7 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def derive_seed(seed: int, *name: str | int, bits: int = 63) -> int:
-    """A seed for the stream called ``name`` below ``seed``: the first ``bits`` (1 to 256) of a SHA-256.
+    """A seed for the random stream ``name``, derived from ``seed``: the first ``bits`` (1 to 256) of a SHA-256.
 
     63 bits fit what ``torch.Generator.manual_seed`` takes, 32 what ``numpy.random.RandomState`` takes.
     """
@@ -70,7 +70,10 @@ _lock = threading.RLock()
 
 @contextlib.contextmanager
 def blas_threads(count: int | None) -> Iterator[None]:
-    """While this is open, numpy's BLAS has ``count`` threads, or as many as before, and nobody else changes that."""
+    """While this is open, numpy's BLAS has ``count`` threads, and no other caller of this function changes that.
+
+    ``None`` leaves the number as it is.
+    """
     with _lock:
         if count is None:
             yield

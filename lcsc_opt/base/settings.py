@@ -48,7 +48,7 @@ EXPECTED = {
 
 
 def _follows(detail: Any, details: Sequence[Any]) -> bool:
-    """Whether a list is called too short only because its entries are wrong, which is said already."""
+    """Whether a list is called too short only because its entries are wrong; these have messages of their own."""
     place = detail["loc"]
     return detail["type"] == "too_short" and any(
         other["loc"][: len(place)] == place != other["loc"] for other in details

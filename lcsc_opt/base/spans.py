@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 Listener = Callable[[str], contextlib.AbstractContextManager[object]]
-"""The name of a span → what is open for as long as it lasts. It is called in the thread that does the work."""
+"""The name of a span → a context that is open as long as the span. It is called in the thread that does the work."""
 
 ASK, TELL, DATABASE, EVALUATE = "ask", "tell", "database", "evaluate"
 MERGE, SAMPLE, FEATURES, METRIC = "merge", "sample", "features", "metric"
@@ -20,7 +20,7 @@ _listeners: tuple[Listener, ...] = ()
 
 @contextlib.contextmanager
 def span(name: str) -> Iterator[None]:
-    """While this is open, the work is of the part ``name``."""
+    """Mark the work that is done while this is open as the part ``name``."""
     if not _listeners:
         yield
         return
@@ -32,7 +32,7 @@ def span(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """While this is open, ``listener`` hears of the spans of all threads."""
+    """While this is open, ``listener`` is called for the spans of all threads."""
     global _listeners
     _listeners = (*_listeners, listener)
     try:

@@ -1,7 +1,7 @@
 """A study file: YAML in, one frozen and validated specification out.
 
-Everything that is wrong is said at once, each with its path in the file, what was expected, and the nearest name
-where a key or a value looks misspelt. Nothing deeper in the library looks into the YAML again.
+All errors are reported at once, each with its path in the file, what was expected, and the nearest known name where a
+key or a value looks misspelt. Nothing deeper in the library looks into the YAML again.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ class NameSpec(FrozenModel):
 
 
 class ObjectiveSpec(FrozenModel):
-    """Which file builds the objective, and its settings, which that file checks."""
+    """The file that builds the objective, and the settings for it, which that file checks."""
 
     file: str
     settings: Settings = pydantic.Field(default_factory=dict)
 
 
 class SpaceSpec(FrozenModel):
-    """Which coefficients are searched: ``affine``, ``convex`` or the ``principal`` directions, and from where.
+    """Which coefficients are searched (``affine``, ``convex`` or the ``principal`` directions), and from where.
 
-    ``origin`` is an EMA rate per training step; without it the middle one of the window's EMA rates is used.
+    ``origin`` is an EMA rate per training step; by default it is the middle one of the window's EMA rates.
     """
 
     kind: Literal["affine", "convex", "principal"] = "affine"
@@ -78,7 +78,7 @@ class OptimizerSpec(FrozenModel):
 
 
 class BudgetSpec(FrozenModel):
-    """A total over the study's whole life: so many evaluations, or so many images."""
+    """A total over the study's whole life: a number of evaluations, or of images."""
 
     evaluations: Annotated[int, pydantic.Field(ge=1)] | None = None
     images: Annotated[int, pydantic.Field(ge=1)] | None = None
@@ -91,12 +91,12 @@ class BudgetSpec(FrozenModel):
 
     @property
     def unit(self) -> Literal["evaluations", "images"]:
-        """What it counts."""
+        """What the budget counts."""
         return "images" if self.evaluations is None else "evaluations"
 
     @property
     def total(self) -> int:
-        """How many of them."""
+        """The number of evaluations or images."""
         return self.evaluations or self.images or 0
 
     def __str__(self) -> str:
@@ -113,8 +113,8 @@ class HeldOutSpec(FrozenModel):
 class FailureSpec(FrozenModel):
     """What happens to evaluations that fail.
 
-    A candidate is tried up to ``retries`` times more, then its trial fails; errors of this library are not tried again.
-    The study stops when more than the share ``stop_share`` of at least ten trials failed.
+    A candidate is tried again up to ``retries`` times, then its trial fails; after an error of this library it is not
+    tried again. The study stops when at least ten trials ended and more than the share ``stop_share`` of them failed.
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2
@@ -126,8 +126,8 @@ class RayWorkers(FrozenModel):
 
     Attributes:
         ray: how many workers.
-        gpus: of each worker; ``None`` is one where the cluster has GPUs and the objective may use them. With 0.5, two
-            workers share a GPU.
+        gpus: of each worker; ``None`` means one where the cluster has GPUs and the objective may use them. With 0.5,
+            two workers share a GPU.
         cpus: of each worker; also its number of threads.
         address: of the cluster's head, ``host:port``; ``auto`` is the cluster that this machine belongs to.
     """
@@ -151,11 +151,11 @@ Workers = int | Literal["auto"] | tuple[str, ...] | RayWorkers
 class StudySpec(FrozenModel):
     """One study file. It stands for one Optuna study per optimizer and seed, called ``name/optimizer/seed``.
 
-    ``workers`` is a number of processes, ``auto`` for one on each GPU, the device of each, or workers of a Ray cluster.
-    ``spread`` says what is spread over them: ``candidates``, or the ``images`` of one candidate; ``auto`` spreads
-    images where the optimizer waits for each result. ``pipeline`` overlaps the merging of the next candidate and the
-    metric of the last one with sampling; ``auto`` does so where these use different parts of the machine. ``vary`` says
-    which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
+    ``workers`` is a number of processes, ``auto`` for one on each GPU, a list with the device of each process, or
+    workers of a Ray cluster. ``spread`` says what is spread over them: ``candidates``, or the ``images`` of one
+    candidate; ``auto`` spreads images where the optimizer waits for each result. ``pipeline`` overlaps sampling with
+    the merging of the next candidate and the metric of the last one; ``auto`` does so where these use different parts
+    of the machine. ``vary`` says which value each varied key has here (:mod:`lcsc_opt.base.sweep`).
     """
 
     name: Experiment
@@ -245,10 +245,10 @@ def _ray_workers(value: Mapping[Any, Any]) -> RayWorkers:
 
 
 def on_ray(workers: Workers, address: str) -> RayWorkers:
-    """As many workers, on the Ray cluster at this address.
+    """The same number of workers, on the Ray cluster at this address.
 
     Raises:
-        StudySpecError: the number is one of this machine's devices.
+        StudySpecError: ``workers`` is ``auto`` or a list, which counts the devices of this machine.
     """
     if isinstance(workers, RayWorkers):
         return workers.model_copy(update={"address": address})
@@ -268,7 +268,7 @@ def _expand_optimizer(entry: Any) -> Any:
 
 
 def read_study_file(path: Path, overrides: Sequence[str] = ()) -> StudySpec:
-    """Parse and validate a study file that stands for one experiment; arguments as of :func:`read_studies`.
+    """Parse and validate a study file that stands for one experiment; the arguments are those of :func:`read_studies`.
 
     Raises:
         StudySpecError: one line that names every wrong key with its path; or the file varies settings.
@@ -281,8 +281,8 @@ def read_studies(path: Path, overrides: Sequence[str] = ()) -> tuple[StudySpec, 
 
     Args:
         path: of the file.
-        overrides: ``objective.settings.images=500``: keys of the file with dots between, and YAML. A key that the file
-            varies then has this value only.
+        overrides: such as ``objective.settings.images=500``: keys of the file joined by dots, and a value in YAML. A
+            key that the file varies then has only this value.
 
     Raises:
         StudySpecError: one line that names every wrong key with its path.
@@ -309,7 +309,7 @@ def _content(path: Path, overrides: Sequence[str]) -> Any:
 
 
 def _overridden(content: Any, override: str) -> Any:
-    """The content with one value in place of what was there; in ``vary``, too, where all after it is one key."""
+    """The content with one value replaced. Behind ``vary.``, the rest of the path is one key."""
     path, equals, text = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -327,7 +327,7 @@ def _overridden(content: Any, override: str) -> Any:
 
 
 def parse_study(content: Any, *, source: str) -> StudySpec:
-    """Validate what a study file contained that stands for one experiment.
+    """Validate the content of a study file that stands for one experiment.
 
     Args:
         content: of the file.
@@ -354,9 +354,9 @@ def only_one(studies: Sequence[StudySpec], *, source: str) -> StudySpec:
 
 
 def parse_studies(content: Any, *, source: str) -> tuple[StudySpec, ...]:
-    """Validate what a study file contained: an experiment, or one for each point of its sweep.
+    """Validate the content of a study file: an experiment, or one for each point of its sweep.
 
-    Arguments and errors are those of :func:`parse_study`, which wants one experiment only.
+    Arguments and errors are those of :func:`parse_study`, which accepts one experiment only.
     """
     if not isinstance(content, Mapping) or VARY not in content:
         return (_parsed(content, source),)
@@ -370,7 +370,7 @@ def _parsed(content: Any, source: str) -> StudySpec:
 
 
 def _blanks(content: Any, path: str) -> Iterator[str]:
-    """What ``lcsc init`` could not find out, each with what it is."""
+    """The values that ``lcsc init`` could not find out: the path of each, and what belongs there."""
     if isinstance(content, Mapping):
         for key, value in content.items():
             yield from _blanks(value, f"{path}.{key}" if path else str(key))

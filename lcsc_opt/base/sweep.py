@@ -1,4 +1,4 @@
-"""A sweep: one study file that varies settings stands for an experiment at each point of their product.
+"""A sweep: a study file that varies settings stands for one experiment for each combination of their values.
 
 ``vary: {objective.settings.images: [200, 1000]}`` in an experiment ``samples`` gives the experiments
 ``samples,images=200`` and ``samples,images=1000``. The names alone say which experiments belong together.
@@ -105,16 +105,16 @@ def split_point(experiment: str) -> tuple[str, dict[str, str]]:
 
 
 def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> Any:
-    """The content with one value in place of what was there; missing mappings on the way to it are made.
+    """A copy of the content with one value replaced; missing mappings on the way to it are created.
 
     Args:
         content: of a study file, or a part of it; it is left as it is.
-        keys: the way to the value. In a list of optimizers a key is the name of one, and the next one of its options.
+        keys: the way to the value. In a list of optimizers, a key is an optimizer's name, the next key an option.
         value: the new one.
         where: begins the message of an error.
 
     Raises:
-        StudySpecError: there is something else than a mapping on the way.
+        StudySpecError: a value on the way has no keys, or a list has no optimizer of that name.
     """
     if not keys:
         return value
@@ -128,7 +128,7 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
 
 
 def _replaced_in_list(entries: list[Any], keys: Sequence[str], value: Any, where: str) -> list[Any]:
-    """In the ways that optimizers are written: ``LCSC``, ``LCSC: {…}`` and ``{name: LCSC, options: {…}}``."""
+    """The list with one optimizer changed, written as ``LCSC``, ``LCSC: {…}`` or ``{name: LCSC, options: {…}}``."""
     name, rest = keys[0], keys[1:]
     if not any(_is_called(entry, name) for entry in entries):
         raise StudySpecError(f"{where}: {_shown(entries)} has no {name!r}")

@@ -9,7 +9,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, in which a second equal key does not win silently, and 1e-4 is a number."""
+    """PyYAML's safe loader, but it refuses a key that is given twice, and reads 1e-4 as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -23,7 +23,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _power_of_ten(_: _Loader, node: yaml.ScalarNode) -> float:
-    """1e-4, and 1e4 as a whole number: PyYAML reads YAML 1.1, where these are texts for want of a point or a sign."""
+    """Read 1e-4, and 1e4 as a whole number. In YAML 1.1, which PyYAML reads, they are texts: they lack a point or a
+    sign.
+    """
     number = float(node.value)
     return int(number) if number.is_integer() else number
 
@@ -33,10 +35,10 @@ _Loader.add_constructor("!exponent", _power_of_ten)
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text of YAML stands for.
+    """The content of a text in YAML.
 
     Raises:
-        ValueError: it is none; the message says what is wrong, and where.
+        ValueError: the text is not YAML; the message says what is wrong, and where.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
@@ -47,7 +49,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _wrong(error: Exception) -> str:
-    """Without the lines themselves, which the reader has."""
+    """The message of an error, without the lines of the text, which the reader has."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         context = "" if error.context is None else f"{error.context}: "
         where = error.problem_mark

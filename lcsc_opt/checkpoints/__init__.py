@@ -1,9 +1,9 @@
 """Reading one checkpoint from the files that people save, and choosing many; ``docs/formats.md`` lists the formats.
 
-``reading`` is the way in. ``torch_files``, ``safetensors_files`` and ``folders`` are the containers, ``pickles``
-reads what torch and NVlabs pickle without running any of it, ``keys`` finds the state dict in it, ``nvlabs`` and
-``averages`` give names to weights that are saved without, ``names`` reads paths, ``lora`` knows adapters, and
-``contents`` is what all of them hand on. ``finding`` finds and selects the checkpoints of a run.
+``reading`` is the entry. ``torch_files``, ``safetensors_files`` and ``folders`` read the containers; ``pickles`` reads
+the pickles of torch and NVlabs without running anything in them; ``keys`` finds the state dict in a file's content;
+``nvlabs`` and ``averages`` name weights that are saved without names; ``names`` reads paths; ``lora`` knows adapters;
+``contents`` has the types that all of them share. ``finding`` finds and selects the checkpoints of a run.
 """
 
 from lcsc_opt.checkpoints.keys import GUESSED_KEYS

@@ -13,14 +13,14 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def name_averages(averages: Sequence[Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """Name → average, by the only way to lay the list along the model's state dict, in order and by shape.
+    """Name → average: match the list with the model's state dict, in order and by shape.
 
     Args:
         averages: one tensor per trained parameter, in the order of ``model.parameters()``.
         model: the state dict, which has buffers in between.
 
     Raises:
-        Refused: there is no such way, or more than one.
+        Refused: there is no way to match them, or more than one.
     """
     names = [name for name in model if name.rpartition(".")[2] not in STATISTICS]
     skipped = len(names) - len(averages)
@@ -40,7 +40,7 @@ def name_averages(averages: Sequence[Any], model: Mapping[str, Any]) -> dict[str
 
 
 def _count_ways(short: list[Any], long: list[Any], skipped: int) -> list[list[int]]:
-    """``ways[i][g]``: how often ``short[i:]`` lies in ``long[i + g:]``, counted up to 2."""
+    """``ways[i][g]``: in how many ways ``short[i:]`` matches parts of ``long[i + g:]`` in order, counted up to 2."""
     ways = [[1] * (skipped + 1)]
     for index in reversed(range(len(short))):
         row = [0] * (skipped + 1)

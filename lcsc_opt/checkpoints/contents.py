@@ -1,4 +1,4 @@
-"""What a pickle is turned into: plain data, inert records of everything foreign, and tensors not yet read."""
+"""The types that a pickle is turned into: plain data, inert records of foreign objects, and tensors not yet read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 SHOWN = 80  # characters of a text from a file that a message may repeat
 
 
-class Refused(Exception):  # noqa: N818 (it is the caller, who knows the path, that makes an error of it)
-    """What is wrong with a file and what to do, to be put behind its path."""
+class Refused(Exception):  # noqa: N818 (the caller knows the path and makes an error of it)
+    """What is wrong with a file and what to do; the caller puts the path before it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Name:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Record:
-    """An object of a class, or the result of a call, that was not made: only what the file says about it.
+    """What a file says about an object of a class, or about the result of a call; neither is ever made.
 
     Attributes:
         name: the class or function.
@@ -56,7 +56,7 @@ class Span:
 
 @dataclasses.dataclass(slots=True, eq=False)
 class StorageRef:
-    """A tensor's memory as it lies in the file: ``size`` bytes from ``start``, meant as ``dtype``."""
+    """A tensor's memory as it lies in the file: ``size`` bytes from ``start``, to be read as ``dtype``."""
 
     dtype: torch.dtype
     size: int

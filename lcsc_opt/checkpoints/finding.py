@@ -17,7 +17,8 @@ from lcsc_opt.checkpoints.folders import find_weights
 from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-# what lies beside weights: of openai's code bases, Accelerate, diffusers, transformers, DeepSpeed, NVlabs and Lightning
+# names of files that lie beside weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
+# DeepSpeed, NVlabs and Lightning
 NEVER = re.compile(
     r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
     r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"
@@ -26,11 +27,11 @@ NEVER = re.compile(
 )
 CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
 Patterns = str | Path | Sequence[str | Path]
-INSIDE = "checkpoints"  # where Lightning and Accelerate put them
+INSIDE = "checkpoints"  # the folder in which Lightning and Accelerate save them
 
 
 def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
-    """The checkpoints that ``patterns`` stand for, each once, the ones of a glob or a folder in natural order.
+    """The checkpoints that ``patterns`` stand for, each once; those of a glob or a folder are in natural order.
 
     Args:
         patterns: files; globs such as ``"runs/ema_0.9999_*.pt"``; folders that are one checkpoint (diffusers,
@@ -40,8 +41,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
 
     Raises:
         CheckpointError: a path that does not exist.
-        TrajectoryError: nothing found, no glob, a packed trajectory, or checkpoints of several series in one folder or
-            glob (running averages of several rates, or averages beside raw weights).
+        TrajectoryError: nothing found, an invalid glob, a packed trajectory, or checkpoints of several series in one
+            folder or glob (running averages of several rates, or averages beside raw weights).
     """
     patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
     paths = _without_states([Path(pattern).expanduser() for pattern in patterns])
@@ -84,7 +85,7 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _without_states(paths: Sequence[Path]) -> list[Path]:
-    """Without named files that are not weights; a shell's glob names such files, too."""
+    """Leave out given files that are not weights: a shell's glob may name such files."""
     states = [path for path in paths if NEVER.fullmatch(path.stem) and path.is_file()]
     if states:
         more = f" and {len(states) - 1} more" if len(states) > 1 else ""
@@ -137,7 +138,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 
 def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
-    """Put them in natural order, without ``last.ckpt`` and its like beside one numbered series."""
+    """The paths in natural order; ``last.ckpt`` and its like are left out beside one numbered series."""
     counts = Counter(checkpoint_series(path) for path in paths)
     lone = [path for path in paths if not re.search("[0-9]", path.stem)]
     rest = counts - Counter(checkpoint_series(path) for path in lone)
@@ -151,7 +152,7 @@ def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
 
 
 def several_series(place: str, paths: Sequence[Path]) -> TrajectoryError:
-    """What to tell a user whose checkpoints do not belong to one trajectory."""
+    """The error for checkpoints that do not belong to one trajectory."""
     counts = Counter(checkpoint_series(path) for path in paths)
     named = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items()))
     largest = max(counts, key=lambda series: counts[series])
@@ -164,7 +165,7 @@ def several_series(place: str, paths: Sequence[Path]) -> TrajectoryError:
 
 
 def _glob_of(chosen: list[Path], among: Sequence[Path]) -> str | None:
-    """A glob for the names of ``chosen`` that none of the others has, if there is one with stars for numbers."""
+    """A glob with wildcards for numbers that matches ``chosen`` and no other path; ``None`` where none is found."""
     name = chosen[0].name
     numbers = list(re.finditer("[0-9]+", name))
     globs = [f"{name[: number.start()]}*{name[number.end() :]}" for number in numbers]
@@ -187,19 +188,20 @@ SHOWN_STEPS = 6
 class Selection:
     """Checkpoints of a window, an interval apart, as Liu et al. select them (Sec. 5.1 and App. B).
 
-    Everything counts back from the last step n_K; what is ``None`` does not select. They are applied in this order:
+    The window and the interval count back from the last step that is left, n_K. A rule that is ``None`` is not applied;
+    the others are applied in this order:
 
     Attributes:
-        last_step: leaves out what was saved after this step: the training as if it had ended there.
+        last_step: leaves out what was saved after this step, as if the training had ended there.
         first_step: leaves out what was saved before this step.
-        window: n_K − n_1, in steps: leaves out what is further than this from the last step. The window of 40,000 with
+        window: n_K − n_1, in steps; leaves out what is further than this from the last step. The window of 40,000 with
             an interval of 100 is 401 checkpoints.
-        interval: n_k − n_{k−1}, in steps: of the points n_K, n_K − interval, n_K − 2 · interval … that are not before
-            the first step that is left, each keeps the nearest of the checkpoints to which it is the nearest point; of
-            two that are as near, the later one. Where steps are multiples of a number that divides the interval
-            this is (n_K − n) % interval = 0; a step that is off by one, or a last checkpoint between two
-            regular ones, does not empty the selection.
-        last: keeps this many, the last ones.
+        interval: n_k − n_{k−1}, in steps. The points are n_K, n_K − interval, n_K − 2 · interval …, down to the first
+            step that is left. Each checkpoint belongs to its nearest point, and each point keeps its nearest
+            checkpoint; of two that are equally near, the later one. Where the steps are multiples of a number that
+            divides the interval, this keeps (n_K − n) % interval = 0. A step that is off by one, or a last checkpoint
+            between two regular ones, does not empty the selection.
+        last: keeps the last ones, this many.
 
     Raises:
         TrajectoryError: a number that is not whole, or too small.
@@ -219,7 +221,7 @@ class Selection:
 
     @property
     def given(self) -> dict[str, int]:
-        """What selects, name → number."""
+        """The rules that are applied, name → number."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     def choose(self, steps: Sequence[int]) -> list[int]:
@@ -253,7 +255,7 @@ class Selection:
 
 
 def _on_grid(positions: list[int], ages: list[int], interval: int) -> list[int]:
-    """Of every multiple of ``interval`` the position whose age (n_K − n) is nearest to it."""
+    """For every multiple of ``interval``, the position whose age (n_K − n) is nearest to it."""
     nearest: dict[int, tuple[int, int]] = {}  # multiple → (how far, position)
     for position, age in zip(positions, ages, strict=True):
         point = min((2 * age + interval - 1) // (2 * interval), ages[0] // interval)  # halves go to the later point

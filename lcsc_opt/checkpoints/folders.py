@@ -39,9 +39,9 @@ class Found:
 
     Attributes:
         file: a weights file, or the index of several.
-        key: what names this file among the others of the folder; ``""`` when it lies in the folder itself.
-        rest: what of the key is left to find the state dict in the file; ``None`` leaves it to be guessed.
-        others: keys of other components, where the choice was ours.
+        key: the key that chooses this file in the folder; ``""`` when it lies in the folder itself.
+        rest: the rest of the key, which finds the state dict in the file; with ``None`` it is guessed.
+        others: keys of other components that a user could choose; empty where the user has chosen.
     """
 
     file: Path
@@ -54,7 +54,7 @@ def find_weights(folder: Path, key: str | None) -> Found:
     """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.
 
     Raises:
-        Refused: there are none, or several that nothing tells apart.
+        Refused: there are none, or several of which none can be preferred.
     """
     if key in (None, "", folder.name) and (file := _weights_file(folder)):
         return Found(file, key or "")
@@ -69,7 +69,7 @@ def find_weights(folder: Path, key: str | None) -> Found:
 
 
 def is_index(path: Path) -> bool:
-    """Whether a file lists the files that weights were cut into."""
+    """Whether a file is an index, which lists the files that weights were split into."""
     return path.name.endswith(".json") and ".index." in path.name
 
 
@@ -77,7 +77,7 @@ def read_index(path: Path) -> dict[str, list[str]]:
     """File → names of its tensors, of an index such as ``model.safetensors.index.json``.
 
     Raises:
-        Refused: no such index, or a file outside of the folder.
+        Refused: it is not such an index, or it names a file outside of the folder.
         OSError: it cannot be opened.
     """
     if path.stat().st_size > MAX_INDEX:

@@ -58,7 +58,7 @@ def named_content(content: Any) -> Any:
 
 
 def guess_key(content: Any) -> str | None:
-    """Where the state dict is: bare when all are tensors, else under the first usual key that has tensors."""
+    """The key of the state dict: ``""`` when all entries are tensors, else the first usual key that has tensors."""
     return _guessed(content, 0, {})
 
 
@@ -83,11 +83,11 @@ def _guessed(content: Any, depth: int, seen: dict[int, int]) -> str | None:
             return _joined(key, deeper)
     if is_weights(content):
         return _averaged_prefix(parts)
-    return next((key for key in GUESSED_KEYS if is_module(parts.get(key))), None)  # to be refused with the reason
+    return next((key for key in GUESSED_KEYS if is_module(parts.get(key))), None)  # refused later, with the reason
 
 
 def other_keys(content: Any, taken: str) -> list[str]:
-    """Other state dicts beside the one that was taken, for a message; not the modules that NVlabs' losses are."""
+    """The keys of state dicts beside the one that was taken, for a message; NVlabs' losses are left out."""
     first = taken.split(".", 1)[0]
     parts = itertools.islice((_entries(content) or {}).items(), 100)
     return [
@@ -101,7 +101,7 @@ def other_keys(content: Any, taken: str) -> list[str]:
 
 
 def is_weights(value: Any) -> bool:
-    """Whether ``value`` is a network, a dict with tensors in it, or a list of averages with what belongs to it."""
+    """Whether ``value`` is a network, a dict with tensors in it, or a saved list of averages."""
     if is_network(value):
         return True
     entries = _entries(value) or {}
@@ -109,7 +109,7 @@ def is_weights(value: Any) -> bool:
 
 
 def look_up(content: Any, key: str) -> Mapping[Any, Any]:
-    """The state dict under ``key``: names of parts joined by dots, and behind them the start of the tensors' names.
+    """The state dict under ``key``: names of parts joined by dots, which the start of the tensors' names may follow.
 
     Raises:
         Refused: there is nothing under that key, or no state dict.
@@ -182,7 +182,7 @@ def _under_prefix(parts: Mapping[Any, Any], prefix: str, key: str) -> dict[Any, 
 
 
 def _named_like_model(averages: dict[Any, Any], parts: Mapping[Any, Any]) -> dict[Any, Any]:
-    """CompVis' ``LitEma`` leaves the dots out of its names; they are the model's."""
+    """Restore the model's names in CompVis' ``LitEma``, which leaves the dots out of them."""
     names = {
         name[6:].replace(".", ""): name[6:] for name in parts if isinstance(name, str) and name.startswith("model.")
     }
@@ -190,7 +190,7 @@ def _named_like_model(averages: dict[Any, Any], parts: Mapping[Any, Any]) -> dic
 
 
 def _averaged_prefix(names: Mapping[Any, Any]) -> str:
-    """Where a wrapper keeps its average among the tensors' names; ``""`` for an ordinary state dict."""
+    """The prefix of the names under which a wrapper keeps its average; ``""`` for an ordinary state dict."""
     if "model_ema.num_updates" in names:  # CompVis' LitEma
         return "model_ema"
     texts = [name for name in names if isinstance(name, str)]
@@ -204,7 +204,7 @@ def _averaged_prefix(names: Mapping[Any, Any]) -> str:
 
 
 def _named_model(root: Any) -> Mapping[str, Any]:
-    """The state dict whose names an average without names shares."""
+    """The model's state dict, whose names an average without names gets."""
     parts = _entries(root) or {}
     for key in GUESSED_KEYS:
         model = _entries(parts.get(key))

@@ -112,7 +112,7 @@ def _module(flavour: Flavour, name: str, down: str, up: str, present: set[str]) 
 
 
 def _place(flavour: Flavour, stem: str, *, old: bool) -> tuple[str, str]:
-    """The component, and the module inside it, that the ``stem`` of a name tells."""
+    """The component and the module inside it, read from the ``stem`` of a name."""
     if flavour == "peft":
         return "", stem.removeprefix(PEFT_PREFIX)
     if flavour == "kohya":
@@ -121,7 +121,7 @@ def _place(flavour: Flavour, stem: str, *, old: bool) -> tuple[str, str]:
     component, _, path = stem.partition(".")
     if component not in COMPONENTS:
         component, path = "", stem
-    path = path.removeprefix(PEFT_PREFIX).replace(".processor.", ".")  # PEFT's is there in files of LCM-LoRA's trainer
+    path = path.removeprefix(PEFT_PREFIX).replace(".processor.", ".")  # files of LCM-LoRA's trainer have PEFT's
     if old:
         base, _, projection = path.rpartition(".")
         renamed = OLD_TEXT_ATTENTION if base.endswith("self_attn") else OLD_ATTENTION
@@ -145,7 +145,7 @@ ADAPTER_CONFIG = "adapter_config.json"  # PEFT's, beside the weights
 ADAPTER_METADATA = "lora_adapter_metadata"  # the same, in the safetensors header of files that diffusers writes
 
 
-PACKED_ALPHAS = "lora_alphas"  # what both tell, in the metadata of a packed trajectory
+PACKED_ALPHAS = "lora_alphas"  # the same, in the metadata of a packed trajectory
 
 
 SCALE_ENTRIES = ("lora_alpha", "alpha_pattern", "use_rslora")  # of PEFT's configuration; others may hold paths
@@ -169,7 +169,7 @@ class LoraFactors:
 
     @property
     def scale(self) -> float:
-        """What the product is multiplied by, alpha / rank."""
+        """The factor of the product, alpha / rank."""
         return self.alpha / self.rank
 
 
@@ -178,8 +178,8 @@ class LoraAlphas:
     """The alphas of a LoRA whose tensors do not hold them.
 
     Attributes:
-        configs: component → PEFT's configuration of it. That of the empty component, as in PEFT's own files, is for
-            all that have none. A module without a configuration has alpha = rank, as diffusers takes it.
+        configs: component → PEFT's configuration of it. The one of the empty component, as in PEFT's own files, is for
+            all components without one. A module without a configuration has alpha = rank, as in diffusers.
     """
 
     configs: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
@@ -221,14 +221,14 @@ def _whole_pattern(pattern: str) -> str:
 
 
 def read_alphas(path: str | Path, *, key: str | None = None) -> LoraAlphas | None:
-    """What a LoRA file's header, or ``adapter_config.json`` beside it or one folder up, says of alphas; else ``None``.
+    """The alphas in a LoRA file's header, or in ``adapter_config.json`` beside it or one folder up; else ``None``.
 
     Args:
         path: a file, or a checkpoint's folder, whose weights may lie in a subfolder such as ``unet_lora``.
         key: which weights of the folder, as in :func:`read_checkpoint`.
 
     Raises:
-        CheckpointError: a configuration that is none.
+        CheckpointError: the configuration cannot be read, or is not one of a LoRA.
     """
     file = _weights_file(Path(path), key)
     if text := read_metadata(file).get(ADAPTER_METADATA):
@@ -241,7 +241,7 @@ def read_alphas(path: str | Path, *, key: str | None = None) -> LoraAlphas | Non
 
 
 def _weights_file(path: Path, key: str | None) -> Path:
-    """The file of a folder that has the weights; the folder itself where they are not told apart."""
+    """The file of a folder that has the weights; the folder itself where no file can be chosen."""
     if not path.is_dir():
         return path
     try:
@@ -286,7 +286,7 @@ def _scale_entries(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scale_entries(config: object) -> dict[str, Any] | None:
-    """What of PEFT's configuration decides a LoRA's scale; ``None`` where that is not numbers and regular expressions.
+    """The part of PEFT's configuration that decides a LoRA's scale; ``None`` where an entry of it is not valid.
 
     Every other entry is left out: some name folders of the machine that trained it.
     """
@@ -323,12 +323,12 @@ def alphas_metadata(names: Iterable[str], source: Path, key: str) -> dict[str, s
     Args:
         names: of the tensors.
         source: a checkpoint, as :func:`read_alphas` takes it.
-        key: which weights of it.
+        key: which weights of the checkpoint.
     """
     if lora_flavour(names) is None:
         return {}
     try:
         alphas = read_alphas(source, key=key)
     except CheckpointError:
-        return {}  # whoever needs the alphas is told then
+        return {}  # the error comes when the alphas are needed
     return {} if alphas is None else {PACKED_ALPHAS: json.dumps(alphas.configs)}

@@ -1,4 +1,4 @@
-"""What a checkpoint's path tells: its training step, and the series that it belongs to."""
+"""Reads a checkpoint's path: its training step, and the series that it belongs to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def numbered_step(path: Path) -> int | None:
 
 
 def checkpoint_series(path: str | Path) -> str:
-    """Which of the series in a folder a checkpoint belongs to: its name without step, epoch and metrics.
+    """The series in a folder that a checkpoint belongs to: its name without step, epoch and metrics.
 
     ``ema_0.9999_012345.pt`` is of ``ema_0.9999``, ``network-snapshot-0001000-0.050.pkl`` of
     ``network-snapshot-0.050``, ``checkpoint-500/unet`` of ``checkpoint/unet``. Only checkpoints of one series make a
@@ -66,7 +66,7 @@ def _without_suffix(name: str) -> str:
 
 
 def _stem(path: Path) -> str:
-    """The name without suffix and without precision, whose digits are no step."""
+    """The name without its suffix and its precision (``fp16``), whose digits are not a step."""
     return re.sub(_PRECISION, "", _without_suffix(path.name), flags=re.IGNORECASE)
 
 

@@ -1,7 +1,7 @@
 """Networks in NVlabs' snapshots: their weights and arguments, from records of objects that were never made.
 
 ``torch_utils.persistence`` of EDM, EDM2 and StyleGAN pickles a network as a call with the source code of its class and
-the network's ``__dict__``. The source is data here; weights are named as ``state_dict()`` would name them.
+the network's ``__dict__``. Here, this source is only data. Weights are named as ``state_dict()`` would name them.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 :class:`InertUnpickler` follows the opcodes of protocols 2 to 5. Plain data comes back as it is; tensors become
 :class:`~lcsc_opt.checkpoints.contents.TensorRef`; every other class or call becomes a
-:class:`~lcsc_opt.checkpoints.contents.Record`. What a hostile file can cost is bounded: opcodes, text, and the
-keys of dicts, whose hashes could take for ever.
+:class:`~lcsc_opt.checkpoints.contents.Record`. The cost of a hostile file is bounded: its opcodes, its text, and the
+keys of dicts, which could take for ever to hash.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ class InertUnpickler:
     Args:
         data: the file up to where the pickle must have ended.
         storage: makes a :class:`StorageRef` of a persistent id, as torch writes them.
-        nested: makes one of the bytes of a file inside the file; ``None`` leaves a record.
+        nested: makes a :class:`StorageRef` of the bytes of a file inside the file; ``None`` leaves a record.
 
     Attributes:
-        position: behind the pickle, after :meth:`load`.
+        position: where the next opcode is; after :meth:`load`, the end of the pickle.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class InertUnpickler:
             self._marked_items()
 
     def _tuple(self) -> None:
-        items = self._marked_items()  # which brings back the stack that the tuple goes on
+        items = self._marked_items()  # this brings back the stack on which the tuple is put
         self._stack.append(tuple(items))
 
     def _top(self, count: int) -> None:

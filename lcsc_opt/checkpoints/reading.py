@@ -37,7 +37,7 @@ REPEATED = 16  # how much larger than the file its tensors may be, where they sh
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a file held.
+    """The content of a checkpoint file.
 
     Attributes:
         tensors: name → tensor on the CPU; they may be mapped from the file, so copy before writing to them.
@@ -57,9 +57,9 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     Args:
         path: ``.safetensors``, an index of several, ``.pt``, ``.pth``, ``.ckpt``, ``.bin`` or ``.pkl`` of torch,
             Lightning or NVlabs; or a folder of diffusers, PEFT or Accelerate such as ``checkpoint-500``.
-        key: which state dict of the file, as in :class:`Checkpoint`; behind it may stand the start of the tensors'
-            names (``state_dict.model``). ``None`` looks in the usual places, running averages (``ema`` …)
-            before raw weights, and says what it took where there was a choice.
+        key: which state dict of the file, as in :class:`Checkpoint`; the start of the tensors' names may follow it
+            (``state_dict.model``). ``None`` looks in the usual places, for running averages (``ema`` …) before raw
+            weights; where there was a choice, a notice says what was taken.
 
     Raises:
         CheckpointError: not there, truncated, not weights, would run code, or ``key`` is not in it.
@@ -98,7 +98,7 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
         ``class_name`` (such as ``"EDMPrecond"``), ``init_args`` (a list) and ``init_kwargs`` (a dict).
 
     Raises:
-        CheckpointError: as :func:`read_checkpoint`; or an argument is no plain data.
+        CheckpointError: as :func:`read_checkpoint`; or an argument is not plain data.
     """
     path = Path(path)
     try:
@@ -143,8 +143,10 @@ def strip_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def module_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a module, without wrappers' prefixes; of an average of a model, as ``AveragedModel`` of torch
-    and ``EMA`` of ema-pytorch are, the averaged weights under the model's names.
+    """The state dict of a module, without the prefixes of wrappers.
+
+    Of a module that averages a model, such as ``AveragedModel`` of torch and ``EMA`` of ema-pytorch, these are the
+    averaged weights under the model's names.
     """
     state = module.state_dict()
     return strip_wrappers(look_up(state, guess_key(state) or ""))

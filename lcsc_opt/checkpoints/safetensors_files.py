@@ -50,7 +50,9 @@ def read_header_texts(path: Path) -> Mapping[str, str]:
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str]) -> None:
-    """Write tensors with texts in the header: the same bytes each time, where safetensors leaves the texts' order open.
+    """Write tensors, with texts in the header.
+
+    The bytes are the same each time: the texts are sorted, since safetensors leaves their order open.
 
     Raises:
         OSError, SafetensorError: the disk refuses.
@@ -61,7 +63,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
         header = json.loads(file.read(size))
         ordered = {**header, "__metadata__": dict(sorted(texts.items()))}
         content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
-        if len(content) == size:  # else written in a way that is not known here, and as good
+        if len(content) == size:  # else the header is written in another way, and is left as it is
             file.seek(8)
             file.write(content)
 

@@ -1,9 +1,9 @@
 """Files of ``torch.save``, old and new, of ``torch.jit.save``, and bare pickles: their content without the tensors.
 
-``torch.load(weights_only=True)`` is not used: it refuses files in which a class of Lightning, argparse or NVlabs stands
-beside the weights, a few bytes can make it allocate or hash without end, and it makes the optimizer's tensors too. Here
-:class:`~lcsc_opt.checkpoints.pickles.InertUnpickler` reads the pickle within bounds, and only the tensors that
-are wanted are mapped from the file.
+``torch.load(weights_only=True)`` is not used, for three reasons. It refuses files in which a class of Lightning,
+argparse or NVlabs stands beside the weights. A few bytes can make it allocate or hash without end. It makes the
+optimizer's tensors, too. Here :class:`~lcsc_opt.checkpoints.pickles.InertUnpickler` reads the pickle within bounds, and
+only the tensors that are wanted are mapped from the file.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ZIP_SIGNATURE = b"PK\x03\x04"
 
 
 def read_content(path: Path, *, locate: bool = True) -> Any:
-    """All of a file but the bytes of its tensors: plain data, :class:`TensorRef` and :class:`Record`.
+    """Everything in a file except the bytes of its tensors: plain data, :class:`TensorRef` and :class:`Record`.
 
     Args:
         path: the file.
-        locate: find out where the bytes of the tensors are, for which a look at each of them is needed; whoever wants
-            the plain data alone does without.
+        locate: also find where the bytes of each tensor are, which takes a read for each; not needed for the plain
+            data alone.
 
     Raises:
         Refused: truncated, not weights, or made to harm.
@@ -48,7 +48,7 @@ def read_content(path: Path, *, locate: bool = True) -> Any:
 
 
 class _SmallReads:
-    """A file for :mod:`zipfile`, which reads a zip's directory at once, however large it says to be."""
+    """A file whose reads are limited: :mod:`zipfile` reads a zip's directory at once, whatever size it claims."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -64,7 +64,7 @@ class _SmallReads:
 def _entries(data: memoryview, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     """The entries of a zip by name, without the program of ``torch.jit.save``.
 
-    Torch stores all others as they are, so anything compressed is refused.
+    Torch stores all other entries without compression, so a compressed one is refused.
     """
     try:
         with zipfile.ZipFile(_SmallReads(file)) as archive:
@@ -85,7 +85,7 @@ def _entries(data: memoryview, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
 
 
 def _span(data: memoryview, info: zipfile.ZipInfo) -> Span:
-    """The bytes of one entry: they follow its own header, whose length only that header tells."""
+    """The bytes of one entry: they follow the entry's own header, which alone tells its length."""
     header = info.header_offset
     if header < 0 or bytes(data[header : header + 4]) != ZIP_SIGNATURE or header + 30 > len(data):
         raise Refused(MALFORMED)

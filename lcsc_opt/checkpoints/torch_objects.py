@@ -36,7 +36,7 @@ def _size(args: tuple[Any, ...]) -> Any:
 
 
 def _members(args: tuple[Any, ...]) -> Any:
-    """A set, as a list: nothing of it has to be hashed."""
+    """A set, as a list, so that nothing is hashed."""
     return args[0] if args and type(args[0]) is list else []
 
 

@@ -1,4 +1,4 @@
-"""What identifies weights, and how those of two models differ."""
+"""The digest of weights, and how the weights of two models differ."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def difference(given: Mapping[str, Sequence[int]], expected: Mapping[str, Sequen
         expected: name → shape.
 
     Returns:
-        What follows "it": ``lacks 'a' and 3 more, has besides 'b', has 'c' as [2] and not [3]``.
+        The rest of a sentence after "it": ``lacks 'a' and 3 more, has besides 'b', has 'c' as [2] and not [3]``.
     """
     lacks, adds = sorted(expected.keys() - given), sorted(given.keys() - expected)
     reshaped = [name for name in sorted(expected.keys() & given) if tuple(given[name]) != tuple(expected[name])]

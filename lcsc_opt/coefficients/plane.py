@@ -18,16 +18,16 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import check_steps, close_sum, ema_coefficients, window_ema_rates
 
 LANDSCAPE = "Landscape"
-"""What the optimizer that visits a plane, and with it every landscape study, is called."""
+"""The name of the optimizer that visits a plane; it is also a part of the name of every landscape study."""
 
 PLANE_ATTRIBUTE = "plane"
-"""The attribute of a landscape study that says in which space candidates are projected, and holds what that takes."""
+"""The attribute of a landscape study with the space in which candidates are projected, and the data for that."""
 
 DEFAULT_SIZE = 21
 DEFAULT_MARGIN = 0.75  # with 21 points on a side, the corners are points of the grid
 SMALLEST_SIZE, LARGEST_SIZE = 2, 501
 EMA_PREFIX = "ema:"
-FLAT = 1e-9  # the shorter over the longer extent of a triangle, below which it is a line
+FLAT = 1e-9  # a triangle whose shorter extent divided by its longer one is below this counts as a line
 
 Corner = int | str
 """The training step of a checkpoint, or ``ema:RATE`` for the EMA with that rate per training step."""
@@ -36,20 +36,20 @@ Floats = npt.NDArray[np.float64]
 
 
 def parse_corners(text: str) -> tuple[Corner, ...]:
-    """``100,2000,4000`` or ``ema:0.9,ema:0.99,ema:0.999``, or a mixture.
+    """Three corners from a text: ``100,2000,4000``, ``ema:0.9,ema:0.99,ema:0.999``, or a mixture.
 
     Raises:
-        CoefficientsError: it is none.
+        CoefficientsError: the text does not name three corners.
     """
     parts = [part.strip() for part in text.split(",")]
     return check_corners([int(part) if part.isdecimal() else part for part in parts])
 
 
 def check_corners(corners: Any) -> tuple[Corner, ...]:
-    """Three corners, each written in the one way that is stored.
+    """Three checked corners, each written in the form that is stored.
 
     Raises:
-        CoefficientsError: they are none.
+        CoefficientsError: ``corners`` are not three corners.
     """
     listed = isinstance(corners, Sequence) and not isinstance(corners, str)
     if not listed or len(corners) != 3 or not all(_is_corner(corner) for corner in corners):
@@ -89,7 +89,7 @@ def corner_coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
     """``[K]`` of one corner.
 
     Raises:
-        CoefficientsError: no checkpoint was saved at that step, naming the nearest one.
+        CoefficientsError: no checkpoint was saved at that step; the message names the nearest one.
     """
     if isinstance(corner, str):
         return ema_coefficients(steps, _rate(corner) or 0.0)
@@ -100,7 +100,7 @@ def corner_coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
 
 
 def corner_label(corner: Corner) -> str:
-    """As figures call it; of a rate as many digits as tell it from one."""
+    """A corner's name in figures. A rate has as many digits as are needed to tell it from one."""
     if isinstance(corner, int):
         return f"step {corner:,}"
     rate = _rate(corner) or 0.0
@@ -139,12 +139,12 @@ class Plane:
         return close_sum(self.corners[0] + x * self.directions[0] + y * self.directions[1])
 
     def project(self, coefficients: Floats, products: Floats | None = None) -> Floats:
-        """``[n, 2]`` the points of the plane that are nearest to models.
+        """``[n, 2]``: for each of n models, the nearest point of the plane.
 
         Args:
-            coefficients: ``[n, K]``, each sums to one.
-            products: ``[2, K]`` inner products of what each direction does to the weights with each checkpoint,
-                :meth:`products`; then nearest means in weights, and without them in coefficients.
+            coefficients: ``[n, K]`` of the models; each row sums to one.
+            products: ``[2, K]`` inner products of each direction in weight space with each checkpoint, from
+                :meth:`products`. With them, distances are measured between weights, without them between coefficients.
         """
         inner = self.directions if products is None else products
         moved = coefficients - self.corners[0]
@@ -152,7 +152,7 @@ class Plane:
         return np.asarray(np.round(found.T, 12) + 0.0)  # no -0, and no 1e-15 beside a corner
 
     def products(self, gram: Floats) -> Floats:
-        """``[2, K]`` what a projection in weight space needs of the ``[K, K]`` Gram matrix of centered checkpoints."""
+        """``[2, K]`` for a projection in weight space; ``gram`` is ``[K, K]``, of the centered checkpoints."""
         return np.asarray(self.directions @ gram)
 
 

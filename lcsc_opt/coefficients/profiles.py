@@ -1,7 +1,6 @@
-"""Sum-to-one algebra: EMA profiles, and the spaces in which an optimizer moves.
+"""Sum-to-one algebra: EMA profiles, and checks and measures of coefficients.
 
-Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12). A :class:`CoefficientSpace` maps the
-free vector ``[d]`` that an optimizer moves to coefficients, and back.
+Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12).
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 """The seven rates per training step of Liu et al. 2024, Table 10."""
 
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
-"""Relative widths of EDM2's power-function profile that span what Karras et al. 2024 sweep."""
+"""Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
-NEAR_ZERO = 1e-3  # a sum below this cannot be divided by without blowing every coefficient up
-SUM_TOLERANCE = 1e-9  # of the sum of coefficients that are given
+NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
+SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
 COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
@@ -32,7 +31,8 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
 
     Raises:
-        CoefficientsError: naming the first step that is not whole or out of order.
+        CoefficientsError: there are fewer than two steps, or one is not whole, negative or out of order; the message
+            names the first such step.
     """
     checked = tuple(int(step) for step in steps)
     for i, (given, whole) in enumerate(zip(steps, checked, strict=True)):
@@ -60,6 +60,9 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
 
     Returns:
         ``[K]``, non-negative, sum to one.
+
+    Raises:
+        CoefficientsError: ``rate`` is out of range, or :func:`check_steps` refuses the steps.
     """
     if not 0 <= rate < 1:
         raise CoefficientsError(f"rate: expected at least 0 and below 1, got {rate}")
@@ -72,10 +75,13 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
 
     The weight of training time t is proportional to t^exponent; ``sigma_rel`` is the profile's standard deviation
     relative to the length of the training, above 0 and at most 1/sqrt(12) (the uniform average). As with
-    :func:`ema_coefficients` the first checkpoint takes all that came before it.
+    :func:`ema_coefficients`, the first checkpoint takes all that came before it.
 
     Returns:
         ``[K]``, non-negative, sum to one.
+
+    Raises:
+        CoefficientsError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
     """
     exponent = power_ema_exponent(sigma_rel)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
@@ -86,6 +92,9 @@ def power_ema_exponent(sigma_rel: float) -> float:
     """The exponent whose profile has the relative width ``sigma_rel`` (Karras et al. 2024, Appendix C.2).
 
     sigma_rel^2 = (e + 1) / ((e + 2)^2 (e + 3)), solved for its largest real e.
+
+    Raises:
+        CoefficientsError: ``sigma_rel`` is not above 0 and at most 1/sqrt(12).
     """
     if not 0 < sigma_rel <= LARGEST_SIGMA_REL:
         raise CoefficientsError(
@@ -105,9 +114,9 @@ def window_ema_rates(steps: Sequence[int], rates: Sequence[float] = PAPER_EMA_RA
     """EMA rates that this window of checkpoints can tell apart.
 
     A rate averages over about 1 / (1 - rate) steps. The paper's seven rates (Table 10) reach from 1,000 to 100,000
-    steps, in windows of 20,000 to 50,000. In a window below a fifth of the slowest rate's length, where slow rates
-    all leave nearly the whole weight on the first checkpoint, the same seven ratios are stretched over lengths from
-    one interval between checkpoints to half of the window.
+    steps, in windows of 20,000 to 50,000. In a window below a fifth of the slowest rate's length, all slow rates would
+    leave nearly the whole weight on the first checkpoint. There, the same lengths are rescaled on a logarithmic axis,
+    to reach from one interval between checkpoints to half of the window.
 
     Returns:
         As many rates as given, increasing; the given ones where the window is long enough.
@@ -127,7 +136,7 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """Divide by the sum (Liu et al. 2024, Alg. 1, line 10).
 
     Raises:
-        CoefficientsError: the sum is so near zero that the division means nothing, or not finite.
+        CoefficientsError: the sum is not finite, or too near zero to divide by it.
     """
     values = np.asarray(coefficients, dtype=np.float64)
     total = math.fsum(values) if np.isfinite(values).all() else math.nan
@@ -139,7 +148,8 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
 def close_sum(coefficients: Coefficients) -> Coefficients:
     """Push the rounding error into the largest coefficient, so that the sum is one to the last bit or two.
 
-    Coefficients of thousands and more, which some optimizers ask, are too coarse for that: the smallest takes the rest.
+    Some optimizers ask for coefficients of thousands and more. These are too coarse for that; the smallest coefficient
+    then takes the rest.
     """
     closed = np.array(coefficients, dtype=np.float64)
     closed[np.abs(closed).argmax()] += 1.0 - math.fsum(closed)
@@ -165,8 +175,8 @@ def effective_count(coefficients: Coefficients) -> float:
 def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1) -> Coefficients:
     """Finite float64 coefficients that sum to one: ``[K]``, or with two axes ``[B, K]``.
 
-    What a search makes sums to one within 1e-12 (:func:`close_sum`). What people give may be off by
-    :data:`SUM_TOLERANCE`, as numbers are that were written with ten digits.
+    Coefficients of a search sum to one within 1e-12 (:func:`close_sum`). The sum of those that a user gives, perhaps
+    written with ten digits, may be off by :data:`SUM_TOLERANCE`.
 
     Raises:
         CoefficientsError: another shape, no numbers, a value that is not finite, or another sum.

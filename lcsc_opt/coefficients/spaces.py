@@ -1,4 +1,4 @@
-"""Coefficient spaces: a free vector ``[d]``, which an optimizer moves, to ``[K]`` coefficients."""
+"""Coefficient spaces: maps from the free vector ``[d]`` that an optimizer moves to ``[K]`` coefficients."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
 class CoefficientSpace(Protocol):
     """A map between the free vector that an optimizer moves and coefficients that sum to one.
 
-    The zero vector maps to the space's origin. ``to_free`` inverts ``to_coefficients`` up to rounding, for
-    coefficients that the space reaches; for others it gives coefficients near them.
+    The zero vector maps to the space's origin. For coefficients that the space reaches, ``to_free`` inverts
+    ``to_coefficients`` up to rounding; for others it gives the free vector of coefficients near them.
     """
 
     @property
@@ -51,8 +51,8 @@ class AffineSpace:
     """All coefficients that sum to one: an origin plus an orthonormal basis of the sum-zero directions, d = K - 1.
 
     The basis is the first K - 1 columns of the Householder reflection of the last axis onto the negative diagonal.
-    It is orthonormal, so a step has the same length in both spaces, and free coordinate i moves coefficient i and
-    hardly any other, which optimizers that work coordinate by coordinate need. Both maps cost O(K) and no BLAS.
+    It is orthonormal, so a step has the same length in both spaces. Free coordinate i moves coefficient i and hardly
+    any other; optimizers that work coordinate by coordinate need this. Both maps cost O(K) and no BLAS.
     """
 
     steps: tuple[int, ...]
@@ -95,7 +95,7 @@ def _reflect(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 class ConvexSpace:
     """The convex hull of the checkpoints (Liu et al. 2024, Table 14): clip to non-negative, divide by the sum; d = K.
 
-    Where clipping leaves nothing, the origin is meant.
+    Where clipping leaves (nearly) nothing, the free vector stands for the origin.
     """
 
     steps: tuple[int, ...]
@@ -120,12 +120,12 @@ class ConvexSpace:
     ) -> npt.NDArray[np.float64]:
         """``[K]`` → ``[K]``; zero where clipping hides a change.
 
-        A coefficient that is exactly zero can only grow: its derivative is the one inwards, where that falls.
+        A coefficient that is exactly zero can only grow. Its derivative counts only where the loss falls as it grows.
         """
         moved = self.origin + free
         clipped = np.maximum(moved, 0.0)
         total = math.fsum(clipped)
-        if total < NEAR_ZERO:  # the origin, whatever is changed
+        if total < NEAR_ZERO:  # the coefficients are the origin's, whatever is changed
             return np.zeros_like(clipped)
         slope = (gradient - math.fsum(gradient * clipped) / total) / total
         return np.where((moved > 0) | ((moved == 0) & (slope < 0)), slope, 0.0)
@@ -144,7 +144,7 @@ class PrincipalSpace:
 
     @property
     def dimension(self) -> int:
-        """R."""
+        """The number of directions, r."""
         return int(self.basis.shape[1])
 
     def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
@@ -171,16 +171,19 @@ def principal_basis(gram: npt.NDArray[np.float64], dimension: int) -> npt.NDArra
     """The ``dimension`` leading eigenvectors of the checkpoints' centered Gram matrix.
 
     Args:
-        gram: ``[K, K]`` inner products of the checkpoints after their mean was taken away.
+        gram: ``[K, K]`` inner products of the checkpoints after their mean was subtracted.
         dimension: r, from 1 to K - 1.
 
     Returns:
         ``[K, r]``, orthonormal, each column sums to zero; its largest entry is positive, so signs are reproducible.
+
+    Raises:
+        CoefficientsError: ``dimension`` is out of range.
     """
     count = len(gram)
     if not 1 <= dimension <= count - 1:
         raise CoefficientsError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
-    # a projection on the sum-zero directions keeps the diagonal, whose eigenvalue is zero, out of the answer
+    # the shift lowers the eigenvalue of the diagonal (1, …, 1) from zero to below all others, so it is never chosen
     _, vectors = np.linalg.eigh(gram - np.trace(gram) / count)
     leading = vectors[:, ::-1][:, :dimension]
     leading = leading - leading.mean(axis=0)

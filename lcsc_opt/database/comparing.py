@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from lcsc_opt.database.history import HeldOut, StudyHistory
 
 EMA_GRID = "EMAGrid"
-FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # of the judges in tables: fidelity, diversity, all feature spaces
+FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # order of judges in tables: fidelity, diversity, all feature spaces
 
 
 def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
@@ -26,8 +26,9 @@ def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
 
 
 def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None] | None:
-    """Mean and sample standard deviation of the known values. ``None`` for the mean of none, and for the deviation of
-    one.
+    """Mean and sample standard deviation of the known values.
+
+    ``None`` where no value is known. The deviation is ``None`` where only one is known.
     """
     known = [value for value in values if value is not None]
     if not known:
@@ -95,13 +96,13 @@ def floors_of(studies: Sequence[StudyHistory]) -> dict[str, float]:
 
 
 def samples(studies: Sequence[StudyHistory]) -> set[tuple[int | None, tuple[int, ...]]]:
-    """The images and groups of noise of held-out losses, each pair once. The losses compare where there is one pair."""
+    """The pairs (images, groups of noise) of held-out losses. The losses compare only where there is one pair."""
     known = [study.held_out for study in studies if study.held_out is not None]
     return {held_out.sample for held_out in known if held_out.loss is not None}
 
 
 def by_optimizer(studies: Sequence[StudyHistory]) -> list[list[StudyHistory]]:
-    """The studies of each optimizer, the one with the lowest mean held-out loss first, then the lowest searched one."""
+    """The studies of each optimizer; optimizers are sorted by mean held-out loss, then by mean searched loss."""
     grouped: dict[str, list[StudyHistory]] = {}
     for study in studies:
         grouped.setdefault(study.optimizer, []).append(study)

@@ -28,7 +28,7 @@ from lcsc_opt.base.study_file import DEFAULT_STORAGE
 from lcsc_opt.database import locks
 from lcsc_opt.database.locks import TRANSIENT_MESSAGES, is_patient, sqlite_file, when_unlocked
 
-BUSY_SECONDS = 3.0  # how long SQLite waits before it is said who holds the lock
+BUSY_SECONDS = 3.0  # how long SQLite waits before a notice says who holds the lock
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
 PATIENCE_SECONDS = 60.0  # no attempt begins later than this
 CREATION_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)  # between attempts to create the tables at the same time as others
@@ -91,7 +91,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
 
 @contextlib.contextmanager
 def looked_into(url: str) -> Iterator[RDBStorage]:
-    """A study database to read, and an empty one in the place of one that is yet to be made.
+    """A study database to read; where there is none yet, a temporary empty one.
 
     So a study that is refused before its search begins leaves no database behind.
 
@@ -112,12 +112,12 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
 
 
 def open_existing(url: str) -> RDBStorage:
-    """Open a study database to change what it holds; one that is not there is not made.
+    """Open a study database to change what it holds; a missing one is not created.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
     """
-    return open_storage(url, write=is_there(url))  # who reads is told that there is none
+    return open_storage(url, write=is_there(url))  # opening to read reports a missing one
 
 
 def open_even_empty(url: str) -> RDBStorage:
@@ -146,7 +146,7 @@ def shrink(url: str) -> bool:
 
 
 def _connect_args(url: sa.URL) -> dict[str, Any]:
-    """Of the driver: wait for a lock, but not for ever for a server that is gone. What the URL says comes first."""
+    """The driver's arguments: wait for a lock, but not for ever for a server that is gone. The URL's settings win."""
     if url.get_backend_name() == "sqlite":
         return {"timeout": BUSY_SECONDS}
     if url.drivername not in {"postgresql+psycopg", "postgresql+psycopg2"}:
@@ -160,14 +160,14 @@ def _driver_advice(url: sa.URL) -> str:
 
 
 def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:
-    """Connect, and make Optuna's tables where they are missing; when others make them at this moment, look again."""
+    """Connect, and create Optuna's missing tables; try again when another process creates them at the same time."""
     escaped = url.replace("{", "{{").replace("}", "}}")  # since Optuna formats the URL
     with quiet_optuna():
         return created_once(lambda: RDBStorage(escaped, engine_kwargs=engine_kwargs))
 
 
 def created_once(create: Callable[[], T]) -> T:
-    """Do what makes tables where they are missing; when others make them at this moment, look again."""
+    """Call ``create``, which creates missing tables; again when another process creates them at the same time."""
     for patience in CREATION_SECONDS:
         try:
             return create()
@@ -204,7 +204,7 @@ def _begin_immediate(engine: sa.Engine) -> None:
 
 
 def _limit_waiting(engine: sa.Engine) -> None:
-    """Let PostgreSQL give up waiting for a lock, and sooner than that end a transaction of a process that hangs."""
+    """Let PostgreSQL give up waiting for a lock, but end a transaction of a process that hangs before that."""
     milliseconds = int(locks.LOCK_SECONDS * 1000)
 
     @sa.event.listens_for(engine, "connect")
@@ -321,7 +321,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _secrets(url: str) -> list[str]:
-    """What must not be in a message: the URL, and its passwords as they are and as they were written."""
+    """Texts that must not be in a message: the URL, and its passwords, both decoded and as written in it."""
     parsed = sa.make_url(url)
     values = [value for name, value in parsed.query.items() if _is_secret(name)]
     passwords = [str(password) for password in (parsed.password, *values) if password]
@@ -357,7 +357,7 @@ def in_database(storage: RDBStorage, work: Callable[[], T]) -> T:
     """Call ``work``, and call it again after a lost connection or a lock that was not free in time.
 
     A connection may be lost after a commit, but before its acknowledgement: ``work`` itself must find out whether an
-        earlier attempt was committed.
+    earlier attempt was committed.
 
     Raises:
         StudyStoreError: one line that says what to do.

@@ -8,7 +8,7 @@ from typing import Any
 
 from lcsc_opt.database.judges import Gain, Judge, baseline_of
 
-OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # what keep: precision holds
+OF_SINGLE_IMAGES = ("precision", "near", "hinge")  # the metrics that keep: precision guards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +46,9 @@ class CrossCheck:
 
     @property
     def text(self) -> str | None:
-        """Both beside the baseline's, in one line and with the signs of tables: a gain is negative.
+        """How the loss and the metric differ from the baseline's, in one line; as in tables, a gain is negative.
 
-        ``None`` where one of them is not known.
+        ``None`` where one of the gains is not known.
         """
         if self.gain is None or self.cross_check_gain is None:
             return None
@@ -75,7 +75,7 @@ def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) 
 
 
 def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None, judges: Sequence[Judge] = ()) -> str | None:
-    """One line where the loss is below the baseline's, and the cross-check is not or a judge is worse; else ``None``.
+    """One line where the loss is below the baseline's, but the cross-check is not, or a judge is worse; else ``None``.
 
     With several groups of noise, a gain of the cross-check that is within its spread does not count.
     """
@@ -99,7 +99,7 @@ def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None, judges
 
 
 def doubted(report: Mapping[str, Any], cross_check: CrossCheck | None, judges: Sequence[Judge] = ()) -> tuple[str, ...]:
-    """The metrics that did not follow the loss where that is below the baseline's."""
+    """The metrics that did not improve with the loss; none where the loss is not below the baseline's."""
     against = _against(cross_check, judges)
     baseline = (report.get("baselines") or {}).get(against)
     if baseline is None or Gain.of(report, baseline, None).mean <= 0:

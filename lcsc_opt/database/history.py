@@ -38,8 +38,8 @@ TRIAL = np.dtype(
 )
 """One trial. ``state`` is the value of Optuna's ``TrialState``; ``started`` and ``ended`` are seconds since 1970, NaN
 where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
-zero where no number was named; what it cost is zero where it is not known.
-``tell_index`` is its place among the results that the optimizer was told, the number where nothing else is stored."""
+zero where no number was named; costs are zero where they are not known. ``tell_index`` is the trial's place among the
+results that the optimizer was told; where none is stored, it is the trial's number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +151,7 @@ class StudyHistory:
 
     @property
     def label(self) -> str:
-        """The optimizer as tables and legends call it."""
+        """The optimizer's name in tables and legends."""
         return label(self.optimizer)
 
     @property
@@ -176,7 +176,7 @@ class StudyHistory:
 
     @property
     def warning(self) -> str | None:
-        """One line where the loss gained over its baseline and the cross-check did not."""
+        """The warning of the held-out report, see :class:`HeldOut`; ``None`` where there is none."""
         return None if self.held_out is None else self.held_out.warning
 
     @property
@@ -186,12 +186,12 @@ class StudyHistory:
 
     @property
     def images(self) -> int:
-        """Sampled by the search."""
+        """How many images the search sampled."""
         return int(self.finished["images"].sum())
 
     @property
     def seconds(self) -> float:
-        """Spent in evaluations of the search."""
+        """How many seconds the search spent in evaluations."""
         return round(float(self.finished["seconds"].sum()), 3)
 
     @property
@@ -258,7 +258,7 @@ def compared_only(trials: Trials) -> Trials:
 def images_taken(trials: Trials) -> Floats:
     """``[n]`` images that each trial took of a budget: those it sampled; for a failed trial, those it was asked for.
 
-    Where a trial names no number, it is that of plain evaluations, found from complete ones.
+    A failed trial that names no number took as many as a complete trial.
 
     Args:
         trials: at least all finished ones of a study.
@@ -275,11 +275,11 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
 
 
 Rows = list[tuple[Any, ...]]
-"""Of trials: study, trial, number, state, start, end, value, and the texts of ``cost`` and ``attempts``."""
+"""Rows of trials: study, trial, number, state, start, end, value, and the texts of ``cost`` and ``attempts``."""
 
 
 def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> StudyHistory:
-    """The study updated with its user attributes; known ones that never change may be missing."""
+    """The study updated with its user attributes. Those that never change may be missing where they are known."""
     changes: dict[str, Any] = {}
     if "steps" in attributes:
         changes["steps"] = tuple(attributes["steps"])
@@ -325,7 +325,7 @@ def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[st
 
 
 def _merge(before: Trials, fresh: Trials) -> Trials:
-    """What was known and what is new, by number; rows that were read again take the place of the old ones."""
+    """Known and new trials, by number; rows that were read again take the place of the old ones."""
     old = before[~np.isin(before["trial_id"], fresh["trial_id"])]
     merged = np.concatenate([old, fresh])
     merged = merged[np.argsort(merged["number"], kind="stable")]
@@ -353,7 +353,7 @@ def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
 
 
 def seconds(moments: Sequence[Any]) -> Floats:
-    """Datetimes of Optuna's tables, which are UTC without saying so → seconds since 1970."""
+    """Datetimes of Optuna's tables, which are UTC without a time zone → seconds since 1970."""
     stamps = np.array(
         [np.datetime64("NaT") if moment is None else moment for moment in moments], dtype="datetime64[us]"
     )
@@ -361,7 +361,7 @@ def seconds(moments: Sequence[Any]) -> Floats:
 
 
 def _parse_all(texts: Sequence[str | None]) -> list[dict[str, Any]]:
-    """JSON mappings, parsed at once; one by one where one of them cannot be read, which then is empty."""
+    """JSON mappings, parsed all at once. If one cannot be read, they are parsed one by one, and that one is empty."""
     try:
         parsed = json.loads(f"[{','.join(text or '{}' for text in texts)}]")
     except ValueError:
@@ -378,7 +378,7 @@ def parse(text: str | None, default: Any) -> Any:
 
 
 def _attempts(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """Number → its attempts that failed, or the one that it was closed with."""
+    """Trial number → its failed attempts; for a failed trial that stores none, one attempt with its reason."""
     found: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         attempts = parse(row[-1], None) or [] if row[-1] else []

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-SINGLE_GROUP_NOISE = 0.02  # of the baseline's value: a change below it is noise where one group tells no spread
+SINGLE_GROUP_NOISE = 0.02  # of the baseline's value; with one group, which has no spread, a smaller change is noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Gain:
 
 
 def baseline_of(report: Mapping[str, Any], metric: str, name: str | None) -> Mapping[str, Any] | None:
-    """The baseline of that name in a held-out report; ``None`` where the metric was not measured of it."""
+    """The baseline of that name in a held-out report; ``None`` where the metric was not measured for it."""
     found: Mapping[str, Any] | None = (report.get("baselines") or {}).get(name)
     return found if found is not None and metric in found["metrics"] else None
 

@@ -38,7 +38,7 @@ class _Base(orm.DeclarativeBase):
 class _Row(_Base):
     """``holder`` is ``None`` when nobody holds the lease; times are seconds since 1970.
 
-    ``place`` says which file the lease was taken in: in a copy of it, nobody holds anything.
+    ``place`` says which file the lease was taken in; in a copy of that file, nobody holds the lease.
     """
 
     __tablename__ = "lcsc_leases"
@@ -65,7 +65,7 @@ class Process:
 
     @classmethod
     def current(cls) -> Process:
-        """The process that asks."""
+        """This process."""
         return cls(platform.node(), _machine(), os.getpid(), _started(os.getpid()))
 
 
@@ -183,7 +183,7 @@ def hold(
         since: when, by default now. It identifies an earlier attempt whose commit was not acknowledged.
 
     Raises:
-        StudyHeldError: at once, saying who holds it, on which host, and since when.
+        StudyHeldError: at once; the message says who holds it, on which host, and since when.
     """
     moment = time.time() if since is None else since
     lease = _acquire(engine, study, study_id, process or Process.current(), take_over=take_over, since=moment)
@@ -205,7 +205,10 @@ def _forget_locals(error: BaseException | None) -> None:
 
 
 def _release(lease: Lease) -> None:
-    """Twice at most, since a connection may just have been lost; it can be taken from a dead process anyway."""
+    """Release the lease, with a second attempt, since a connection may just have been lost.
+
+    Where both fail, others can take the lease once this process has ended.
+    """
     for _ in range(2):
         with contextlib.suppress(sa.exc.SQLAlchemyError):
             lease.release()

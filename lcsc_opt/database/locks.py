@@ -1,4 +1,4 @@
-"""Waiting for the lock of an SQLite file, and who holds it: a process of this machine, as far as its kernel tells."""
+"""Waits for the lock of an SQLite file, and finds the process of this machine that holds it, if the kernel tells."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lcsc_opt.base.progress import notice
 
 T = TypeVar("T")
 
-# a lost connection that SQLAlchemy does not recognise as one, or a lock: of SQLite, of MySQL
+# about a lock: of SQLite, of MySQL
 TRANSIENT_MESSAGES = ("database is locked", "database table is locked", "try restarting transaction")
 
 
@@ -57,10 +57,10 @@ def in_turn(storage: RDBStorage) -> Iterator[None]:
 
 
 def when_unlocked(url: str, work: Callable[[], T], *, for_ever: Callable[[], bool] = lambda: False) -> T:
-    """Call ``work`` when nobody else holds the lock of an SQLite file; say once who holds it.
+    """Call ``work``, and call it again while another process holds the lock of an SQLite file; say once who holds it.
 
     Raises:
-        StudyStoreError: somebody has held it for a minute, and ``for_ever`` is not set.
+        StudyStoreError: a process has held it for a minute, and ``for_ever()`` is false.
     """
     start, said = time.monotonic(), False
     while True:
@@ -79,7 +79,7 @@ def when_unlocked(url: str, work: Callable[[], T], *, for_ever: Callable[[], boo
 
 
 def is_patient(storage: RDBStorage) -> bool:
-    """Whether a search on it is under way."""
+    """Whether a search on this storage is running."""
     return storage in _patient
 
 
@@ -102,7 +102,7 @@ def sqlite_file(url: sa.URL) -> Path | None:
 def lock_holder(file: Path) -> str | None:
     """The process that holds the write lock, in words; ``None`` where nobody does, or this system does not tell.
 
-    A process that is stopped holds what it has until it goes on.
+    A stopped process keeps its locks until it continues.
     """
     for process in _holders(file):
         if process == os.getpid():

@@ -1,4 +1,4 @@
-"""What studies and optimizers are called."""
+"""The names of studies and optimizers, and which losses compare."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.coefficients.plane import LANDSCAPE
 
 BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
-"""What the best point of a grid is called in the paper's tables."""
+"""Grid → the name of its best point, as in the paper's tables."""
 
 TERMS = ("near", "hinge")
-"""Metrics of single images whose weight in a loss a front varies."""
+"""Metrics of single images; a front varies their weight in the loss."""
 
 
 def split_name(study: str) -> tuple[str, str, int]:
@@ -42,17 +42,18 @@ def is_search(study: str) -> bool:
 
 
 def label(optimizer: str) -> str:
-    """An optimizer as tables and legends call it."""
+    """An optimizer's name in tables and legends."""
     return BASELINES.get(optimizer, optimizer)
 
 
 SUCCEEDED = (TrialState.COMPLETE, TrialState.PRUNED)
-"""Trials that have a loss. One whose loss does not compare with others, since its optimizer asked for other noise or
-another number of images, ends as pruned, so that nothing that reads Optuna's tables takes it for the best."""
+"""States of trials that have a loss. Where an optimizer asked for other noise or another number of images, the loss
+does not compare with others. Such a trial ends as pruned, so that no program that reads Optuna's tables takes it for
+the best."""
 
 
 def compared_trials(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Those of a study's trials whose losses compare, in their order."""
+    """The trials whose losses compare, in their order."""
     return [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
 
 

@@ -1,4 +1,4 @@
-"""What the workers of each machine did when it was last looked at, as a study keeps it while it is run."""
+"""What the workers of each machine were last seen doing, as a study stores it while it is run."""
 
 from __future__ import annotations
 

@@ -65,11 +65,11 @@ class HistoryReader:
         self._has_leases = False
 
     def names(self) -> list[str]:
-        """The studies of ours, in the order in which they were created."""
+        """The names of our studies, in the order in which they were created."""
         return list(in_database(self.storage, self._study_ids))
 
     def searches(self) -> list[str]:
-        """The studies of ours that are searches: all but landscapes."""
+        """The names of our studies that are searches: all but landscapes."""
         return [name for name in self.names() if is_search(name)]
 
     def experiments(self) -> list[str]:
@@ -80,7 +80,7 @@ class HistoryReader:
         """The searches of an experiment as they are now, in order of creation, without landscapes.
 
         Raises:
-            StudyStoreError: there is none, naming the experiments that there are.
+            StudyStoreError: there is no such experiment; the message names those that there are.
         """
         names = self.searches()
         known = sorted({split_name(name)[0] for name in names})
@@ -95,7 +95,7 @@ class HistoryReader:
         """The studies of these names as they are now, in this order; those that are gone are left out.
 
         Raises:
-            StudyStoreError: a name is not of ours, or the database cannot be read.
+            StudyStoreError: a name is not that of one of our studies, or the database cannot be read.
         """
         wanted = list(names)
         for name in wanted:
@@ -127,7 +127,7 @@ class HistoryReader:
         return np.array([found.get(key, missing) for key in ids], dtype=np.float64).reshape(len(ids), count)
 
     def parameters(self, study: StudyHistory, numbers: Sequence[int]) -> dict[str, Floats]:
-        """``sum_abs`` and ``effective`` of trials, ``[m]`` each, stored beside coefficients; NaN where they are not."""
+        """``sum_abs`` and ``effective`` of trials, ``[m]`` each; NaN where they are not stored."""
         ids = trial_ids(study, numbers)
         place = {key: i for i, key in enumerate(ids)}
         found = {name: np.full(len(ids), np.nan) for name in ("sum_abs", "effective")}
@@ -142,13 +142,13 @@ class HistoryReader:
         return found
 
     def selections(self, study: StudyHistory, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Number → ``loss``, ``metrics`` and ``images`` on the noise that answers are chosen on, where measured."""
+        """Number → ``loss``, ``metrics`` and ``images`` on selection noise, where they were measured."""
         number = dict(zip(trial_ids(study, numbers), numbers, strict=True))
         found = {number[key]: parse(text, {}) for key, _, text in self._attributes(list(number), ["selection"])}
         return dict(sorted(found.items()))
 
     def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
-        """What is stored beside a trial: ``artifact_id``, ``filename``, ``mimetype`` of each file, by filename."""
+        """``artifact_id``, ``filename``, ``mimetype`` of each file that is stored beside a trial, by filename."""
 
         def chosen(batch: list[int]) -> sa.Select[Any]:
             named = SYSTEM_ATTRIBUTES.c.key.startswith(ARTIFACT_PREFIX, autoescape=True)
@@ -290,7 +290,7 @@ def _new_trials(
 def _extras(
     connection: sa.Connection, studies: Sequence[StudyHistory], rows: Mapping[int, Rows]
 ) -> dict[int, dict[str, Any]]:
-    """Trial → what only some have: another place among the tells, a study it is inherited from, of failed ones more."""
+    """Trial → ``inherited``, ``reason``, ``tell_index`` and ``images``, where it has them; read only where one may."""
     ids = [
         row[1]
         for study in studies
@@ -309,7 +309,7 @@ def _extras(
 def _study_attributes(
     connection: sa.Connection, studies: Sequence[StudyHistory], known: set[int]
 ) -> dict[int, dict[str, Any]]:
-    """Study → name → value; those that never change only of studies that are not known yet."""
+    """Study → name → value. Attributes that never change are read only of studies that are not known yet."""
     found: dict[int, dict[str, Any]] = {study.study_id: {} for study in studies}
     columns = (STUDY_ATTRIBUTES.c.study_id, STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json)
     for batch in _batches(list(found)):
@@ -323,7 +323,7 @@ def _study_attributes(
 
 
 def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory:
-    """The name of the metric that is the loss, as told by the best trial."""
+    """The study with the name of the metric that is its loss, found in its best trial."""
     if study.metric != "loss" or study.best is None:
         return study
     chosen = sa.select(ATTRIBUTES.c.value_json).where(

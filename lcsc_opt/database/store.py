@@ -11,9 +11,9 @@ user attributes        ``coefficients`` [K], ``metrics``, ``cost``, ``tell_index
                        than the objective's were asked for, ``gradient`` [K] where one was; ``attempts`` that failed,
                        each with its ``traceback``, and the ``reason`` of a failed trial; ``told_failed`` where one is
                        evaluated again, and its optimizer told of the failure; ``held_out``, ``selection`` of trials
-                       scored on other noise, ``look_held_out``, ``look_selection`` where that was a
-                       look; ``inherited`` of trials that were taken over from another study; ``tells_before`` where
-                       results are told as they are completed
+                       scored on other noise, ``look_held_out``, ``look_selection`` where this did not become the
+                       study's result; ``inherited`` of trials that were taken over from another study;
+                       ``tells_before`` where results are told as they are completed
 study user attributes  when it is made: ``specification``, ``fingerprint``, ``steps`` [K], ``budget``,
                        ``optimizer_budget``, ``failures``, ``held_out_plan``, ``holds_out``, ``origin``, ``directory``,
                        ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``:
@@ -27,7 +27,7 @@ A candidate is committed, in one transaction, before it is evaluated; its result
 before the optimizer is told. Whoever writes holds the study's lease (:mod:`lcsc_opt.database.lease`).
 
 Every read and write is tried again when the connection was lost. A commit may then have succeeded without its
-acknowledgement, so each write looks first whether it is there already: nothing is lost or doubled.
+acknowledgement, so each write first checks whether it was committed already: nothing is lost or doubled.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class StoredStudy:
 
     @property
     def key(self) -> int:
-        """The database's own."""
+        """The database's own key of the study."""
         return self._study_id
 
     @classmethod
@@ -128,7 +128,7 @@ class StoredStudy:
         """Open an existing study.
 
         Raises:
-            StudyStoreError: it is not there, naming what is.
+            StudyStoreError: it is not there, and the message names what is; or another program made it.
         """
         try:
             study = cls(storage, name, in_database(storage, lambda: storage.get_study_id_from_name(name)))
@@ -169,7 +169,7 @@ class StoredStudy:
         """Check that the study was made with these settings, in an attribute or one part of it.
 
         Raises:
-            StudyMismatchError: naming every difference.
+            StudyMismatchError: it was made with others; the message names every difference.
         """
         stored = self.attributes.get(attribute)
         if part is not None and isinstance(stored, Mapping):
@@ -191,7 +191,7 @@ class StoredStudy:
         """Hold the study's lease while this is open: every transaction of this storage then checks it.
 
         Raises:
-            StudyHeldError: at once, saying who holds it.
+            StudyHeldError: at once; the message says who holds it.
         """
         engine = self.storage.engine
         in_database(self.storage, lambda: created_once(lambda: create_table(engine)))
@@ -258,7 +258,7 @@ class StoredStudy:
         self._close(trial, TrialState.FAIL, attributes, value=None)
 
     def retry_failed(self) -> tuple[int, int]:
-        """Reopen failed trials, to be evaluated when the study continues. The caller holds the study.
+        """Reopen failed trials, so that they are evaluated again when the study continues. The caller holds the study.
 
         Failures after the last success are forgotten; their candidates are asked anew. A trial that failed before the
         last success keeps its candidate. Its optimizer is told of the failure again, since all later candidates depend
@@ -286,7 +286,7 @@ class StoredStudy:
         return len(again), len(forgotten)
 
     def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:
-        """One transaction, through Optuna's own tables; its interface would need one for each attribute."""
+        """End a trial in one transaction on Optuna's tables; Optuna's interface would need one for each attribute."""
 
         def close(connection: sa.Connection) -> None:
             if not tables.end_trial(connection, trial.trial_id, state, attributes, value=value):
@@ -308,8 +308,9 @@ class StoredStudy:
         return self._read(lambda connection: tables.stored_bytes(connection, self._study_id))
 
     def delete(self) -> None:
-        """Delete the study with its trials, in one transaction. Only the row of its lease stays, and its token goes
-        on.
+        """Delete the study with its trials, in one transaction.
+
+        Only the row of its lease stays, so that the token keeps rising.
         """
         self._write(lambda connection: tables.delete_study(connection, self._study_id))
 
@@ -339,9 +340,9 @@ class StoredStudy:
         return in_database(self.storage, attempt)
 
     def _write(self, change: Callable[[sa.Connection], T]) -> T:
-        """One transaction. ``change`` is called again where it was not committed, or where that is not known.
+        """Call ``change`` in one transaction, and again where it was not committed, or where that is not known.
 
-        It is a session's, since every session of the storage checks the lease before it commits.
+        The transaction is a session's, since every session of the storage checks the lease before it commits.
         """
 
         def attempt() -> T:
@@ -353,7 +354,7 @@ class StoredStudy:
 
 
 def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:
-    """One transaction: a study never exists without the specification that it was made from."""
+    """Create a study in one transaction: it never exists without the specification that it was made from."""
     created = {**attributes, "created_by": f"lcsc_opt {VERSION}"}
     with storage.engine.begin() as connection:
         tables.create_study(connection, name, created, trials)

@@ -1,4 +1,4 @@
-"""What the studies of one experiment found, and what it cost them: plain data for tables, figures and programs."""
+"""What the studies of one experiment found, and at what cost: plain data for tables, figures and programs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Rows of Optuna's tables: what the transactions of a study store consist of.
+"""Statements on Optuna's tables, of which the transactions of a study store consist.
 
-Everything here happens inside of a transaction that the caller begins and ends. The statements are made once and sent
-by the connection: with objects of Optuna's classes in a session, a trial took twice as long (``benchmarks/store.py``).
+Everything here happens inside a transaction that the caller begins and ends. The statements are made once and sent by
+the connection: with objects of Optuna's classes in a session, a trial took twice as long (``benchmarks/store.py``).
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ _FORGET_ARTIFACTS = sa.delete(SYSTEM_ATTRIBUTES).where(
 
 
 def our_studies(connection: sa.Connection) -> dict[str, int]:
-    """Name → key of the studies that lcsc_opt made, in the order in which that was."""
+    """Name → key of the studies that lcsc_opt made, in order of creation."""
     return {str(name): int(key) for name, key in connection.execute(_OURS)}
 
 
 def unreadable_attributes(connection: sa.Connection, study_id: int) -> list[tuple[int | None, str]]:
-    """Number of the trial, ``None`` for the study itself, and name of each user attribute that is no JSON."""
+    """Each user attribute that is not JSON: number of its trial (``None``: of the study itself), and its name."""
     own = sa.select(sa.null(), STUDY_ATTRIBUTES.c.key, STUDY_ATTRIBUTES.c.value_json)
     trials = sa.select(TRIALS.c.number, ATTRIBUTES.c.key, ATTRIBUTES.c.value_json).join(
         TRIALS, TRIALS.c.trial_id == ATTRIBUTES.c.trial_id
@@ -92,9 +92,10 @@ def unreadable_attributes(connection: sa.Connection, study_id: int) -> list[tupl
 
 
 def named_artifacts(connection: sa.Connection, study_id: int | None) -> list[tuple[int, str, str]]:
-    """Number of the trial, artifact id and file name of each artifact of a study's trials; ``None``: of everything.
+    """Number of the trial, artifact id and file name of each artifact of a study's trials.
 
-    Of everything, those of studies and of optuna-dashboard are among them, as trial 0.
+    With ``None`` for the study, all artifacts in the database, those of studies and of optuna-dashboard included; the
+    number is then 0.
     """
     trial = sa.select(TRIALS.c.number, SYSTEM_ATTRIBUTES.c.key, SYSTEM_ATTRIBUTES.c.value_json).join(
         TRIALS, TRIALS.c.trial_id == SYSTEM_ATTRIBUTES.c.trial_id
@@ -171,7 +172,7 @@ def stored_bytes(connection: sa.Connection, study_id: int) -> int:
 
 
 def _of_study(study_id: int) -> list[tuple[sa.Table, sa.ColumnElement[bool]]]:
-    """Optuna's tables with rows of studies, which of their rows are this one's; those that others refer to first."""
+    """Optuna's tables with rows of studies, and which rows are this study's. Tables that others refer to come first."""
     trials = sa.select(TRIALS.c.trial_id).where(TRIALS.c.study_id == study_id)
     found = []
     for table in models.BaseModel.metadata.sorted_tables:
@@ -185,10 +186,10 @@ def _of_study(study_id: int) -> list[tuple[sa.Table, sa.ColumnElement[bool]]]:
 def insert_running(
     connection: sa.Connection, study_id: int, attributes: Mapping[str, Any], coefficients: Coefficients
 ) -> tuple[int, int]:
-    """The number, which is the next one, and the key of a new RUNNING trial.
+    """Insert a RUNNING trial with the next number. Returns its number and its key.
 
-    Beside its user attributes it has, as parameters that Optuna's own plots are drawn over, Σ|a| and the effective
-    number of checkpoints.
+    Beside its user attributes it has two parameters for Optuna's own plots: Σ|a| and the effective number of
+    checkpoints.
     """
     number = int(connection.execute(_COUNT, {"of_study": study_id}).scalar_one())
     started = datetime.datetime.now(datetime.timezone.utc)
@@ -245,7 +246,7 @@ def replace_attributes(connection: sa.Connection, trial_id: int, attributes: Map
 
 
 def name_artifact(connection: sa.Connection, trial_id: int, described: Mapping[str, Any]) -> list[str]:
-    """Name a file in the database, once, and forget other ones of the same name; the artifact ids of these.
+    """Name a file in the database once, and forget others of the same filename. Returns the artifact ids of these.
 
     Args:
         connection: in a transaction.
@@ -274,7 +275,7 @@ def _has_result(connection: sa.Connection, trial_id: int, attributes: Mapping[st
 
 
 def _has_attributes(connection: sa.Connection, trial_id: int, attributes: Mapping[str, Any]) -> bool:
-    """Whether a trial has exactly these attributes, among others."""
+    """Whether a trial has these attributes with exactly these values; it may have others, too."""
     known = {str(key): str(text) for key, text in connection.execute(_ATTRIBUTES, {"of_trial": trial_id})}
     return all(known.get(key) == json.dumps(value) for key, value in attributes.items())
 
@@ -294,7 +295,7 @@ def _attribute_rows(owner: str, key: int, attributes: Mapping[str, Any]) -> list
 
 
 def _insert_values(connection: sa.Connection, ended: Sequence[tuple[int, TrialState, float | None]]) -> None:
-    """The losses of trials; of a pruned one, as Optuna has it, also as its last intermediate value."""
+    """Insert the losses of trials; that of a pruned one also as its last intermediate value, as Optuna does."""
     known = [(trial_id, state, value) for trial_id, state, value in ended if value is not None]
     _insert(connection, VALUES, [_value_row(trial_id, value) for trial_id, _, value in known])
     pruned = [_intermediate_row(trial_id, value) for trial_id, state, value in known if state == TrialState.PRUNED]
@@ -331,5 +332,5 @@ def _summary_ranges(count: int) -> tuple[tuple[str, float, float, str], ...]:
 
 
 def _utc(moment: datetime.datetime | None) -> datetime.datetime | None:
-    """As Optuna's tables hold it: UTC without saying so. One that does not say where it is of is local."""
+    """The time as Optuna's tables hold it: UTC, without a time zone. A time given without a time zone is local."""
     return None if moment is None else moment.astimezone(datetime.timezone.utc).replace(tzinfo=None)

@@ -1,8 +1,8 @@
 """Checks a study database, says what it found, and repairs what can be repaired without guessing.
 
 Checking writes nothing. Repairing holds the lease of every study that it changes, and leaves a study alone that
-somebody is running. What the database keeps of each trial is checked where it is used: a search that goes on asks every
-stored candidate again, bit for bit.
+somebody is running. Stored trials are checked where they are used: a search that continues asks every stored candidate
+again, and each must be the same bit for bit.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Finding:
 
     Attributes:
         kind: which check.
-        severity: a problem stands in the way of continuing or of trusting a study, a note does not.
+        severity: with a problem, a study cannot be continued or trusted; a note is harmless.
         text: one line that says what is there.
         advice: what ``--repair`` would do, or what to do otherwise.
         study: its name; ``None`` for what belongs to the database.
         trial: its number.
-        file: the artifact's, where it is about one.
+        file: the artifact's, where the finding is about one.
     """
 
     kind: str
@@ -72,13 +72,13 @@ class Finding:
         return self.kind in (LEASE, ORPHAN_FILE)
 
     def as_row(self) -> dict[str, Any]:
-        """What ``lcsc doctor --format json`` prints of it."""
+        """The row that ``lcsc doctor --format json`` prints."""
         return {**dataclasses.asdict(self), "repairable": self.repairable}
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What is the matter now, and what was until it was repaired."""
+    """The findings that remain, and those that were repaired."""
 
     found: tuple[Finding, ...]
     repaired: tuple[Finding, ...] = ()
@@ -127,7 +127,7 @@ def examine(storage: RDBStorage, study: str | None = None) -> list[Finding]:
 
 
 def repair(storage: RDBStorage, found: Iterable[Finding]) -> list[Finding]:
-    """Do what the findings offer; what somebody holds meanwhile is left as it is. Gives what was repaired.
+    """Repair what can be repaired, except in a study that a process runs. Returns the findings that were repaired.
 
     Args:
         storage: opened for writing.
@@ -153,7 +153,7 @@ def _chosen(storage: RDBStorage, study: str | None) -> list[str]:
 
 
 def _check_file(url: str) -> Iterator[Finding]:
-    """SQLite's own check of the file, before Optuna opens it, which would make the tables that it misses.
+    """SQLite's own check of the file. It runs before Optuna opens the file, since Optuna would create missing tables.
 
     Raises:
         StudyStoreError: the file cannot be read at all, or is another program's database.
@@ -182,7 +182,7 @@ def _look_into(path: Path) -> tuple[list[str], set[str]]:
 
 
 def _sqlite_file(url: str) -> Path | None:
-    """The file, where it is there and SQLite's; otherwise opening the storage says what is wrong."""
+    """The file, where it exists and is SQLite's; otherwise ``None``, and opening the storage says what is wrong."""
     with contextlib.suppress(sa.exc.ArgumentError, OSError):
         parsed = sa.make_url(url)
         path = Path(parsed.database or "")
@@ -198,7 +198,7 @@ def _is_sqlite(path: Path) -> bool:
 
 
 def _schema(storage: RDBStorage) -> Finding:
-    """Which tables there are; Optuna has opened them already, so that their version is one that it can read."""
+    """Which tables there are. Optuna has opened them already, so it can read their version."""
     with storage.engine.connect() as connection:
         by = versions(connection)
     leases = "a table of leases" if has_table(storage.engine) else "no table of leases yet, which the next run makes"
@@ -207,7 +207,7 @@ def _schema(storage: RDBStorage) -> Finding:
 
 
 def _references(storage: RDBStorage) -> list[Finding]:
-    """Rows that belong to a trial or a study that is gone; SQLite, unlike others, lets them be."""
+    """Rows that belong to a trial or a study that is gone; SQLite permits them, unlike other databases."""
     if storage.engine.dialect.name != "sqlite":
         return []
     with storage.engine.connect() as connection:
@@ -246,7 +246,7 @@ def _lease(study: StoredStudy) -> Iterator[Finding]:
 
 
 def _unreadable(study: StoredStudy) -> Iterator[Finding]:
-    """Attributes that are no JSON, at the first of which Optuna's own reading stops."""
+    """Attributes that are not JSON; Optuna's own reading stops at the first of them."""
 
     def read() -> list[tuple[int | None, str]]:
         with study.storage.engine.connect() as connection:
@@ -281,10 +281,10 @@ def _artifacts(study: StoredStudy) -> Iterator[Finding]:
 
 
 def _orphan_files(storage: RDBStorage) -> Iterator[Finding]:
-    """Files of artifacts that no row names, which a process leaves behind that dies between the two.
+    """Files of artifacts that no row names: a process died after it wrote the file and before it wrote the row.
 
-    They are listed before the rows are read, which name a file that came meanwhile. A folder that other databases may
-    use, too, is left alone.
+    The files are listed before the rows are read, so that a row which is written meanwhile counts. A folder that other
+    databases may use, too, is left alone.
     """
     files = _artifact_files(storage.url)
     with storage.engine.connect() as connection:
@@ -331,7 +331,7 @@ def _other_databases(url: str) -> str | None:
 
 
 def _remove_orphan_files(storage: RDBStorage) -> list[Finding]:
-    """While nobody runs any study of the database, since a file belongs to none of them."""
+    """Remove them while this process holds every study of the database, since any study may own such a file."""
     with contextlib.ExitStack() as leases:
         for name in study_names(storage):
             leases.enter_context(StoredStudy.open(storage, name).hold())
@@ -346,10 +346,10 @@ def _remove_orphan_files(storage: RDBStorage) -> list[Finding]:
 
 
 def _check_objectives(storage: RDBStorage, names: Sequence[str]) -> Iterator[Finding]:
-    """Load each objective, once where studies share it; see that it is the one that they were made with."""
+    """Load each objective, once for all studies that share it, and check that they were made with it."""
     plans: list[StudyPlan] = []
     for name in names:
-        with contextlib.suppress(StudyStoreError, json.JSONDecodeError):  # which the other checks name
+        with contextlib.suppress(StudyStoreError, json.JSONDecodeError):  # other checks report it
             plans.append(stored_plan(StoredStudy.open(storage, name)))
     known: dict[int, tuple[Objective | None, str]] = {}
     for experiment, plan in experiments(plans, storage):

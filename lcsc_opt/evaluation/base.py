@@ -20,7 +20,7 @@ from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
 
 Value = TypeVar("Value")
-MOST_TRACEBACK = 8000  # characters that are kept of one, at its end
+MOST_TRACEBACK = 8000  # characters of a traceback that are kept: the last ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Failure:
     """An evaluation without a finite loss: the reason, and how many seconds it took.
 
     ``retry`` is false for errors of this library, which another attempt would meet again. ``traceback`` is Python's
-    text of the exception, empty without one: then it is the candidate that fails, and not the code.
+    text of the exception; it is empty where the candidate failed and not the code.
     """
 
     reason: str
@@ -42,7 +42,7 @@ class Failure:
         return {**known, "traceback": self.traceback} if self.traceback else known
 
     def worth_another(self, attempts: int, policy: FailureSpec) -> bool:
-        """Whether to try the candidate again after so many attempts."""
+        """Whether to try the candidate again after this many attempts."""
         return self.retry and attempts <= policy.retries
 
 

@@ -8,7 +8,7 @@ import time
 
 from lcsc_opt.base.records import NodeWork
 
-RECENT_SECONDS = 60.0  # that the share of time is told of
+RECENT_SECONDS = 60.0  # the last ones, over which the busy share is measured
 
 
 class Census:
@@ -19,20 +19,20 @@ class Census:
         self._machines: dict[str, _Machine] = {}
 
     def count(self, machine: str, *, alive: int = 0, busy: int = 0, deaths: int = 0) -> None:
-        """So many more, or fewer, live there, have something to do, or died there."""
+        """Add to the numbers of workers on a machine that are alive, that have something to do, and that died."""
         now = time.monotonic()
         with self._lock:
             self._machines.setdefault(machine, _Machine(now)).count(now, alive, busy, deaths)
 
     def nodes(self) -> list[NodeWork]:
-        """What is known of each machine, by its name; of one that nobody knows only where workers died there."""
+        """What is known of each machine, by name; the name is empty for workers that died before it was known."""
         now = time.monotonic()
         with self._lock:
             return [machine.look(now, name) for name, machine in sorted(self._machines.items())]
 
 
 class _Machine:
-    """The seconds that workers lived and were busy on one machine: sums over them, up to the last change."""
+    """The seconds that workers lived and were busy on one machine, summed over workers up to the last change."""
 
     def __init__(self, now: float) -> None:
         self._alive = self._busy = self._deaths = 0

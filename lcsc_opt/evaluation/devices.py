@@ -33,7 +33,7 @@ def cores() -> int:
 
 
 def environments(workers: int, devices: Sequence[str] = ()) -> list[Mapping[str, str]]:
-    """What each worker sets in its environment, so that ``cuda`` and ``auto`` mean its own device there.
+    """The environment variables of each worker, with which ``cuda`` and ``auto`` mean its own device.
 
     Args:
         workers: how many.

@@ -1,4 +1,4 @@
-"""What a pool asks of the places where its workers run."""
+"""The interface of the places where a pool's workers run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lcsc_opt.evaluation.worker import Answer, Ending, Job, WorkerSettings
 
 
 class Link(Protocol):
-    """The way to one worker that was started, and back."""
+    """The connection to one worker that was started."""
 
     @property
     def machine(self) -> str:
-        """What people call the machine that it runs on; empty while that is not known."""
+        """The name of the machine that it runs on; empty while this is not known."""
         ...
 
     def send(self, job: Job) -> None:
-        """Give it a job. Raises OSError where it is gone, which :meth:`receive` says, too."""
+        """Give it a job. Raises OSError where it is gone; then :meth:`receive` raises, too."""
         ...
 
     def receive(self) -> Answer:
@@ -38,11 +38,11 @@ class Machines(Protocol):
 
     @property
     def elastic(self) -> bool:
-        """Whether workers come and go with their machines, and others do what one that is not there should do."""
+        """Whether workers come and go with their machines; then others do the jobs of a missing one."""
         ...
 
     def threads(self, workers: int) -> int:
-        """How many each of so many workers may use."""
+        """How many threads each of ``workers`` workers may use."""
         ...
 
     def start(self, settings: WorkerSettings) -> Link:
@@ -50,7 +50,7 @@ class Machines(Protocol):
         ...
 
     def refused(self, link: Link, error: LcscError) -> LcscError | None:
-        """A worker could not load the objective, or has another: what its jobs raise, or ``None``.
+        """The error for the jobs of a worker that could not load the objective, or has another one.
 
         With ``None`` the worker is started again, elsewhere.
         """

@@ -22,10 +22,10 @@ from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.opening import part_of
 
-PIECE_BYTES = 16 * 2**20  # of a trajectory that is fetched
+PIECE_BYTES = 16 * 2**20  # of a trajectory, fetched at once
 
 Read = Callable[[str, int, int], bytes]
-"""Name of a file of the trajectory, offset, and length → its bytes, from where the coordinator is; picklable."""
+"""Name of a file of the trajectory, offset, and length → those bytes, read at the coordinator; picklable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,7 @@ class Packed:
         return cls(path, place, trajectory.sha256, trajectory.steps, (path / MANIFEST).read_bytes(), sizes)
 
     def found(self, read: Read) -> Path:
-        """The trajectory's path on this machine: the same path, or one in the cache, where it is fetched if it is
-        missing.
+        """The trajectory's path on this machine: the same path, or one in the cache. If it is missing, it is fetched.
 
         Args:
             read: reads parts of its files on the coordinator.
@@ -123,7 +122,7 @@ class NodeObjective:
             return load_objective(self.spec, beside=beside, checkpoints=known)
 
     def check(self) -> LcscError | None:
-        """Fetch what loading needs, and refuse what loading would refuse, as far as that is known without a model."""
+        """Fetch what loading needs, and return the error that loading would raise, if it is known without a model."""
         try:
             known = self._prepared()
             with self.files.arrived() as beside:

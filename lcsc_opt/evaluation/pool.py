@@ -32,9 +32,9 @@ class _Waiting:
     """A job that somebody waits for."""
 
     job: Job
-    worker: int | None  # which has to do it; None for any
+    worker: int | None  # the one that has to do it; None for any
     depth: int  # how many jobs a worker may have with this one
-    user: Hashable = None  # whose it is
+    user: Hashable = None  # who submitted it
     future: Future[Any] = dataclasses.field(default_factory=Future)
     started: float = 0.0
 
@@ -131,8 +131,8 @@ class WorkerPool:
             options: keyword arguments of the method.
 
         Returns:
-            A future: the job's answer, or a :class:`Failure` where the worker died. It raises ObjectiveError where no
-                worker stays alive, and is cancelled when the pool is closed.
+            A future of the job's answer, or of a :class:`Failure` where the worker died. It raises ObjectiveError where
+            no worker stays alive, and is cancelled when the pool is closed.
         """
         waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth, user)
         with self._lock:
@@ -172,7 +172,7 @@ class WorkerPool:
                 pass
 
     def _hand_out_one(self) -> bool:
-        """Whether there was one for which a worker is free, or none is left."""
+        """Hand out one job, or fail one that no worker is left for. Returns whether there was such a job."""
         running = collections.Counter(waiting.user for worker in self._workers for waiting in worker.jobs())
         for waiting in self._queue.in_turn(running):
             allowed = self._workers if waiting.worker is None else self._instead_of(waiting.worker)
@@ -191,13 +191,13 @@ class WorkerPool:
         return False
 
     def _instead_of(self, number: int) -> Sequence[_Worker]:
-        """That worker; where workers come and go and it is missing, any other."""
+        """The workers that may do its jobs: itself; all of them where workers come and go and it is missing."""
         own = self._workers[number]
         return self._workers if self._machines.elastic and not own.ready else [own]
 
 
 class Share:
-    """What one of several users sees of workers that they share.
+    """The workers as seen by one of several users that share them.
 
     Args:
         pool: the workers.
@@ -230,7 +230,7 @@ class Share:
 
 
 class _Worker:
-    """One worker and its successors, and the thread that takes the answers."""
+    """One worker, those that replace it, and the thread that takes their answers."""
 
     def __init__(
         self, changed: Callable[[], None], machines: Machines, census: Census, settings: WorkerSettings, number: int

@@ -33,7 +33,7 @@ class ThisMachine:
         return Process(settings)
 
     def refused(self, link: object, error: LcscError) -> LcscError:  # noqa: ARG002 - as of other machines
-        """There is no other machine."""
+        """The error itself, since there is no other machine."""
         return error
 
 
@@ -42,8 +42,9 @@ _preparing = threading.Lock()
 
 @contextlib.contextmanager
 def _without_script() -> Iterator[None]:
-    """Start processes that do not run the user's script once more, whether or not it guards what it does by
-    ``if __name__ == "__main__"``: they need nothing of it.
+    """While this is open, started processes do not run the user's script again: they need nothing of it.
+
+    So the script needs no ``if __name__ == "__main__"``.
     """
     with _preparing:
         prepare = spawn.get_preparation_data

@@ -30,11 +30,11 @@ from lcsc_opt.trajectory import Trajectory
 
 CONNECT_SECONDS = 5.0
 START = "start it with `ray start --head`, or give another address (docs/cluster.md)"
-SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # not shown: pages on stdout for each death, of which we say a line
+SAID_BY_RAY = "RAY_DEDUP_LOGS_SKIP_REGEX"  # hides what Ray prints for each death: pages, where we print a line
 NODE_ID = "ray.io/node-id"  # a label that every node has
 
 Node = dict[str, Any]
-"""As Ray describes it."""
+"""A node, as Ray describes it."""
 
 
 @contextlib.contextmanager
@@ -69,10 +69,10 @@ def ray_cluster(
 
 
 def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
-    """Refuse a cluster that is not there, or has no room for one of these workers; nothing is sent there.
+    """Refuse a cluster that is not there, or has no room for one of these workers; no files are sent to it.
 
     Args:
-        wanted: which one, and what its workers need.
+        wanted: the address of the cluster, and what its workers need.
         spec: of the objective.
 
     Raises:
@@ -97,7 +97,7 @@ class Room:
         self.gpus = float(uses_gpus) if wanted.gpus is None else wanted.gpus
 
     def nodes(self) -> list[Node]:
-        """Those that live."""
+        """The nodes that are alive."""
         return [node for node in self._ray.nodes() if node["Alive"]]
 
     def on(self, node: Node) -> int:
@@ -106,7 +106,7 @@ class Room:
         return min(int(_has(node, name) / amount + 1e-9) for name, amount in needed.items() if amount)
 
     def check(self) -> list[Node]:
-        """The nodes that have room; it is said where some workers have to wait for others.
+        """The nodes that have room. A notice says if there is too little room for all workers.
 
         Raises:
             ClusterError: no node has room for a worker.
@@ -157,7 +157,7 @@ class Cluster:
     ) -> None:
         self._ray, self._wanted = ray, wanted
         self._expected = objective.fingerprint()
-        self._without: dict[str, LcscError] = {}  # nodes by their id
+        self._without: dict[str, LcscError] = {}  # nodes to be left out, by id
         self._here = ray.get_runtime_context().get_node_id()
         self._room = Room(ray, wanted, spec)
         fetched = None if packed is None else (Packed.of(packed), Read(self._files(packed)))
@@ -224,7 +224,7 @@ class Cluster:
 
     def _ask(self, node: Node) -> Any:
         remote = self._ray.remote(_check_here)
-        # a process may be killed there by chance; what it raises itself is not tried again
+        # tried again where its process is killed, but not where it raises an error itself
         return remote.options(num_cpus=0, max_retries=2, **self._strategy(node["NodeID"])).remote(self._load)
 
     def _check(self, node: Node, asked: Any) -> None:
@@ -295,7 +295,7 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
-    """Raises ClusterError where that cannot be."""
+    """Connect to the cluster. Raises ClusterError where that fails."""
     chosen = _listening(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -312,11 +312,11 @@ def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
         ) from error
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # which Ray has taken
+            signal.signal(signal.SIGTERM, before)  # since Ray replaces it
 
 
 def check_address(wanted: RayWorkers) -> None:
-    """Refuse what is known to be no cluster without asking Ray.
+    """Refuse an address at which there is certainly no cluster, without asking Ray.
 
     Raises:
         ClusterError: there is no Ray, or nothing listens there.
@@ -326,7 +326,7 @@ def check_address(wanted: RayWorkers) -> None:
 
 
 def _listening(address: str) -> str:
-    """The address, where something listens: Ray itself would try for minutes."""
+    """The address, checked: something must listen there, since Ray itself would try for minutes."""
     chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     if "://" in chosen:
         raise ClusterError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto")

@@ -1,4 +1,4 @@
-"""A worker that Ray runs, as an actor; its calls do what the connection to a local worker does."""
+"""A worker that Ray runs as an actor; calls to it take the place of the connection to a local worker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from lcsc_opt.evaluation.worker import READY, Answer, Ending, Job, WorkerSettings, answer_jobs
 
-CALLS_AT_ONCE = 8  # of one worker: more than it ever has jobs
+CALLS_AT_ONCE = 8  # to one worker, which never has so many jobs
 NODE_SECONDS = 1.0  # until a node that went away is known to be gone
 
 Said = tuple[str, list[Answer]]
@@ -204,7 +204,7 @@ class Read:
     files: Any
 
     def __call__(self, name: str, offset: int, length: int) -> bytes:
-        """Through Ray's object store."""
+        """Read them through Ray's object store."""
         ray = importlib.import_module("ray")
         content: bytes = ray.get(self.files.read.remote(name, offset, length))
         return content

@@ -19,7 +19,7 @@ AT_ONCE = 2  # candidates under way: one is scored while the next is sampled
 
 
 class SpreadEvaluator:
-    """Workers sample a share of the images each; here the parts are joined and scored.
+    """Each worker samples a share of the images; this process joins the parts and scores them.
 
     Feature statistics merge, so the loss is that of one device up to the rounding of sums. Gradients are summed over
     images.

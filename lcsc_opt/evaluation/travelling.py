@@ -1,4 +1,4 @@
-"""The study's own files on another machine: its objective, the modules that it imports, what its settings name.
+"""The study's own files on another machine: its objective, the modules that it imports, files that its settings name.
 
 On a shared file system, that machine sees the same files at the same paths and uses them. Elsewhere it uses copies that
 were sent with the job.
@@ -22,8 +22,8 @@ from lcsc_opt.base.paths import given_path, study_directory
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.objective.contract import Objective
 
-MOST_BYTES = 100 * 2**20  # of data that settings name; what is larger has to be on every machine
-CHECKPOINTS = "checkpoints"  # the setting whose files have a way of their own
+MOST_BYTES = 100 * 2**20  # of data that settings name; larger data has to be on every machine
+CHECKPOINTS = "checkpoints"  # the setting whose files are sent in another way
 STUDY, HERE, MODULES = "lcsc-study", "lcsc-here", "lcsc-modules"  # folders of the copies
 
 
@@ -45,7 +45,7 @@ class Travelling:
 
     @contextlib.contextmanager
     def arrived(self) -> Iterator[Path | None]:
-        """While this is open, the study's files are found on this machine; gives the folder that replaces the study's.
+        """While this is open, the study's files are found on this machine. Yields the folder in place of the study's.
 
         Copies are below the working directory that the process was started in.
         """
@@ -64,7 +64,7 @@ class Travelling:
     def _use_copies(self, copies: Path) -> tuple[Path | None, Path]:
         study = None if self.study is None else copies / STUDY
         here = copies / STUDY if self.study == self.here else copies / HERE
-        here.mkdir(exist_ok=True)  # where nothing of it travelled
+        here.mkdir(exist_ok=True)  # missing if none of its files were sent
         if self.objective:
             stands_for(copies / self.objective, self.files[self.objective][0])
         if str(copies / MODULES) not in sys.path:
@@ -137,7 +137,7 @@ def _small(paths: Iterable[Path]) -> Iterator[Path]:
         try:
             files = [path] if path.is_file() else _files_in(path)
             size = sum(file.stat().st_size for file in files)
-        except (OSError, ValueError):  # no path at all, though a text
+        except (OSError, ValueError):  # the text is no path
             continue
         if size <= left:
             left -= size
@@ -152,7 +152,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _sha256(path: Path) -> str:
-    """Empty where the file cannot be read."""
+    """In hex; empty where the file cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

@@ -32,7 +32,7 @@ Kind = Literal["submit", "sample", "slope"]
 
 @dataclasses.dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker is started with; picklable.
+    """The settings that a worker is started with; picklable.
 
     Attributes:
         load_objective: builds the objective; picklable.
@@ -58,7 +58,7 @@ class Job:
 
 
 READY, NOTICE = -1, -2
-"""Numbers of answers to no job: the objective is loaded, or why it could not be; a line, which may be known."""
+"""Numbers of answers that belong to no job: the objective is loaded, or the error that prevents it; a notice."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class _Answers:
         """Send a value, or an error for the coordinator to raise."""
         try:
             content = pickle.dumps(value)
-        except Exception as error:  # something of the user's that does not travel
+        except Exception as error:  # something of the user's that cannot be pickled
             what = value if isinstance(value, BaseException) else error
             content = pickle.dumps(ObjectiveError(f"{type(what).__name__}: {what}"))
         self._put(Answer(number, content))

@@ -33,13 +33,13 @@ def average(
         patterns: a packed trajectory; else files, globs or folders, which are packed into the cache.
         coefficients_of: training steps ``[K]`` → coefficients ``[K]`` that sum to one.
         to: the path and the form.
-        name: what the recipe calls it.
+        name: of the model, in the recipe.
         key: which state dict of each file.
         steps: the training step of each file, where the names do not say them.
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.
-        CoefficientsError: not as many as checkpoints, or another sum than one.
+        CoefficientsError: their number is not that of the checkpoints, or their sum is not one.
         ObjectiveError: a folder of diffusers without a configuration.
         StudyStoreError: the disk refuses.
     """
@@ -56,7 +56,7 @@ def average(
 def listed_coefficients(path: Path, steps: Sequence[int]) -> Coefficients:
     """The coefficients in a JSON file: ``[K]`` numbers, or a mapping from steps; steps that it leaves out are zero.
 
-    Also under the key ``coefficients``, as recipes and ``lcsc show --format json`` have them.
+    They may be under the key ``coefficients``, as in recipes and in what ``lcsc show --format json`` prints.
 
     Raises:
         CoefficientsError: it cannot be read, or holds something else.

@@ -1,4 +1,4 @@
-"""What is stored with a finished search to look at: images, figures, and a note in optuna-dashboard."""
+"""Stores images, figures, and a note for optuna-dashboard with a finished search."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ SHOWN = 40  # of them, those that differ most
 def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective) -> list[str]:
     """Store the figures and images of a finished search with it, for optuna-dashboard and for our own pages.
 
-    The curve, the coefficients and a note; where the objective samples images and EMA* is known, also images of both
-    models from the same noise, as artifacts of the chosen trial.
+    They are the curve, the coefficients and a note. Where the objective samples images and EMA* is known, images of
+    both models from the same noise are added, as artifacts of the chosen trial. A landscape, which is no search, is
+    left as it is.
 
     Returns:
-        The names of the artifacts. A landscape, which is no search, is left as it is.
+        The names of the artifacts.
 
     Raises:
         StudyStoreError: no trial is complete.

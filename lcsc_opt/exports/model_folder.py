@@ -23,7 +23,7 @@ CLASS = "_class_name"
 
 
 def config_of(objective: Objective) -> str | None:
-    """The configuration of the objective's network as diffusers writes it; ``None`` where the network is another."""
+    """The configuration of the objective's network as diffusers writes it; ``None`` for a network of another kind."""
     for name in ("network", "denoiser"):  # the second, of a whole pipeline
         network: Any = getattr(objective.sampler, name, None)
         if hasattr(network, "to_json_string"):
@@ -49,10 +49,10 @@ def read_config(path: Path) -> str:
 
 
 def check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
-    """Compare weights with the model that a configuration describes: diffusers fills gaps with random numbers.
+    """Check that weights fit the model of a configuration: diffusers would fill gaps with random numbers.
 
     Raises:
-        ObjectiveError: no such model, or the first tensor that does not fit it.
+        ObjectiveError: there is no such model, or a tensor does not fit it; the message names the first one.
     """
     differs = difference(shapes_of(weights), _shapes(json.loads(config)))
     if differs is not None:

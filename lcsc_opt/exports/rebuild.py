@@ -34,7 +34,7 @@ def rebuild(
     Args:
         recipe: of an exported model.
         patterns: checkpoint files, folders or globs, or one packed trajectory.
-        to: where; its dtype is the recipe's where it has none.
+        to: where the model is written, and how; without a dtype, in the recipe's.
         key: which state dict of each file; ``None`` takes the recipe's.
         steps: the training step of each file, ``[N]``; ``None`` takes them from metadata and names.
         beside: where the recipe was read: a folder of diffusers also has the configuration.
@@ -58,7 +58,7 @@ def rebuild(
     to = dataclasses.replace(to, dtype=to.dtype or recipe.dtype)
     checkpoints = _open(patterns, recipe.key if key is None else key, steps)
     recipe = recipe.model_copy(update={"dtype": to.dtype, "lora": _lora_naming(recipe, checkpoints, to)})
-    if config is not None:  # before all of them are read
+    if config is not None:  # checked with one checkpoint, before all of them are read
         check_fits(config, checkpoints.read(checkpoints.steps[0]))
     weights = merge_exactly(checkpoints, combination, dtype=to.dtype)
     weights |= _statistics(recipe)
@@ -67,7 +67,7 @@ def rebuild(
 
 
 def _statistics(recipe: Recipe) -> dict[str, Tensor]:
-    """What the recipe holds beside the coefficients."""
+    """Name → tensor of the recipe's statistics."""
     if recipe.statistics is None:
         return {}
     try:
@@ -88,7 +88,7 @@ def _open(
 def _lora_naming(
     recipe: Recipe, checkpoints: CheckpointFiles | PackedCheckpoints, to: Destination
 ) -> LoraNaming | None:
-    """The recipe's; where it was exported under the checkpoints' own names, what stands beside them."""
+    """The recipe's naming; where it has none, since the checkpoints' own names were kept, one with their alphas."""
     if recipe.lora is not None or to.form != "lora":
         return recipe.lora
     alphas = checkpoints.lora_alphas()

@@ -73,7 +73,7 @@ class Recipe(pydantic.BaseModel):
         coefficients: ``[K]``.
         steps: ``[K]`` training steps of the checkpoints.
         checkpoint_sha256: ``[K]``, of each checkpoint's tensors.
-        trajectory_sha256: of all of them together.
+        trajectory_sha256: of all checkpoints together.
         constant: tensors that were copied, since they are the same in all checkpoints.
         key: which state dict of each checkpoint file; ``None`` where the training loop wrote the trajectory.
         dtype: of the exported model; ``None`` is each tensor's own.
@@ -83,7 +83,7 @@ class Recipe(pydantic.BaseModel):
         loss: of the search; ``None`` without a search.
         metrics: that the search measured.
         held_out: the held-out report, where there is one.
-        lcsc_opt: the version.
+        lcsc_opt: the version of this library.
         versions: of the packages that it was computed with.
     """
 
@@ -138,7 +138,7 @@ class Recipe(pydantic.BaseModel):
 
     @property
     def title(self) -> str:
-        """Which model it is."""
+        """The name of the model, for people."""
         return self.study if self.trial is None else f"{self.study}, trial {self.trial}"
 
     def as_text(self) -> str:
@@ -146,7 +146,7 @@ class Recipe(pydantic.BaseModel):
         return json.dumps(self.model_dump())
 
     def combination(self) -> Combination:
-        """What to combine.
+        """The combination to be merged.
 
         Raises:
             CoefficientsError: its coefficients do not sum to one.
@@ -257,7 +257,7 @@ def _read_text(path: Path) -> bytes:
 
 
 def _text_beside_weights(path: Path) -> str | None:
-    """Of a .pt file; nothing in it is executed."""
+    """The recipe in a .pt file; nothing in the file is executed."""
     from lcsc_opt.checkpoints.torch_files import read_content
 
     try:

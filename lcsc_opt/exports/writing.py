@@ -70,7 +70,7 @@ class Destination:
         config: Path | None = None,
         overwrite: bool = False,
     ) -> Destination:
-        """Check what a user asked for; the form follows from the suffix where it is not said.
+        """Check what a user asked for; without a form, the suffix decides.
 
         Raises:
             StudySpecError: an unknown suffix, form or dtype; a path that is taken, or whose folder does not exist.
@@ -106,15 +106,15 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
 
 
 def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
-    """Write the best model so far, or one trial's. Only reads the database: a study may be running meanwhile.
+    """Write the best model so far, or one trial's. It only reads the database: the study may be running meanwhile.
 
     Returns:
-        The recipe that is inside.
+        The recipe inside the model.
 
     Raises:
         ObjectiveError: the objective has no weights, or they do not fit the configuration.
         StudyMismatchError: the checkpoints are not those that the study was made with.
-        TrajectoryError: they are damaged.
+        TrajectoryError: the checkpoints are damaged.
         StudyStoreError: there is no such trial, or the file cannot be written.
     """
     recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
@@ -132,7 +132,7 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
 
 
 def _lora_naming(study: StoredStudy, objective: Objective) -> LoraNaming:
-    """The alphas are those that the study was searched with."""
+    """The naming of the study's LoRA, with the alphas that it was searched with."""
     pipeline = getattr(objective.sampler, "pipeline", None)
     component = "unet" if getattr(pipeline, "transformer", None) is None else "transformer"
     layers = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "layers_per_block", None)
@@ -167,17 +167,17 @@ def write(
     *,
     config: str | None = None,
 ) -> None:
-    """Write weights and recipe; nobody ever sees half of it.
+    """Write weights and recipe as a whole; no reader ever sees half of it.
 
     Args:
         weights: name → tensor.
         recipe: how they were merged.
-        to: where.
-        config: of diffusers, which a folder needs.
+        to: where and in which form.
+        config: of diffusers; the form ``diffusers`` needs it.
 
     Raises:
         ObjectiveError: the weights do not fit the configuration.
-        TrajectoryError: the form is ``lora``, and they are none.
+        TrajectoryError: the form is ``lora``, and the weights are not a LoRA.
         StudyStoreError: the disk refuses.
     """
     text = recipe.as_text()

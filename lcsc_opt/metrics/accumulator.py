@@ -1,4 +1,4 @@
-"""The images of one evaluation, batch by batch: their features, and what the loss and its gradient make of these."""
+"""Takes the images of one evaluation, batch by batch: their features, then the loss and its gradient."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from lcsc_opt.metrics.statistics import FeatureStatistics
 class Accumulator:
     """Takes the images of one evaluation, or of a part of it; every extractor sees each image once.
 
-    Features are reduced to count, mean and scatter on the extractor's device, batch by batch, where FID is all that an
-    extractor is used for and there are at least D images. Else features are kept: the gradient and metrics of single
-    images need them, and fewer than D of them take less memory than a scatter.
+    Where an extractor is used for FID alone, and there are at least D images, its features are reduced to count, mean
+    and scatter on its device, batch by batch. Else features are kept: the gradient and metrics of single images need
+    them, and fewer than D of them take less memory than a scatter.
 
     Several processes or devices may take a part of the images each; the parts are joined::
 
@@ -62,7 +62,7 @@ class Accumulator:
         splits: as of :class:`WholeEvaluation`.
 
     Raises:
-        MetricError: the numbers make no sense.
+        MetricError: ``images`` is below 1, or above ``total``.
     """
 
     def __init__(
@@ -98,14 +98,13 @@ class Accumulator:
             MetricError: features are not finite, or there are more images than were announced.
         """
         rows = self._next_rows(images)
-        with torch.no_grad():  # inference mode would save nothing, and what extractors keep from it fits into no graph
+        with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
             for seen in self._seen.values():
                 seen.add(images, rows)
         self._added += len(images)
 
     def add_with_graph(self, images: Tensor) -> dict[str, Tensor]:
-        """Take the features of ``[B, C, H, W]`` in [−1, 1] with a graph, and give the features of the loss with that
-        graph.
+        """Take the features of ``[B, C, H, W]`` in [−1, 1], and return those that the loss uses, with a graph.
 
         Returns:
             Extractor's name → features ``[B, D]``, as :meth:`Loss.differentiable_features` gives them.
@@ -165,8 +164,7 @@ class Accumulator:
 
 
 class _Seen:
-    """What one extractor gives: features, or their statistics where these are enough, and logits for the Inception
-    Score.
+    """What one extractor gives: features or, where these are enough, their statistics; logits for the Inception Score.
 
     Args:
         extractor: the network.
@@ -224,7 +222,7 @@ class _Seen:
         return buffer
 
 
-BLOCK = 256  # rows of the scatter at once: above the diagonal is half of the work
+BLOCK = 256  # rows of the scatter at once; only blocks from the diagonal on are computed, half of the work
 
 
 class Reduction:
@@ -234,10 +232,10 @@ class Reduction:
         self._count = 0
         self._origin, self._sum, self._scatter = (torch.empty(0) for _ in range(3))
 
-    @torch.inference_mode(mode=False)  # its tensors could not be added to outside of it
+    @torch.inference_mode(mode=False)  # tensors made in inference mode could not be changed outside of it
     @torch.no_grad()
     def add(self, features: Tensor) -> None:
-        """Take ``[B, D]`` of any floating-point type, all batches on one device. Waits for no device."""
+        """Take ``[B, D]`` of any floating-point type, all batches on one device, without waiting for the device."""
         if not len(features):
             return
         here = features.to(double_device(features.device))
@@ -261,7 +259,7 @@ class Reduction:
 
 @functools.cache
 def double_device(device: torch.device) -> torch.device:
-    """``device`` where it computes in float64, and else the CPU: Apple's GPUs do not."""
+    """``device`` where it can compute in float64, which Apple's GPUs cannot; else the CPU."""
     try:
         torch.zeros(1, dtype=torch.float64, device=device)
     except torch.OutOfMemoryError:
@@ -272,7 +270,7 @@ def double_device(device: torch.device) -> torch.device:
 
 
 def _mirrored(upper: Tensor) -> Tensor:
-    """``upper`` [D, D], of which only blocks from the diagonal on were written, with the others filled in."""
+    """``upper`` [D, D], with the blocks below the diagonal filled in from those above."""
     for start in range(0, len(upper), BLOCK):
         stop = start + BLOCK
         upper[stop:, start:stop] = upper[start:stop, stop:].T

@@ -105,7 +105,7 @@ class Comparison:
         return nearer_share(samples, real, other)
 
     def authenticity(self) -> float:
-        """The share of samples that are no copies: farther from the nearest real image than that is from others."""
+        """The share of samples that are no copies; see :func:`~lcsc_opt.metrics.distances.authentic_share`."""
         samples, real = self._samples_and_real(1, needs="authenticity needs some")
         apart = self._required_reference.once("nearest", self._device, lambda features: radii(features, 1))
         return authentic_share(samples, real, apart)
@@ -155,7 +155,7 @@ class Comparison:
         return value, gradient.cpu().numpy()
 
     def deviation(self, formula: Formula) -> float:
-        """The standard deviation between samples of a metric that is a mean over them."""
+        """The standard deviation, over samples, of a metric that is a mean over samples."""
         return deviation(formula, self._differentiable_samples(), self._required_reference)
 
     def _differentiable_samples(self) -> Tensor:

@@ -32,9 +32,9 @@ def published_cross_check(
 ) -> CrossCheckSpace | None:
     """FID in the features of CLIP where the loss uses Inception, else in those of Inception.
 
-    It is built when it is first needed, since a search needs neither its memory nor its weights. Nobody asked for it:
-    where weights or reference images are missing then, one line says so and how to get them, and there is no
-    cross-check. The same holds where the loss uses only the user's own extractors, since a published one may not fit
+    It is built when it is first needed, since a search needs neither its memory nor its weights. No user asked for it,
+    so missing weights or reference images are no error: a notice says what is missing and how to get it, and there is
+    no cross-check. The same holds where the loss uses only the user's own extractors, since a published one may not fit
     such images.
 
     Args:
@@ -67,7 +67,7 @@ def published_cross_check(
             how: dict[str, Any] = {"features": False, "held_out": True, "batch_size": batch_size, "cache": cache}
             seen = build_reference(images, metric.extractor, extractor, **how)
             view = View(extractor, seen)
-            Scores({metric.extractor: view}, loss=str(metric))  # which checks that the two fit
+            Scores({metric.extractor: view}, loss=str(metric))  # this checks that the two fit
         except (MetricError, OSError, RuntimeError) as error:  # RuntimeError: out of the device's memory
             notice(_left_out(metric, error))
             return None
@@ -100,7 +100,7 @@ def _images(reference: ReferenceSetting | None, extractor: str) -> ReferenceSett
         given = [*reference.values()]
         if extractor in reference:
             own: ReferenceSetting = reference[extractor]
-            return own  # numbers do, too
+            return own  # which may hold numbers only
     for setting in given:
         if holds_images(setting):
             return setting

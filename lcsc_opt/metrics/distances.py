@@ -1,7 +1,7 @@
-"""The kernel distance of KID (Bińkowski et al. 2018) between two sets of features, in torch-fidelity's subsets.
+"""Distances between sets of features: KID in torch-fidelity's subsets, precision and recall, and shares of copies.
 
-torch-fidelity computes it in numpy. Here it runs on the device of the features: on a GPU it is then fast enough to be
-the loss of a search.
+torch-fidelity computes the kernel distance of KID (Bińkowski et al. 2018) in numpy. Here it runs on the device of the
+features: on a GPU it is then fast enough to be the loss of a search.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ def _sum(values: Tensor) -> Tensor:
     return values.sum(dtype=torch.float64)
 
 
-NEIGHBOURHOOD = 3  # k of the paper, and torch-fidelity's default
+NEIGHBOURHOOD = 3  # k of Kynkäänniemi et al. 2019, and torch-fidelity's default
 BLOCK = 2**27  # distances held at once: 512 MiB of float32
 
 
 def radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
-    """``[N]`` distance of each of ``[N, D]`` features to its third nearest neighbour, or another; N above that."""
+    """``[N]``: distance of each of ``[N, D]`` features to its k-th nearest other; k is ``neighbour``, below N."""
     found = [
         torch.cdist(rows, features).kthvalue(neighbour + 1, dim=1).values  # the nearest is the feature itself
         for rows in torch.split(features, rows_at_once(len(features)))
@@ -109,7 +109,7 @@ def radii(features: Tensor, neighbour: int = NEIGHBOURHOOD) -> Tensor:
 
 
 def coverage(samples: Tensor, real: Tensor, sample_radii: Tensor, real_radii: Tensor) -> tuple[float, float]:
-    """Precision and recall.
+    """Precision and recall (Kynkäänniemi et al. 2019).
 
     Args:
         samples: ``[N, D]``.

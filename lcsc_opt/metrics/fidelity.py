@@ -21,7 +21,7 @@ from lcsc_opt.metrics.reference.reference import Reference
 
 DIRECTIONS = 256  # of the sliced distance, drawn once from one seed
 CLUSTERS = 10
-SMALLEST_RADIUS = 1e-9  # of a real image that is there four times
+SMALLEST_RADIUS = 1e-9  # in place of zero, as of a real image that is there four times
 KERNEL_WIDTH, KERNEL_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, Section 4
 
 Distance = Callable[[Tensor, Reference], Tensor]
@@ -45,7 +45,7 @@ def hinge(samples: Tensor, reference: Reference) -> Tensor:
     """How far samples lie outside the neighbourhoods of real images: mean relu(min_j |f − r_j|² / radius_j² − 1).
 
     It is zero for samples that precision counts: those inside the sphere of some real image. The radius is that image's
-        distance to its third nearest real image (Kynkäänniemi et al. 2019, Eq. 1).
+    distance to its third nearest real image (Kynkäänniemi et al. 2019, Eq. 1).
     """
     return hinge_each(samples, reference).mean()
 
@@ -111,7 +111,7 @@ FIDELITY: Mapping[Formula, Distance] = {
 }
 
 
-EACH: Mapping[Formula, Distance] = {"near": near_each, "hinge": hinge_each}  # means over samples of what they give
+EACH: Mapping[Formula, Distance] = {"near": near_each, "hinge": hinge_each}  # per sample; the metric is the mean
 
 
 def distance(formula: Formula, samples: Tensor, reference: Reference) -> float:
@@ -141,7 +141,7 @@ def _real(samples: Tensor, reference: Reference) -> Tensor:
 
 
 def _blocks(samples: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Rows of the samples without their graph, as many at once as ``columns`` distances each allow."""
+    """Blocks of samples without their graph, small enough to hold ``columns`` distances for each sample."""
     return torch.split(samples.detach(), rows_at_once(columns))
 
 

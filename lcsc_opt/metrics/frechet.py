@@ -71,8 +71,7 @@ class FrechetReference:
 
         Args:
             mean: ``[D]``.
-            cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; may be
-            rank-deficient.
+            cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding; its rank may be less than D.
 
         Raises:
             MetricError: an array is not finite, has another shape, or is no covariance.
@@ -146,7 +145,7 @@ class FrechetReference:
         return mean, (checked - mean) / np.sqrt(len(checked) - 1)
 
     def _distance(self, mean: Array, scatter: Array, *, divisor: int = 1) -> float:
-        """The distance to the covariance ``scatter / divisor``, which is never made: that would take memory again."""
+        """The distance to the covariance ``scatter / divisor``, which is never computed, to save its memory."""
         root = _trace_of_root(self._factor.between(scatter)) / np.sqrt(divisor)
         return self._combine(mean, float(np.trace(scatter)) / divisor, root)
 
@@ -174,7 +173,7 @@ class FrechetReference:
 def _trace_of_root(product: Array) -> float:
     """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero.
 
-    Only M's diagonal and what is below it are read.
+    Only the diagonal of M and the entries below it are read.
     """
     if product.size == 0:
         return 0.0
@@ -215,7 +214,7 @@ class Factor:
 
     @classmethod
     def of(cls, covariance: Array, *, rounding: float) -> Factor:
-        """By Cholesky, or by eigenvectors if ``covariance`` is singular.
+        """The factor of ``covariance``: by Cholesky, or by eigenvectors if it is singular.
 
         Args:
             covariance: ``[D, D]``, symmetric and positive semidefinite.

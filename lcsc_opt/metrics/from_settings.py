@@ -54,7 +54,7 @@ def build_scores(
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only on noise that the search does not use.
-        keep: a metric that may not get worse than EMA* has it.
+        keep: a metric that may not get worse than at EMA*.
         loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
         reference: a folder, a file or a dataset, for all extractors; or a mapping from extractors to these.
         weights: extractor → file; without one, published weights are downloaded where they are not there yet.

@@ -25,7 +25,7 @@ DEFAULT: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
 WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
 FDR = "fdr"  # of all feature spaces together, so it has no extractor
 FEWEST_SPLIT = 4  # images: a covariance of each half
-MOST_IMAGES = 100_000  # of a reference: distances between all of more take hours without a GPU, and memory with one
+MOST_IMAGES = 100_000  # of a reference; with more, all distances take hours without a GPU, and much memory with one
 
 JudgeReference = Callable[[str, View], Reference | None]
 """An extractor's name and its view → the reference that judges compare with; ``None`` where there can be none."""
@@ -38,9 +38,7 @@ def known_features(_name: str, view: View) -> Reference | None:
 
 
 def judges_in(name: str, reference: Reference) -> tuple[MetricName, ...]:
-    """The default judges in the features of the extractor ``name``; none where there are too few or too many real
-    images.
-    """
+    """The default judges in the features of the extractor ``name``; none where there are three real images or fewer."""
     if len(reference.features) <= NEIGHBOURHOOD:
         return ()
     formulas = DEFAULT if reference.held_out is None else (*DEFAULT, *WITH_HELD_OUT)
@@ -94,7 +92,7 @@ def frechet_ratio(distances: Mapping[str, float], splits: Mapping[str, float]) -
 
     Args:
         distances: extractor → FID of the samples.
-        splits: extractor → :func:`split_distance`; of these spaces.
+        splits: extractor → :func:`split_distance`; the mean is over these.
     """
     return statistics.fmean(distances[name] / split for name, split in splits.items())
 

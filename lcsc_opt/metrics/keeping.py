@@ -16,7 +16,7 @@ from lcsc_opt.metrics.names import MetricName
 
 PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound
 SLACK = 1.0  # standard errors beyond EMA*'s value that cost nothing
-SURROGATES = {"precision": "hinge"}  # what is kept in place of a metric that has no gradient
+SURROGATES = {"precision": "hinge"}  # a metric without a gradient → the one that is kept in its place
 
 
 def kept_metric(text: str) -> MetricName:
@@ -62,7 +62,7 @@ class Baseline:
         return (value - self.value) / error if error > 0 else float(value > self.value)
 
     def penalty(self, value: float, images: int) -> float:
-        """What is added to the loss of this many images."""
+        """The number that is added to the loss of this many images."""
         return PENALTY * self.scale * max(0.0, value - self.value - SLACK * self.standard_error(images))
 
     def penalty_slope(self, value: float, images: int) -> float:

@@ -30,7 +30,8 @@ class View:
 
 LossScale = Literal["trace"]
 TRACE_POWERS: Mapping[Formula, float] = {"fid": 1.0, "clusters": 1.0, "sliced": 1.0, "near": 0.5}
-"""How a distance grows with the trace of the features' covariance; the others have no unit, or one of their own."""
+"""Formula → the power of the trace of the features' covariance with which it grows. Other formulas do not have the
+unit of features."""
 
 
 def scaled_by_trace(weights: Mapping[MetricName, float], views: Mapping[str, View]) -> dict[MetricName, float]:
@@ -62,7 +63,7 @@ class Loss:
         keep: a metric that may not get worse than at EMA*.
 
     Attributes:
-        baseline: the bound of the kept metric; ``None`` until it is known, and then nothing is bounded.
+        baseline: the bound of the kept metric; ``None`` while it is not known, and nothing is bounded.
     """
 
     def __init__(
@@ -143,8 +144,8 @@ class Loss:
     def differentiable_features(self, name: str, images: Tensor) -> Tensor:
         """Features ``[B, D]`` of the extractor ``name``, with the graph that leads back to ``images`` [B, C, H, W].
 
-        They are the features that an accumulator takes; rounding to bytes lets the gradient straight through. Raises
-        MetricError when the images have no graph, or when the extractor cuts it.
+        They are the features that an accumulator takes; the gradient passes unchanged through the rounding to bytes.
+        Raises MetricError when the images have no graph, or when the extractor cuts it.
         """
         return features_with_graph(self._views[name].extractor, images)
 

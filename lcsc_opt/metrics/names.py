@@ -20,13 +20,13 @@ Formula = Literal[
 ]  # fmt: skip
 FORMULAS: tuple[Formula, ...] = get_args(Formula)
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "authenticity"})
-OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance do not do
-OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # real images that no loss may look at
+OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance are not enough
+OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
-CROSS_CHECK = "cross_check"  # an objective's own extractor for it, which no study file names
-DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; of quality and of diversity
+CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
+DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MetricName:
         """The metric that ``text`` names.
 
         Raises:
-            MetricError: there is no such metric; with a near miss.
+            MetricError: there is no such metric; the message names a near miss.
         """
         formula, at, extractor = text.partition("@")
         if formula not in FORMULAS:

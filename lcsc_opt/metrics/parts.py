@@ -67,7 +67,7 @@ class WholeEvaluation:
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
-        """What is computed."""
+        """The metrics that are computed."""
         return self._parts[0].metrics
 
     def result(self) -> tuple[float, dict[str, float]]:
@@ -92,7 +92,7 @@ class WholeEvaluation:
         return baseline.excess(self._comparison(keep.extractor).compute(keep.formula), self._parts[0].total)
 
     def baseline(self, keep: MetricName) -> Baseline:
-        """The baseline of the kept metric, where these images are EMA*'s."""
+        """The baseline of the kept metric; these must be the images of EMA*."""
         comparison = self._comparison(keep.extractor)
         return Baseline(self.result()[0], comparison.compute(keep.formula), comparison.deviation(keep.formula))
 

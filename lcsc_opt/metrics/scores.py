@@ -38,7 +38,7 @@ from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
 
 @dataclasses.dataclass(frozen=True)
 class CrossCheckSpace:
-    """A metric in features that the loss does not see, and what builds its view: None where that is not possible."""
+    """A metric in features that the loss does not see. ``build`` makes its view, or gives None where it cannot."""
 
     metric: MetricName
     build: Callable[[], View | None]
@@ -47,15 +47,15 @@ class CrossCheckSpace:
 class Scores:
     """Images → loss and metrics.
 
-    The loss is a weighted sum, in which a metric whose higher values are better counts negative; metrics are
-    reported as they are.
+    The loss is a weighted sum, in which metrics are subtracted where higher is better; metrics are reported as they
+    are.
 
     Args:
         views: extractor's name in the metrics → extractor and reference.
         loss: a metric, or the weights of a sum of metrics.
         metrics: computed beside the loss in every evaluation.
         held_out_metrics: computed only where an accumulator is made with ``held_out``.
-        keep: a metric that may not get worse than EMA* has it: ``precision``, ``near``, ``hinge``.
+        keep: a metric that may not get worse than at EMA*: ``precision``, ``near``, ``hinge``.
         loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
         device: where distances between features are computed.
         cross_check: reported beside the held-out metrics, unless these already have a distance in other features than
@@ -160,7 +160,7 @@ class Scores:
 
     @functools.cached_property
     def splits(self) -> dict[str, float]:
-        """Extractor → FID of real images to real images, of all whose images held-out reports have ``fdr`` for."""
+        """Extractor → FID of real images to real images, for all extractors that ``fdr`` in held-out reports uses."""
         if self._judge_reference is None:
             return {}
         metrics = [metric for metric in (*self.loss.weights, *self.judges) if metric.needs_reference]
@@ -170,7 +170,7 @@ class Scores:
 
     @property
     def signs(self) -> dict[str, int]:
-        """Judge → 1, or −1 where higher is better; ``fdr`` among them, which is of all extractors."""
+        """Judge → 1, or −1 where higher is better; ``fdr``, of all extractors together, is one of them."""
         return {**{str(judge): judge.sign for judge in self.judges}, **({FDR: 1} if self.splits else {})}
 
     def floors(self) -> dict[str, float]:
@@ -203,7 +203,7 @@ class Scores:
             total: how many the whole evaluation has; ``None`` where these are all.
 
         Raises:
-            MetricError: the numbers make no sense.
+            MetricError: ``images`` is below 1, or above ``total``.
         """
         metrics = self._computed(held_out=held_out)
         splits = self.splits if held_out else None

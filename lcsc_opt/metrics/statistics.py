@@ -29,7 +29,7 @@ BROKEN_FILE = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, No
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """What FID needs to know of a set of features. Statistics of parts merge into those of the whole, in any order.
+    """Statistics of a set of features, enough for FID. Those of parts merge into those of the whole, in any order.
 
     Attributes:
         count: N.
@@ -171,7 +171,7 @@ class ReferenceStatistics:
         Pickled objects are refused.
 
         Raises:
-            MetricError: for anything that cannot be used; names the file.
+            MetricError: for anything that cannot be used; the message names the file.
         """
         try:
             arrays = _read_npz(path)
@@ -183,8 +183,7 @@ class ReferenceStatistics:
 def reference_warning(count: int | None, dimension: int, *, what: str = "reference set") -> str | None:
     """A warning about FID where ``count`` images are too few for ``dimension`` features; else None.
 
-    ``what`` names the set: the reference images, or the samples of one evaluation. An unknown count warns of
-    nothing.
+    ``what`` names the set: the reference images, or the samples of one evaluation. An unknown count gives no warning.
     """
     if count is None or count > dimension:
         return None
@@ -197,7 +196,7 @@ def reference_warning(count: int | None, dimension: int, *, what: str = "referen
 
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays that are used, those that the file has. Raises MetricError, which does not name the file."""
+    """The known arrays that the file has. Raises MetricError, whose message does not name the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {name: info for name, info in array_members(archive).items() if name in MEMBERS}

@@ -1,4 +1,4 @@
-"""What searches along a gradient share, in coefficients and in all weights: averaging, and the kept metric's weight."""
+"""Shared by searches along a gradient, in coefficients or in all weights: averaging, and the kept metric's weight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lcsc_opt.base.records import Evaluation
 
 AVERAGING = 3  # the exponent of the average; its mean age is a fifth of the steps
 FIRST_KEEP_WEIGHT = 0.1  # of the metric that is kept, in units of the loss
-KEEP_RATE, MOST_EXCESS = 0.05, 3.0  # of its dual ascent, per standard error, of which so many count
+KEEP_RATE, MOST_EXCESS = 0.05, 3.0  # of its dual ascent: rate per standard error, most standard errors
 NOISE_STRIDE = 2**20  # seeds of one search's noise; below 2^31 times this they are exact in JSON
 
 
@@ -21,10 +21,10 @@ def averaging_share(step: int) -> float:
 
 
 class DualAscent:
-    """The weight of a kept metric. It grows where the metric was above its value at EMA*, and falls below.
+    """The weight of a kept metric. It grows when the metric was above its value at EMA*, and falls when it was below.
 
     Args:
-        weight: at first.
+        weight: the first one.
     """
 
     def __init__(self, weight: float = FIRST_KEEP_WEIGHT) -> None:

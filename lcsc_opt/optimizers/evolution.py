@@ -20,7 +20,7 @@ from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_e
 from lcsc_opt.optimizers.options import check, check_count, check_numbers, check_positive, is_number
 from lcsc_opt.optimizers.parametrization import steps_of
 
-SMALLEST_SUM = 0.1  # a child that sums to less would be blown up more than tenfold by the division: drawn again
+SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
 
 
 class _LCSC(Optimizer):  # type: ignore[misc]
@@ -86,8 +86,8 @@ class LCSC(ConfiguredOptimizer):  # type: ignore[misc]
         mutation: standard deviation of the Gaussian noise on each coefficient.
         crossover: chance that a child's parents are mixed; otherwise it takes one of them whole.
         generation_size: children that share one set of parents; with 1, each child joins the population at once.
-        rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or as
-            many that the window of checkpoints can tell apart.
+        rates: EMA rates per training step of the first population; by default the paper's seven (Table 10), or seven
+            others that the window of checkpoints can tell apart.
         steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 

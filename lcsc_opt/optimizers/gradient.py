@@ -3,7 +3,7 @@
 Adam works coordinate by coordinate, so it matters which coordinates it is given. Here they are cosines along the
 trajectory: the checkpoints of a training run lie like a random walk, whose principal directions are cosines with
 variances that fall as 1/k² (Antognini and Sohl-Dickstein 2018). They do as well as the trajectory's own principal
-directions, a little better than single coefficients, and need no Gram matrix. Measured in ``docs/gradient.md``.
+directions, a little better than single coefficients (measured in ``docs/gradient.md``), and need no Gram matrix.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._left -= images if self._left_in_images else 1
 
     def _check_is_due(self) -> bool:
-        """Whether a check now keeps to its share of images, or is the last one of the budget.
+        """Whether the checks' share of images allows a check now, or it is the last one of the budget.
 
-        The last one comes even where no step was told yet, as with many workers: the study would end without a number.
+        The last one is made even where no step was told yet, as with many workers: else the study would end without a
+        number.
         """
         cost = self._check_images or 1
         if self._left is not None and self._left > 0:
@@ -157,7 +158,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._path.free = self._path.average = free
 
     def _internal_provide_recommendation(self) -> Free:
-        """The average of the iterates, as Nevergrad wants it."""
+        """The average of the iterates, in Nevergrad's form."""
         child = self.parametrization.spawn_child(new_value=self._view.coefficients(self._path.average))
         data: Free = child.get_standardized_data(reference=self.parametrization)
         return data
@@ -253,7 +254,8 @@ class _Path:
         """One step against the gradient ``[K]`` at ``coefficients``, which was asked ``delay`` steps ago.
 
         Kingma and Ba 2015, Algorithm 1, without its epsilon, so that the loss's unit does not matter. Late gradients
-        make shorter steps, or the path swings; all workers' first ones, asked at one place, would walk far beyond it.
+        make shorter steps, else the path swings: the first gradients of all workers are asked at one point, and full
+        steps along all of them would lead much too far.
         """
         slope = self._view.free_gradient(coefficients, gradient)
         slopes = (self._directions * slope[:, None]).sum(axis=0)  # no BLAS: its bits depend on its threads
@@ -269,7 +271,7 @@ class _Path:
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
     def retreat(self) -> None:
-        """Back to the average, without momentum, with half the step."""
+        """Go back to the average, without momentum, with half the step."""
         self.free = self.average
         self._step_size /= 2
         self._momentum = np.zeros_like(self._momentum)
@@ -277,7 +279,7 @@ class _Path:
 
 
 def cosine_directions(count: int) -> npt.NDArray[np.float64]:
-    """``[K, K - 1]`` orthonormal columns that sum to zero: the discrete cosine transform (type II) but its constant."""
+    """``[K, K - 1]`` orthonormal columns that sum to zero: the discrete cosine transform II without its constant."""
     waves, places = np.arange(1, count), np.arange(count)[:, None] + 0.5
     directions: npt.NDArray[np.float64] = np.sqrt(2 / count) * np.cos(np.pi / count * places * waves)
     return directions
@@ -288,7 +290,7 @@ def still_falling(checks: Sequence[float]) -> bool:
 
     This is the sign of Kendall's rank correlation with time (Mann 1945). It needs no tolerance: losses without a trend
     rise as often as they fall, whatever their noise, and a slow fall is seen as soon as it shows through the noise.
-    Half of all checks, so that a search that slows down is given the time that it takes.
+    It looks at half of all checks, so that a search that slows down gets more time.
     """
     if len(checks) < FEWEST_CHECKS:
         return True

@@ -1,4 +1,4 @@
-"""``EMAGrid`` and ``PowerEMAGrid``: EMA profiles one after the other, the baselines EMA* and power-EMA*."""
+"""Grids: ``EMAGrid`` and ``PowerEMAGrid`` for the baselines EMA* and power-EMA*, and ``Landscape`` for a plane."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
     """A grid over EMA rates (Liu et al. 2024, EMA* in Section 5.1 and Table 10).
 
     Args:
-        rates: per training step; by default the paper's seven, or as many that the window can tell apart.
+        rates: per training step; by default the paper's seven, or seven others that the window can tell apart.
         steps: ``[K]`` training steps; by default those of the parametrization's space.
     """
 

@@ -1,4 +1,4 @@
-"""What the optimizers' options are checked with: one line each that names the option and says what it takes."""
+"""Checks of the optimizers' options; an error is one line that names the option and says what it takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lcsc_opt.base.errors import OptimizerError
 
 
 def check(valid: bool, name: str, expected: str, value: object) -> None:
-    """Go on if an option is valid.
+    """Raise an error unless an option is valid.
 
     Raises:
         OptimizerError: ``name: expected …, got …``.
@@ -20,7 +20,7 @@ def check(valid: bool, name: str, expected: str, value: object) -> None:
 
 
 def check_count(name: str, value: object, *, least: int = 1) -> None:
-    """A whole number from ``least``.
+    """Check that an option is a whole number from ``least``.
 
     Raises:
         OptimizerError: it is anything else.
@@ -29,7 +29,7 @@ def check_count(name: str, value: object, *, least: int = 1) -> None:
 
 
 def check_positive(name: str, value: object) -> None:
-    """A finite number above 0.
+    """Check that an option is a finite number above 0.
 
     Raises:
         OptimizerError: it is anything else.
@@ -38,7 +38,7 @@ def check_positive(name: str, value: object) -> None:
 
 
 def check_numbers(name: str, values: object) -> None:
-    """A list of numbers, or ``None`` for the default.
+    """Check that an option is a list of numbers, or ``None`` for the default.
 
     Raises:
         OptimizerError: it is anything else, or empty.
@@ -51,10 +51,10 @@ def check_numbers(name: str, values: object) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a finite number; ``True`` is none."""
+    """Whether a value is a finite number; ``True`` is none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_whole(value: object) -> bool:
-    """Whether it is a whole number; ``True`` is none."""
+    """Whether a value is a whole number; ``True`` is none."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""Coefficients as a Nevergrad parameter: the free vector below, the coefficients as its value."""
+"""Coefficients as a Nevergrad parameter: optimizers move its free vector, and its value is the coefficients."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 
 DEFAULT_STEP_SIZE = 0.02
-"""First spread of a coefficient. Nevergrad's own default of 1 leaves the region where models sample at all."""
+"""First spread of a coefficient. Nevergrad's own default, 1, leaves the region in which merged models can sample."""
 
 
 class CoefficientLayer(ForwardableOperation):  # type: ignore[misc]
     """Shows a free vector ``[d]`` as the coefficients ``[K]`` of a space, in both directions.
 
-    Nevergrad asks for the value of a candidate nine times: the last one is kept.
+    Nevergrad asks for the value of a candidate nine times, so the last value is kept.
     """
 
     def __init__(self, space: CoefficientSpace) -> None:
@@ -50,6 +50,9 @@ def coefficient_array(
         space: which coefficients it reaches; the array starts at the space's origin.
         step_size: what every optimizer takes for one standard deviation of a coefficient.
         seed: of ``parametrization.random_state``, from which all of an optimizer's randomness comes.
+
+    Raises:
+        OptimizerError: ``step_size`` is not a finite number above 0.
     """
     if not 0 < step_size < float("inf"):
         raise OptimizerError(f"step_size: expected a number above 0, got {step_size}")

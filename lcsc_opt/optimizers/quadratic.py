@@ -1,10 +1,10 @@
 """``LCSCQuadratic``: follows a quadratic model of the loss that it learns from losses alone; it needs no gradient.
 
-Two things make it cheap. Along waves over the trajectory, in which the checkpoints of a training run lie like a random
-walk (Antognini and Sohl-Dickstein 2018), a loss is close to a quadratic whose curvatures differ by a factor of ten or
-so, where those of single coefficients differ by a factor of 100,000. And the model is first learned from evaluations of
-few images on one noise, whose differences are exact, then corrected with those that other optimizers are compared on.
-Measured in ``docs/quadratic.md``.
+Two things make it cheap (measured in ``docs/quadratic.md``). First, the checkpoints of a training run lie like a random
+walk (Antognini and Sohl-Dickstein 2018): along waves over the trajectory, a loss is close to a quadratic whose
+curvatures differ by a factor of ten or so. Along single coefficients, they differ by a factor of 100,000. Second, the
+model is first learned from evaluations of few images on one noise, whose differences are exact. It is then corrected
+with plain evaluations, on which optimizers are compared.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ NOISE_GROUP = "quadratic"
 DEFAULT_DIRECTIONS = 80
 PAIRS = 8  # waves that are probed on both sides, for the size of a curvature
 FIRST_SHARE = 5  # the first stage takes a fifth of the budget at most, its checks not counted
-FEWEST_IMAGES = 2  # that have a covariance
+FEWEST_IMAGES = 2  # a covariance needs them
 FEWEST_PROBES = 3  # of a first stage with one wave; with more workers, others are asked before these are told
 POINTS = 5  # losses that the model is learned from, for each wave
 CHECKS = 0.2  # largest share of the first stage's images that is spent on checks
-SHORTEST_STEP = 1e-3  # in probes; below it the model has nothing more to offer, and is asked to learn instead
+SHORTEST_STEP = 1e-3  # in probes; instead of a shorter step, a random point is asked, from which the model learns
 FIRST_RADIUS, SMALLEST_RADIUS, LARGEST_RADIUS = 2.0, 0.2, 6.0  # of the trust region, in probes
 
 
 @dataclasses.dataclass
 class _Stage:
-    """Evaluations that compare with each other: as many images, on the same noise."""
+    """Evaluations that compare with each other: with the same number of images, on the same noise."""
 
     request: Request
     start: Vector  # [r], where it begins
@@ -58,7 +58,7 @@ class _Stage:
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What is between ask and tell: its stage, where it is, and for a step what the model promised."""
+    """A point between ask and tell: its stage, the point, and for a step the gain that the model promised."""
 
     stage: _Stage | None  # None: a check
     point: Vector
@@ -90,7 +90,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._begin(self._config.directions)
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
-        """Fewer waves where the budget is small, so that the first stage leaves most of it; or else no first stage."""
+        """Take fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage."""
         few = max(math.ceil(self._config.share * images_per_evaluation), FEWEST_IMAGES) if images_per_evaluation else 0
         affordable = (evaluations or 0) if images is None else images // max(few, 1)
         in_two_stages = few < images_per_evaluation and affordable > FEWEST_PROBES + 2 * self.num_workers
@@ -100,7 +100,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         )
 
     def _begin(self, directions: int, images: int | None = None) -> None:
-        """The first stage: a probe along every wave, on both sides for some of them."""
+        """Begin the first stage: a probe along every wave, on both sides for some of them."""
         self._basis = waves(self._count, directions, self._config.step_size)
         count = self._basis.shape[1]
         start = np.zeros(count)
@@ -127,16 +127,17 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         return candidate
 
     def _coefficients(self, point: Vector) -> Coefficients:
-        """``[r]`` → ``[K]``; a space that does not hold them takes the nearest.
+        """``[r]`` → ``[K]``; where these lie outside the space, the parametrization takes the nearest inside.
 
-        The model is of the loss after that, over the points that were asked. Learned from the points that they became,
-        a search in the convex hull stays at its first wall: there every step leads back to where it began.
+        The model then maps the points as they were asked to the losses of the nearest ones. If it were learned over the
+        nearest points instead, a search in the convex hull would stay at the first wall that it meets: there every step
+        leads back to where it began.
         """
         value: Coefficients = self._origin + self._basis @ point
         return value
 
     def _check_is_due(self) -> bool:
-        """In the first stage: whether the best so far is a new one, and a check would not cost more than its share."""
+        """Whether, in the first stage, the best so far is a new one, and a check would cost no more than its share."""
         images = self._stage.request.images
         if images is None or not self._stage.points or self._checked is self._stage.centre:
             return False
@@ -151,7 +152,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         model = self._model()
         step = step_within(model, self._radius, floor=self._config.damping * self._scale)
         if any(asked.stage is stage and not math.isnan(asked.promised) for asked in self._pending.values()):
-            return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # beside one that is under way
+            return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # beside a step not told yet
         if np.linalg.norm(step) < SHORTEST_STEP:
             return _Asked(stage, stage.centre + self._random(SMALLEST_RADIUS))  # nothing left to gain by the model
         base = stage.losses[stage.best] if stage.points else math.nan
@@ -162,7 +163,10 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         return length / float(np.linalg.norm(direction)) * direction
 
     def _know_scale(self) -> bool:
-        """The size of a curvature: from the waves that were probed on both sides, or where these failed any change."""
+        """Find the size of a curvature, and return whether it is known.
+
+        It comes from the waves that were probed on both sides; where these failed, from the changes of any losses.
+        """
         stage = self._stage
         if stage.prior is None and (sizes := self._curvatures() or self._changes()):
             typical = float(np.median(sizes))
@@ -179,12 +183,12 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         return [second_difference(one, middle, other) for one, other in sides if other is not None]
 
     def _changes(self) -> list[float]:
-        """Only when the first probes are over."""
+        """How far each loss is from the best one; empty until the first probes are over."""
         losses = self._stage.losses
         return [] if len(losses) <= PAIRS else [abs(loss - losses[self._stage.best]) for loss in losses]
 
     def _model(self) -> Quadratic:
-        """Around the centre, from the losses next to it."""
+        """The model around the centre, learned from the losses next to it."""
         stage, centre = self._stage, self._stage.centre
         assert stage.prior is not None
         prior = stage.prior.around(centre - stage.start)
@@ -227,19 +231,19 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             self._radius = max(0.7 * self._radius, SMALLEST_RADIUS)
 
     def _next_stage(self) -> None:
-        """On to plain evaluations, with the model as what is believed of them."""
+        """Go on to plain evaluations, with the model of the first stage as their prior."""
         centre = self._stage.centre
         self._stage, self._first = _Stage(Request(), centre, self._model()), None
         self._queue = deque([centre])
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
-        """Begin at the best that another search evaluated plainly."""
+        """Begin at the best candidate that another search evaluated plainly."""
         plain = request_of(candidate).compares() and not failed(candidate)
         if not self.num_ask and plain and loss < self._best_inherited:
             self._best_inherited, self._origin = loss, np.asarray(candidate.value, dtype=np.float64)
 
     def _internal_provide_recommendation(self) -> Vector:
-        """The best of the stage, as Nevergrad wants it."""
+        """The best of the stage, in Nevergrad's form."""
         child = self.parametrization.spawn_child(new_value=self._coefficients(self._stage.centre))
         data: Vector = child.get_standardized_data(reference=self.parametrization)
         return data

@@ -15,8 +15,8 @@ import numpy.typing as npt
 Vector = npt.NDArray[np.float64]
 
 SLOPE_SPREAD = 30.0  # of the slope before anything was measured, in units of the scale: as good as unknown
-CURVATURE_SPREAD = 0.5  # of each entry of the curvature about the former one, in units of the scale
-MISFIT = 0.05  # what a loss departs from a quadratic, as a share of scale * distance²
+CURVATURE_SPREAD = 0.5  # of each entry of the curvature around the prior's, in units of the scale
+MISFIT = 0.05  # how far a loss departs from a quadratic, as a share of scale * distance²
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,8 @@ def fitted(prior: Quadratic, offsets: Vector, changes: Vector, *, scale: float, 
         offsets: ``[N, r]`` where losses were measured, from the centre.
         changes: ``[N]`` their losses, less the centre's.
         scale: the size of a curvature.
-        reach: much smaller distances count as this one, so that losses side by side do not contradict each other.
+        reach: distances below a hundredth of it count as that, so that losses at nearly one point do not contradict
+            each other.
     """
     if not len(offsets):
         return prior

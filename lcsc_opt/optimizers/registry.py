@@ -40,7 +40,7 @@ STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's ha
 
 
 def _import_cma() -> None:
-    """Nevergrad imports pycma when it first needs it, and that warns where there is no matplotlib to plot with."""
+    """Import pycma before Nevergrad does, without its warning where matplotlib is not installed."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         importlib.import_module("cma")
@@ -72,7 +72,8 @@ def build_optimizer(
         seed: of the study; the optimizer's random numbers are derived from it.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option, or one of Nevergrad's that searches with one worker only.
+        OptimizerError: an unknown optimizer or option, which the message names; or several workers for an optimizer of
+            Nevergrad's that searches with one only.
     """
     if workers > 1 and cannot_ask_ahead(spec):
         raise OptimizerError(
@@ -88,10 +89,10 @@ def build_optimizer(
 
 
 def configure(spec: OptimizerSpec) -> tuple[Any, float]:
-    """The optimizer with its options, which a parametrization then makes a running one, and its step size.
+    """The optimizer with its options, to be called with a parametrization, and its step size.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option.
+        OptimizerError: an unknown optimizer or option; the message names it.
     """
     options = dict(spec.options)
     if spec.name in OURS:
@@ -104,7 +105,7 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
     """Whether an optimizer can search only objectives that give gradients.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option.
+        OptimizerError: an unknown optimizer or option; the message names it.
     """
     return _says(spec, "needs_gradient")
 
@@ -116,7 +117,7 @@ def asks_one_at_a_time(spec: OptimizerSpec) -> bool:
     say so themselves, and cannot be built for several workers.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option.
+        OptimizerError: an unknown optimizer or option; the message names it.
     """
     return cannot_ask_ahead(spec) or _says(spec, "asks_one_at_a_time")
 
@@ -125,7 +126,7 @@ def cannot_ask_ahead(spec: OptimizerSpec) -> bool:
     """Whether an optimizer of Nevergrad refuses to be asked again before it is told.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option.
+        OptimizerError: an unknown optimizer or option; the message names it.
     """
     return _says(spec, "no_parallelization")
 

@@ -1,4 +1,4 @@
-"""What an optimizer asks for beside coefficients, and what it is told beside a loss.
+"""Requests of an optimizer beside coefficients, and evaluations that it is told beside a loss.
 
 Nevergrad's ask and tell carry a candidate and a number. An optimizer that wants other noise, fewer images or a gradient
 attaches that to the candidate that it asks, and finds the whole evaluation there when it is told.
@@ -13,7 +13,7 @@ import numpy as np
 
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, Noise
 
-REQUEST, EVALUATION = "lcsc_request", "lcsc_evaluation"  # in Nevergrad's place for what belongs to an optimizer
+REQUEST, EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's metadata, where optimizers keep theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,5 +71,5 @@ def evaluation_of(parameter: ng.p.Parameter) -> Evaluation | None:
 
 
 def failed(parameter: ng.p.Parameter) -> bool:
-    """Whether its evaluation failed; plain Nevergrad, which attaches none, says nothing of failures."""
+    """Whether its evaluation failed; never with plain Nevergrad, which attaches no evaluation."""
     return EVALUATION in parameter._meta and evaluation_of(parameter) is None

@@ -1,1 +1,1 @@
-"""Getting rid of studies (:mod:`.studies`) and of what lies in the cache (:mod:`.cache`)."""
+"""Deletes studies (:mod:`.studies`) and the contents of the cache (:mod:`.cache`)."""

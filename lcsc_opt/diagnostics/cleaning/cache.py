@@ -1,6 +1,6 @@
-"""What lies in the cache, which studies use it, and removing it.
+"""Lists what lies in the cache and which studies use it, and removes it.
 
-Only what has a name that lcsc_opt gives is looked at and removed: the folder may hold other files, too.
+Only files and folders whose names lcsc_opt gives are listed and removed: the cache may hold other files, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KINDS = {
 }
 UNFINISHED = "unfinished"
 PENDING_NAME = r"((?:.*/)?)\.(.*)\.[0-9a-f]{32}(?:\.old)?\.partial"  # of lcsc_opt.base.files.replacing
-SETTLED_SECONDS = 600.0  # a file that is being written has been written to more lately
+SETTLED_SECONDS = 600.0  # a file that is being written was changed more recently
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Cached:
 
     Attributes:
         path: a file or a folder.
-        kind: one of :data:`KINDS`, or ``unfinished``: a living process makes it, or one was killed over it.
+        kind: one of :data:`KINDS`, or ``unfinished``: a process is making it, or was killed while it made it.
         bytes: on the disk.
-        used_at: when it was last read or written, in seconds since 1970; many systems note that once a day.
-        studies: that use it; ``None`` where nobody can tell.
-        in_use: a living process writes it, or runs a study that uses it.
+        used_at: when it was last read or written, in seconds since 1970; many systems update this only once a day.
+        studies: the names of those that use it; ``None`` where this cannot be told.
+        in_use: whether a living process writes it, or runs a study that uses it.
     """
 
     path: Path
@@ -61,7 +61,7 @@ class Cached:
         return self.studies == () and not self.in_use
 
     def remove(self) -> bool:
-        """Remove it; whether it is gone: not where somebody is making it, or this user may not."""
+        """Remove it, and return whether it is gone: it stays where a process makes it, or this user may not."""
         with _nobody_makes(self.path, self.kind) as nobody:
             if nobody:
                 remove(self.path)
@@ -73,7 +73,7 @@ def contents(cache: Path, storage: RDBStorage | None) -> list[Cached]:
 
     Args:
         cache: the folder; it may not be there yet.
-        storage: whose studies use it; ``None`` where that is not known.
+        storage: the database whose studies use it; ``None`` where it is not known.
     """
     studies = None if storage is None else _studies(storage)
     found = [_cached(path, kind, studies) for path, kind in _ours(cache)]
@@ -102,7 +102,7 @@ def kind_of(name: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Study:
-    """What a study says of what it uses: its checkpoints by hash and steps, everything else by name."""
+    """What a study uses: its checkpoints by hash and steps, everything else by its name in the fingerprint."""
 
     name: str
     running: bool
@@ -131,7 +131,7 @@ def _cached(path: Path, kind: str, studies: Sequence[_Study] | None) -> Cached:
 
 
 def _status(path: Path) -> tuple[int, float]:
-    """Bytes, and when the largest file was last read or written: the smaller ones are read to list them."""
+    """Bytes, and when the largest file was last read or written; smaller files are read even for a list."""
     found = []
     for file in path.rglob("*") if path.is_dir() else [path]:
         with contextlib.suppress(OSError):  # it has just been renamed
@@ -142,7 +142,7 @@ def _status(path: Path) -> tuple[int, float]:
 
 
 def _using(path: Path, kind: str, studies: Sequence[_Study]) -> list[_Study] | None:
-    """The studies that use it; ``None`` where nobody can tell."""
+    """The studies that use it; ``None`` where this cannot be told."""
     if kind == UNFINISHED:
         return []
     if kind == "trajectory":
@@ -156,7 +156,7 @@ def _using(path: Path, kind: str, studies: Sequence[_Study]) -> list[_Study] | N
 
 
 def _of_trajectory(path: Path, studies: Sequence[_Study]) -> list[_Study]:
-    """Those whose checkpoints are in it, perhaps among others."""
+    """The studies whose checkpoints are in the trajectory, perhaps among others."""
     try:
         manifest = load_manifest(path)
     except TrajectoryError:  # broken: nobody can use it
@@ -179,7 +179,7 @@ def _try_lock(path: Path) -> FileLock | None:
 
 @contextlib.contextmanager
 def _nobody_makes(path: Path, kind: str) -> Iterator[bool]:
-    """Whether no living process makes it, which then none can begin to, until the block ends."""
+    """Whether no living process makes it. Until the block ends, none can begin to make a trajectory's folder."""
     if kind != UNFINISHED:
         yield True
         return

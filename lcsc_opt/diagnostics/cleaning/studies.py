@@ -1,4 +1,4 @@
-"""Deleting a study with everything that the database and its folder of artifacts hold of it."""
+"""Deletes a study with its rows in the database and its files in the folder of artifacts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Deletable:
     bytes: int
 
     def delete(self) -> None:
-        """Delete the rows, then the files: a file that no row names is what ``lcsc doctor --repair`` removes.
+        """Delete the rows, then the files: ``lcsc doctor --repair`` can remove a file that no row names.
 
         Raises:
             StudyHeldError: somebody has begun to run it.

@@ -1,8 +1,8 @@
-"""Where the time of a study's trials goes, beside what this machine can do, and which settings would make it less.
+"""Where the time of a study's trials goes, how near this is to the machine's limits, and which settings would help.
 
-``trials`` runs real trials in a database that is thrown away, and listens to their spans; ``work`` counts operations,
-``machine`` measures limits; ``parts`` divides, ``advice`` draws a conclusion, both pure. ``trace`` writes what happened
-for other programs, ``settings`` tries other ways to sample.
+``trials`` runs real trials in a database that is thrown away, and listens to their spans; ``work`` counts operations;
+``machine`` measures limits. ``parts`` divides the time, and ``advice`` draws a conclusion; both are pure. ``trace``
+writes what happened for other programs; ``settings`` tries other ways to sample.
 """
 
 from lcsc_opt.diagnostics.profiling.parts import Part, Profile

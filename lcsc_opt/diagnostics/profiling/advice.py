@@ -9,17 +9,17 @@ from typing import Any
 from lcsc_opt.base.spans import DATABASE, EVALUATE, FEATURES, MERGE, METRIC, SAMPLE
 from lcsc_opt.diagnostics.profiling.parts import OPTIMIZER, Part, Profile
 
-WORTH = 0.15  # of a trial's time, below which a part is left alone
-NEAR = 0.6  # of its limit, from which on a part is as fast as can be expected
+WORTH = 0.15  # of a trial's time; a part that takes less gets no advice
+NEAR = 0.6  # of its limit; a part that reaches more is as fast as can be expected
 EXACT = "exact"
 
 
 @dataclasses.dataclass(frozen=True)
 class Circumstances:
-    """What there is to be changed.
+    """What can be changed.
 
     Attributes:
-        settings: of sampling that the objective has, with their values: some of batch_size, channels_last, compile,
+        settings: the objective's settings of sampling, with their values: some of batch_size, channels_last, compile,
             dtype and images.
         stored: how the trajectory is stored: ``exact``, or the dtype of its differences; ``None`` where there is none.
         workers: of the study.

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-READ_SECONDS = 2.0  # a store that memory does not hold is read for so long, and not to its end
+READ_SECONDS = 2.0  # after this, reading stops: a store that does not fit into memory is not read to its end
 BLOCK_BYTES = 64 * 2**20
-LARGEST_READ = 2 * 2**30  # of a device's memory, of which a network needs the rest
+LARGEST_READ = 2 * 2**30  # bytes of a device's memory; a network needs the rest
 TASK_SECONDS = 1.0  # for all passes of one task
-PASSES = 5  # of which the fastest counts: others may use the machine, too
+PASSES = 5  # the fastest counts: others may use the machine, too
 MATRIX = {"cpu": 2048, "cuda": 8192, "mps": 2048}  # rows and columns
 CONVOLUTION = {"cpu": (8, 64, 32), "cuda": (64, 256, 32), "mps": (32, 128, 32)}  # images, channels, pixels a side
 
@@ -24,7 +24,8 @@ CONVOLUTION = {"cpu": (8, 64, 32), "cuda": (64, 256, 32), "mps": (32, 128, 32)} 
 def read_rate(file: Path) -> float:
     """Bytes per second of a plain read of a file through a mapping, by all of torch's threads.
 
-    What lies in memory is read from there, as a merge does. Sums of 64-bit integers are as fast as reading.
+    As in a merge, parts of the file that are in memory already are read from there. Sums of 64-bit integers are as fast
+    as reading.
     """
     words = file.stat().st_size // 8
     mapped = torch.from_file(str(file), shared=False, size=words, dtype=torch.int64)
@@ -54,13 +55,13 @@ def memory_rate(device: torch.device, size: int) -> float:
 def arithmetic_rate(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations per second of large matrix products, or of convolutions where these are faster.
 
-    A GPU rounds float32 differently in both unless it is told otherwise, and is faster where it rounds more.
+    By default, a GPU rounds float32 more coarsely in one of the two, and is faster there.
     """
     return max(operations / _fastest(task, device) for task, operations in _tasks(dtype, device))
 
 
 def _tasks(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Callable[[], Tensor], int]]:
-    """Each with its number of operations, a multiplication and an addition counting as two."""
+    """Tasks, each with its number of operations; a multiplication and an addition count as two."""
     size = MATRIX[device.type]
     matrix = torch.rand(size, size, device=device).to(dtype)
     yield (lambda: matrix @ matrix), 2 * size**3
@@ -71,7 +72,7 @@ def _tasks(dtype: torch.dtype, device: torch.device) -> Iterator[tuple[Callable[
 
 
 def _fastest(task: Callable[[], Tensor], device: torch.device) -> float:
-    """Seconds."""
+    """The seconds of the fastest pass."""
     task()  # chooses kernels
     best, spent = float("inf"), 0.0
     for _ in range(PASSES):
@@ -87,7 +88,7 @@ def _fastest(task: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Until everything that was started on the device is done."""
+    """Wait until everything that was started on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -95,7 +96,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def peak_bytes() -> int:
-    """The most memory that this process had so far, with what it mapped and read of a store."""
+    """The most memory that this process had so far, including the parts of a store that it mapped and read."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

@@ -22,7 +22,7 @@ class Part:
         name: merge, sample, features, metric, or evaluate where an objective has no such parts; optimizer, database,
             other.
         seconds: of an average trial.
-        share: of its wall-clock time; parts that overlap have more than all of it together.
+        share: of the trial's wall-clock time; where parts overlap, their shares add up to more than one.
         rate: bytes or operations per second that it reaches, where these are known.
         limit: what the machine reaches at best.
     """
@@ -35,7 +35,7 @@ class Part:
 
     @property
     def unit(self) -> Unit | None:
-        """In which rate and limit are shown; they themselves are in bytes or operations."""
+        """The unit in which rate and limit are shown; their values are in bytes or operations per second."""
         return UNITS.get(self.name)
 
     @property
@@ -50,9 +50,9 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What an average trial has to do, and what the machine can: bytes and operations, in all and per second.
+    """The bytes and operations of an average trial, and how many of them the machine can do per second.
 
-    ``None`` where it is not known.
+    A number is ``None`` where it is not known.
     """
 
     merge_bytes: float | None = None
@@ -63,7 +63,7 @@ class Work:
     features_rate: float | None = None
 
     def of(self, part: str) -> tuple[float | None, float | None]:
-        """The work of a part, and how much of it the machine does in a second at best."""
+        """The work of a part, and how much of such work the machine does in a second at best."""
         if part == MERGE:
             return self.merge_bytes, self.read_rate
         if part == SAMPLE:
@@ -84,8 +84,7 @@ class Profile:
         images: of an average trial.
         memory_bytes: the most that the process had.
         device_bytes: the most that torch had on the GPU; ``None`` where there is none.
-        evaluations: the study's budget, which would take
-        budget_seconds: with one worker.
+        evaluations: the study's budget.
         studies: how many such studies the study file stands for.
         device: where it samples, for people; ``this machine`` where that is not known.
         advice: what would make it faster.
@@ -106,12 +105,12 @@ class Profile:
 
     @property
     def budget_seconds(self) -> float:
-        """How long the budget takes, at this speed."""
+        """How long the budget takes with one worker, at this speed."""
         return self.evaluations * self.seconds
 
     @property
     def images_per_second(self) -> float | None:
-        """Of the whole trial; ``None`` where there are no images."""
+        """The images per second of the whole trial; ``None`` where there are no images."""
         return self.images / self.seconds if self.images else None
 
     @property

@@ -24,19 +24,19 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.search.plan import StudyPlan
 
 Settings = Mapping[str, Any]
-ROUNDS = 2  # in which the study's own way and the other one are measured in turns
-FASTER = 1.05  # times, from which on a setting is worth a line
-LARGEST_CHANGE = 0.01  # of the loss, relative, up to which a setting is recommended
+ROUNDS = 2  # in each, the study's own way and the other one are measured in turn
+FASTER = 1.05  # times as fast: the least for which a setting is recommended
+LARGEST_CHANGE = 0.01  # of the loss, relative: the most with which a setting is recommended
 
 
 @dataclasses.dataclass(frozen=True)
 class Tried:
-    """What one way to sample came to.
+    """The result of one way to sample.
 
     Attributes:
-        settings: what of the study file's was changed.
+        settings: the settings of the study file that were changed.
         images_per_second: of one batch, through sampler and extractors.
-        ratio: to the study's own way, measured beside it.
+        ratio: the speed relative to that of the study's own way, measured beside it.
         loss: of one EMA, with as many images as in the search.
         loss_change: relative to the study's own way.
         problem: why there are no numbers.
@@ -51,7 +51,7 @@ class Tried:
 
     @property
     def helps(self) -> bool:
-        """Whether it is faster, and changes the loss by no more than is recommended."""
+        """Whether it is fast enough, and changes the loss little enough, to be recommended."""
         if self.ratio is None or self.loss_change is None:
             return False
         return self.ratio >= FASTER and abs(self.loss_change) <= LARGEST_CHANGE
@@ -62,9 +62,9 @@ class Tried:
 
 
 def try_settings(plan: StudyPlan) -> tuple[Tried, ...]:
-    """The study's own settings first, then each other one alone, then all together of those that help.
+    """Measure the study's own settings first, then each change alone, then all changes that help together.
 
-    Each one loads the objective again, with that setting, samples one batch a few times and evaluates one candidate.
+    Each time, the objective is loaded again with the change, samples one batch a few times and evaluates one candidate.
 
     Raises:
         ObjectiveError: the objective samples no images, or has no setting that could be tried.
@@ -89,7 +89,7 @@ def try_settings(plan: StudyPlan) -> tuple[Tried, ...]:
 
 
 def variants(known: Settings, *, images: int, on_gpu: bool) -> list[dict[str, Any]]:
-    """What is worth trying, one change each: of the settings that an objective has, the values that it has not now.
+    """The changes that are worth trying, each of one setting: values that the objective's settings do not have now.
 
     Half types and CUDA graphs are tried where they can help: on a GPU; bfloat16 on a CPU, too.
     """
@@ -107,7 +107,7 @@ def variants(known: Settings, *, images: int, on_gpu: bool) -> list[dict[str, An
 
 
 def combined(tried: Sequence[Tried]) -> dict[str, Any]:
-    """Of each setting the fastest value that helps."""
+    """For each setting, the fastest value that helps."""
     best: dict[str, tuple[float, Any]] = {}
     for other in tried:
         for name, value in other.settings.items():
@@ -140,7 +140,7 @@ def _measure_base(base: MergeSampleScore, known: Settings) -> Tried:
 
 
 def _try(plan: StudyPlan, base: MergeSampleScore, own: Tried, known: Settings, change: Settings) -> Tried:
-    """One way to sample; what it fails with is part of the answer."""
+    """Try one way to sample; if it fails, the error is a part of the result."""
     free_memory()  # of the one before
     problem = "takes more memory than there is"
     try:
@@ -158,7 +158,7 @@ def _try(plan: StudyPlan, base: MergeSampleScore, own: Tried, known: Settings, c
 
 
 def _quiet() -> contextlib.AbstractContextManager[object]:
-    """What an objective has to say was said when it was loaded to be profiled."""
+    """Hide the notices of an objective: they were printed when it was loaded for the profile."""
     return contextlib.redirect_stderr(io.StringIO())
 
 

@@ -38,7 +38,7 @@ from lcsc_opt.search.plan import StudyPlan, plans, total_evaluations
 from lcsc_opt.trajectory import Trajectory
 
 SETTINGS = ("images", "batch_size", "dtype", "channels_last", "compile")  # that advice may name
-NEARLY = 0.9  # of a store: a device that holds so much holds it, but for what is the same in all checkpoints
+NEARLY = 0.9  # of a store's bytes: a device with so many in use holds the store, except what all checkpoints share
 TRACED_TRIALS = 1  # after the warm-up, which is in the trace, too
 
 
@@ -51,7 +51,7 @@ def plan_to_profile(spec: StudySpec, directory: Path, optimizer: str | None = No
         optimizer: whose asks are profiled; without it the first of the file that is not a grid of a few EMAs.
 
     Raises:
-        OptimizerError: naming an unknown optimizer or option.
+        OptimizerError: an unknown optimizer or option; the message names it.
     """
     searching = [listed.name for listed in spec.optimizers if listed.name not in BASELINES]
     chosen = optimizer or next(iter(searching), spec.optimizers[0].name)
@@ -101,9 +101,9 @@ def profile_study(
 
 
 def sampling_settings(plan: StudyPlan) -> dict[str, Any]:
-    """The settings that decide how fast the plan's objective samples, with their values, of those that it has.
+    """The settings of the plan's objective that decide how fast it samples, with their values.
 
-    An objective's file says so by its class ``Settings``, as all of ours do; without one none are known.
+    They come from the class ``Settings`` in the objective's file, as all of ours have it; without it, none are known.
     """
     objective = plan.spec.objective
     path = find("objectives", objective.file, beside=plan.directory)
@@ -113,7 +113,7 @@ def sampling_settings(plan: StudyPlan) -> dict[str, Any]:
 
 @torch.no_grad()
 def sampling_device(objective: Objective) -> torch.device | None:
-    """Where images come from; ``None`` where that is not known, or there are none."""
+    """The device that images come from; ``None`` where it is not known, or there are no images."""
     if objective.sampler is None:
         return None
     with torch.compiler.set_stance("force_eager"):  # one image is no shape to compile for
@@ -149,7 +149,7 @@ def _work(
 
 
 def _reading(objective: Objective, device: torch.device | None, *, gradient: bool) -> dict[str, float]:
-    """Bytes of the store that a trial reads, which a gradient goes through once more, and how fast they can be read."""
+    """Bytes of the store that a trial reads, twice with a gradient, and how fast they can be read."""
     trajectory = objective.trajectory
     if not isinstance(trajectory, Trajectory):
         return {}

@@ -25,12 +25,12 @@ def check_trace_file(file: Path) -> None:
 
 
 def write_trace(file: Path, run: Callable[[], object]) -> None:
-    """Run, and write what happened as JSON, which Perfetto and chrome://tracing open; packed, if it ends in ``.gz``.
+    """Run, and write what happened as JSON for Perfetto and chrome://tracing; compressed if ``file`` ends in ``.gz``.
 
     Raises:
         StudySpecError: the file cannot be written.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its library says on stderr when it begins and ends
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else its library prints on stderr when it begins and ends
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     threads = _ExperimentalConfig(profile_all_threads=True)  # merging has a thread of its own
     with profile(activities=activities, experimental_config=threads) as recorded, listening(record_function):

@@ -47,10 +47,10 @@ class TrialTimes:
 
 
 class SpanClock:
-    """Hears of spans, and adds up their seconds.
+    """Records spans, and adds up their seconds.
 
     Attributes:
-        spans: name, beginning and end of each, in seconds of the system's clock, which the database's dates are of.
+        spans: name, beginning and end of each, in seconds of the system's clock, as the dates in the database.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class SpanClock:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """A span has begun."""
+        """Record the span ``name``, which lasts as long as this is open."""
         start, began = time.perf_counter(), time.time()
         try:
             yield
@@ -111,7 +111,7 @@ def run_trials(experiment: Experiment, plan: StudyPlan, count: int, *, name: str
         name: of the experiment in that database.
 
     Raises:
-        SearchFailedError: no trial came to an end that could be measured.
+        SearchFailedError: no trial could be measured.
     """
     alone = plan.changed(workers=1, spread="auto", held_out=None)
     experiment.check(alone)

@@ -1,4 +1,4 @@
-"""How many floating-point operations each part of an evaluation is made of."""
+"""Counts the floating-point operations of each part of an evaluation."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COUNTED_IMAGES = 16  # the work grows with images, and counting is slow
 def operations_per_image(objective: Objective, coefficients: Coefficients, *, gradient: bool) -> Mapping[str, float]:
     """Name of a span → operations of matrix products, convolutions and attention for one image, backward ones too.
 
-    Counted by torch on one small evaluation, without a compiler: it changes how the work is done and not how much it
-    is. A part that does nothing that torch counts is left out.
+    Torch counts them in one small evaluation, without a compiler, which would change how the work is done but not its
+    amount. A part without counted operations is left out.
     """
     images = min(COUNTED_IMAGES, objective.images_per_evaluation)
     candidate = Candidate(coefficients, images=images)
@@ -43,7 +43,7 @@ def operations_per_image(objective: Objective, coefficients: Coefficients, *, gr
 
 
 class _NoModules(contextlib.AbstractContextManager["_NoModules"]):
-    """In place of torch's tracker of modules, whose hooks a gradient in chosen tensors does not get through."""
+    """Takes the place of torch's tracker of modules, whose hooks fail with gradients of chosen tensors."""
 
     parents = frozenset({"Global"})
 

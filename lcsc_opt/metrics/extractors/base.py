@@ -73,7 +73,7 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
     """
     if batch_size < 1:
         raise MetricError(f"batch_size: expected at least 1, got {batch_size}")
-    with torch.no_grad():  # not inference mode: what an extractor keeps from it would fit into no graph
+    with torch.no_grad():  # tensors that an extractor keeps from inference mode could not be used in a graph
         parts = [_features_of(extractor, batch) for batch in _batches(images, batch_size)]
     if not parts:
         raise MetricError("images: there are none to extract features from")
@@ -166,7 +166,7 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
 
 
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:
-    """From the gradient of any function in the features to its gradient in the images.
+    """The gradient of any function in the images, from its gradient in their features.
 
     At most ``images_with_graph`` images have a graph at a time.
 
@@ -209,7 +209,7 @@ def _part_size(extractor: FeatureExtractor, images: Tensor) -> int:
 def _leads_to(features: Tensor, images: Tensor) -> bool:
     """Whether ``images`` are in the graph of ``features``.
 
-    That ``features`` require a gradient does not show it: the weights of a network of one's own may be what asks.
+    It is not enough that ``features`` require a gradient: the weights of a user's network may be the reason.
     """
     target = images.grad_fn
     waiting: list[Any] = [features.grad_fn]

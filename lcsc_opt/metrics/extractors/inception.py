@@ -42,7 +42,7 @@ class InceptionExtractor(PublishedNetwork):
         return features, features @ self._network.fc.weight.T
 
     def _features(self, levels: Tensor) -> Tensor:
-        """What torch-fidelity computes from bytes, from the same levels as floating-point numbers."""
+        """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
         x = (resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128
         for name in LAYERS:
             x = getattr(self._network, name)(x)

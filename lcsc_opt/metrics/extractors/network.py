@@ -1,4 +1,4 @@
-"""What the extractors of published networks share: reading weights, rounding images to levels, and the name."""
+"""Shared by the extractors of published networks: reading weights, rounding images to levels, and the name."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def to_bytes(images: Tensor) -> Tensor:
 def to_levels(images: Tensor) -> Tensor:
     """:func:`to_bytes` in floating point, with a gradient that goes straight through the rounding.
 
-    The derivative is that of the levels before rounding, 127.5 a level for pixels in [−1, 1]. It is 0 outside, since
-    a pixel that is clipped can move without changing a level.
+    The derivative is that of the levels before rounding: 127.5 for pixels in [−1, 1], and 0 outside, since a clipped
+    pixel can move without changing its level.
     """
     levels = (images.detach() * 127.5 + 128).clamp(0, 255).floor()
     if not images.requires_grad:

@@ -20,7 +20,7 @@ class OwnExtractor:
 
     Args:
         made: what the factory returned.
-        sources: the factory's module by its name.
+        sources: name → file of the factory's module.
 
     Attributes:
         name: that of ``made``, with a hash of its parameters, its buffers and its code.

@@ -38,7 +38,7 @@ def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None
         hash_prefix: the beginning of the file's SHA-256, where it is known.
 
     Raises:
-        MetricError: it cannot be downloaded; saying what to fetch and where to put it.
+        MetricError: it cannot be downloaded; the message says what to fetch and where to put it.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.exists():

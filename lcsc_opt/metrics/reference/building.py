@@ -33,7 +33,7 @@ def references_by_extractor(reference: ReferenceSetting | None, extractors: list
     """Extractor → its setting, from one setting for all or a mapping from extractors to settings.
 
     Raises:
-        MetricError: for an unknown extractor in a mapping, or a setting that is none.
+        MetricError: for an unknown extractor in a mapping, or an entry that is not a setting.
     """
     if reference is None:
         return {}
@@ -70,7 +70,7 @@ def build_reference(
         alias: the extractor's name in metrics.
         extractor: the network.
         features: whether a metric needs the features, and not only their mean and covariance.
-        held_out: whether the held-out images are wanted, too, where there are some.
+        held_out: whether the held-out images, if there are any, are wanted, too.
         batch_size: images through the network at once.
         cache: a folder for what was computed.
 
@@ -147,7 +147,7 @@ def _check_part(setting: ReferenceSetting) -> None:
 
 
 def holds_images(setting: ReferenceSetting) -> bool:
-    """Whether a reference is images, which any extractor can look at, and not numbers that one has computed.
+    """Whether a reference consists of images, which any extractor can use, and not of numbers from one extractor.
 
     Raises:
         MetricError: for a file that cannot be read.
@@ -280,7 +280,7 @@ def _digest(*parts: str) -> str:
 
 
 Split = Literal["train", "test", "val", "unlabeled"]
-# Name → how its constructor is told the split. All keep their images in one array, and check their files' MD5 first.
+# Name → split → arguments of the constructor. All keep their images in one array, and check their files' MD5 first.
 DATASETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     **{
         name: {"train": {"train": True}, "test": {"train": False}}
@@ -300,7 +300,7 @@ class DatasetSettings(FrozenModel):
 
 
 def dataset_settings(reference: str | Mapping[str, Any]) -> DatasetSettings | None:
-    """What names a dataset, as settings: ``<name>-<split>`` in any case, or a mapping with ``torchvision``.
+    """The settings of a dataset that is named as ``<name>-<split>``, or by a mapping with ``torchvision``.
 
     Returns None for anything else.
 

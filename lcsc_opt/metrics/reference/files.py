@@ -61,14 +61,14 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
         images: whether raw images are read even where there are statistics.
 
     Raises:
-        MetricError: it holds nothing for that extractor, or cannot be read; names the file.
+        MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
     """
     try:
         match path.suffix.lower():
             case ".npz":
                 return _from_npz(path, extractor, images=images)
             case ".npy":
-                mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # which finds what is not as long as it says
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping fails for a file that is cut off
                 return ReferenceFile(features=_features(np.array(mapped)))
             case ".safetensors":
                 return _from_arrays(load_file(path))
@@ -155,7 +155,7 @@ def _from_edm2(path: Path, extractor: str) -> ReferenceStatistics:
 
 
 def _array(value: Any, path: Path) -> npt.NDArray[np.float64]:
-    """The array that a record of numpy's stands for; its numbers are in the file still, where they are not text."""
+    """The array that a record of numpy's stands for. Its numbers are text in the record, or bytes still in the file."""
     try:
         _, shape, kind, column_major, content = _array_state(value)
         name, order = kind.args[0], kind.state[1] if kind.state else "<"
@@ -171,7 +171,7 @@ def _array(value: Any, path: Path) -> npt.NDArray[np.float64]:
 
 
 def _array_state(value: Any) -> tuple[Any, ...]:
-    """What numpy's ``ndarray.__setstate__`` would get: version, shape, type, whether columns lie together, content."""
+    """The arguments of numpy's ``ndarray.__setstate__``: version, shape, type, whether it is column-major, content."""
     name = value.name.replace("numpy.core.", "numpy._core.") if isinstance(value, Record) else ""
     if name == "numpy._core.multiarray._reconstruct" and isinstance(value.state, tuple):
         *start, content = value.state

@@ -58,7 +58,7 @@ class ImageSet(Protocol):
         ...
 
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
-        """The images that are held out, about so large a fraction, or the others; each by the hash of its content."""
+        """The held-out images, about this fraction of all, or the others; the hash of each image's content decides."""
         ...
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
@@ -68,9 +68,7 @@ class ImageSet(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What is known of a set when every file was read once; ``marks`` are eight hexadecimal digits of each file's
-    hash.
-    """
+    """The facts of a set, from reading every file once; ``marks`` are eight hexadecimal digits of each file's hash."""
 
     count: int
     height: int
@@ -90,7 +88,7 @@ class _Entry:
 
 
 class ImageFiles:
-    """The images in a folder, its folders included, or in a zip file, in the order of their names.
+    """The images in a folder and its subfolders, or in a zip file, in the order of their names.
 
     All files are read once for their size and content. The result is kept in ``cache`` until a file changes its name,
     length or time.
@@ -125,7 +123,7 @@ class ImageFiles:
         return self._facts.content
 
     def part(self, fraction: float, *, held_out: bool) -> ImageFiles:
-        """The files that are held out, about so large a fraction, or the others."""
+        """The held-out files, about this fraction of all, or the others."""
         facts, chosen = self._facts, _chosen(bytes.fromhex(self._facts.marks), fraction, held_out=held_out)
         part = copy.copy(self)
         part._entries = [entry for entry, taken in zip(self._entries, chosen, strict=True) if taken]
@@ -174,10 +172,10 @@ class ImageArray:
         return digest.hexdigest()
 
     def part(self, fraction: float, *, held_out: bool) -> ImageArray:
-        """The images that are held out, about so large a fraction, or the others.
+        """The held-out images, about this fraction of all, or the others.
 
         Raises:
-            MetricError: for none.
+            MetricError: there is none.
         """
         marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in self._pixels)
         return ImageArray(self._pixels[_chosen(marks, fraction, held_out=held_out)], source=self._source)
@@ -189,7 +187,7 @@ class ImageArray:
 
 
 def _chosen(marks: bytes, fraction: float, *, held_out: bool) -> npt.NDArray[np.bool_]:
-    """``[M]``: whether each image is in the part, from four bytes of its content's hash; copies lie on one side."""
+    """``[M]``: whether each image is in the part, from four bytes of its content's hash; copies are in one part."""
     return np.asarray((np.frombuffer(marks, dtype=">u4") < fraction * 2**32) == held_out)
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Reference:
     """Mean and covariance of the real images' features and, where metrics need them, these features.
 
-    What all evaluations share is computed once, when it is first needed.
+    Values that all evaluations share are computed once, when they are first needed.
 
     Attributes:
         statistics: mean and covariance.

@@ -15,7 +15,7 @@ from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet
 ReferenceSetting = str | Mapping[str, Any]
 
 DEFAULT_FRACTION = 0.2
-LARGE_ENOUGH = 10_000  # images of a folder of which a part is held out without a word
+LARGE_ENOUGH = 10_000  # images of a folder or .zip; of at least so many, a part is held out by default
 
 
 class SplitSettings(FrozenModel):
@@ -43,7 +43,7 @@ class SplitSettings(FrozenModel):
 
 
 def is_split(setting: ReferenceSetting) -> bool:
-    """Whether a reference names what is held out."""
+    """Whether a reference is written as :class:`SplitSettings`."""
     return isinstance(setting, Mapping) and bool({"train", "held_out", "held_out_fraction"} & set(setting))
 
 
@@ -58,7 +58,11 @@ def split_settings(setting: ReferenceSetting) -> SplitSettings:
 
 
 def fraction_of(split: SplitSettings, images: ImageSet | None) -> float:
-    """The fraction of images that is held out: the setting, else a fifth of a large folder."""
+    """The fraction of images that is held out: the setting, else a fifth of a large folder or .zip.
+
+    Raises:
+        MetricError: the setting wants a fraction of a file, which is no set of images.
+    """
     if split.held_out_fraction is not None:
         if images is None and split.held_out_fraction:
             raise MetricError(
