@@ -40,7 +40,7 @@ HANGS = 120.0  # seconds; a script that takes longer to end hangs
 
 @dataclasses.dataclass
 class Endings:
-    """What was found after some endings."""
+    """The findings after some endings."""
 
     counts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     unreadable: list[str] = dataclasses.field(default_factory=list)

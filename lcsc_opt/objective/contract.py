@@ -189,7 +189,7 @@ class StagedObjective(Objective):
         """What the images ``[first, last)`` contribute to the gradient ``[K]``, and what that cost.
 
         Usually called in the process that has just sampled this part with ``gradient``. If that process has died, or
-        had several parts, what it kept must be computed again, bit for bit if trials shall repeat.
+        had several parts, what it kept must be computed again: bit for bit, if trials are to be repeatable.
         """
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
@@ -218,7 +218,7 @@ class Stopped(BaseException):
 
 
 def stop_with(flag: threading.Event) -> None:
-    """From now on, setting the flag stops what this thread evaluates."""
+    """From now on, setting ``flag`` stops the evaluation in this thread."""
     _stop.set(flag)
 
 

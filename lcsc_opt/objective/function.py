@@ -21,11 +21,11 @@ class CoefficientFunction(Objective):
     Args:
         function: ``[K]`` float64 → float, lower is better.
         steps: ``[K]`` training steps.
-        name: what the study's fingerprint calls it.
+        name: its name in the study's fingerprint.
         gradient: ``[K]`` float64 → ``[K]``, the function's gradient, for optimizers that need one.
         held_out: ``[K]`` float64 → float, lower is better: the final loss of the answer, on data that the search does
             not see. The answer is still chosen by ``function``.
-        held_out_name: what the study's fingerprint calls ``held_out``.
+        held_out_name: the name of ``held_out`` in the study's fingerprint.
     """
 
     def __init__(

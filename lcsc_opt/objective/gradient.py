@@ -67,8 +67,8 @@ class KeptGraph:
     """The last batch of a candidate's images, kept between the two passes of a gradient, so that it is sampled once.
 
     Attributes:
-        candidate: the one whose images these are.
-        part: ``(first, last)``, the part of the images whose last batch this is.
+        candidate: the candidate of these images.
+        part: ``(first, last)``, the part of the images that ends with this batch.
         first: index of the batch's first image.
         images: ``[n, C, H, W]``, with the graph back to the weights.
         leaf: the same images as a leaf, where the features' graph begins.

@@ -1,4 +1,4 @@
-"""What one stage of an evaluation hands to the next, and what each stage cost."""
+"""The results that each stage of an evaluation hands to the next, and the cost of each stage."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ class PreparedNetwork:
 
 
 class NetworkSampler:
-    """What all samplers of one network have."""
+    """The common part of all samplers of one network."""
 
     _network: PreparedNetwork
 

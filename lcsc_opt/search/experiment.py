@@ -1,4 +1,4 @@
-"""Running studies under their lease, with a report on held-out noise at the end. Only what is not done yet is done."""
+"""Running studies under their lease, with a report on held-out noise at the end. Finished work is not repeated."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Experiment:
         retry_failed: bool = False,
         debug: bool = False,
     ) -> str:
-        """Search until the plan's budget is spent, then report on held-out noise. Does only what is not done yet.
+        """Search until the plan's budget is spent, then report on held-out noise. Finished work is not repeated.
 
         Args:
             plan: what to run. If the stored budget is larger, it counts instead, and a line says so.

@@ -38,10 +38,10 @@ def fork(
     """Create a study that begins where another one ended.
 
     The new study is called ``experiment/optimizer/seed``. On the same checkpoints it takes over every finished trial,
-    without evaluating any again. These trials are told to its optimizer in their order before its first ask. It starts
-    from the best one. Losses that do not compare are told only to optimizers that follow gradients. The budget counts
-    new evaluations only. With ``checkpoints``, which must include those of the source, it takes over no trials, and
-    starts from the best coefficients of the source.
+    without evaluating any again. These trials are told to its optimizer in their order before its first ask, and it
+    starts from the best one. Losses that do not compare are told only to optimizers that follow gradients. The budget
+    counts new evaluations only. With ``checkpoints``, which must include those of the source, the new study takes over
+    no trials, and starts from the best coefficients of the source.
 
     Returns:
         The plan to run.

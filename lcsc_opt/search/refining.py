@@ -48,7 +48,7 @@ Weights = Mapping[str, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class RefineSettings:
-    """How long, and how fast.
+    """Length and rate of a refinement.
 
     Attributes:
         images: that all steps sample together, rounded down to whole steps.

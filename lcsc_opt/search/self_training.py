@@ -205,7 +205,7 @@ def _with_network(objective: Objective) -> tuple[MergeSampleScore, Trajectory]:
 
 
 def _losses(objective: MergeSampleScore, coefficients: Coefficients, place: int) -> dict[float, float]:
-    """w → loss on the search's noise, for the start and for steps away from the self-trained model and towards it."""
+    """Losses on the search's noise, by w: of the start, of steps away from the self-trained model, and towards it."""
     losses = {}
     with progress("weights of the new row", len(WEIGHTS)) as advance:
         for weight in WEIGHTS:

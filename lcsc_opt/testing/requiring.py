@@ -1,4 +1,4 @@
-"""How checks complain."""
+"""How checks report a broken contract."""
 
 from __future__ import annotations
 

@@ -163,11 +163,11 @@ class _Loop:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """For Accelerate."""
+        """The state that Accelerate saves beside its own."""
         return {"step": self.step, "seconds": self.seconds, "threads": self._threads()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """From Accelerate."""
+        """Restore the state that Accelerate has loaded."""
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         before, now = state.get("threads"), self._threads()
         if before is not None and before != now and self.accelerator.is_main_process:

@@ -22,12 +22,12 @@ Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]
 
 
 class TrajectorySaver:
-    """What the callbacks share. In a loop of your own, with Accelerate, use it directly.
+    """The common part of the callbacks. In a loop of your own, with Accelerate, use it directly.
 
     ::
 
         saver = TrajectorySaver("run.trajectory", every=100, accelerator=accelerator)
-        accelerator.load_state(...)  # where training goes on; the saver goes back to the step that was saved
+        accelerator.load_state(...)  # to continue; the saver goes back to the saved step
         for step in ...:
             ...
             saver.step(step, ema_model)

@@ -133,7 +133,7 @@ def _inspect_packed(path: Path, *, verify: bool) -> Inspection:
 
 @dataclasses.dataclass
 class _Reading:
-    """What has been seen while checkpoints were read one after the other."""
+    """The findings while checkpoints are read one after the other."""
 
     layout: Layout | None = None
     key: str | None = None
