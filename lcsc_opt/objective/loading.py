@@ -49,7 +49,7 @@ def check_objective(
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
     The objective's file takes part if it has a class ``Settings`` with a method ``check``. Arguments and errors are
-    those of :func:`load_objective`, and the errors that ``check`` raises.
+    those of :func:`load_objective`.
 
     Returns:
         The objective's code, as far as its settings name it.

@@ -100,9 +100,7 @@ class ModuleWeights:
         self._whole, self._reason = (trained, *whole), reason
 
     def why_no_gradient(self, names: Collection[str]) -> str | None:
-        """The reason given, or a name that has no gradient: torch does not differentiate running statistics, nor
-        entries that are made only when the state dict is read.
-        """
+        """The given reason; else one for running statistics, or for entries made only when the state dict is read."""
         if self._reason is not None:
             return self._reason
         for path, module in self.trained.named_modules():

@@ -13,7 +13,7 @@ def environments_of(plan: StudyPlan) -> list[Mapping[str, str]]:
     """The environment variables of each of the plan's workers; empty if none must be set.
 
     Raises:
-        StudySpecError: the settings name a device that the workers or Ray would not use.
+        StudySpecError: there is no such GPU, or both the settings and the workers (or Ray) choose the device.
     """
     device = plan.spec.objective.settings.get("device", "auto")
     if plan.ray is not None:

@@ -33,7 +33,7 @@ class Trajectory:
     """K checkpoints of one training run, opened for reading with :meth:`open`.
 
     Only the pages that are read take memory, and the system can free them. Several threads may use one object. Pickled
-    for another process, it is only its path.
+    for another process, it is only its path and steps.
     """
 
     def __init__(self, path: Path, manifest: Manifest, stamp: tuple[int, int, int]) -> None:
@@ -75,7 +75,7 @@ class Trajectory:
         file in memory, else read for each merge (``streamed``). A line on stderr says which way, unless it is the map.
 
         Several threads may use one object; if it is streamed, they merge one after the other. Pickled for another
-        process, it is only its path, and must be put on a device there again.
+        process, it is only its path and steps, and must be put on a device there again.
 
         Args:
             device: for example ``cuda:1``.
