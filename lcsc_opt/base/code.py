@@ -43,7 +43,7 @@ def note_called(module: str) -> None:
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
     """Digests of the user's own modules, and of all such modules that they import anywhere in their text.
 
-    Comments and line breaks do not count.
+    Comments, docstrings and line breaks do not count.
 
     Args:
         sources: name → file; the name is the one by which other modules import it, where there is one.
@@ -61,11 +61,20 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
             continue
-        found[name] = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+        found[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         files = {imported: module_file(imported) for imported in _imports(tree, package) if imported not in found}
         waiting.update({imported: file for imported, file in files.items() if file is not None})
     return dict(sorted(found.items()))
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            match node.body:
+                case [ast.Expr(ast.Constant(str())), *rest]:
+                    node.body = rest
+    return tree
 
 
 @functools.cache
