@@ -1,7 +1,7 @@
 """The command line: arguments in, text out. Each module is one group of commands; none of them holds logic.
 
 Exit status: 0 done, 1 a search that failed or problems that `doctor` found, 2 wrong input, 75 a full disk or a locked
-database (try again), 130 interrupted, 141 nobody reads the output, 143 terminated.
+database (try again), 129 the terminal was closed, 130 interrupted, 141 nobody reads the output, 143 terminated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from lcsc_opt.cli import (
     train,
     trajectory,
 )
-from lcsc_opt.cli.output import OutputError, complain
+from lcsc_opt.cli.output import OutputError, complain, outlive_terminals
 
 app = typer.Typer(
     name="lcsc",
@@ -78,8 +78,8 @@ app.add_typer(trajectory.app, name="trajectory")
 
 
 INTERRUPTED, TRY_AGAIN = 128 + signal.SIGINT, 75
-HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
-ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
+_HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
+ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANGUP]))
 FULL = (errno.ENOSPC, errno.EDQUOT)
 PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is locked", "is locked by")
 
@@ -88,13 +88,12 @@ USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__n
 
 
 _signals: list[int] = []  # the signal that ended the command
-_terminals: list[int] = []  # which of stdout and stderr are terminals; found early, as a closed one does not tell
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``lcsc`` and exit with its status. After the first signal of :data:`ENDING`, further ones are ignored."""
     let_waiting_threads_sleep()
-    _terminals[:] = filter(os.isatty, (1, 2))
+    outlive_terminals()
     for number in ENDING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_once)
@@ -105,8 +104,6 @@ def _end_once(number: int, _frame: Any) -> None:
     for ignored in ENDING:
         signal.signal(ignored, signal.SIG_IGN)
     _signals.append(number)
-    if number == HANGUP:
-        _forget_terminal()
     raise KeyboardInterrupt
 
 
@@ -146,12 +143,6 @@ def _passes(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _forget_terminal() -> None:
-    """Discard later output: writing to a terminal that is gone would raise an error while the command ends."""
-    for stream in _terminals:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def _forget_output() -> None:

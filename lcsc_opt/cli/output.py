@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import io
 import json
 import os
 import sys
@@ -50,6 +51,28 @@ def print_json(value: Any) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise OutputError from None
+
+
+class _Terminal(io.FileIO):
+    """What is written to a terminal; after it was closed, nobody reads it, and writing is no error."""
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            return super().write(content)
+
+
+def outlive_terminals() -> None:
+    """Let this process go on where its terminal is closed, as after ``lcsc run STUDY & disown``."""
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        if os.isatty(descriptor) and os.name == "posix":
+            raw = io.BufferedWriter(_Terminal(descriptor, "w", closefd=False))
+            encoding = getattr(sys, name).encoding
+            setattr(sys, name, io.TextIOWrapper(raw, encoding, errors="backslashreplace", line_buffering=True))
 
 
 def complain(message: str) -> None:

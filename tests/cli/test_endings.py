@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,11 @@ budget: {evaluations: 6}
 """
 
 
+def heed_hangups() -> None:
+    """These tests may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def complaints(ended: Ended) -> list[str]:
     return [line for line in ended.err.splitlines() if line.startswith("lcsc: ") or "Error" in line]
 
@@ -41,7 +48,7 @@ def complaints(ended: Ended) -> list[str]:
 def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path, name: str, status: int) -> None:
     Path("ending.yaml").write_text(STUDY)
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name))
-    found = lcsc_process("run", "ending.yaml")
+    found = lcsc_process("run", "ending.yaml", first=heed_hangups)
     assert found.status == status
     assert complaints(found) == ["lcsc: interrupted; everything finished is kept, run the same command to continue"]
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name).replace("calls == 3", "False"))
@@ -59,23 +66,45 @@ def lose(coefficients):
     calls += 1
     if calls == 3:
         pathlib.Path("third").touch()
-        time.sleep(300)
+        while not pathlib.Path("go").exists():
+            time.sleep(0.01)
     return float((coefficients**2).sum())
 """
 
 
-def test_a_terminal_that_is_closed_ends_it_in_peace(workplace: Path) -> None:
+TAKE_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.{answer})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@contextlib.contextmanager
+def interrupted_by_a_closed_terminal(answer: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A search whose terminal was closed in its third evaluation, which goes on when the file "go" is there."""
     Path("ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
     Path("waiting_losses.py").write_text(WAITING)
     window, terminal = os.openpty()
-    take = "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-    command = [sys.executable, "-c", take, *LCSC, "run", "ending.yaml"]
+    command = [sys.executable, "-c", TAKE_TERMINAL.format(answer=answer), *LCSC, "run", "ending.yaml"]
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True) as search:
         os.close(terminal)
         wait_until(Path("third").exists)
         os.close(window)
+        yield search
+
+
+def test_a_terminal_that_is_closed_ends_it_in_peace(workplace: Path) -> None:
+    with interrupted_by_a_closed_terminal("SIG_DFL") as search:
         assert search.wait() == 128 + signal.SIGHUP
     assert finished_trials() == 2
+
+
+def test_a_search_that_is_disowned_outlives_its_terminal(workplace: Path) -> None:
+    with interrupted_by_a_closed_terminal("SIG_IGN") as search:
+        Path("go").touch()
+        assert search.wait() == 0
+    assert finished_trials() == 6
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
