@@ -16,6 +16,7 @@ from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, t
 
 STEPS, SAVED_AT, DIES_AT = 10, 4, 7
 DIED = 3  # the exit status of a process that was told to die
+KEPT: list[object] = []  # until the process ends: gloo's destructors may wait for ever for a process that has ended
 
 
 class Scored(nn.Module):
@@ -38,6 +39,7 @@ def accelerate(folder: Path, *, dies: bool, resume: bool) -> None:
     accelerator = Accelerator(cpu=True)
     model = Scored()
     model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 1e-2))
+    KEPT.extend([accelerator, model, optimizer])
     saver = TrajectorySaver(folder / "run.trajectory", every=2, accelerator=accelerator)
     if resume:
         accelerator.load_state(str(folder / "kept"))
@@ -71,6 +73,7 @@ def transformers(folder: Path, *, dies: bool, resume: bool) -> None:
     data: Any = [{"inputs": torch.full((3,), index / 40), "labels": torch.zeros(1)} for index in range(8 * STEPS)]
     saving = transformers_callback(folder / "run.trajectory", every=2)
     trainer = Trainer(model=Scored(), args=arguments, train_dataset=data, callbacks=[saving, Dying()])
+    KEPT.append(trainer)
     trainer.train(resume_from_checkpoint=str(folder / "kept" / f"checkpoint-{SAVED_AT}") if resume else None)
 
 
@@ -100,6 +103,7 @@ def lightning(folder: Path, *, dies: bool, resume: bool) -> None:
     trainer = pl.Trainer(
         max_steps=STEPS, callbacks=[saving, keeping], accelerator="cpu", devices=2, strategy="ddp", **quiet
     )
+    KEPT.append(trainer)
     kept = folder / "kept" / f"step={SAVED_AT}.ckpt"
     trainer.fit(Module(), DataLoader(data, batch_size=4), ckpt_path=kept if resume else None)
 
