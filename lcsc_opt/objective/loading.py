@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.code import called_modules, local_code, module_file
+from lcsc_opt.base.code import called_modules, changed_code, local_code, module_file
 from lcsc_opt.base.errors import CatalogError, LcscError
 from lcsc_opt.base.paths import KnownCheckpoints, study_checkpoints, study_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
@@ -70,6 +70,24 @@ def checks_settings(spec: ObjectiveSpec, *, beside: Path | None = None) -> bool:
     with _loading(beside, None):
         kind = getattr(load_file(find("objectives", spec.file, beside=beside)), "Settings", None)
     return isinstance(kind, type) and issubclass(kind, CheckedSettings)
+
+
+def edited_code(spec: ObjectiveSpec, before: Mapping[str, str], *, beside: Path | None = None) -> str:
+    """The modules of ``before`` whose files have other code now, in words; nothing is imported.
+
+    Args:
+        spec: the file and its settings.
+        before: the objective's code as a study stores it.
+        beside: the study file's folder.
+
+    Raises:
+        CatalogError: the objective's file is gone.
+    """
+    path = find("objectives", spec.file, beside=beside)
+    with _loading(beside, None):
+        now = _code(path, before.keys() - {path.name})
+    both = before.keys() & now.keys()
+    return changed_code({name: before[name] for name in both}, {name: now[name] for name in both})
 
 
 @runtime_checkable

@@ -118,6 +118,7 @@ class Experiment:
         """
         study, plan = self.begin(plan, lower_budget=lower_budget, accept_code=accept_code)
         if is_finished(study, plan) and not retry_failed:
+            sameness.say_edited(study, plan)
             return f"finished already; {outcome_of(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):

@@ -6,18 +6,20 @@ losses are compared.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.code import changed_code
-from lcsc_opt.base.errors import StudyMismatchError
+from lcsc_opt.base.errors import CatalogError, StudyMismatchError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.database.names import SUCCEEDED, differences, is_search, split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import edited_code
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
 
 NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are known by their hash
@@ -128,6 +130,17 @@ def objective_changes(
         "code_changes": [*known, {"before_trial": len(study.trials()), "changed": changed}],
         "fingerprint": {**fingerprint, **now},
     }
+
+
+def say_edited(study: StoredStudy, plan: StudyPlan) -> None:
+    """Say of a finished study that its objective's code is another one now: its results are of the old code."""
+    with contextlib.suppress(CatalogError):  # the code is gone: nobody takes the results for those of another code
+        before = study.attributes["fingerprint"]["code"]
+        if changed := edited_code(plan.spec.objective, before, beside=plan.directory):
+            notice(
+                f"{study.name}: finished with other code: {changed} since. To search with the code of now, give the "
+                "experiment another name: lcsc run FILE name=..."
+            )
 
 
 def code_change(study: StoredStudy, code: Mapping[str, str], *, accept: bool) -> str:

@@ -92,6 +92,18 @@ def test_a_comment_is_no_change(place: Path) -> None:
     assert lcsc(["resume", NAME, "--budget", "6"]) == 0
 
 
+def test_a_finished_study_says_that_its_code_was_edited_since(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its old results would be taken for those of the new code."""
+    capsys.readouterr()
+    assert lcsc(["run", "edited.yaml"]) == 0
+    assert "other code" not in capsys.readouterr().err
+    write("edited_helper", "SCALE = 32\n")
+    assert lcsc(["run", "edited.yaml"]) == 0
+    said = capsys.readouterr().err
+    assert "finished with other code: edited_helper changed since" in said
+    assert "name=" in said
+
+
 EXTRACTOR = """
 import torch
 
