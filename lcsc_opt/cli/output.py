@@ -11,7 +11,8 @@ import sys
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 
 from lcsc_opt.base.errors import LcscError, StudySpecError
@@ -34,9 +35,26 @@ class OutputError(LcscError):
 
 
 class _Output(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Like ``rich``; a table whose words do not fit is wider than the terminal, which then breaks its lines."""
+        super().print(*objects, **{"crop": False, **options})
+
     def on_broken_pipe(self) -> None:
         """Raise an error that is printed like any other."""
         raise OutputError
+
+
+class _Table(Table):
+    """On a narrow terminal headings break, but no word of a cell is cut: a number without its end is another one."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table, as wide as the longest words of its cells need."""
+        wide = options.update(max_width=1000)
+        for column in self.columns:
+            found = [Measurement.get(console, wide, cell) for cell in column.cells]
+            column.min_width = max((one.maximum if column.no_wrap else one.minimum for one in found), default=0)
+        needed = sum((column.min_width or 0) + 2 for column in self.columns)
+        yield from super().__rich_console__(console, options.update(max_width=max(options.max_width, needed)))
 
 
 def console() -> Console:
@@ -115,9 +133,9 @@ def confirmed(question: str, *, yes: bool) -> bool:
 
 def table(*columns: str, title: str | None = None) -> Table:
     """A plain table; columns after the first are right-aligned."""
-    made = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    made = _Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     return made
 
 
