@@ -313,6 +313,8 @@ def masked(url: str) -> str:
     if _has_raw_at(url):
         return "(an unreadable URL)"
     hidden = {name: "hidden" for name in parsed.query if _is_secret(name)}
+    if parsed.password is None and not hidden:
+        return url  # rendering would percent-encode the file's name
     return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
 
 

@@ -214,6 +214,11 @@ def test_an_unknown_study_names_the_known_ones(study: StoredStudy) -> None:
         StoredStudy.open(study.storage, "digits/CMA/0")
 
 
+@pytest.mark.parametrize("url", ["sqlite:///Läufe 1/studies.db", "sqlite:////data/a b:c.db", "postgresql://me@host/db"])
+def test_an_url_without_a_password_is_shown_as_it_was_given(url: str) -> None:
+    assert masked(url) == url
+
+
 def test_passwords_are_masked() -> None:
     assert masked("postgresql://me:p%40ss@host/db") == "postgresql://me:***@host/db"
 
