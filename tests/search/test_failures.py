@@ -252,6 +252,22 @@ class TestRetryFailed:
         assert found.best == (0.5, 1)
         assert overview(study)["best_trial"] == 1
 
+    def test_a_crash_on_the_way_leaves_a_study_that_goes_on(
+        self, study: StoredStudy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: Any) -> None:
+            raise Killed
+
+        search(study, Breaking(1))
+        for stopped in ("set_attribute", "_write"):
+            study.set_attribute("search_ended", {"evaluations": 8, "exhausted": False})
+            with monkeypatch.context() as patched:
+                patched.setattr(study, stopped, interrupted)
+                with pytest.raises(Killed):
+                    study.retry_failed()
+            reopened = any(trial.state == TrialState.RUNNING for trial in study.trials())
+            assert not (reopened and study.attributes["search_ended"])
+
     def test_trials_of_another_study_are_left_alone(self, study: StoredStudy) -> None:
         search(study, Breaking(1))
         copy_study(study, "heir/LCSC/0", {})
