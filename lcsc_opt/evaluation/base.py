@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lcsc_opt.base.errors import LcscError, NotFiniteError
+from lcsc_opt.base.errors import LcscError, NotFiniteError, ObjectiveError
 from lcsc_opt.base.memory import free_memory
-from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
 from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
@@ -80,7 +80,9 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
 
 
 def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
-    """The evaluation, where its numbers are finite and a wanted gradient is there; else a failure."""
+    """The evaluation in Python's own numbers, if these are finite and a wanted gradient is there; else a failure."""
+    answer = outcome
+    outcome = answer if isinstance(answer, Failure) else attempt(lambda: _plain(answer))
     if isinstance(outcome, Failure):
         return outcome
     seconds = outcome.cost.seconds
@@ -91,6 +93,32 @@ def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
     if outcome.gradient is not None and not np.isfinite(outcome.gradient).all():
         return Failure("the gradient is not finite", seconds)
     return outcome
+
+
+def _plain(answer: object) -> Evaluation:
+    """An objective's answer in Python's own numbers: those of numpy and torch cannot be stored as JSON.
+
+    Raises:
+        ObjectiveError: it is no evaluation, or what should be a number is none.
+    """
+    if not isinstance(answer, Evaluation):
+        raise ObjectiveError(f"evaluate gave {type(answer).__name__}, expected an Evaluation")
+    cost = answer.cost.as_dict()
+    return dataclasses.replace(
+        answer,
+        loss=float(_number("loss", answer.loss)),
+        metrics={name: _number(f"metrics.{name}", value) for name, value in answer.metrics.items()},
+        cost=Cost(**{name: _number(f"cost.{name}", value) for name, value in cost.items()}),
+        gradient=None if answer.gradient is None else np.asarray(answer.gradient, dtype=np.float64),
+        excess=None if answer.excess is None else float(_number("excess", answer.excess)),
+    )
+
+
+def _number(name: str, value: Any) -> Any:
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, (int, float)):
+        raise ObjectiveError(f"{name}: expected a number, got {value!r}")
+    return plain
 
 
 def retrying(evaluate: Callable[[Candidate], Outcome], policy: FailureSpec) -> Callable[[Candidate], Outcome]:
