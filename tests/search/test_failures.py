@@ -222,7 +222,7 @@ class TestRetryFailed:
             if search.told == 10:
                 raise Killed
 
-        as_completed = {"in_flight": 2, "tells": "as-completed", "evaluations": 16}
+        as_completed: dict[str, Any] = {"in_flight": 2, "tells": "as-completed", "evaluations": 16}
         with pytest.raises(Killed):
             search(study, bowl, evaluator=HoldingBack(fails=2, held=1), on_tell=killed, **as_completed)
         assert study.retry_failed() == (1, 0)
