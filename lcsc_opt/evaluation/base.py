@@ -79,7 +79,7 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     return Failure(reason, time.perf_counter() - start, retry, text)
 
 
-def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
+def checked(outcome: Outcome, candidate: Candidate, *, gradient: bool) -> Outcome:
     """The evaluation in Python's own numbers, if these are finite and a wanted gradient is there; else a failure."""
     answer = outcome
     outcome = answer if isinstance(answer, Failure) else attempt(lambda: _plain(answer))
@@ -90,8 +90,12 @@ def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
         return Failure(f"the loss is {outcome.loss}", seconds)
     if gradient and outcome.gradient is None:
         return Failure("the objective gave no gradient", seconds, retry=False)
-    if outcome.gradient is not None and not np.isfinite(outcome.gradient).all():
-        return Failure("the gradient is not finite", seconds)
+    if outcome.gradient is not None:
+        found, expected = list(outcome.gradient.shape), list(candidate.coefficients.shape)
+        if found != expected:
+            return Failure(f"the gradient has the shape {found}, expected {expected}", seconds, retry=False)
+        if not np.isfinite(outcome.gradient).all():
+            return Failure("the gradient is not finite", seconds)
     return outcome
 
 
@@ -141,7 +145,7 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
         return objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
 
     with span(EVALUATE):
-        return checked(attempt(evaluate), gradient=gradient)
+        return checked(attempt(evaluate), candidate, gradient=gradient)
 
 
 class InProcessEvaluator:

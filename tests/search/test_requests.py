@@ -260,9 +260,13 @@ class Answering(Objective):
 
 @pytest.mark.parametrize(
     ("gradient", "reason"),
-    [(None, "the objective gave no gradient"), (np.array([0.0, np.nan, 0.0]), "the gradient is not finite")],
+    [
+        (None, "the objective gave no gradient"),
+        (np.array([0.0, np.nan, 0.0]), "the gradient is not finite"),
+        (np.zeros(4), "the gradient has the shape [4], expected [3]"),
+    ],
 )
-def test_a_gradient_that_is_missing_or_not_finite_fails_the_trial(gradient: Any, reason: str) -> None:
+def test_a_gradient_that_is_missing_not_finite_or_too_long_fails_the_trial(gradient: Any, reason: str) -> None:
     outcome = evaluate_safely(Answering(Evaluation(1.0, gradient=gradient)), Candidate(np.ones(3) / 3), gradient=True)
     assert isinstance(outcome, Failure)
     assert outcome.reason == reason
