@@ -313,6 +313,8 @@ def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[st
     reasons = {
         number: tuple(str(attempt.get("reason", "unknown")) for attempt in made) for number, made in attempts.items()
     }
+    read_again = {row[2] for row in rows}
+    kept = {number: known for number, known in study.reasons.items() if number not in read_again}
     texts = {
         str(attempt["reason"]): str(attempt["traceback"])
         for made in attempts.values()
@@ -320,7 +322,7 @@ def with_trials(study: StudyHistory, rows: Rows, extras: Mapping[int, Mapping[st
         if "traceback" in attempt
     }
     return dataclasses.replace(
-        study, trials=trials, reasons={**study.reasons, **reasons}, tracebacks={**study.tracebacks, **texts}
+        study, trials=trials, reasons={**kept, **reasons}, tracebacks={**study.tracebacks, **texts}
     )
 
 

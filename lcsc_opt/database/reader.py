@@ -1,8 +1,8 @@
 """Reads studies repeatedly, each time only what is new, for pages that refresh while a search runs.
 
 A refresh is a handful of SELECTs over all studies at once, through Optuna's own tables: new trials, trials that had not
-ended last time, attributes of studies that can change, and leases. Coefficients, most of a database, are read only for
-requested trials. Nothing is ever written.
+succeeded last time, attributes of studies that can change, and leases. Coefficients, most of a database, are read only
+for requested trials. Nothing is ever written.
 
 The state of a trial is read before, or together with, what its end committed, so no snapshot is needed.
 """
@@ -31,14 +31,13 @@ from lcsc_opt.database.history import (
     Floats,
     Rows,
     StudyHistory,
-    is_finished,
     parse,
     seconds,
     with_attributes,
     with_trials,
 )
 from lcsc_opt.database.lease import Holder, has_table, holders
-from lcsc_opt.database.names import is_ours, is_search, split_name
+from lcsc_opt.database.names import SUCCEEDED, is_ours, is_search, split_name
 from lcsc_opt.database.nodes import NODES
 from lcsc_opt.database.tables import (
     ARTIFACT_PREFIX,
@@ -251,10 +250,15 @@ def _select_trials(*conditions: Any) -> sa.Select[Any]:
 
 
 def _unsettled(connection: sa.Connection, studies: Mapping[str, StudyHistory]) -> dict[int, tuple[Any, ...]]:
-    """Trials that had not ended, and each study's last one: trial → its row as it is now."""
+    """Trials that had not ended, or had failed and may be tried again, and each study's last one.
+
+    Returns:
+        Trial → its row as it is now.
+    """
     ids = []
     for study in studies.values():
-        open_ones = study.trials["trial_id"][~is_finished(study.trials)].tolist()
+        succeeded = np.isin(study.trials["state"], [state.value for state in SUCCEEDED])
+        open_ones = study.trials["trial_id"][~succeeded].tolist()
         ids += sorted({*open_ones, *study.trials["trial_id"][-1:].tolist()})
     statements = (_select_trials(TRIALS.c.trial_id.in_(batch)) for batch in _batches(ids))
     return {row[1]: row for row in _fetch(connection, statements)}

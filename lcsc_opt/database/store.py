@@ -279,10 +279,10 @@ class StoredStudy:
                 tables.replace_attributes(connection, trial._trial_id, {TOLD_FAILED: True})
             tables.delete_trials(connection, [trial._trial_id for trial in forgotten])
 
-        self._write(change)
         if again or forgotten:
-            self.set_attribute("search_ended", None)
+            self.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             self.set_attribute("held_out", None)
+            self._write(change)
         return len(again), len(forgotten)
 
     def _close(self, trial: TrialKey, state: TrialState, attributes: Mapping[str, Any], *, value: float | None) -> None:

@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from lcsc_opt.base.errors import LcscError, NotFiniteError
+from lcsc_opt.base.errors import LcscError, NotFiniteError, ObjectiveError
 from lcsc_opt.base.memory import free_memory
-from lcsc_opt.base.records import Candidate, Evaluation
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.base.spans import EVALUATE, span
 from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
@@ -79,8 +79,10 @@ def attempt(function: Callable[[], Value]) -> Value | Failure:
     return Failure(reason, time.perf_counter() - start, retry, text)
 
 
-def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
-    """The evaluation, where its numbers are finite and a wanted gradient is there; else a failure."""
+def checked(outcome: Outcome, candidate: Candidate, *, gradient: bool) -> Outcome:
+    """The evaluation in Python's own numbers, if these are finite and a wanted gradient is there; else a failure."""
+    answer = outcome
+    outcome = answer if isinstance(answer, Failure) else attempt(lambda: _plain(answer))
     if isinstance(outcome, Failure):
         return outcome
     seconds = outcome.cost.seconds
@@ -88,9 +90,39 @@ def checked(outcome: Outcome, *, gradient: bool) -> Outcome:
         return Failure(f"the loss is {outcome.loss}", seconds)
     if gradient and outcome.gradient is None:
         return Failure("the objective gave no gradient", seconds, retry=False)
-    if outcome.gradient is not None and not np.isfinite(outcome.gradient).all():
-        return Failure("the gradient is not finite", seconds)
+    if outcome.gradient is not None:
+        found, expected = list(outcome.gradient.shape), list(candidate.coefficients.shape)
+        if found != expected:
+            return Failure(f"the gradient has the shape {found}, expected {expected}", seconds, retry=False)
+        if not np.isfinite(outcome.gradient).all():
+            return Failure("the gradient is not finite", seconds)
     return outcome
+
+
+def _plain(answer: object) -> Evaluation:
+    """An objective's answer in Python's own numbers: those of numpy and torch cannot be stored as JSON.
+
+    Raises:
+        ObjectiveError: it is no evaluation, or what should be a number is none.
+    """
+    if not isinstance(answer, Evaluation):
+        raise ObjectiveError(f"evaluate gave {type(answer).__name__}, expected an Evaluation")
+    cost = answer.cost.as_dict()
+    return dataclasses.replace(
+        answer,
+        loss=float(_number("loss", answer.loss)),
+        metrics={name: _number(f"metrics.{name}", value) for name, value in answer.metrics.items()},
+        cost=Cost(**{name: _number(f"cost.{name}", value) for name, value in cost.items()}),
+        gradient=None if answer.gradient is None else np.asarray(answer.gradient, dtype=np.float64),
+        excess=None if answer.excess is None else float(_number("excess", answer.excess)),
+    )
+
+
+def _number(name: str, value: Any) -> Any:
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, (int, float)):
+        raise ObjectiveError(f"{name}: expected a number, got {value!r}")
+    return plain
 
 
 def retrying(evaluate: Callable[[Candidate], Outcome], policy: FailureSpec) -> Callable[[Candidate], Outcome]:
@@ -113,7 +145,7 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
         return objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
 
     with span(EVALUATE):
-        return checked(attempt(evaluate), gradient=gradient)
+        return checked(attempt(evaluate), candidate, gradient=gradient)
 
 
 class InProcessEvaluator:

@@ -74,7 +74,7 @@ class Pipeline:
         part = sampled.result()
         if isinstance(part, Failure):
             return part
-        return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), gradient=False)
+        return checked(attempt(lambda: self._objective.score(candidate, [part])[0]), candidate, gradient=False)
 
 
 def _torch_threads() -> int | None:

@@ -172,7 +172,7 @@ class WorkerPool:
                 pass
 
     def _hand_out_one(self) -> bool:
-        """Hand out one job, or fail one that no worker is left for. Returns whether there was such a job."""
+        """Hand out one job, or fail one that no worker is left for. Returns whether there may be more to do."""
         running = collections.Counter(waiting.user for worker in self._workers for waiting in worker.jobs())
         for waiting in self._queue.in_turn(running):
             allowed = self._workers if waiting.worker is None else self._instead_of(waiting.worker)
@@ -181,8 +181,8 @@ class WorkerPool:
                 worker.ensure_started()
             free = [worker for worker in alive if worker.ready and worker.load < waiting.depth]
             if free:
-                self._queue.take(waiting)
-                min(free, key=lambda worker: worker.load).send(waiting)
+                if min(free, key=lambda worker: worker.load).send(waiting):
+                    self._queue.take(waiting)
                 return True
             if not alive:
                 self._queue.take(waiting)
@@ -270,18 +270,21 @@ class _Worker:
             self._reader = threading.Thread(target=self._read, args=(self._link,), daemon=True)
             self._reader.start()
 
-    def send(self, waiting: _Waiting) -> None:
+    def send(self, waiting: _Waiting) -> bool:
+        """Give it a job. Returns whether it took it: it may have died since it was chosen."""
         if self._refusal is not None:
             waiting.future.set_exception(self._refusal)
-            return
+            return True
         waiting.started = time.perf_counter()
         with self._lock:
+            if self._link is None or not self.ready:
+                return False
             if not self._jobs:
                 self._census.count(self._machine, busy=1)
             self._jobs[waiting.job.number] = waiting
             with contextlib.suppress(OSError):  # it died: the reader sees that, too
-                assert self._link is not None  # it is ready
                 self._link.send(waiting.job)
+        return True
 
     def terminate(self) -> None:
         with self._lock:

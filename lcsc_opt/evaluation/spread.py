@@ -66,7 +66,7 @@ class SpreadEvaluator:
             return scored
         evaluation, back = scored
         outcome = self._with_gradient(evaluation, candidate, ranges, back) if gradient else evaluation
-        return checked(outcome, gradient=gradient)
+        return checked(outcome, candidate, gradient=gradient)
 
     def _with_gradient(
         self, evaluation: Evaluation, candidate: Candidate, ranges: Sequence[tuple[int, int]], back: Sequence[Any]

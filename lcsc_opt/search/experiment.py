@@ -124,8 +124,8 @@ class Experiment:
         with study.hold(take_over=take_over):
             accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
             self._note(study, sameness.accepted_changes(study, self.objective, **accepted))
-            if (specification := plan.specification()) != study.attributes["specification"]:
-                study.set_attribute("specification", specification)  # the checkpoints have moved
+            stored = study.attributes
+            self._note(study, {name: value for name, value in plan.changing().items() if value != stored.get(name)})
             if retry_failed:
                 _retry_failed(study)
             with self.workers(plan) as pool:
@@ -213,8 +213,6 @@ class Experiment:
             study.set_attribute("search_ended", None)  # first: a crash in between must leave work to do
             study.set_attribute("held_out", None)
             study.set_attribute("budget", budget.model_dump())
-        if (policy := plan.spec.failures.model_dump()) != attributes["failures"]:
-            study.set_attribute("failures", policy)
         before = attributes["fingerprint"]["environment"]
         with contextlib.closing(self._evaluator(resolved.parallelism, pool)) as evaluator:
             search = Search(

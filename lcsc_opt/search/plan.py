@@ -129,17 +129,24 @@ class StudyPlan:
         """JSON-able: which cluster evaluates, so that the study continues there. No part of the specification."""
         return None if self.ray is None else self.ray.model_dump()
 
-    def attributes(self, objective: Objective) -> dict[str, Any]:
-        """The study's attributes when it is created."""
-        budget, held_out = self.spec.budget.model_dump(), self.spec.held_out
+    def changing(self) -> dict[str, Any]:
+        """The study's attributes that follow the study file: it may be edited, and the checkpoints may have moved."""
+        held_out = self.spec.held_out
         return {
             "specification": self.specification(),
+            "failures": self.spec.failures.model_dump(),
+            "held_out_plan": None if held_out is None else held_out.model_dump(),
+        }
+
+    def attributes(self, objective: Objective) -> dict[str, Any]:
+        """The study's attributes when it is created."""
+        budget = self.spec.budget.model_dump()
+        return {
+            **self.changing(),
             RAY: self.ray_attribute,
             "fingerprint": {**objective.fingerprint(), "environment": environment()},
             "budget": budget,
             "optimizer_budget": budget,
-            "failures": self.spec.failures.model_dump(),
-            "held_out_plan": None if held_out is None else held_out.model_dump(),
             "holds_out": objective.why_nothing_held_out() is None,
             "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
@@ -333,11 +340,8 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
         later = {"budget": stored["budget"], "failures": stored["failures"], "held_out": stored["held_out_plan"]}
         spec = parse_study({"name": experiment, **kept, **listed, **later}, source="its specification")
         directory, origin = stored["directory"], stored["origin"]
-        return StudyPlan(
-            spec,
-            directory=None if directory is None else Path(directory),
-            origin=None if origin is None else tuple(origin),
-        )
+        beside = None if directory is None else Path(directory)
+        return StudyPlan(spec, beside, None if origin is None else tuple(origin))
     except (KeyError, TypeError, ValueError, StudySpecError) as error:
         raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
 

@@ -104,7 +104,8 @@ class Search:
             optimizer.suggest(np.array(first))
         self._most_in_flight = in_flight
         self._in_flight: list[_Asked] = []
-        self._committed = 0
+        places = [place for trial in self._stored if (place := _tell_index(trial)) is not None]
+        self._committed = max(places, default=-1) + 1
         self._worst: float | None = None
         self._last_reason = ""
         self._said: set[str] = set()  # reasons of failures
@@ -198,9 +199,7 @@ class Search:
         self._verify(stored, number, candidate)
         asked = _Asked(TrialKey.of(stored), candidate, parameter, list(stored.user_attrs.get("attempts", ())))
         asked.told_failed = TOLD_FAILED in stored.user_attrs
-        if stored.state.is_finished() or asked.told_failed:
-            asked.tell_index = int(stored.user_attrs.get("tell_index", stored.number))  # unless closed elsewhere
-            self._committed = max(self._committed, asked.tell_index + 1)
+        asked.tell_index = _tell_index(stored)
         if not stored.state.is_finished():
             return self._submit(asked)
         asked.outcome = stored_outcome(stored)
@@ -212,7 +211,8 @@ class Search:
 
     def _verify(self, stored: FrozenTrial, number: int, asked: Candidate) -> None:
         in_place = stored.number == number + len(self._inherited)
-        same_way = {key: stored.user_attrs.get(key) for key in ("images", "noise")} == _how(asked)
+        how = candidate_attributes(asked)
+        same_way = all(stored.user_attrs.get(key) == how.get(key) for key in ("images", "noise"))
         if in_place and same_way and _coefficients(stored).tobytes() == asked.coefficients.tobytes():
             return
         difference = self._describe_difference() or "the same versions, BLAS and cores as before"
@@ -378,6 +378,12 @@ def stored_outcome(trial: FrozenTrial) -> Outcome:
     return Failure(str(trial.user_attrs.get("reason", trial.state.name)), float(cost.get("seconds", 0.0)))
 
 
+def _tell_index(trial: FrozenTrial) -> int | None:
+    """The place of a stored result among those that are told; ``None`` before there is one."""
+    told = trial.state.is_finished() or TOLD_FAILED in trial.user_attrs
+    return int(trial.user_attrs.get("tell_index", trial.number)) if told else None  # unless closed elsewhere
+
+
 def _request(trial: FrozenTrial) -> Request:
     """How a stored trial was evaluated."""
     noise = trial.user_attrs.get("noise")
@@ -386,11 +392,6 @@ def _request(trial: FrozenTrial) -> Request:
         noise=SEARCH if noise is None else Noise(**noise),
         gradient="gradient" in trial.user_attrs,
     )
-
-
-def _how(candidate: Candidate) -> dict[str, Any]:
-    attributes = candidate_attributes(candidate)
-    return {key: attributes.get(key) for key in ("images", "noise")}
 
 
 def _coefficients(trial: FrozenTrial) -> Coefficients:

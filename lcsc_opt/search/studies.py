@@ -302,7 +302,10 @@ def _run_side_by_side(
     if not asked and not any(cannot_ask_ahead(plan.optimizer) for plan in plans_to_run):
         return list(plans_to_run)
     begun = begin_all(experiment, plans_to_run, on_end, how)
-    sharing = together(begun)
+    alone = [one.plan.name for one in begun if one.going_on.workers == 1]  # begun where auto was one worker
+    if asked and alone:
+        notice(f"--parallel: {', '.join(alone)}: began with one worker, so one study after the other goes on")
+    sharing = together([one for one in begun if one.plan.name not in alone])
     if len(sharing) > 1 and (asked or any(one.idle for one in sharing)):
         run_side_by_side(experiment, sharing, on_end, how)
         begun = [one for one in begun if one not in sharing]

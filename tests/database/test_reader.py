@@ -211,6 +211,18 @@ def test_attempts_that_failed_are_kept_with_their_reasons(storage: RDBStorage) -
     assert found.reasons == {0: ("out of memory",), 1: ("unknown",)}
 
 
+def test_a_failed_trial_that_is_tried_again_is_read_again(any_storage: RDBStorage) -> None:
+    study = write_study(any_storage, "digits/LCSC/0", [4.0, None, 2.0])
+    reader = HistoryReader(any_storage)
+    reader.read("digits")
+    assert study.retry_failed() == (1, 0)
+    (running,) = reader.read("digits")
+    assert (running.trials["state"].tolist(), running.reasons) == ([1, 0, 1], {})
+    study.finish(TrialKey.of(study.trials()[1]), Evaluation(1.0, {"fid": 1.0}, COST), tell_index=1)
+    (found,) = reader.read("digits")
+    assert (found.best, found.searched) == (1, 1.0)
+
+
 def test_attributes_that_are_no_json_do_not_stop_a_page(storage: RDBStorage) -> None:
     write_study(storage, "digits/LCSC/0", [4.0, 2.0])
     with storage.engine.begin() as connection:

@@ -3,21 +3,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import pickle
 import platform
+import queue
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import CatalogError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.errors import CatalogError, LcscError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, devices, evaluate_safely
+from lcsc_opt.evaluation import pool as pool_module
 from lcsc_opt.evaluation.devices import cores, environments, workers_for_this_machine
+from lcsc_opt.evaluation.worker import READY, Answer, Ending, Job, WorkerSettings
 from tests.evaluation.staged_examples import (
     IMAGES,
     SLOW_SECONDS,
@@ -117,6 +122,72 @@ def test_a_worker_that_dies_fails_what_it_had_and_is_replaced() -> None:
         assert "worker process died" in failed.reason
         assert failed.retry
     assert isinstance(after, Evaluation)
+
+
+class Obedient:
+    """A worker that answers every job at once, until it is stopped."""
+
+    machine = "here"
+
+    def __init__(self) -> None:
+        self._answers: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._answers.put(Answer(READY))
+
+    def send(self, job: Job) -> None:
+        self._answers.put(Answer(job.number, pickle.dumps("done")))
+
+    def receive(self) -> Answer:
+        answer = self._answers.get()
+        if answer is None:
+            raise EOFError
+        return answer
+
+    def terminate(self) -> None:
+        self._answers.put(None)
+
+    def join(self) -> Ending:
+        return Ending("stopped", "stopped")
+
+
+class Places:
+    """Where such workers are."""
+
+    elastic = False
+
+    def __init__(self) -> None:
+        self.links: list[Obedient] = []
+
+    def threads(self, workers: int) -> int:
+        return 1
+
+    def start(self, settings: WorkerSettings) -> Obedient:
+        self.links.append(Obedient())
+        return self.links[-1]
+
+    def refused(self, link: object, error: LcscError) -> LcscError:
+        return error
+
+
+def test_a_job_goes_to_another_worker_where_the_chosen_one_dies_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = Places()
+    pool = WorkerPool(Stages, 1, machines=places)
+    assert pool.submit("submit").result(timeout=60) == "done"
+    load = pool_module._Worker.load.fget
+    assert load is not None
+
+    def dies_while_it_is_asked(worker: Any) -> int:
+        if len(places.links) == 1:
+            places.links[0].terminate()
+            while worker._link is not None:
+                time.sleep(0.001)
+        return int(load(worker))
+
+    monkeypatch.setattr(pool_module._Worker, "load", property(dies_while_it_is_asked))
+    try:
+        assert pool.submit("submit").result(timeout=60) == "done"
+    finally:
+        pool.close()
+    assert len(places.links) == 2
 
 
 def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(

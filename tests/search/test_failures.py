@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import NotFiniteError, SearchFailedError, TrajectoryError
+from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import default_origin
@@ -20,7 +22,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.evaluation import InProcessEvaluator
+from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search
@@ -56,12 +58,38 @@ def study(url: str) -> StoredStudy:
 
 def search(study: StoredStudy, function: Callable[[Any], float], evaluations: int = 8, **changes: Any) -> Search:
     space = AffineSpace(STEPS, default_origin(STEPS))
-    options = {"optimizer": "LCSC", "failures": PATIENT, **changes}
+    options = {"optimizer": "LCSC", "failures": PATIENT, "on_tell": lambda _: None, **changes}
+    on_tell = options.pop("on_tell")
     optimizer = build_optimizer(OptimizerSpec(name=options.pop("optimizer")), space, budget=8, workers=1, seed=0)
-    evaluator = InProcessEvaluator(CoefficientFunction(function, STEPS, name="function"))
+    evaluator = options.pop("evaluator", InProcessEvaluator(CoefficientFunction(function, STEPS, name="function")))
     found = Search(study, optimizer, evaluator, budget=BudgetSpec(evaluations=evaluations), **options)
-    found.run()
+    found.run(on_tell)
     return found
+
+
+class HoldingBack:
+    """Fails one candidate, counted by submits, and finishes another one only when it is told to."""
+
+    def __init__(self, *, fails: int = -1, held: int = -1) -> None:
+        self.fails, self.held, self.submitted = fails, held, 0
+        self.release = lambda: None
+
+    def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
+        future: Future[Outcome] = Future()
+        fails, held = self.submitted == self.fails, self.submitted == self.held
+        self.submitted += 1
+        outcome = Failure("broken", 0.1) if fails else Evaluation(bowl(candidate.coefficients))
+        if held:
+            self.release = lambda: None if future.done() else future.set_result(outcome)
+        else:
+            future.set_result(outcome)
+        return future
+
+    def close(self) -> None: ...
+
+
+class Killed(BaseException):
+    """The end of a process."""
 
 
 def rows(study: StoredStudy) -> list[tuple[int, str, float | None, bytes]]:
@@ -187,6 +215,29 @@ class TestRetryFailed:
         search(study, bowl, evaluations=14, **changes)  # and is replayed again
         assert rows(study)[:12] == after
 
+    def test_what_was_running_at_a_crash_takes_no_other_results_place(
+        self, study: StoredStudy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def killed(search: Search) -> None:
+            if search.told == 10:
+                raise Killed
+
+        as_completed: dict[str, Any] = {"in_flight": 2, "tells": "as-completed", "evaluations": 16}
+        with pytest.raises(Killed):
+            search(study, bowl, evaluator=HoldingBack(fails=2, held=1), on_tell=killed, **as_completed)
+        assert study.retry_failed() == (1, 0)
+        slow, finish = HoldingBack(held=1), study.finish  # the failed one, until the one that was running is written
+
+        def finish_and_release(*arguments: Any, **options: Any) -> None:
+            finish(*arguments, **options)
+            slow.release()
+
+        monkeypatch.setattr(study, "finish", finish_and_release)
+        search(study, bowl, evaluator=slow, **as_completed)
+        order = [trial.user_attrs["tell_index"] for trial in study.trials()]
+        assert order[1] > 9, "after all that were told before the crash"
+        assert sorted(order) == list(range(16))
+
     def test_one_that_fails_again_stays_failed(self, study: StoredStudy) -> None:
         search(study, Breaking(1))
         study.retry_failed()
@@ -200,6 +251,22 @@ class TestRetryFailed:
         found = search(study, lambda _: 0.5, evaluations=8)
         assert found.best == (0.5, 1)
         assert overview(study)["best_trial"] == 1
+
+    def test_a_crash_on_the_way_leaves_a_study_that_goes_on(
+        self, study: StoredStudy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: Any) -> None:
+            raise Killed
+
+        search(study, Breaking(1))
+        for stopped in ("set_attribute", "_write"):
+            study.set_attribute("search_ended", {"evaluations": 8, "exhausted": False})
+            with monkeypatch.context() as patched:
+                patched.setattr(study, stopped, interrupted)
+                with pytest.raises(Killed):
+                    study.retry_failed()
+            reopened = any(trial.state == TrialState.RUNNING for trial in study.trials())
+            assert not (reopened and study.attributes["search_ended"])
 
     def test_trials_of_another_study_are_left_alone(self, study: StoredStudy) -> None:
         search(study, Breaking(1))

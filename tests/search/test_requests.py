@@ -9,6 +9,7 @@ from typing import Any
 import nevergrad as ng
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from lcsc_opt.base.errors import ObjectiveError, ReplayError, SearchFailedError, StudyStoreError
@@ -259,12 +260,45 @@ class Answering(Objective):
 
 @pytest.mark.parametrize(
     ("gradient", "reason"),
-    [(None, "the objective gave no gradient"), (np.array([0.0, np.nan, 0.0]), "the gradient is not finite")],
+    [
+        (None, "the objective gave no gradient"),
+        (np.array([0.0, np.nan, 0.0]), "the gradient is not finite"),
+        (np.zeros(4), "the gradient has the shape [4], expected [3]"),
+    ],
 )
-def test_a_gradient_that_is_missing_or_not_finite_fails_the_trial(gradient: Any, reason: str) -> None:
+def test_a_gradient_that_is_missing_not_finite_or_too_long_fails_the_trial(gradient: Any, reason: str) -> None:
     outcome = evaluate_safely(Answering(Evaluation(1.0, gradient=gradient)), Candidate(np.ones(3) / 3), gradient=True)
     assert isinstance(outcome, Failure)
     assert outcome.reason == reason
+
+
+def test_numbers_of_numpy_and_torch_are_stored_like_others(study: StoredStudy) -> None:
+    answer = Evaluation(
+        torch.tensor(1.5, dtype=torch.float64, requires_grad=True),  # type: ignore[arg-type]
+        {"fid": np.float32(1.5), "recall": torch.tensor(0.25), "near": float("nan")},  # type: ignore[dict-item]
+        Cost(images=np.int64(7), seconds=np.float32(0.5)),  # type: ignore[arg-type]
+        gradient=torch.zeros(3),  # type: ignore[arg-type]
+    )
+    Search(study, descent(), InProcessEvaluator(Answering(answer)), budget=BudgetSpec(evaluations=2)).run()
+    trial = study.trials()[0]
+    assert trial.value == 1.5
+    assert trial.user_attrs["metrics"] | {"near": None} == {"fid": 1.5, "recall": 0.25, "near": None}
+    assert trial.user_attrs["cost"] | {"images": 7, "seconds": 0.5} == trial.user_attrs["cost"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (None, "evaluate gave NoneType, expected an Evaluation"),
+        (1.0, "evaluate gave float, expected an Evaluation"),
+        (Evaluation("low"), "loss: expected a number, got 'low'"),  # type: ignore[arg-type]
+        (Evaluation(1.0, {"fid": None}), "metrics.fid: expected a number, got None"),  # type: ignore[dict-item]
+    ],
+)
+def test_what_is_no_evaluation_fails_the_trial(answer: Any, reason: str) -> None:
+    outcome = evaluate_safely(Answering(answer), Candidate(np.ones(3) / 3))
+    assert isinstance(outcome, Failure)
+    assert (outcome.reason, outcome.retry) == (f"ObjectiveError: {reason}", False)
 
 
 def test_what_the_library_refuses_is_not_tried_again(study: StoredStudy) -> None:

@@ -18,6 +18,7 @@ from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation.turns import FairQueue
+from lcsc_opt.search import plan
 from tests.processes import Ended, Lcsc, finished_trials, wait_until
 
 OBJECTIVE = """
@@ -203,6 +204,19 @@ def test_ctrl_c_ends_all_and_loses_nothing(folder: Path, monkeypatch: pytest.Mon
 def test_one_worker_cannot_be_shared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", study_file(folder, optimizers=["CMA"], seeds=[0, 1], workers=1), "--parallel"]) == 2
     assert "--parallel: the study file has one worker; give it more of them, as in workers=2" in capsys.readouterr().err
+
+
+def test_studies_that_began_with_one_worker_keep_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = study_file(folder, optimizers=["CMA"], seeds=[0, 1], workers="auto")
+    for machine, budget in ((1, "4"), (2, "8")):
+        monkeypatch.setattr(plan, "workers_for_this_machine", lambda machine=machine: machine)
+        asked = ["--parallel"] if machine > 1 else []
+        assert lcsc(["run", file, "--budget", budget, *asked]) == 0
+    said = capsys.readouterr().err
+    assert "--parallel: e/CMA/0, e/CMA/1: began with one worker, so one study after the other goes on" in said
+    assert said.count("after 8 evaluations") == 2
 
 
 def test_one_progress_line_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:

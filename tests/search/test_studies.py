@@ -89,3 +89,15 @@ def test_a_budget_that_was_raised_stays_unless_a_lower_one_is_asked_for(
     )
     assert lcsc([*only, "--budget", "25"]) == 0
     assert "do not count" not in capsys.readouterr().err
+
+
+def test_a_held_out_plan_that_is_edited_counts_from_then_on(study_file: str) -> None:
+    content = yaml.safe_load(Path(study_file).read_text())
+    content["objective"]["settings"]["held_out"] = content["objective"]["settings"]["callable"]
+    for top, budget in ((2, 8), (4, 10)):
+        edited = {**content, "optimizers": ["LCSC"], "held_out": {"top": top}, "budget": {"evaluations": budget}}
+        Path(study_file).write_text(yaml.safe_dump(edited))
+        assert lcsc(["run", study_file]) == 0
+    assert lcsc(["resume", "several/LCSC/0", "--budget", "12"]) == 0
+    report = StoredStudy.open(open_storage(STORAGE, write=False), "several/LCSC/0").attributes["held_out"]
+    assert len(report["chosen_from"]) == 4
