@@ -90,6 +90,17 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
 
 
 @contextlib.contextmanager
+def reading(url: str) -> Iterator[RDBStorage]:
+    """A study database that is open to read; no connection to it stays.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    with _closing(open_storage(url, write=False)) as storage:
+        yield storage
+
+
+@contextlib.contextmanager
 def looked_into(url: str) -> Iterator[RDBStorage]:
     """A study database to read; where there is none yet, a temporary empty one.
 
@@ -104,11 +115,17 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
     with tempfile.TemporaryDirectory() as folder:
         there = file is None or (file.exists() and _holds_studies(file))
         opened = open_storage(url if there else f"sqlite:///{folder}/empty.db", write=not there)
-        try:
-            yield opened
-        finally:
-            opened.remove_session()
-            opened.engine.dispose()
+        with _closing(opened) as storage:
+            yield storage
+
+
+@contextlib.contextmanager
+def _closing(storage: RDBStorage) -> Iterator[RDBStorage]:
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def open_existing(url: str) -> RDBStorage:

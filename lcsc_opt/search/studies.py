@@ -21,7 +21,7 @@ from lcsc_opt.base.progress import notice, said_once
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.study_file import BudgetSpec, StudySpec, only_one, parse_studies, read_studies
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.database.connection import looked_into, open_storage, storage_url
+from lcsc_opt.database.connection import looked_into, open_storage, reading, storage_url
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, study_names
@@ -54,7 +54,8 @@ class Study:
         Raises:
             CatalogError: its file cannot be loaded.
         """
-        return Experiment(self._stored.storage, stored_plan(self._stored)).objective
+        with reading(self.storage) as storage:
+            return Experiment(storage, stored_plan(StoredStudy.open(storage, self.name))).objective
 
     @property
     def state(self) -> str:
@@ -83,8 +84,9 @@ class Study:
         Raises:
             StudyStoreError: no trial is complete yet.
         """
-        reader = HistoryReader(self._stored.storage)
-        answer = reader.answer(reader.read_study(self.name))
+        with reading(self.storage) as storage:
+            reader = HistoryReader(storage)
+            answer = reader.answer(reader.read_study(self.name))
         if answer is None:
             raise StudyStoreError(f"{self.name}: no complete trial on the search's noise yet; let it run on")
         return answer
@@ -97,7 +99,8 @@ class Study:
         others), ``loss``, ``coefficients`` (a list, ``[K]``), ``metrics`` (name → value), ``images``, ``seconds``, and
         the ``reason`` of a failure; ``None`` if unknown.
         """
-        return [_row(trial) for trial in self._stored.trials()]
+        with reading(self.storage) as storage:
+            return [_row(trial) for trial in StoredStudy.open(storage, self.name).trials()]
 
     def merge(self, coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
         """The merged state dict, on the CPU.
@@ -117,12 +120,9 @@ class Study:
         return trajectory.merge(check_coefficients(chosen, len(self.steps)))
 
     @property
-    def _stored(self) -> StoredStudy:
-        return StoredStudy.open(open_storage(self.storage, write=False), self.name)
-
-    @property
     def _history(self) -> StudyHistory:
-        return HistoryReader(self._stored.storage).read_study(self.name)
+        with reading(self.storage) as storage:
+            return HistoryReader(storage).read_study(self.name)
 
 
 def run(
@@ -323,7 +323,8 @@ def load_study(name: str, storage: str | None = None) -> Study:
         StudyStoreError: there is no such study, or the database cannot be read.
     """
     url = storage_url(storage)
-    StoredStudy.open(open_storage(url, write=False), name)
+    with reading(url) as opened:
+        StoredStudy.open(opened, name)
     return Study(name, url)
 
 
@@ -356,10 +357,11 @@ def compare(experiment: str, storage: str | None = None) -> list[dict[str, Any]]
     Raises:
         StudyStoreError: there is no such experiment.
     """
-    reader = HistoryReader(open_storage(storage_url(storage), write=False))
-    if is_sweep(reader, experiment):
-        return sweep_rows(points_of(reader, experiment))
-    return comparison_rows(reader.read(experiment))
+    with reading(storage_url(storage)) as opened:
+        reader = HistoryReader(opened)
+        if is_sweep(reader, experiment):
+            return sweep_rows(points_of(reader, experiment))
+        return comparison_rows(reader.read(experiment))
 
 
 def _specifications(study_file: str | Path | Mapping[str, Any]) -> tuple[tuple[StudySpec, ...], Path]:
