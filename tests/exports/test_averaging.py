@@ -51,6 +51,12 @@ def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
     assert load_file("average.safetensors")["constant"].equal(state_dict(10)["constant"])
 
 
+def test_apply_makes_the_same_torch_file_whatever_it_is_called() -> None:
+    assert lcsc(["average", "runs", "--ema", "0.9", "-o", "average.pt"]) == 0
+    assert lcsc(["apply", "average.pt", "runs", "-o", "again.pt"]) == 0
+    assert Path("again.pt").read_bytes() == Path("average.pt").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
