@@ -202,7 +202,8 @@ class ImageArray:
 
 def shared_images(images: ImageSet, other: ImageSet) -> int:
     """How many images of ``other`` are among ``images``, too; up to chance, which is one in 2³² for each pair."""
-    return int(np.isin(*(np.frombuffer(each.marks, dtype=">u4") for each in (other, images))).sum())
+    known, asked = (np.frombuffer(each.marks, dtype=">u4") for each in (images, other))
+    return int(np.isin(asked, known).sum())
 
 
 def _chosen(marks: bytes, fraction: float, *, held_out: bool) -> npt.NDArray[np.bool_]:
