@@ -20,7 +20,7 @@ NO_OBJECTS = (
     *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType),
     *(str, bytes, int, float, types.NoneType),
 )
-PLAIN = frozenset(vars(nn.Module())) | {"training"}  # what every module has
+PLAIN = frozenset(vars(nn.Module()))  # what every module has
 
 
 class OwnExtractor:
@@ -81,34 +81,42 @@ def _numbers(holder: Any, seen: set[int], depth: int) -> Iterator[tuple[str, Any
     """Name → array, of all tensors and arrays in an object. Only the weights of a module come more than once."""
     if isinstance(holder, nn.Module):
         yield from _arrays(holder.state_dict().items())
-    if id(holder) in seen or depth > DEEPEST or isinstance(holder, NO_OBJECTS):
+    if id(holder) in seen or depth > DEEPEST:
         return
     seen.add(id(holder))
     for name, part in _parts(holder):
         if isinstance(part, (Tensor, np.ndarray)):
             yield from _arrays([(name, part)])
-        else:
+        elif not isinstance(part, NO_OBJECTS):
             yield from ((f"{name}.{inner}", values) for inner, values in _numbers(part, seen, depth + 1))
 
 
 def _parts(holder: Any) -> Iterable[tuple[str, Any]]:
-    """Name → part, of a list, a dict or an object; of a module those that its state dict does not have."""
+    """Name → part, of a list, a dict or an object; of a module what its state dict may leave out.
+
+    Other objects in a module are not looked into: those of ``torch.jit`` and ``torch.fx`` hold its weights once more.
+    """
     if isinstance(holder, nn.Module):
-        plain = ((f"{path}.{name}", part) for path, each in holder.named_modules() for name, part in vars(each).items())
-        return sorted((entry for entry in plain if entry[0].rpartition(".")[2] not in PLAIN), key=_name)
+        plain = ((f"{path}.{name}", part) for path, each in holder.named_modules() for name, part in _plain(each))
+        return sorted(plain, key=_name)
     if isinstance(holder, (list, tuple)):
         return ((str(position), part) for position, part in enumerate(holder))
-    if isinstance(holder, Mapping):
+    if isinstance(holder, dict):
         named = enumerate(holder.items())  # a name that is no text may print its address
         return sorted(((name if isinstance(name, str) else str(i), part) for i, (name, part) in named), key=_name)
     slots = (name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ()))
-    held = {name: getattr(holder, name, None) for name in slots} | getattr(holder, "__dict__", {})
+    held = {name: getattr(holder, name, None) for name in slots if name != "__dict__"} | getattr(holder, "__dict__", {})
     return sorted(held.items(), key=_name)
+
+
+def _plain(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    own = ((name, part) for name, part in vars(module).items() if name not in PLAIN)
+    return ((name, part) for name, part in own if isinstance(part, (Tensor, np.ndarray, list, tuple, dict)))
 
 
 def _arrays(named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     for name, value in sorted(named, key=_name):
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta:
             flat = value.detach().cpu().contiguous().flatten()
             yield f"{name} {value.dtype} {list(value.shape)}", flat.view(torch.uint8).numpy()
         elif isinstance(value, np.ndarray):

@@ -78,6 +78,8 @@ def test_names_that_studies_know_stay_the_same() -> None:
     held = Holder(net=nn.BatchNorm1d(2), shift=torch.arange(3.0), table=np.arange(4, dtype=np.int64), label="text")
     assert name_of(held) == "own-55e2b4fbc58486b3"
     assert name_of(Network()) == "own-660ffe5bc7cfc43f"
+    network = nn.Sequential(linear(1.0), nn.ReLU())
+    assert name_of(Holder(net=torch.fx.symbolic_trace(network))) == name_of(Holder(net=network))
 
 
 def test_what_holds_itself_or_a_whole_library_ends() -> None:
