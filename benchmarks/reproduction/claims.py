@@ -37,10 +37,13 @@ class Ratio:
 
 
 def ratio_of(values: Sequence[float]) -> Ratio | None:
-    """The ratio over seeds, with Student's interval for the mean of the logarithms; ``None`` without values."""
-    logs = [math.log(value) for value in values if value > 0 and math.isfinite(value)]
-    if not logs:
+    """The ratio over seeds, with Student's interval for the mean of the logarithms.
+
+    ``None`` without values, or if one of them has no logarithm: the others alone would flatter.
+    """
+    if not values or not all(value > 0 and math.isfinite(value) for value in values):
         return None
+    logs = [math.log(value) for value in values]
     mean = statistics.fmean(logs)
     if len(logs) == 1:
         return Ratio(math.exp(mean))
@@ -68,21 +71,25 @@ def against_ema(found: Found, *, cross_check: bool = False) -> Ratio | None:
         gains = [study.cross_check.cross_check_gain for study in found.values() if study.cross_check is not None]
         return ratio_of([1 - gain for gain in gains if gain is not None])
     known = [(study.held_out_loss, ema_beside(study.held_out, None)) for study in found.values()]
-    return ratio_of([loss / ema for loss, ema in known if loss is not None and ema])
+    return ratio_of([_over(loss, ema) for loss, ema in known if loss is not None and ema is not None])
 
 
 def judged(found: Found, metric: str) -> Ratio | None:
     """The answer's value of a metric over EMA*'s, on the same noise; higher is better."""
     judges = [judge for study in found.values() if study.held_out is not None for judge in study.held_out.judges]
     pairs = [(judge.value, judge.baseline) for judge in judges if judge.metric == metric and judge.against == "EMA*"]
-    return ratio_of([value / baseline for value, baseline in pairs if baseline])
+    return ratio_of([_over(value, baseline) for value, baseline in pairs if baseline is not None])
 
 
 def between(better: Found, worse: Found) -> Ratio | None:
     """Held-out loss of ``better`` over ``worse``, seed by seed, for pairs with the same images and noise."""
     pairs = [(better[seed], worse[seed]) for seed in better if seed in worse]
     same = [(one.held_out_loss, other.held_out_loss) for one, other in pairs if len(samples([one, other])) == 1]
-    return ratio_of([one / other for one, other in same if one is not None and other])
+    return ratio_of([_over(one, other) for one, other in same if one is not None and other is not None])
+
+
+def _over(value: float, reference: float) -> float:
+    return value / reference if reference else math.inf
 
 
 class Points:

@@ -194,7 +194,7 @@ def write(
     )
     writers: dict[Form, Callable[[Path], None]] = {
         "safetensors": lambda path: write_safetensors(weights, path, metadata),
-        "pt": lambda path: torch.save({STATE_DICT: weights, ENTRY: text}, path),
+        "pt": lambda path: _save(path, {STATE_DICT: weights, ENTRY: text}),
         "diffusers": lambda path: write_folder(path, weights, str(config), metadata, recipe=text),
         "lora": lambda path: lora(weights, path, "diffusers", {ENTRY: text}),
     }
@@ -205,3 +205,9 @@ def write(
         needed = sum(tensor.nbytes for tensor in weights.values())
         reason = why_refused(error, to.path.absolute().parent, needed)
         raise StudyStoreError(f"{to.path}: cannot be written: {reason}") from error
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    """As a file of torch with the same bytes each time: of a path, torch would write the name into the file."""
+    with path.open("wb") as file:
+        torch.save(content, file)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -169,7 +170,7 @@ def _clusters_of(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     known = features.double().cpu().numpy()
     with blas_threads(1):  # the sums of several threads differ in their last bits
-        found = KMeans(min(CLUSTERS, len(known)), n_init=4, random_state=0).fit(known)
+        found = KMeans(_distinct(known, CLUSTERS), n_init=4, random_state=0).fit(known)
     labels = found.labels_
     members = [known[labels == label] for label in range(len(found.cluster_centers_))]
     centres = np.stack([rows.mean(axis=0) for rows in members])
@@ -179,6 +180,16 @@ def _clusters_of(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     parts = (centres, deviations, shares, np.array(max(scale, SMALLEST_RADIUS)))
     centred, spread, share, squared = (torch.from_numpy(np.asarray(part)).to(features.device) for part in parts)
     return centred, spread, share, squared
+
+
+def _distinct(rows: npt.NDArray[np.float64], most: int) -> int:
+    """How many different rows there are, at most ``most``; a cluster more than that would be empty."""
+    found: set[bytes] = set()
+    for row in rows:
+        found.add((row + 0.0).tobytes())  # -0 is 0
+        if len(found) == most:
+            break
+    return len(found)
 
 
 def _root(variances: Tensor) -> Tensor:

@@ -80,12 +80,11 @@ def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
     """One metric with the weight 1, or the metrics of a weighted sum.
 
     Raises:
-        MetricError: for an unknown or repeated metric, a weight that is not positive, or none at all.
+        MetricError: for an unknown or repeated metric, one of held-out images, a weight that is not positive, or none
+            at all.
     """
-    if isinstance(loss, str):
-        return {MetricName.parse(loss): 1.0}
     parsed: dict[MetricName, float] = {}
-    for text, weight in loss.items():
+    for text, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
         name = MetricName.parse(text)
         if name.formula in OF_HELD_OUT:
             raise MetricError(f"loss: {name} is of held-out images, which decide nothing; move it to held_out_metrics")

@@ -172,12 +172,20 @@ def failures_of(study: StudyHistory) -> list[FailureReason]:
     """Why attempts failed, the most frequent reason first."""
     lost = set(study.failed["number"].tolist())
     attempts = Counter(reason for reasons in study.reasons.values() for reason in reasons)
-    found = []
-    for reason, count in attempts.most_common():
-        numbers = tuple(sorted(number for number, reasons in study.reasons.items() if reason in reasons))
-        text = study.tracebacks.get(reason, "")
-        found.append(FailureReason(reason, count, numbers, len(lost.intersection(numbers)), text))
-    return found
+    numbers: dict[str, list[int]] = {reason: [] for reason in attempts}
+    for number, reasons in sorted(study.reasons.items()):
+        for reason in dict.fromkeys(reasons):
+            numbers[reason].append(number)
+    return [
+        FailureReason(
+            reason,
+            count,
+            tuple(numbers[reason]),
+            len(lost.intersection(numbers[reason])),
+            study.tracebacks.get(reason, ""),
+        )
+        for reason, count in attempts.most_common()
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

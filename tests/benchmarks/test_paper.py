@@ -106,6 +106,7 @@ def test_a_ratio_is_a_geometric_mean_with_students_interval_of_the_logarithms() 
     assert ratio_of([0.5]) == Ratio(0.5)
     assert ratio_of([]) is None
     assert ratio_of([-1.0, math.inf]) is None
+    assert ratio_of([0.5, 0.6, 0.0]) is None, "the others alone would flatter"
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,12 @@ def test_clusters_is_zero_for_the_real_images_and_sees_what_happens_to_one_of_th
     assert distance("clusters", spoiled, reference) == pytest.approx(0.1 * 5, rel=0.05)
 
 
+def test_clusters_of_fewer_different_images_than_clusters() -> None:
+    real = drawn(4).repeat_interleave(5, dim=0)
+    assert distance("clusters", real, reference_of(real)) == pytest.approx(0, abs=1e-3)
+    assert distance("clusters", torch.zeros(3, 5), reference_of(torch.zeros(5, 5))) == 0
+
+
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize(("count", "real"), [(4, 50), (12, 12), (13, 9)])
 def test_gradient_is_that_of_central_differences(formula: Formula, count: int, real: int) -> None:

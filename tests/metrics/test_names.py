@@ -55,6 +55,8 @@ def test_a_loss_is_one_metric_or_a_weighted_sum():
         ({"fid": float("inf")}, "positive"),
         ({"fid": "1"}, "positive"),
         ({"fid": True}, "positive"),
+        ({"fid": 1, "nearer_train": 1}, "which decide nothing"),
+        ("fid_held_out", "which decide nothing"),
     ],
 )
 def test_losses_that_make_no_sense_are_refused(loss, message):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +128,26 @@ def test_failures_are_grouped_by_reason() -> None:
     ]
     assert progress_of(study).retried == 1
     assert failures_of(history([1.0])) == []
+
+
+def test_thousands_of_different_reasons_are_looked_through_once() -> None:
+    """Many name an address or a number of bytes, so that no two are alike."""
+
+    class Reasons(dict[int, tuple[str, ...]]):
+        looked = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.looked += 1
+            return super().__iter__()
+
+        def items(self) -> Any:
+            self.looked += 1
+            return super().items()
+
+    reasons = Reasons({number: (f"tried to allocate {number} bytes",) for number in range(500)})
+    found = failures_of(dataclasses.replace(history([None] * 500), reasons=reasons))
+    assert sorted(failure.trials for failure in found) == [(number,) for number in range(500)]
+    assert reasons.looked < 5
 
 
 # time per trial

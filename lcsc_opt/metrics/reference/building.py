@@ -16,17 +16,18 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.extractors.own import OwnExtractor
 from lcsc_opt.metrics.reference.files import SUFFIXES, has_images, read_reference_file
-from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles, ImageSet
+from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles, ImageSet, shared_images
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 from lcsc_opt.metrics.reference.split import ReferenceSetting, fraction_of, is_split, split_settings
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 
 ROWS = 4096  # features whose statistics are merged at once
+MOST_SHARED = 0.01  # of the held-out images; data sets may have a few in both parts
 
 
 def references_by_extractor(reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSetting]:
@@ -98,10 +99,22 @@ def build_reference(
             if other is None
             else _from_images(other, extractor, features=True, **how)
         )
+        if images is not None and other is not None:
+            _notice_shared(images, other)
     else:
         return seen
     _check_apart(seen, unseen)
     return dataclasses.replace(seen, held_out=unseen)
+
+
+def _notice_shared(images: ImageSet, other: ImageSet) -> None:
+    """Say that held-out images are among those that the loss sees; of a few, as data sets have them, nothing."""
+    shared = shared_images(images, other)
+    if shared > MOST_SHARED * other.count:
+        notice(
+            f"reference: {shared:,} of the {other.count:,} images of held_out are in train, too, so that fid_held_out, "
+            "nearer_train and authenticity mean nothing; leave them out of one of the two"
+        )
 
 
 def _check_apart(seen: Reference, unseen: Reference) -> None:

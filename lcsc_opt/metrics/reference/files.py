@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from torch import Tensor
 
 from lcsc_opt.base.archives import array_members, read_array
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.contents import Record, Refused, Span
+from lcsc_opt.checkpoints.safetensors_files import read_safetensors
 from lcsc_opt.checkpoints.torch_files import read_content
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageArray
@@ -71,13 +71,13 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping fails for a file that is cut off
                 return ReferenceFile(features=_features(np.array(mapped)))
             case ".safetensors":
-                return _from_arrays(load_file(path))
+                return _from_tensors(read_safetensors(path)[0])
             case _:
                 return ReferenceFile(statistics=_from_edm2(path, extractor))
     except MetricError as error:
         message = str(error)
         raise MetricError(message if message.startswith(str(path)) else f"{path}: {message}") from error
-    except (*BROKEN_FILE, SafetensorError) as error:
+    except (*BROKEN_FILE, Refused) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MetricError(f"{path}: cannot be read ({reason})") from error
 
@@ -115,12 +115,18 @@ def _member(path: Path, name: str) -> npt.NDArray[Any]:
         return read_array(archive, array_members(archive)[name])
 
 
-def _from_arrays(arrays: Mapping[str, Any]) -> ReferenceFile:
-    if "features" in arrays:
-        return ReferenceFile(features=_features(arrays["features"]))
-    if "mu" in arrays and "sigma" in arrays:
-        return ReferenceFile(ReferenceStatistics(arrays["mu"], arrays["sigma"]))
+def _from_tensors(tensors: Mapping[str, Tensor]) -> ReferenceFile:
+    if "features" in tensors:
+        return ReferenceFile(features=_features(_as_array(tensors["features"])))
+    if "mu" in tensors and "sigma" in tensors:
+        return ReferenceFile(ReferenceStatistics(_as_array(tensors["mu"]), _as_array(tensors["sigma"])))
     raise MetricError("holds no features and no mu and sigma")
+
+
+def _as_array(tensor: Tensor) -> npt.NDArray[Any]:
+    """A copy; numpy has no bfloat16, so what is shorter than float32 becomes that."""
+    short = tensor.is_floating_point() and tensor.itemsize < 4
+    return (tensor.float() if short else tensor).numpy().copy()
 
 
 def _features(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -57,6 +57,11 @@ class ImageSet(Protocol):
         """A SHA-256 of all images in their order."""
         ...
 
+    @property
+    def marks(self) -> bytes:
+        """Four bytes of the hash of each image's content; those of files and of arrays are different ones."""
+        ...
+
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
         """The held-out images, about this fraction of all, or the others; the hash of each image's content decides."""
         ...
@@ -122,9 +127,14 @@ class ImageFiles:
         """A SHA-256 of all files in their order."""
         return self._facts.content
 
+    @property
+    def marks(self) -> bytes:
+        """Four bytes of each file's hash; none of a part."""
+        return bytes.fromhex(self._facts.marks)
+
     def part(self, fraction: float, *, held_out: bool) -> ImageFiles:
         """The held-out files, about this fraction of all, or the others."""
-        facts, chosen = self._facts, _chosen(bytes.fromhex(self._facts.marks), fraction, held_out=held_out)
+        facts, chosen = self._facts, _chosen(self.marks, fraction, held_out=held_out)
         part = copy.copy(self)
         part._entries = [entry for entry, taken in zip(self._entries, chosen, strict=True) if taken]
         content = _content_of_part(facts.content, fraction, held_out=held_out)
@@ -171,19 +181,29 @@ class ImageArray:
         digest.update(np.ascontiguousarray(self._pixels).data)
         return digest.hexdigest()
 
+    @property
+    def marks(self) -> bytes:
+        """Four bytes of the hash of each image's pixels."""
+        return b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in self._pixels)
+
     def part(self, fraction: float, *, held_out: bool) -> ImageArray:
         """The held-out images, about this fraction of all, or the others.
 
         Raises:
             MetricError: there is none.
         """
-        marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in self._pixels)
-        return ImageArray(self._pixels[_chosen(marks, fraction, held_out=held_out)], source=self._source)
+        return ImageArray(self._pixels[_chosen(self.marks, fraction, held_out=held_out)], source=self._source)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The images in order, ``[B, C, H, W]`` in [−1, 1]."""
         for first in range(0, self.count, batch_size):
             yield _scaled(self._pixels[first : first + batch_size])
+
+
+def shared_images(images: ImageSet, other: ImageSet) -> int:
+    """How many images of ``other`` are among ``images``, too; up to chance, which is one in 2³² for each pair."""
+    known, asked = (np.frombuffer(each.marks, dtype=">u4") for each in (images, other))
+    return int(np.isin(asked, known).sum())
 
 
 def _chosen(marks: bytes, fraction: float, *, held_out: bool) -> npt.NDArray[np.bool_]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from safetensors.numpy import save_file
@@ -131,6 +132,15 @@ def test_saved_features(tmp_path, suffix):
     extractor = Pixels()
     assert_is_reference(build(path, extractor=extractor, need=True), with_features=True)
     assert extractor.seen == 0
+
+
+def test_features_in_half_the_bytes(tmp_path):
+    """As a network under autocast gives them; numpy knows no bfloat16."""
+    for dtype in (torch.bfloat16, torch.float16):
+        short = torch.from_numpy(features()).to(dtype)
+        safetensors.torch.save_file({"features": short}, tmp_path / "short.safetensors")
+        found = build(tmp_path / "short.safetensors", need=True)
+        np.testing.assert_array_equal(found.features, short.float().numpy())
 
 
 def test_statistics_in_safetensors(tmp_path):

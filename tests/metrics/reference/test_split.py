@@ -14,7 +14,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics.reference import split
 from lcsc_opt.metrics.reference.building import build_reference, check_reference, references_by_extractor
-from lcsc_opt.metrics.reference.images import ImageArray
+from lcsc_opt.metrics.reference.images import ImageArray, shared_images
 from lcsc_opt.metrics.reference.reference import Reference
 
 
@@ -55,6 +55,18 @@ def test_two_folders(tmp_path: Path) -> None:
     assert (len(found.features), len(found.unseen.features)) == (60, 20)
     assert not rows(found) & rows(found.held_out)
     assert build({"train": str(train), "held_out": str(other)}, tmp_path, held_out=False).held_out is None
+
+
+def test_held_out_images_that_the_loss_sees_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, other = write(tmp_path / "a"), write(tmp_path / "b", 20, seed=1)
+    build({"train": str(train), "held_out": str(other)}, tmp_path)
+    assert "in train, too" not in capsys.readouterr().err
+    for i in range(5):
+        shutil.copy(train / f"{i:03}.png", other / f"copy{i}.png")
+    build({"train": str(train), "held_out": str(other)}, tmp_path)
+    assert "5 of the 25 images of held_out are in train, too" in capsys.readouterr().err
+    one, two = (ImageArray(pixels(30, 0)[rows], source="test") for rows in (slice(20), slice(15, 30)))
+    assert shared_images(one, two) == 5
 
 
 def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) -> None:
