@@ -51,6 +51,10 @@ def front(
     from lcsc_opt.search.front import front_plans
     from lcsc_opt.search.studies import rehearse
 
+    if plot is not None:
+        from lcsc_opt.views.figures.writing import check_figure_names
+
+        check_figure_names([plot])
     url = storage_url(storage)
     stored = StoredStudy.open(open_storage(url, write=False), study)
     chosen = front_plans(stored, _numbers(weights), term=term, budget=budget)

@@ -55,6 +55,10 @@ def landscape(
     """Evaluate the plane through three models, as a study that can be interrupted; run again, it continues."""
     from lcsc_opt.search.landscape import LandscapeOptions, run_landscape
 
+    if plot:
+        from lcsc_opt.views.figures.writing import check_figure_names
+
+        check_figure_names(plot)
     opened = open_existing(storage_url(storage))
     options = LandscapeOptions(None if corners is None else parse_corners(corners), grid, margin, images)
     name, outcome = run_landscape(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -74,4 +75,4 @@ def train(
     )
     study = run(request, resume=resume)
     if study is not None:
-        say(f"{out}: trained; next: lcsc run {study}")
+        say(f"{out}: trained; next: lcsc run {shlex.quote(str(study))}")

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, TrainingError
-from lcsc_opt.base.files import replacing
+from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
@@ -138,12 +138,30 @@ def refine(
 
     Raises:
         ObjectiveError: the objective has no gradient in weights.
-        StudySpecError: the files exist already; with ``resume``, there is no state, or it has other settings.
+        StudySpecError: the files exist already, or another process writes them; with ``resume``, there is no state, or
+            it has other settings.
         TrainingError: a loss is not finite or cannot be computed; earlier checkpoints are whole.
         TrajectoryError: a checkpoint cannot be written.
     """
     checked = _with_gradient(objective)
     files = _Files.of(out)
+
+    def busy() -> None:
+        raise StudySpecError(f"{out}: another process refines to it; wait until it is done, or give another name")
+
+    with only_process(out, busy=busy):
+        return _refine(checked, settings, files, start=start, held_out_images=held_out_images, resume=resume)
+
+
+def _refine(
+    checked: MergeSampleScore,
+    settings: RefineSettings,
+    files: _Files,
+    *,
+    start: Callable[[], Coefficients],
+    held_out_images: int,
+    resume: bool,
+) -> Refined:
     identity = {"settings": dataclasses.asdict(settings), **checked.fingerprint()}
     state = files.read_state(identity) if resume else None
     if state is None:

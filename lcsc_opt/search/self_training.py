@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
-from lcsc_opt.base.files import remove
+from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.reproducibility import derive_seed
@@ -77,38 +77,43 @@ def append_self_trained(
     Args:
         objective: of the checkpoints.
         settings: how it is trained.
-        out: the new trajectory, ``NAME.trajectory``; it does not exist if this fails.
+        out: the new trajectory, ``NAME.trajectory``; it does not exist if this fails before the losses are measured.
         start: finds the coefficients ``[K]`` of the start.
 
     Raises:
         ObjectiveError: the objective does not sample images directly with one unconditional network, or its
             checkpoints are no packed trajectory.
-        StudySpecError: the name is taken, or the steps leave no room for a row.
+        StudySpecError: the name is taken, another process writes there, or the steps leave no room for a row.
         TrainingError: the recipe needs a teacher, or the loss is not finite.
         TrajectoryError: a checkpoint cannot be written.
     """
     checked, trajectory = _with_network(objective)
     if out.suffix != SUFFIX:
         raise StudySpecError(f"{out}: is to be a trajectory; end the name in {SUFFIX}")
-    if out.exists():
-        raise StudySpecError(f"{out}: exists already; give another name")
     if settings.recipe.needs == "teacher":
         raise TrainingError(f"--recipe: {settings.recipe.name} needs a teacher; give ct or ict for a consistency model")
-    place = second_place(trajectory.steps)
-    coefficients = start()
-    images = checked.images(coefficients, Noise(NOISE_GROUP, settings.seed), settings.samples)
-    begun = trajectory.merge(coefficients)
-    assert isinstance(checked.sampler, NetworkSampler)
-    row = {**begun, **self_trained(checked.sampler, begun, images, settings)}
-    step = trajectory.steps[place - 1] + 1
-    pending = out.with_name(f"{out.stem}.pending{SUFFIX}")
-    remove(pending)  # left by a killed process
-    with TrajectoryWriter(pending, metadata={NOISE_GROUP: str(step)}) as writer:
-        for index, before in enumerate(trajectory.steps):
-            if index == place:
-                writer.append(step, {name: part.to(begun[name]) for name, part in row.items()})
-            writer.append(before, trajectory.checkpoint(index))
-    pending.rename(out)
+
+    def busy() -> None:
+        raise StudySpecError(f"{out}: another process writes it; wait until it is done, or give another name")
+
+    with only_process(out, busy=busy):
+        if out.exists():
+            raise StudySpecError(f"{out}: exists already; give another name")
+        place = second_place(trajectory.steps)
+        coefficients = start()
+        images = checked.images(coefficients, Noise(NOISE_GROUP, settings.seed), settings.samples)
+        begun = trajectory.merge(coefficients)
+        assert isinstance(checked.sampler, NetworkSampler)
+        row = {**begun, **self_trained(checked.sampler, begun, images, settings)}
+        step = trajectory.steps[place - 1] + 1
+        pending = out.with_name(f"{out.stem}.pending{SUFFIX}")
+        remove(pending)  # left by a killed process
+        with TrajectoryWriter(pending, metadata={NOISE_GROUP: str(step)}) as writer:
+            for index, before in enumerate(trajectory.steps):
+                if index == place:
+                    writer.append(step, {name: part.to(begun[name]) for name, part in row.items()})
+                writer.append(before, trajectory.checkpoint(index))
+        pending.rename(out)
     return Appended(place, step, _losses(checked.on_weights(Trajectory.open(out)), coefficients, place))
 
 

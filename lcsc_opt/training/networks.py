@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.imports import prepare_torchvision
 
 
@@ -84,3 +85,21 @@ def _initialize_parameter(parameter: Tensor, name: str, fan_in: int, generator: 
         parameter.uniform_(-bound, bound, generator=generator)
     else:
         parameter.fill_(1.0 if name == "weight" else 0.0)
+
+
+def default_widths(shape: Sequence[int]) -> tuple[int, ...]:
+    """Channels of a small U-Net at each resolution.
+
+    The sides are halved once, and again while they stay whole and at least eight pixels.
+
+    Raises:
+        TrainingError: the images are not square, or cannot be halved once.
+    """
+    _, height, width = shape
+    if height != width or height % 2:
+        raise TrainingError(f"--network: the small U-Net takes square images of an even side, got {height}x{width}")
+    halvings = 1
+    while height % 2 ** (halvings + 1) == 0 and height // 2 ** (halvings + 1) >= 8:
+        halvings += 1
+    first = 16 if height <= 8 else 32
+    return tuple(first * min(2**level, 4) for level in range(halvings + 1))

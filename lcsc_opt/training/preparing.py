@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +17,7 @@ import yaml
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
-from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings
@@ -25,7 +28,7 @@ from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
 from lcsc_opt.training.data import TrainingData, load_images
 from lcsc_opt.training.latents import Latents, encode, read_autoencoder, small_latent_shape, train_autoencoder
 from lcsc_opt.training.models import Model, read_model, write_config, write_weights
-from lcsc_opt.training.networks import initialize, small_unet
+from lcsc_opt.training.networks import default_widths, initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, Recipe
 from lcsc_opt.training.recipes.base import timestep_scale
 from lcsc_opt.training.trainer import Job, new_accelerator, train
@@ -95,35 +98,59 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
     begin = _beginning(request, recipe, teacher)
     accelerator = new_accelerator(request.precision)
     latents = _given_latents(request, data, accelerator)
-    network = _network(request, recipe, _trained_shape(recipe, data, latents), begin)
-    if accelerator.is_main_process:
-        _write_description(request, recipe)
-    if recipe.latent and latents is None:  # trained last, when everything else is known to fit
-        latents = _small_latents(request, data, accelerator)
-    pixels = data.pixels if latents is None else latents.values
-    job = Job(
-        recipe=recipe,
-        network=network,
-        images=pixels,
-        out=request.out,
-        steps=request.steps,
-        checkpoint_every=request.checkpoint_every,
-        seed=request.seed,
-        precision=request.precision,
-        noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
-        samples_every=request.samples_every,
-        decoder=None if latents is None else _decoder(request, latents),
-        keeps_start=begin is not None and begin.kind == recipe.kind,
-        teacher=None if teacher is None else teacher.denoiser(),
-    )
-    if accelerator.is_main_process:
-        _write_beside(request, recipe, job, data, latents, resume=resume)
-    accelerator.wait_for_everyone()
-    train(job, accelerator=accelerator, resume=resume)
+    shape = _trained_shape(recipe, data, latents)
+    if teacher is not None:
+        _check_fits(teacher.folder, shape, "--teacher")
+    network = _network(request, recipe, shape, begin)
+    with _alone(request, accelerator, resume=resume):
+        if accelerator.is_main_process:
+            _write_description(request, recipe)
+        if recipe.latent and latents is None:  # trained last, when everything else is known to fit
+            latents = _small_latents(request, data, accelerator)
+        pixels = data.pixels if latents is None else latents.values
+        job = Job(
+            recipe=recipe,
+            network=network,
+            images=pixels,
+            out=request.out,
+            steps=request.steps,
+            checkpoint_every=request.checkpoint_every,
+            seed=request.seed,
+            precision=request.precision,
+            noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
+            samples_every=request.samples_every,
+            decoder=None if latents is None else _decoder(request, latents),
+            keeps_start=begin is not None and begin.kind == recipe.kind,
+            teacher=None if teacher is None else teacher.denoiser(),
+        )
+        if accelerator.is_main_process:
+            _write_beside(request, recipe, job, data, latents, resume=resume)
+        accelerator.wait_for_everyone()
+        train(job, accelerator=accelerator, resume=resume)
+        if not accelerator.is_main_process:
+            return None
+        _write_average(request, network)
+        return request.beside(".yaml")
+
+
+@contextlib.contextmanager
+def _alone(request: Request, accelerator: Any, *, resume: bool) -> Iterator[None]:
+    """Keep other commands from training to the same files: what is around this has only read.
+
+    Raises:
+        TrainingError: one does so already, or has done so meanwhile.
+    """
     if not accelerator.is_main_process:
-        return None
-    _write_average(request, network)
-    return request.beside(".yaml")
+        yield
+        return
+
+    def busy() -> None:
+        raise TrainingError(f"{request.out}: another process trains it; wait until it is done, or name another one")
+
+    with only_process(request.beside(".model"), busy=busy):
+        if not resume:
+            _check_free(request)
+        yield
 
 
 def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
@@ -163,7 +190,12 @@ def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
         raise TrainingError("--network: --from says it already")
     if resume:
         _check_unchanged(request, recipe)
-    elif there := next((path for path in _leftovers(request) if path.exists()), None):
+    else:
+        _check_free(request)
+
+
+def _check_free(request: Request) -> None:
+    if there := next((path for path in _leftovers(request) if path.exists()), None):
         raise TrainingError(f"{there}: is there already: --resume goes on, or name another trajectory")
 
 
@@ -260,7 +292,7 @@ def _autoencoder(request: Request, own: str) -> str:
 def _network(request: Request, recipe: Recipe, shape: Sequence[int], begin: Model | None) -> nn.Module:
     """The network with the weights that training begins with."""
     if begin is not None:
-        _check_fits(begin.folder, shape, "--from" if request.begin is not None else "--teacher")
+        _check_fits(begin.folder, shape, "--from")
         network = _copy(begin)
     else:
         network = _new_network(request, recipe, shape)
@@ -285,24 +317,6 @@ def _new_network(request: Request, recipe: Recipe, shape: Sequence[int]) -> nn.M
         raise TrainingError(f"--network: {str(error).removeprefix('model: ')}") from error
     _check_fits(folder, shape, "--network")
     return network
-
-
-def default_widths(shape: Sequence[int]) -> tuple[int, ...]:
-    """Channels of a small U-Net at each resolution.
-
-    The sides are halved once, and again while they stay whole and at least eight pixels.
-
-    Raises:
-        TrainingError: the images are not square, or cannot be halved once.
-    """
-    _, height, width = shape
-    if height != width or height % 2:
-        raise TrainingError(f"--network: the small U-Net takes square images of an even side, got {height}x{width}")
-    halvings = 1
-    while height % 2 ** (halvings + 1) == 0 and height // 2 ** (halvings + 1) >= 8:
-        halvings += 1
-    first = 16 if height <= 8 else 32
-    return tuple(first * min(2**level, 4) for level in range(halvings + 1))
 
 
 def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> None:
@@ -352,7 +366,7 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
     if latents is not None:
         settings["decoder"] = latents.decoder(_autoencoder(request, f"{model}/autoencoder"))
     study: Mapping[str, Any] = {
-        "name": request.beside("").name,
+        "name": _study_name(request.beside("").name),
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},
         "optimizers": ["EMAGrid", "LCSC", "LCSCGradient", "CMA"],
         "seeds": [0],
@@ -360,8 +374,14 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
         "storage": "sqlite:///studies.db",
         "held_out": {"images": 10000, "top": 5},
     }
-    head = f"# {recipe.name} on {data.name}, {request.steps} steps: lcsc run {request.beside('.yaml').name}\n"
+    file = shlex.quote(request.beside(".yaml").name)
+    head = f"# {recipe.name} on {data.name}, {request.steps} steps: lcsc run {file}\n"
     return head + yaml.safe_dump(dict(study), sort_keys=False, default_flow_style=None, width=120)
+
+
+def _study_name(file_name: str) -> str:
+    """The name of a file as that of an experiment: other characters become ``-``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", file_name).lstrip("._-")[:100] or "training"
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.base.errors import TrainingError, TrajectoryError
 from lcsc_opt.base.files import remove, write_atomically
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
@@ -28,6 +28,7 @@ from lcsc_opt.training.curve import LearningCurve
 from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.recipes.base import Batch, Denoiser, Recipe
 from lcsc_opt.training.samples import SampleSheets
+from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
 STATE_SECONDS = 60.0  # between two states; an interruption costs about this time
@@ -115,6 +116,12 @@ def train(job: Job, *, accelerator: Any, resume: bool) -> None:
             for _ in loop.run():
                 pass
         loop.save_state()
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
+            notice(
+                f"{job.out}: stopped after step {loop.step}; with --resume the same command goes on {loop.resumed_from}"
+            )
+        raise
     finally:
         loop.close()
 
@@ -162,6 +169,12 @@ class _Loop:
             device=self.accelerator.device,
         )
 
+    @property
+    def resumed_from(self) -> str:
+        """Where a resumed training would begin, in words."""
+        name = self._latest(self.job.beside(".state"))
+        return "from the start" if name is None else f"from step {name.removeprefix('step')}"
+
     def state_dict(self) -> dict[str, Any]:
         """The state that Accelerate saves beside its own."""
         return {"step": self.step, "seconds": self.seconds, "threads": self._threads()}
@@ -185,7 +198,7 @@ class _Loop:
         states = self.job.beside(".state")
         name = self._latest(states) if resume else None
         if resume and name in (None, "step0") and self.accelerator.is_main_process:
-            remove(self.job.out)  # training makes its rows again
+            self._drop_rows(states, name)
         self.accelerator.wait_for_everyone()
         if name is None:
             self.saver.begin(0)
@@ -199,6 +212,16 @@ class _Loop:
             raise TrainingError(f"{states}: cannot be gone on from ({reason}); train anew elsewhere") from error
         self._keep_start()
         self.curve.rewind(self.step)
+
+    def _drop_rows(self, states: Path, name: str | None) -> None:
+        """Remove the rows that training makes again; where the state was removed, they may be all that there is."""
+        made = _last_step(self.job.out)
+        if name is None and made > 0:
+            raise TrainingError(
+                f"{states}: is not there, and without it the training of {made:,} steps cannot go on; its checkpoints "
+                "are whole: search them, or train anew under another name"
+            )
+        remove(self.job.out)
 
     def _keep_start(self) -> None:
         if self.job.keeps_start and self.step == 0:
@@ -303,3 +326,11 @@ class _Loop:
     def close(self) -> None:
         """Close the trajectory, so that other processes can write it."""
         self.saver.close()
+
+
+def _last_step(path: Path) -> int:
+    """The last step that a trajectory holds; 0 where there is none."""
+    try:
+        return Trajectory.open(path).steps[-1]
+    except TrajectoryError:
+        return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -28,6 +29,7 @@ SHEET = re.compile(r"step(\d{1,12})\.png")
 CURVE, DESCRIPTION = ".jsonl", "training.json"
 MOST_FILE = 64 * 2**20  # bytes of a curve; a line takes some 60
 ALIVE_SECONDS = 120.0  # after so long without a new line, a training does not count as running
+ALIVE_GAPS = 3.0  # unless its lines are rare: after so many times the longest time between two of them
 
 _given: contextvars.ContextVar[tuple[Path, ...]] = contextvars.ContextVar("training_folders", default=())
 
@@ -87,7 +89,7 @@ class TrainingHistory:
         losses: for each line, the mean loss since the line before.
         seconds: for each line, seconds of training until then.
         sheets: the steps that have samples.
-        running: whether a line was written lately and the last step is not reached.
+        running: whether a line was written lately, for the time that lines take, and the last step is not reached.
     """
 
     name: str
@@ -124,6 +126,7 @@ def read_training(name: str, place: Path) -> TrainingHistory | None:
     lines = _lines(curve)
     total = int(described["steps"])
     reached = bool(lines) and lines[-1][0] >= total
+    seconds = tuple(seconds for _, _, seconds in lines)
     return TrainingHistory(
         name=name,
         recipe=str(described["recipe"]),
@@ -131,10 +134,16 @@ def read_training(name: str, place: Path) -> TrainingHistory | None:
         total=total,
         steps=tuple(int(step) for step, _, _ in lines),
         losses=tuple(loss for _, loss, _ in lines),
-        seconds=tuple(seconds for _, _, seconds in lines),
+        seconds=seconds,
         sheets=tuple(sorted(_sheets(place))),
-        running=not reached and time.time() - _changed(curve) < ALIVE_SECONDS,
+        running=not reached and time.time() - _changed(curve) < _patience(seconds),
     )
+
+
+def _patience(seconds: Sequence[float]) -> float:
+    """How many seconds without a new line a training may be running."""
+    longest = max((after - before for before, after in itertools.pairwise((0.0, *seconds))), default=0.0)
+    return max(ALIVE_SECONDS, ALIVE_GAPS * longest)
 
 
 def read_sheet(place: Path, step: int) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from lcsc_opt.base.contact_sheet import contact_sheet
+from lcsc_opt.base.files import only_process
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -24,8 +26,8 @@ from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
-from lcsc_opt.training import latents
-from lcsc_opt.training.data import BUNDLED
+from lcsc_opt.training import latents, preparing
+from lcsc_opt.training.data import BUNDLED, load_images
 from lcsc_opt.training.images import digits_images
 from lcsc_opt.training.models import read_model
 from lcsc_opt.training.recipes import RECIPES
@@ -198,6 +200,42 @@ def test_resume_goes_on_and_keeps_the_settings(folder: Path, capsys: Any) -> Non
     assert capsys.readouterr().err == "lcsc: seed: the training began with 0, and goes on with that\n"
 
 
+@pytest.mark.parametrize("options_too", [[], ["--resume"]])
+def test_a_training_is_left_alone_by_another_command(folder: Path, options_too: list[str], capsys: Any) -> None:
+    command = ["train", "flow", *SHORT, *options("flow"), "-o", "run.trajectory", *options_too]
+    if options_too:
+        assert lcsc(command[:-1]) == 0
+    with only_process(folder / "run.model", busy=pytest.fail):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder}
+        capsys.readouterr()
+        assert lcsc(command) == 2
+        assert capsys.readouterr().err.startswith("lcsc: run.trajectory: another process trains it; wait until")
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path != folder} == before
+
+
+def test_what_another_command_began_meanwhile_is_not_written_over(
+    folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(name: str, **options: Any) -> Any:
+        Path("run.model").mkdir()
+        return load_images(name, **options)
+
+    monkeypatch.setattr(preparing, "load_images", slowly)
+    assert lcsc(["train", "flow", *SHORT, *options("flow"), "-o", "run.trajectory"]) == 2
+    assert "run.model: is there already: --resume goes on" in capsys.readouterr().err
+    assert list(Path("run.model").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "study"), [("my run (2)", "my-run-2-"), ("_lr=1e-4,b", "lr-1e-4-b"), ("…", "training")]
+)
+def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, capsys: Any) -> None:
+    assert lcsc(["train", "flow", *SHORT, *options("flow"), "-o", f"{name}.trajectory"]) == 0
+    assert f"next: lcsc run {shlex.quote(f'{name}.yaml')}\n" in capsys.readouterr().err
+    assert yaml.safe_load(Path(f"{name}.yaml").read_text())["name"] == study
+    assert lcsc(["run", f"{name}.yaml", f"objective.settings.loss={PIXELS}", "--dry-run"]) == 0
+
+
 @pytest.fixture(scope="module")
 def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images and models that do not suit."""
@@ -212,6 +250,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unet(0, channels=3).save_config("colour")
         latents.small_autoencoder(3, 8).save_pretrained("colours")  # type: ignore[operator]
         save_model("cm.model", {"_class_name": "CMStochasticIterativeScheduler"})
+        save_model("ddpm.model", {"_class_name": "DDPMScheduler"})
+        unet(1, channels=3).save_pretrained("ddpm.model/unet")
         save_model("flow.model", {"_class_name": "FlowMatchEulerDiscreteScheduler"})
         save_model("other.model", {"_class_name": "Something"})
         save_model("untold.model", None)
@@ -239,6 +279,11 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["cd", "--teacher", "flow.model"], "--teacher: flow.model is a flow model; expected a diffusion model"),
         (["cd", "--teacher", "untold.model"], "--teacher: untold.model has no scheduler_config.json"),
         (["cd", "--teacher", "other.model"], "--teacher: other.model: Something with 'epsilon' is not known here"),
+        (
+            ["cd", "--teacher", "ddpm.model"],
+            "--teacher: ddpm.model is for [3, 8, 8], and what is trained on is [1, 8, 8]",
+        ),
+        (["cd", "--teacher", "ddpm.model", "--from", "edm.model"], "--teacher: ddpm.model is for [3, 8, 8], and what"),
         (["cd", "--teacher", "network"], "--teacher: network has no scheduler_config.json"),
         (["cd", "--teacher", "empty"], "--teacher: empty holds no config.json"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),

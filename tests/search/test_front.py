@@ -227,6 +227,7 @@ def test_it_is_drawn_with_the_study_of_each_mark() -> None:
         (["--weights", "3,3.0"], "got 3,3"),
         (["--weights", "nan"], "got nan"),
         (["--term", "far"], "--term: expected near or hinge, got 'far'"),
+        (["--plot", "front.gif"], "front.gif: expected a file that ends in .png, .svg, .pdf, .html or .json"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_nothing_is_run(

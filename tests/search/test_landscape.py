@@ -324,6 +324,14 @@ def test_wrong_corners_are_one_line(database: str, capsys: pytest.CaptureFixture
     assert line.startswith("lcsc: corners: expected three training steps or EMAs")
 
 
+def test_a_figure_that_cannot_be_written_is_said_before_the_plane_is_evaluated(
+    database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lcsc(["landscape", "small/LCSC/0", "--seed", "7", "--plot", "plane.gif"]) == 2
+    assert "plane.gif: expected a file that ends in .png" in capsys.readouterr().err
+    assert "small/Landscape/7" not in [row["study"] for row in output(capsys, "list")]
+
+
 def test_an_interrupted_landscape_continues_to_the_same_values(workplace: Path) -> None:
     database = write(workplace, objective={"file": "weights.py", "settings": {"images": 10}}, optimizers=["EMAGrid"])
     arguments = ["landscape", "small/EMAGrid/0", "--grid", "6", "--corners", "10,30,50"]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
+from lcsc_opt.base.files import only_process
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View
@@ -332,6 +333,23 @@ def test_nothing_is_written_over_or_mixed(build: Build, tmp_path: Path, capsys: 
     interrupted.with_suffix(".state.pt").write_bytes(b"no state")
     with pytest.raises(TrainingError, match="is damaged; begin anew under another name"):
         run(build(), interrupted, resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_commands_do_not_refine_to_one_trajectory(build: Build, tmp_path: Path, *, resume: bool) -> None:
+    """The second one would set back the curve of the first, and write its own state over that of the first."""
+    out, objective = tmp_path / "r.trajectory", build()
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before(objective, 3, KeyboardInterrupt(), patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(objective, out)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with (
+        only_process(out, busy=pytest.fail),
+        pytest.raises(StudySpecError, match="another process refines to it; wait until it is done"),
+    ):
+        run(build(), out, resume=resume)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_objectives_without_a_gradient_in_weights_are_refused(

@@ -194,6 +194,18 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["scales.trajectory"]
 
 
+def test_two_commands_do_not_write_one_trajectory(objective: MergeSampleScore, tmp_path: Path) -> None:
+    out = tmp_path / "n.trajectory"
+
+    def second() -> Any:
+        with pytest.raises(LcscError, match="another process writes it; wait until it is done"):
+            append_self_trained(objective, settings(), out, start=lambda: EMA)
+        return EMA
+
+    append_self_trained(objective, settings(), out, start=second)
+    assert len(Trajectory.open(out)) == len(STEPS) + 1
+
+
 def test_models_that_recipes_cannot_train_are_refused(objective: MergeSampleScore, tmp_path: Path) -> None:
     out = tmp_path / "n.trajectory"
     with pytest.raises(LcscError, match="no images with one network"):

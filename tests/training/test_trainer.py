@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,6 +50,15 @@ class StoppingCt(Ct):
     def loss(self, batch: Batch) -> Tensor:
         if batch.step == self.at:
             raise StopError
+        return super().loss(batch)
+
+
+class CtrlC(Edm):
+    """Its user ends it in step 11."""
+
+    def loss(self, batch: Batch) -> Tensor:
+        if batch.step == 10:
+            raise KeyboardInterrupt
         return super().loss(batch)
 
 
@@ -211,6 +221,24 @@ def test_only_the_last_state_is_kept(tmp_path: Path) -> None:
     states = tmp_path / "run.state"
     assert sorted(path.name for path in states.iterdir()) == ["latest", "step20"]
     assert (states / "latest").read_text() == "step20"
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command without ``--resume`` would be refused."""
+    with pytest.raises(KeyboardInterrupt):
+        run(job(tmp_path, CtrlC(), state_seconds=0.0))
+    said = capsys.readouterr().err
+    assert "run.trajectory: stopped after step 10; with --resume the same command goes on from step 8" in said
+
+
+def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path) -> None:
+    """A user removes it for its size; to train anew is to lose what is there."""
+    run(job(tmp_path, Edm()))
+    shutil.rmtree(tmp_path / "run.state")
+    before = Trajectory.open(tmp_path / "run.trajectory").sha256
+    with pytest.raises(TrainingError, match=r"run\.state: is not there, and without it the training of 20 steps"):
+        run(job(tmp_path, Edm(), steps=2 * STEPS), resume=True)
+    assert Trajectory.open(tmp_path / "run.trajectory").sha256 == before
 
 
 def test_a_broken_state_is_said(tmp_path: Path) -> None:

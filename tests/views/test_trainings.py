@@ -77,6 +77,15 @@ def test_a_headline_says_where_a_training_is(tmp_path: Path) -> None:
     assert read(write_training(tmp_path, "new", lines=0)).headline.endswith("40 steps; no checkpoint yet")
 
 
+@pytest.mark.parametrize(("age", "runs"), [(800, True), (1000, False)])
+def test_a_training_whose_checkpoints_are_rare_runs_between_two(tmp_path: Path, age: int, *, runs: bool) -> None:
+    place = write_training(tmp_path, lines=0)
+    lines = [{"step": 10 * (i + 1), "loss": 1.0, "seconds": 300.0 * (i + 1)} for i in range(2)]  # five minutes each
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.utime(tmp_path / "run.jsonl", (time.time() - age, time.time() - age))
+    assert read(place).running == runs
+
+
 def test_lines_that_are_not_whole_and_losses_that_are_none_are_left_out(tmp_path: Path) -> None:
     place = write_training(tmp_path, lines=1)
     more = ['{"step": 20, "loss": NaN, "seconds": 2}', "[1]", '{"step": 1e999, "loss": 1, "seconds": 2}', '{"step": 30']

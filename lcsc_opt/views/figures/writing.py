@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -30,15 +30,24 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     Raises:
         FigureError: it is another suffix, no browser is found, or a file cannot be written.
     """
-    for path in figures:
-        if path.suffix not in SUFFIXES:
-            raise FigureError(f"{path}: expected a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+    check_figure_names(figures)
     images = {path: figure for path, figure in figures.items() if path.suffix in IMAGES}
     contents = {path: _text(figure, path.suffix) for path, figure in figures.items() if path not in images}
     contents.update(_draw(images) if images else {})
     for path in figures:
         write_file(path, contents[path])
     return list(figures)
+
+
+def check_figure_names(paths: Iterable[Path]) -> None:
+    """Refuse files that :func:`write_figures` would refuse by their names, before a search of hours.
+
+    Raises:
+        FigureError: it is another suffix.
+    """
+    for path in paths:
+        if path.suffix not in SUFFIXES:
+            raise FigureError(f"{path}: expected a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
 def write_file(path: Path, content: bytes) -> None:
