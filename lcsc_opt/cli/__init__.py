@@ -130,9 +130,18 @@ def run(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
-        complain("interrupted; everything finished is kept, run the same command to continue")
+        complain(
+            f"interrupted; everything finished is kept, run the same command{_resuming(command, arguments)} to continue"
+        )
         return 128 + _signals[0] if _signals else INTERRUPTED
     return status
+
+
+def _resuming(command: Any, arguments: Sequence[str]) -> str:
+    """What the command that goes on has to say besides, where it begins anew without ``--resume``."""
+    chosen = command.commands.get(next(iter(arguments), ""))
+    asks = chosen is not None and any(parameter.name == "resume" for parameter in chosen.params)
+    return " with --resume" if asks and "--resume" not in arguments else ""
 
 
 def _passes(error: BaseException | None) -> bool:

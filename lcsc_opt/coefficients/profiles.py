@@ -195,7 +195,9 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1
         raise CoefficientsError("Coefficients have to be finite; some are NaN or infinite.")
     off = max((abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count)), default=0.0)
     if off > SUM_TOLERANCE:
-        raise CoefficientsError(f"Coefficients have to sum to one; the sum is off by {off:.3g}.")
+        raise CoefficientsError(
+            f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."
+        )
     return values
 
 

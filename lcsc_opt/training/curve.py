@@ -16,20 +16,23 @@ class LearningCurve:
     Args:
         path: of the file.
         write: whether this process writes.
+
+    Attributes:
+        begun: the losses of the line that is not written yet.
     """
 
     def __init__(self, path: Path, *, write: bool = True) -> None:
         self._path, self._write = path, write
-        self._losses: list[float] = []
+        self.begun: list[float] = []
 
     def add(self, losses: list[float]) -> None:
         """Remember the losses of further steps."""
-        self._losses.extend(losses)
+        self.begun.extend(losses)
 
     def write(self, step: int, seconds: float) -> None:
         """Write a line for the losses that were added since the last line."""
-        mean = math.fsum(self._losses) / len(self._losses)
-        self._losses = []
+        mean = math.fsum(self.begun) / len(self.begun)
+        self.begun = []
         if self._write:
             line = {"step": step, "loss": mean, "seconds": round(seconds, 3)}
             with self._path.open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrainingError, TrajectoryError
 from lcsc_opt.base.files import remove, write_atomically
+from lcsc_opt.base.interrupts import interrupt_held
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import LatentDecoder
@@ -31,7 +32,7 @@ from lcsc_opt.training.samples import SampleSheets
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
-STATE_SECONDS = 60.0  # between two states; an interruption costs about this time
+STATE_SECONDS = 60.0  # between two states; a crash costs about this time
 CHECKED_EVERY = 50  # steps between two looks at the loss on a device where each look waits for the device
 LATEST = "latest"
 
@@ -108,14 +109,11 @@ def train(job: Job, *, accelerator: Any, resume: bool) -> None:
     loop = _Loop(job, accelerator)
     try:
         loop.begin(resume=resume)
-        if accelerator.is_main_process:
-            with progress(f"training {job.recipe.name}", job.steps, done=loop.step) as advance:
-                for loss in loop.run():
-                    advance(note="" if loss is None else f"loss {loss:.4g}")
-        else:
-            for _ in loop.run():
-                pass
-        loop.save_state()
+        if accelerator.num_processes == 1:
+            with interrupt_held() as stop:
+                loop.run_to_the_end(stop)
+        else:  # an interrupt reaches them in different steps, and a state is saved by all in the same one
+            loop.run_to_the_end(lambda: False)
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             notice(
@@ -145,6 +143,7 @@ class _Loop:
             job.out, every=job.checkpoint_every, accelerator=accelerator, metadata={"recipe": job.recipe.name}
         )
         self.step, self.seconds = 0, 0.0
+        self.waiting: list[Tensor] = []  # losses that nobody has looked at yet
         accelerator.register_for_checkpointing(self)
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
@@ -173,15 +172,19 @@ class _Loop:
     def resumed_from(self) -> str:
         """Where a resumed training would begin, in words."""
         name = self._latest(self.job.beside(".state"))
-        return "from the start" if name is None else f"from step {name.removeprefix('step')}"
+        if name is None:
+            return "from the start"
+        step = name.removeprefix("step")
+        return "from there" if step == str(self.step) else f"from step {step}"
 
     def state_dict(self) -> dict[str, Any]:
         """The state that Accelerate saves beside its own."""
-        return {"step": self.step, "seconds": self.seconds, "threads": self._threads()}
+        began = self.curve.begun
+        return {"step": self.step, "seconds": self.seconds, "threads": self._threads(), "losses": began}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that Accelerate has loaded."""
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.step, self.seconds, self.curve.begun = int(state["step"]), float(state["seconds"]), list(state["losses"])
         before, now = state.get("threads"), self._threads()
         if before is not None and before != now and self.accelerator.is_main_process:
             notice(
@@ -227,19 +230,30 @@ class _Loop:
         if self.job.keeps_start and self.step == 0:
             self.saver.keep_start(self.raw)
 
+    def run_to_the_end(self, stop: Callable[[], bool]) -> None:
+        """Train up to the last step, or to the one after which ``stop`` says so, and save the state."""
+        if self.accelerator.is_main_process:
+            with progress(f"training {self.job.recipe.name}", self.job.steps, done=self.step) as advance:
+                for loss in self.run():
+                    advance(note="" if loss is None else f"loss {loss:.4g}")
+                    if stop():
+                        break
+        else:
+            for _ in self.run():
+                pass
+        self.save_state()
+
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
-        waiting: list[Tensor] = []
         began = time.monotonic() - self.seconds
         while self.step < self.job.steps:
-            waiting.append(self._step())
+            self.waiting.append(self._step())
             self.step += 1
             self.seconds = time.monotonic() - began
             due = self.step % self.job.checkpoint_every == 0
             shown = None
-            if due or len(waiting) >= self.patience or self.step == self.job.steps:
-                shown = self._look_at(waiting)
-                waiting = []
+            if due or len(self.waiting) >= self.patience or self.step == self.job.steps:
+                shown = self._look()
             if due:
                 self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.raw)
@@ -280,9 +294,10 @@ class _Loop:
         if rate is not None and self.average is not None:
             torch._foreach_lerp_(list(self.average.parameters()), list(self.raw.parameters()), 1 - rate)
 
-    def _look_at(self, waiting: list[Tensor]) -> float:
-        """The last loss, after a check that all are finite."""
-        losses = torch.stack(waiting).tolist()
+    def _look(self) -> float:
+        """The last loss, after a check that all are finite since the last look."""
+        losses = torch.stack(self.waiting).tolist()
+        self.waiting = []
         for before, loss in enumerate(losses):
             if not math.isfinite(loss):
                 step = self.step - len(losses) + 1 + before
@@ -305,6 +320,8 @@ class _Loop:
         """Write the state that training continues from, then remove the state before it."""
         states = self.job.beside(".state")
         name = f"step{self.step}"
+        if self.waiting:
+            self._look()  # before weights are saved that are not finite
         if (states / name).is_dir() and self._latest(states) == name:
             return
         self.accelerator.save_state(str(states / name))

@@ -308,3 +308,18 @@ def test_bad_input_is_one_line_before_anything_is_trained(
     assert len([line for line in said if line.startswith("lcsc: ")]) == 1
     assert message in said[-1]
     assert set(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "again"), [([], "the same command with --resume"), (["--resume"], "the same command")]
+)
+def test_ctrl_c_names_the_command_that_goes_on(
+    options: list[str], again: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparing, "run", end)
+    assert lcsc(["train", "ddpm", *SHORT, "-o", "run.trajectory", *options]) == 130
+    said = capsys.readouterr().err
+    assert said == f"lcsc: interrupted; everything finished is kept, run {again} to continue\n"

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,11 +55,15 @@ class StoppingCt(Ct):
 
 
 class CtrlC(Edm):
-    """Its user ends it in step 11."""
+    """Its user ends it in a step, with so many signals."""
+
+    at: int = 0
+    signals: int = 1
 
     def loss(self, batch: Batch) -> Tensor:
-        if batch.step == 10:
-            raise KeyboardInterrupt
+        if batch.step == self.at:
+            for _ in range(self.signals):
+                signal.raise_signal(signal.SIGINT)
         return super().loss(batch)
 
 
@@ -223,12 +228,35 @@ def test_only_the_last_state_is_kept(tmp_path: Path) -> None:
     assert (states / "latest").read_text() == "step20"
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same command without ``--resume`` would be refused."""
+@pytest.fixture
+def heeds_ctrl_c() -> Iterator[None]:
+    """These tests may run in the background, where Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+@pytest.mark.parametrize("at", [0, 10, 11, STEPS - 1])
+def test_ctrl_c_loses_no_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
+    run(job(tmp_path / "whole", Edm(batch_size=8)))
+    ended = job(tmp_path / "ended", CtrlC(batch_size=8, at=at))
     with pytest.raises(KeyboardInterrupt):
-        run(job(tmp_path, CtrlC(), state_seconds=0.0))
+        run(ended)
+    assert f"stopped after step {at + 1}; with --resume the same command goes on from there" in capsys.readouterr().err
+    run(job(tmp_path / "ended", CtrlC(batch_size=8, at=at, signals=0)), resume=True)
+    trajectories = [Trajectory.open(tmp_path / name / "run.trajectory") for name in ("ended", "whole")]
+    assert trajectories[0].sha256 == trajectories[1].sha256
+    assert curve(tmp_path / "ended") == curve(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
+def test_ctrl_c_twice_does_not_wait_for_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(job(tmp_path, CtrlC(batch_size=8, at=10, signals=2), state_seconds=0.0))
     said = capsys.readouterr().err
     assert "run.trajectory: stopped after step 10; with --resume the same command goes on from step 8" in said
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_without_its_state_the_checkpoints_of_a_training_are_kept(tmp_path: Path) -> None:
