@@ -31,7 +31,7 @@ from lcsc_opt.training.models import Model, read_model, write_config, write_weig
 from lcsc_opt.training.networks import default_widths, initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, Recipe
 from lcsc_opt.training.recipes.base import timestep_scale
-from lcsc_opt.training.trainer import Job, new_accelerator, train
+from lcsc_opt.training.trainer import Job, last_step, new_accelerator, train
 from lcsc_opt.trajectory import Trajectory
 
 SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
@@ -238,6 +238,8 @@ def _check_unchanged(request: Request, recipe: Recipe) -> None:
     for name in now.keys() - free:
         if before.get(name) != now[name]:
             raise TrainingError(f"{name}: the training began with {before.get(name)!r}, and goes on with that")
+    if (made := last_step(request.out)) > request.steps:
+        raise TrainingError(f"--steps {request.steps}: {made} are made already; give a larger number to go on")
 
 
 def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model | None:

@@ -218,7 +218,7 @@ class _Loop:
 
     def _drop_rows(self, states: Path, name: str | None) -> None:
         """Remove the rows that training makes again; where the state was removed, they may be all that there is."""
-        made = _last_step(self.job.out)
+        made = last_step(self.job.out)
         if name is None and made > 0:
             raise TrainingError(
                 f"{states}: is not there, and without it the training of {made:,} steps cannot go on; its checkpoints "
@@ -345,7 +345,7 @@ class _Loop:
         self.saver.close()
 
 
-def _last_step(path: Path) -> int:
+def last_step(path: Path) -> int:
     """The last step that a trajectory holds; 0 where there is none."""
     try:
         return Trajectory.open(path).steps[-1]

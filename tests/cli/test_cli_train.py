@@ -198,6 +198,9 @@ def test_resume_goes_on_and_keeps_the_settings(folder: Path, capsys: Any) -> Non
     capsys.readouterr()
     assert lcsc([*command, "--resume", "--seed", "1"]) == 2
     assert capsys.readouterr().err == "lcsc: seed: the training began with 0, and goes on with that\n"
+    assert lcsc([*command, "--resume"]) == 2
+    assert capsys.readouterr().err == "lcsc: --steps 4: 8 are made already; give a larger number to go on\n"
+    assert json.loads(Path("run.model/training.json").read_text())["steps"] == 8
 
 
 @pytest.mark.parametrize("options_too", [[], ["--resume"]])
