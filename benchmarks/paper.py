@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -287,8 +288,8 @@ def _costs(found: Mapping[str, Points], reader: HistoryReader) -> list[str]:
             if not studies:
                 continue
             numbers = ("evaluations", "images", "seconds")
-            means = [sum(getattr(study, name) for study in studies) / len(studies) for name in numbers]
-            totals.append([objective, optimizer, *(f"{mean:,.0f}" for mean in means)])
+            middle = [statistics.median(getattr(study, name) for study in studies) for name in numbers]
+            totals.append([objective, optimizer, *(f"{value:,.0f}" for value in middle)])
             if optimizer == OPTIMIZERS[0]:
                 trials = StoredStudy.open(reader.storage, studies[0].study).trials()
                 stages[objective] = [trial.user_attrs["cost"] for trial in trials if trial.value is not None]

@@ -130,12 +130,11 @@ class Points:
         """Seconds of the training that a point begins from."""
         return self._training.get(self._point(where))
 
-    def speed_up(self, where: Where, standard: Where, optimizer: str) -> Ratio | None:
-        """The standard training's seconds ÷ those of a point's training and search."""
+    def speed_up(self, where: Where, standard: Where, optimizer: str) -> float | None:
+        """The standard training's seconds ÷ those of a point's training and search, the median over seeds."""
         whole, own = self.training(standard), self.training(where)
-        if whole is None or own is None:
-            return None
-        return ratio_of([whole / (own + study.seconds) for study in self.at(where, optimizer).values()])
+        seconds = [study.seconds for study in self.at(where, optimizer).values()]
+        return None if whole is None or own is None or not seconds else whole / (own + statistics.median(seconds))
 
     def over_ema(self, where: Where, worse: Where, optimizer: str) -> Ratio | None:
         """The loss of an optimizer at one point over that of EMA* at another one."""

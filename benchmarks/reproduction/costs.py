@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from reproduction.claims import OPTIMIZERS, PAPERS, Points
-from reproduction.markdown import markdown, shown
+from reproduction.markdown import markdown
 from reproduction.published import TABLES
 from reproduction.quality import CD_END, CT_END, HOURS, STAGES
 from reproduction.table import Table
@@ -35,7 +35,7 @@ def cost_lines(stages: Mapping[str, Sequence[Mapping[str, float]]], totals: Sequ
         rows.append([objective, f"{statistics.median(cost['images'] for cost in costs):,.0f}", *medians])
     return [
         *["Seconds an evaluation, by stage (Table 5), medians over the trials of LCSC on one core:", ""],
-        *[*markdown(rows), "", "A whole search, means over seeds:", ""],
+        *[*markdown(rows), "", "A whole search, medians over seeds:", ""],
         *markdown([["objective", "optimizer", "evaluations", "images", "seconds evaluating"], *totals]),
     ]
 
@@ -56,7 +56,8 @@ def against_training(found: Mapping[str, Points]) -> list[str]:
         search, whole = HOURS[table.study]
         rows.append([table.study.upper(), f"{search:g} ({search / whole:.1%})", f"{whole:g}", f"{training:,.0f}", *own])
     title = (
-        "Search against the standard training (Table 6), one core each; in brackets the search's share of the training:"
+        "Search against the standard training (Table 6), one core each, medians over seeds; in brackets "
+        "the search's share of the training:"
     )
     return [title, "", *markdown(rows), ""] if len(rows) > 1 else []
 
@@ -65,8 +66,8 @@ def _search(points: Points, table: Table, optimizer: str, training: float) -> st
     seconds = [study.seconds for study in points.at(table.standard or {}, optimizer).values()]
     if not seconds:
         return "–"
-    mean = statistics.fmean(seconds)
-    return f"{mean:,.0f} ({mean / training:.0%})"
+    middle = statistics.median(seconds)
+    return f"{middle:,.0f} ({middle / training:.0%})"
 
 
 def speed_ups(table: Table, points: Points) -> list[str]:
@@ -76,10 +77,11 @@ def speed_ups(table: Table, points: Points) -> list[str]:
         return []
     rows = [["setting", f"paper's {PAPERS}", *OPTIMIZERS]]
     for setting in told:
-        ours = [shown(points.speed_up(setting.where, table.standard, name)) for name in OPTIMIZERS]
-        rows.append([setting.label, f"{setting.speed_up:g}", *ours])
+        ours = [points.speed_up(setting.where, table.standard, name) for name in OPTIMIZERS]
+        rows.append([setting.label, f"{setting.speed_up:g}", *("–" if one is None else f"{one:.3g}" for one in ours)])
     title = (
-        "Speed-up: seconds of the standard training ÷ seconds of the cheaper one and its search. It is one only where "
-        "the claim above holds, that the result is better than EMA* after the standard training."
+        "Speed-up: seconds of the standard training ÷ seconds of the cheaper one and its search, the median over "
+        "seeds. It is one only where the claim above holds, that the result is better than EMA* after the standard "
+        "training."
     )
     return [title, "", *markdown(rows), ""]
