@@ -1,4 +1,6 @@
-"""Makes the pictures of the dashboard in docs/images from a study database: first `make demo`, then
+"""Makes the pictures of the dashboard in docs/images from a study database.
+
+First ``make demo`` and ``lcsc landscape digits/LCSC/0``, then
 
     python docs/screenshots.py [--storage sqlite:///studies.db] [--experiment digits]
 
@@ -12,7 +14,6 @@ import queue
 import shutil
 import threading
 from pathlib import Path
-from typing import Literal
 
 from playwright.sync_api import sync_playwright
 
@@ -21,12 +22,10 @@ from lcsc_opt.views.dashboard.server import serve
 
 IMAGES = Path(__file__).parent / "images"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-SHOTS: tuple[tuple[str, Literal["light", "dark"], str], ...] = (
-    ("compare", "light", "#curves .trace"),
-    ("compare", "dark", "#curves .trace"),
-    ("study", "light", "#distances .trace, #distances .hm"),
-    ("images", "light", ".pane img"),
-    ("landscape", "light", "#plane .plotly"),
+SHOTS = (  # page, and what is drawn on it last
+    ("compare", "#curves .trace"),
+    ("study", "#distances .trace, #distances .hm"),
+    ("landscape", "#plane .plotly"),
 )
 
 
@@ -44,12 +43,12 @@ def main() -> None:
     program = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-        for name, scheme, drawn in SHOTS:
-            page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})
+        for name, drawn in SHOTS:
+            page = browser.new_page(color_scheme="light", viewport={"width": 1280, "height": 900})
             page.goto(f"{home}{name}?experiment={arguments.experiment}")
             page.wait_for_selector(drawn, state="attached", timeout=60_000)
             page.wait_for_timeout(1000)  # fonts and the last layout
-            page.screenshot(path=IMAGES / f"dashboard_{name}_{scheme}.png", full_page=True)
+            page.screenshot(path=IMAGES / f"dashboard_{name}.png", full_page=True)
             page.close()
         browser.close()
 
