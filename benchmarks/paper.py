@@ -56,6 +56,7 @@ QUICK_VARIED = {
     "dm": (*FEW_STEPS, "held_out.top=1"),
     "samples": (QUICK_BUDGET, "vary.objective.file=[digits.py]"),
     "iterations": ("vary.budget.evaluations=[15,30,60]", "vary.objective.file=[digits.py]"),
+    "convex": (QUICK_BUDGET, "vary.objective.file=[digits.py]"),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
     "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
     "features": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
