@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 from optuna.storages._rdb import storage as optuna_storage
 
+from lcsc_opt.base.waiting import let_waiting_threads_sleep
 from lcsc_opt.evaluation import devices
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
@@ -48,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     side_by_side = getattr(config.option, "numprocesses", None)  # none in the processes themselves, which inherit this
     if side_by_side:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // side_by_side)))
+    let_waiting_threads_sleep()  # nothing has imported torch yet
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

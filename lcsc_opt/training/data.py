@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,11 @@ class TrainingData:
         """``[C, H, W]``."""
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """The number of images and a checksum of their pixels, as a training's description has them."""
+        return f"{len(self.pixels):,} images, CRC-32 {zlib.crc32(self.pixels.contiguous().numpy().data):08x}"
 
     def write_reference(self, path: Path) -> None:
         """Write the images as an ``.npz`` that a study file can name.

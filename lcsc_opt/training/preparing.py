@@ -19,6 +19,7 @@ from torch import nn
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import only_process, write_atomically
 from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings
 from lcsc_opt.base.yaml_text import parse_yaml
@@ -104,7 +105,7 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
     network = _network(request, recipe, shape, begin)
     with _alone(request, accelerator, resume=resume):
         if accelerator.is_main_process:
-            _write_description(request, recipe)
+            _write_description(request, recipe, data, resume=resume)
         if recipe.latent and latents is None:  # trained last, when everything else is known to fit
             latents = _small_latents(request, data, accelerator)
         pixels = data.pixels if latents is None else latents.values
@@ -228,7 +229,7 @@ def _described(request: Request, recipe: Recipe) -> dict[str, Any]:
 
 
 def _check_unchanged(request: Request, recipe: Recipe) -> None:
-    path = request.beside(".model") / "training.json"
+    path = _description(request)
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -334,9 +335,17 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
         )
 
 
-def _write_description(request: Request, recipe: Recipe) -> None:
-    text = json.dumps(_described(request, recipe), indent=2) + "\n"
-    write_atomically(request.beside(".model") / "training.json", text.encode(), error=TrainingError)
+def _write_description(request: Request, recipe: Recipe, data: TrainingData, *, resume: bool) -> None:
+    path, images = _description(request), data.fingerprint
+    before = json.loads(path.read_text(encoding="utf-8")).get("images", images) if resume else images
+    if before != images:
+        notice(f"{request.data}: training began with {before}, and goes on with {images}")
+    text = json.dumps({**_described(request, recipe), "images": images}, indent=2) + "\n"
+    write_atomically(path, text.encode(), error=TrainingError)
+
+
+def _description(request: Request) -> Path:
+    return request.beside(".model") / "training.json"
 
 
 def _write_beside(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -201,6 +202,20 @@ def test_resume_goes_on_and_keeps_the_settings(folder: Path, capsys: Any) -> Non
     assert lcsc([*command, "--resume"]) == 2
     assert capsys.readouterr().err == "lcsc: --steps 4: 8 are made already; give a larger number to go on\n"
     assert json.loads(Path("run.model/training.json").read_text())["steps"] == 8
+
+
+def test_resume_says_when_the_images_are_others(folder: Path, capsys: Any) -> None:
+    save_images([(8, 8)] * 5)
+    command = ["train", "flow", "--data", "images", *SHORT[2:], *options("flow"), "-o", "run.trajectory"]
+    assert lcsc(command) == 0
+    assert lcsc([*command, "--resume", "--steps", "6"]) == 0
+    assert "training began with" not in capsys.readouterr().err
+    shutil.copy("images/0.png", "images/5.png")
+    assert lcsc([*command, "--resume", "--steps", "8"]) == 0
+    said = capsys.readouterr().err
+    assert re.search("images: training began with 5 images, CRC-32 .{8}, and goes on with 6 images, CRC-32 ", said)
+    assert lcsc([*command, "--resume", "--steps", "10"]) == 0
+    assert "training began with" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options_too", [[], ["--resume"]])

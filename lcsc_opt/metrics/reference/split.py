@@ -36,6 +36,8 @@ class SplitSettings(FrozenModel):
     def _one_of_both(self) -> SplitSettings:
         if self.held_out is not None and self.held_out_fraction is not None:
             raise ValueError("held_out and held_out_fraction exclude each other")
+        if self.held_out == self.train:
+            raise ValueError("held_out is train; give other real images, or held_out_fraction in its place")
         for part in (self.train, self.held_out):
             if isinstance(part, dict) and "torchvision" not in part:
                 raise ValueError("expected a path, a dataset's name or {torchvision: ...} for train and held_out")

@@ -129,6 +129,7 @@ def test_features_that_come_later_do_not_change_the_statistics(tmp_path: Path) -
         ({"held_out": "a", "held_out_fraction": 0.2}, "exclude each other"),
         ({"held_out_fraction": 1.0}, "less than 1"),
         ({"held_out": {"folder": "a"}}, "torchvision"),
+        ({"train": "a", "held_out": "a"}, "held_out is train"),
         ({"fraction": 0.2, "held_out_fraction": 0.2}, "fraction"),
     ],
 )
