@@ -69,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="of training")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["edm", *(n for n in RECIPES if n != "edm")])
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each loop")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each loop")
     parser.add_argument("--images", type=int, default=5000, help="of other noise")
     parser.add_argument("--quick", action="store_true", help="40 steps, one round, nothing written down")
     arguments = parser.parse_args()
