@@ -1,14 +1,14 @@
 """Every recipe of ``lcsc train`` on digits: EMA* FID, samples, and what our loop costs beside a plain one.
 
-    OMP_NUM_THREADS=1 python benchmarks/recipes.py [--steps 1000] [--recipes ddpm edm ...] [--quick]
+    OMP_NUM_THREADS=1 python benchmarks/recipes.py [--steps 1000] [--recipes ddpm edm ...] [--costs] [--quick]
 
 Each recipe trains as ``lcsc train RECIPE --data digits`` does, with its defaults; ``cd`` distils the ``edm`` model and
 ``ect`` tunes it. EMA* is the best of the paper's EMA rates on 1,000 images. It and the last checkpoint are reported on
 5,000 images of other noise, in the features of the digits objective. Consistency models are sampled in one step, the
 others in ten. ``plain`` is the same loss, batches and optimizer in a loop of four lines, without Accelerate,
-checkpoints, curve and state. Both loops take turns of 50 steps. A turn counts from its 10th step, and our loop saves
-every 20 steps, as in the digits study. Wall time is how long a user waits; other work on the machine affects CPU time
-less.
+checkpoints, curve and state. Both loops take turns of 20 steps, and ours saves a checkpoint in each, as in the digits
+study. Wall time is how long a user waits; other work on the machine affects CPU time less. ``--costs`` measures the
+loops again, and keeps the FIDs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -40,7 +41,7 @@ from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.preparing import Request
 from lcsc_opt.training.recipes import RECIPES, Batch
 
-TURN, WARM, TURN_EVERY = 50, 10, 20
+TURN = 20  # steps; our loop then saves a checkpoint
 EVERY = 5  # steps between checkpoints of a training
 SIDE, ZOOM = 8, 4
 
@@ -49,32 +50,34 @@ def main() -> None:
     """Train, search EMA*, measure the loop, and write it all down."""
     arguments = _arguments()
     print(machine(), flush=True)
-    rows = []
+    rows = _known()
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.recipes:
-            rows.append(measure(name, Path(folder), arguments))
-            print(json.dumps(rows[-1]), flush=True)
+            rows[name] = {**rows.get(name, {"recipe": name}), **measure(name, Path(folder), arguments)}
+            print(json.dumps(rows[name]), flush=True)
             if not arguments.quick:
-                write_json("recipes", {"rows": [*_others(arguments.recipes), *rows]})
+                write_json("recipes", {"rows": list(rows.values())})
 
 
-def _others(recipes: list[str]) -> list[dict[str, Any]]:
-    """Earlier rows of recipes that this run does not measure."""
+def _known() -> dict[str, dict[str, Any]]:
+    """Recipe → its row of an earlier run."""
     path = RESULTS / "recipes.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    return [row for row in rows if row["recipe"] not in recipes]
+    return {row["recipe"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000, help="of training")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=["edm", *(n for n in RECIPES if n != "edm")])
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each loop")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each loop")
     parser.add_argument("--images", type=int, default=5000, help="of other noise")
+    parser.add_argument("--costs", action="store_true", help="only the loops, after a short training")
     parser.add_argument("--quick", action="store_true", help="40 steps, one round, nothing written down")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.steps, arguments.rounds, arguments.images = 40, 1, 200
+    if arguments.costs:
+        arguments.steps = 2 * EVERY
     return arguments
 
 
@@ -93,7 +96,7 @@ def request(name: str, folder: Path, steps: int) -> Request:
 
 
 def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One row: FID, and seconds a step."""
+    """FID, if the training is one that counts, and seconds a step."""
     jobs: list[trainer.Job] = []
 
     def remembered(job: trainer.Job, **how: Any) -> None:
@@ -103,10 +106,12 @@ def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str,
     with mock.patch.object(preparing, "train", remembered):
         study_file = preparing.run(request(name, folder, arguments.steps))
     assert study_file is not None  # there is only one process
+    loops = costs(jobs[0], arguments.rounds)
+    if arguments.costs:
+        return loops
     trained = json.loads((folder / f"{name}.jsonl").read_text().splitlines()[-1])
     found = fid(name, study_file, arguments)
-    loops = costs(jobs[0], arguments.rounds)
-    return {"recipe": name, "steps": arguments.steps, "training_seconds": trained["seconds"], **found, **loops}
+    return {"steps": arguments.steps, "training_seconds": trained["seconds"], **found, **loops}
 
 
 def fid(name: str, study_file: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,11 +146,16 @@ def picture(images: torch.Tensor, path: Path) -> None:
 
 def costs(job: trainer.Job, rounds: int) -> dict[str, Any]:
     """Milliseconds per step of both loops (medians of their turns), and the median of the rounds' ratios."""
+    job = dataclasses.replace(job, steps=TURN * (rounds + 1), checkpoint_every=TURN)
     turns: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
-    for turn in range(rounds):
-        order = ("ours", "plain") if turn % 2 else ("plain", "ours")
-        for way in order:
-            turns[way].append(_ours(job) if way == "ours" else _plain(job))
+    with tempfile.TemporaryDirectory(dir=Path()) as folder:
+        loops = {"ours": _ours(job, Path(folder)), "plain": _plain(job)}
+        for turn in range(rounds + 1):  # the first one warms up
+            for way in sorted(loops, reverse=turn % 2 == 0):
+                start = _clocks()
+                next(loops[way])
+                turns[way] += [_each(start, _clocks())] * (turn > 0)
+        loops["ours"].close()
     row: dict[str, Any] = {}
     for i, clock in enumerate(("wall", "cpu")):
         for way, measured in turns.items():
@@ -156,37 +166,34 @@ def costs(job: trainer.Job, rounds: int) -> dict[str, Any]:
     return row
 
 
-def _ours(job: trainer.Job) -> tuple[float, float]:
-    with tempfile.TemporaryDirectory(dir=Path()) as folder:
-        out = Path(folder) / "turn.trajectory"
-        own = dataclasses.replace(
-            job, out=out, steps=TURN, checkpoint_every=TURN_EVERY, network=copy.deepcopy(job.network)
-        )
-        loop = trainer._Loop(own, trainer.new_accelerator("fp32"))
-        loop.begin(resume=False)
-        start = (0.0, 0.0)
-        for step, _ in enumerate(loop.run(), start=1):
-            if step == WARM:
-                start = _clocks()
-        loop.saver.flush()
-        ended = _clocks()
+def _ours(job: trainer.Job, folder: Path) -> Generator[None]:
+    """Our loop; stops after each turn, when the checkpoint of the turn is on the disk."""
+    own = dataclasses.replace(job, out=folder / "turn.trajectory", network=copy.deepcopy(job.network))
+    loop = trainer._Loop(own, trainer.new_accelerator("fp32"))
+    loop.begin(resume=False)
+    try:
+        for _ in loop.run():
+            if loop.step % TURN == 0:
+                loop.saver.flush()
+                yield
+    finally:
         loop.close()
-    return _each(start, ended)
 
 
-def _plain(job: trainer.Job) -> tuple[float, float]:
+def _plain(job: trainer.Job) -> Generator[None]:
+    """The plain loop; stops after each turn."""
     network, recipe = copy.deepcopy(job.network).train(), job.recipe
-    average = copy.deepcopy(network) if recipe.target_rate(0, TURN) is not None else None
+    average = copy.deepcopy(network) if recipe.target_rate(0, job.steps) is not None else None
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = getattr(torch.optim, recipe.optimizer)(trained, lr=recipe.learning_rate)
-    generator, start = torch.Generator(), (0.0, 0.0)
-    for step in range(TURN):
+    generator = torch.Generator()
+    for step in range(job.steps):
         generator.manual_seed(derive_seed(0, "training", step, 0))
         chosen = torch.randint(len(job.images), (recipe.batch_size,), generator=generator)
         batch = Batch(
             images=as_floats(job.images[chosen]),
             step=step,
-            steps=TURN,
+            steps=job.steps,
             network=network,
             target=network if average is None else average,
             generator=generator,
@@ -197,13 +204,12 @@ def _plain(job: trainer.Job) -> tuple[float, float]:
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        rate = recipe.target_rate(step, TURN)
+        rate = recipe.target_rate(step, job.steps)
         if average is not None and rate is not None:
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - rate)
-        if step + 1 == WARM:
-            start = _clocks()
-    return _each(start, _clocks())
+        if (step + 1) % TURN == 0:
+            yield
 
 
 def _clocks() -> tuple[float, float]:
@@ -211,7 +217,7 @@ def _clocks() -> tuple[float, float]:
 
 
 def _each(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
-    return (end[0] - start[0]) / (TURN - WARM), (end[1] - start[1]) / (TURN - WARM)
+    return (end[0] - start[0]) / TURN, (end[1] - start[1]) / TURN
 
 
 if __name__ == "__main__":
