@@ -58,6 +58,7 @@ QUICK_VARIED = {
     "iterations": ("vary.budget.evaluations=[15,30,60]", "vary.objective.file=[digits.py]"),
     "convex": (QUICK_BUDGET, "vary.objective.file=[digits.py]"),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
+    "keep": (QUICK_BUDGET, "objective.file=digits.py"),
     "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
     "features": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
 }

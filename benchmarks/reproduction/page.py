@@ -50,7 +50,7 @@ def page(found: Mapping[str, Points], costs: Sequence[str], *, missing: str, mac
         lines += [f"**Not finished: {missing}. `make paper` continues.**", ""]
     lines += summary(found)
     for table in TABLES:
-        if table.study in found:
+        if table.study in found and table.settings:
             lines += section(table, found[table.study])
     lines += judged_lines(found)
     lines += ["## Tables 5 and 6: what a search costs", "", *costs, "", *against_training(found)]
