@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -80,7 +81,7 @@ class Job:
 
     def specs(self) -> tuple[StudySpec, ...]:
         """The points of the study file."""
-        return read_studies(self.path, self.overrides)
+        return _read(self.path, self.overrides)
 
     @property
     def optimizers(self) -> list[str]:
@@ -100,6 +101,11 @@ class Job:
 
     def __str__(self) -> str:
         return f"{self.study}, {'EMA grids' if self.grids else f'seed {self.seed}'}"
+
+
+@functools.cache
+def _read(path: Path, overrides: tuple[str, ...]) -> tuple[StudySpec, ...]:
+    return read_studies(path, overrides)
 
 
 def jobs(chosen: Sequence[str], seeds: int | None, *, quick: bool) -> list[Job]:

@@ -46,9 +46,14 @@ def _rows(label: str, how: str, found: Mapping[str, Sequence[StudyHistory]]) -> 
     rows = [] if how else [[label, "EMA*", "", *_cells(known)]]
     for name, studies in judged.items():
         if studies:
-            cells = _cells([(study.held_out_loss, _judges(study)) for study in studies])
+            cells = _cells([(_fid(study), _judges(study)) for study in studies])
             rows.append([label, f"{name}{how}", str(len(studies)), *cells])
     return rows
+
+
+def _fid(study: StudyHistory) -> float | None:
+    """FID of the answer, without the penalty that a loss may have."""
+    return None if study.held_out is None else study.held_out.metrics.get("fid", study.held_out.loss)
 
 
 def _judges(study: StudyHistory, *, baseline: bool = False) -> dict[str, float | None]:

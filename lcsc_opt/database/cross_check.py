@@ -74,10 +74,13 @@ def cross_check_of(report: Mapping[str, Any], metric: str, against: str | None) 
     return CrossCheck(metric, value, against, *(gain.share for gain in found), *(gain.spread_share for gain in found))
 
 
-def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None, judges: Sequence[Judge] = ()) -> str | None:
+def warning_of(
+    report: Mapping[str, Any], cross_check: CrossCheck | None, judges: Sequence[Judge] = (), *, kept: bool = False
+) -> str | None:
     """One line where the loss is below the baseline's, but the cross-check is not, or a judge is worse; else ``None``.
 
-    With several groups of noise, a gain of the cross-check that is within its spread does not count.
+    With several groups of noise, a gain of the cross-check that is within its spread does not count. ``kept`` is
+    whether the search has kept a metric already.
     """
     doubts = doubted(report, cross_check, judges)
     if not doubts:
@@ -87,7 +90,7 @@ def warning_of(report: Mapping[str, Any], cross_check: CrossCheck | None, judges
     own = None if cross_check is None else cross_check.metric
     clauses = [judge.text for judge in judges if judge.metric in doubts and judge.metric != own]
     doubt = "what it gained there it lost here; compare the images of both before you use it"
-    if any(name.partition("@")[0] in OF_SINGLE_IMAGES for name in doubts):
+    if not kept and any(name.partition("@")[0] in OF_SINGLE_IMAGES for name in doubts):
         doubt += ", or search with keep: precision"
     if own in doubts:
         other = Gain.of(report, report["baselines"][against], own)

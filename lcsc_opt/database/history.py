@@ -54,7 +54,7 @@ class HeldOut:
         baselines: name → loss on the same noise.
         seeds: the seeds of the groups of noise.
         cross_check: the answer in features that the loss does not see; ``None`` where not measured.
-        judges: the metrics that the loss is not made of, each beside the baseline's value.
+        judges: the metrics that are not the loss, each beside the baseline's value.
         warning: one line where the loss is below its baseline, and the cross-check is not, or not for certain, or a
             judge got worse.
         doubted: the metrics that the warning is about.
@@ -122,6 +122,7 @@ class StudyHistory:
         forked_from: the study whose trials it took over.
         held_out: the answer on held-out noise.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
+        keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
         holder: the process that runs it, or that ran it and did not end properly.
         nodes: what its workers were last seen doing; ``None`` without workers.
         revision: grows with every change of anything above but ``holder`` and ``nodes``.
@@ -144,6 +145,7 @@ class StudyHistory:
     forked_from: str | None = None
     held_out: HeldOut | None = None
     metric: str = "loss"
+    keeps: bool = False
     holder: Holder | None = None
     nodes: KeptNodes | None = None
     revision: int = 0
@@ -274,6 +276,12 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
     return ~np.isin(trials["state"], unfinished)
 
 
+def is_kept(specification: Mapping[str, Any]) -> bool:
+    """Whether the objective of a study's specification keeps a metric at EMA*'s value."""
+    settings = (specification.get("objective") or {}).get("settings") or {}
+    return settings.get("keep") is not None
+
+
 Rows = list[tuple[Any, ...]]
 """Rows of trials: study, trial, number, state, start, end, value, and the texts of ``cost`` and ``attempts``."""
 
@@ -288,6 +296,7 @@ def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Study
     if specification := attributes.get("specification"):
         changes["workers"] = int(specification.get("workers", 1))
         changes["ordered"] = specification.get("tells", "ordered") == "ordered"
+        changes["keeps"] = is_kept(specification)
     return dataclasses.replace(
         study,
         budget={unit: n for unit, n in (attributes.get("budget") or {}).items() if n is not None},

@@ -1,6 +1,6 @@
 """Judges: metrics of a search's answer beside those of EMA*; plain data for reports.
 
-A judge is a metric of held-out reports that the loss is not made of. A loss can fall while single images get worse.
+A judge is a metric of held-out reports that is not the loss. A loss can fall while single images get worse.
 """
 
 from __future__ import annotations

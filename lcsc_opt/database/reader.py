@@ -328,7 +328,7 @@ def _study_attributes(
 
 def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory:
     """The study with the name of the metric that is its loss, found in its best trial."""
-    if study.metric != "loss" or study.best is None:
+    if study.metric != "loss" or study.keeps or study.best is None:
         return study
     chosen = sa.select(ATTRIBUTES.c.value_json).where(
         ATTRIBUTES.c.trial_id == trial_ids(study, [study.best])[0], ATTRIBUTES.c.key == "metrics"

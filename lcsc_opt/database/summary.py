@@ -23,7 +23,7 @@ class OptimizerSummary:
     """One optimizer over its seeds; a spread is the sample standard deviation, ``None`` for a single seed.
 
     ``below_ema`` is the mean held-out loss relative to EMA*'s, minus one: -0.6 is 60 % below it. ``judges`` are the
-    held-out metrics that the loss is not made of, the cross-check among them. ``held_out_images`` are the numbers of
+    held-out metrics that are not the loss, the cross-check among them. ``held_out_images`` are the numbers of
     images of the held-out losses, each once.
     """
 

@@ -140,11 +140,14 @@ class Scores:
 
     @functools.cached_property
     def judges(self) -> tuple[MetricName, ...]:
-        """The held-out metrics that the loss is not made of; the references of default ones are built here."""
-        named = [metric for metric in self._held_out_metrics if metric not in self.loss.weights]
+        """The held-out metrics that are not the loss; the references of default ones are built here.
+
+        A sum's parts, and the part of a loss that may have a penalty, are among them.
+        """
         cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
-        judges = dict.fromkeys((*named, *cross_check, *self._default_judges()))
-        return tuple(judge for judge in judges if judge not in self.loss.weights)
+        judges = dict.fromkeys((*self._held_out_metrics, *cross_check, *self._default_judges()))
+        alone = len(self.loss.weights) == 1 and self.loss.keep is None
+        return tuple(judge for judge in judges if not (alone and judge in self.loss.weights))
 
     def _default_judges(self) -> list[MetricName]:
         found: list[MetricName] = []

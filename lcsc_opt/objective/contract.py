@@ -120,7 +120,7 @@ class Objective(abc.ABC):
 
     @property
     def judges(self) -> Mapping[str, int]:
-        """Held-out metrics that are no part of the loss → 1, or -1 where higher is better.
+        """Held-out metrics that are not the loss → 1, or -1 where higher is better.
 
         Reports show each beside its value at EMA*, and warn where the loss got better and a judge got worse.
         """

@@ -112,7 +112,7 @@ class MergeSampleScore(StagedObjective):
 
     @property
     def judges(self) -> Mapping[str, int]:
-        """The held-out metrics that are no part of the loss."""
+        """The held-out metrics that are not the loss."""
         with self._metric_threads():
             return self.scores.signs
 

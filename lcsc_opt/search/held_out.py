@@ -27,6 +27,7 @@ from lcsc_opt.base.study_file import HeldOutSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.cross_check import cross_check_of, doubted, warning_of
+from lcsc_opt.database.history import is_kept
 from lcsc_opt.database.judges import judges_of
 from lcsc_opt.database.names import BASELINES, compared_trials, split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -185,7 +186,8 @@ def _add_judges(study: StoredStudy, report: Report, objective: Objective) -> Non
     report["judges"] = [dataclasses.asdict(judge) for judge in judges]
     if cross_check is not None:
         report["cross_check"] = dataclasses.asdict(cross_check)
-    if (warning := warning_of(report, cross_check, judges)) is not None:
+    kept = is_kept(study.attributes.get("specification") or {})
+    if (warning := warning_of(report, cross_check, judges, kept=kept)) is not None:
         report["warning"], report["doubted"] = warning, list(doubted(report, cross_check, judges))
         notice(f"{study.name}: {warning}")
 

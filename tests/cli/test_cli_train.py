@@ -70,7 +70,8 @@ def options(recipe: str) -> list[str]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, capsys: Any) -> None:
-    assert lcsc(["train", recipe, *SHORT, *options(recipe), "-o", "run.trajectory"]) == 0
+    command = ["train", recipe, *SHORT, *options(recipe), "-o", "run.trajectory", "--samples-every", "4"]
+    assert lcsc(command) == 0
     assert "next: lcsc run run.yaml" in capsys.readouterr().err
     trajectory = Trajectory.open("run.trajectory")
     assert trajectory.steps == (2, 4)
@@ -82,7 +83,7 @@ def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, cap
     assert images.isfinite().all()
     assert objective.sampler.nfe == (1 if read_model(folder / "run.model", "-").kind == "consistency" else 10)  # type: ignore[attr-defined]
     assert lcsc(["run", "run.yaml", f"objective.settings.loss={PIXELS}", "--dry-run"]) == 0
-    assert len(list(Path("run.samples").glob("step*.png"))) == 4  # a tenth of four steps is less than one
+    assert [sheet.name for sheet in Path("run.samples").glob("*.png")] == ["step00000004.png"]
 
 
 def test_samples_are_those_of_the_study_files_sampler_and_can_be_left_out(folder: Path) -> None:
@@ -93,6 +94,8 @@ def test_samples_are_those_of_the_study_files_sampler_and_can_be_left_out(folder
     objective: Any = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
     expected = contact_sheet(objective.images([0.0, 1.0], HELD_OUT, 32).numpy())
     assert [sheet.read_bytes() for sheet in Path("run.samples").iterdir()] == [expected]
+    assert lcsc([*command, "-o", "often.trajectory"]) == 0
+    assert len(list(Path("often.samples").glob("step*.png"))) == 4  # a tenth of four steps is less than one
     assert lcsc([*command, "-o", "none.trajectory", "--samples-every", "0"]) == 0
     assert not Path("none.samples").exists()
 

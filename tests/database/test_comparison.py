@@ -115,6 +115,13 @@ def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, met
     assert read(storage, write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)).metric == name
 
 
+def test_a_loss_that_may_have_a_penalty_is_no_metric(storage: RDBStorage) -> None:
+    study = write_study(storage, "digits/LCSC/0", [2.0, 1.0])
+    study.set_attribute("specification", {"objective": {"file": "digits.py", "settings": {"keep": "precision"}}})
+    found = read(storage, study)
+    assert (found.metric, found.keeps) == ("loss", True)
+
+
 def test_a_study_without_a_result_has_a_loss(storage: RDBStorage) -> None:
     assert read(storage, write_study(storage, "digits/LCSC/0", [])).metric == "loss"
 

@@ -92,6 +92,11 @@ def test_the_warning_says_what_moved_and_what_to_do() -> None:
     )
 
 
+def test_a_search_that_kept_precision_is_not_told_to_keep_it() -> None:
+    report = {**part([2.5], precision=[0.557], near=[2.87]), "baselines": {"EMA*": EMA}}
+    assert (warning_of(report, None, judged(report), kept=True) or "").endswith("images of both before you use it")
+
+
 def test_one_warning_tells_of_cross_check_and_judges() -> None:
     ema = part([28.0], precision=[0.62], near=[2.87], **{"fid@clip": [5.0]})
     report = {**part([2.5], precision=[0.5], near=[2.87], **{"fid@clip": [6.0]}), "baselines": {"EMA*": ema}}
