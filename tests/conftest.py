@@ -44,11 +44,6 @@ def distance_to_target(coefficients: np.ndarray) -> float:
     return float(np.square(coefficients - target / target.sum()).sum())
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait for a process, a browser or a server."""
-    return devices.cores() + 1
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Files side by side share the cores: threads that wait for each other take ten times the work's own time."""
     side_by_side = getattr(config.option, "numprocesses", None)  # none in the processes themselves, which inherit this
