@@ -26,7 +26,7 @@ def parse_settings(model: type[Model], content: Any, *, source: str) -> Model:
         StudySpecError: ``source: path: what was expected; path: …``.
     """
     if not isinstance(content, Mapping):
-        raise StudySpecError(f"{source}: expected a mapping of keys to values, got {_shown(content)}")
+        raise StudySpecError(f"{source}: expected a mapping of keys to values, got {excerpt(content)}")
     try:
         return model.model_validate(dict(content))
     except pydantic.ValidationError as error:
@@ -69,7 +69,7 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     if kind == "value_error":
         return f"{path}: {message}" if path else message
     guess = near_miss(str(detail["input"]), _choices(detail)) if kind == "literal_error" else ""
-    return f"{path}: expected {message}, got {_shown(detail['input'])}{guess}"
+    return f"{path}: expected {message}, got {excerpt(detail['input'])}{guess}"
 
 
 def _choices(detail: Any) -> list[str]:
@@ -105,6 +105,7 @@ def near_miss(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
 
 
-def _shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
+    """The value as an error shows it: at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

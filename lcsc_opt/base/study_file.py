@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import FrozenModel, _shown, parse_settings
+from lcsc_opt.base.settings import FrozenModel, excerpt, parse_settings
 from lcsc_opt.base.sweep import VARY, points, replaced
 from lcsc_opt.base.yaml_text import parse_yaml
 
@@ -32,7 +32,7 @@ EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=[A-Za-z0-9
 def _check_experiment(name: str) -> str:
     if len(name) <= 100 and EXPERIMENT.fullmatch(name):
         return name
-    raise ValueError(f"expected at most 100 letters, digits, dots, dashes and underscores, got {_shown(name)}")
+    raise ValueError(f"expected at most 100 letters, digits, dots, dashes and underscores, got {excerpt(name)}")
 
 
 Experiment = Annotated[str, pydantic.AfterValidator(_check_experiment)]
@@ -200,7 +200,7 @@ class StudySpec(FrozenModel):
         if listed and all(isinstance(device, str) and DEVICE.fullmatch(device) for device in listed):
             return tuple(listed)
         raise ValueError(
-            f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {_shown(value)}"
+            f"expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {{ray: 8}}, got {excerpt(value)}"
         )
 
     @pydantic.field_validator("pipeline", mode="plain")
@@ -208,7 +208,7 @@ class StudySpec(FrozenModel):
     def _read_pipeline(cls, value: Any) -> Any:
         if value == "auto" or isinstance(value, bool):
             return value
-        raise ValueError(f"expected auto, true or false, got {_shown(value)}")
+        raise ValueError(f"expected auto, true or false, got {excerpt(value)}")
 
     @pydantic.field_validator("seeds", mode="before")
     @classmethod

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.settings import _shown
+from lcsc_opt.base.settings import excerpt
 
 VARY = "vary"
 FIXED = ("name", "storage", VARY)  # of the whole file
@@ -67,14 +67,14 @@ def points(content: Mapping[str, Any], *, source: str) -> list[Point]:
 def _checked(varied: Any, source: str) -> dict[str, list[Any]]:
     example = f"expected keys with lists of values, as in {VARY}: {{objective.settings.images: [200, 1000]}}"
     if not isinstance(varied, Mapping):
-        raise StudySpecError(f"{source}: {VARY}: {example}, got {_shown(varied)}")
+        raise StudySpecError(f"{source}: {VARY}: {example}, got {excerpt(varied)}")
     for key, values in varied.items():
         if not isinstance(key, str) or not all(key.split(".")):
-            raise StudySpecError(f"{source}: {VARY}: expected keys with dots between, got {_shown(key)}")
+            raise StudySpecError(f"{source}: {VARY}: expected keys with dots between, got {excerpt(key)}")
         if key.split(".")[0] in FIXED:
             raise StudySpecError(f"{source}: {VARY}.{key}: cannot be varied")
         if not isinstance(values, list) or not values:
-            raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {_shown(values)}")
+            raise StudySpecError(f"{source}: {VARY}.{key}: expected a list of values, got {excerpt(values)}")
         inside = [other for other in varied if other != key and str(other).startswith(f"{key}.")]
         if inside:
             raise StudySpecError(f"{source}: {VARY}.{inside[0]}: is a part of {key}, which is varied too; vary one")
@@ -123,7 +123,7 @@ def replaced(content: Any, keys: Sequence[str], value: Any, *, where: str) -> An
     if isinstance(content, list):
         return _replaced_in_list(content, keys, value, where)
     if not isinstance(content, Mapping):
-        raise StudySpecError(f"{where}: {_shown(content)} has no key {keys[0]!r}; replace all of it")
+        raise StudySpecError(f"{where}: {excerpt(content)} has no key {keys[0]!r}; replace all of it")
     return {**content, keys[0]: replaced(content.get(keys[0]), keys[1:], value, where=where)}
 
 
@@ -131,7 +131,7 @@ def _replaced_in_list(entries: list[Any], keys: Sequence[str], value: Any, where
     """The list with one optimizer changed, written as ``LCSC``, ``LCSC: {…}`` or ``{name: LCSC, options: {…}}``."""
     name, rest = keys[0], keys[1:]
     if not any(_is_called(entry, name) for entry in entries):
-        raise StudySpecError(f"{where}: {_shown(entries)} has no {name!r}")
+        raise StudySpecError(f"{where}: {excerpt(entries)} has no {name!r}")
     changed = []
     for entry in entries:
         if not _is_called(entry, name):
