@@ -48,7 +48,7 @@ QUICK = ("objective.settings.training_steps=1000", "held_out.images=2000", "held
 QUICK_BUDGET = "budget.evaluations=20"
 FEW_STEPS = ("objective.settings.training_steps=100", "objective.settings.images=200", "budget.evaluations=15")
 PARTS = "vary.objective.settings.select.last_step=[50,100]"
-SAMPLING = ("images", "nfe", "select", "held_out_metrics")  # settings that do not change the training
+SAMPLING = ("images", "nfe", "select", "held_out_metrics", "keep")  # settings that do not change the training
 _running: set[subprocess.Popen[str]] = set()
 TRAINED = "trained.py"  # the objective that keeps the seconds of its training
 QUICK_VARIED = {
@@ -59,7 +59,6 @@ QUICK_VARIED = {
     "iterations": ("vary.budget.evaluations=[15,30,60]", "vary.objective.file=[digits.py]"),
     "convex": (QUICK_BUDGET, "vary.objective.file=[digits.py]"),
     "window": (QUICK_BUDGET, "vary.objective.settings.select.window=[200,800,980]"),
-    "keep": (QUICK_BUDGET, "objective.file=digits.py"),
     "ema": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
     "features": (QUICK_BUDGET, "vary.objective.file=[digits.py,digits_ddpm.py]"),
 }
@@ -138,7 +137,8 @@ def main() -> None:
     url = f"sqlite:///{RESULTS / name}.db"
     RESULTS.mkdir(exist_ok=True)
     seeds = arguments.seeds or (2 if arguments.quick else None)
-    everything = jobs([table.study for table in TABLES], seeds, quick=arguments.quick)
+    studies = [table.study for table in TABLES if table.settings or not arguments.quick]
+    everything = jobs(studies, seeds, quick=arguments.quick)
     chosen = [job for job in everything if job.study in (arguments.table or [job.study])]
     try:
         failed = 0 if arguments.tables else run(chosen, url, arguments.jobs)
@@ -255,7 +255,8 @@ def written(everything: Sequence[Job], url: str, *, quick: bool) -> str:
     total = sum(len(job.studies()) for job in everything)
     missing = f"{len(left)} of {total} studies" if left else ""
     firsts = {job.study: job for job in reversed(everything)}
-    found = {table.study: _points(firsts[table.study], firsts.get(table.beside or ""), reader) for table in TABLES}
+    tables = [table for table in TABLES if table.study in firsts]
+    found = {table.study: _points(firsts[table.study], firsts.get(table.beside or ""), reader) for table in tables}
     return page(found, _costs(found, reader), missing=missing, machine=machine(), quick=quick)
 
 

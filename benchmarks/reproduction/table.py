@@ -64,7 +64,7 @@ class Table:
         study: the file's name in ``studies/paper``.
         title: the tables and figures of the paper.
         note: what differs here.
-        settings: its rows; without any, its searches are only in the table of judges.
+        settings: its rows; without any, its searches are only in the table of judges, and not in a quick run.
         claims: the paper's claims about them.
         beside: another file of the same points; its searches replace those that this one lacks.
         seeds: how many seeds decide.

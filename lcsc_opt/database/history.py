@@ -277,7 +277,7 @@ def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
 
 
 def is_kept(specification: Mapping[str, Any]) -> bool:
-    """Whether the objective of a study's specification keeps a metric at EMA*'s value."""
+    """Whether the objective of a study's specification has the setting ``keep`` of our objectives."""
     settings = (specification.get("objective") or {}).get("settings") or {}
     return settings.get("keep") is not None
 

@@ -142,12 +142,11 @@ class Scores:
     def judges(self) -> tuple[MetricName, ...]:
         """The held-out metrics that are not the loss; the references of default ones are built here.
 
-        A sum's parts, and the part of a loss that may have a penalty, are among them.
+        Where a metric is kept, and the loss may have a penalty, the metrics of the loss are among them.
         """
         cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
         judges = dict.fromkeys((*self._held_out_metrics, *cross_check, *self._default_judges()))
-        alone = len(self.loss.weights) == 1 and self.loss.keep is None
-        return tuple(judge for judge in judges if not (alone and judge in self.loss.weights))
+        return tuple(judge for judge in judges if self.loss.keep is not None or judge not in self.loss.weights)
 
     def _default_judges(self) -> list[MetricName]:
         found: list[MetricName] = []

@@ -339,7 +339,7 @@ def _write_description(request: Request, recipe: Recipe, data: TrainingData, *, 
     path, images = _description(request), data.fingerprint
     before = json.loads(path.read_text(encoding="utf-8")).get("images", images) if resume else images
     if before != images:
-        notice(f"{request.data}: training began with {before}, and goes on with {images}")
+        notice(f"{request.data}: the run before this one had {before}, and this one has {images}")
     text = json.dumps({**_described(request, recipe), "images": images}, indent=2) + "\n"
     write_atomically(path, text.encode(), error=TrainingError)
 

@@ -212,13 +212,13 @@ def test_resume_says_when_the_images_are_others(folder: Path, capsys: Any) -> No
     command = ["train", "flow", "--data", "images", *SHORT[2:], *options("flow"), "-o", "run.trajectory"]
     assert lcsc(command) == 0
     assert lcsc([*command, "--resume", "--steps", "6"]) == 0
-    assert "training began with" not in capsys.readouterr().err
+    assert "the run before" not in capsys.readouterr().err
     shutil.copy("images/0.png", "images/5.png")
     assert lcsc([*command, "--resume", "--steps", "8"]) == 0
     said = capsys.readouterr().err
-    assert re.search("images: training began with 5 images, CRC-32 .{8}, and goes on with 6 images, CRC-32 ", said)
+    assert re.search("images: the run before this one had 5 images, CRC-32 .{8}, and this one has 6 images, ", said)
     assert lcsc([*command, "--resume", "--steps", "10"]) == 0
-    assert "training began with" not in capsys.readouterr().err
+    assert "the run before" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options_too", [[], ["--resume"]])

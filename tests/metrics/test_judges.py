@@ -63,11 +63,15 @@ def test_metrics_that_are_named_are_judges_too_and_the_loss_is_none() -> None:
     assert [str(judge) for judge in found.judges] == ["kid", *DEFAULT]
 
 
-def test_what_a_sum_or_a_penalty_hides_is_a_judge() -> None:
-    found = scores(reference(), loss={"fid": 1, "near": 2})
-    assert [str(judge) for judge in found.judges] == ["fid", "near", "precision", "recall", "sliced"]
+def test_the_parts_of_a_sum_are_none() -> None:
+    found = scores(reference(), loss={"fid": 1, "near": 2}, held_out_metrics=["kid"])
+    assert [str(judge) for judge in found.judges] == ["kid", "precision", "recall", "sliced"]
+
+
+def test_what_a_penalty_hides_is_a_judge() -> None:
+    found = scores(reference(), keep="precision")
+    assert [str(judge) for judge in found.judges] == ["fid", "hinge", *DEFAULT]
     assert found.signs["fid"] == 1
-    assert [str(judge) for judge in scores(reference(), keep="precision").judges] == ["fid", "hinge", *DEFAULT]
 
 
 def test_mean_and_covariance_have_none() -> None:
