@@ -45,8 +45,8 @@ from tests.evaluation.ray_clusters import (  # noqa: E402
     trials,
 )
 
-OPTIMIZERS = ["CMA", "LCSC", "LCSCGradient"]
-DIES, WAITS = (5, 11, 18, 24), 14  # of the samples of all processes
+OPTIMIZERS = ["CMA", "LCSCGradient"]
+DIES, WAITS = (5, 12), 9  # of the samples of all processes
 
 
 def attempts(url: str, name: str) -> list[str]:
