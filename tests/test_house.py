@@ -27,9 +27,11 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 # Third-party packages stay imported, or this would take minutes; ours are all forgotten before each package, which is
-# imported before anything in it is: in the order of the names, and the other way round.
+# imported before anything in it is: in the order of the names, and the other way round. Each file is compiled once.
 IMPORT_EACH = """
-import importlib, json, sys, traceback
+import functools, importlib, json, sys, traceback
+from importlib.machinery import SourceFileLoader
+SourceFileLoader.get_code = functools.cache(SourceFileLoader.get_code)
 failures = {}
 for order in json.loads(sys.argv[1]):
     for known in [known for known in sys.modules if known.partition(".")[0] == "lcsc_opt"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import signal
 import textwrap
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.browser import Watched, chromium, served, watched
+from lcsc_opt.views.dashboard import parts
+from tests.browser import Switched, Watched, chromium, served, watched
 from tests.dashboard_site import add_result, attach, write_study
 from tests.processes import Lcsc, finished_trials, wait_until
 
@@ -28,8 +30,8 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A dashboard over finished studies of two optimizers and three seeds, with images."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Finished studies of two optimizers and three seeds, with images."""
     folder = tmp_path_factory.mktemp("browser")
     url = f"sqlite:///{folder / 'studies.db'}"
     Image.new("L", (80, 40), 128).save(folder / "images.png")
@@ -38,7 +40,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> str:
         study = write_study(url, f"digits/LCSC/{seed}", [9.0, None, 4.0, 2.0 + seed / 10], held_out=3.0 + seed / 10)
         attach(study, 3, folder / "images.png")
         write_study(url, f"digits/CMA/{seed}", [7.0, 3.0 + seed / 10], held_out=2.9 + seed / 5)
-    return served(url)
+    return url
+
+
+@pytest.fixture(scope="module")
+def dashboard(finished: str) -> Switched:
+    return Switched(finished)
+
+
+@pytest.fixture
+def home(dashboard: Switched, finished: str) -> str:
+    """The address of a dashboard over them."""
+    return dashboard.show(finished)
+
+
+@pytest.fixture
+def quick_refreshing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "RUNNING_MS", 1000)
+    monkeypatch.setattr(parts, "IDLE_MS", 1000)
 
 
 def headline(view: Watched) -> str:
@@ -64,13 +83,13 @@ def zoom_in(view: Watched, figure: str) -> None:
         view.page.wait_for_timeout(50)
 
 
-def test_no_number_of_the_ranking_is_cut(browser: Any, url: str) -> None:
+def test_no_number_of_the_ranking_is_cut(browser: Any, dashboard: Switched, url: str) -> None:
     """At the width of a laptop: a mean with its spread, and costs that some seeds did not reach."""
     for seed in range(3):
         write_study(url, f"digits/EMAGrid/{seed}", [0.09138 + seed / 1e4, 0.08138], held_out=0.08138 + seed / 600)
         write_study(url, f"digits/LCSC/{seed}", [0.0961, 0.01961 + seed / 700], held_out=0.02137 + seed / 700)
     cut = "[...document.querySelectorAll('#ranking .ag-cell')].filter(c => c.scrollWidth > c.clientWidth)"
-    with watched(browser, home := served(url), viewport={"width": 1400, "height": 900}) as view:
+    with watched(browser, home := dashboard.show(url), width=1400) as view:
         view.page.goto(f"{home}/lcsc/compare?target=0.02")
         view.drawn("curves")
         assert "not reached" in view.until("document.querySelector('#ranking [col-id=to_value].ag-cell')?.innerText")
@@ -79,24 +98,25 @@ def test_no_number_of_the_ranking_is_cut(browser: Any, url: str) -> None:
         assert view.page.evaluate(f"{cut}.map(c => c.innerText)") == []
 
 
-@pytest.mark.parametrize("width", [480, 1280])
-def test_no_title_of_a_study_s_figures_is_cut(browser: Any, home: str, width: int) -> None:
+def test_no_title_of_a_study_s_figures_is_cut(browser: Any, home: str) -> None:
     cut = """[...document.querySelectorAll('.annotation-text, [class$=title]')].filter(text => {
         const shown = text.getBoundingClientRect(), figure = text.closest('.js-plotly-plot')?.getBoundingClientRect();
         return figure && shown.width && (shown.left < figure.left || shown.right > figure.right);
     }).map(text => text.textContent)"""
-    with watched(browser, home, viewport={"width": width, "height": 900}) as view:
-        view.page.goto(f"{home}/lcsc/study?study=digits/LCSC/1")
-        for figure in ("best_so_far", "coefficients", "shape", "times", "distances"):
-            view.drawn(figure)
-        assert "trial 3" in view.page.text_content("#coefficients .annotation-text")
-        assert view.page.evaluate(cut) == []
+    with watched(browser, home) as view:
+        for width in (480, 1280):
+            view.page.set_viewport_size({"width": width, "height": 900})
+            view.page.goto(f"{home}/lcsc/study?study=digits/LCSC/1")
+            for figure in ("best_so_far", "coefficients", "shape", "times", "distances"):
+                view.drawn(figure)
+            assert "trial 3" in view.page.text_content("#coefficients .annotation-text")
+            assert view.page.evaluate(cut) == [], width
 
 
-def test_a_verdict_takes_one_line(browser: Any, url: str) -> None:
+def test_a_verdict_takes_one_line(browser: Any, dashboard: Switched, url: str) -> None:
     write_study(url, "digits/LCSC/0", [3.0, 2.0], held_out=2.5)
     write_study(url, "digits/CMA/0", [3.0, 2.0], held_out=2.6)
-    with watched(browser, home := served(url)) as view:
+    with watched(browser, home := dashboard.show(url)) as view:
         view.page.goto(f"{home}/lcsc/compare")
         verdict = "document.querySelector('#ranking .ag-row:not(.ag-row-first) [col-id=verdict]')"
         assert view.until(f"{verdict}?.innerText") == "one seed: no interval"
@@ -107,16 +127,18 @@ def test_a_verdict_takes_one_line(browser: Any, url: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_opens_without_a_complaint(browser: Any, home: str, scheme: str, tmp_path: Path) -> None:
-    with watched(browser, home, color_scheme=scheme) as view:
-        for page, figure in PAGES.items():
+def test_every_page_opens_without_a_complaint(browser: Any, home: str, tmp_path: Path) -> None:
+    with watched(browser, home) as view:
+        for page, scheme in itertools.product(PAGES, ("light", "dark")):
+            view.page.emulate_media(color_scheme=scheme)
             view.page.goto(f"{home}/lcsc/{page}")
-            view.drawn(figure)
+            view.drawn(PAGES[page])
             assert view.page.inner_text("nav [aria-current]") == page.capitalize()
             view.page.screenshot(path=tmp_path / f"{page}.png", full_page=True)
-        view.page.goto(f"{home}/lcsc/images")
-        view.until("document.querySelector('.pane img')?.naturalWidth === 80")
+        for scheme in ("light", "dark"):
+            view.page.emulate_media(color_scheme=scheme)
+            view.page.goto(f"{home}/lcsc/images")
+            view.until("document.querySelector('.pane img')?.naturalWidth === 80")
         view.page.click("nav >> text=optuna-dashboard")
         view.page.wait_for_selector("text=digits/LCSC/0")
         view.page.click("text=Compare optimizers")
@@ -125,8 +147,9 @@ def test_every_page_opens_without_a_complaint(browser: Any, home: str, scheme: s
         assert view.problems == []
 
 
-def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, url: str) -> None:
-    with watched(browser, home := served(url)) as compare, watched(browser, home) as study:
+@pytest.mark.usefixtures("quick_refreshing")
+def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, dashboard: Switched, url: str) -> None:
+    with watched(browser, home := dashboard.show(url)) as compare, watched(browser, home) as study:
         compare.page.goto(f"{home}/lcsc/compare")
         study.page.goto(f"{home}/lcsc/study")
         assert headline(compare).endswith("Start one: lcsc run STUDY_FILE")
@@ -140,12 +163,13 @@ def test_before_the_first_run_pages_are_empty_and_then_fill(browser: Any, url: s
         assert compare.problems + study.problems == []
 
 
-def test_the_curve_grows_while_a_study_runs(browser: Any, workplace: Path) -> None:
+@pytest.mark.usefixtures("quick_refreshing")
+def test_the_curve_grows_while_a_study_runs(browser: Any, dashboard: Switched, workplace: Path) -> None:
     (workplace / "slow.py").write_text(
         textwrap.dedent("""
         import time
         def loss(coefficients):
-            time.sleep(0.1)
+            time.sleep(0.05)
             return float(((coefficients - 0.3) ** 2).sum()) + 1
         """)
     )
@@ -161,7 +185,7 @@ def test_the_curve_grows_while_a_study_runs(browser: Any, workplace: Path) -> No
     search = Lcsc("run", "slow.yaml")
     try:
         wait_until(lambda: finished_trials() >= 5)
-        home = served("sqlite:///studies.db")
+        home = dashboard.show("sqlite:///studies.db")
         with watched(browser, home) as view:
             view.page.goto(f"{home}/lcsc/compare?experiment=slow")
             view.drawn("curves")
@@ -272,12 +296,12 @@ def test_everything_is_reached_with_the_keyboard(browser: Any, home: str) -> Non
         assert [html for html in unnamed if "ag-" not in html and "aria-hidden" not in html] == []
 
 
-def test_names_and_reasons_with_markup_run_nothing(browser: Any, url: str) -> None:
+def test_names_and_reasons_with_markup_run_nothing(browser: Any, dashboard: Switched, url: str) -> None:
     name = MARKUP.replace("/", "")
     study = write_study(url, f"{name}/{name}/0", [3.0, 2.0], held_out=1.0, ended=False)
     add_result(study, None, reason=MARKUP)
     study.set_attribute("search_ended", {"evaluations": 3, "exhausted": False})
-    home = served(url)
+    home = dashboard.show(url)
     with watched(browser, home) as view:
         page = view.page
         for address, figure in (("compare", "curves"), ("study", "coefficients")):

@@ -13,7 +13,7 @@ from lcsc_opt.database.store import StoredStudy, study_names
 from tests.processes import Lcsc, lcsc_process, wait_until
 from tests.search.test_runner import trials_of
 
-OPTIMIZERS = ("LCSC", "CMA", "DE", "OnePlusOne")
+OPTIMIZERS = ("LCSC", "CMA", "OnePlusOne")
 LOSS = """
 import pathlib, time, uuid
 calls = 0

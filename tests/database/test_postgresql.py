@@ -77,7 +77,10 @@ def chain(error: BaseException | None) -> str:
     return "\n".join(texts)
 
 
-def test_no_message_holds_the_password(postgresql: Postgresql, study: StoredStudy, capfd: Any) -> None:
+def test_no_message_holds_the_password(
+    postgresql: Postgresql, study: StoredStudy, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "RETRY_SECONDS", (0.01, 0.01))  # nobody comes back here
     there = postgresql.url("postgres")
     wrong = [
         postgresql.url("no_such_database"),

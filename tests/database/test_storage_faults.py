@@ -250,6 +250,7 @@ def test_a_lock_that_was_waited_for_long_enough_is_not_waited_for_again(
     storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_SECONDS", -1.0)
+    monkeypatch.setattr(locks, "LOCK_PAUSE", 0.0)
     assert attempts_of(storage, LOCKED, failures=1) == -1
     assert attempts_of(storage, wrapped(LOCKED), failures=1) == -1
     with patient(storage):

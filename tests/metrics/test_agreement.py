@@ -107,8 +107,14 @@ def test_clip_metrics_are_torch_fidelitys(tmp_path):
 
 
 @pytest.mark.slow
-def test_inception_metrics_are_torch_fidelitys(tmp_path):
-    """A dozen images, and not FID: torch-fidelity's takes half a minute for 2,048 features on one core."""
+def test_inception_metrics_are_torch_fidelitys(tmp_path, monkeypatch):
+    """A dozen images, and not FID: torch-fidelity's takes half a minute for 2,048 features on one core.
+
+    Both networks see them smaller than they do; in their own size, features are compared in ``test_inception.py``.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "INPUT_IMAGE_SIZE", 107)
     weights = tmp_path / "inception.pth"
     torch.save(network_files.random_inception().state_dict(), weights)
     folder = write_folder(tmp_path / "real", 6)
@@ -119,7 +125,7 @@ def test_inception_metrics_are_torch_fidelitys(tmp_path):
     for name in names:
         assert found[name] == pytest.approx(expected[THEIR_NAMES[name]], rel=tolerance(name)), name
     assert found["is"] > 1.001
-    assert found["kid"] > 0.01
+    assert found["kid"] > 0.001
 
 
 def test_constants_are_torch_fidelitys_defaults():

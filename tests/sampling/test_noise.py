@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -82,20 +80,12 @@ def test_images_of_a_group_are_independent() -> None:
 
 
 def test_image_i_is_a_philox_stream_whose_counter_starts_at_i() -> None:
+    """In every process, as the seed is that everywhere (``tests/base/test_seeds.py``)."""
     key = derive_seed(7, "noise", "held-out", 2, 1, bits=128)
     words = np.array([0, 0, 0, 12_345], dtype=np.uint64)  # the counter's highest word is the image
     reference = np.random.Generator(np.random.Philox(key=key, counter=words)).standard_normal(SHAPE, dtype=np.float32)
     noise = drawn(Noise("held-out", 2), 12_345, 12_346, seed=7, draw=1)
     assert noise[0].numpy().tobytes() == reference.tobytes()
-
-
-def test_another_process_draws_the_same_noise() -> None:
-    code = (
-        "from lcsc_opt.sampling import ImageNoise; from lcsc_opt.base.records import Noise; import sys;"
-        "sys.stdout.write(ImageNoise(0).batch(Noise('search'), 3, 5, (2, 3, 3)).numpy().tobytes().hex())"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed == drawn(start=3, stop=5).numpy().tobytes().hex()
 
 
 class CountingNoise(ImageNoise):
