@@ -48,7 +48,7 @@ def new_state() -> Iterator[None]:
 
 
 @pytest.fixture
-def folder(workplace: Path) -> Path:
+def folder(workplace: Path, networks_train_briefly: None) -> Path:
     """With a diffusion model, a tiny network, and an autoencoder of 8×8 images."""
     unet(0).save_config(workplace / "network")
     save_model("edm.model", {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5})
