@@ -149,7 +149,7 @@ def test_the_small_autoencoder_brings_images_back(
 ) -> None:
     monkeypatch.setattr(latents, "BATCH", 16)
     device = torch.device("cpu")
-    autoencoder = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=60)
+    autoencoder = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=120)
     found = latents.encode(autoencoder, digits_images(), device=device)
     assert found.values.shape == (1797, 2, 4, 4)
     assert torch.allclose(found.values.mean((0, 2, 3)), torch.zeros(2), atol=1e-4)
@@ -157,9 +157,9 @@ def test_the_small_autoencoder_brings_images_back(
     decoder = DecoderSettings(**found.decoder(str(workplace / "own"))).build(2)
     with torch.no_grad():
         error = (decoder(found.values[:200]) - digits_images()[:200]).square().mean()
-    assert float(error) < 0.6 * float(digits_images().var())  # 0.50 after 60 steps, 1.56 untrained
+    assert float(error) < 0.35 * float(digits_images().var())
     capsys.readouterr()
-    again = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=60)
+    again = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=120)
     assert torch.equal(again.state_dict()["quant_conv.weight"], autoencoder.state_dict()["quant_conv.weight"])
     assert capsys.readouterr().err == ""  # it is read
 
