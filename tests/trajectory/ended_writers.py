@@ -70,10 +70,10 @@ def append_until_signal(path: Path, begun: Path, number: signal.Signals, at: int
 
     os.write = write
     weights = {f"w{i}": torch.zeros(1000) for i in range(8)}
-    with contextlib.suppress(KeyboardInterrupt), begun.open("w") as file:
-        with TrajectoryWriter(path, keep_last=4) as writer:
-            for step in range(1, 10**6):
-                for tensor in weights.values():
-                    tensor.fill_(step)
-                print(step, file=file, flush=True)
-                writer.append(step, weights, wait=False)
+    writing = TrajectoryWriter(path, keep_last=4)
+    with contextlib.suppress(KeyboardInterrupt), begun.open("w") as file, writing as writer:
+        for step in range(1, 10**6):
+            for tensor in weights.values():
+                tensor.fill_(step)
+            print(step, file=file, flush=True)
+            writer.append(step, weights, wait=False)
