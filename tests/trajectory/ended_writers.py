@@ -17,8 +17,9 @@ from lcsc_opt.trajectory import TrajectoryWriter
 from tests.trajectory.trajectory_examples import state_dict
 
 FORKS = """
-import atexit, os, sys, time, warnings, torch
+import atexit, gc, os, sys, time, warnings, torch
 from lcsc_opt.trajectory import TrajectoryWriter
+gc.freeze()  # what was imported: no fork collects it when it ends
 for path in sys.argv[1:]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of processes with several threads
