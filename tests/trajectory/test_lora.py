@@ -321,8 +321,7 @@ def test_packed_alphas_that_are_none_are_one_line(tmp_path: Path, text: str) -> 
 
 @pytest.mark.parametrize("place", [".", "unet_lora"])
 @pytest.mark.parametrize("key", [None, "unet_lora"])
-def test_alphas_of_weights_in_a_subfolder_are_found(
-    saved: Saved, tmp_path: Path, place: str, key: str | None) -> None:
+def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path, place: str, key: str | None) -> None:
     """PEFT's configuration lies beside the weights, or beside their folder."""
     folder = tmp_path / "checkpoint-300"
     saved("peft", 1, folder / "unet_lora")
