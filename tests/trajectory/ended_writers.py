@@ -10,6 +10,7 @@ import subprocess
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def append_until_signal(path: Path, begun: Path, number: signal.Signals, at: int
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
     plain, calls = os.write, itertools.count(1)
 
-    def write(descriptor: int, piece: memoryview) -> int:
+    def write(descriptor: int, piece: Any) -> int:
         if next(calls) == at:
             os.kill(os.getpid(), number)
         return plain(descriptor, piece)

@@ -368,7 +368,7 @@ def pack_step_by_step(files, cache, told):
         told.recv()
         return plain(path, key=key)
 
-    packing.read_checkpoint = reading
+    packing.read_checkpoint = reading  # type: ignore[assignment]
     told.send(open_or_pack(files, cache=cache).sha256)
 
 
