@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import multiprocessing
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -58,28 +59,45 @@ def finished_trials() -> int:
         return 0
 
 
-PEAK = """
-import sys, threading
-def anonymous():
-    lines = open("/proc/self/status").read().splitlines()
+def peak_growth(watched: Callable[..., object], *arguments: object, first: Callable[..., object] | None = None) -> int:
+    """Bytes of its own by which a process grows in ``watched(*arguments)``, after ``first(*arguments)``."""
+    received, sent = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_peak, args=(sent, watched, arguments, first))
+    process.start()
+    sent.close()
+    grown = received.recv()
+    process.join()
+    return int(grown)
+
+
+def _peak(
+    sent: Connection, watched: Callable[..., object], arguments: tuple[object, ...], first: Callable[..., object] | None
+) -> None:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 2**17)  # M_MMAP_THRESHOLD: what is large is given back when it is freed, and counts when it comes
+    if first is not None:
+        first(*arguments)
+    libc.malloc_trim(0)
+    start, peak, done = _anonymous(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.0005):
+            peak = max(peak, _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    kept = watched(*arguments)
+    done.set()
+    watcher.join()
+    sent.send(max(peak, _anonymous()) - start)
+    del kept
+
+
+def _anonymous() -> int:
+    """Bytes of this process in memory that are of no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
-{first}
-start, peak, done = anonymous(), [0], threading.Event()
-def watch():
-    while not done.wait(0.0005):
-        peak[0] = max(peak[0], anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-{watched}
-done.set(); watcher.join()
-print(max(peak[0], anonymous()) - start)
-"""
-
-
-def peak_growth(first: str, watched: str, *arguments: str) -> int:
-    """Bytes of its own by which a process grows in ``watched``, after ``first``; ``sys.argv[1:]`` are the arguments."""
-    command = [sys.executable, "-c", PEAK.format(first=first, watched=watched), *arguments]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 class Lcsc:

@@ -5,7 +5,9 @@ An extractor is a classifier of its images: FID in its features falls when sampl
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,11 +77,18 @@ def second_digits_extractor() -> ClassifierExtractor:
 
 
 def _load_digits() -> tuple[Tensor, Tensor]:
+    pixels, labels = _read_digits()
+    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
+    return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
+
+
+@functools.cache
+def _read_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Pixels ``[1797, 64]`` from 0 to 16, and labels; an objective that is built asks three times."""
     from sklearn.datasets import load_digits
 
-    pixels, labels = load_digits(return_X_y=True)  # [1797, 64], 0 to 16
-    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
-    return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels, labels
 
 
 SIZE = 32

@@ -24,6 +24,7 @@ def new_state() -> Iterator[None]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+@pytest.mark.usefixtures("networks_train_briefly")
 def test_a_trained_model_gets_one_more_row_that_a_search_runs_on(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

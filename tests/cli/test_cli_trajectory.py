@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import subprocess
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.cli.trajectory import sparkline
 from lcsc_opt.trajectory import Trajectory
+from tests.processes import lcsc_process
 
 STEPS = tuple(range(100, 1100, 100))
 
@@ -101,28 +104,23 @@ def test_sparkline():
     assert len(sparkline([1.0] * 1000)) == 60
 
 
-INTERRUPTED = """
-import os, signal, sys
-from lcsc_opt.cli import run
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
-plain, calls = os.write, [0]
-def write(descriptor, piece):
-    if descriptor > 2:
-        calls[0] += 1
-        if calls[0] == 2 * 4:  # the weights and the padding of a row
+def interrupt_the_fourth_row():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
+    plain, calls = os.write, itertools.count(1)
+
+    def write(descriptor, piece):
+        if descriptor > 2 and next(calls) == 2 * 4:  # the weights and the padding of a row
             os.kill(os.getpid(), signal.SIGINT)
-    return plain(descriptor, piece)
-os.write = write
-sys.exit(run(["trajectory", "pack", "runs", "-o", "t.trajectory"]))
-"""
+        return plain(descriptor, piece)
+
+    os.write = write
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
 def test_ctrl_c_while_packing_keeps_whole_checkpoints_and_the_same_command_goes_on(runs, capsys):
-    command = [sys.executable, "-c", INTERRUPTED]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    printed = ended.stderr
-    assert ended.returncode == 130
+    ended = lcsc_process("trajectory", "pack", "runs", "-o", "t.trajectory", first=interrupt_the_fourth_row)
+    printed = ended.err
+    assert ended.status == 130
     assert "run the same command to continue" in printed
     assert "Traceback" not in printed
     assert not Path("t.trajectory").exists()

@@ -98,7 +98,8 @@ def trained_average(
 
 def checkpoint_at(steps: Sequence[int]) -> Callable[[int], np.ndarray]:
     """'Weights' during training: one-hot of the checkpoint that stands for a step, i for n_{i-1} < n <= n_i."""
-    return lambda step: np.eye(len(steps))[np.searchsorted(steps, step)]
+    one_hot, ends = np.eye(len(steps)), np.array(steps)
+    return lambda step: one_hot[np.searchsorted(ends, step)]
 
 
 @given(all_steps, rates)

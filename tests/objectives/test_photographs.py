@@ -22,8 +22,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+@pytest.fixture(scope="module")
+def few_crops() -> tuple[torch.Tensor, torch.Tensor]:
+    """Every eighth crop, and its part."""
+    crops, parts = images._load_crops()
+    return crops[::8].clone(), parts[::8].clone()
+
+
 @pytest.fixture(autouse=True)
-def use_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_cache(cache: Path, few_crops: tuple[torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_load_crops", lambda: few_crops)
     module = trained_objectives.load("photographs")
     quick = functools.partial(module.train_photographs_network, epochs=1)
     for place in (module, images):

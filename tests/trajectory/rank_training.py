@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import multiprocessing
 import os
 import sys
 import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
+from tests.processes import SECONDS
 
 STEPS, SAVED_AT, DIES_AT = 10, 4, 7
 DIED = 3  # the exit status of a process that was told to die
@@ -111,11 +116,36 @@ def lightning(folder: Path, *, dies: bool, resume: bool) -> None:
 KINDS = {"accelerate": accelerate, "transformers": transformers, "lightning": lightning}
 
 
+def serve(asked: Connection) -> None:
+    """Import what trains once; then, for each training that is asked for, fork its processes, and tell how they ended.
+
+    A training is its kind, its folder, the environment of each process, and whether it goes on.
+    """
+    warnings.simplefilter("ignore")
+    prepare_torchvision()
+    for library in ("accelerate", "transformers.trainer", "pytorch_lightning"):
+        if importlib.util.find_spec(library.split(".", maxsplit=1)[0]) is not None:
+            importlib.import_module(library)
+    forked = multiprocessing.get_context("fork")
+    with contextlib.suppress(EOFError):
+        while True:
+            kind, folder, environments, resume = asked.recv()
+            processes = [
+                forked.Process(target=rank, args=(kind, folder, environment), kwargs={"resume": resume})
+                for environment in environments
+            ]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(SECONDS)
+            asked.send([process.exitcode for process in processes])
+            for process in processes:
+                process.kill()
+
+
 def rank(kind: str, folder: Path, environment: dict[str, str], *, resume: bool) -> None:
     """One process of a training; what it says goes to a file of its own."""
     os.environ.update(environment)
     said = folder.parent / f"said{environment['RANK']}"
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    warnings.simplefilter("ignore")
-    prepare_torchvision()
     KINDS[kind](folder, dies=not resume, resume=resume)

@@ -198,5 +198,4 @@ def test_reads_with_less_than_three_checkpoints_in_memory(tmp_path):
     for step in range(4):  # the format of torch < 1.6 cannot be mapped: every byte is read into memory
         tensors = {f"w{i}": torch.full((size // 40,), float(step)) for i in range(10)}
         torch.save(tensors, tmp_path / f"model{step}.pt", _use_new_zipfile_serialization=False)
-    first = "from lcsc_opt.trajectory.inspection import inspect"
-    assert peak_growth(first, "inspect(sys.argv[1])", str(tmp_path)) < 3 * size
+    assert peak_growth(inspect, tmp_path) < 3 * size

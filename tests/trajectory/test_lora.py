@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,14 +87,29 @@ def save_kohya(network: Any, folder: Path) -> Path:
 
 
 SAVERS: dict[str, Callable[[Any, Path], Path]] = {"diffusers": save_diffusers, "peft": save_peft, "kohya": save_kohya}
+Saved = Callable[[str, int, Path], tuple[Path, Any]]
 by_flavour = pytest.mark.parametrize("flavour", list(SAVERS))
 
 
-def saved_trajectory(folder: Path, flavour: str, seeds: tuple[int, ...] = (1, 2, 3)) -> tuple[Trajectory, list[Any]]:
-    networks = [adapted_unet(seed) for seed in seeds]
-    files = [SAVERS[flavour](network, folder / f"checkpoint-{100 * (i + 1)}") for i, network in enumerate(networks)]
-    steps = [100 * (i + 1) for i in range(len(files))]
-    return pack(files, folder / "lora.trajectory", steps=steps), networks
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    """Copies into a folder what a network of a seed was saved as once; gives the file, and the network to read."""
+    known: dict[tuple[str, int], tuple[Path, Any]] = {}
+
+    def save(flavour: str, seed: int, folder: Path) -> tuple[Path, Any]:
+        if (flavour, seed) not in known:
+            network = adapted_unet(seed)
+            known[flavour, seed] = SAVERS[flavour](network, tmp_path_factory.mktemp("saved")), network
+        file, network = known[flavour, seed]
+        shutil.copytree(file.parent, folder, dirs_exist_ok=True)
+        return folder / file.name, network
+
+    return save
+
+
+def saved_trajectory(saved: Saved, folder: Path, flavour: str) -> tuple[Trajectory, list[Any]]:
+    files, networks = zip(*(saved(flavour, seed, folder / f"checkpoint-{100 * seed}") for seed in (1, 2)), strict=True)
+    return pack(files, folder / "lora.trajectory", steps=[100, 200]), list(networks)
 
 
 def dense(weights: dict[str, Tensor], alphas: LoraAlphas | None = None) -> dict[str, Tensor]:
@@ -268,8 +284,8 @@ def test_factors_that_do_not_fit_are_refused(down: tuple[int, ...], up: tuple[in
         '{"lora_alpha": 1' + "0" * 400 + "}",
     ],
 )
-def test_a_configuration_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
-    path = save_peft(adapted_unet(1), tmp_path)
+def test_a_configuration_that_is_none_is_one_line(saved: Saved, tmp_path: Path, text: str) -> None:
+    path, _ = saved("peft", 1, tmp_path)
     (tmp_path / "adapter_config.json").write_text(text)
     with pytest.raises(CheckpointError, match="LoRA") as caught:
         read_alphas(path)
@@ -286,8 +302,8 @@ def without_packed_alphas(trajectory: Trajectory) -> Trajectory:
 
 
 @pytest.mark.parametrize("flavour", ["diffusers", "peft"])
-def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(tmp_path: Path, flavour: str) -> None:
-    trajectory, networks = saved_trajectory(tmp_path, flavour, seeds=(1, 2))
+def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(saved: Saved, tmp_path: Path, flavour: str) -> None:
+    trajectory, networks = saved_trajectory(saved, tmp_path, flavour)
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
     ours = dense(trajectory.checkpoint(1), trajectory_alphas(trajectory))
@@ -305,10 +321,10 @@ def test_packed_alphas_that_are_none_are_one_line(tmp_path: Path, text: str) -> 
 
 @pytest.mark.parametrize("place", [".", "unet_lora"])
 @pytest.mark.parametrize("key", [None, "unet_lora"])
-def test_alphas_of_weights_in_a_subfolder_are_found(tmp_path: Path, place: str, key: str | None) -> None:
+def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path, place: str, key: str | None) -> None:
     """PEFT's configuration lies beside the weights, or beside their folder."""
     folder = tmp_path / "checkpoint-300"
-    save_peft(adapted_unet(1), folder / "unet_lora")
+    saved("peft", 1, folder / "unet_lora")
     if place == ".":
         (folder / "unet_lora" / "adapter_config.json").rename(folder / "adapter_config.json")
     alphas = read_alphas(folder, key=key)
@@ -317,9 +333,9 @@ def test_alphas_of_weights_in_a_subfolder_are_found(tmp_path: Path, place: str, 
 
 
 def test_alphas_are_found_from_another_folder_than_it_was_packed_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [save_peft(adapted_unet(seed), tmp_path / f"checkpoint-{seed}") for seed in (1, 2)]
+    files = [saved("peft", seed, tmp_path / f"checkpoint-{seed}")[0] for seed in (1, 2)]
     monkeypatch.chdir(tmp_path)
     trajectory = pack([file.relative_to(tmp_path) for file in files], tmp_path / "t", steps=[1, 2])
     (tmp_path / "elsewhere").mkdir()
@@ -339,8 +355,8 @@ def test_pefts_configuration_counts_for_names_of_diffusers_too(tmp_path: Path) -
         torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
 
 
-def test_alphas_that_are_gone_are_asked_for(tmp_path: Path) -> None:
-    trajectory = without_packed_alphas(saved_trajectory(tmp_path, "peft", seeds=(1, 2))[0])
+def test_alphas_that_are_gone_are_asked_for(saved: Saved, tmp_path: Path) -> None:
+    trajectory = without_packed_alphas(saved_trajectory(saved, tmp_path, "peft")[0])
     assert trajectory_alphas(trajectory).configs[""]["lora_alpha"] == ALPHA
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
@@ -348,8 +364,8 @@ def test_alphas_that_are_gone_are_asked_for(tmp_path: Path) -> None:
         trajectory_alphas(trajectory)
 
 
-def test_an_alpha_that_is_assumed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trajectory = without_packed_alphas(saved_trajectory(tmp_path, "diffusers", seeds=(1, 2))[0])
+def test_an_alpha_that_is_assumed_is_said(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trajectory = without_packed_alphas(saved_trajectory(saved, tmp_path, "diffusers")[0])
     trajectory_alphas(trajectory)
     assert capsys.readouterr().err.count("alpha") == 0
     for folder in tmp_path.glob("checkpoint-*"):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
-from tests.processes import peak_growth, wait_until
+from tests.processes import CONTEXT, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 
@@ -360,27 +359,37 @@ def test_a_row_whose_sync_failed_is_not_made_up_for_by_a_later_one(tmp_path, mon
     assert not (tmp_path / "t" / "manifest.json").exists()
 
 
-TOGETHER = """
-import sys
-from pathlib import Path
-from lcsc_opt.trajectory import open_or_pack, packing
-plain = packing.read_checkpoint
-def reading(path, *, key):
-    print("read", flush=True)
-    sys.stdin.readline()
-    return plain(path, key=key)
-packing.read_checkpoint = reading
-print(open_or_pack(sys.argv[2:], cache=Path(sys.argv[1])).sha256)
-"""
+def pack_step_by_step(files, cache, told):
+    """Wait to be told to before each file is read; tells the SHA-256 at the end."""
+    plain = packing.read_checkpoint
+
+    def reading(path, *, key):
+        told.send("read")
+        told.recv()
+        return plain(path, key=key)
+
+    packing.read_checkpoint = reading  # type: ignore[assignment]
+    told.send(open_or_pack(files, cache=cache).sha256)
+
+
+@contextlib.contextmanager
+def another_process(files, cache):
+    """It packs; yields it and the connection to it."""
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=pack_step_by_step, args=(files, cache, there))
+    process.start()
+    there.close()
+    with here:
+        yield process, here
+    process.kill()
+    process.join()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch):
     """As the workers of one study do, each of which builds the objective."""
-    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "cache"), *map(str, files)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as worker:  # type: ignore[call-overload]
-        assert worker.stdout.readline() == "read\n"  # it packs, and now stands still
+    with another_process(files, tmp_path / "cache") as (_, worker):
+        assert worker.recv() == "read"  # it packs, and now stands still
         (partial,) = (tmp_path / "cache" / "trajectories").glob(".*.lock")
         out = partial.with_name(partial.name[1:].removesuffix(".lock"))
         with pytest.raises(TrajectoryError, match="Another process packs to"):
@@ -390,23 +399,23 @@ def test_second_process_waits_for_the_first(files, tmp_path, capsys, monkeypatch
             waiting = pool.submit(open_or_pack, files, cache=tmp_path / "cache")
             wait_until(lambda: "waiting" in capsys.readouterr().err)
             assert not waiting.done()
-            worker.stdin.write("\n" * len(files))
-            worker.stdin.close()
+            for _ in files:
+                worker.send("go on")
             trajectory = waiting.result(timeout=120)
-        assert worker.stdout.read().split()[-1] == trajectory.sha256
+        assert [worker.recv() for _ in files][-1] == trajectory.sha256
     assert trajectory.steps == STEPS
     assert names(tmp_path / "cache" / "trajectories") == {trajectory.path.name}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock")
 def test_lock_of_a_killed_process_is_nobodys(files, tmp_path):
-    command = [sys.executable, "-c", TOGETHER, str(tmp_path / "cache"), *map(str, files)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
-        worker.stdin.write("\n\n")
-        worker.stdin.flush()
-        assert [worker.stdout.readline() for _ in range(3)] == ["read\n"] * 3
-        worker.kill()
-    assert open_or_pack(files, cache=tmp_path / "cache").steps == STEPS
+    with another_process(files, tmp_path / "cache") as (process, worker):
+        for _ in range(2):
+            worker.send("go on")
+        assert [worker.recv() for _ in range(3)] == ["read"] * 3
+        process.kill()
+        process.join()
+        assert open_or_pack(files, cache=tmp_path / "cache").steps == STEPS
 
 
 def test_cache_that_cannot_be_written(files, tmp_path):
@@ -421,5 +430,4 @@ def test_packing_holds_less_than_two_checkpoints(tmp_path):
     paths = [str(tmp_path / f"model{step}.safetensors") for step in range(6)]
     for step, path in enumerate(paths):
         save_file({f"w{i}": torch.full((size // 40,), float(step)) for i in range(10)}, path)
-    first = "from lcsc_opt.trajectory import pack"
-    assert peak_growth(first, "pack(sys.argv[2:], sys.argv[1])", str(tmp_path / "t"), *paths) < 2 * size
+    assert peak_growth(pack, paths, tmp_path / "t") < 2 * size

@@ -3,12 +3,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import signal
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +14,8 @@ from torch import nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk import row_writing
+from tests.processes import CONTEXT
+from tests.trajectory.ended_writers import append_for_ever, ends_of_interpreters
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 
@@ -386,6 +385,15 @@ def test_same_writer_goes_on_after_the_disk_refused(tmp_path, monkeypatch, name)
             assert_whole(path, [2, 3])
 
 
+def test_a_row_is_hashed_in_its_order(tmp_path):
+    """What is small at once, but behind what is large and waits for a thread."""
+    sizes = {"a": 3, "b": 3_000_000, "c": 3, "d": 5000, "e": 3}
+    with TrajectoryWriter(tmp_path / "t") as writer:
+        for step in (1, 2):
+            writer.append(step, {name: torch.full((size,), float(step)) for name, size in sizes.items()})
+    Trajectory.open(tmp_path / "t").verify()
+
+
 def test_full_disk_says_so(tmp_path, monkeypatch):
     with TrajectoryWriter(tmp_path / "t") as writer:
         interrupt(monkeypatch, "write", 1, OSError(28, "No space left on device"))
@@ -520,61 +528,43 @@ def test_large_tensors_are_checked_piece_by_piece(tmp_path):
     assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(0), weights)
 
 
-KILLED = """
-import itertools, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from tests.trajectory.trajectory_examples import state_dict
-from lcsc_opt.trajectory import TrajectoryWriter
-writer = TrajectoryWriter(sys.argv[1], keep_last=3)
-for step in itertools.count(1):
-    writer.append(step, state_dict(step), wait=sys.argv[3] == "wait")
-    if sys.argv[3] == "wait" or step % 3 == 0:
-        writer.flush()
-        print(step, flush=True)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 @pytest.mark.parametrize("how", ["wait", "later"])
 def test_killed_process_leaves_the_last_whole_checkpoints(tmp_path, how):
     path = tmp_path / "t"
     for limit in (2, 9):
-        command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parents[2]), how]
-        reported = 0
         append_from = survivors(path)[-1] if path.exists() else 0
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                reported = int(line)
-                if reported >= append_from + limit:
-                    process.send_signal(signal.SIGKILL)
-                    break
-            process.stdout.read()
+        told, tells = CONTEXT.Pipe(duplex=False)
+        process = CONTEXT.Process(target=append_for_ever, args=(path, tells), kwargs={"wait": how == "wait"})
+        process.start()
+        tells.close()
+        reported = 0
+        while reported < append_from + limit:
+            reported = told.recv()
+        process.kill()
+        process.join()
         steps = survivors(path)
         assert steps[-1] >= reported
         assert_whole(path, range(max(1, steps[-1] - 2), steps[-1] + 1))
 
 
 AT_EXIT = """
-import atexit, sys, torch
-from lcsc_opt.trajectory import TrajectoryWriter
-late = lambda: writer.append(2, {"w": torch.zeros(200_000)}, wait=sys.argv[2] == "wait")
-if sys.argv[3] == "before": atexit.register(late)
-writer = TrajectoryWriter(sys.argv[1])
+how, registered = case
+late = lambda: writer.append(2, {"w": torch.zeros(200_000)}, wait=how == "wait")
+if registered == "before": atexit.register(late)
+writer = TrajectoryWriter(path)
 writer.append(1, {"w": torch.ones(200_000)}, wait=False)
-if sys.argv[3] == "after": atexit.register(late)
+if registered == "after": atexit.register(late)
 """
 
 
-@pytest.mark.parametrize("how", ["wait", "later"])
-@pytest.mark.parametrize("registered", ["before", "after"])
-def test_last_checkpoint_can_be_saved_while_the_interpreter_ends(tmp_path, how, registered):
-    command = [sys.executable, "-W", "error", "-c", AT_EXIT, str(tmp_path / "t"), how, registered]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.stderr == ""
-    Trajectory.open(tmp_path / "t").verify()
-    assert Trajectory.open(tmp_path / "t").steps == (1, 2)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_last_checkpoint_can_be_saved_while_the_interpreter_ends(tmp_path):
+    cases = ["wait before", "wait after", "later before", "later after"]
+    assert ends_of_interpreters(AT_EXIT, tmp_path, cases) == ([0] * 4, "")
+    for case in cases:
+        Trajectory.open(tmp_path / case).verify()
+        assert Trajectory.open(tmp_path / case).steps == (1, 2)
 
 
 def test_what_a_killed_writer_left_half_done_is_removed(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import subprocess
+import signal
 import sys
 import threading
 import time
@@ -19,6 +19,8 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, background
 from lcsc_opt.trajectory import writer as staging
 from lcsc_opt.trajectory.disk import row_writing, saving
+from tests.processes import CONTEXT, SECONDS
+from tests.trajectory.ended_writers import append_until_signal, ends_of_interpreters
 from tests.trajectory.trajectory_examples import same_bits, state_dict
 
 DTYPES = ("exact", "int8")
@@ -375,36 +377,17 @@ def test_weights_on_a_gpu_may_change_right_after_append(tmp_path):
     assert all(same_bits(trajectory.checkpoint(index), tensors) for index, tensors in enumerate(wanted))
 
 
-LOOP = """
-import os, signal, sys, torch
-from lcsc_opt.trajectory import TrajectoryWriter
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
-plain, calls, (path, name, at) = os.write, [0], sys.argv[1:]
-def write(descriptor, piece):  # the signal comes while a row is written
-    if descriptor > 2:
-        calls[0] += 1
-        if calls[0] == int(at):
-            os.kill(os.getpid(), getattr(signal, name))
-    return plain(descriptor, piece)
-os.write = write
-weights = {f"w{i}": torch.zeros(1000) for i in range(8)}
-with TrajectoryWriter(path, keep_last=4) as writer:
-    for step in range(1, 10**6):
-        for tensor in weights.values():
-            tensor.fill_(step)
-        print(step, flush=True)
-        writer.append(step, weights, wait=False)
-"""
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("at", [7, 10])
 def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_path, name, at):
     path = tmp_path / "t"
-    command = [sys.executable, "-c", LOOP, str(path), name, str(at)]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    begun = int(answer.stdout.split()[-1])  # the last append that was called
+    number = signal.Signals[name]
+    process = CONTEXT.Process(target=append_until_signal, args=(path, tmp_path / "begun", number, at))
+    process.start()
+    process.join(SECONDS)
+    assert process.exitcode == (0 if name == "SIGINT" else -number)
+    begun = int((tmp_path / "begun").read_text().split()[-1])  # the last append that was called
     trajectory = Trajectory.open(path)
     trajectory.verify()
     last = trajectory.steps[-1]
@@ -472,28 +455,32 @@ def test_interrupted_closing_leaves_the_writer_open_until_saving_has_ended(tmp_p
 
 
 FORGOTTEN = """
-import os, sys, torch
-from lcsc_opt.trajectory import TrajectoryWriter
-writer = TrajectoryWriter(sys.argv[1])
+last = False
+def slow(descriptor, plain=os.fsync):  # the disk is not ready when the interpreter begins to end
+    time.sleep(0.05 * last)
+    return plain(descriptor)
+os.fsync = slow
+writer = TrajectoryWriter(path)
 for step in range(3):
+    last = step == 2
     writer.append(step, {"w": torch.full((200_000,), float(step))}, wait=False)
-    if step == 1 and sys.argv[2] == "fork" and os.fork() == 0:
+    if step == 1 and case == ["fork"] and os.fork() == 0:
         sys.exit()  # as a worker of a data loader: it has the writer, too
-if sys.argv[2] == "exception":
+if case == ["exception"]:
     raise SystemExit("stop")
-if sys.argv[2] == "exit":
+if case == ["exit"]:
     sys.exit(0)
 """
 
 
-@pytest.mark.parametrize("ending", ["end", "exit", "exception", "fork"])
-def test_writer_that_nobody_closed_saves_when_the_interpreter_ends(tmp_path, ending):
-    command = [sys.executable, "-W", "error", "-c", FORGOTTEN, str(tmp_path / "t"), ending]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.stderr == ("stop\n" if ending == "exception" else "")
-    trajectory = Trajectory.open(tmp_path / "t")
-    trajectory.verify()
-    assert trajectory.steps == (0, 1, 2)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_writer_that_nobody_closed_saves_when_the_interpreter_ends(tmp_path):
+    cases = ["end", "exit", "exception", "fork"]
+    assert ends_of_interpreters(FORGOTTEN, tmp_path, cases) == ([0, 0, 1, 0], "stop\n")
+    for case in cases:
+        trajectory = Trajectory.open(tmp_path / case)
+        trajectory.verify()
+        assert trajectory.steps == (0, 1, 2)
 
 
 def test_writer_that_is_dropped_ends_its_threads_and_lets_another_write(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -12,6 +13,11 @@ STEPS = (100, 200, 300, 400, 500)
 
 def state_dict(step: int) -> dict[str, Tensor]:
     """Every kind of tensor a model can have; all but ``constant`` and ``flags`` change with the step."""
+    return {name: tensor.clone() for name, tensor in _drawn(step).items()}
+
+
+@functools.cache
+def _drawn(step: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(step)
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

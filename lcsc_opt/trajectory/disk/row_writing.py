@@ -31,6 +31,7 @@ from lcsc_opt.trajectory.disk.rows import map_bytes
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 WAITING_BYTES = 64 * 2**20  # that are written and not hashed yet; copies, where tensors are strided or elsewhere
+AT_ONCE_BYTES = 2**14  # are hashed sooner than a thread is woken for them
 NOTHING = memoryview(b"")
 
 
@@ -189,7 +190,7 @@ def _finite(content: memoryview, spec: TensorSpec) -> bool:
 
 
 class _Hashing:
-    """Hashes the parts of a row, one after the other, in a thread.
+    """Hashes the parts of a row, one after the other, in a thread; a small one at once where none waits.
 
     Parts that wait may be copies, so no more than :data:`WAITING_BYTES` of them may wait.
     """
@@ -201,6 +202,10 @@ class _Hashing:
 
     def add(self, part: RowPart) -> None:
         """Queue a part behind those before; raises the error of an earlier one."""
+        self._finish_those_done()
+        if not self._waiting and part.original.nbytes <= AT_ONCE_BYTES:
+            self._hashes.add(part, self._digests)
+            return
         try:
             future = self._pool.submit(self._hashes.add, part, self._digests)
         except RuntimeError:  # the interpreter is ending: the thread does what it was given, and takes no more
@@ -209,12 +214,15 @@ class _Hashing:
             return
         self._waiting.append((future, part.original.nbytes))
         self._bytes += part.original.nbytes
-        while self._waiting and (self._waiting[0][0].done() or self._too_much()):
-            self._finish_one()
+        self._finish_those_done()
 
     def finish(self) -> None:
         """Wait until all parts are hashed; raises the first error."""
         while self._waiting:
+            self._finish_one()
+
+    def _finish_those_done(self) -> None:
+        while self._waiting and (self._waiting[0][0].done() or self._too_much()):
             self._finish_one()
 
     def _too_much(self) -> bool:

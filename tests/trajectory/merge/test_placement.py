@@ -62,9 +62,16 @@ def put(trajectory: Trajectory, way: str) -> Trajectory:
     return placed
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one trajectory of each kind is, which nobody changes."""
+    return tmp_path_factory.mktemp("written")
+
+
 @pytest.fixture
-def trajectory(tmp_path: Path, stored: str) -> Trajectory:
-    return write(tmp_path / "run.trajectory", stored)
+def trajectory(written: Path, stored: str) -> Trajectory:
+    path = written / stored / "run.trajectory"
+    return Trajectory.open(path) if path.exists() else write(path, stored)
 
 
 def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

@@ -1,0 +1,81 @@
+"""Writers whose process ends before they are closed: killed, interrupted, or when the interpreter ends."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lcsc_opt.trajectory import TrajectoryWriter
+from tests.trajectory.trajectory_examples import state_dict
+
+FORKS = """
+import atexit, gc, os, sys, time, warnings, torch
+from lcsc_opt.trajectory import TrajectoryWriter
+gc.freeze()  # what was imported: no fork collects it when it ends
+for path in sys.argv[1:]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of processes with several threads
+        child = os.fork()
+    if child == 0:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+case = os.path.basename(path).split()
+"""
+
+
+def ends_of_interpreters(script: str, folder: Path, cases: list[str]) -> tuple[list[int], str]:
+    """Run a script to the interpreter's end in a fork for each case, one after the other.
+
+    Args:
+        script: what follows :data:`FORKS`: knows ``case``, its words, and ``path`` for a trajectory.
+        folder: of the trajectories ``folder / case``.
+        cases: their words.
+
+    Returns:
+        The exit statuses, and what all said on standard error. Warnings are errors.
+    """
+    command = [sys.executable, "-W", "error", "-c", FORKS + script, *(str(folder / case) for case in cases)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [int(line) for line in answer.stdout.split()], answer.stderr
+
+
+def append_for_ever(path: Path, told: Connection, *, wait: bool) -> None:
+    """Tells of each step that is on the disk."""
+    writer = TrajectoryWriter(path, keep_last=3)
+    for step in itertools.count(1):
+        writer.append(step, state_dict(step), wait=wait)
+        if wait or step % 3 == 0:
+            writer.flush()
+            told.send(step)
+
+
+def append_until_signal(path: Path, begun: Path, number: signal.Signals, at: int) -> None:
+    """The signal comes while the row ``at`` is written; each append that is called is noted in a file."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
+    plain, calls = os.write, itertools.count(1)
+
+    def write(descriptor: int, piece: Any) -> int:
+        if next(calls) == at:
+            os.kill(os.getpid(), number)
+        return plain(descriptor, piece)
+
+    os.write = write
+    weights = {f"w{i}": torch.zeros(1000) for i in range(8)}
+    writing = TrajectoryWriter(path, keep_last=4)
+    with contextlib.suppress(KeyboardInterrupt), begun.open("w") as file, writing as writer:
+        for step in range(1, 10**6):
+            for tensor in weights.values():
+                tensor.fill_(step)
+            print(step, file=file, flush=True)
+            writer.append(step, weights, wait=False)
