@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import sqlite3
 import subprocess
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import NoReturn
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -125,6 +128,17 @@ class Lcsc:
 def lcsc_process(*arguments: str, environment: Mapping[str, str] | None = None, **options: object) -> Ended:
     """Run ``lcsc ARGUMENTS`` to its end; see :class:`Lcsc`."""
     return Lcsc(*arguments, environment=environment, **options).wait()  # type: ignore[arg-type]
+
+
+def script_process(path: Path, *arguments: str) -> Ended:
+    """Run ``python PATH ARGUMENTS`` to its end, but for the interpreter's own start and end."""
+    return Lcsc(first=functools.partial(_as_script, str(path.resolve()), arguments)).wait()
+
+
+def _as_script(path: str, arguments: tuple[str, ...]) -> NoReturn:
+    sys.argv, sys.path[:] = [path, *arguments], [str(Path(path).parent), *sys.path]
+    runpy.run_path(path, run_name="__main__")
+    sys.exit()
 
 
 def _lcsc(
