@@ -180,9 +180,9 @@ def test_a_study_that_fails_does_not_stop_the_others(folder: Path, capsys: pytes
 
 
 def test_ctrl_c_ends_all_and_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = study_file(folder, optimizers=["CMA", "LCSC"], seeds=[0, 1])
+    file = study_file(folder, optimizers=["CMA", "LCSC"], seeds=[0, 1], budget={"evaluations": 12})
     assert lcsc(["run", file, "--one-by-one", "--storage", "sqlite:///alone.db"]) == 0
-    running = Lcsc("run", file, "--parallel", environment={"LCSC_TEST_SECONDS": "0.2"})
+    running = Lcsc("run", file, "--parallel", environment={"LCSC_TEST_SECONDS": "0.3"})
     wait_until(lambda: finished_trials() >= 4)
     running.signal(signal.SIGINT)
     start = time.monotonic()
@@ -191,6 +191,7 @@ def test_ctrl_c_ends_all_and_loses_nothing(folder: Path, monkeypatch: pytest.Mon
     assert ended.status == 130, ended.err
     assert "everything finished is kept" in ended.err
     assert "Traceback" not in ended.err
+    assert finished_trials() < 4 * 12
     with sqlite3.connect("studies.db") as connection:
         assert connection.execute("SELECT COUNT(*) FROM lcsc_leases WHERE holder IS NOT NULL").fetchone() == (0,)
         assert connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'FAIL'").fetchone() == (0,)
