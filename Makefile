@@ -10,6 +10,9 @@ STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 BENCHMARKS := $(filter-out benchmarks/optimizers.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
+# the tests start Python some hundred times: modules are compiled once, not each time, even where the shell says otherwise
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench optimizers paper stress clean
 

@@ -148,7 +148,12 @@ def _layout() -> html.Main:
             rowData=[],
             getRowId="params.data.optimizer",
             defaultColDef=COLUMN,
-            dashGridOptions={"domLayout": "autoHeight", "animateRows": False, "suppressMovableColumns": True},
+            dashGridOptions={
+                "domLayout": "autoHeight",
+                "animateRows": False,
+                "suppressMovableColumns": True,
+                "suppressColumnVirtualisation": True,
+            },
             style={"height": None},
         ),
         dcc.Download(id="download"),

@@ -14,7 +14,7 @@ from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import TORCH_SUFFIXES, checkpoint_series
 from lcsc_opt.checkpoints.contents import Refused
 from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
+from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS, series_of_all
 
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 # names of files that lie beside weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
@@ -139,13 +139,14 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
     """The paths in natural order; ``last.ckpt`` and its like are left out beside one numbered series."""
-    counts = Counter(checkpoint_series(path) for path in paths)
     lone = [path for path in paths if not re.search("[0-9]", path.stem)]
-    rest = counts - Counter(checkpoint_series(path) for path in lone)
-    if lone and len(rest) == 1 and rest.total() > 1:
+    numbered = [path for path in paths if path not in lone]
+    counts = Counter(series_of_all(numbered))
+    if lone and len(counts) == 1 and len(numbered) > 1:
         notice(f"{', '.join(path.name for path in lone)} in {place} left out: the name tells no step")
-        paths = [path for path in paths if path not in lone]
-        counts = rest
+        paths = numbered
+    else:
+        counts += Counter(checkpoint_series(path) for path in lone)
     if len(counts) > 1 and max(counts.values()) > 1:
         raise several_series(place, paths)
     return sorted(paths, key=_natural)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".index.json")
@@ -10,6 +11,7 @@ _PRECISION = r"(?:fp|bf|float)[0-9]+"
 _NAMED = r"(?:step|iter|iteration)s?[=_-]?([0-9]{1,18})(?![0-9])"
 _WHOLE = r"(?<![0-9.])([0-9]{1,18})(?![0-9]|\.[0-9])"  # not a part of 0.9999
 _SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
+_DECIMAL = r"[0-9]+\.[0-9]+"
 _FOLDER = r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?"
 
 
@@ -46,6 +48,20 @@ def checkpoint_series(path: str | Path) -> str:
             rest = (*folders[len(folders) - depth + 1 :], _without_suffix(path.name))
             return "/".join((_series(_without_suffix(around)) or "step", *rest))
     return _without_suffix(path.name)
+
+
+def series_of_all(paths: Sequence[Path]) -> list[str]:
+    """The series of each of these checkpoints of one folder.
+
+    Where names differ in decimal numbers, these are rates of averages, or metrics: ``net_1000_0.53.pt``,
+    ``net_2000_0.48.pt``. They are metrics, and not a part of the series, where no step is there twice and there are
+    more than half as many of them as files.
+    """
+    series = [checkpoint_series(path) for path in paths]
+    without = [re.sub(_DECIMAL, "", name) for name in series]
+    steps = {named_step(path) or numbered_step(path) for path in paths}
+    are_metrics = len(set(without)) == 1 and len(steps) == len(paths) and 2 * len(set(series)) > len(paths)
+    return [name.strip("-_. ") for name in without] if are_metrics else series
 
 
 def _series(name: str) -> str | None:

@@ -109,6 +109,27 @@ def test_where_no_glob_tells_series_apart_none_is_suggested(tmp_path):
     assert found([tmp_path / "epoch=9-step=900.ckpt", tmp_path / "epoch=10-step=1000.ckpt"], tmp_path)
 
 
+def test_decimal_numbers_that_nearly_every_file_has_another_of_are_metrics(tmp_path):
+    losses = ("0.53", "0.48", "0.48", "0.41")
+    names = [f"net_{step}000_{loss}.pt" for step, loss in enumerate(losses, 1)]
+    touch(tmp_path, *names, "last.pt")
+    assert found(tmp_path, tmp_path) == names
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ema_0.999_100.pt", "ema_0.999_200.pt", "ema_0.9999_300.pt", "ema_0.9999_400.pt"],  # two rates
+        ["net_100_0.53.pt", "net_100_0.48.pt", "net_200_0.53.pt", "net_200_0.41.pt"],  # a step is there twice
+        ["net_100_0.53.pt", "net_200_0.48.pt", "net_300_0.48.pt", "ema_400_0.41.pt"],
+    ],
+)
+def test_decimal_numbers_that_tell_series_apart_are_no_metrics(tmp_path, names):
+    touch(tmp_path, *names)
+    with pytest.raises(TrajectoryError, match="several series"):
+        find_checkpoints(tmp_path)
+
+
 def test_last_checkpoint_beside_numbered_ones_is_left_out(tmp_path, capsys):
     touch(tmp_path, "epoch=0-step=100.ckpt", "epoch=1-step=200.ckpt", "last.ckpt")
     assert found(tmp_path, tmp_path) == ["epoch=0-step=100.ckpt", "epoch=1-step=200.ckpt"]

@@ -5,25 +5,23 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import time
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from lcsc_opt.base.records import Candidate, Coefficients, Cost
 from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from tests.evaluation import staged_examples
-from tests.evaluation.staged_examples import Part, Stages
 
 OBJECTIVE = """
-from tests.evaluation.ray_clusters import Logged
-from tests.evaluation.staged_examples import EnvironmentInLoss, Slow
+from tests.evaluation.staged_examples import EnvironmentInLoss, Logged, Slow
 
 KINDS = {"logged": Logged, "device": EnvironmentInLoss, "slow": Slow}
 
@@ -35,15 +33,21 @@ def build(settings):
 SPEC = ObjectiveSpec(file="ray_own_objective.py", settings={"data": "data/number.txt", "checkpoints": "run.trajectory"})
 ROOT = Path(__file__).parents[2]
 MEMORY = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # other tests are not nice
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "RAY_worker_niceness": "0",  # other tests are not nice
+    "RAY_prestart_worker_first_driver": "0",  # a process for each CPU at the start of each job, which nobody asked for
+}
 
 
 @contextlib.contextmanager
 def small_cluster(*nodes: dict[str, Any]) -> Iterator[Cluster]:
     """A head that evaluates nothing, and these nodes."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    head = {"num_cpus": 0, "object_store_memory": MEMORY, "node_name": "head", "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**head, "env_vars": ENVIRONMENT})
+    head = {"num_cpus": 0, "object_store_memory": MEMORY, "node_name": "head", "env_vars": ENVIRONMENT}
+    without = {"include_dashboard": False, "no_monitor": True}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, **without})
     try:
         for node in nodes:
             add_node(cluster, **node)
@@ -67,58 +71,30 @@ def connected(cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
-LINE = 12  # characters of a line of the log
-
-
-class Logged(Stages):
-    """Takes a moment; writes down which process samples; samples again what another process has sampled.
-
-    The samples of all processes are counted: that with a number in ``dies`` kills its process, and from the
-    ``waits``-th on they wait until ``go`` is there.
-    """
-
-    def __init__(self, log: str = "", dies: Sequence[int] = (), waits: int = 0, go: str = "") -> None:
-        super().__init__()
-        self.log_file, self.dies, self.waits, self.go = log, dies, waits, Path(go)
-
-    def sample(
-        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
-    ) -> Part:
-        if self.log_file:
-            number = self._written()
-            if number in self.dies:
-                os.kill(os.getpid(), signal.SIGKILL)
-            assert not self.waits or number < self.waits or wait_for(self.go.exists)
-        return super().sample(candidate, prepared, first, last, gradient=gradient)
-
-    def _written(self) -> int:
-        with Path(self.log_file).open("ab", buffering=0) as file:
-            file.write(f"{os.getpid():{LINE - 1}}\n".encode())
-            return file.tell() // LINE  # where this line ends, whatever others have written since
-
-    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
-        self.kept = candidate
-        return super().slope(candidate, first, last, back)
-
-
 def processes(log: Path) -> list[int]:
     """Those that have sampled so far, in order."""
     return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def wait_for(what: Any, seconds: float = 600.0) -> bool:
-    """Whether it came true."""
-    until = time.monotonic() + seconds
-    while not what():
-        if time.monotonic() > until:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def study_file(folder: Path, **changes: Any) -> str:
     own = {"objective": {"file": "stages_on_ray.py"}, "workers": {"ray": 3}}
     return staged_examples.study_file(folder, **{**own, **changes})
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str, **changes: Any) -> str:
+    """The one line that a study is refused with; nothing of it is stored."""
+    capsys.readouterr()
+    assert lcsc(["run", study_file(folder, **changes), *arguments]) == 2
+    assert not list(folder.glob("*.db*"))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
 
 
 def trials(url: str, name: str) -> list[tuple[Any, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -196,6 +197,40 @@ class DiesOnce(Stages):
         return super().slope(candidate, first, last, back)
 
 
+LINE = 12  # characters of a line of the log
+
+
+class Logged(Stages):
+    """Takes a moment; writes down which process samples; samples again what another process has sampled.
+
+    The samples of all processes are counted: that with a number in ``dies`` kills its process, and from the
+    ``waits``-th on they wait until ``go`` is there.
+    """
+
+    def __init__(self, log: str = "", dies: Sequence[int] = (), waits: int = 0, go: str = "") -> None:
+        super().__init__()
+        self.log_file, self.dies, self.waits, self.go = log, dies, waits, Path(go)
+
+    def sample(
+        self, candidate: Candidate, prepared: Coefficients, first: int, last: int, *, gradient: bool = False
+    ) -> Part:
+        if self.log_file:
+            number = self._written()
+            if number in self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert not self.waits or number < self.waits or wait_for(self.go.exists)
+        return super().sample(candidate, prepared, first, last, gradient=gradient)
+
+    def _written(self) -> int:
+        with Path(self.log_file).open("ab", buffering=0) as file:
+            file.write(f"{os.getpid():{LINE - 1}}\n".encode())
+            return file.tell() // LINE  # where this line ends, whatever others have written since
+
+    def slope(self, candidate: Candidate, first: int, last: int, back: float) -> tuple[Coefficients, Cost]:
+        self.kept = candidate
+        return super().slope(candidate, first, last, back)
+
+
 class EnvironmentInLoss(Stages):
     """The loss is the number of the GPU that the process may see."""
 
@@ -227,3 +262,13 @@ def study_file(folder: Path, **changes: Any) -> str:
     path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}))
     return str(path)
+
+
+def wait_for(what: Any, seconds: float = 600.0) -> bool:
+    """Whether it came true."""
+    until = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True

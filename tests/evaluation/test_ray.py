@@ -1,12 +1,13 @@
-"""Searches on a real Ray cluster of this machine."""
+"""Searches on a real Ray cluster of this machine, and clusters that cannot evaluate them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import re
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from lcsc_opt.evaluation.nodes import Packed
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import stored_plan
 from lcsc_opt.trajectory import Trajectory
-from tests.evaluation.staged_examples import candidate
+from tests.evaluation.staged_examples import candidate, wait_for
+from tests.processes import Lcsc
 
 ray = pytest.importorskip("ray")
 
@@ -32,13 +34,15 @@ from lcsc_opt.evaluation.ray import ray_cluster  # noqa: E402
 from lcsc_opt.evaluation.ray_worker import Files, Read  # noqa: E402
 from tests.evaluation.ray_clusters import (  # noqa: E402
     OBJECTIVE,
+    ROOT,
     SPEC,
     add_node,
     connected,
+    free_port,
     processes,
+    refused,
     study_file,
     trials,
-    wait_for,
 )
 
 OPTIMIZERS = ["CMA", "LCSC", "LCSCGradient"]
@@ -50,21 +54,15 @@ def attempts(url: str, name: str) -> list[str]:
     return [failed["reason"] for trial in study.trials() for failed in trial.user_attrs.get("attempts", ())]
 
 
-def replace_a_node(running: subprocess.Popen[str], cluster: Any, log: Path, go: Path) -> None:
+def replace_a_node(running: Lcsc, cluster: Any, log: Path, go: Path) -> None:
     """Take a node away at once when samples wait, and let them go on when another one is there."""
     victim = add_node(cluster, num_cpus=1, node_name="victim")
-    assert wait_for(lambda: len(processes(log)) >= WAITS or running.poll() is not None)
+    assert wait_for(lambda: len(processes(log)) >= WAITS or running.process.exitcode is not None)
     cluster.remove_node(victim, allow_graceful=False)
     later = add_node(cluster, num_cpus=1, node_name="later")
     go.touch()
-    running.wait()
+    running.process.join()
     cluster.remove_node(later)
-
-
-def search(*arguments: str) -> subprocess.Popen[str]:
-    """``lcsc run`` in a process of its own."""
-    command = [sys.executable, "-c", "from lcsc_opt.cli import main; main()", "run", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow
@@ -74,12 +72,11 @@ def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(f
     log, go = folder / "log", folder / "go"
     settings = {"log": str(log), "dies": list(DIES), "waits": WAITS, "go": str(go)}
     file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": settings}, **shared)
-    with search(file, "--parallel", "--ray", cluster.address, "--storage", "sqlite:///r.db") as running:
-        replace_a_node(running, cluster, log, go)
-        assert running.stdout is not None
-        said = running.stdout.read()
-    assert running.returncode == 0, said
-    assert "raylet" not in said, "Ray's own reports of deaths"
+    running = Lcsc("run", file, "--parallel", "--ray", cluster.address, "--storage", "sqlite:///r.db")
+    replace_a_node(running, cluster, log, go)
+    ended = running.wait()
+    assert ended.status == 0, ended
+    assert "raylet" not in ended.out + ended.err, "Ray's own reports of deaths"
     for optimizer in OPTIMIZERS:
         assert trials("sqlite:///r.db", f"e/{optimizer}/0") == trials("sqlite:///e.db", f"e/{optimizer}/0")
     reasons = [reason for optimizer in OPTIMIZERS for reason in attempts("sqlite:///r.db", f"e/{optimizer}/0")]
@@ -108,6 +105,9 @@ def test_a_study_goes_on_where_it_began_and_elsewhere(folder: Path, cluster: Any
     assert died.exists()
     assert {node.name for node in kept.nodes} <= {"one", "two"}
     assert 1 <= sum(node.alive for node in kept.nodes) <= 2
+    assert lcsc(["run", file, "budget.evaluations=8", "--ray", f"127.0.0.1:{free_port()}"]) == 2
+    assert stored_plan(stored).ray == RayWorkers(ray=2, address=cluster.address)
+    assert len(stored.trials()) == 4
     assert lcsc(["run", file, "workers=2", "budget.evaluations=8"]) == 0
     assert stored_plan(stored).ray is None
     whole = study_file(folder, workers=2, budget={"evaluations": 8}, storage="sqlite:///w.db")
@@ -120,10 +120,11 @@ def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: A
     objective = {"file": "stages_on_ray.py", "settings": {"kind": "device"}}
     try:
         for name, workers, expected in (
-            ("each", {"ray": 1}, ({0.0}, {1.0})),  # where there are GPUs, a worker has one of them
-            ("none", {"ray": 1, "gpus": 0}, ({-1.0},)),
+            ("each", {}, ({0.0}, {1.0})),  # where there are GPUs, a worker has one of them
+            ("none", {"gpus": 0}, ({-1.0},)),
         ):
-            settings = {"workers": {**workers, "address": cluster.address}, "objective": objective}
+            there = {"ray": 1, "cpus": 3, "address": cluster.address}  # no other node has three
+            settings = {"workers": {**there, **workers}, "objective": objective, "budget": {"evaluations": 2}}
             assert lcsc(["run", study_file(folder, name=name, **settings)]) == 0
             assert {trial[2] for trial in trials("sqlite:///e.db", f"{name}/CMA/0")} in expected
     finally:
@@ -136,17 +137,14 @@ def test_an_interrupt_gives_everything_back_within_ten_seconds(folder: Path, clu
     (folder / "stages_on_ray.py").write_text(
         f"import os\nos.environ['LCSC_TEST_MARKER'] = {str(marker)!r}\n" + OBJECTIVE
     )
-    file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": {"kind": "slow"}})
-    with search(file, "--ray", cluster.address) as running:
-        try:
-            assert wait_for(marker.exists)
-            running.send_signal(signal.SIGINT)
-            start = time.monotonic()
-            said, _ = running.communicate(timeout=60)
-        finally:
-            running.kill()
-    assert running.returncode == 130, said
-    assert "interrupted" in said
+    file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": {"kind": "slow"}}, workers={"ray": 2})
+    running = Lcsc("run", file, "--ray", cluster.address)
+    assert wait_for(lambda: marker.exists() or running.process.exitcode is not None)
+    running.signal(signal.SIGINT)
+    start = time.monotonic()
+    ended = running.wait()
+    assert ended.status == 130, ended
+    assert "interrupted" in ended.err
     with connected(cluster):
         assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
     assert time.monotonic() - start < 10
@@ -184,6 +182,59 @@ def test_a_trajectory_that_a_node_does_not_see_goes_into_its_cache(own_files: Pa
 
 def found(packed: Packed, read: Read) -> Path:
     return packed.found(read)
+
+
+def test_a_cluster_that_is_too_small_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], cluster: Any
+) -> None:
+    on = {"address": cluster.address}
+    said = refused(folder, capsys, workers={"ray": 2, "gpus": 1, **on})
+    assert "2 workers with 1 GPUs and 1 CPUs each are asked for, and the cluster has 0 GPUs and 4 CPUs" in said
+    assert "lower gpus and cpus, or add nodes" in said
+    assert said == refused(folder, capsys, "--dry-run", workers={"ray": 2, "gpus": 1, **on})
+    assert "at most 0 and 2 on one" in refused(folder, capsys, workers={"ray": 2, "cpus": 3, **on})
+
+
+def test_a_dry_run_looks_at_the_cluster_and_leaves_nothing_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str], cluster: Any
+) -> None:
+    file = study_file(folder, workers={"ray": 9, "address": cluster.address})
+    assert lcsc(["run", file, "--dry-run"]) == 0
+    assert "the cluster has room for 4 of 9 workers" in capsys.readouterr().err
+    assert not list(folder.glob("*.db*"))
+    assert not ray.is_initialized()
+
+
+def test_a_node_with_other_software_and_code_is_refused_by_its_name(
+    folder: Path, capsys: pytest.CaptureFixture[str], cluster: Any
+) -> None:
+    first = folder / "installed"  # where the node's Python looks first
+    package = first / "nevergrad-99.0.dist-info" / "METADATA"
+    package.parent.mkdir(parents=True)
+    package.write_text("Metadata-Version: 2.1\nName: nevergrad\nVersion: 99.0\n")
+    shutil.copytree(ROOT / "lcsc_opt", first / "lcsc_opt", ignore=shutil.ignore_patterns("__pycache__"))
+    with (first / "lcsc_opt" / "base" / "records.py").open("a") as file:
+        file.write("OF_ANOTHER_VERSION = 1\n")
+    path = {"PYTHONPATH": os.pathsep.join([str(first), str(ROOT)])}
+    node = add_node(cluster, num_cpus=3, node_name="other", env_vars=path)
+    try:
+        said = refused(folder, capsys, workers={"ray": 1, "cpus": 3, "address": cluster.address})
+    finally:
+        cluster.remove_node(node)
+    assert "node other: has other software than the coordinator: lcsc_opt's code " in said
+    assert re.search(r", nevergrad [0-9.]+ → 99.0; install the same there$", said)
+
+
+def test_a_node_without_room_for_the_trajectory_is_refused_by_its_name(
+    own_files: Path, capsys: pytest.CaptureFixture[str], cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = Packed.of(Trajectory.open(own_files / "run.trajectory"))
+    huge = dataclasses.replace(packed, path=Path("/not/there"), in_cache=Path("no"), sizes={"weights.bin": 10**18})
+    monkeypatch.setattr(Packed, "of", classmethod(lambda *_: huge))  # no node has the place, or the room
+    monkeypatch.chdir(own_files)
+    objective = {"file": SPEC.file, "settings": dict(SPEC.settings)}
+    said = refused(own_files, capsys, "--ray", cluster.address, objective=objective)
+    assert re.search(r"node (one|two): no room for the trajectory: 1000000000.00 GB, and .* GB are free in ", said)
 
 
 def test_workers_of_a_cluster_in_a_study_file(folder: Path) -> None:
