@@ -16,13 +16,12 @@ import hypothesis
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from optuna.storages._rdb import storage as optuna_storage
 
 from lcsc_opt.base.waiting import let_waiting_threads_sleep
 from lcsc_opt.evaluation import devices
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
-from tests import database_servers
+from tests import database_servers, migrations
 
 # no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared
 hypothesis.settings.register_profile("lcsc_opt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -50,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if side_by_side:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // side_by_side)))
     let_waiting_threads_sleep()  # nothing has imported torch yet
+    migrations.read_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -64,19 +64,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def migrations_read_once() -> Iterator[None]:
-    """Optuna reads its migration scripts again for each database that is opened, which takes 20 to 50 ms."""
-    with pytest.MonkeyPatch.context() as patch:
-        read, known = optuna_storage._VersionManager._create_alembic_script, list[Any]()
-
-        def once(manager: Any) -> Any:
-            if not known:
-                known.append(read(manager))
-            return known[0]
-
-        patch.setattr(optuna_storage._VersionManager, "_create_alembic_script", once)
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def collections_look_at_a_files_own_objects() -> Iterator[None]:
+    """What is left when a file is through, mostly modules that it imported, is no garbage for the files after it."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import multiprocessing
 import os
+import runpy
 import signal
 import sqlite3
 import tempfile
@@ -15,6 +17,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import NoReturn
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -28,6 +31,7 @@ CONTEXT.set_forkserver_preload(
             "lcsc_opt.trajectory",
         ),
         *("lcsc_opt.search.studies", "lcsc_opt.exports.figures", "lcsc_opt.views.figures.of_study"),
+        "tests.forked",
     ]
 )
 SECONDS = 300.0
@@ -143,6 +147,17 @@ class Lcsc:
 def lcsc_process(*arguments: str, environment: Mapping[str, str] | None = None, **options: object) -> Ended:
     """Run ``lcsc ARGUMENTS`` to its end; see :class:`Lcsc`."""
     return Lcsc(*arguments, environment=environment, **options).wait()  # type: ignore[arg-type]
+
+
+def script_process(path: Path, *arguments: str) -> Ended:
+    """Run ``python PATH ARGUMENTS`` to its end, but for the interpreter's own start and end."""
+    return Lcsc(first=functools.partial(_as_script, str(path.resolve()), arguments)).wait()
+
+
+def _as_script(path: str, arguments: tuple[str, ...]) -> NoReturn:
+    sys.argv, sys.path[:] = [path, *arguments], [str(Path(path).parent), *sys.path]
+    runpy.run_path(path, run_name="__main__")
+    sys.exit()
 
 
 def _lcsc(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ esac
 SRUN = 'while [[ $1 == -* ]]; do shift; done; exec "$@"'
 LISTENS = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(600)"
 RAY = f'echo "$*" >> ray.txt; exec {sys.executable} -c "{LISTENS}" "$RAY_PORT"'
+SLEEP = f"exec {shutil.which('sleep')} 0.05"  # the job looks whether the head is up each second
 LCSC = 'trap "touch told; exit $TOLD" TERM; echo "$*" > lcsc.txt; while [ ! -e end ]; do sleep 0.05; done; exit 3'
 
 
@@ -83,7 +85,7 @@ class Job:
 
     def __init__(self, folder: Path, *, told: int) -> None:
         self._folder = folder
-        for name, body in {"scontrol": SCONTROL, "srun": SRUN, "ray": RAY, "lcsc": LCSC}.items():
+        for name, body in {"scontrol": SCONTROL, "srun": SRUN, "ray": RAY, "sleep": SLEEP, "lcsc": LCSC}.items():
             (folder / name).write_text(f"#!/bin/bash\n{body}\n")
             (folder / name).chmod(0o755)
         slurm = {"JOB_ID": "7", "JOB_NODELIST": "here", "JOB_NUM_NODES": "1", "CPUS_ON_NODE": "2", "GPUS_ON_NODE": "4"}

@@ -17,6 +17,7 @@ import torch
 import lcsc_opt
 from lcsc_opt.base.errors import CoefficientsError, ObjectiveError, StudySpecError, StudyStoreError
 from tests.model_studies import write_model_study
+from tests.processes import script_process
 
 NAMES = {
     "Objective",
@@ -144,14 +145,22 @@ def lose(coefficients):
         "budget": {{"evaluations": 4}},
         "workers": 2,
     }})
-    print(len(study.trials))
+    print(len(study.trials), flush=True)
 """
-GUARD = 'if __name__ == "__main__"'
 
 
-@pytest.mark.parametrize(("guard", "module"), [("if True", "face_losses"), (GUARD, "face_losses"), (GUARD, "__main__")])
-def test_a_script_runs_once_however_many_workers_there_are(workplace: Path, guard: str, module: str) -> None:
+def write_script(guard: str, module: str) -> Path:
+    script = Path("script.py").resolve()
+    script.write_text(SCRIPT.format(guard=guard, module=module))
+    return script
+
+
+def test_a_script_runs_once_however_many_workers_there_are(workplace: Path) -> None:
     Path("face_losses.py").write_text("def lose(coefficients):\n    return float((coefficients**2).sum())\n")
-    Path("script.py").write_text(SCRIPT.format(guard=guard, module=module))
-    found = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, check=True)
-    assert found.stdout == "once\n4\n"
+    command = [sys.executable, str(write_script("if True", "face_losses"))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "once\n4\n"
+
+
+def test_workers_call_a_function_of_the_script_itself(workplace: Path) -> None:
+    found = script_process(write_script('if __name__ == "__main__"', "__main__"))
+    assert (found.status, found.out) == (0, "once\n4\n"), found.err

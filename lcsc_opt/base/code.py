@@ -139,6 +139,12 @@ def _is_local(path: Path) -> bool:
     resolved = path.resolve()
     if {"site-packages", "dist-packages"}.intersection(resolved.parts):
         return False
-    own = (Path(__file__).parents[1].resolve(), shipped_directory("objectives").resolve())
-    standard = (Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib"))
-    return not any(resolved.is_relative_to(folder) for folder in (*own, *standard))
+    return not any(folder in resolved.parents for folder in _folders_of_others())
+
+
+@functools.cache
+def _folders_of_others() -> tuple[Path, ...]:
+    """Of this library, of the shipped objectives, and of Python."""
+    standard = (Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))
+    folders = (Path(__file__).parents[1], shipped_directory("objectives"), *standard)
+    return tuple(folder.resolve() for folder in folders)

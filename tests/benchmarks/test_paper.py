@@ -21,6 +21,7 @@ from reproduction.table import Table
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.connection import open_storage
+from tests.processes import lcsc_process
 from tests.study_examples import write_study
 
 NAMES = [table.study for table in TABLES]
@@ -311,6 +312,17 @@ def test_what_fails_is_said_and_what_is_done_is_not_done_again(
 def test_a_job_that_is_refused_gives_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LCSC_CACHE", str(tmp_path / "cache"))
     job = paper.Job("seeds", 0, ("objective.settings.imagez=3",))
-    assert "imagez: unknown key" in job.run(f"sqlite:///{tmp_path / 'x.db'}")
+    commands: list[list[str]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(paper, "_failure", commands.append)
+        job.run(f"sqlite:///{tmp_path / 'x.db'}")
+    [command] = commands
+    assert command[:3] == [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
+    refused = lcsc_process(*command[3:])
+    assert refused.status == 2
+    assert "imagez: unknown key" in refused.err.splitlines()[-1]
+    said = "import sys; print('first', file=sys.stderr); sys.exit({})"
+    assert paper._failure([sys.executable, "-c", said.format("'the last line'")]) == "the last line"
+    assert paper._failure([sys.executable, "-c", said.format(0)]) is None
     with pytest.raises(StudySpecError):
         paper.Job("seeds", 0, ("sedes=[1]",)).specs()

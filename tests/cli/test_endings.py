@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
+import fcntl
+import functools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import termios
 from pathlib import Path
 
 import pytest
 
-from tests.processes import Ended, finished_trials, lcsc_process, wait_until
+from tests.processes import Ended, Lcsc, finished_trials, lcsc_process, wait_until
 
 LCSC = [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
 SELF_ENDING = """
@@ -72,50 +73,73 @@ def lose(coefficients):
 """
 
 
+def take_terminal(name: str, answer: signal.Handlers) -> None:
+    """The process leads a session on this terminal, and has this answer to its end."""
+    os.setsid()
+    terminal = os.open(name, os.O_RDWR)
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    for descriptor in (0, 1, 2):
+        os.dup2(terminal, descriptor)
+    os.close(terminal)
+    signal.signal(signal.SIGHUP, answer)
+
+
+def close_in_the_third_evaluation(window: int, terminal: int) -> None:
+    os.close(terminal)
+    wait_until(Path("third").exists)
+    os.close(window)
+
+
+@pytest.fixture
+def waiting(workplace: Path) -> None:
+    """A search that goes on in its third evaluation when the file "go" is there."""
+    Path("ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
+    Path("waiting_losses.py").write_text(WAITING)
+
+
 TAKE_TERMINAL = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(1, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGHUP, signal.{answer})
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-@contextlib.contextmanager
-def interrupted_by_a_closed_terminal(answer: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A search whose terminal was closed in its third evaluation, which goes on when the file "go" is there."""
-    Path("ending.yaml").write_text(STUDY.replace("ending_losses", "waiting_losses"))
-    Path("waiting_losses.py").write_text(WAITING)
+def test_a_terminal_that_is_closed_ends_it_in_peace(waiting: None) -> None:
+    """In an interpreter of its own, which at its end writes to that terminal what is left."""
     window, terminal = os.openpty()
-    command = [sys.executable, "-c", TAKE_TERMINAL.format(answer=answer), *LCSC, "run", "ending.yaml"]
+    command = [sys.executable, "-c", TAKE_TERMINAL, *LCSC, "run", "ending.yaml"]
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True) as search:
-        os.close(terminal)
-        wait_until(Path("third").exists)
-        os.close(window)
-        yield search
-
-
-def test_a_terminal_that_is_closed_ends_it_in_peace(workplace: Path) -> None:
-    with interrupted_by_a_closed_terminal("SIG_DFL") as search:
+        close_in_the_third_evaluation(window, terminal)
         assert search.wait() == 128 + signal.SIGHUP
     assert finished_trials() == 2
 
 
-def test_a_search_that_is_disowned_outlives_its_terminal(workplace: Path) -> None:
-    with interrupted_by_a_closed_terminal("SIG_IGN") as search:
-        Path("go").touch()
-        assert search.wait() == 0
+def test_a_search_that_is_disowned_outlives_its_terminal(waiting: None) -> None:
+    window, terminal = os.openpty()
+    first = functools.partial(take_terminal, os.ttyname(terminal), signal.SIG_IGN)
+    search = Lcsc("run", "ending.yaml", first=first)
+    close_in_the_third_evaluation(window, terminal)
+    Path("go").touch()
+    assert search.wait().status == 0
     assert finished_trials() == 6
 
 
-@pytest.mark.parametrize("form", ["table", "json"])
-def test_output_that_nobody_reads_is_one_line(workplace: Path, form: str) -> None:
+def nobody_reads() -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [*LCSC, "list", "--catalog", "--format", form]
+    os.dup2(writing, 1)
+
+
+def test_output_that_nobody_reads_is_one_line(workplace: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*LCSC, "list", "--catalog"]
     found = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
-    assert found.returncode == 141
-    assert found.stderr == "lcsc: the output cannot be written: Broken pipe\n"
+    in_json = lcsc_process("list", "--catalog", "--format", "json", first=nobody_reads)
+    assert found.returncode == in_json.status == 141
+    assert found.stderr == in_json.err == "lcsc: the output cannot be written: Broken pipe\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -102,12 +102,11 @@ print(json.dumps({name: hashlib.sha256(np.array(run(build(name), 80)).tobytes())
 """
 
 
-@pytest.mark.parametrize("hash_seed", ["1", "4242"])
-def test_a_fresh_process_with_other_hashes_asks_the_same_bits(hash_seed: str) -> None:
+def test_a_fresh_process_with_other_hashes_asks_the_same_bits() -> None:
     names = ["LCSC", "LCSCGradient", "LCSCQuadratic", *NEVERGRAD]
     here = {name: hashlib.sha256(np.array(run(build(name), 80)).tobytes()).hexdigest() for name in names}
     command = [sys.executable, "-c", ASK_IN_A_FRESH_PROCESS, str(Path(__file__).parents[2]), *names]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    environment = {**os.environ, "PYTHONHASHSEED": "4242" if os.environ.get("PYTHONHASHSEED") == "1" else "1"}
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert json.loads(printed) == here
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -98,11 +99,31 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with that study and its front, as a new one is printed."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copytree(searched, folder, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch, (folder / "printed.json").open("w") as out:
+        patch.chdir(folder)
+        with contextlib.redirect_stdout(out):
+            assert lcsc([*FRONT, "--format", "json", "--storage", "sqlite:///studies.db"]) == 0
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def place(workplace: Path, searched: Path) -> Path:
-    """A copy of it."""
+    """A copy of the study."""
     shutil.copytree(searched, workplace, dirs_exist_ok=True)
     return workplace
+
+
+@pytest.fixture
+def front(place: Path, made: Path) -> list[dict[str, Any]]:
+    """A copy of the study and its front; the rows that were printed."""
+    shutil.copytree(made, place, dirs_exist_ok=True)
+    rows: list[dict[str, Any]] = json.loads(Path("printed.json").read_text())
+    return rows
 
 
 def stored(name: str) -> StoredStudy:
@@ -120,10 +141,9 @@ def printed(capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, An
     return rows
 
 
-def test_a_front_is_one_search_for_each_weight_and_the_rates_of_ema(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = printed(capsys)
+def test_a_front_is_one_search_for_each_weight_and_the_rates_of_ema(front: list[dict[str, Any]]) -> None:
     assert studies() == sorted([SOURCE, RATES, *POINTS])
-    searched, rates = rows[:3], rows[3:]
+    searched, rates = front[:3], front[3:]
     assert [row["study"] for row in searched] == POINTS
     assert [row["shown"] for row in searched] == ["near=0", "near=1", "near=9"]
     assert {(row["images"], row["noise"]) for row in searched} == {(30, "held-out")}
@@ -135,53 +155,48 @@ def test_a_front_is_one_search_for_each_weight_and_the_rates_of_ema(capsys: pyte
     assert precisions[0] < precisions[2]
 
 
-def test_the_numbers_are_those_of_the_models_that_export_would_write(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = printed(capsys)
-    for row in rows[:3]:
+def test_the_numbers_are_those_of_the_models_that_export_would_write(front: list[dict[str, Any]]) -> None:
+    for row in front[:3]:
         report = stored(row["study"]).attributes["held_out"]
         assert row["trial"] == report["trial"]
         assert (row["fid"], row["recall"]) == (report["metrics"]["fid"], report["metrics"]["recall"])
     grid = stored(RATES)
     by_number = {trial.number: trial.user_attrs for trial in grid.trials()}
-    assert len(rows[3:]) == len(by_number) == 7
-    for row in rows[3:]:
+    assert len(front[3:]) == len(by_number) == 7
+    for row in front[3:]:
         assert row["precision"] == by_number[row["trial"]]["selection"]["metrics"]["precision"]
         assert by_number[row["trial"]]["coefficients"][-1] == pytest.approx(1 - row["place"] ** 100)
 
 
-def test_settings_but_the_loss_are_the_studys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc(FRONT) == 0
+def test_settings_but_the_loss_are_the_studys(front: list[dict[str, Any]]) -> None:
     settings = [stored(name).attributes["specification"]["objective"]["settings"] for name in POINTS]
     assert [known["loss"] for known in settings] == [{"fid": 1.0}, {"fid": 1.0, "near": 1.0}, {"fid": 1.0, "near": 9.0}]
     assert all(known["other"] == 2 and "keep" not in known for known in settings)
     assert {len(stored(name).trials()) for name in POINTS} == {60}
 
 
-def test_run_again_it_continues_and_evaluates_nothing_twice(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lcsc([*FRONT[:-1], "0,1"]) == 0
+def test_run_again_it_continues_and_evaluates_nothing_twice(
+    front: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
     built = Path("built.txt").read_text()
     before = stored(POINTS[1]).trials()
-    assert lcsc([*FRONT[:-1], "0,1"]) == 0
+    assert printed(capsys) == front
     assert Path("built.txt").read_text() == built, "what is finished loads no objective"
-    assert lcsc([*FRONT, "--budget", "70"]) == 0
-    assert [len(stored(name).trials()) for name in POINTS] == [70, 70, 70]
+    assert lcsc([*FRONT[:-1], "0,1,3", "--budget", "70"]) == 0
+    names = [*POINTS, POINTS[0].replace("near=0", "near=3")]
+    assert [len(stored(name).trials()) for name in names] == [70, 70, 60, 70]
     assert [trial.value for trial in stored(POINTS[1]).trials()[:60]] == [trial.value for trial in before]
 
 
-def test_after_ctrl_c_the_same_command_gives_the_same_front(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    undisturbed = printed(capsys)
-    shutil.copy(searched / "studies.db", "other.db")
-    other = ["--storage", "sqlite:///other.db"]
+def test_after_ctrl_c_the_same_command_gives_the_same_front(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for finished in ("5", "40", "70"):
         Path("interrupt_after").write_text(finished)
-        assert lcsc([*FRONT, *other]) == 130
-    assert printed(capsys, *other) == undisturbed
-    evaluated = [len(StoredStudy.open(open_storage(other[1], write=False), name).trials()) for name in POINTS]
-    assert evaluated == [60, 60, 60]
+        assert lcsc(FRONT) == 130
+    assert printed(capsys) == json.loads((made / "printed.json").read_text())
+    assert [len(stored(name).trials()) for name in POINTS] == [60, 60, 60]
 
 
-def test_a_point_of_a_front_gives_the_same_front() -> None:
-    assert lcsc(FRONT) == 0
+def test_a_point_of_a_front_gives_the_same_front(front: list[dict[str, Any]]) -> None:
     weights = [float(weight) for weight in WEIGHTS]
     plans = [front_plans(stored(name), weights) for name in (SOURCE, POINTS[2])]
     assert [plan.specification() for plan in plans[0]] == [plan.specification() for plan in plans[1]]
@@ -197,7 +212,7 @@ def test_a_dry_run_shows_what_would_be_run(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_table_names_the_studies_and_says_what_is_reached_at_the_precision_of_ema(
-    capsys: pytest.CaptureFixture[str],
+    front: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
     assert lcsc(FRONT) == 0
@@ -208,7 +223,7 @@ def test_the_table_names_the_studies_and_says_what_is_reached_at_the_precision_o
     assert "EMA*'s precision" in shown.err
 
 
-def test_it_is_drawn_with_the_study_of_each_mark() -> None:
+def test_it_is_drawn_with_the_study_of_each_mark(front: list[dict[str, Any]]) -> None:
     assert lcsc([*FRONT, "--plot", "front.json"]) == 0
     traces = json.loads(Path("front.json").read_text())["data"]
     assert [(trace["name"], trace["xaxis"], trace["yaxis"]) for trace in traces] == [
@@ -243,7 +258,8 @@ def test_a_baseline_and_a_loss_without_anything_to_trade_have_no_front() -> None
     assert lcsc(["run", "traded.yaml", "--optimizer", "EMAGrid"]) == 0
     with pytest.raises(StudySpecError, match="traded/EMAGrid/3: is a baseline"):
         front_plans(stored("traded/EMAGrid/3"))
-    assert lcsc(["run", "traded.yaml", "name=alone", "objective.settings.loss=near", "--optimizer", "CMA"]) == 0
+    alone = ["name=alone", "objective.settings.loss=near", "--optimizer", "CMA", "--budget", "4"]
+    assert lcsc(["run", "traded.yaml", *alone]) == 0
     with pytest.raises(StudySpecError, match="has no front"):
         front_plans(stored("alone/CMA/3"))
 
@@ -253,7 +269,8 @@ def test_an_objective_without_the_setting_is_refused_before_anything_is_run(
 ) -> None:
     text = OBJECTIVE.replace('    loss: str | dict[str, float] = "fid"\n', "").replace("self.settings.loss", '"fid"')
     (workplace / "plain_objective.py").write_text(text)
-    assert lcsc(["run", "traded.yaml", "name=plain", "objective.file=plain_objective.py", "--optimizer", "CMA"]) == 0
+    plain = ["name=plain", "objective.file=plain_objective.py", "--optimizer", "CMA", "--budget", "4"]
+    assert lcsc(["run", "traded.yaml", *plain]) == 0
     capsys.readouterr()
     assert lcsc(["front", "plain/CMA/3"]) == 2
     assert "objective.settings: loss: unknown key" in capsys.readouterr().err

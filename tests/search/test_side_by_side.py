@@ -127,12 +127,11 @@ def test_who_comes_later_has_a_share_at_once() -> None:
 def test_trials_are_those_of_each_study_alone(folder: Path) -> None:
     files = {"file": "side_stages.py", "settings": {"sample": 0.003}}
     shared = {"objective": files, "optimizers": ["LCSC", "CMA", "LCSCGradient"], "held_out": {"images": 8, "top": 2}}
-    file = study_file(folder, seeds=[0, 1], **shared)
+    file = study_file(folder, seeds=[1], **shared)
     assert lcsc(["run", file, "--one-by-one", "--storage", "sqlite:///alone.db"]) == 0
     assert lcsc(["run", file, "--parallel"]) == 0
     for optimizer in shared["optimizers"]:
-        for seed in (0, 1):
-            assert trials(f"e/{optimizer}/{seed}") == trials(f"e/{optimizer}/{seed}", "alone.db")
+        assert trials(f"e/{optimizer}/1") == trials(f"e/{optimizer}/1", "alone.db")
     reports = [
         StoredStudy.open(open_storage(f"sqlite:///{db}.db", write=False), "e/CMA/1").attributes["held_out"]["loss"]
         for db in ("studies", "alone")
@@ -153,37 +152,37 @@ def test_optimizers_that_wait_share_the_workers_without_being_asked_to(
     at_once = [sum(start <= began < end for start, end in busy) for began, _ in busy]
     assert max(at_once) == 2
     first = trials("e/Powell/1")
-    assert lcsc(["run", file, "--one-by-one", "--storage", "sqlite:///alone.db"]) == 0
+    assert lcsc(["run", file, "--one-by-one", "--seed", "1", "--storage", "sqlite:///alone.db"]) == 0
     assert "e/Powell/1: asks for one candidate after the other, so 1 of 2 workers have" in capsys.readouterr().err
     assert trials("e/Powell/1", "alone.db") == first
 
 
 def test_a_study_that_fails_does_not_stop_the_others(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shared = {"budget": {"evaluations": 14}, "failures": {"retries": 0, "stop_share": 0.1}}
-    file = study_file(folder, optimizers=["CMA", "LCSC"], seeds=[0, 1], **shared)
+    file = study_file(folder, optimizers=["LCSC", "CMA", "OnePlusOne"], seeds=[1], **shared)
     assert lcsc(["run", file, "--one-by-one", "--storage", "sqlite:///alone.db"]) == 0
-    others = {trial[1][0] for name in ("e/CMA/0", "e/LCSC/0", "e/LCSC/1") for trial in trials(name, "alone.db")}
+    others = {trial[1][0] for name in ("e/LCSC/1", "e/OnePlusOne/1") for trial in trials(name, "alone.db")}
     own = [trial[1][0] for trial in trials("e/CMA/1", "alone.db")]
     Path("fails").write_text(" ".join(str(first) for first in own if first not in others))
     capsys.readouterr()
     assert lcsc(["run", file, "--parallel"]) == 1
     said = capsys.readouterr().err
     assert "of 10 trials failed, more than failures.stop_share 0.1; the last one: RuntimeError: broken" in said
-    assert "1 of 4 studies did not end: e/CMA/1" in said
-    for name in ("e/CMA/0", "e/LCSC/0", "e/LCSC/1"):
+    assert "1 of 3 studies did not end: e/CMA/1" in said
+    for name in ("e/LCSC/1", "e/OnePlusOne/1"):
         assert trials(name) == trials(name, "alone.db")
         assert f"{name}: best" in said
     Path("fails").unlink()
     assert lcsc(["resume", "e/CMA/1", "--retry-failed"]) == 0
     capsys.readouterr()
     assert lcsc(["run", file, "--parallel"]) == 0
-    assert capsys.readouterr().err.count("finished already") == 4
+    assert capsys.readouterr().err.count("finished already") == 3
 
 
 def test_ctrl_c_ends_all_and_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = study_file(folder, optimizers=["CMA", "LCSC"], seeds=[0, 1, 2], budget={"evaluations": 12})
+    file = study_file(folder, optimizers=["CMA", "LCSC"], seeds=[0, 1], budget={"evaluations": 12})
     assert lcsc(["run", file, "--one-by-one", "--storage", "sqlite:///alone.db"]) == 0
-    running = Lcsc("run", file, "--parallel", environment={"LCSC_TEST_SECONDS": "0.2"})
+    running = Lcsc("run", file, "--parallel", environment={"LCSC_TEST_SECONDS": "0.3"})
     wait_until(lambda: finished_trials() >= 4)
     running.signal(signal.SIGINT)
     start = time.monotonic()
@@ -192,12 +191,13 @@ def test_ctrl_c_ends_all_and_loses_nothing(folder: Path, monkeypatch: pytest.Mon
     assert ended.status == 130, ended.err
     assert "everything finished is kept" in ended.err
     assert "Traceback" not in ended.err
+    assert finished_trials() < 4 * 12
     with sqlite3.connect("studies.db") as connection:
         assert connection.execute("SELECT COUNT(*) FROM lcsc_leases WHERE holder IS NOT NULL").fetchone() == (0,)
         assert connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'FAIL'").fetchone() == (0,)
     assert lcsc(["run", file, "--parallel"]) == 0
     for optimizer in ("CMA", "LCSC"):
-        for seed in (0, 1, 2):
+        for seed in (0, 1):
             assert trials(f"e/{optimizer}/{seed}") == trials(f"e/{optimizer}/{seed}", "alone.db")
 
 

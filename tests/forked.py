@@ -1,0 +1,14 @@
+"""The forkserver imports this last: its processes neither read nor look through again what is known before them."""
+
+from __future__ import annotations
+
+import gc
+
+from optuna.storages import RDBStorage
+
+from tests import migrations
+
+migrations.read_once()
+RDBStorage("sqlite://").engine.dispose()
+gc.collect()
+gc.freeze()  # a collection in a forked process would copy what it looks at
