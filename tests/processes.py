@@ -10,6 +10,7 @@ import os
 import runpy
 import signal
 import sqlite3
+import sys
 import tempfile
 import threading
 import time
