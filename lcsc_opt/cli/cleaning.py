@@ -13,7 +13,8 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, size, table
-from lcsc_opt.database.connection import masked, open_existing, open_storage, shrink, storage_url
+from lcsc_opt.database.connection import open_existing, open_storage, shrink
+from lcsc_opt.database.urls import masked, storage_url
 
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached

@@ -9,7 +9,8 @@ import typer
 
 from lcsc_opt.cli.options import Storage
 from lcsc_opt.cli.output import say
-from lcsc_opt.database.connection import masked, open_even_empty, storage_url
+from lcsc_opt.database.connection import open_even_empty
+from lcsc_opt.database.urls import masked, storage_url
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, console, print_json, say, table
-from lcsc_opt.database.connection import storage_url
+from lcsc_opt.database.urls import storage_url
 
 PROBLEMS_REMAIN = 1
 

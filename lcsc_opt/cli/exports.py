@@ -9,8 +9,9 @@ import typer
 
 from lcsc_opt.cli.options import Output, Steps, Storage, Study, parse_steps
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import storage_url
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe

@@ -11,8 +11,9 @@ from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, print_json, say, table
 from lcsc_opt.cli.studies import print_plans, run_plans
-from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import storage_url
 
 if TYPE_CHECKING:
     from lcsc_opt.views.front import Front

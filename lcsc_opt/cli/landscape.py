@@ -10,8 +10,9 @@ import typer
 from lcsc_opt.cli.options import AcceptEnvironment, Output, Storage, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
-from lcsc_opt.database.connection import open_existing, storage_url
+from lcsc_opt.database.connection import open_existing
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import storage_url
 
 
 def add_commands(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli.options import Output
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-from lcsc_opt.database.connection import storage_url
+from lcsc_opt.database.urls import storage_url
 
 if TYPE_CHECKING:  # torch is imported only when a study is profiled
     from lcsc_opt.diagnostics.profiling import Part, Profile, Tried

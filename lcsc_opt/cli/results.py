@@ -10,8 +10,9 @@ import typer
 
 from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import open_existing, open_storage, storage_url
+from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.urls import storage_url
 
 WIDTH = 120  # columns of text; a wider table is hard to read
 

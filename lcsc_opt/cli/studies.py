@@ -14,8 +14,9 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import is_there, masked, open_existing, open_storage, storage_url
+from lcsc_opt.database.connection import open_existing, open_storage
 from lcsc_opt.database.store import StoredStudy, other_studies
+from lcsc_opt.database.urls import is_there, masked, storage_url
 
 Ray = Annotated[
     str | None,

@@ -8,7 +8,6 @@ password.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import sqlite3
@@ -24,9 +23,9 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.base.study_file import DEFAULT_STORAGE
 from lcsc_opt.database import locks
 from lcsc_opt.database.locks import TRANSIENT_MESSAGES, is_patient, sqlite_file, when_unlocked
+from lcsc_opt.database.urls import is_there, masked, parse_url, render, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits before a notice says who holds the lock
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
@@ -46,19 +45,6 @@ READ_ONLY = "attempt to write a readonly database"
 T = TypeVar("T")
 
 
-def storage_url(option: str | None, study_file: str | None = None) -> str:
-    """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's."""
-    for name in ("LCSC_STORAGE", "OPTUNA_STORAGE"):
-        option = option or os.environ.get(name)
-    return option or study_file or DEFAULT_STORAGE
-
-
-def is_there(url: str) -> bool:
-    """Whether the database's file exists; a server is assumed to be there."""
-    file = sqlite_file(_parse_url(url))
-    return file is None or file.exists()
-
-
 def open_storage(url: str, *, write: bool) -> RDBStorage:
     """Open a study database.
 
@@ -71,13 +57,13 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
     """
-    parsed = _parse_url(url)
+    parsed = parse_url(url)
     file = sqlite_file(parsed)
     if file is not None:
         _check_sqlite_file(file, write=write)
     try:
         how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
-        storage = when_unlocked(url, lambda: _connect(_render(url, parsed), how))
+        storage = when_unlocked(url, lambda: _connect(render(url, parsed), how))
     except ImportError as error:
         raise StudyStoreError(f"{masked(url)}: no driver for it{_driver_advice(parsed)}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
@@ -109,7 +95,7 @@ def looked_into(url: str) -> Iterator[RDBStorage]:
     Raises:
         StudyStoreError: one line that says why it cannot be opened, or made.
     """
-    file = sqlite_file(_parse_url(url))
+    file = sqlite_file(parse_url(url))
     if file is not None:
         _check_sqlite_file(file, write=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +129,7 @@ def open_even_empty(url: str) -> RDBStorage:
     Raises:
         StudyStoreError: one line that says why it cannot be opened.
     """
-    file = sqlite_file(_parse_url(url))
+    file = sqlite_file(parse_url(url))
     if file is not None and not file.exists():
         open_storage(url, write=True).engine.dispose()
     return open_storage(url, write=False)
@@ -151,7 +137,7 @@ def open_even_empty(url: str) -> RDBStorage:
 
 def shrink(url: str) -> bool:
     """Give the space of deleted rows in an SQLite file back to the disk. Returns whether that was possible now."""
-    file = sqlite_file(_parse_url(url))
+    file = sqlite_file(parse_url(url))
     if file is None:
         return True
     try:
@@ -234,35 +220,6 @@ def _limit_waiting(engine: sa.Engine) -> None:
     engine.dispose()  # connections made before the listener was there
 
 
-def _parse_url(url: str) -> sa.URL:
-    """The URL with an installed driver. A URL that cannot be parsed is not quoted in the message: it may hold a
-    password.
-    """
-    if _has_raw_at(url):
-        raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
-        given = masked(url) if "//" in url or "@" in url else f"{url}; of that file it is sqlite:///{url}"
-        raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {given}") from None
-    if parsed.drivername not in {"postgresql", "postgres"}:
-        return parsed
-    drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None]
-    return parsed.set(drivername="+".join(["postgresql", *drivers[:1]]))
-
-
-def _has_raw_at(url: str) -> bool:
-    """Whether more than one @ stands before the database's name: the first one then cuts a password in two."""
-    password = re.match(r"[\w+]+://[^:/@]*:(.*)@", url, re.DOTALL)
-    return password is not None and "@" in password[1]
-
-
-def _render(url: str, parsed: sa.URL) -> str:
-    """The URL as it was given, unless the driver was chosen here."""
-    same = sa.make_url(url).drivername == parsed.drivername
-    return url if same else parsed.render_as_string(hide_password=False)
-
-
 def _check_sqlite_file(file: Path, *, write: bool) -> None:
     if file.exists():
         try:
@@ -321,44 +278,13 @@ def _holds_studies(file: Path) -> bool:
         return True  # locked, or damaged: opening it says so
 
 
-def masked(url: str) -> str:
-    """The URL with its passwords hidden, fit for messages and logs."""
-    try:
-        parsed = sa.make_url(url)
-    except (sa.exc.ArgumentError, ValueError):
-        return "(an unreadable URL)"
-    if _has_raw_at(url):
-        return "(an unreadable URL)"
-    hidden = {name: "hidden" for name in parsed.query if _is_secret(name)}
-    if parsed.password is None and not hidden:
-        return url  # rendering would percent-encode the file's name
-    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
-
-
-def _is_secret(name: str) -> bool:
-    return any(part in name.lower() for part in ("passw", "pwd", "secret", "token"))
-
-
-def _secrets(url: str) -> list[str]:
-    """Texts that must not be in a message: the URL, and its passwords, both decoded and as written in it."""
-    parsed = sa.make_url(url)
-    values = [value for name, value in parsed.query.items() if _is_secret(name)]
-    passwords = [str(password) for password in (parsed.password, *values) if password]
-    written = re.match(r"[\w+]+://[^:/@]*:([^@]*)@", url)
-    rendered = parsed.render_as_string(hide_password=False)
-    return [url, rendered, *passwords, *([written[1]] if written and written[1] else [])] if passwords else []
-
-
 def _first_line(error: BaseException, url: str) -> str:
     """The cause, without SQL, links and passwords."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line for line in str(getattr(cause, "orig", None) or cause).splitlines() if line.strip()]
-    line = lines[0] if lines else type(cause).__name__
-    for secret in _secrets(url):
-        line = line.replace(secret, "***")
-    return line
+    return without_secrets(lines[0] if lines else type(cause).__name__, url)
 
 
 @contextlib.contextmanager

@@ -53,10 +53,11 @@ from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreE
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import tables
-from lcsc_opt.database.connection import created_once, in_database, masked
+from lcsc_opt.database.connection import created_once, in_database
 from lcsc_opt.database.lease import Lease, create_table, hold
 from lcsc_opt.database.locks import in_turn, patient
 from lcsc_opt.database.names import SUCCEEDED, differences
+from lcsc_opt.database.urls import masked
 
 TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
 T = TypeVar("T")

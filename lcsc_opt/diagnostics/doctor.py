@@ -24,12 +24,13 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import LcscError, StudyHeldError, StudyMismatchError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.settings import near_miss
-from lcsc_opt.database.connection import in_database, masked, open_storage
+from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.lease import has_table, holder
 from lcsc_opt.database.locks import when_unlocked
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, other_studies, study_names
 from lcsc_opt.database.tables import named_artifacts, unreadable_attributes, versions
+from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.experiment import Experiment, experiments
 from lcsc_opt.search.plan import StudyPlan, stored_plan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.judges import few_enough, known_features
 from lcsc_opt.metrics.keeping import kept_metric
@@ -68,22 +70,11 @@ def build_scores(
     """
     names = _named(loss, metrics, held_out_metrics, keep)
     files, references = _files(names, reference, weights or {}, cross_check)
-    views = {}
-    for alias in dict.fromkeys(name.extractor for name in names):
-        formulas = {name.formula for name in names if name.extractor == alias}
-        extractor = build_extractor(alias, weights=files.get(alias), device=device)
-        built = None
-        if formulas != {"is"}:
-            built = build_reference(
-                references[alias],
-                alias,
-                extractor,
-                features=bool(formulas & OF_REFERENCE_FEATURES),
-                held_out=bool(formulas & OF_HELD_OUT),
-                batch_size=batch_size,
-                cache=cache,
-            )
-        views[alias] = View(extractor, built)
+    built = functools.partial(build_reference, batch_size=batch_size, cache=cache)
+    views = {
+        alias: _view(alias, names, build_extractor(alias, weights=files.get(alias), device=device), references, built)
+        for alias in dict.fromkeys(name.extractor for name in names)
+    }
 
     def judge_reference(alias: str, view: View) -> Reference | None:
         if view.reference is None:
@@ -93,13 +84,27 @@ def build_scores(
             holds_images(references[alias]) and few_enough(alias, view.reference.statistics.count)
         ):
             return None
-        how: dict[str, Any] = {"features": True, "held_out": True, "batch_size": batch_size, "cache": cache}
-        return build_reference(references[alias], alias, view.extractor, **how)
+        return built(references[alias], alias, view.extractor, features=True, held_out=True)
 
     named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
     named["loss_scale"] = loss_scale
     found = judge_reference if judges else None
     return Scores(views, **named, device=device, cross_check=cross_check, judge_reference=found)
+
+
+def _view(
+    alias: str,
+    names: Sequence[MetricName],
+    extractor: FeatureExtractor,
+    references: Mapping[str, ReferenceSetting],
+    built: Callable[..., Reference],
+) -> View:
+    """What the metrics in this feature space need of it."""
+    formulas = {name.formula for name in names if name.extractor == alias}
+    if formulas == {"is"}:
+        return View(extractor, None)
+    needed = {"features": bool(formulas & OF_REFERENCE_FEATURES), "held_out": bool(formulas & OF_HELD_OUT)}
+    return View(extractor, built(references[alias], alias, extractor, **needed))
 
 
 def check_scores(

@@ -10,9 +10,10 @@ from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import only_one, read_studies
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
-from lcsc_opt.database.connection import open_storage, storage_url
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
+from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective

@@ -16,9 +16,10 @@ from optuna.trial import TrialState
 from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.database import connection, locks
-from lcsc_opt.database.connection import masked, open_storage
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.urls import masked
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from tests.database_servers import PASSWORD, Postgresql

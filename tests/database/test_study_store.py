@@ -14,8 +14,9 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.database.connection import looked_into, masked, open_even_empty, open_storage
+from lcsc_opt.database.connection import looked_into, open_even_empty, open_storage
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
+from lcsc_opt.database.urls import masked
 from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"

@@ -23,7 +23,7 @@ from werkzeug.wrappers import Request, Response
 from lcsc_opt.base.catalog import entries, load_file
 from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.database.connection import masked
+from lcsc_opt.database.urls import masked
 
 if TYPE_CHECKING:
     import dash

@@ -1,0 +1,90 @@
+"""The URL of a study database, and what of it may be shown."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+
+import sqlalchemy as sa
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.study_file import DEFAULT_STORAGE
+from lcsc_opt.database.locks import sqlite_file
+
+
+def storage_url(option: str | None, study_file: str | None = None) -> str:
+    """The URL of the database: ``option``, else ``LCSC_STORAGE``, else ``OPTUNA_STORAGE``, else the study file's."""
+    for name in ("LCSC_STORAGE", "OPTUNA_STORAGE"):
+        option = option or os.environ.get(name)
+    return option or study_file or DEFAULT_STORAGE
+
+
+def is_there(url: str) -> bool:
+    """Whether the database's file exists; a server is assumed to be there."""
+    file = sqlite_file(parse_url(url))
+    return file is None or file.exists()
+
+
+def parse_url(url: str) -> sa.URL:
+    """The URL with an installed driver. A URL that cannot be parsed is not quoted in the message: it may hold a
+    password.
+    """
+    if _has_raw_at(url):
+        raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):  # the latter from a port that is no number
+        given = masked(url) if "//" in url or "@" in url else f"{url}; of that file it is sqlite:///{url}"
+        raise StudyStoreError(f"storage: expected a database URL such as sqlite:///studies.db, got {given}") from None
+    if parsed.drivername not in {"postgresql", "postgres"}:
+        return parsed
+    drivers = [name for name in ("psycopg", "psycopg2") if importlib.util.find_spec(name) is not None]
+    return parsed.set(drivername="+".join(["postgresql", *drivers[:1]]))
+
+
+def _has_raw_at(url: str) -> bool:
+    """Whether more than one @ stands before the database's name: the first one then cuts a password in two."""
+    password = re.match(r"[\w+]+://[^:/@]*:(.*)@", url, re.DOTALL)
+    return password is not None and "@" in password[1]
+
+
+def render(url: str, parsed: sa.URL) -> str:
+    """The URL as it was given, unless the driver was chosen here."""
+    same = sa.make_url(url).drivername == parsed.drivername
+    return url if same else parsed.render_as_string(hide_password=False)
+
+
+def masked(url: str) -> str:
+    """The URL with its passwords hidden, fit for messages and logs."""
+    try:
+        parsed = sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        return "(an unreadable URL)"
+    if _has_raw_at(url):
+        return "(an unreadable URL)"
+    hidden = {name: "hidden" for name in parsed.query if _is_secret(name)}
+    if parsed.password is None and not hidden:
+        return url  # rendering would percent-encode the file's name
+    return parsed.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def _is_secret(name: str) -> bool:
+    return any(part in name.lower() for part in ("passw", "pwd", "secret", "token"))
+
+
+def _secrets(url: str) -> list[str]:
+    """Texts that must not be in a message: the URL, and its passwords, both decoded and as written in it."""
+    parsed = sa.make_url(url)
+    values = [value for name, value in parsed.query.items() if _is_secret(name)]
+    passwords = [str(password) for password in (parsed.password, *values) if password]
+    written = re.match(r"[\w+]+://[^:/@]*:([^@]*)@", url)
+    rendered = parsed.render_as_string(hide_password=False)
+    return [url, rendered, *passwords, *([written[1]] if written and written[1] else [])] if passwords else []
+
+
+def without_secrets(text: str, url: str) -> str:
+    """A text that may quote the URL or its passwords, with these hidden."""
+    for secret in _secrets(url):
+        text = text.replace(secret, "***")
+    return text
