@@ -54,13 +54,14 @@ def series_of_all(paths: Sequence[Path]) -> list[str]:
     """The series of each of these checkpoints of one folder.
 
     Where names differ in decimal numbers, these are rates of averages, or metrics: ``net_1000_0.53.pt``,
-    ``net_2000_0.48.pt``. They are metrics, and not a part of the series, where no step is there twice and there are
-    more than half as many of them as files.
+    ``net_2000_0.48.pt``. They are metrics, and not a part of the series, where no step is there twice, and either they
+    are three different numbers at least, or more than half of the files have their own.
     """
     series = [checkpoint_series(path) for path in paths]
     without = [re.sub(_DECIMAL, "", name) for name in series]
     steps = {named_step(path) or numbered_step(path) for path in paths}
-    are_metrics = len(set(without)) == 1 and len(steps) == len(paths) and 2 * len(set(series)) > len(paths)
+    many = len(set(series)) > 2 or 2 * len(set(series)) > len(paths)
+    are_metrics = len(set(without)) == 1 and len(steps) == len(paths) and many
     return [name.strip("-_. ") for name in without] if are_metrics else series
 
 

@@ -109,8 +109,8 @@ def test_where_no_glob_tells_series_apart_none_is_suggested(tmp_path):
     assert found([tmp_path / "epoch=9-step=900.ckpt", tmp_path / "epoch=10-step=1000.ckpt"], tmp_path)
 
 
-def test_decimal_numbers_that_nearly_every_file_has_another_of_are_metrics(tmp_path):
-    losses = ("0.53", "0.48", "0.48", "0.41")
+@pytest.mark.parametrize("losses", [("0.53", "0.48"), ("0.53", "0.48", "0.48"), ("0.53", "0.48", *["0.41"] * 20)])
+def test_decimal_numbers_that_change_with_the_steps_are_metrics(tmp_path, losses):
     names = [f"net_{step}000_{loss}.pt" for step, loss in enumerate(losses, 1)]
     touch(tmp_path, *names, "last.pt")
     assert found(tmp_path, tmp_path) == names
