@@ -34,7 +34,7 @@ def delete(
     yes: Yes = False,
     storage: Storage = None,
 ) -> None:
-    """Delete studies from the database, with their trials, figures and images; none that is being run."""
+    """Delete studies from the database, but none that is being run. Their trials, figures and images go, too."""
     from lcsc_opt.diagnostics.cleaning.studies import deletable
 
     url = storage_url(storage)
@@ -60,7 +60,7 @@ def cache(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """List what lies in the cache, with its size, its last use and the studies that use it; or remove it."""
+    """List what lies in the cache, or remove it. The list has the size, the last use, and the studies that use it."""
     from lcsc_opt.diagnostics.cleaning.cache import contents
 
     folder, url = cache_directory(), storage_url(storage)

@@ -31,7 +31,7 @@ def doctor(
     ] = False,
     output: Output = Format.table,
 ) -> None:
-    """Check the study database: what is damaged or left over, and what to do. Leaves with 1 if problems remain."""
+    """Check the study database for what is damaged or left over. Says what to do; status 1 if problems remain."""
     from lcsc_opt.diagnostics.doctor import diagnose
 
     report = diagnose(storage_url(storage), study, deep=deep, mend=repair)

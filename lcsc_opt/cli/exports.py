@@ -68,7 +68,7 @@ def recipe(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Print how a model was merged: which checkpoints, with which coefficients, found by which trial."""
+    """Print how a model was merged. A recipe is the checkpoints, their coefficients, and where these are from."""
     shown = _recipe(source, trial, storage)
     if output is Format.json:
         print_json(shown.model_dump())
@@ -147,7 +147,7 @@ def apply(
     config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge the same bits again elsewhere: the checkpoints are matched by step and verified by hash."""
+    """Merge the same bits again elsewhere, by a recipe. Checkpoints are matched by step and verified by hash."""
     from lcsc_opt.exports.rebuild import rebuild
     from lcsc_opt.exports.recipe import read_recipe
     from lcsc_opt.exports.writing import Destination
@@ -176,7 +176,7 @@ def average(
     config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge once, without a study: an EMA, EDM2's power profile, or your own coefficients; with the recipe inside."""
+    """Merge once, without a study; the recipe is inside. Give an EMA's rate, EDM2's power profile, or coefficients."""
     import functools
 
     from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients

@@ -53,7 +53,7 @@ def landscape(
     accept_environment: AcceptEnvironment = False,
     output: Output = Format.table,
 ) -> None:
-    """Evaluate the plane through three models, as a study that can be interrupted; run again, it continues."""
+    """Evaluate the plane through three models, as a study. It can be interrupted; run again, it continues."""
     from lcsc_opt.search.landscape import LandscapeOptions, run_landscape
 
     if plot:

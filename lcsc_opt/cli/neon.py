@@ -39,7 +39,7 @@ def neon(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Train a model briefly on its own samples, as one more checkpoint: searches give it the negative coefficient."""
+    """Add a checkpoint that was trained on the model's own samples. Searches give it a negative coefficient."""
     from lcsc_opt.search.self_training import SelfTraining, append_self_trained
     from lcsc_opt.search.starts import start_from_file, start_from_study
     from lcsc_opt.training.preparing import parse_recipe

@@ -39,7 +39,7 @@ def profile(
     ] = None,
     output: Output = Format.table,
 ) -> None:
-    """Run a few trials, stored nowhere, and say where their time goes and what would make it less."""
+    """Run a few trials, stored nowhere, and say where time goes. It also says what would make it less."""
     from lcsc_opt.diagnostics.profiling import check_trace_file, folder_of, plan_to_profile, profile_study, try_settings
 
     path = find("studies", study_file)

@@ -45,7 +45,7 @@ def compare(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Compare the optimizers of an experiment, or of all points of a sweep: a table over seeds, and a figure."""
+    """Compare the optimizers of an experiment, or of a whole sweep. There is a table over seeds, and a figure."""
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds
     from lcsc_opt.views.sweep import is_sweep, points_of
@@ -165,7 +165,7 @@ def report(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The page; without it EXPERIMENT.html.")] = None,
     storage: Storage = None,
 ) -> None:
-    """Write everything about an experiment into one page that needs no network: tables, figures, images."""
+    """Write one page with everything about an experiment. Its tables, figures and images need no network."""
     from lcsc_opt.views.report import write_report
 
     path = write_report(open_storage(storage_url(storage), write=False), experiment, out or Path(f"{experiment}.html"))
@@ -193,7 +193,7 @@ def evaluate(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Choose among the best trials on noise the search never saw; report that one, and EMA*, on yet other noise.
+    """Choose among the best trials on noise the search never saw. That one, and EMA*, are reported on yet other noise.
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """

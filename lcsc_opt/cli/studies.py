@@ -41,7 +41,7 @@ def init(
     reference: Annotated[str | None, typer.Option(help="The real images: a folder, an .npz, a data set.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
-    """Look at checkpoints and write a study file: what cannot be found out is asked, or marked in it."""
+    """Look at checkpoints and write a study file for them. What cannot be found out is asked, or marked in it."""
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.objective.starting import draft
 
@@ -87,7 +87,7 @@ def run(
     accept_code: AcceptCode = False,
     debug: Debug = False,
 ) -> None:
-    """Search: run every study of a study file, continuing what is unfinished and skipping what is finished."""
+    """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
     from lcsc_opt.search.studies import plans_of, rehearse
 
     path = find("studies", study_file)
@@ -146,7 +146,7 @@ def resume(
     accept_code: AcceptCode = False,
     debug: Debug = False,
 ) -> None:
-    """Finish the original budget of one study, without its study file; --budget raises it."""
+    """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.plan import raise_budget, stored_plan
 
@@ -178,7 +178,7 @@ def fork(
     accept_code: AcceptCode = False,
     storage: Storage = None,
 ) -> None:
-    """Start a new study from the trials of another one; none of them is evaluated again."""
+    """Start a new study from the trials of another one. None of them is evaluated again."""
     from lcsc_opt.search import forking
     from lcsc_opt.search.experiment import Experiment
 
@@ -245,7 +245,7 @@ def show(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Everything about one study: its settings, its state, its best trial, its failures, where its time went."""
+    """Show one study: settings, state, best trial, failures. It also shows where the study's time went."""
     from lcsc_opt.views.overview import overview
 
     opened = open_storage(storage_url(storage), write=False)

@@ -55,7 +55,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
 ) -> None:
-    """Train a model that leaves a trajectory behind, with its learning curve, its folder and a study file beside it."""
+    """Train a model that leaves a trajectory to search. Learning curve, model folder and study file lie beside it."""
     from lcsc_opt.training.preparing import Request, run
 
     request = Request(

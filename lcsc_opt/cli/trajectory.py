@@ -46,7 +46,7 @@ def pack(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
     dtype: Annotated[Stored, typer.Option(help=DTYPE_HELP)] = Stored.exact,
 ) -> None:
-    """Pack saved checkpoints of one training run into one memory-mapped trajectory."""
+    """Pack checkpoints of one training run into one trajectory. It is memory-mapped, so that merges are quick."""
     from lcsc_opt.trajectory import Selection, packing
     from lcsc_opt.trajectory.opening import stored_in_words
 
@@ -66,7 +66,7 @@ def truncate(
     path: Annotated[Path, typer.Argument(help="A packed trajectory that no writer has open.")],
     after: Annotated[int, typer.Option("--after", min=0, help="The last step to keep.")],
 ) -> None:
-    """Drop the checkpoints after a step, as where training begins again from there; nothing else is touched."""
+    """Drop the checkpoints after a step, and touch nothing else. That is for training that begins again from there."""
     from lcsc_opt.base.errors import TrajectoryError
     from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
@@ -90,7 +90,7 @@ def show(
     ] = False,
     output: Output = Format.table,
 ) -> None:
-    """What is in a trajectory, how far its weights move, and what looks wrong with it."""
+    """Show what is in a trajectory, and what looks wrong with it. It also shows how far the weights move."""
     from lcsc_opt.trajectory.inspection import inspect
 
     described = dataclasses.asdict(inspect(paths, key=key, verify=verify))

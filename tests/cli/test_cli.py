@@ -79,6 +79,17 @@ def database() -> optuna.storages.RDBStorage:
     return optuna.storages.RDBStorage("sqlite:///studies.db")
 
 
+@pytest.mark.parametrize("group", [(), ("trajectory",)])
+def test_the_list_of_commands_has_whole_sentences(
+    group: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert lcsc([*group, "--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:")[2].splitlines()[1:]
+    assert len(commands) > 2
+    assert all(command.endswith(".") and not command.endswith("...") for command in commands)
+
+
 def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
     names = optuna.get_all_study_names(database())
