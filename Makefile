@@ -10,9 +10,6 @@ STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 BENCHMARKS := $(filter-out benchmarks/optimizers.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
-# the tests start Python some hundred times: modules are compiled once, not each time, even where the shell says otherwise
-export PYTHONDONTWRITEBYTECODE :=
-
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench optimizers paper stress clean
 
@@ -39,6 +36,8 @@ demo: setup ## train a small model of digits, search with five optimizers, compa
 	$(BIN)/lcsc compare digits
 	$(BIN)/lcsc report digits
 
+# Python starts some hundred times: modules are compiled once, not each time, even where the shell says otherwise
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run the tests, files side by side (TESTS=tests/metrics runs a part of them, JOBS=0 one after the other)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 

@@ -114,7 +114,7 @@ class Watched:
 def watched(browser: Any, home: str, *, width: int = 1280, color_scheme: str = "light") -> Iterator[Watched]:
     """A page that loads from ``home`` only: every complaint, bad answer and request to elsewhere is kept.
 
-    Nothing that a page stored is there for the next one.
+    The next page finds neither cookies nor what this one put into ``localStorage``, only its scripts.
     """
     page, problems = browser.new_page(), list[str]()
     page.set_viewport_size({"width": width, "height": 900})
@@ -132,8 +132,8 @@ def watched(browser: Any, home: str, *, width: int = 1280, color_scheme: str = "
     )
     try:
         yield Watched(page, problems)
-    finally:
         if page.url.startswith(home):
             page.evaluate("localStorage.clear()")
+    finally:
         page.close()
         browser.clear_cookies()

@@ -21,7 +21,7 @@ from lcsc_opt.base.waiting import let_waiting_threads_sleep
 from lcsc_opt.evaluation import devices
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
-from tests import database_servers, migrations
+from tests import database_servers, migrations, processes
 
 # no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared
 hypothesis.settings.register_profile("lcsc_opt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -65,11 +65,16 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def collections_look_at_a_files_own_objects() -> Iterator[None]:
-    """What is left when a file is through, mostly modules that it imported, is no garbage for the files after it."""
-    yield
+def collections_look_at_a_files_own_objects() -> None:
+    """What is left of the files before, mostly modules that they imported, is no garbage for this one."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def nothing_keeps_running() -> Iterator[None]:
+    yield
+    processes.kill_what_still_runs()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The forkserver imports this last: its processes neither read nor look through again what is known before them."""
+"""What the forkserver imports last: its processes then share what is the same for all of them."""
 
 from __future__ import annotations
 

@@ -15,10 +15,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NoReturn
+from unittest import mock
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -36,6 +38,26 @@ CONTEXT.set_forkserver_preload(
     ]
 )
 SECONDS = 300.0
+ROOT = str(Path(__file__).parents[1])
+
+
+def forked(
+    target: Callable[..., object], *arguments: object, environment: Mapping[str, str] | None = None, **options: object
+) -> ForkServerProcess:
+    """A process, not started yet, that calls ``target`` with the environment of now, and this added to it."""
+    found_first = [ROOT, os.environ.get("PYTHONPATH", "")]  # by the server: some packages install a `tests`, too
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, found_first))):
+        forkserver.ensure_running()
+    known = {**os.environ, **(environment or {})}
+    return CONTEXT.Process(target=_with_environment, args=(known, target, arguments, options))
+
+
+def _with_environment(
+    known: dict[str, str], target: Callable[..., object], arguments: tuple[object, ...], options: dict[str, object]
+) -> None:
+    os.environ.clear()
+    os.environ.update(known)
+    target(*arguments, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +89,7 @@ def finished_trials() -> int:
 def peak_growth(watched: Callable[..., object], *arguments: object, first: Callable[..., object] | None = None) -> int:
     """Bytes of its own by which a process grows in ``watched(*arguments)``, after ``first(*arguments)``."""
     received, sent = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_peak, args=(sent, watched, arguments, first))
+    process = forked(_peak, sent, watched, arguments, first)
     process.start()
     sent.close()
     grown = received.recv()
@@ -105,6 +127,17 @@ def _anonymous() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
 
 
+_running: set[ForkServerProcess] = set()
+
+
+def kill_what_still_runs() -> None:
+    """A test that failed may not have waited for its processes."""
+    while _running:
+        process = _running.pop()
+        process.kill()
+        process.join()
+
+
 class Lcsc:
     """A running ``lcsc ARGUMENTS``, in the working directory and with the environment of now.
 
@@ -124,10 +157,10 @@ class Lcsc:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._out, self._err = out or Path(self._folder.name) / "out", Path(self._folder.name) / "err"
-        known = {**os.environ, **(environment or {})}
-        target = (arguments, known, str(self._out), str(self._err), first)
-        self.process: ForkServerProcess = CONTEXT.Process(target=_lcsc, args=target)
+        files = (str(self._out), str(self._err))
+        self.process = forked(_lcsc, arguments, *files, first, environment=environment)
         self.process.start()
+        _running.add(self.process)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -140,6 +173,7 @@ class Lcsc:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
+        _running.discard(self.process)
         with self._folder:
             out = self._out.read_text() if self._out.is_file() else ""
             return Ended(self.process.exitcode, out, self._err.read_text())
@@ -151,7 +185,7 @@ def lcsc_process(*arguments: str, environment: Mapping[str, str] | None = None, 
 
 
 def script_process(path: Path, *arguments: str) -> Ended:
-    """Run ``python PATH ARGUMENTS`` to its end, but for the interpreter's own start and end."""
+    """Run a script to its end, as ``python PATH ARGUMENTS`` does, in a process that has imported what it needs."""
     return Lcsc(first=functools.partial(_as_script, str(path.resolve()), arguments)).wait()
 
 
@@ -161,11 +195,7 @@ def _as_script(path: str, arguments: tuple[str, ...]) -> NoReturn:
     sys.exit()
 
 
-def _lcsc(
-    arguments: tuple[str, ...], environment: dict[str, str], out: str, err: str, first: Callable[[], object] | None
-) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
+def _lcsc(arguments: tuple[str, ...], out: str, err: str, first: Callable[[], object] | None) -> None:
     for name, descriptor in ((out, 1), (err, 2)):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
     if first is not None:

@@ -55,10 +55,9 @@ def wheel(tmp_path_factory) -> Path:
 def scripts(wheel, tmp_path_factory) -> Path:
     """Where the commands of an environment are that has the wheel, and sees the dependencies of this one."""
     environment = tmp_path_factory.mktemp("environment")
-    venv.create(environment)
+    venv.create(environment, with_pip=True)
     folder = environment / ("Scripts" if os.name == "nt" else "bin")
-    pip = (sys.executable, "-m", "pip", "--python", folder / "python")
-    run(*pip, "install", "--no-deps", "--no-index", wheel, cwd=environment)
+    run(folder / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=environment)
     # After the installation: pip would take the editable lcsc_opt of this environment for the wheel's.
     (site_packages,) = environment.glob("**/site-packages")
     outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}

@@ -12,6 +12,7 @@ _NAMED = r"(?:step|iter|iteration)s?[=_-]?([0-9]{1,18})(?![0-9])"
 _WHOLE = r"(?<![0-9.])([0-9]{1,18})(?![0-9]|\.[0-9])"  # not a part of 0.9999
 _SETTING = r"[A-Za-z_/]*=-?[0-9.]+(?:e-?[0-9]+)?"  # epoch=3, val_loss=0.25
 _DECIMAL = r"[0-9]+\.[0-9]+"
+_AVERAGE = r"ema|snapshot"
 _FOLDER = r"(?:checkpoint|ckpt|global_step|step|iter|iteration)?[-_]?([0-9]{1,18})(?:\.ckpt)?"
 
 
@@ -51,28 +52,50 @@ def checkpoint_series(path: str | Path) -> str:
 
 
 def series_of_all(paths: Sequence[Path]) -> list[str]:
-    """The series of each of these checkpoints of one folder.
+    """The series of each of these checkpoints: decimal numbers behind the step may be metrics, and no part of it.
 
-    Where names differ in decimal numbers, these are rates of averages, or metrics: ``net_1000_0.53.pt``,
-    ``net_2000_0.48.pt``. They are metrics, and not a part of the series, where no step is there twice, and either they
-    are three different numbers at least, or more than half of the files have their own.
+    ``net_1000_0.53.pt``, ``net_2000_0.48.pt`` and ``net_3000_0.41.pt`` are of ``net``. That takes three different
+    numbers, no step that is there twice, and no average in the name (``ema``, ``network-snapshot``), whose rate or
+    width the number would be.
     """
     series = [checkpoint_series(path) for path in paths]
-    without = [re.sub(_DECIMAL, "", name) for name in series]
-    steps = {named_step(path) or numbered_step(path) for path in paths}
-    many = len(set(series)) > 2 or 2 * len(set(series)) > len(paths)
-    are_metrics = len(set(without)) == 1 and len(steps) == len(paths) and many
-    return [name.strip("-_. ") for name in without] if are_metrics else series
+    without = {_without_metrics(path) for path in paths}
+    if len(set(series)) < 3 or len(without) > 1 or None in without:
+        return series
+    steps = {_step_in_name(path) for path in paths}
+    return [str(name) for name in without] * len(paths) if len(steps) == len(paths) else series
+
+
+def _without_metrics(path: Path) -> str | None:
+    """The series without decimal numbers behind the step; ``None`` for an average, or where the name has no step."""
+    name = _without_suffix(path.name)
+    step = _step_in_text(name)
+    if step is None or re.search(_AVERAGE, name, flags=re.IGNORECASE):
+        return None
+    return _bare(name[: step.start()] + re.sub(_DECIMAL, "", name[step.end() :]))
+
+
+def _step_in_name(path: Path) -> int | None:
+    step = named_step(path)
+    return numbered_step(path) if step is None else step
 
 
 def _series(name: str) -> str | None:
     """``name`` without its step, epoch and metrics; ``None`` when it has no step."""
+    step = _step_in_text(name)
+    return None if step is None else _bare(name[: step.start()] + name[step.end() :])
+
+
+def _step_in_text(name: str) -> re.Match[str] | None:
+    """Where the step is in a name."""
     hidden = re.sub(_PRECISION, lambda match: "x" * len(match[0]), name, flags=re.IGNORECASE)
     found = [*re.finditer(_NAMED, hidden, flags=re.IGNORECASE)] or [*re.finditer(_WHOLE, hidden)]
-    if not found:
-        return None
-    start, stop = found[-1].span()
-    bare = re.sub(_SETTING, "", f"{name[:start]}{name[stop:]}")
+    return found[-1] if found else None
+
+
+def _bare(name: str) -> str:
+    """A name that has lost its step, without settings such as ``epoch=3``, and without separators that are left."""
+    bare = re.sub(_SETTING, "", name)
     return re.sub(r"([-_. ])[-_. ]+", r"\1", bare).strip("-_. ") or "step"
 
 

@@ -29,7 +29,7 @@ def dashboard(
     ] = None,
     storage: Storage = None,
 ) -> None:
-    """Compare optimizers in the browser, while they search. optuna-dashboard is beside it; nothing is changed."""
+    """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is beside it."""
     from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve
     from lcsc_opt.views.trainings import training_folders
 

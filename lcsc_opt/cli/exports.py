@@ -68,7 +68,7 @@ def recipe(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Print how a model was merged. A recipe is the checkpoints, their coefficients, and where these are from."""
+    """Print how a model was merged. A recipe is the checkpoints, their coefficients, and the trial."""
     shown = _recipe(source, trial, storage)
     if output is Format.json:
         print_json(shown.model_dump())

@@ -50,7 +50,7 @@ def refine(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Fine-tune all weights by the objective's gradient. This leaves a trajectory to search and an average."""
+    """Fine-tune all weights by the objective's gradient. Leaves a trajectory to search, and the average as a file."""
     from lcsc_opt.search.refining import RefineSettings, refine
     from lcsc_opt.search.starts import start_from_file, start_from_study
 

@@ -45,7 +45,10 @@ def compare(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Compare the optimizers of an experiment, or of a whole sweep. There is a table over seeds, and a figure."""
+    """Compare the optimizers of an experiment, or of a whole sweep.
+
+    Prints a table over seeds; --plot draws the curves of an experiment.
+    """
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds
     from lcsc_opt.views.sweep import is_sweep, points_of
@@ -193,7 +196,9 @@ def evaluate(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Choose among the best trials on noise the search never saw. That one, and EMA*, are reported on yet other noise.
+    """Choose among the best trials on noise the search never saw.
+
+    The chosen trial, and EMA*, are reported on yet other noise.
 
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """

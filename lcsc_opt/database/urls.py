@@ -27,8 +27,10 @@ def is_there(url: str) -> bool:
 
 
 def parse_url(url: str) -> sa.URL:
-    """The URL with an installed driver. A URL that cannot be parsed is not quoted in the message: it may hold a
-    password.
+    """The URL with an installed driver.
+
+    Raises:
+        StudyStoreError: it cannot be parsed. The message quotes none that may hold a password.
     """
     if _has_raw_at(url):
         raise StudyStoreError("storage: the password in the URL has an @ in it; write it as %40, and a % as %25")
@@ -49,7 +51,7 @@ def _has_raw_at(url: str) -> bool:
     return password is not None and "@" in password[1]
 
 
-def render(url: str, parsed: sa.URL) -> str:
+def url_for_driver(url: str, parsed: sa.URL) -> str:
     """The URL as it was given, unless the driver was chosen here."""
     same = sa.make_url(url).drivername == parsed.drivername
     return url if same else parsed.render_as_string(hide_password=False)

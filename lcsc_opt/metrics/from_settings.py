@@ -70,9 +70,9 @@ def build_scores(
     """
     names = _named(loss, metrics, held_out_metrics, keep)
     files, references = _files(names, reference, weights or {}, cross_check)
-    built = functools.partial(build_reference, batch_size=batch_size, cache=cache)
+    build = functools.partial(build_reference, batch_size=batch_size, cache=cache)
     views = {
-        alias: _view(alias, names, build_extractor(alias, weights=files.get(alias), device=device), references, built)
+        alias: _view(alias, names, build_extractor(alias, weights=files.get(alias), device=device), references, build)
         for alias in dict.fromkeys(name.extractor for name in names)
     }
 
@@ -84,7 +84,7 @@ def build_scores(
             holds_images(references[alias]) and few_enough(alias, view.reference.statistics.count)
         ):
             return None
-        return built(references[alias], alias, view.extractor, features=True, held_out=True)
+        return build(references[alias], alias, view.extractor, features=True, held_out=True)
 
     named: dict[str, Any] = {"loss": loss, "metrics": metrics, "held_out_metrics": held_out_metrics, "keep": keep}
     named["loss_scale"] = loss_scale
@@ -97,14 +97,14 @@ def _view(
     names: Sequence[MetricName],
     extractor: FeatureExtractor,
     references: Mapping[str, ReferenceSetting],
-    built: Callable[..., Reference],
+    build: Callable[..., Reference],
 ) -> View:
-    """What the metrics in this feature space need of it."""
+    """An extractor, and of its reference what the metrics in its features need."""
     formulas = {name.formula for name in names if name.extractor == alias}
     if formulas == {"is"}:
         return View(extractor, None)
     needed = {"features": bool(formulas & OF_REFERENCE_FEATURES), "held_out": bool(formulas & OF_HELD_OUT)}
-    return View(extractor, built(references[alias], alias, extractor, **needed))
+    return View(extractor, build(references[alias], alias, extractor, **needed))
 
 
 def check_scores(

@@ -314,8 +314,8 @@ def test_a_job_that_is_refused_gives_its_line(tmp_path: Path, monkeypatch: pytes
     job = paper.Job("seeds", 0, ("objective.settings.imagez=3",))
     commands: list[list[str]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(paper, "_failure", commands.append)
-        job.run(f"sqlite:///{tmp_path / 'x.db'}")
+        patch.setattr(paper, "_failure", lambda command: commands.append(command) or "said")
+        assert job.run(f"sqlite:///{tmp_path / 'x.db'}") == "said"
     [command] = commands
     assert command[:3] == [sys.executable, "-c", "from lcsc_opt.cli import main; main()"]
     refused = lcsc_process(*command[3:])

@@ -109,9 +109,9 @@ def test_where_no_glob_tells_series_apart_none_is_suggested(tmp_path):
     assert found([tmp_path / "epoch=9-step=900.ckpt", tmp_path / "epoch=10-step=1000.ckpt"], tmp_path)
 
 
-@pytest.mark.parametrize("losses", [("0.53", "0.48"), ("0.53", "0.48", "0.48"), ("0.53", "0.48", *["0.41"] * 20)])
+@pytest.mark.parametrize("losses", [("0.53", "0.48", "0.41"), ("0.53", "0.48", *["0.41"] * 20)])
 def test_decimal_numbers_that_change_with_the_steps_are_metrics(tmp_path, losses):
-    names = [f"net_{step}000_{loss}.pt" for step, loss in enumerate(losses, 1)]
+    names = [f"step{step}_epoch1_{loss}.pt" for step, loss in enumerate(losses)]
     touch(tmp_path, *names, "last.pt")
     assert found(tmp_path, tmp_path) == names
 
@@ -119,9 +119,15 @@ def test_decimal_numbers_that_change_with_the_steps_are_metrics(tmp_path, losses
 @pytest.mark.parametrize(
     "names",
     [
-        ["ema_0.999_100.pt", "ema_0.999_200.pt", "ema_0.9999_300.pt", "ema_0.9999_400.pt"],  # two rates
+        ["ema_0.99_100.pt", "ema_0.999_200.pt", "ema_0.9999_300.pt", "ema_0.9999_400.pt"],  # three rates
+        ["net_0.99_100.pt", "net_0.999_200.pt", "net_0.9999_300.pt", "net_0.9999_400.pt"],
+        [
+            "network-snapshot-100-0.050.pkl",
+            *(f"network-snapshot-{step}-{width}.pkl" for step, width in ((2, 0.075), (3, 0.1), (4, 0.1))),
+        ],
+        ["net_100_0.53.pt", "net_200_0.48.pt", "net_300_0.48.pt"],  # these may be two rates
         ["net_100_0.53.pt", "net_100_0.48.pt", "net_200_0.53.pt", "net_200_0.41.pt"],  # a step is there twice
-        ["net_100_0.53.pt", "net_200_0.48.pt", "net_300_0.48.pt", "ema_400_0.41.pt"],
+        ["net_100_0.53.pt", "net_200_0.48.pt", "net_300_0.48.pt", "mean_400_0.41.pt"],
     ],
 )
 def test_decimal_numbers_that_tell_series_apart_are_no_metrics(tmp_path, names):

@@ -17,7 +17,7 @@ from lcsc_opt.database import connection, lease
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.lease import LEASE_SECONDS, Process, create_table, hold, holder
 from lcsc_opt.database.store import StoredStudy
-from tests.processes import CONTEXT, wait_until
+from tests.processes import CONTEXT, forked, wait_until
 
 EVENTS = ("before_cursor_execute", "after_cursor_execute", "commit")
 ONE = Candidate(np.array([0.5, 0.5]))
@@ -154,7 +154,7 @@ def coordinate(url: str, barrier: Any, answers: Any) -> None:
 
 def test_of_eight_processes_exactly_one_coordinates(any_url: str) -> None:
     barrier, answers = CONTEXT.Barrier(8), CONTEXT.Queue()
-    processes = [CONTEXT.Process(target=coordinate, args=(any_url, barrier, answers)) for _ in range(8)]
+    processes = [forked(coordinate, any_url, barrier, answers) for _ in range(8)]
     for process in processes:
         process.start()
     found = sorted(answers.get(timeout=120) for _ in processes)

@@ -140,6 +140,7 @@ def test_an_interrupt_gives_everything_back_within_ten_seconds(folder: Path, clu
     file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": {"kind": "slow"}}, workers={"ray": 2})
     running = Lcsc("run", file, "--ray", cluster.address)
     assert wait_for(lambda: marker.exists() or running.process.exitcode is not None)
+    assert running.process.exitcode is None, running.wait()
     running.signal(signal.SIGINT)
     start = time.monotonic()
     ended = running.wait()

@@ -50,7 +50,7 @@ def test_it_is_an_objective(objective: MergeSampleScore) -> None:
     trained_objectives.check(objective)
 
 
-def test_the_loss_is_fid_against_all_crops(objective: MergeSampleScore) -> None:
+def test_the_loss_is_fid_against_the_crops(objective: MergeSampleScore) -> None:
     trained_objectives.check_the_loss(objective, photographs_crops())
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
 from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
-from tests.processes import CONTEXT, peak_growth, wait_until
+from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
 
@@ -376,7 +376,7 @@ def pack_step_by_step(files, cache, told):
 def another_process(files, cache):
     """It packs; yields it and the connection to it."""
     here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=pack_step_by_step, args=(files, cache, there))
+    process = forked(pack_step_by_step, files, cache, there)
     process.start()
     there.close()
     with here:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.trajectory import Trajectory
-from tests.processes import CONTEXT, SECONDS
+from tests.processes import CONTEXT, SECONDS, forked
 from tests.trajectory.rank_training import DIED, KINDS, SAVED_AT, serve
 
 REWOUND = f"goes back to step {SAVED_AT}, 1 later checkpoints are dropped"
@@ -21,7 +21,7 @@ REWOUND = f"goes back to step {SAVED_AT}, 1 later checkpoints are dropped"
 def launcher() -> Iterator[Connection]:
     """To the process that the processes of trainings are forked from."""
     here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=serve, args=(there,))
+    process = forked(serve, there)
     process.start()
     there.close()
     with here:

@@ -14,7 +14,7 @@ from torch import nn
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.disk import row_writing
-from tests.processes import CONTEXT
+from tests.processes import CONTEXT, forked
 from tests.trajectory.ended_writers import append_for_ever, ends_of_interpreters
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
@@ -163,7 +163,9 @@ def test_non_finite_weights_are_refused(tmp_path, name, value):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
-def test_what_cannot_be_merged_may_be_kept_but_not_change(tmp_path, dtype):
+@pytest.mark.parametrize("at_once", [row_writing.AT_ONCE_BYTES, -1])
+def test_what_cannot_be_merged_may_be_kept_but_not_change(tmp_path, monkeypatch, dtype, at_once):
+    monkeypatch.setattr(row_writing, "AT_ONCE_BYTES", at_once)  # -1: everything is hashed in the thread
     with TrajectoryWriter(tmp_path / "t") as writer:
         for step in (1, 2):
             writer.append(step, {"w": torch.tensor(float(step)), "frequencies": torch.ones(2).to(dtype)})
@@ -535,7 +537,7 @@ def test_killed_process_leaves_the_last_whole_checkpoints(tmp_path, how):
     for limit in (2, 9):
         append_from = survivors(path)[-1] if path.exists() else 0
         told, tells = CONTEXT.Pipe(duplex=False)
-        process = CONTEXT.Process(target=append_for_ever, args=(path, tells), kwargs={"wait": how == "wait"})
+        process = forked(append_for_ever, path, tells, wait=how == "wait")
         process.start()
         tells.close()
         reported = 0

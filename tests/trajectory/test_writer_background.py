@@ -19,7 +19,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, background
 from lcsc_opt.trajectory import writer as staging
 from lcsc_opt.trajectory.disk import row_writing, saving
-from tests.processes import CONTEXT, SECONDS
+from tests.processes import SECONDS, forked
 from tests.trajectory.ended_writers import append_until_signal, ends_of_interpreters
 from tests.trajectory.trajectory_examples import same_bits, state_dict
 
@@ -383,7 +383,7 @@ def test_weights_on_a_gpu_may_change_right_after_append(tmp_path):
 def test_ctrl_c_saves_what_was_taken_and_a_kill_leaves_whole_checkpoints(tmp_path, name, at):
     path = tmp_path / "t"
     number = signal.Signals[name]
-    process = CONTEXT.Process(target=append_until_signal, args=(path, tmp_path / "begun", number, at))
+    process = forked(append_until_signal, path, tmp_path / "begun", number, at)
     process.start()
     process.join(SECONDS)
     assert process.exitcode == (0 if name == "SIGINT" else -number)

@@ -31,7 +31,7 @@ from lcsc_opt.trajectory.disk.rows import map_bytes
 
 WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
 WAITING_BYTES = 64 * 2**20  # that are written and not hashed yet; copies, where tensors are strided or elsewhere
-AT_ONCE_BYTES = 2**14  # are hashed sooner than a thread is woken for them
+AT_ONCE_BYTES = 2**14  # as many are hashed sooner than a thread wakes
 NOTHING = memoryview(b"")
 
 
