@@ -51,9 +51,9 @@ def ends_of_interpreters(script: str, folder: Path, cases: list[str]) -> tuple[l
 
 
 def append_for_ever(path: Path, told: Connection, *, wait: bool) -> None:
-    """Tells of each step that is on the disk."""
+    """Tells of each step that is on the disk. Goes through the kept ones again first, as resumed training may."""
     writer = TrajectoryWriter(path, keep_last=3)
-    for step in itertools.count(1):
+    for step in itertools.count(min(writer.steps, default=1)):
         writer.append(step, state_dict(step), wait=wait)
         if wait or step % 3 == 0:
             writer.flush()
