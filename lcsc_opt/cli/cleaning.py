@@ -13,8 +13,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, size, table
-from lcsc_opt.database.connection import open_existing, open_storage, shrink
-from lcsc_opt.database.urls import masked, storage_url
+from lcsc_opt.cli.stored import to_change, to_read
 
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached
@@ -35,10 +34,12 @@ def delete(
     storage: Storage = None,
 ) -> None:
     """Delete studies from the database, but none that is being run. Their trials, figures and images go, too."""
+    from lcsc_opt.database.connection import shrink
+    from lcsc_opt.database.urls import masked, storage_url
     from lcsc_opt.diagnostics.cleaning.studies import deletable
 
     url = storage_url(storage)
-    opened = open_existing(url)
+    opened = to_change(url)
     chosen = [deletable(opened, name) for name in dict.fromkeys(studies)]
     for one in chosen:
         files = f" and {len(one.files)} files" if one.files else ""
@@ -63,9 +64,9 @@ def cache(
     """List what lies in the cache, or remove it. The list has the size, the last use, and the studies that use it."""
     from lcsc_opt.diagnostics.cleaning.cache import contents
 
-    folder, url = cache_directory(), storage_url(storage)
+    folder = cache_directory()
     try:
-        opened = open_storage(url, write=False)
+        opened = to_read(storage)
     except StudyStoreError as error:
         if unused:
             raise

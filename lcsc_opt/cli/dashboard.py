@@ -9,8 +9,6 @@ import typer
 
 from lcsc_opt.cli.options import Storage
 from lcsc_opt.cli.output import say
-from lcsc_opt.database.connection import open_even_empty
-from lcsc_opt.database.urls import masked, storage_url
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -30,6 +28,8 @@ def dashboard(
     storage: Storage = None,
 ) -> None:
     """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is beside it."""
+    from lcsc_opt.database.connection import open_even_empty
+    from lcsc_opt.database.urls import masked, storage_url
     from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve
     from lcsc_opt.views.trainings import training_folders
 

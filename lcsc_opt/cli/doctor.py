@@ -8,7 +8,6 @@ import typer
 
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, console, print_json, say, table
-from lcsc_opt.database.urls import storage_url
 
 PROBLEMS_REMAIN = 1
 
@@ -32,6 +31,7 @@ def doctor(
     output: Output = Format.table,
 ) -> None:
     """Check the study database for what is damaged or left over. Says what to do; status 1 if problems remain."""
+    from lcsc_opt.database.urls import storage_url
     from lcsc_opt.diagnostics.doctor import diagnose
 
     report = diagnose(storage_url(storage), study, deep=deep, mend=repair)

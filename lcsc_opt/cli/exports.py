@@ -9,9 +9,7 @@ import typer
 
 from lcsc_opt.cli.options import Output, Steps, Storage, Study, parse_steps
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import storage_url
+from lcsc_opt.cli.stored import study_in, to_read
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe
@@ -55,8 +53,8 @@ def export(
     from lcsc_opt.search.plan import stored_plan
 
     to = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    opened = open_storage(storage_url(storage), write=False)
-    stored = StoredStudy.open(opened, study)
+    opened = to_read(storage)
+    stored = study_in(opened, study)
     made = writing.export(stored, Experiment(opened, stored_plan(stored)).objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
     say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
@@ -84,8 +82,8 @@ def _recipe(source: str, trial: int | None, storage: str | None) -> Recipe:
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.plan import stored_plan
 
-    opened = open_storage(storage_url(storage), write=False)
-    stored = StoredStudy.open(opened, source)
+    opened = to_read(storage)
+    stored = study_in(opened, source)
     return recipe_of(stored, Experiment(opened, stored_plan(stored)).objective, number=trial)
 
 

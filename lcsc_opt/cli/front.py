@@ -10,10 +10,8 @@ import typer
 from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, print_json, say, table
+from lcsc_opt.cli.stored import study_in, to_read
 from lcsc_opt.cli.studies import print_plans, run_plans
-from lcsc_opt.database.connection import open_storage
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import storage_url
 
 if TYPE_CHECKING:
     from lcsc_opt.views.front import Front
@@ -49,6 +47,7 @@ def front(
 
     The studies are points of a sweep in the same database. Run again, it continues what is unfinished.
     """
+    from lcsc_opt.database.urls import storage_url
     from lcsc_opt.search.front import front_plans
     from lcsc_opt.search.studies import rehearse
 
@@ -57,7 +56,7 @@ def front(
 
         check_figure_names([plot])
     url = storage_url(storage)
-    stored = StoredStudy.open(open_storage(url, write=False), study)
+    stored = study_in(to_read(url), study)
     chosen = front_plans(stored, _numbers(weights), term=term, budget=budget)
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
@@ -83,7 +82,7 @@ def _show(url: str, experiment: str, output: Format, plot: Path | None) -> None:
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.views.front import front_of, front_rows
 
-    found = front_of(HistoryReader(open_storage(url, write=False)), experiment)
+    found = front_of(HistoryReader(to_read(url)), experiment)
     if output is Format.json:
         print_json([] if found is None else front_rows(found))
     elif found is not None:

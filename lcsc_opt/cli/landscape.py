@@ -9,10 +9,8 @@ import typer
 
 from lcsc_opt.cli.options import AcceptEnvironment, Output, Storage, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.stored import study_in, to_change
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE, parse_corners
-from lcsc_opt.database.connection import open_existing
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import storage_url
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -60,11 +58,11 @@ def landscape(
         from lcsc_opt.views.figures.writing import check_figure_names
 
         check_figure_names(plot)
-    opened = open_existing(storage_url(storage))
+    opened = to_change(storage)
     options = LandscapeOptions(None if corners is None else parse_corners(corners), grid, margin, images)
     name, outcome = run_landscape(
         opened,
-        StoredStudy.open(opened, study),
+        study_in(opened, study),
         options,
         seed=seed,
         take_over=take_over,

@@ -10,7 +10,6 @@ import typer
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
 from lcsc_opt.cli.refine import Begin
-from lcsc_opt.database.names import is_ours
 
 if TYPE_CHECKING:
     from lcsc_opt.search.self_training import Appended
@@ -40,6 +39,7 @@ def neon(
     output: Output = Format.table,
 ) -> None:
     """Add a checkpoint that was trained on the model's own samples. Searches give it a negative coefficient."""
+    from lcsc_opt.database.names import is_ours
     from lcsc_opt.search.self_training import SelfTraining, append_self_trained
     from lcsc_opt.search.starts import start_from_file, start_from_study
     from lcsc_opt.training.preparing import parse_recipe

@@ -12,7 +12,6 @@ from lcsc_opt.base.catalog import find
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli.options import Output
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-from lcsc_opt.database.urls import storage_url
 
 if TYPE_CHECKING:  # torch is imported only when a study is profiled
     from lcsc_opt.diagnostics.profiling import Part, Profile, Tried
@@ -40,6 +39,7 @@ def profile(
     output: Output = Format.table,
 ) -> None:
     """Run a few trials, stored nowhere, and say where time goes. It also says what would make it less."""
+    from lcsc_opt.database.urls import storage_url
     from lcsc_opt.diagnostics.profiling import check_trace_file, folder_of, plan_to_profile, profile_study, try_settings
 
     path = find("studies", study_file)

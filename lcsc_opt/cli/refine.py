@@ -10,7 +10,6 @@ import typer
 
 from lcsc_opt.cli.options import Output, Storage
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-from lcsc_opt.database.names import is_ours
 
 if TYPE_CHECKING:
     from lcsc_opt.search.refining import Refined
@@ -51,6 +50,7 @@ def refine(
     output: Output = Format.table,
 ) -> None:
     """Fine-tune all weights by the objective's gradient. Leaves a trajectory to search, and the average as a file."""
+    from lcsc_opt.database.names import is_ours
     from lcsc_opt.search.refining import RefineSettings, refine
     from lcsc_opt.search.starts import start_from_file, start_from_study
 

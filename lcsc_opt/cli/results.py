@@ -10,9 +10,7 @@ import typer
 
 from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import open_existing, open_storage
-from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.database.urls import storage_url
+from lcsc_opt.cli.stored import study_in, to_change, to_read
 
 WIDTH = 120  # columns of text; a wider table is hard to read
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:  # drawing is imported only when it is asked for
     from rich.table import Table
 
     from lcsc_opt.database.history import StudyHistory
+    from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.database.summary import OptimizerSummary
     from lcsc_opt.views.sweep import Point
 
@@ -53,7 +52,7 @@ def compare(
     from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds
     from lcsc_opt.views.sweep import is_sweep, points_of
 
-    reader = HistoryReader(open_storage(storage_url(storage), write=False))
+    reader = HistoryReader(to_read(storage))
     if is_sweep(reader, experiment):
         if plot is not None:
             raise typer.BadParameter(
@@ -171,7 +170,7 @@ def report(
     """Write one page with everything about an experiment. Its tables, figures and images need no network."""
     from lcsc_opt.views.report import write_report
 
-    path = write_report(open_storage(storage_url(storage), write=False), experiment, out or Path(f"{experiment}.html"))
+    path = write_report(to_read(storage), experiment, out or Path(f"{experiment}.html"))
     say(f"written: {path}")
 
 
@@ -207,8 +206,8 @@ def evaluate(
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
 
-    opened = open_existing(storage_url(storage))
-    stored = StoredStudy.open(opened, study)
+    opened = to_change(storage)
+    stored = study_in(opened, study)
     plan = stored_plan(stored)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
     asked = HeldOutPlan.of(stored, **how, keep=keep)

@@ -14,9 +14,7 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.database.connection import open_existing, open_storage
-from lcsc_opt.database.store import StoredStudy, other_studies
-from lcsc_opt.database.urls import is_there, masked, storage_url
+from lcsc_opt.cli.stored import study_in, to_change, to_read
 
 Ray = Annotated[
     str | None,
@@ -88,6 +86,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
+    from lcsc_opt.database.urls import storage_url
     from lcsc_opt.search.studies import plans_of, rehearse
 
     path = find("studies", study_file)
@@ -107,6 +106,7 @@ def run(
 
 def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: bool) -> None:
     """Run studies, and print a line for each that has ended. They run side by side if asked, or if that is faster."""
+    from lcsc_opt.database.urls import is_there, masked
     from lcsc_opt.search.studies import checked_experiments, run_each
 
     to_run = checked_experiments(chosen, url, accept_code=how.get("accept_code", False))
@@ -119,6 +119,7 @@ def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: boo
 
 def print_plans(chosen: Any, url: str) -> None:
     """Print what would be run, and how much of it is done."""
+    from lcsc_opt.database.urls import masked
     from lcsc_opt.search.plan import stored_evaluations
 
     shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
@@ -150,9 +151,8 @@ def resume(
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.plan import raise_budget, stored_plan
 
-    url = storage_url(storage)
-    opened = open_existing(url)
-    plan = stored_plan(StoredStudy.open(opened, study))
+    opened = to_change(storage)
+    plan = stored_plan(study_in(opened, study))
     if budget is not None:
         plan = raise_budget(plan, budget)
     if stop_share is not None:
@@ -182,11 +182,11 @@ def fork(
     from lcsc_opt.search import forking
     from lcsc_opt.search.experiment import Experiment
 
-    opened = open_existing(storage_url(storage))
+    opened = to_change(storage)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
     how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
     how |= {"accept_environment": accept_environment, "accept_code": accept_code}
-    plan = forking.fork(StoredStudy.open(opened, source), new, optimizer=chosen, **how)
+    plan = forking.fork(study_in(opened, source), new, optimizer=chosen, **how)
     say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
 
 
@@ -202,8 +202,10 @@ def list_(
         _list_catalog(output)
         return
     from lcsc_opt.database.reader import HistoryReader
+    from lcsc_opt.database.store import other_studies
+    from lcsc_opt.database.urls import masked
 
-    opened = open_storage(storage_url(storage), write=False)
+    opened = to_read(storage)
     reader = HistoryReader(opened)
     ours = reader.read_studies(reader.names())
     if others := other_studies(opened):
@@ -248,8 +250,8 @@ def show(
     """Show one study: settings, state, best trial, failures. It also shows where the study's time went."""
     from lcsc_opt.views.overview import overview
 
-    opened = open_storage(storage_url(storage), write=False)
-    described = overview(StoredStudy.open(opened, study))
+    opened = to_read(storage)
+    described = overview(study_in(opened, study))
     if output is Format.json:
         print_json(described)
         return
