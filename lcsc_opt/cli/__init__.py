@@ -111,30 +111,35 @@ def run(arguments: Sequence[str]) -> int:
     """Run ``lcsc`` with these arguments; gives the exit status."""
     command = typer.main.get_command(app)
     try:
-        with said_once():
-            status = int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
+        status = _invoked(command, arguments)
         sys.stdout.flush()
     except LcscError as error:
         complain(str(error))
         if isinstance(error, OutputError):
             _forget_output()
         return TRY_AGAIN if _passes(error) else error.exit_status
-    except USAGE_ERRORS as error:
-        return _complain_about_usage(error)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in (*FULL, errno.EPIPE):
             raise
         complain(f"the output cannot be written: {error.strerror}")
         _forget_output()
-        return TRY_AGAIN
-    except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
+        return TRY_AGAIN if error.errno in FULL else OutputError.exit_status
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
         complain(
             f"interrupted; everything finished is kept, run the same command{_resuming(command, arguments)} to continue"
         )
         return 128 + _signals[0] if _signals else INTERRUPTED
     return status
+
+
+def _invoked(command: Any, arguments: Sequence[str]) -> int:
+    try:
+        with said_once():
+            return int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
+    except USAGE_ERRORS as error:
+        return _complain_about_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
 
 
 def _resuming(command: Any, arguments: Sequence[str]) -> str:
