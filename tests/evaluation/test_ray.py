@@ -25,7 +25,7 @@ from lcsc_opt.evaluation.nodes import Packed
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import stored_plan
 from lcsc_opt.trajectory import Trajectory
-from tests.evaluation.staged_examples import candidate, wait_for
+from tests.evaluation.staged_examples import SLOW_SECONDS, candidate, wait_for
 from tests.processes import Lcsc
 
 ray = pytest.importorskip("ray")
@@ -131,7 +131,7 @@ def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: A
         cluster.remove_node(node)
 
 
-def test_an_interrupt_gives_everything_back_within_ten_seconds(folder: Path, cluster: Any) -> None:
+def test_an_interrupt_gives_everything_back_at_once(folder: Path, cluster: Any) -> None:
     marker = folder / "samples"
     # nodes have no such variable: the objective's file sets it
     (folder / "stages_on_ray.py").write_text(
@@ -148,7 +148,7 @@ def test_an_interrupt_gives_everything_back_within_ten_seconds(folder: Path, clu
     assert "interrupted" in ended.err
     with connected(cluster):
         assert wait_for(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < SLOW_SECONDS / 2
 
 
 def test_the_study_s_own_files_travel_with_the_job(own_files: Path, cluster: Any) -> None:
