@@ -9,6 +9,7 @@ from typing import Any
 
 from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
 from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.exports.model_folder import read_config
@@ -49,7 +50,13 @@ def average(
     trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
     coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
-    write(merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype), recipe, to, config=config)
+    weights = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype)
+    write(weights, recipe, to, config=config)
+    if negative := [name for name, tensor in weights.items() if name.endswith("running_var") and (tensor < 0).any()]:
+        notice(
+            f"{to.path}: {negative[0]} holds variances below zero, as signed coefficients make them: estimate them "
+            "again before the model samples, with torch.optim.swa_utils.update_bn; lcsc export does it"
+        )
     return recipe
 
 

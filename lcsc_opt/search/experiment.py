@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import ObjectiveError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
@@ -51,6 +51,7 @@ from lcsc_opt.search.plan import (
     build_space,
     check_space,
     checkpoints_of,
+    packed_sha256,
     resolve,
     stored_plan,
 )
@@ -119,13 +120,13 @@ class Experiment:
         study, plan = self.begin(plan, lower_budget=lower_budget, accept_code=accept_code)
         if is_finished(study, plan) and not retry_failed:
             sameness.say_edited(study, plan)
+            self._follow(study, plan)
             return f"finished already; {outcome_of(study)}"
         held_out = plan.spec.held_out
         with study.hold(take_over=take_over):
             accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
             self._note(study, sameness.accepted_changes(study, self.objective, **accepted))
-            stored = study.attributes
-            self._note(study, {name: value for name, value in plan.changing().items() if value != stored.get(name)})
+            self._note(study, plan.changing())
             if retry_failed:
                 _retry_failed(study)
             with self.workers(plan) as pool:
@@ -174,9 +175,24 @@ class Experiment:
         else:
             notice(f"{plan.spec.name}: nothing is held out: {nothing}")
 
-    def _note(self, study: StoredStudy, changes: Mapping[str, Any]) -> None:
-        for name, value in changes.items():
-            study.set_attribute(name, value)
+    def _note(self, study: StoredStudy, attributes: Mapping[str, Any]) -> None:
+        stored = study.attributes
+        for name, value in attributes.items():
+            if value != stored.get(name):
+                study.set_attribute(name, value)
+
+    def _follow(self, study: StoredStudy, plan: StudyPlan) -> None:
+        """Remember where the checkpoints of a finished study are now, for what is done with its result."""
+        stored = study.attributes
+        if not plan.moved_since(stored):
+            return
+        try:
+            if packed_sha256(self.objective) != stored["checkpoints"]:
+                raise StudyMismatchError("these are other checkpoints than those it was searched on")
+            with study.hold():
+                self._note(study, plan.changing())
+        except LcscError as error:
+            notice(f"{study.name}: {error}")
 
     def evaluate(self, study: StoredStudy, plan: HeldOutPlan, *, accept_code: bool = False) -> dict[str, Any]:
         """Write the held-out report of a study whose lease is held.

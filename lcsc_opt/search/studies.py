@@ -104,7 +104,7 @@ class Study:
             return [_row(trial) for trial in StoredStudy.open(storage, self.name).trials()]
 
     def merge(self, coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
-        """The merged state dict, on the CPU.
+        """The merged state dict, on the CPU, as it was scored: statistics of batch normalization are estimated again.
 
         Args:
             coefficients: ``[K]``, sum to one; ``None`` takes those of the answer.
@@ -117,8 +117,10 @@ class Study:
         trajectory = self.objective.trajectory
         if trajectory is None:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
-        chosen = self.coefficients if coefficients is None else coefficients
-        return trajectory.merge(check_coefficients(chosen, len(self.steps)))
+        given = self.coefficients if coefficients is None else coefficients
+        chosen = check_coefficients(given, len(self.steps))
+        computed = {name: tensor.cpu().clone() for name, tensor in self.objective.statistics(chosen).items()}
+        return trajectory.merge(chosen) | computed
 
     @property
     def _history(self) -> StudyHistory:

@@ -6,6 +6,7 @@ folder, which may have grown, or from the cache if the folder is gone.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -155,10 +156,13 @@ def _open_known(
 
 def _not_there(patterns: Sequence[str | Path], known: KnownCheckpoints) -> TrajectoryError:
     named = ", ".join(map(str, patterns))
+    begun_with = f"the {len(known.steps)} checkpoints that the study was begun with"
+    span = f"(steps {known.steps[0]} to {known.steps[-1]})"
+    there = any(glob.has_magic(str(pattern)) or Path(pattern).expanduser().exists() for pattern in patterns)
+    found = f"does not hold {begun_with} {span}, or not with these weights" if there else f"is gone, with {begun_with}"
     return TrajectoryError(
-        f"{named}: does not hold the {len(known.steps)} checkpoints that the study was begun with (steps "
-        f"{known.steps[0]} to {known.steps[-1]}), or not with these weights, and the cache has no packed copy of them: "
-        "put them back, or give the study another name"
+        f"{named}: {found}, and the cache has no packed copy of them: put them back, or say where they are now (lcsc "
+        "run FILE objective.settings.checkpoints=PLACE), or give the study another name"
     )
 
 

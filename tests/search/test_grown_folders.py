@@ -171,6 +171,43 @@ def test_a_folder_with_another_name_is_the_same_where_its_checkpoints_are(
     assert "others: does not hold the 3 checkpoints" in capsys.readouterr().err.replace(str(Path.cwd()) + "/", "")
 
 
+def test_a_finished_study_is_told_where_its_checkpoints_are_now(
+    begun: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after a packed trajectory was moved: what is named itself is not in the cache."""
+    for step in STEPS:
+        save(step, "others", seed=step + 1)
+    Path("runs").rename("elsewhere")
+    shutil.rmtree("cache")
+    export = ["export", NAME, "-o", "model.safetensors"]
+    run = ["run", "grown.yaml", "--optimizer", "LCSC"]
+    assert lcsc(export) == 2
+    said = capsys.readouterr().err
+    assert "runs: is gone, with the 3 checkpoints that the study was begun with" in said
+    assert "lcsc run FILE objective.settings.checkpoints=PLACE" in said
+    assert lcsc([*run, "objective.settings.checkpoints=others"]) == 0
+    said = capsys.readouterr().err
+    assert "others: does not hold the 3 checkpoints" in said
+    assert "finished already" in said
+    assert lcsc(export) == 2
+    assert lcsc([*run, "objective.settings.checkpoints=elsewhere"]) == 0
+    assert lcsc(export) == 0
+    assert len(load_study(NAME).trials) == 4
+
+
+def test_a_study_whose_folder_has_moved_is_found_there_from_everywhere(
+    begun: None, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = place.rename(place.with_name("renamed"))
+    url = f"sqlite:///{project}/studies.db"
+    monkeypatch.setenv("LCSC_CACHE", str(project / "cache"))
+    monkeypatch.chdir(project.parent)
+    export = ["export", NAME, "-o", f"{project}/model.safetensors", "--storage", url]
+    assert lcsc(export) == 2
+    assert lcsc(["run", f"{project}/grown.yaml", "--optimizer", "LCSC", "--storage", url]) == 0
+    assert lcsc(export) == 0
+
+
 def test_a_training_loop_that_goes_on_writing_disturbs_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     with TrajectoryWriter("runs") as writer:
         for step in STEPS:
