@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
@@ -94,10 +95,16 @@ class FunctionSampler(NetworkSampler):
             options["labels"] = self._own(self.labels.batch(noise, start, stop))
         if self._parameters is not None and "draw" in self._parameters:
             options["draw"] = draw
+        before = None if self._looked_at else _state_of(self._network.module)
         again = recomputed_calls(self._network.module) if self.recomputed else contextlib.nullcontext()
-        with self._network.arithmetic(), again:
+        with self._network.arithmetic(), again, torch.set_grad_enabled(torch.is_grad_enabled()):
             images = self.function(self._network.callable, draw(0), **options)
-        return raised(self._checked(images, stop - start)).clamp(-1, 1)
+        images = self._checked(images, stop - start)
+        if before is not None:
+            self._compare(before, _state_of(self._network.module))
+            self._look_at(images)
+            self._looked_at = True
+        return raised(images if torch.is_grad_enabled() else images.detach()).clamp(-1, 1)
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
@@ -125,10 +132,15 @@ class FunctionSampler(NetworkSampler):
                 f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
                 f"expected floating point images [{count}, C, H, W] in [-1, 1]"
             )
-        if not self._looked_at:
-            self._looked_at = True
-            self._look_at(images)
         return images
+
+    def _compare(self, before: Mapping[str, str], after: Mapping[str, str]) -> None:
+        """Refuse a function that changes the model: later images would depend on how many were sampled before."""
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            raise ObjectiveError(
+                f"the sampler {self.name} changes the model's {changed[0]}, so images would depend on what was sampled "
+                "before: let it leave the model as it was, or change a copy"
+            )
 
     def _look_at(self, images: Tensor) -> None:
         """Warn if the first images seem to have another range. Clipped to [-1, 1], they would be too bright."""
@@ -139,6 +151,12 @@ class FunctionSampler(NetworkSampler):
                 f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
                 f"images in [-1, 1]: let it return {instead}"
             )
+
+
+def _state_of(model: nn.Module) -> dict[str, str]:
+    """What a sampler must leave as it is: whether the model trains, and each parameter, by its sum."""
+    sums = {name: str(float(parameter.detach().sum())) for name, parameter in model.named_parameters()}
+    return {"training": str(model.training), **sums}
 
 
 def _parameters(function: Callable[..., Any]) -> set[str] | None:

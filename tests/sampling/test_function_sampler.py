@@ -61,6 +61,39 @@ def test_nothing_is_said_of_other_images(shown: Callable[[Tensor], Tensor], caps
     assert capsys.readouterr().err == ""
 
 
+def shrink(model: nn.Module) -> None:
+    model.weight.data.mul_(0.9)  # type: ignore[union-attr,operator]
+
+
+def replace(model: nn.Module) -> None:
+    model.weight = nn.Parameter(torch.ones(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("change", "name"), [(shrink, "weight"), (replace, "weight"), (nn.Module.train, "training")])
+def test_a_function_that_changes_the_model_is_refused_every_time(change: Callable[[Any], Any], name: str) -> None:
+    def sample(model: nn.Module, noise: Tensor) -> Tensor:
+        images = model(noise)
+        change(model)
+        return images
+
+    sampler = make(sample)
+    for _ in range(2):
+        sampler.load({"weight": torch.full((1, 1, 1, 1), 0.5), "bias": torch.zeros(1)})
+        with pytest.raises(ObjectiveError, match=f"changes the model's {name}"):
+            sampler.sample(SEARCH, 0, 2)
+        sampler._network.module.eval()
+
+
+@torch.no_grad()
+def test_a_function_that_turns_gradients_on_leaves_none() -> None:
+    def sample(model: nn.Module, noise: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)
+        return model(noise)
+
+    assert not make(sample).sample(SEARCH, 0, 2).requires_grad
+    assert not torch.is_grad_enabled()
+
+
 def test_further_noise_belongs_to_the_images() -> None:
     def sample(model: nn.Module, noise: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
         assert torch.equal(draw(0), noise)
