@@ -39,6 +39,7 @@ FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded y
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
 MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
+MOST_IN_A_ROW = 5  # trials since the last success, all attempts of which raised one error
 FEW_TRIALS = 10  # with fewer trials, the share of failures is not judged
 
 
@@ -110,8 +111,8 @@ class Search:
         self._last_reason = ""
         self._said: set[str] = set()  # reasons of failures
         self._succeeded = False  # in this run
-        self._raised = Counter[str]()  # before the first success: reason → trials whose attempts all raised it
-        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # such trials end the run
+        self._raised = Counter[str]()  # since the last success: reason → trials whose attempts all raised it
+        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # end a run without a success
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
@@ -276,6 +277,7 @@ class Search:
             self._stop_when_nothing_can_succeed(asked, outcome)
         else:
             self._succeeded = True
+            self._raised.clear()
             compares = request_of(asked.parameter).compares(self._images_per_evaluation)
             self._study.finish(asked.trial, outcome, tell_index=tell_index, compares=compares)
         asked.outcome, asked.tell_index = outcome, tell_index
@@ -292,19 +294,21 @@ class Search:
         notice("\n".join([f"{self._study.name}: trial {number}: {failure.reason}", *shown]))
 
     def _stop_when_nothing_can_succeed(self, asked: _Asked, last: Failure) -> None:
-        """Before a run's first success, end it if all attempts of a trial raised one error: code or a file is broken.
+        """End the run if all attempts of a trial raised one error: code or a file is broken.
 
-        In a study that has succeeded before, one such candidate may itself be the cause, so the run ends at the second.
+        In a study that has succeeded before, one such candidate may itself be the cause, so the run ends at the second;
+        after a success of this run, in which nothing was broken yet, at the fifth without another one.
         """
         raised = {attempt["reason"] for attempt in asked.attempts if "traceback" in attempt}
         expected = self._policy.stop_share > FailureSpec().stop_share
-        if self._succeeded or expected or len(raised) != 1 or (last.retry and len(asked.attempts) == 1):
+        if expected or len(raised) != 1 or (last.retry and len(asked.attempts) == 1):
             return
         self._raised[last.reason] += 1
-        if self._raised[last.reason] == self._enough:
+        if self._raised[last.reason] == (MOST_IN_A_ROW if self._succeeded else self._enough):
+            since = f"in the last {MOST_IN_A_ROW} trials" if self._succeeded else "in this run"
             raise SearchFailedError(
                 f"{self._study.name}: trial {asked.trial.number} raised the same error at each attempt, and nothing "
-                f"has succeeded in this run: {last.reason.rstrip('.')}. Mend it, then: lcsc resume {self._study.name} "
+                f"has succeeded {since}: {last.reason.rstrip('.')}. Mend it, then: lcsc resume {self._study.name} "
                 "--retry-failed; lcsc show prints the whole traceback"
             )
 

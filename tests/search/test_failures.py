@@ -30,6 +30,7 @@ from lcsc_opt.views.overview import overview
 from lcsc_opt.views.progress import failures_of
 
 STEPS = (100, 200, 300, 400)
+TWICE = FailureSpec(retries=1)
 PATIENT = FailureSpec(retries=0, stop_share=1.0)
 
 
@@ -178,6 +179,19 @@ class TestNothingCanSucceed:
 
         search(study, diverging)
         assert [trial.state.name for trial in study.trials()] == 3 * ["FAIL"] + 5 * ["COMPLETE"]
+
+    def test_a_file_that_goes_during_a_search_costs_it_five_candidates(self, study: StoredStudy) -> None:
+        with pytest.raises(SearchFailedError, match="nothing has succeeded in the last 5 trials: KeyError: 'gone'"):
+            search(study, Breaking(*range(7, 99), reason="gone"), 40, failures=TWICE)
+        assert study.retry_failed() == (0, 5)
+        search(study, bowl, 40)
+        clean = StoredStudy.open_or_create(study.storage, "clean/LCSC/0", {})
+        search(clean, bowl, 40)
+        assert rows(study) == rows(clean)
+
+    def test_the_same_error_of_some_candidates_does_not(self, study: StoredStudy) -> None:
+        search(study, Breaking(*(call for call in range(99) if call % 4 in (1, 2)), reason="b"), 24, failures=TWICE)
+        assert [row[1] for row in rows(study)].count("FAIL") == 8
 
     def test_nor_does_it_after_a_success(self, study: StoredStudy) -> None:
         search(study, Breaking(1, 2, 3, reason="b"), failures=FailureSpec(retries=2))
