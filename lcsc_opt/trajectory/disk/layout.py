@@ -271,7 +271,7 @@ def check_same(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-_SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out (first_step, last_step), or begin anew."
+_SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out, by first_step, last_step, a glob or a list of files."
 
 
 def _dtype_name(name: str, tensor: Tensor) -> str:

@@ -182,7 +182,9 @@ class RowHashes:
         if not part.specs or not part.specs[0].merged or _finite(part.original[where], part.specs[0]):
             return
         name = next(spec.name for spec in part.specs if not _finite(part.given(spec), spec))
-        raise TrajectoryError(f"Tensor {name!r} at {self.name} holds NaN or infinity: leave this checkpoint out.")
+        raise TrajectoryError(
+            f"Tensor {name!r} at {self.name} holds NaN or infinity: leave this checkpoint out, by a glob or a list."
+        )
 
 
 def _finite(content: memoryview, spec: TensorSpec) -> bool:
