@@ -271,7 +271,7 @@ def check_same(layout: Layout, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-_SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out, by first_step, last_step, a glob or a list of files."
+_SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out (first_step, last_step, a glob or a list)."
 
 
 def _dtype_name(name: str, tensor: Tensor) -> str:
