@@ -114,7 +114,8 @@ class FailureSpec(FrozenModel):
     """What happens to evaluations that fail.
 
     A candidate is tried again up to ``retries`` times, then its trial fails; after an error of this library it is not
-    tried again. The study stops when at least ten trials ended and more than the share ``stop_share`` of them failed.
+    tried again. The search stops when at least ten trials ended and more than the share ``stop_share`` of them failed.
+    It stops sooner if trial after trial raises the same error, unless ``stop_share`` is raised.
     """
 
     retries: Annotated[int, pydantic.Field(ge=0)] = 2

@@ -112,7 +112,8 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         status = _invoked(command, arguments)
-        sys.stdout.flush()
+        if status != INTERRUPTED:
+            sys.stdout.flush()
     except LcscError as error:
         complain(str(error))
         if isinstance(error, OutputError):
@@ -124,6 +125,8 @@ def run(arguments: Sequence[str]) -> int:
         complain(f"the output cannot be written: {error.strerror}")
         _forget_output()
         return TRY_AGAIN if error.errno in FULL else OutputError.exit_status
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
         complain(
             f"interrupted; everything finished is kept, run the same command{_resuming(command, arguments)} to continue"
@@ -138,8 +141,10 @@ def _invoked(command: Any, arguments: Sequence[str]) -> int:
             return int(command.main(list(arguments), prog_name="lcsc", standalone_mode=False) or 0)
     except USAGE_ERRORS as error:
         return _complain_about_usage(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
+    except SystemExit as ending:  # of typer, without a word, where nobody reads the output
+        if isinstance(ending.__context__, BrokenPipeError):
+            raise OutputError from None
+        raise
 
 
 def _resuming(command: Any, arguments: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def to_read(storage: str | None) -> RDBStorage:
-    """The database of ``--storage``, to read.
+    """The database of ``--storage``, or of a URL, to read.
 
     Raises:
         StudyStoreError: one line that says why it cannot be opened.

@@ -25,7 +25,7 @@ from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.database import locks
 from lcsc_opt.database.locks import TRANSIENT_MESSAGES, is_patient, sqlite_file, when_unlocked
-from lcsc_opt.database.urls import absolute, is_there, masked, parse_url, url_for_driver, without_secrets
+from lcsc_opt.database.urls import is_there, masked, parse_url, url_for_driver, without_secrets
 
 BUSY_SECONDS = 3.0  # how long SQLite waits before a notice says who holds the lock
 RETRY_SECONDS = (0.1, 1.0, 4.0, 10.0, 20.0, 20.0)  # between attempts; a server needs some seconds to restart
@@ -64,7 +64,6 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
     try:
         how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
         storage = when_unlocked(url, lambda: _connect(url_for_driver(url, parsed), how))
-        storage.url = absolute(url)
     except ImportError as error:
         raise StudyStoreError(f"{masked(url)}: no driver for it{_driver_advice(parsed)}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:

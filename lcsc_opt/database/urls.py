@@ -57,16 +57,6 @@ def url_for_driver(url: str, parsed: sa.URL) -> str:
     return url if same else parsed.render_as_string(hide_password=False)
 
 
-def absolute(url: str) -> str:
-    """The URL with an SQLite file's absolute path: an objective may change the working directory."""
-    parsed = parse_url(url)
-    file = sqlite_file(parsed)
-    if file is None or str(file).startswith("file:"):
-        return url
-    driver, slashes, rest = url.partition(":///")
-    return f"{driver}{slashes}{file.absolute()}{rest.removeprefix(str(parsed.database))}"
-
-
 def masked(url: str) -> str:
     """The URL with its passwords hidden, fit for messages and logs."""
     try:

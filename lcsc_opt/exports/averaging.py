@@ -52,10 +52,10 @@ def average(
     recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
     weights = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype)
     write(weights, recipe, to, config=config)
-    if negative := [name for name, tensor in weights.items() if name.endswith("running_var") and (tensor < 0).any()]:
+    if negative := [each for each, tensor in weights.items() if each.endswith("running_var") and (tensor < 0).any()]:
         notice(
-            f"{to.path}: {negative[0]} holds variances below zero, as signed coefficients make them: estimate them "
-            "again before the model samples, with torch.optim.swa_utils.update_bn; lcsc export does it"
+            f"{to.path}: {negative[0]} holds variances below zero, as signed coefficients make them: estimate them on "
+            "images (torch.optim.swa_utils.update_bn) before you use the model"
         )
     return recipe
 

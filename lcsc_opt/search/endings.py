@@ -12,7 +12,7 @@ def outcome_of(study: StoredStudy) -> str:
     found = HistoryReader(study.storage).read_study(study.name)
     searched = "no result on the search's noise" if found.searched is None else f"best {found.searched:.4g}"
     held_out = "" if found.held_out_loss is None else f", held-out {found.held_out_loss:.4g}"
-    failed = f", {len(found.failed)} of them failed; lcsc show {study.name} says why" if len(found.failed) else ""
+    failed = f" ({len(found.failed)} failed: lcsc show {study.name})" if len(found.failed) else ""
     return f"{searched}{held_out} after {found.evaluations} evaluations{failed}"
 
 

@@ -182,15 +182,15 @@ class Experiment:
                 study.set_attribute(name, value)
 
     def _follow(self, study: StoredStudy, plan: StudyPlan) -> None:
-        """Remember where the checkpoints of a finished study are now, for what is done with its result."""
-        stored = study.attributes
-        if not plan.moved_since(stored):
+        """Remember where the checkpoints of a finished study are now: it is exported from there."""
+        stored, now = study.attributes, plan.specification()
+        if stored["specification"] == now:  # only the names of checkpoints may differ
             return
         try:
             if packed_sha256(self.objective) != stored["checkpoints"]:
                 raise StudyMismatchError("these are other checkpoints than those it was searched on")
             with study.hold():
-                self._note(study, plan.changing())
+                study.set_attribute("specification", now)
         except LcscError as error:
             notice(f"{study.name}: {error}")
 

@@ -136,15 +136,7 @@ class StudyPlan:
             "specification": self.specification(),
             "failures": self.spec.failures.model_dump(),
             "held_out_plan": None if held_out is None else held_out.model_dump(),
-            "directory": None if self.directory is None else str(self.directory),
         }
-
-    def moved_since(self, stored: Mapping[str, Any]) -> bool:
-        """Whether the checkpoints have another name than in a study's attributes, or its folder is gone."""
-        before, now = (
-            known["objective"]["settings"].get(CHECKPOINTS) for known in (stored["specification"], self.specification())
-        )
-        return bool(before != now or (stored["directory"] and not Path(stored["directory"]).is_dir()))
 
     def attributes(self, objective: Objective) -> dict[str, Any]:
         """The study's attributes when it is created."""
@@ -159,6 +151,7 @@ class StudyPlan:
             "origin": None if self.origin is None else list(self.origin),
             "steps": list(objective.steps),
             "checkpoints": packed_sha256(objective),
+            "directory": None if self.directory is None else str(self.directory),
         }
 
 

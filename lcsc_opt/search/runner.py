@@ -15,9 +15,9 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from nevergrad.common.errors import TellNotAskedNotSupportedError
@@ -39,7 +39,7 @@ FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded y
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
 MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
-MOST_IN_A_ROW = 5  # trials since the last success, all attempts of which raised one error
+MOST_IN_A_ROW = 5  # trials that all raised the same error end a run that has had a success
 FEW_TRIALS = 10  # with fewer trials, the share of failures is not judged
 
 
@@ -49,6 +49,7 @@ class _Asked:
 
     Attributes:
         told_failed: the optimizer was told that this trial failed. It is told the same again, whatever the result now.
+        failed_now: it failed in this run.
     """
 
     trial: TrialKey
@@ -59,6 +60,12 @@ class _Asked:
     outcome: Outcome | None = None
     tell_index: int | None = None
     told_failed: bool = False
+    failed_now: bool = False
+
+
+def _raised_by(asked: _Asked) -> frozenset[str]:
+    """The exceptions of a trial's attempts, in words."""
+    return frozenset(attempt["reason"] for attempt in asked.attempts if "traceback" in attempt)
 
 
 class Search:
@@ -111,8 +118,9 @@ class Search:
         self._last_reason = ""
         self._said: set[str] = set()  # reasons of failures
         self._succeeded = False  # in this run
-        self._raised = Counter[str]()  # since the last success: reason → trials whose attempts all raised it
-        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # end a run without a success
+        self._raised = Counter[str]()  # before the first success: reason → trials whose attempts all raised it
+        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # such trials end the run
+        self._last_raised = deque[frozenset[str]](maxlen=MOST_IN_A_ROW)  # by trials that failed since the last success
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
@@ -241,6 +249,7 @@ class Search:
         self.told += 1
         self.spent += self._price(request)
         on_tell(self)
+        self._stop_when_something_broke(asked)
         self._stop_when_too_many_failed()
 
     def _next_to_tell(self) -> _Asked | None:
@@ -274,10 +283,10 @@ class Search:
                 self._submit(asked)
                 return
             self._study.fail(asked.trial, asked.attempts, tell_index=tell_index)
+            asked.failed_now = True
             self._stop_when_nothing_can_succeed(asked, outcome)
         else:
             self._succeeded = True
-            self._raised.clear()
             compares = request_of(asked.parameter).compares(self._images_per_evaluation)
             self._study.finish(asked.trial, outcome, tell_index=tell_index, compares=compares)
         asked.outcome, asked.tell_index = outcome, tell_index
@@ -294,23 +303,47 @@ class Search:
         notice("\n".join([f"{self._study.name}: trial {number}: {failure.reason}", *shown]))
 
     def _stop_when_nothing_can_succeed(self, asked: _Asked, last: Failure) -> None:
-        """End the run if all attempts of a trial raised one error: code or a file is broken.
+        """Before a run's first success, end it if all attempts of a trial raised one error: code or a file is broken.
 
-        In a study that has succeeded before, one such candidate may itself be the cause, so the run ends at the second;
-        after a success of this run, in which nothing was broken yet, at the fifth without another one.
+        In a study that has succeeded before, one such candidate may itself be the cause, so the run ends at the second.
         """
-        raised = {attempt["reason"] for attempt in asked.attempts if "traceback" in attempt}
-        expected = self._policy.stop_share > FailureSpec().stop_share
-        if expected or len(raised) != 1 or (last.retry and len(asked.attempts) == 1):
+        raised = _raised_by(asked)
+        if self._succeeded or self._failures_expected or len(raised) != 1 or (last.retry and len(asked.attempts) == 1):
             return
         self._raised[last.reason] += 1
-        if self._raised[last.reason] == (MOST_IN_A_ROW if self._succeeded else self._enough):
-            since = f"in the last {MOST_IN_A_ROW} trials" if self._succeeded else "in this run"
-            raise SearchFailedError(
-                f"{self._study.name}: trial {asked.trial.number} raised the same error at each attempt, and nothing "
-                f"has succeeded {since}: {last.reason.rstrip('.')}. Mend it, then: lcsc resume {self._study.name} "
-                "--retry-failed; lcsc show prints the whole traceback"
+        if self._raised[last.reason] >= self._enough and not self._older_runs(asked):
+            self._end_for(
+                f"trial {asked.trial.number} raised the same error at each attempt, and nothing has succeeded in this "
+                "run",
+                last.reason,
             )
+
+    def _stop_when_something_broke(self, asked: _Asked) -> None:
+        """End a run that has had a success when several trials, told one after the other, all raised one error."""
+        if not isinstance(asked.outcome, Failure):
+            self._last_raised.clear()
+        elif asked.failed_now:
+            self._last_raised.append(_raised_by(asked))
+        if len(self._last_raised) < MOST_IN_A_ROW or len(set(self._last_raised)) > 1 or self._failures_expected:
+            return
+        if len(self._last_raised[0]) == 1 and not self._older_runs(asked):
+            [reason] = self._last_raised[0]
+            self._end_for(f"the last {MOST_IN_A_ROW} trials raised the same error at each attempt", reason)
+
+    def _older_runs(self, asked: _Asked) -> bool:
+        """Whether a candidate that was asked before this one may still succeed."""
+        return any(other.trial.number < asked.trial.number and other.outcome is None for other in self._in_flight)
+
+    @property
+    def _failures_expected(self) -> bool:
+        return self._policy.stop_share > FailureSpec().stop_share
+
+    def _end_for(self, why: str, reason: str) -> NoReturn:
+        name = self._study.name
+        raise SearchFailedError(
+            f"{name}: {why}: {reason.rstrip('.')}. Mend it, then: lcsc resume {name} --retry-failed; lcsc show prints "
+            "the whole traceback"
+        )
 
     def _loss_told_before(self, asked: _Asked, request: Request) -> float:
         """The loss that the optimizer was told for a failed trial that is evaluated again; later asks depend on it."""

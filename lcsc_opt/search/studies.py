@@ -104,7 +104,9 @@ class Study:
             return [_row(trial) for trial in StoredStudy.open(storage, self.name).trials()]
 
     def merge(self, coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
-        """The merged state dict, on the CPU, as it was scored: statistics of batch normalization are estimated again.
+        """The merged state dict, on the CPU, as it was scored.
+
+        A network with batch normalization samples some images for this: its statistics are estimated, not merged.
 
         Args:
             coefficients: ``[K]``, sum to one; ``None`` takes those of the answer.
@@ -119,8 +121,7 @@ class Study:
             raise ObjectiveError(f"{self.name}: its objective combines no weights, so there is nothing to merge")
         given = self.coefficients if coefficients is None else coefficients
         chosen = check_coefficients(given, len(self.steps))
-        computed = {name: tensor.cpu().clone() for name, tensor in self.objective.statistics(chosen).items()}
-        return trajectory.merge(chosen) | computed
+        return trajectory.merge(chosen) | dict(self.objective.statistics(chosen))
 
     @property
     def _history(self) -> StudyHistory:

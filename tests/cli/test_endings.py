@@ -125,7 +125,7 @@ def test_a_search_that_is_disowned_outlives_its_terminal(waiting: None) -> None:
     assert finished_trials() == 6
 
 
-@pytest.mark.parametrize("command", ["--version", "", "list --catalog", "list --catalog --format=json"])
+@pytest.mark.parametrize("command", ["--version", "--help", "", "list --catalog", "list --catalog --format=json"])
 def test_output_that_nobody_reads_is_one_line(workplace: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     """In an interpreter of its own, which at its end would write again what is left."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)

@@ -17,7 +17,6 @@ from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import looked_into, open_even_empty, open_storage
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
 from lcsc_opt.database.urls import masked
-from lcsc_opt.views.artifacts import artifact_directory
 from tests.study_examples import write_study
 
 NAME = "digits/LCSC/0"
@@ -219,20 +218,6 @@ def test_an_unknown_study_names_the_known_ones(study: StoredStudy) -> None:
 @pytest.mark.parametrize("url", ["sqlite:///Läufe 1/studies.db", "sqlite:////data/a b:c.db", "postgresql://me@host/db"])
 def test_an_url_without_a_password_is_shown_as_it_was_given(url: str) -> None:
     assert masked(url) == url
-
-
-@pytest.mark.parametrize("name", ["s", "./my studies {1}.db", "studies.db?timeout=9"])
-def test_a_database_stays_the_same_where_the_working_directory_changes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    opened = open_storage(f"sqlite:///{name}", write=True)
-    StoredStudy.open_or_create(opened, NAME, {"steps": [1, 2]})
-    expected = (tmp_path / name.partition("?")[0]).with_suffix(".artifacts")
-    monkeypatch.chdir("/")
-    assert study_names(open_storage(opened.url, write=False)) == study_names(opened) == [NAME]
-    assert artifact_directory(opened.url) == expected
-    assert masked(opened.url) == opened.url
 
 
 def test_passwords_are_masked() -> None:

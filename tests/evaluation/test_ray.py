@@ -131,7 +131,7 @@ def test_workers_have_the_devices_that_ray_is_asked_for(folder: Path, cluster: A
         cluster.remove_node(node)
 
 
-def test_an_interrupt_gives_everything_back_at_once(folder: Path, cluster: Any) -> None:
+def test_an_interrupt_gives_everything_back(folder: Path, cluster: Any) -> None:
     marker = folder / "samples"
     # nodes have no such variable: the objective's file sets it
     (folder / "stages_on_ray.py").write_text(

@@ -195,19 +195,6 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(
     assert len(load_study(NAME).trials) == 4
 
 
-def test_a_study_whose_folder_has_moved_is_found_there_from_everywhere(
-    begun: None, place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    project = place.rename(place.with_name("renamed"))
-    url = f"sqlite:///{project}/studies.db"
-    monkeypatch.setenv("LCSC_CACHE", str(project / "cache"))
-    monkeypatch.chdir(project.parent)
-    export = ["export", NAME, "-o", f"{project}/model.safetensors", "--storage", url]
-    assert lcsc(export) == 2
-    assert lcsc(["run", f"{project}/grown.yaml", "--optimizer", "LCSC", "--storage", url]) == 0
-    assert lcsc(export) == 0
-
-
 def test_a_training_loop_that_goes_on_writing_disturbs_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     with TrajectoryWriter("runs") as writer:
         for step in STEPS:

@@ -53,7 +53,7 @@ def loss(coefficients):
     if "LCSC_TEST_ENDS" in os.environ and len(open("log").readlines()) >= 4:
         wait_for_the_end()
     if os.path.exists("fails") and str(float(coefficients[0])) in open("fails").read().split():
-        raise RuntimeError("broken")
+        raise RuntimeError(f"broken at {coefficients[0]}")
     start = time.time()
     time.sleep(float(os.environ.get("LCSC_TEST_SECONDS", "0")))
     with open("log", "a") as file:

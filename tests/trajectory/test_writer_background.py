@@ -168,7 +168,7 @@ def test_what_is_wrong_with_a_checkpoint_is_told_later(tmp_path, told_by):
             "steps": lambda: writer.steps,
             "close": writer.close,
         }[told_by]
-        with pytest.raises(TrajectoryError, match=r"^Tensor 'scale' at step 4 holds NaN or infinity: leave .* out\.$"):
+        with pytest.raises(TrajectoryError, match=r"^Tensor 'scale' at step 4 holds NaN or infinity: leave .* out,"):
             tell()
         if told_by != "close":
             assert writer.steps == (2,)
