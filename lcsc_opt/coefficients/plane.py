@@ -122,6 +122,8 @@ class Plane:
             CoefficientsError: a corner is not there, or the three lie on one line.
         """
         checked = check_corners(corners)
+        if len(steps) < 3:
+            raise CoefficientsError("two checkpoints span a line; a landscape needs three or more")
         plane = cls(np.stack([corner_coefficients(corner, check_steps(steps)) for corner in checked]))
         long, short = np.linalg.svd(plane.directions, compute_uv=False)
         if short <= FLAT * long:

@@ -197,7 +197,8 @@ def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
 
 def _check_free(request: Request) -> None:
     if there := next((path for path in _leftovers(request) if path.exists()), None):
-        raise TrainingError(f"{there}: is there already: --resume goes on, or name another trajectory")
+        goes_on = "--resume goes on" if _description(request).exists() else "it is of no training: move it away"
+        raise TrainingError(f"{there}: is there already: {goes_on}, or name another trajectory")
 
 
 def _leftovers(request: Request) -> tuple[Path, ...]:
@@ -233,7 +234,9 @@ def _check_unchanged(request: Request, recipe: Recipe) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{request.out}: there is nothing to go on with ({path} is not there)") from error
+        raise TrainingError(
+            f"{request.out}: there is nothing to go on with ({path} is not there); leave --resume out to begin"
+        ) from error
     now = _described(request, recipe)
     free = set() if recipe.curriculum else {"steps"}  # without a curriculum, a longer training continues a shorter one
     for name in now.keys() - free:

@@ -82,7 +82,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
         headline=headline(ranked, studies[0].metric),
         now=datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="minutes"),
         unfinished=[study.study for study in studies if not study.ended],
-        ranking=_ranking_table(ranked),
+        ranking=_ranking_table(ranked, sampled=any(study.images for study in studies)),
         judges=comparison_table(studies),
         confidence=f"{CONFIDENCE:.0%}",
         curves=[
@@ -103,18 +103,18 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
     )
 
 
-def _ranking_table(ranked: Sequence[Ranked]) -> Table:
+def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> Table:
     header = ("optimizer", "seeds", "held out", "searched", "against EMA*", "difference", "verdict")
-    costs = ("images to EMA*", "evaluations to EMA*")
+    axes = ("images", "evaluations") if sampled else ("evaluations",)
     cross_check = [row.cross_check_metric for row in ranked if row.cross_check_metric is not None][:1]
     rows = []
     for row in ranked:
-        reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in ("images", "evaluations")]
+        reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in axes]
         cells = [row.label, row.seeds, _spread(row.held_out), _spread(row.searched), _percent(row.below_ema)]
         beside = [_spread(row.cross_check)] * len(cross_check)
         rows.append([*cells, *beside, _difference(row), row.verdict, *reach])
     best = 0 if ranked and ranked[0].verdict == "best" else None
-    return (*header[:5], *cross_check, *header[5:], *costs), rows, best
+    return (*header[:5], *cross_check, *header[5:], *(f"{axis} to EMA*" for axis in axes)), rows, best
 
 
 def _summaries(studies: Sequence[StudyHistory]) -> Table:

@@ -250,7 +250,7 @@ def test_what_another_command_began_meanwhile_is_not_written_over(
 
     monkeypatch.setattr(preparing, "load_images", slowly)
     assert lcsc(["train", "flow", *QUICK, *options("flow"), "-o", "run.trajectory"]) == 2
-    assert "run.model: is there already: --resume goes on" in capsys.readouterr().err
+    assert "run.model: is there already: it is of no training: move it away, or name another" in capsys.readouterr().err
     assert list(Path("run.model").iterdir()) == []
 
 

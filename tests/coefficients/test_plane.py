@@ -66,6 +66,11 @@ def test_corners_on_one_line_are_refused(corners: tuple[Any, ...]) -> None:
         Plane.through(corners, STEPS)
 
 
+def test_two_checkpoints_span_no_plane() -> None:
+    with pytest.raises(CoefficientsError, match="two checkpoints span a line; a landscape needs three or more"):
+        Plane.through(("ema:0.9", "ema:0.99", 100), (100, 200))
+
+
 def test_default_corners_are_three_rates_of_the_window() -> None:
     rates = window_ema_rates(STEPS)
     assert default_corners(STEPS) == tuple(f"ema:{rate!r}" for rate in (rates[0], rates[3], rates[6]))

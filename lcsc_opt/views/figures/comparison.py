@@ -10,6 +10,7 @@ from lcsc_opt.views.curves import AXES, Comparison, Curve
 from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 
 NUMBER = "%{y:.4g}"
+FEW = 10  # evaluations
 
 
 def comparison_figure(
@@ -49,6 +50,8 @@ def comparison_figure(
             font={"color": GREY},
         )
     made.update_xaxes(title_text=AXES[data.axis], type="log" if log_x else "linear", tickformat="~s")
+    if data.axis == "evaluations" and not log_x and max(curve.positions[-1] for curve in data.curves) < FEW:
+        made.update_xaxes(dtick=1)  # no ticks between whole numbers
     made.update_yaxes(title_text=f"best {inert(data.metric)} so far (marks: held out)")
     made.update_yaxes(type="log" if _log(data, log_y) else "linear", tickformat="~g")
     return made
@@ -76,7 +79,7 @@ def _add_line(made: go.Figure, curve: Curve) -> None:
     made.add_scatter(
         x=curve.positions,
         y=curve.mean,
-        mode="lines",
+        mode="lines" if len(curve.positions) > 1 else "lines+markers",  # a line of one point is not seen
         name=inert(curve.label),
         legendgroup=inert(curve.optimizer),
         line={"color": drawn.colour, "dash": drawn.dash, "width": width, "shape": "hv"},

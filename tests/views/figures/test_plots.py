@@ -105,6 +105,11 @@ def test_a_comparison_draws_mean_band_and_held_out_marks() -> None:
     lcsc = lines["LCSC (2 seeds)"]
     assert (list(lcsc.x), list(lcsc.y), lcsc.line.shape) == ([10, 20, 30], [6, 3, 2], "hv")
     assert lcsc.line.color == style("LCSC").colour
+    assert (lcsc.mode, lines["CMA, seed 0, unfinished"].mode) == ("lines", "lines+markers")  # the latter is one point
+    assert (made.layout.xaxis.dtick, comparison_figure(comparison(studies, "evaluations")).layout.xaxis.dtick) == (
+        None,
+        1,
+    )
     low, high = (trace for trace in made.data if trace.hoverinfo == "skip")
     assert (list(low.y), list(high.y), high.fill) == ([5, 1, 1], [7, 5, 3], "tonexty")
     (marks,) = (trace for trace in made.data if trace.mode == "markers")
