@@ -15,17 +15,15 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
-from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import OptimizerError, ReplayError, SearchFailedError
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.errors import OptimizerError, ReplayError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.spans import ASK, TELL, span
@@ -34,13 +32,11 @@ from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import TOLD_FAILED, StoredStudy, TrialKey, candidate_attributes
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
+from lcsc_opt.search.failing import Failing
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
-MOST_REASONS = 5  # reasons of failures that a run prints; the database keeps all
 WAIT_SECONDS = 5.0  # between two calls of on_tell while there is no result
-MOST_IN_A_ROW = 5  # trials that all raised the same error end a run that has had a success
-FEW_TRIALS = 10  # with fewer trials, the share of failures is not judged
 
 
 @dataclasses.dataclass
@@ -61,11 +57,6 @@ class _Asked:
     tell_index: int | None = None
     told_failed: bool = False
     failed_now: bool = False
-
-
-def _raised_by(asked: _Asked) -> frozenset[str]:
-    """The exceptions of a trial's attempts, in words."""
-    return frozenset(attempt["reason"] for attempt in asked.attempts if "traceback" in attempt)
 
 
 class Search:
@@ -104,7 +95,7 @@ class Search:
         self.name, self.budget = study.name, budget
         self._images_per_evaluation, self._tells = images_per_evaluation, tells
         self._policy = FailureSpec() if failures is None else failures
-        self._describe_difference, self._debug = describe_difference, debug
+        self._describe_difference = describe_difference
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
@@ -115,16 +106,16 @@ class Search:
         places = [place for trial in self._stored if (place := _tell_index(trial)) is not None]
         self._committed = max(places, default=-1) + 1
         self._worst: float | None = None
-        self._last_reason = ""
-        self._said: set[str] = set()  # reasons of failures
-        self._succeeded = False  # in this run
-        self._raised = Counter[str]()  # before the first success: reason → trials whose attempts all raised it
-        self._enough = 2 if any(trial.state in SUCCEEDED for trial in trials) else 1  # such trials end the run
-        self._last_raised = deque[frozenset[str]](maxlen=MOST_IN_A_ROW)  # by trials that failed since the last success
+        has_results = any(trial.state in SUCCEEDED for trial in trials)
+        self._failing = Failing(study.name, self._policy, has_results=has_results, debug=debug)
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
-        self.failures = 0
+
+    @property
+    def failures(self) -> int:
+        """How many of the trials that were told have failed."""
+        return self._failing.count
 
     @property
     def last_stored(self) -> int | None:
@@ -158,11 +149,7 @@ class Search:
             number += 1
         while self._in_flight:
             self._tell_next(on_tell)
-        if self.told and self.failures == self.told:
-            raise SearchFailedError(
-                f"{self._study.name}: all {self.told} trials failed; the last one: {self._last_reason}. Mend the "
-                f"cause, then: lcsc resume {self._study.name} --retry-failed"
-            )
+        self._failing.judge_all(self.told)
 
     def _price(self, request: Request) -> int:
         """What a candidate costs, in the unit of the budget."""
@@ -188,7 +175,7 @@ class Search:
                     self._optimizer.tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
                 raise OptimizerError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
-        self.failures = 0  # failures of the other study do not count
+        self._failing.count = 0  # failures of the other study do not count
 
     def _must_tell_before(self, number: int) -> bool:
         """Whether a result must be told before the ask of this number."""
@@ -249,8 +236,11 @@ class Search:
         self.told += 1
         self.spent += self._price(request)
         on_tell(self)
-        self._stop_when_something_broke(asked)
-        self._stop_when_too_many_failed()
+        if not isinstance(asked.outcome, Failure):
+            self._failing.told_success()
+        elif asked.failed_now:
+            self._failing.told_failure(asked.attempts, older_run=self._older_run(asked))
+        self._failing.judge_share(self.told)
 
     def _next_to_tell(self) -> _Asked | None:
         if self._tells == "ordered":
@@ -276,7 +266,7 @@ class Search:
         if tell_index is None:
             tell_index = asked.trial.number if self._tells == "ordered" else self._committed
         if isinstance(outcome, Failure):
-            self._say_why(asked.trial.number, outcome)
+            self._failing.say_why(asked.trial.number, outcome)
             asked.attempts.append(outcome.as_attempt())
             if outcome.worth_another(len(asked.attempts), self._policy):
                 self._study.annotate(asked.trial, {"attempts": asked.attempts})
@@ -284,72 +274,24 @@ class Search:
                 return
             self._study.fail(asked.trial, asked.attempts, tell_index=tell_index)
             asked.failed_now = True
-            self._stop_when_nothing_can_succeed(asked, outcome)
+            older_run = self._older_run(asked)
+            self._failing.failed(asked.trial.number, asked.attempts, outcome, older_run=older_run)
         else:
-            self._succeeded = True
+            self._failing.succeeded()
             compares = request_of(asked.parameter).compares(self._images_per_evaluation)
             self._study.finish(asked.trial, outcome, tell_index=tell_index, compares=compares)
         asked.outcome, asked.tell_index = outcome, tell_index
         self._committed = max(self._committed, tell_index + 1)
 
-    def _say_why(self, number: int, failure: Failure) -> None:
-        """Print where a failure happened, once for each reason; with ``debug``, the whole traceback."""
-        if failure.reason in self._said or len(self._said) == MOST_REASONS:
-            return
-        self._said.add(failure.reason)
-        lines = failure.traceback.rstrip().splitlines()
-        frames = [index for index, line in enumerate(lines) if line.startswith("  File ")]
-        shown = lines if self._debug or not frames else lines[frames[-1] : -1]  # the last line is the reason
-        notice("\n".join([f"{self._study.name}: trial {number}: {failure.reason}", *shown]))
-
-    def _stop_when_nothing_can_succeed(self, asked: _Asked, last: Failure) -> None:
-        """Before a run's first success, end it if all attempts of a trial raised one error: code or a file is broken.
-
-        In a study that has succeeded before, one such candidate may itself be the cause, so the run ends at the second.
-        """
-        raised = _raised_by(asked)
-        if self._succeeded or self._failures_expected or len(raised) != 1 or (last.retry and len(asked.attempts) == 1):
-            return
-        self._raised[last.reason] += 1
-        if self._raised[last.reason] >= self._enough and not self._older_runs(asked):
-            self._end_for(
-                f"trial {asked.trial.number} raised the same error at each attempt, and nothing has succeeded in this "
-                "run",
-                last.reason,
-            )
-
-    def _stop_when_something_broke(self, asked: _Asked) -> None:
-        """End a run that has had a success when several trials, told one after the other, all raised one error."""
-        if not isinstance(asked.outcome, Failure):
-            self._last_raised.clear()
-        elif asked.failed_now:
-            self._last_raised.append(_raised_by(asked))
-        if len(self._last_raised) < MOST_IN_A_ROW or len(set(self._last_raised)) > 1 or self._failures_expected:
-            return
-        if len(self._last_raised[0]) == 1 and not self._older_runs(asked):
-            [reason] = self._last_raised[0]
-            self._end_for(f"the last {MOST_IN_A_ROW} trials raised the same error at each attempt", reason)
-
-    def _older_runs(self, asked: _Asked) -> bool:
+    def _older_run(self, asked: _Asked) -> bool:
         """Whether a candidate that was asked before this one may still succeed."""
         return any(other.trial.number < asked.trial.number and other.outcome is None for other in self._in_flight)
-
-    @property
-    def _failures_expected(self) -> bool:
-        return self._policy.stop_share > FailureSpec().stop_share
-
-    def _end_for(self, why: str, reason: str) -> NoReturn:
-        name = self._study.name
-        raise SearchFailedError(
-            f"{name}: {why}: {reason.rstrip('.')}. Mend it, then: lcsc resume {name} --retry-failed; lcsc show prints "
-            "the whole traceback"
-        )
 
     def _loss_told_before(self, asked: _Asked, request: Request) -> float:
         """The loss that the optimizer was told for a failed trial that is evaluated again; later asks depend on it."""
         told = FIRST_FAILURE_LOSS if self._worst is None else self._worst
         if isinstance(asked.outcome, Failure):
-            self._count_failure(asked.outcome)
+            self._failing.add(asked.outcome)
         elif asked.outcome is not None:
             self._remember_best(asked.outcome.loss, asked.trial.number, request)
         return told
@@ -358,10 +300,6 @@ class Search:
         if request.compares(self._images_per_evaluation) and (self.best is None or loss < self.best[0]):
             self.best = (loss, number)
 
-    def _count_failure(self, failure: Failure) -> None:
-        self.failures += 1
-        self._last_reason = failure.reason.rstrip(".")
-
     def _loss_to_tell(self, outcome: Outcome, number: int, request: Request) -> float:
         """The loss. For a failed trial the worst loss told so far, so that the optimizer avoids its surroundings."""
         if isinstance(outcome, Evaluation):
@@ -369,16 +307,8 @@ class Search:
             self._worst = loss if self._worst is None else max(self._worst, loss)
             self._remember_best(loss, number, request)
             return loss
-        self._count_failure(outcome)
+        self._failing.add(outcome)
         return FIRST_FAILURE_LOSS if self._worst is None else self._worst
-
-    def _stop_when_too_many_failed(self) -> None:
-        if self.told >= FEW_TRIALS and self.failures > self._policy.stop_share * self.told:
-            raise SearchFailedError(
-                f"{self._study.name}: {self.failures} of {self.told} trials failed, more than failures.stop_share "
-                f"{self._policy.stop_share:g}; the last one: {self._last_reason}. Mend the cause, then: lcsc resume "
-                f"{self._study.name} --retry-failed; or let more of them fail: --stop-share 1"
-            )
 
 
 def spent_by(trials: Sequence[FrozenTrial], budget: BudgetSpec, images_per_evaluation: int) -> int:
