@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,9 @@ from tests import database_servers, migrations, processes
 # no deadline, and no complaint about slow examples: the first one pays for imports, and machines are shared
 hypothesis.settings.register_profile("lcsc_opt", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("lcsc_opt")
+
+if sys.version_info < (3, 11):  # its pathlib keeps the function that it found when it was imported
+    pathlib._NormalAccessor.replace = staticmethod(lambda *paths: os.replace(*paths))
 
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have

@@ -15,6 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -171,8 +172,7 @@ class Search:
             loss = self._loss_to_tell(outcome, trial.number, request)
             attach_evaluation(parameter, outcome if isinstance(outcome, Evaluation) else None)
             try:
-                with blas_threads(1):
-                    self._optimizer.tell(parameter, loss)
+                self._tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
                 raise OptimizerError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
         self._failing.count = 0  # failures of the other study do not count
@@ -231,8 +231,7 @@ class Search:
             loss = self._loss_to_tell(asked.outcome, asked.trial.number, request)
         told = None if asked.told_failed or isinstance(asked.outcome, Failure) else asked.outcome
         attach_evaluation(asked.parameter, told)
-        with span(TELL), blas_threads(1):
-            self._optimizer.tell(asked.parameter, loss)
+        self._tell(asked.parameter, loss)
         self.told += 1
         self.spent += self._price(request)
         on_tell(self)
@@ -241,6 +240,16 @@ class Search:
         elif asked.failed_now:
             self._failing.told_failure(asked.attempts, older_run=self._older_run(asked))
         self._failing.judge_share(self.told)
+
+    def _tell(self, parameter: Any, loss: float) -> None:
+        """Tell the optimizer a loss.
+
+        pycma knows its mirrored samples by their bits, and Nevergrad tells them rounded differently. The warning about
+        it is nothing that a user could act on; such a sample is then one like any other.
+        """
+        with span(TELL), blas_threads(1), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "orphanated injected solution")
+            self._optimizer.tell(parameter, loss)
 
     def _next_to_tell(self) -> _Asked | None:
         if self._tells == "ordered":

@@ -178,16 +178,19 @@ def lightning(folder: Path) -> Written:
         written[trainer.global_step] = {name: tensor.detach().clone() for name, tensor in state.items()}
 
     saver = ModelCheckpoint(folder, filename="{epoch}-{step}", every_n_train_steps=100, save_top_k=-1)
-    trainer = lightning_module.Trainer(
-        max_steps=300,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[saver, LambdaCallback(on_train_batch_end=remember)],
-    )
     config = argparse.Namespace(path=Path("data"), kind=nn.Linear)
-    trainer.fit(Module(config), torch.utils.data.DataLoader(list(torch.ones(400, 3)), batch_size=1))  # type: ignore[arg-type]
+    loader = torch.utils.data.DataLoader(list(torch.ones(400, 3)), batch_size=1)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its advice depends on the machine: cores, SLURM
+        trainer = lightning_module.Trainer(
+            max_steps=300,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[saver, LambdaCallback(on_train_batch_end=remember)],
+        )
+        trainer.fit(Module(config), loader)
     return {step: written[step] for step in STEPS}
 
 

@@ -51,9 +51,9 @@ class ShuffledEvaluator:
     def close(self) -> None: ...
 
 
-def optimizer(name: str = "LCSC", *, workers: int = 1, seed: int = 0) -> Any:
+def optimizer(name: str = "LCSC", *, workers: int = 1, seed: int = 0, **options: Any) -> Any:
     space = AffineSpace(STEPS, default_origin(STEPS))
-    return build_optimizer(OptimizerSpec(name=name), space, budget=EVALUATIONS, workers=workers, seed=seed)
+    return build_optimizer(OptimizerSpec(name=name, options=options), space, budget=EVALUATIONS, workers=workers, seed=seed)
 
 
 def open_study(url: str, name: str = "e/o/0") -> StoredStudy:
@@ -87,6 +87,14 @@ def undisturbed(tmp_path: Path, objective: Objective) -> Callable[[str], list[tu
         return trials_of(study)
 
     return result
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_samples_that_pycma_mirrors_are_told_without_a_warning(seed: int, url: str, objective: Objective) -> None:
+    few = optimizer("CMA", seed=seed, popsize=4)  # mirrors; every warning is an error here
+    search = Search(open_study(url), few, InProcessEvaluator(objective), budget=BudgetSpec(evaluations=EVALUATIONS))
+    search.run()
+    assert search.told == EVALUATIONS
 
 
 @pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid"])

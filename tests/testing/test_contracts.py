@@ -252,7 +252,6 @@ def test_formats_keep_the_contract(tmp_path: Path, name: str) -> None:
         check_checkpoint(path, tensors | {"w": tensors["w"].double()})
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:The `srun` command")  # of Lightning, and where SLURM is
 @pytest.mark.parametrize("name", sorted(checkpoint_examples.EXAMPLES))
 def test_every_format_of_the_documentation_keeps_the_contract(tmp_path: Path, name: str) -> None:
     written = checkpoint_examples.EXAMPLES[name](tmp_path / "run")

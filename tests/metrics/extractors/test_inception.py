@@ -80,7 +80,7 @@ def test_gradient_of_the_network_is_that_of_central_differences(extractor):
     (gradient,) = torch.autograd.grad(double._features(levels) @ weights, levels)
     with torch.inference_mode():
         ahead, behind = (double._features(levels + sign * 1e-6 * step) @ weights for sign in (1, -1))
-    assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5)
+    assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-3)
 
 
 def test_following_the_gradient_changes_features_of_rounded_images_as_it_says(extractor, monkeypatch):
