@@ -30,7 +30,7 @@ hypothesis.settings.register_profile("lcsc_opt", deadline=None, suppress_health_
 hypothesis.settings.load_profile("lcsc_opt")
 
 if sys.version_info < (3, 11):  # its pathlib keeps the function that it found when it was imported
-    pathlib._NormalAccessor.replace = staticmethod(lambda *paths: os.replace(*paths))
+    pathlib._NormalAccessor.replace = staticmethod(lambda *paths: os.replace(*paths))  # noqa: PTH105 - the point of it
 
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes do not have
