@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import functools
@@ -80,7 +81,7 @@ def wait_until(true: Callable[[], object]) -> None:
 def finished_trials() -> int:
     """Those in ``studies.db`` here, read without Optuna, which would make the database."""
     try:
-        with sqlite3.connect("file:studies.db?mode=ro", uri=True) as connection:
+        with contextlib.closing(sqlite3.connect("file:studies.db?mode=ro", uri=True)) as connection:
             return int(connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0])
     except sqlite3.OperationalError:
         return 0

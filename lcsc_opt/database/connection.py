@@ -13,6 +13,7 @@ import re
 import sqlite3
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +69,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
         raise StudyStoreError(f"{masked(url)}: no driver for it{_driver_advice(parsed)}") from error
     except (sa.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
         raise StudyStoreError(f"{masked(url)}: {_first_line(error, url)}") from error
+    weakref.finalize(storage, storage.engine.dispose)  # no connection outlives what it was opened for
     if write and parsed.get_backend_name() == "sqlite":
         _begin_immediate(storage.engine)
     if write and parsed.get_backend_name() == "postgresql":

@@ -81,7 +81,7 @@ def test_a_path_in_the_database_is_not_followed(site: Site, url: str, tmp_path: 
     secret = artifact_directory(url).parent / "secret.png"
     secret.write_bytes(PNG)
     wanted = wanted.format(folder=secret.parent)
-    with sa.create_engine(url).begin() as connection:
+    with sa.create_engine(url, poolclass=sa.NullPool).begin() as connection:
         meta = json.dumps(json.dumps({"artifact_id": wanted, "filename": "images.png", "mimetype": "image/png"}))
         connection.execute(
             sa.text("update trial_system_attributes set value_json = :meta where value_json like '%images.png%'"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -33,7 +34,7 @@ def study(url: str) -> StoredStudy:
 
 
 def age_heartbeat(url: str, seconds: float) -> None:
-    with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
+    with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
         connection.execute("UPDATE lcsc_leases SET heartbeat_at = heartbeat_at - ?", (seconds,))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import signal
@@ -130,7 +131,7 @@ def test_a_dashboard_that_polls_during_a_run_disturbs_nothing(url: str, objectiv
 def test_a_reader_never_waits_for_a_reader(url: str) -> None:
     open_study(url).add_candidate(ONE)
     reader = open_storage(url, write=False)
-    with sqlite3.connect(file_of(url), isolation_level=None) as other:
+    with contextlib.closing(sqlite3.connect(file_of(url), isolation_level=None)) as other:
         other.execute("BEGIN")
         other.execute("SELECT * FROM trials").fetchall()
         assert len(StoredStudy.open(reader, "e/o/0").trials()) == 1
@@ -188,7 +189,7 @@ def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
     )
     assert len(found) == 60
     assert found == expected
-    with sqlite3.connect(file) as connection:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

@@ -37,7 +37,7 @@ URL = "sqlite:///studies.db"
 
 def rows(url: str) -> dict[str, list[Any]]:
     """Everything in Optuna's tables."""
-    with sa.create_engine(url).connect() as connection:
+    with sa.create_engine(url, poolclass=sa.NullPool).connect() as connection:
         tables = models.BaseModel.metadata.sorted_tables
         return {table.name: sorted(map(str, connection.execute(sa.select(table)))) for table in tables}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sqlite3
 from pathlib import Path
@@ -91,7 +92,7 @@ def test_a_search_killed_again_and_again_ends_as_the_undisturbed_one(
         assert run(f"SIGKILL {at}").status == -signal.SIGKILL, at
     assert run("SIGKILL evaluation 0").status == 0
     assert trials() == undisturbed
-    with sqlite3.connect("studies.db") as connection:
+    with contextlib.closing(sqlite3.connect("studies.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 

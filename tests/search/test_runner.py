@@ -53,7 +53,9 @@ class ShuffledEvaluator:
 
 def optimizer(name: str = "LCSC", *, workers: int = 1, seed: int = 0, **options: Any) -> Any:
     space = AffineSpace(STEPS, default_origin(STEPS))
-    return build_optimizer(OptimizerSpec(name=name, options=options), space, budget=EVALUATIONS, workers=workers, seed=seed)
+    return build_optimizer(
+        OptimizerSpec(name=name, options=options), space, budget=EVALUATIONS, workers=workers, seed=seed
+    )
 
 
 def open_study(url: str, name: str = "e/o/0") -> StoredStudy:

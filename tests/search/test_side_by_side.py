@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import sqlite3
 import time
@@ -203,7 +204,7 @@ def test_ctrl_c_ends_all_and_loses_nothing(folder: Path, monkeypatch: pytest.Mon
     assert "everything finished is kept" in ended.err
     assert "Traceback" not in ended.err
     assert finished_trials() < 8
-    with sqlite3.connect("studies.db") as connection:
+    with contextlib.closing(sqlite3.connect("studies.db")) as connection:
         assert connection.execute("SELECT COUNT(*) FROM lcsc_leases WHERE holder IS NOT NULL").fetchone() == (0,)
         assert connection.execute("SELECT COUNT(*) FROM trials WHERE state = 'FAIL'").fetchone() == (0,)
     assert lcsc(["run", file, "--parallel"]) == 0
