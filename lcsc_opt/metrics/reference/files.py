@@ -13,7 +13,6 @@ Nothing in them is executed: of a pickle only numbers and arrays are read.
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lcsc_opt.base.archives import array_members, read_array
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.contents import Record, Refused, Span
@@ -106,13 +104,13 @@ def _from_npz(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
 
 
 def _names_in(path: Path) -> set[str]:
-    with zipfile.ZipFile(path) as archive:
-        return set(array_members(archive))
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return set(archive)
 
 
 def _member(path: Path, name: str) -> npt.NDArray[Any]:
-    with zipfile.ZipFile(path) as archive:
-        return read_array(archive, array_members(archive)[name])
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return np.asarray(archive[name])
 
 
 def _from_tensors(tensors: Mapping[str, Tensor]) -> ReferenceFile:

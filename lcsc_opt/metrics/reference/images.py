@@ -22,7 +22,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lcsc_opt.base.archives import check_member, read_member
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import progress
@@ -31,10 +30,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 DEEP_MODES = ("I", "F")  # more than 8 bits a channel
 GREY_MODES = frozenset({"1", "L"})
 UNREADABLE = (
-    OSError, EOFError, SyntaxError, ValueError, NotImplementedError, zlib.error, zipfile.BadZipFile,
+    OSError, EOFError, SyntaxError, ValueError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile,
     Image.DecompressionBombError,
 )  # fmt: skip
-MOST_BYTES = 2**28  # of one image in a zip file
 THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two steps of the progress bar
 
@@ -243,14 +241,8 @@ def _in_zip(path: Path) -> list[_Entry]:
         for info in sorted(archive.infolist(), key=lambda info: info.filename)
         if Path(info.filename).suffix.lower() in SUFFIXES and not Path(info.filename).name.startswith("._")
     ]
-    try:
-        for info in infos:
-            check_member(archive, info, most=MOST_BYTES)
-    except MetricError as error:
-        raise MetricError(f"{path}: {error}") from error
     return [
-        _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(read_member, archive, info))
-        for info in infos
+        _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info)) for info in infos
     ]
 
 
