@@ -8,10 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.set-up
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
-BENCHMARKS := $(filter-out benchmarks/optimizers.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
+BENCHMARKS := $(filter-out benchmarks/optimizers.py benchmarks/matrix.py benchmarks/paper.py benchmarks/stress%,$(sort $(shell grep -l __main__ benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench optimizers paper stress clean
+.PHONY: help setup demo test matrix check bench optimizers paper stress clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,9 @@ demo: setup ## train a small model of digits, search with five optimizers, compa
 test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## run the tests, files side by side (TESTS=tests/metrics runs a part of them, JOBS=0 one after the other)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
+
+matrix: setup ## the quick tests on other Pythons, dependencies, processors and users (an hour; OPTIONS=--quick: minutes)
+	$(BIN)/python benchmarks/matrix.py $(OPTIONS)
 
 check: setup ## lint, formatting, types, and the layers of imports
 	$(BIN)/ruff check

@@ -16,6 +16,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import psutil
 import pytest
 import sqlalchemy as sa
 
@@ -39,6 +40,7 @@ MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30
 if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))  # temporary folders: no commit waits for a disk
 
+PROCESS_BYTES = 2 * 2**30  # of a process that runs tests; it takes up to 1.7 GB
 STEPS = tuple(range(100, 2100, 100))
 
 
@@ -55,6 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // side_by_side)))
     let_waiting_threads_sleep()  # nothing has imported torch yet
     migrations.read_once()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process for each core that may be used, and two GiB of free memory for each."""
+    return max(1, min(devices.cores(), psutil.virtual_memory().available // PROCESS_BYTES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -89,7 +89,7 @@ def test_init_argument_that_is_no_data_is_named(tmp_path):
     net = nvlabs_examples.network(1)
     net._init_kwargs = {"path": tmp_path}
     nvlabs_examples.write_snapshot(tmp_path / "m.pkl", net)
-    with pytest.raises(CheckpointError, match=r"init_kwargs\.path is a pathlib\.PosixPath, not plain data"):
+    with pytest.raises(CheckpointError, match=r"init_kwargs\.path is a pathlib\..*PosixPath, not plain data"):
         read_init_arguments(tmp_path / "m.pkl")
     assert read_checkpoint(tmp_path / "m.pkl").tensors  # the weights do not care
 
