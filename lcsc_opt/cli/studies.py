@@ -109,7 +109,8 @@ def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: boo
     from lcsc_opt.database.urls import is_there, masked
     from lcsc_opt.search.studies import checked_experiments, run_each
 
-    to_run = checked_experiments(chosen, url, accept_code=how.get("accept_code", False))
+    accepted = {name: how.get(name, False) for name in ("accept_environment", "accept_code")}
+    to_run = checked_experiments(chosen, url, **accepted)
     try:
         run_each(to_run, on_end=say, parallel=parallel, **how)
     finally:

@@ -246,11 +246,7 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
     spec = plan.spec
     total_evaluations(spec.budget, objective)
     wanted = _parallelism(plan, objective)
-    if needs_gradient(plan.optimizer) and (reason := objective.why_no_gradient()) is not None:
-        raise OptimizerError(
-            f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {spec.objective.file} gives "
-            f"none: {reason}; search it with CMA or LCSC"
-        )
+    check_gradient(plan, objective.why_no_gradient())
     began = Parallelism(**stored["parallelism"]) if stored.get("parallelism") else wanted
     if began != wanted and (spec.spread, spec.pipeline) != ("auto", "auto"):
         raise StudyMismatchError(
@@ -259,6 +255,19 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
         )
     first = BudgetSpec(**stored["optimizer_budget"]) if stored else spec.budget
     return Resolved(began, first, total_evaluations(first, objective))
+
+
+def check_gradient(plan: StudyPlan, why_no_gradient: str | None) -> None:
+    """Refuse an optimizer that follows gradients where there are none.
+
+    Raises:
+        OptimizerError: the optimizer needs a gradient, and a reason is given why there is none.
+    """
+    if why_no_gradient is not None and needs_gradient(plan.optimizer):
+        raise OptimizerError(
+            f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {plan.spec.objective.file} gives "
+            f"none: {why_no_gradient}; search it with CMA or LCSC"
+        )
 
 
 def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:

@@ -269,6 +269,10 @@ def test_some_checkpoints_of_a_trajectory_are_a_trajectory() -> None:
         Trajectory.open("all.trajectory", steps=(10, 15))
 
 
+def no_network(*_: object, **__: object) -> None:
+    raise OSError("no route to host")
+
+
 class TestDryRun:
     """It refuses what the run would refuse, and writes nothing."""
 
@@ -302,23 +306,36 @@ class TestDryRun:
             ({"reference": "nowhere.npz"}, "nowhere.npz does not exist"),
             ({"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}}, "w.pt of inception does"),
             ({"loss": "fidd"}, "did you mean 'fid'"),
+            ({"loss": "fid"}, "the weights of inception cannot be downloaded"),
+            ({"loss": "fid@no_such_module:features"}, "'no_such_module:features' cannot be imported"),
+            ({"loss": "precision@tests.unet_examples:unet"}, "LCSCGradient: follows the gradient of the loss"),
             ({"device": "cuda:9"}, "device: cuda:9 is not there"),
             ({"sampler": "no_such_module:sample"}, "sampler: 'no_such_module:sample' cannot be imported"),
             ({"imags": 10}, "did you mean 'images'?"),
         ],
     )
     def test_settings_of_an_objective_over_images(
-        self, changes: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+        self,
+        changes: dict[str, object],
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setenv("TORCH_HOME", str(Path("hub").resolve()))
+        monkeypatch.setattr("lcsc_opt.metrics.extractors.weights.urlopen", no_network)
         for step in STEPS:
             save(step)
         Path("reference.npz").write_bytes(b"not looked into")
         own = "tests.unet_examples:"
         settings: dict[str, object] = {"checkpoints": "runs", "model": f"{own}unet", "sampler": f"{own}unet"}
-        settings |= {"image_shape": [1, 8, 8], "reference": "reference.npz", **changes}
+        settings |= {"image_shape": [1, 8, 8], "reference": "reference.npz", "loss": f"fid@{own}unet", **changes}
         study = {"name": "grown", "objective": {"file": "torch_module.py", "settings": settings}}
-        Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}))
-        assert message in self.refused(capsys)
+        optimizers = ["LCSC", "LCSCGradient"]
+        Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": optimizers, "budget": {"evaluations": 4}}))
+        assert message in self.refused(capsys, "--optimizer", "LCSCGradient")
+        assert lcsc(["run", "grown.yaml"]) == 2
+        assert message in capsys.readouterr().err
+        assert not Path("cache").exists()
 
     def test_what_is_right_is_not_refused(self, begun: None) -> None:
         grow()
