@@ -323,6 +323,7 @@ class Experiment:
         resolve(plan, self.objective, {})
         check_space(plan.spec.space, self.objective)
         sameness.check_siblings(self.storage, plan, self.objective, accept_code=accept_code)
+        sameness.name_identical_checkpoints(self.objective)
         if plan.ray is not None:
             with self._cluster(plan.ray):
                 pass  # connecting checks the cluster

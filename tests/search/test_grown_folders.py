@@ -129,6 +129,15 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
         capsys.readouterr()
 
 
+def test_identical_checkpoints_are_named_before_they_are_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    for step in STEPS:
+        save(step, seed=max(step, 20))
+    assert lcsc(["run", "grown.yaml"]) == 0
+    before, _, searched = capsys.readouterr().err.partition("grown/LCSC/0: ")
+    assert before.count("identical weights: step 10, step 20\n") == 1
+    assert "identical" not in searched
+
+
 def test_studies_that_are_begun_later_are_on_the_same_checkpoints(begun: None) -> None:
     grow()
     assert lcsc(["run", "grown.yaml"]) == 0
