@@ -110,14 +110,6 @@ def number(value: float | None, spread: float | None = None) -> str:
     return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
 
 
-def size(count: int) -> str:
-    """Bytes to three digits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count} bytes"
-
-
 def confirmed(question: str, *, yes: bool) -> bool:
     """Whether the user answers yes at the terminal, or gave ``--yes``.
 

@@ -21,7 +21,17 @@ from lcsc_opt.trajectory.disk.layout import plan
 from lcsc_opt.trajectory.disk.manifest import load_manifest, trajectory_sha256
 from lcsc_opt.trajectory.disk.row_writing import open_coder, row_sha256
 from lcsc_opt.trajectory.disk.saving import EXACT, checked_dtype
-from lcsc_opt.trajectory.packing import EVERYTHING, PLAN, Source, find_sources, fingerprint, pack_sources, selected
+from lcsc_opt.trajectory.packing import (
+    EVERYTHING,
+    PLAN,
+    Source,
+    check_room,
+    find_sources,
+    fingerprint,
+    pack_sources,
+    partial_of,
+    selected,
+)
 from lcsc_opt.trajectory.store import Trajectory
 
 
@@ -65,7 +75,7 @@ def open_or_pack(
 def check_checkpoints(
     patterns: Patterns, *, cache: Path, key: str | None, selection: Selection, dtype: str | None
 ) -> None:
-    """Refuse what :func:`open_or_pack` would refuse before it reads any weights; nothing is packed.
+    """Refuse what :func:`open_or_pack` would refuse before it packs; of weights only the first checkpoint's are read.
 
     Raises:
         CheckpointError, TrajectoryError: as :func:`open_or_pack`.
@@ -81,18 +91,20 @@ def check_checkpoints(
         raise _not_there(alone, known)
     if packed:
         _open_packed(Path(alone[0]).expanduser(), key, selection, None, dtype)
-    else:
-        selected(find_sources(find_checkpoints(alone, key=key)), selection)
+        return
+    sources = selected(find_sources(find_checkpoints(alone, key=key)), selection)
+    out = _place(cache, fingerprint(sources, key, dtype or EXACT))
+    if not out.exists() and not is_packed(partial_of(out)):
+        check_room(out, read_checkpoint(sources[0].path, key=key), len(sources), dtype or EXACT)
 
 
 def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str | None) -> Trajectory:
     dtype = dtype or EXACT
     identity = fingerprint(sources, key, dtype)
-    out = _folder(cache) / f"{identity[:24]}.trajectory"
+    out = _place(cache, identity)
     if not out.exists():
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
             if not out.exists():  # another process may have made it meanwhile
-                notice(f"packing {len(sources)} checkpoints once, to {out}")
                 packed = pack_sources(sources, out, key, identity, dtype)
                 if packed.stored:
                     notice(stored_in_words(packed))
@@ -213,6 +225,10 @@ def _packed_in(cache: Path) -> Iterator[Path]:
     """All packed trajectories of the cache, the newest first."""
     folders = [path for path in _folder(cache).glob("*.trajectory") if is_packed(path)]
     yield from sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _place(cache: Path, identity: str) -> Path:
+    return _folder(cache) / f"{identity[:24]}.trajectory"
 
 
 def _folder(cache: Path) -> Path:
