@@ -110,6 +110,14 @@ def number(value: float | None, spread: float | None = None) -> str:
     return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
 
 
+def duration(seconds: float) -> str:
+    """A time in a unit that suits it."""
+    for unit, scale in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def confirmed(question: str, *, yes: bool) -> bool:
     """Whether the user answers yes at the terminal, or gave ``--yes``.
 

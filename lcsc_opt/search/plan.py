@@ -35,7 +35,6 @@ from lcsc_opt.base.study_file import (
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
-from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import workers_for_this_machine
@@ -323,15 +322,6 @@ def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
     if total < budget.total:
         raise StudySpecError(f"--budget: {plan.name} has a budget of {budget}, which cannot be lowered")
     return plan.changed(budget=BudgetSpec(**{budget.unit: total}))
-
-
-def stored_evaluations(url: str, name: str) -> int:
-    """How many trials of a study are finished; 0 if the database or the study does not exist yet."""
-    try:
-        study = StoredStudy.open(open_storage(url, write=False), name)
-    except StudyStoreError:
-        return 0
-    return sum(trial.state.is_finished() for trial in study.trials())
 
 
 def stored_plan(study: StoredStudy) -> StudyPlan:

@@ -31,6 +31,7 @@ from lcsc_opt.database.urls import storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import cannot_ask_ahead
+from lcsc_opt.search.estimating import Estimate, estimates
 from lcsc_opt.search.experiment import Experiment, experiments
 from lcsc_opt.search.plan import StudyPlan, plans, stored_plan
 from lcsc_opt.search.side_by_side import OnEnd, begin_all, run_side_by_side, together
@@ -234,20 +235,22 @@ def _rehearsed(
     return found
 
 
-def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> None:
-    """Refuse what a run of these plans would refuse, as far as that is known beforehand. Writes nothing.
+def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> list[Estimate]:
+    """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
-    If nothing is refused, a notice says which objectives have no check.
+    If nothing is refused, a notice says which objectives have no check, and the estimates how long the run takes.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
+        found = _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
+        estimated = estimates(found, storage, accept_code=accept_code)
     for plan in {plan.spec.objective.file: plan for plan in to_run}.values():
         if not loading.checks_settings(plan.spec.objective, beside=plan.directory):
             name = Path(plan.spec.objective.file).name
             notice(f"{name}: its settings have no check, so whether what they name is there is not known yet")
+    return estimated
 
 
 def run_each(

@@ -14,7 +14,7 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, known_checkpoints
-from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.progress import notice, progress, takes_long
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
 from lcsc_opt.trajectory.disk.layout import plan
@@ -103,6 +103,7 @@ def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str
     identity = fingerprint(sources, key, dtype)
     out = _place(cache, identity)
     if not out.exists():
+        takes_long(f"packing {len(sources)} checkpoints")
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
             if not out.exists():  # another process may have made it meanwhile
                 packed = pack_sources(sources, out, key, identity, dtype)

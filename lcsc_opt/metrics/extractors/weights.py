@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, MetricError
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, takes_long
 from lcsc_opt.checkpoints import read_checkpoint
 
 ANSWER_SECONDS = 20.0  # for a server to say whether a file is there
@@ -57,6 +57,7 @@ class PublishedFile(NamedTuple):
             return path
         try:
             if download:
+                takes_long(f"downloading the weights of {self.setting}")
                 notice(f"{self.setting}: downloading its weights from {self.url}")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.hash_prefix)
