@@ -288,8 +288,6 @@ class Experiment:
     def rehearse(self, plan: StudyPlan, *, accept_environment: bool = False, accept_code: bool = False) -> None:
         """Refuse what :meth:`run` would refuse, as far as that is known without loading the objective; writes nothing.
 
-        Runs and dry runs begin with it.
-
         Raises:
             LcscError: as :meth:`run`.
         """

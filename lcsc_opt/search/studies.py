@@ -210,8 +210,7 @@ def checked_experiments(
 ) -> list[tuple[Experiment, StudyPlan]]:
     """Each plan with the experiment that runs it. Plans that could never be searched are refused before any runs.
 
-    All plans are rehearsed; then only the first objective is loaded. A missing database is made after all plans were
-    accepted.
+    All are rehearsed; then only the first objective is loaded. A missing database is made after all were accepted.
     """
     with looked_into(url) as storage:
         found = _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
