@@ -31,7 +31,7 @@ from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.text_to_image.lora import LoraConversion, to_diffusers
 from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline
 from lcsc_opt.sampling.text_to_image.prompts import read_prompts, say_long_prompts
-from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
+from lcsc_opt.sampling.text_to_image.sampler import NO_LORA_GRADIENT, LatentDiffusionSampler
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.lora import trajectory_alphas
 
@@ -79,6 +79,10 @@ class Settings(ImageObjectiveSettings):
         for prompts in (self.prompts, self.held_out_prompts):
             if prompts is not None:
                 read_prompts(given_path(prompts))
+
+    def why_no_gradient(self) -> str | None:
+        """As for all objectives over images; a LoRA has none."""
+        return NO_LORA_GRADIENT if self.component == "lora" else super().why_no_gradient()
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:

@@ -20,6 +20,7 @@
     │   ├── StudyHeldError         another process is running the study
     │   └── LeaseLostError         another process has taken the study over
     ├── ContractError              an objective, optimizer, … that breaks its contract
+    ├── TakesLongError             what would take long was about to begin where nothing may
     ├── FigureError                a figure or a report that cannot be drawn or written
     └── SearchFailedError          the search ran, and failed
 """
@@ -101,6 +102,10 @@ class LeaseLostError(StudyStoreError):
 
 class ContractError(LcscError, AssertionError):
     """An objective, optimizer, format, extractor or storage does not keep its contract (:mod:`lcsc_opt.testing`)."""
+
+
+class TakesLongError(LcscError):
+    """Something that takes long was about to begin where nothing may, as in a dry run; the message says what."""
 
 
 class FigureError(LcscError):

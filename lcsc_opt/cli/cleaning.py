@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.cli.options import Output, Storage
-from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, size, table
+from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, table
 from lcsc_opt.cli.stored import to_change, to_read
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ def delete(
     chosen = [deletable(opened, name) for name in dict.fromkeys(studies)]
     for one in chosen:
         files = f" and {len(one.files)} files" if one.files else ""
-        say(f"{one.study.name}: {one.trials} trials{files}, {size(one.bytes)}")
+        say(f"{one.study.name}: {one.trials} trials{files}, {size_in_words(one.bytes)}")
     if not confirmed(f"Delete {len(chosen)} of the studies of {masked(url)}?", yes=yes):
         return
     for one in chosen:
         one.delete()
     kept = "" if shrink(url) else "; somebody is using the database, whose file keeps that room for later studies"
-    say(f"deleted: {', '.join(one.study.name for one in chosen)}; {size(sum(one.bytes for one in chosen))} freed{kept}")
+    freed = size_in_words(sum(one.bytes for one in chosen))
+    say(f"deleted: {', '.join(one.study.name for one in chosen)}; {freed} freed{kept}")
 
 
 def cache(
@@ -92,7 +94,7 @@ def _clear(entries: Sequence[Cached], *, yes: bool) -> None:
 
 
 def _total(entries: Sequence[Cached]) -> str:
-    return size(sum(entry.bytes for entry in entries))
+    return size_in_words(sum(entry.bytes for entry in entries))
 
 
 def _print(entries: Sequence[Cached], folder: Path) -> None:
@@ -104,7 +106,9 @@ def _print(entries: Sequence[Cached], folder: Path) -> None:
         column.justify = "left"
     for entry in entries:
         name = str(entry.path.relative_to(folder))
-        shown.add_row(name, entry.kind, size(entry.bytes), _moment(entry).strftime("%Y-%m-%d"), _studies(entry))
+        shown.add_row(
+            name, entry.kind, size_in_words(entry.bytes), _moment(entry).strftime("%Y-%m-%d"), _studies(entry)
+        )
     console().print(shown)
 
 

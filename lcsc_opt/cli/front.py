@@ -11,7 +11,7 @@ from lcsc_opt.base.errors import SearchFailedError
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
 from lcsc_opt.cli.output import Format, console, print_json, say, table
 from lcsc_opt.cli.stored import study_in, to_read
-from lcsc_opt.cli.studies import print_plans, run_plans
+from lcsc_opt.cli.studies import print_estimates, run_plans
 
 if TYPE_CHECKING:
     from lcsc_opt.views.front import Front
@@ -60,8 +60,7 @@ def front(
     chosen = front_plans(stored, _numbers(weights), term=term, budget=budget)
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
-        rehearse(chosen, url, **accepted)
-        print_plans(chosen, url)
+        print_estimates(rehearse(chosen, url, **accepted), url)
         return
     try:
         run_plans(chosen, url, take_over=take_over, lower_budget=budget is not None, **accepted)

@@ -110,12 +110,12 @@ def number(value: float | None, spread: float | None = None) -> str:
     return f"{value:.4g}" if spread is None else f"{value:.4g} ± {spread:.2g}"
 
 
-def size(count: int) -> str:
-    """Bytes to three digits."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count} bytes"
+def duration(seconds: float) -> str:
+    """A time in a unit that suits it."""
+    for unit, scale in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

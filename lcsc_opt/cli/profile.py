@@ -11,7 +11,7 @@ import typer
 from lcsc_opt.base.catalog import find
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli.options import Output
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.output import Format, console, duration, number, print_json, say, table
 
 if TYPE_CHECKING:  # torch is imported only when a study is profiled
     from lcsc_opt.diagnostics.profiling import Part, Profile, Tried
@@ -91,19 +91,11 @@ def _facts(found: Profile) -> list[str]:
     memory = f"memory: at most {found.memory_bytes / GIGA:.2f} GB, with what was read of the store"
     if found.device_bytes is not None:
         memory += f"; on the device {found.device_bytes / GIGA:.2f} GB"
-    budget = f"{found.evaluations:,} evaluations take {_time(found.budget_seconds)} on one worker"
+    budget = f"{found.evaluations:,} evaluations take {duration(found.budget_seconds)} on one worker"
     if found.studies > 1:
-        budget += f", the {found.studies} studies of the file about {_time(found.studies * found.budget_seconds)}"
+        budget += f", the {found.studies} studies of the file about {duration(found.studies * found.budget_seconds)}"
     overlap = [f"{found.overlapped:.0%} of the time one part ran beside another"] if found.overlapped >= 0.01 else []
     return [f"average of {found.trials} trials{failed}{images}", *overlap, memory, budget]
-
-
-def _time(seconds: float) -> str:
-    """A time in a unit that suits it."""
-    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _print_settings(tried: Sequence[Tried]) -> None:

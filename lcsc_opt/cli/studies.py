@@ -13,7 +13,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
 from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
-from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
+from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_judges, say, table
 from lcsc_opt.cli.stored import study_in, to_change, to_read
 
 Ray = Annotated[
@@ -97,8 +97,7 @@ def run(
     chosen = plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
     if dry_run:
-        rehearse(chosen, url, **accepted)
-        print_plans(chosen, url)
+        print_estimates(rehearse(chosen, url, **accepted), url)
     else:
         how = {"take_over": take_over, "lower_budget": budget is not None, "debug": debug, **accepted}
         run_plans(chosen, url, parallel=parallel, **how)
@@ -109,7 +108,8 @@ def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: boo
     from lcsc_opt.database.urls import is_there, masked
     from lcsc_opt.search.studies import checked_experiments, run_each
 
-    to_run = checked_experiments(chosen, url, accept_code=how.get("accept_code", False))
+    accepted = {name: how.get(name, False) for name in ("accept_environment", "accept_code")}
+    to_run = checked_experiments(chosen, url, **accepted)
     try:
         run_each(to_run, on_end=say, parallel=parallel, **how)
     finally:
@@ -117,16 +117,21 @@ def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: boo
             say(f"database: {masked(url)}")
 
 
-def print_plans(chosen: Any, url: str) -> None:
-    """Print what would be run, and how much of it is done."""
+def print_estimates(estimates: Any, url: str) -> None:
+    """Print what would be run, how much of it is done, and about how long the rest takes."""
     from lcsc_opt.database.urls import masked
-    from lcsc_opt.search.plan import stored_evaluations
 
-    shown = table("study", "optimizer options", "budget", "done", title=f"would run, in {masked(url)}")
-    for plan in chosen:
+    shown = table("study", "optimizer options", "budget", "done", "left, about", title=f"would run, in {masked(url)}")
+    for one in estimates:
+        plan, left = one.plan, "-" if one.seconds is None else duration(one.seconds)
         options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
-        shown.add_row(plan.name, options, str(plan.spec.budget), f"{stored_evaluations(url, plan.name)} evaluations")
+        shown.add_row(plan.name, options, str(plan.spec.budget), f"{one.evaluations} evaluations", left)
     console().print(shown)
+    for reason in dict.fromkeys(one.reason for one in estimates):
+        say(f"the time of an evaluation is {reason}")
+    known = [one.seconds for one in estimates if one.seconds is not None]
+    if known:
+        say(f"searches and held-out reports together: about {duration(sum(known))} on one worker")
 
 
 def resume(

@@ -12,7 +12,7 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
-from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.extractors.by_name import build_extractor, check_extractor
 from lcsc_opt.metrics.judges import few_enough, known_features
 from lcsc_opt.metrics.keeping import kept_metric
 from lcsc_opt.metrics.loss import LossScale, View
@@ -125,9 +125,8 @@ def check_scores(
     files, references = _files(names, reference, weights, cross_check)
     for setting in references.values():
         check_reference(setting)
-    for extractor, path in files.items():
-        if not path.exists():
-            raise MetricError(f"weights: {path} of {extractor} does not exist")
+    for extractor in dict.fromkeys([*(name.extractor for name in names), *files]):
+        check_extractor(extractor, weights=files.get(extractor))
 
 
 def _named(

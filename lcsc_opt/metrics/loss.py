@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import numpy as np
@@ -53,6 +53,14 @@ def scaled_by_trace(weights: Mapping[MetricName, float], views: Mapping[str, Vie
     return scaled
 
 
+def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
+    """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
+    for metric in loss:
+        if metric.formula not in DIFFERENTIATED:
+            return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIATED)} have one"
+    return None
+
+
 class Loss:
     """A weighted sum of metrics, lower is better, and the way back from it to features and images.
 
@@ -94,10 +102,7 @@ class Loss:
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, as one clause; ``None`` where the loss has a gradient in the features."""
-        for metric in self.weights:
-            if metric.formula not in DIFFERENTIATED:
-                return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIATED)} have one"
-        return None
+        return why_no_gradient(self.weights)
 
     def value(self, values: Mapping[MetricName, float], images: int) -> float:
         """The loss for this many images: the weighted sum of metrics, and the penalty of the kept one."""

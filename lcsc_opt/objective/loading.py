@@ -45,14 +45,14 @@ def load_objective(
 
 def check_objective(
     spec: ObjectiveSpec, *, beside: Path | None = None, checkpoints: KnownCheckpoints | None = None
-) -> dict[str, str]:
+) -> tuple[dict[str, str], str | None]:
     """Refuse what :func:`load_objective` would refuse, as far as that is known without training or reading a model.
 
-    The objective's file takes part if it has a class ``Settings`` with a method ``check``. Arguments and errors are
-    those of :func:`load_objective`.
+    The objective's file takes part if it has a class ``Settings`` with a method ``check``, and perhaps
+    ``why_no_gradient``. Arguments and errors are those of :func:`load_objective`.
 
     Returns:
-        The objective's code, as far as its settings name it.
+        The objective's code, as far as its settings name it, and why it has no gradient; ``None`` if it may have one.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints), called_modules() as called:
@@ -62,7 +62,8 @@ def check_objective(
             settings = parse_settings(kind, dict(spec.settings), source="objective.settings")
         if isinstance(settings, CheckedSettings):
             settings.check()
-    return _code(path, called)
+        why_no_gradient = getattr(settings, "why_no_gradient", lambda: None)()
+    return _code(path, called), why_no_gradient
 
 
 def checks_settings(spec: ObjectiveSpec, *, beside: Path | None = None) -> bool:

@@ -16,7 +16,8 @@ from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
 from lcsc_opt.metrics.cross_check import published_cross_check
 from lcsc_opt.metrics.from_settings import build_scores, check_scores
-from lcsc_opt.metrics.loss import LossScale
+from lcsc_opt.metrics.loss import LossScale, why_no_gradient
+from lcsc_opt.metrics.names import parse_loss
 from lcsc_opt.metrics.scores import Scores
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
 from lcsc_opt.objective.contract import Mergeable
@@ -175,6 +176,10 @@ class ImageObjectiveSettings(FrozenModel):
             cross_check=published_cross_check(self.loss, cache=cache_directory(), **located),
             **located,
         )
+
+    def why_no_gradient(self) -> str | None:
+        """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
+        return why_no_gradient(parse_loss(self.loss))
 
     def _located(self) -> dict[str, Any]:
         return {

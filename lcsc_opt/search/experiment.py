@@ -49,6 +49,7 @@ from lcsc_opt.search.plan import (
     Resolved,
     StudyPlan,
     build_space,
+    check_gradient,
     check_space,
     checkpoints_of,
     packed_sha256,
@@ -278,11 +279,11 @@ class Experiment:
                 "nothing to do; other studies run beside it would use them"
             )
 
-    def check_settings(self, plan: StudyPlan) -> None:
-        """Refuse a new study that :meth:`check` would refuse, as far as that is known without the objective."""
-        sameness.check_siblings(self.storage, plan)
+    @functools.cached_property
+    def _checked(self) -> tuple[dict[str, str], str | None]:
+        """The objective's settings, checked once."""
         known = checkpoints_of(self.storage, self._name, self._spec)
-        check_objective(self._spec, beside=self._directory, checkpoints=known)
+        return check_objective(self._spec, beside=self._directory, checkpoints=known)
 
     def rehearse(self, plan: StudyPlan, *, accept_environment: bool = False, accept_code: bool = False) -> None:
         """Refuse what :meth:`run` would refuse, as far as that is known without loading the objective; writes nothing.
@@ -290,17 +291,16 @@ class Experiment:
         Raises:
             LcscError: as :meth:`run`.
         """
-        if plan.name not in study_names(self.storage):
-            self.check_settings(plan)
-            self._check_room(plan)
-            return
-        known = checkpoints_of(self.storage, self._name, self._spec)
-        study = StoredStudy.open(self.storage, plan.name)
-        if is_finished(study, plan.continuing(study)):
-            return
-        sameness.environment_changes(study, accept=accept_environment)
-        code = check_objective(self._spec, beside=self._directory, checkpoints=known)
-        sameness.code_change(study, {**study.attributes["fingerprint"]["code"], **code}, accept=accept_code)
+        if plan.name in study_names(self.storage):
+            study = StoredStudy.open(self.storage, plan.name)
+            if is_finished(study, plan.continuing(study)):
+                return
+            sameness.environment_changes(study, accept=accept_environment)
+            code = {**study.attributes["fingerprint"]["code"], **self._checked[0]}
+            sameness.code_change(study, code, accept=accept_code)
+        else:
+            sameness.check_siblings(self.storage, plan)
+        check_gradient(plan, self._checked[1])
         self._check_room(plan)
 
     def check(self, plan: StudyPlan, *, accept_code: bool = False) -> None:
@@ -321,17 +321,18 @@ class Experiment:
         resolve(plan, self.objective, {})
         check_space(plan.spec.space, self.objective)
         sameness.check_siblings(self.storage, plan, self.objective, accept_code=accept_code)
+        sameness.name_identical_checkpoints(self.objective)
         if plan.ray is not None:
             with self._cluster(plan.ray):
                 pass  # connecting checks the cluster
 
     def _check_room(self, plan: StudyPlan) -> None:
         """Refuse, once, a Ray cluster that could not evaluate, as far as that is known without the objective."""
+        environments_of(plan)
         if plan.ray is None:
             return
         from lcsc_opt.evaluation.ray import check_room
 
-        environments_of(plan)
         if self._checked_cluster != plan.ray:
             check_room(plan.ray, self._spec)
             self._checked_cluster = plan.ray

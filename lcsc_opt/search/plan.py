@@ -35,7 +35,6 @@ from lcsc_opt.base.study_file import (
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
-from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import workers_for_this_machine
@@ -246,11 +245,7 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
     spec = plan.spec
     total_evaluations(spec.budget, objective)
     wanted = _parallelism(plan, objective)
-    if needs_gradient(plan.optimizer) and (reason := objective.why_no_gradient()) is not None:
-        raise OptimizerError(
-            f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {spec.objective.file} gives "
-            f"none: {reason}; search it with CMA or LCSC"
-        )
+    check_gradient(plan, objective.why_no_gradient())
     began = Parallelism(**stored["parallelism"]) if stored.get("parallelism") else wanted
     if began != wanted and (spec.spread, spec.pipeline) != ("auto", "auto"):
         raise StudyMismatchError(
@@ -259,6 +254,19 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
         )
     first = BudgetSpec(**stored["optimizer_budget"]) if stored else spec.budget
     return Resolved(began, first, total_evaluations(first, objective))
+
+
+def check_gradient(plan: StudyPlan, why_no_gradient: str | None) -> None:
+    """Refuse an optimizer that follows gradients where there are none.
+
+    Raises:
+        OptimizerError: the optimizer needs a gradient, and a reason is given why there is none.
+    """
+    if why_no_gradient is not None and needs_gradient(plan.optimizer):
+        raise OptimizerError(
+            f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {plan.spec.objective.file} gives "
+            f"none: {why_no_gradient}; search it with CMA or LCSC"
+        )
 
 
 def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
@@ -314,15 +322,6 @@ def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
     if total < budget.total:
         raise StudySpecError(f"--budget: {plan.name} has a budget of {budget}, which cannot be lowered")
     return plan.changed(budget=BudgetSpec(**{budget.unit: total}))
-
-
-def stored_evaluations(url: str, name: str) -> int:
-    """How many trials of a study are finished; 0 if the database or the study does not exist yet."""
-    try:
-        study = StoredStudy.open(open_storage(url, write=False), name)
-    except StudyStoreError:
-        return 0
-    return sum(trial.state.is_finished() for trial in study.trials())
 
 
 def stored_plan(study: StoredStudy) -> StudyPlan:

@@ -13,14 +13,16 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.code import changed_code
-from lcsc_opt.base.errors import CatalogError, StudyMismatchError
+from lcsc_opt.base.errors import CatalogError, ObjectiveError, StudyMismatchError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.database.names import SUCCEEDED, differences, is_search, split_name
 from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import edited_code
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan
+from lcsc_opt.trajectory.inspection import identical_checkpoints
 
 NEUTRAL = {  # settings that change no loss beyond rounding; checkpoints are known by their hash
     *(CHECKPOINTS, "metrics", "held_out_metrics"),
@@ -62,6 +64,13 @@ def check_siblings(
                 f"{plan.name}: its losses would not compare with those of {name}: {'; '.join(found)}. Give the "
                 "experiment another name: lcsc run FILE name=..."
             )
+
+
+def name_identical_checkpoints(objective: Objective) -> None:
+    """Say which of the checkpoints that an objective combines have the same weights."""
+    with contextlib.suppress(ObjectiveError):  # nothing is packed
+        for warning in identical_checkpoints(packed_trajectory(objective)):
+            notice(warning)
 
 
 def _decisive(value: Any) -> Any:

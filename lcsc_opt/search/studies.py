@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from optuna.storages import RDBStorage
 from torch import Tensor
 
 from lcsc_opt.base.catalog import find
@@ -30,6 +31,7 @@ from lcsc_opt.database.urls import storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.optimizers import cannot_ask_ahead
+from lcsc_opt.search.estimating import Estimate, estimates
 from lcsc_opt.search.experiment import Experiment, experiments
 from lcsc_opt.search.plan import StudyPlan, plans, stored_plan
 from lcsc_opt.search.side_by_side import OnEnd, begin_all, run_side_by_side, together
@@ -168,7 +170,7 @@ def run(
     chosen = plans_of(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with said_once():
         run_each(
-            checked_experiments(chosen, url, accept_code=accept_code),
+            checked_experiments(chosen, url, accept_environment=accept_environment, accept_code=accept_code),
             take_over=take_over,
             accept_environment=accept_environment,
             accept_code=accept_code,
@@ -204,20 +206,17 @@ def plans_of(
 
 
 def checked_experiments(
-    to_run: Sequence[StudyPlan], url: str, *, accept_code: bool = False
+    to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool = False, accept_code: bool = False
 ) -> list[tuple[Experiment, StudyPlan]]:
     """Each plan with the experiment that runs it. Plans that could never be searched are refused before any runs.
 
-    For a sweep, only the first objective is loaded; the settings of the others are checked. A missing database is made
-    after all plans were accepted.
+    All are rehearsed; then only the first objective is loaded. A missing database is made after all were accepted.
     """
     with looked_into(url) as storage:
-        found, stored = list(experiments(to_run, storage)), study_names(storage)
-        new = [(experiment, plan) for experiment, plan in found if plan.name not in stored]
-        for experiment, plan in {id(other): (other, plan) for other, plan in new if other is not found[0][0]}.values():
-            experiment.check_settings(plan)
-        for experiment, plan in new:
-            if experiment is found[0][0]:
+        found = _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
+        stored = study_names(storage)
+        for experiment, plan in found:
+            if experiment is found[0][0] and plan.name not in stored:
                 experiment.check(plan, accept_code=accept_code)
     opened = open_storage(url, write=True)
     for experiment, _ in found:
@@ -225,21 +224,32 @@ def checked_experiments(
     return found
 
 
-def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> None:
-    """Refuse what a run of these plans would refuse, as far as that is known beforehand. Writes nothing.
+def _rehearsed(
+    to_run: Sequence[StudyPlan], storage: RDBStorage, **accepted: bool
+) -> list[tuple[Experiment, StudyPlan]]:
+    """Each plan with its experiment; a dry run and a run refuse the same here, before any weights are read."""
+    found = list(experiments(to_run, storage))
+    for experiment, plan in found:
+        experiment.rehearse(plan, **accepted)
+    return found
 
-    If nothing is refused, a notice says which objectives have no check.
+
+def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> list[Estimate]:
+    """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
+
+    If nothing is refused, a notice says which objectives have no check, and the estimates how long the run takes.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        for experiment, plan in experiments(to_run, storage):
-            experiment.rehearse(plan, accept_environment=accept_environment, accept_code=accept_code)
+        found = _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
+        estimated = estimates(found, storage, accept_code=accept_code)
     for plan in {plan.spec.objective.file: plan for plan in to_run}.values():
         if not loading.checks_settings(plan.spec.objective, beside=plan.directory):
             name = Path(plan.spec.objective.file).name
             notice(f"{name}: its settings have no check, so whether what they name is there is not known yet")
+    return estimated
 
 
 def run_each(

@@ -15,6 +15,7 @@ from lcsc_opt.metrics import Scores, View
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.judges import known_features
 from lcsc_opt.metrics.keeping import kept_metric
+from lcsc_opt.metrics.loss import why_no_gradient
 from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName, parse_loss, parse_names
 from lcsc_opt.metrics.scores import CrossCheckSpace
 from lcsc_opt.training.classifier import view_of
@@ -42,6 +43,10 @@ class ScoredImages(FrozenModel):
         for metric in [*metrics, *([] if self.keep is None else [kept_metric(self.keep)])]:
             if metric.extractor != INCEPTION:
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
+
+    def why_no_gradient(self) -> str | None:
+        """Why the loss has no gradient, as one clause; ``None`` if it has one."""
+        return why_no_gradient(parse_loss(self.loss))
 
     def seen(self, images: Tensor) -> Tensor:
         """The real images ``[n, C, H, W]`` that training and loss may look at."""

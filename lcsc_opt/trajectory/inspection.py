@@ -103,7 +103,6 @@ def _inspect_packed(path: Path, *, verify: bool) -> Inspection:
         trajectory.verify()
     steps = list(trajectory.steps)
     series = _series([Path(source) for source in trajectory.sources if source])
-    names = [f"step {step}" for step in steps]
     return Inspection(
         path=str(path),
         packed=True,
@@ -126,7 +125,7 @@ def _inspect_packed(path: Path, *, verify: bool) -> Inspection:
         warnings=[
             *_mixed_series(series),
             *_gaps(steps),
-            *_duplicates(list(zip(names, trajectory.checkpoint_sha256, strict=True))),
+            *identical_checkpoints(trajectory),
         ],
     )
 
@@ -311,6 +310,12 @@ def _gaps(steps: Sequence[int]) -> list[str]:
         if not low <= later - earlier <= high
     ]
     return [f"gap: {text}, where {usual} is usual" for text in odd[:MOST_WARNINGS]] + _more(odd)
+
+
+def identical_checkpoints(trajectory: Trajectory) -> list[str]:
+    """Warnings of checkpoints with the same bytes."""
+    names = [f"step {step}" for step in trajectory.steps]
+    return _duplicates(list(zip(names, trajectory.checkpoint_sha256, strict=True)))
 
 
 def _duplicates(rows: Sequence[tuple[str, str]]) -> list[str]:

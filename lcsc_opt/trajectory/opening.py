@@ -6,6 +6,7 @@ folder, which may have grown, or from the cache if the folder is gone.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,24 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, known_checkpoints
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, progress, takes_long
+from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
+from lcsc_opt.trajectory.disk.layout import plan
 from lcsc_opt.trajectory.disk.manifest import load_manifest, trajectory_sha256
+from lcsc_opt.trajectory.disk.row_writing import open_coder, row_sha256
 from lcsc_opt.trajectory.disk.saving import EXACT, checked_dtype
-from lcsc_opt.trajectory.packing import EVERYTHING, PLAN, Source, find_sources, fingerprint, pack_sources, selected
+from lcsc_opt.trajectory.packing import (
+    EVERYTHING,
+    PLAN,
+    Source,
+    check_room,
+    find_sources,
+    fingerprint,
+    pack_sources,
+    partial_of,
+    selected,
+)
 from lcsc_opt.trajectory.store import Trajectory
 
 
@@ -61,7 +75,7 @@ def open_or_pack(
 def check_checkpoints(
     patterns: Patterns, *, cache: Path, key: str | None, selection: Selection, dtype: str | None
 ) -> None:
-    """Refuse what :func:`open_or_pack` would refuse before it reads any weights; nothing is packed.
+    """Refuse what :func:`open_or_pack` would refuse before it packs; of weights only the first checkpoint's are read.
 
     Raises:
         CheckpointError, TrajectoryError: as :func:`open_or_pack`.
@@ -77,18 +91,21 @@ def check_checkpoints(
         raise _not_there(alone, known)
     if packed:
         _open_packed(Path(alone[0]).expanduser(), key, selection, None, dtype)
-    else:
-        selected(find_sources(find_checkpoints(alone, key=key)), selection)
+        return
+    sources = selected(find_sources(find_checkpoints(alone, key=key)), selection)
+    out = _place(cache, fingerprint(sources, key, dtype or EXACT))
+    if not out.exists() and not is_packed(partial_of(out)):
+        check_room(out, read_checkpoint(sources[0].path, key=key), len(sources), dtype or EXACT)
 
 
 def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str | None) -> Trajectory:
     dtype = dtype or EXACT
     identity = fingerprint(sources, key, dtype)
-    out = _folder(cache) / f"{identity[:24]}.trajectory"
+    out = _place(cache, identity)
     if not out.exists():
+        takes_long(f"packing {len(sources)} checkpoints")
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
             if not out.exists():  # another process may have made it meanwhile
-                notice(f"packing {len(sources)} checkpoints once, to {out}")
                 packed = pack_sources(sources, out, key, identity, dtype)
                 if packed.stored:
                     notice(stored_in_words(packed))
@@ -139,11 +156,11 @@ def _open_known(
         return found
     sources = _sources(patterns, key, steps)
     own = [source for source in sources if source.step in known.steps]
-    if not known.moved and (found := _in_cache(cache, known)) is not None:
-        if own and fingerprint(own, key, dtype) != found.metadata.get(PLAN):
-            notice(f"{named}: was written to since the study began; it goes on with the packed copy of what was there")
-        elif not own:
+    if not known.moved and (found := _in_cache(cache, known, fingerprint(own, key, dtype))) is not None:
+        if not own:
             notice(f"{named}: the study's checkpoints are gone; it goes on with their packed copy")
+        elif not _holds(found, own, key, dtype):
+            notice(f"{named}: was written to since the study began; it goes on with the packed copy of what was there")
         elif len(sources) > len(own) and not known.selected:
             notice(_grown(named, len(sources), known))
         return found
@@ -181,15 +198,38 @@ def _grown(named: str, there: int, known: KnownCheckpoints) -> str:
     )
 
 
-def _in_cache(cache: Path, known: KnownCheckpoints) -> Trajectory | None:
-    found = (part_of(path, known) for path in _packed_in(cache))
-    return next((trajectory for trajectory in found if trajectory is not None), None)
+def _holds(packed: Trajectory, own: Sequence[Source], key: str | None, dtype: str) -> bool:
+    """Whether the files hold the packed weights; they are only read if ``packed`` was not made from them."""
+    if packed.metadata.get(PLAN) == fingerprint(own, key, dtype):
+        return True
+    if tuple(source.step for source in own) != packed.steps:
+        return False
+    manifest, key = load_manifest(packed.path), key or packed.metadata.get("key")
+    coder = open_coder(packed.path, manifest)
+    with contextlib.suppress(TrajectoryError), progress("compare with the packed copy", len(own)) as advance:
+        for source, sha256 in zip(own, packed.checkpoint_sha256, strict=True):
+            tensors = read_checkpoint(source.path, key=key).tensors
+            if plan(tensors) != manifest.layout or row_sha256(coder, tensors) != sha256:
+                return False
+            advance()
+        return True
+    return False  # one is no checkpoint any more
+
+
+def _in_cache(cache: Path, known: KnownCheckpoints, made_from: str | None = None) -> Trajectory | None:
+    """The known checkpoints in the cache; of several packed copies the one made from these sources, else the newest."""
+    found = [packed for path in _packed_in(cache) if (packed := part_of(path, known)) is not None]
+    return min(found, key=lambda packed: packed.metadata.get(PLAN) != made_from, default=None)
 
 
 def _packed_in(cache: Path) -> Iterator[Path]:
     """All packed trajectories of the cache, the newest first."""
     folders = [path for path in _folder(cache).glob("*.trajectory") if is_packed(path)]
     yield from sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _place(cache: Path, identity: str) -> Path:
+    return _folder(cache) / f"{identity[:24]}.trajectory"
 
 
 def _folder(cache: Path) -> Path:

@@ -18,7 +18,7 @@ from types import TracebackType
 from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
-from lcsc_opt.base.files import only_process, sync_folder
+from lcsc_opt.base.files import only_process, size_in_words, sync_folder
 from lcsc_opt.base.paths import another_folder
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
@@ -162,14 +162,20 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 def pack_sources(sources: list[Source], out: Path, key: str | None, identity: str, dtype: str) -> Trajectory:
     """Pack into ``out``, from where a call with the same ``identity`` stopped. No other process may do so meanwhile."""
-    partial = out.with_name(f"{out.name}.partial")
+    partial = partial_of(out)
     _discard_other(partial, identity)
-    _fill(partial, sources, key, identity, dtype)
+    _fill(out, sources, key, identity, dtype)
     _rename(partial, out)
     return Trajectory.open(out)
 
 
-def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, dtype: str) -> None:
+def partial_of(out: Path) -> Path:
+    """Where a trajectory grows until it is complete."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def _fill(out: Path, sources: list[Source], key: str | None, identity: str, dtype: str) -> None:
+    partial = partial_of(out)
     reference: dict[str, Tensor] | None = None
     first: Checkpoint | None = None
     metadata: dict[str, str] = {}
@@ -180,7 +186,7 @@ def _fill(partial: Path, sources: list[Source], key: str | None, identity: str, 
         key = first.key
         if dtype != EXACT:
             reference = read_checkpoint(sources[len(sources) // 2].path, key=key).tensors
-        _check_room(partial, _needed(plan(first.tensors), len(sources), dtype))
+        check_room(out, first, len(sources), dtype)
         metadata = alphas_metadata(first.tensors, sources[-1].path, key)
     texts = {PLAN: identity, "key": key, **metadata}
     saver = Saver(partial, metadata=texts, dtype=dtype, reference=reference)
@@ -252,15 +258,21 @@ def _size(checkpoint: Checkpoint) -> int:
     return sum(tensor.nbytes for tensor in checkpoint.tensors.values())
 
 
-def _check_room(partial: Path, needed: int) -> None:
-    """Refuse now if the disk is too small, not after hours."""
-    there = next(folder for folder in partial.absolute().parents if folder.exists())
+def check_room(out: Path, first: Checkpoint, checkpoints: int, dtype: str) -> None:
+    """Say how much of the disk a trajectory takes, from its first checkpoint; nothing is written.
+
+    Raises:
+        TrajectoryError: the disk is too small.
+    """
+    needed = _needed(plan(first.tensors), checkpoints, dtype)
+    there = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise TrajectoryError(
-            f"{partial.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {needed:,} bytes, and {free:,} are "
-            f"free; select fewer checkpoints, or {another_folder(partial)} on another disk"
+            f"{out.parent}: {os.strerror(errno.ENOSPC)}: the trajectory takes {size_in_words(needed)}, and "
+            f"{size_in_words(free)} are free; select fewer checkpoints, or {another_folder(out)} on another disk"
         )
+    notice(f"{checkpoints} checkpoints are packed once, to {out}, which takes {size_in_words(needed)} of its disk")
 
 
 def _check_free(out: Path, *, overwrite: bool) -> None:

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.base.study_file import ObjectiveSpec, parse_studies
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import check_objective
+from lcsc_opt.search.studies import plans_of, rehearse
 
 CHECKED = """
 from pathlib import Path
@@ -25,7 +26,17 @@ class Settings(FrozenModel):
         if not Path(self.checkpoints).exists():
             raise ObjectiveError(f"{self.checkpoints}: no such folder")
 """
-BUILD = "\ndef build(settings):\n    raise AssertionError('nothing is built')\n"
+BUILD = """
+def build(settings):
+    from pathlib import Path
+    from lcsc_opt.base.progress import progress
+    from lcsc_opt.objective.function import CoefficientFunction
+
+    if not Path("runs/trained").exists():
+        with progress("training", 9):
+            raise AssertionError("nothing is trained")
+    return CoefficientFunction(lambda a: float(a @ a), (1, 2, 3), name="square")
+"""
 
 
 def test_an_objective_checks_its_settings(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,10 +52,67 @@ def test_a_dry_run_names_an_objective_without_a_check(workplace: Path, capsys: p
     Path("checked_settings.py").write_text(CHECKED + BUILD)
     Path("unchecked_settings.py").write_text(CHECKED[: CHECKED.index("    def")] + BUILD)
     Path("runs").mkdir()
-    assert dry_run("checked_settings.py", capsys) == ""
-    assert dry_run("unchecked_settings.py", capsys) == (
-        "lcsc: unchecked_settings.py: its settings have no check, so whether what they name is there is not known yet\n"
-    )
+    no_check = "its settings have no check, so whether what they name is there is not known yet"
+    assert f"lcsc: unchecked_settings.py: {no_check}\n" in dry_run("unchecked_settings.py", capsys)
+    assert no_check not in dry_run("checked_settings.py", capsys)
+
+
+def test_a_dry_run_begins_nothing_that_takes_long(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("checked_settings.py").write_text(CHECKED + BUILD)
+    Path("runs").mkdir()
+    assert "not known before this is done: training" in dry_run("checked_settings.py", capsys)
+    Path("runs/trained").touch()
+    assert "timed now" in dry_run("checked_settings.py", capsys)
+
+
+TIMED = """
+import time
+from lcsc_opt.base.records import Cost, Evaluation
+from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.objective.contract import Objective
+
+
+class Settings(FrozenModel):
+    def check(self):
+        pass
+
+
+class Sleeping(Objective):
+    steps = (1, 2, 3)
+    images_per_evaluation = 100
+
+    def describe(self):
+        return {}
+
+    def evaluate(self, candidate, *, gradient=False):
+        images = candidate.images or 100
+        time.sleep(images / 1000)
+        loss = float(candidate.coefficients @ candidate.coefficients)
+        return Evaluation(loss, cost=Cost(images, seconds=images / 1000))
+
+
+def build(settings):
+    return Sleeping()
+"""
+
+
+def test_a_dry_run_estimates_the_run(workplace: Path) -> None:
+    Path("timed.py").write_text(TIMED)
+    content = {"name": "timed", "objective": {"file": "timed.py"}, "optimizers": ["LCSC"], "budget": {"images": 1000}}
+    content |= {"held_out": {"images": 200, "top": 2}}  # 10 evaluations, and 3 of twice as many images
+
+    def left() -> float | None:
+        [plan] = plans_of(parse_studies(content, source="study"), workplace)
+        [one] = rehearse([plan], "sqlite:///studies.db", accept_environment=False, accept_code=False)
+        return one.seconds
+
+    assert left() == pytest.approx(1.6, rel=0.5)
+    assert not Path("studies.db").exists()
+    Path("timed.yaml").write_text(yaml.safe_dump({**content, "budget": {"images": 400}, "held_out": None}))
+    assert lcsc(["run", "timed.yaml"]) == 0
+    assert left() == pytest.approx(1.2, abs=1e-6)  # stored seconds are as they were told
+    assert lcsc(["run", "timed.yaml", "budget.images=1000", "held_out={images: 200, top: 2}"]) == 0
+    assert left() == 0
 
 
 def dry_run(objective: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -79,6 +79,17 @@ def touch() -> None:
     os.utime("runs/model000020.safetensors")
 
 
+def copy_elsewhere() -> None:
+    """Another study packs a copy; then the first study's own packed copy is lost."""
+    [own] = Path("cache/trajectories").iterdir()
+    shutil.copytree("runs", "copied")
+    Path("copied.yaml").write_text(
+        STUDY.replace("grown\n", "copied\n").replace("checkpoints: runs", "checkpoints: copied")
+    )
+    assert lcsc(["run", "copied.yaml", "--optimizer", "LCSC"]) == 0
+    shutil.rmtree(own)
+
+
 def remove() -> None:
     shutil.rmtree("runs")
 
@@ -93,7 +104,8 @@ def write_others() -> None:
 
 ACCIDENTS = {
     grow: "holds 4 checkpoints now, and the study goes on with its own 3",
-    touch: "was written to since the study began",
+    touch: "",
+    copy_elsewhere: "",
     remove: "the study's checkpoints are gone",
     lose_one: "was written to since the study began",
     write_others: "was written to since the study began",
@@ -110,10 +122,20 @@ def test_every_command_finds_them_again_says_so_and_packs_nothing(
     capsys.readouterr()
     for command in COMMANDS:
         assert lcsc(command) == 0, command
-        assert capsys.readouterr().err.count(ACCIDENTS[accident]) == 1, command
+        said = [line for line in capsys.readouterr().err.splitlines() if "runs" in line and "lcsc:" in line]
+        assert [ACCIDENTS[accident] in line for line in said] == [True] * bool(ACCIDENTS[accident]), command
         assert packed() == 1, command
         assert load_study(NAME).objective.trajectory.sha256 == before.sha256, command  # type: ignore[union-attr]
         capsys.readouterr()
+
+
+def test_identical_checkpoints_are_named_before_they_are_searched(capsys: pytest.CaptureFixture[str]) -> None:
+    for step in STEPS:
+        save(step, seed=max(step, 20))
+    assert lcsc(["run", "grown.yaml"]) == 0
+    before, _, searched = capsys.readouterr().err.partition("grown/LCSC/0: ")
+    assert before.count("identical weights: step 10, step 20\n") == 1
+    assert "identical" not in searched
 
 
 def test_studies_that_are_begun_later_are_on_the_same_checkpoints(begun: None) -> None:
@@ -256,6 +278,10 @@ def test_some_checkpoints_of_a_trajectory_are_a_trajectory() -> None:
         Trajectory.open("all.trajectory", steps=(10, 15))
 
 
+def no_network(*_: object, **__: object) -> None:
+    raise OSError("no route to host")
+
+
 class TestDryRun:
     """It refuses what the run would refuse, and writes nothing."""
 
@@ -289,23 +315,36 @@ class TestDryRun:
             ({"reference": "nowhere.npz"}, "nowhere.npz does not exist"),
             ({"loss": "fid", "reference": "reference.npz", "weights": {"inception": "w.pt"}}, "w.pt of inception does"),
             ({"loss": "fidd"}, "did you mean 'fid'"),
+            ({"loss": "fid"}, "the weights of inception cannot be downloaded"),
+            ({"loss": "fid@no_such_module:features"}, "'no_such_module:features' cannot be imported"),
+            ({"loss": "precision@tests.unet_examples:unet"}, "LCSCGradient: follows the gradient of the loss"),
             ({"device": "cuda:9"}, "device: cuda:9 is not there"),
             ({"sampler": "no_such_module:sample"}, "sampler: 'no_such_module:sample' cannot be imported"),
             ({"imags": 10}, "did you mean 'images'?"),
         ],
     )
     def test_settings_of_an_objective_over_images(
-        self, changes: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+        self,
+        changes: dict[str, object],
+        message: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setenv("TORCH_HOME", str(Path("hub").resolve()))
+        monkeypatch.setattr("lcsc_opt.metrics.extractors.weights.urlopen", no_network)
         for step in STEPS:
             save(step)
         Path("reference.npz").write_bytes(b"not looked into")
         own = "tests.unet_examples:"
         settings: dict[str, object] = {"checkpoints": "runs", "model": f"{own}unet", "sampler": f"{own}unet"}
-        settings |= {"image_shape": [1, 8, 8], "reference": "reference.npz", **changes}
+        settings |= {"image_shape": [1, 8, 8], "reference": "reference.npz", "loss": f"fid@{own}unet", **changes}
         study = {"name": "grown", "objective": {"file": "torch_module.py", "settings": settings}}
-        Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": ["LCSC"], "budget": {"evaluations": 4}}))
-        assert message in self.refused(capsys)
+        optimizers = ["LCSC", "LCSCGradient"]
+        Path("grown.yaml").write_text(yaml.safe_dump({**study, "optimizers": optimizers, "budget": {"evaluations": 4}}))
+        assert message in self.refused(capsys, "--optimizer", "LCSCGradient")
+        assert lcsc(["run", "grown.yaml"]) == 2
+        assert message in capsys.readouterr().err
+        assert not Path("cache").exists()
 
     def test_what_is_right_is_not_refused(self, begun: None) -> None:
         grow()

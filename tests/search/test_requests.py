@@ -334,10 +334,11 @@ def test_an_objective_without_gradients_is_refused_before_anything_is_searched(
     }
     (tmp_path / "e.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
-    assert lcsc(["run", "e.yaml"]) == 2
-    said = capsys.readouterr().err
-    assert "optimizers.LCSCGradient: follows the gradient of the loss, and function.py gives none" in said
-    assert not (tmp_path / "e.db").exists()
+    for how in ([], ["--dry-run"]):
+        assert lcsc(["run", "e.yaml", *how]) == 2
+        said = capsys.readouterr().err
+        assert "optimizers.LCSCGradient: follows the gradient of the loss, and function.py gives none" in said
+        assert not (tmp_path / "e.db").exists()
 
 
 def test_a_function_may_bring_its_gradient() -> None:

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.files import size_in_words
 from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
+from lcsc_opt.trajectory.opening import check_checkpoints
 from tests.processes import CONTEXT, forked, peak_growth, wait_until
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
 
@@ -233,8 +235,22 @@ def test_step_twice_in_two_series_says_how_to_choose(tmp_path):
 
 def test_full_disk_is_noticed_before_hours_of_work(files, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory takes .* 1,000 are free"):
+    with pytest.raises(TrajectoryError, match=r"No space left on device: the trajectory takes .* 1 kB are free"):
         pack(files, tmp_path / "t")
+    with pytest.raises(TrajectoryError, match="No space left on device"):
+        check_checkpoints(files, cache=tmp_path / "cache", key=None, selection=Selection(), dtype=None)
+
+
+def test_what_packing_takes_of_the_disk_is_said_before_it_begins(files, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    check_checkpoints(files, cache=cache, key=None, selection=Selection(), dtype=None)
+    announced = capsys.readouterr().err
+    assert not cache.exists()
+    packed = open_or_pack(files, cache=cache)
+    assert f"{size_in_words(packed.nbytes)} of its disk" in announced
+    assert capsys.readouterr().err.startswith(announced)
+    check_checkpoints(files, cache=cache, key=None, selection=Selection(), dtype=None)
+    assert capsys.readouterr().err == ""
 
 
 def test_packed_trajectory_opens_as_it_is(files, tmp_path):

@@ -16,9 +16,10 @@ from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.metrics.extractors.clip import ClipExtractor
 from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor
 from lcsc_opt.metrics.extractors.inception import InceptionExtractor
+from lcsc_opt.metrics.extractors.network import PublishedNetwork
 from lcsc_opt.metrics.extractors.own import own_extractor
 
-PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
+PUBLISHED: dict[str, type[PublishedNetwork]] = {
     "inception": InceptionExtractor,
     "clip": ClipExtractor,
     "dinov2": DinoV2Extractor,
@@ -38,14 +39,8 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
     """
     if name in PUBLISHED:
         return PUBLISHED[name](weights, device=device)
-    if weights is not None:
-        raise MetricError(f"weights: {name} is made by your own factory, which loads its weights itself")
-    return _from_factory(name, device)
-
-
-def _from_factory(name: str, device: torch.device | str) -> FeatureExtractor:
-    factory = import_dotted(name, setting="extractor", error=MetricError)
-    made = factory(device=device) if _takes_device(factory) else factory()
+    factory = _own_factory(name, weights)
+    made = factory(device=device) if "device" in inspect.signature(factory).parameters else factory()
     if not isinstance(made, FeatureExtractor):
         raise MetricError(
             f"extractor {name}: made {type(made).__name__}, which lacks name, dimension or the call images → features"
@@ -55,5 +50,21 @@ def _from_factory(name: str, device: torch.device | str) -> FeatureExtractor:
     return own_extractor(made, {} if file is None else {module: file})
 
 
-def _takes_device(factory: Callable[..., Any]) -> bool:
-    return "device" in inspect.signature(factory).parameters
+def check_extractor(name: str, *, weights: Path | None) -> None:
+    """Refuse an extractor that :func:`build_extractor` would refuse, before any weights are downloaded or read.
+
+    Raises:
+        MetricError: weights are not there and cannot be downloaded, or a factory cannot be imported.
+    """
+    if name not in PUBLISHED:
+        _own_factory(name, weights)
+    elif weights is None:
+        PUBLISHED[name].published_file().path(download=False)
+    elif not weights.exists():
+        raise MetricError(f"weights: {weights} of {name} does not exist")
+
+
+def _own_factory(name: str, weights: Path | None) -> Callable[..., Any]:
+    if weights is not None:
+        raise MetricError(f"weights: {name} is made by your own factory, which loads its weights itself")
+    return import_dotted(name, setting="extractor", error=MetricError)

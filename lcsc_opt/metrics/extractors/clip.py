@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lcsc_opt.metrics.extractors.network import PublishedNetwork, normalized, resized
-from lcsc_opt.metrics.extractors.weights import published_file
+from lcsc_opt.metrics.extractors.weights import PublishedFile, torch_fidelity_module
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -31,10 +30,12 @@ class ClipExtractor(PublishedNetwork):
         features: Tensor = self._network(normalized(pixels, MEAN, STD))
         return features
 
-    def _published_file(self) -> Path:
-        digest = self._module.MODEL_METADATA[self.label]["hash"]
-        name = f"{self.label}-{digest}.pt"
-        return published_file(self._module.MODEL_URLS[self.label], name, setting="clip", hash_prefix=digest)
+    @classmethod
+    def published_file(cls) -> PublishedFile:
+        """See :class:`PublishedNetwork`."""
+        module = torch_fidelity_module(cls.module)
+        digest = module.MODEL_METADATA[cls.label]["hash"]
+        return PublishedFile(module.MODEL_URLS[cls.label], f"{cls.label}-{digest}.pt", "clip", digest)
 
     def _used(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The image encoder; torch-fidelity takes the size of its output from ``text_projection``."""

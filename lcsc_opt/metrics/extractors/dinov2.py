@@ -8,14 +8,13 @@ normalized as in torch-fidelity.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcsc_opt.metrics.extractors.network import PublishedNetwork, normalized, resized
-from lcsc_opt.metrics.extractors.weights import published_file
+from lcsc_opt.metrics.extractors.weights import PublishedFile
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 SIZE = 224  # of images, as torch-fidelity and FD-DINOv2 take them
@@ -41,8 +40,10 @@ class DinoV2Extractor(PublishedNetwork):
         features: Tensor = self._network(normalized(resized(levels, SIZE), MEAN, STD))
         return features
 
-    def _published_file(self) -> Path:
-        return published_file(URL, URL.rpartition("/")[2], setting="dinov2")
+    @classmethod
+    def published_file(cls) -> PublishedFile:
+        """See :class:`PublishedNetwork`."""
+        return PublishedFile(URL, URL.rpartition("/")[2], "dinov2")
 
     def _build(self, state_dict: dict[str, Tensor]) -> tuple[VisionTransformer, int]:
         """The network whose size the tensors show."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.metrics.extractors.network import PublishedNetwork, resized
-from lcsc_opt.metrics.extractors.weights import published_file
+from lcsc_opt.metrics.extractors.weights import PublishedFile, torch_fidelity_module
 
 LAYER = "2048"  # torch-fidelity's name of the last pooling layer, and its number of features
 LOGITS = "logits_unbiased"  # what torch-fidelity computes the Inception Score from
@@ -48,10 +48,14 @@ class InceptionExtractor(PublishedNetwork):
             x = getattr(self._network, name)(x)
         return x.flatten(1)
 
-    def _published_file(self) -> Path:
-        name = self._module.URL_INCEPTION_V3.rpartition("/")[2]
-        prefix = Path(name).stem.rpartition("-")[2]  # the start of the file's SHA-256
-        return published_file(self._module.URL_INCEPTION_V3, name, setting="inception", hash_prefix=prefix)
+    @classmethod
+    def published_file(cls) -> PublishedFile:
+        """See :class:`PublishedNetwork`."""
+        url = torch_fidelity_module(cls.module).URL_INCEPTION_V3
+        name = url.rpartition("/")[2]
+        return PublishedFile(
+            url, name, "inception", Path(name).stem.rpartition("-")[2]
+        )  # ends with its SHA-256's start
 
     def _build(self, state_dict: dict[str, Tensor]) -> tuple[Any, int]:
         # torch-fidelity loads with weights_only=False; it is given a copy that holds what the safe reader accepted.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.metrics.extractors.weights import read_weights, torch_fidelity_module
+from lcsc_opt.metrics.extractors.weights import PublishedFile, read_weights, torch_fidelity_module
 
 
 class PublishedNetwork(ABC):
@@ -43,7 +43,7 @@ class PublishedNetwork(ABC):
 
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         self._module = torch_fidelity_module(self.module)
-        path = self._published_file() if weights is None else weights
+        path = self.published_file().path() if weights is None else weights
         state_dict = self._used(read_weights(path, what=self.published))
         try:
             with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
@@ -62,9 +62,14 @@ class PublishedNetwork(ABC):
         """
         return self._features(rgb_levels(images, self._device))
 
+    @classmethod
     @abstractmethod
-    def _published_file(self) -> Path:
-        """The file with the published weights; downloads it where it is missing."""
+    def published_file(cls) -> PublishedFile:
+        """The published weights.
+
+        Raises:
+            MetricError: torch-fidelity cannot be imported.
+        """
 
     def _used(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors that the features depend on."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
 
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, MetricError
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.base.progress import notice
+from lcsc_opt.base.progress import notice, takes_long
 from lcsc_opt.checkpoints import read_checkpoint
+
+ANSWER_SECONDS = 20.0  # for a server to say whether a file is there
 
 
 def torch_fidelity_module(name: str) -> Any:
@@ -28,31 +31,45 @@ def torch_fidelity_module(name: str) -> Any:
         raise MetricError(f"this metric needs torch-fidelity: {error}") from error
 
 
-def published_file(url: str, name: str, *, setting: str, hash_prefix: str | None = None) -> Path:
-    """The path of published weights in torch's hub folder; downloads them where they are missing.
+class PublishedFile(NamedTuple):
+    """Published weights in torch's hub folder, downloaded where they are missing.
 
-    Args:
+    Attributes:
         url: where they are published.
         name: of the file in the folder of torch's hub.
         setting: the extractor's name in the setting ``weights``, for the message.
         hash_prefix: the beginning of the file's SHA-256, where it is known.
-
-    Raises:
-        MetricError: it cannot be downloaded; the message says what to fetch and where to put it.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if path.exists():
+
+    url: str
+    name: str
+    setting: str
+    hash_prefix: str | None = None
+
+    def path(self, *, download: bool = True) -> Path:
+        """Where they are; without ``download`` a missing file is only asked for at its address.
+
+        Raises:
+            MetricError: it cannot be downloaded; the message says what to fetch and where to put it.
+        """
+        path = Path(torch.hub.get_dir()) / "checkpoints" / self.name
+        if path.exists():
+            return path
+        try:
+            if download:
+                takes_long(f"downloading the weights of {self.setting}")
+                notice(f"{self.setting}: downloading its weights from {self.url}")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.hash_prefix)
+            else:
+                request = Request(self.url, method="HEAD")  # noqa: S310 - no user gives the address
+                urlopen(request, timeout=ANSWER_SECONDS).close()  # noqa: S310
+        except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
+            raise MetricError(
+                f"the weights of {self.setting} cannot be downloaded ({error}); fetch {self.url} and put it at {path}, "
+                f"or give its path in the setting weights: {{{self.setting}: PATH}}"
+            ) from error
         return path
-    notice(f"{setting}: downloading its weights from {url}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_prefix)
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
-        raise MetricError(
-            f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, "
-            f"or give its path in the setting weights: {{{setting}: PATH}}"
-        ) from error
-    return path
 
 
 def read_weights(path: Path, *, what: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import prepare_torchvision, quiet_libraries
+from lcsc_opt.base.progress import takes_long
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
@@ -48,6 +49,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     prepare_torchvision()
     from diffusers import DiffusionPipeline
 
+    takes_long(f"loading {name}")
     device = settings.torch_device()
     loader: Any = DiffusionPipeline
     try:

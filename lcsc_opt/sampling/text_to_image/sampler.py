@@ -28,6 +28,7 @@ from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.sampling.text_to_image.lora import LoraAdapter, LoraConversion
 from lcsc_opt.sampling.text_to_image.prompts import EMBEDDINGS, PromptEmbeddings, prompts_sha256
 
+NO_LORA_GRADIENT = "the gradient of a LoRA in a pipeline is not known"
 Component = Literal["unet", "transformer", "lora"]
 
 
@@ -102,7 +103,7 @@ class LatentDiffusionSampler:
     def weights(self) -> DifferentiableWeights:
         """The U-Net's or transformer's, for gradients."""
         parts = (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
-        reason = None if self._lora is None else "the gradient of a LoRA in a pipeline is not known"
+        reason = None if self._lora is None else NO_LORA_GRADIENT
         return ModuleWeights(self.denoiser, *parts, reason=reason)
 
     @property

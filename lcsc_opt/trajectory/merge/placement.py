@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.progress import notice
 from lcsc_opt.trajectory.disk.layout import Segment
 from lcsc_opt.trajectory.disk.rows import Rows
@@ -79,7 +80,7 @@ def place(stored: Stored, device: torch.device, how: Placement | None = None) ->
     streamed = Streamed(stored.rows, stored.segments, stored.paths, device, around_cache=from_disk)
     resident = _resident(stored, streamed) if chosen == "resident" else None
     said = _said(device, free, available, resident=resident is not None, from_disk=from_disk)
-    notice(f"{stored.name}: {stored.checkpoints} checkpoints ({_gigabytes(stored.nbytes)}) {said}")
+    notice(f"{stored.name}: {stored.checkpoints} checkpoints ({size_in_words(stored.nbytes)}) {said}")
     return resident or streamed
 
 
@@ -110,9 +111,9 @@ def _said(device: torch.device, free: int | None, available: int | None, *, resi
         return f"are kept in the memory of {device}"
     reasons = []
     if free is not None:
-        reasons.append(f"{_gigabytes(free)} are free on {device}")
+        reasons.append(f"{size_in_words(free)} are free on {device}")
     if from_disk and available is not None:
-        reasons.append(f"{_gigabytes(available)} of memory are available")
+        reasons.append(f"{size_in_words(available)} of memory are available")
     what = "are read from the disk for each merge" if from_disk else "are streamed for each merge"
     return f"{what}: {' and '.join(reasons)}" if reasons else what
 
@@ -121,7 +122,3 @@ def _free_on(device: torch.device) -> int:
     """Also what this process has taken from the device and does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

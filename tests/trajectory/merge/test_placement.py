@@ -280,7 +280,7 @@ def test_what_it_does_not_hold_is_read_from_the_disk_and_not_kept(
     monkeypatch.setattr(placement, "available_bytes", lambda: 100)
     placed = trajectory.on("cpu")
     assert "5 checkpoints (" in (said := capsys.readouterr().err)
-    assert "are read from the disk for each merge: 0.0 MB of memory are available\n" in said
+    assert "are read from the disk for each merge: 100 bytes of memory are available\n" in said
     close(placed.merge(COMBINATIONS[0]), trajectory.merge(COMBINATIONS[0]))  # type: ignore[arg-type]
     assert disk
 
@@ -333,7 +333,7 @@ def test_where_it_is_kept_is_said_in_one_line(trajectory: Trajectory, capsys: py
     trajectory.on("cpu", how="resident")
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lcsc: ")]
     assert line.startswith("lcsc: run.trajectory: 5 checkpoints (")
-    assert line.endswith(" MB) are kept in the memory of cpu")
+    assert line.endswith(" kB) are kept in the memory of cpu")
 
 
 def test_a_gpu_without_room_left_streams(
