@@ -49,7 +49,7 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one evaluation took. Seconds are wall-clock; an objective without images leaves them at zero."""
+    """What one evaluation took. Seconds are wall-clock; a search measures those that an objective leaves at zero."""
 
     images: int = 0
     model_calls: int = 0

@@ -263,9 +263,7 @@ def show(
     shown = table(study, "")
     shown.columns[1].justify = "left"
     for name, value in described.items():
-        if name == "held_out_report" and value is not None:  # these are printed in other lines or tables
-            value = {key: part for key, part in value.items() if key not in ("cross_check", "warning", "judges")}
-        if name not in ("coefficients", "tracebacks", "judges"):
+        if name not in ("coefficients", "tracebacks", "held_out_report", "judges", "cross_check"):
             shown.add_row(name.replace("_", " "), _readable(value))
     console().print(shown)
     print_judges(described["judges"])

@@ -125,7 +125,8 @@ class StudyHistory:
         keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
         holder: the process that runs it, or that ran it and did not end properly.
         nodes: what its workers were last seen doing; ``None`` without workers.
-        revision: grows with every change of anything above but ``holder`` and ``nodes``.
+        revision: grows with every change of anything above but ``holder`` and ``nodes``; no study that takes this one's
+            place has the same.
         read_at: when it was read, in seconds since 1970.
     """
 

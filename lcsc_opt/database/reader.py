@@ -61,6 +61,7 @@ class HistoryReader:
     def __init__(self, storage: RDBStorage) -> None:
         self.storage, self._lock = storage, threading.Lock()
         self._known: dict[str, StudyHistory] = {}
+        self._revisions = itertools.count(1)
         self._has_leases = False
 
     def names(self) -> list[str]:
@@ -196,9 +197,9 @@ class HistoryReader:
             updated = [_with_metric(connection, study) for study in updated]
         now = time.time()
         for old, new in zip(studies, updated, strict=True):
-            changed = _is_changed(old, new)
+            revision = next(self._revisions) if _is_changed(old, new) else old.revision
             known[new.study] = dataclasses.replace(
-                new, holder=leases.get(new.study_id), revision=old.revision + changed, read_at=now
+                new, holder=leases.get(new.study_id), revision=revision, read_at=now
             )
         self._known = known
 

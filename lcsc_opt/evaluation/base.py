@@ -141,8 +141,12 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
     """Evaluate; an exception or a number that is not finite becomes a :class:`Failure` with its reason."""
 
     def evaluate() -> Evaluation:
+        start = time.perf_counter()
         # objectives without gradients need not know the keyword
-        return objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
+        found = objective.evaluate(candidate, gradient=True) if gradient else objective.evaluate(candidate)
+        if not isinstance(found, Evaluation) or found.cost.seconds:
+            return found
+        return dataclasses.replace(found, cost=dataclasses.replace(found.cost, seconds=time.perf_counter() - start))
 
     with span(EVALUATE):
         return checked(attempt(evaluate), candidate, gradient=gradient)

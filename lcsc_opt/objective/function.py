@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Cost, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import check_steps
 from lcsc_opt.objective.contract import Objective
 
@@ -61,10 +60,9 @@ class CoefficientFunction(Objective):
             ObjectiveError: the function does not give a number, the gradient does not give K numbers, or a held-out
                 loss is wanted and there is no held-out function.
         """
-        start = time.perf_counter()
         loss = check_loss(self._function_for(candidate.noise)(candidate.coefficients.copy()))
         slope = self._slope(candidate.coefficients) if gradient else None
-        return Evaluation(loss, cost=Cost(seconds=time.perf_counter() - start), gradient=slope)
+        return Evaluation(loss, gradient=slope)
 
     def _function_for(self, noise: Noise) -> Callable[[Coefficients], float]:
         """``held_out`` for the final loss of the answer, else the function itself, which has no noise."""

@@ -169,8 +169,7 @@ class LandscapeReader:
 
     def __init__(self, reader: HistoryReader) -> None:
         self._reader = reader
-        self._geometries: dict[int, _Geometry] = {}
-        self._candidates: dict[tuple[int, int], tuple[int, Candidates]] = {}
+        self._candidates: dict[tuple[object, ...], tuple[int, Candidates]] = {}
 
     def names(self, experiment: str | None = None) -> list[str]:
         """The landscapes of the database, or of one experiment, in the order in which they were created."""
@@ -191,19 +190,17 @@ class LandscapeReader:
         if name not in found:
             raise StudyStoreError(f"{name}: was deleted from the database while it was read")
         own = found.pop(name)
-        if own.study_id not in self._geometries:
-            self._geometries[own.study_id] = _geometry(StoredStudy.open(self._reader.storage, name).attributes, own)
-        geometry = self._geometries[own.study_id]
+        geometry = _geometry(StoredStudy.open(self._reader.storage, name).attributes, own)
         near = [study for study in found.values() if study.steps == own.steps and study.best is not None]
         return dataclasses.replace(
-            _landscape(own, geometry, tuple(self._near(own, geometry, study) for study in near)),
+            _landscape(own, geometry, tuple(self._near(geometry, study) for study in near)),
             running=any(study.running for study in (own, *near)),
             signature=repr([(study.study_id, study.revision) for study in (own, *near)]),
         )
 
-    def _near(self, own: StudyHistory, geometry: _Geometry, study: StudyHistory) -> Candidates:
+    def _near(self, geometry: _Geometry, study: StudyHistory) -> Candidates:
         """The candidates of a search; from memory if the search has not changed."""
-        key = own.study_id, study.study_id
+        key = *geometry.labels, study.study_id
         revision, known = self._candidates.get(key, (-1, None))
         if known is None or revision != study.revision:
             known = _candidates(self._reader, geometry, study)

@@ -170,6 +170,17 @@ def test_a_refresh_with_a_new_result_sends_the_figure_but_leaves_the_columns(sit
     assert "coefficients" not in json.dumps(news)
 
 
+def test_a_database_that_was_deleted_and_made_anew_is_shown(site: Site, tmp_path: Path) -> None:
+    seen, file = draw(site)["seen"]["data"], tmp_path / "studies.db"
+    file.unlink()
+    assert "no such database" in draw(site, triggered="tick", seen=seen)["problem"]["children"]
+    assert not file.exists(), "nothing is written"
+    write_study(f"sqlite:///{tmp_path / 'other.db'}", "digits/LCSC/0", [9.0, None, 0.25], held_out=1.2)
+    (tmp_path / "other.db").rename(file)
+    news = draw(site, triggered="tick", seen=seen)
+    assert [row["searched"] for row in news["ranking"]["rowData"]] == [0.25]
+
+
 def test_it_refreshes_every_two_seconds_only_while_a_study_runs(site: Site, url: str) -> None:
     assert draw(site)["tick"]["interval"] == parts.IDLE_MS
     with write_study(url, "digits/CMA/0", [3.0], ended=False).hold():

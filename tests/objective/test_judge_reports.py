@@ -90,6 +90,7 @@ def test_show_and_compare_say_it(study: StoredStudy, url: str, capsys: pytest.Ca
     shown = " ".join(capsys.readouterr().out.split())
     assert "judge better answer default EMA gain real images" in shown
     assert "(worse) 0.9" in shown
+    assert not [name for name in ("held out report", "cross check", "seed: 0") if name in shown], "a table has them"
     for command in (["show", STUDY], ["compare", "small"]):
         assert lcsc([*command, "--storage", url, "--format", "json"]) == 0
         printed = json.loads(capsys.readouterr().out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,18 @@ def test_numbers_of_numpy_and_torch_are_stored_like_others(study: StoredStudy) -
     assert trial.value == 1.5
     assert trial.user_attrs["metrics"] | {"near": None} == {"fid": 1.5, "recall": 0.25, "near": None}
     assert trial.user_attrs["cost"] | {"images": 7, "seconds": 0.5} == trial.user_attrs["cost"]
+
+
+def test_an_evaluation_is_timed_where_the_objective_does_not_measure_it() -> None:
+    class Slow(Answering):
+        def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
+            time.sleep(0.02)
+            return super().evaluate(candidate, gradient=gradient)
+
+    for own, least in ((0.0, 0.02), (7.0, 7.0)):
+        outcome = evaluate_safely(Slow(Evaluation(1.0, cost=Cost(seconds=own))), Candidate(np.ones(3) / 3))
+        assert isinstance(outcome, Evaluation)
+        assert outcome.cost.seconds >= least
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ IMAGES = (".png", ".svg", ".pdf")
 SUFFIXES = (*IMAGES, ".html", ".json")
 WIDTH = 900
 SCALE = 2  # pixels of an image for each of its figure's
+PATIENCE_SECONDS = 600  # a busy machine draws slowly, and a browser's page that has crashed never answers
 
 
 def write_figure(figure: go.Figure, path: Path) -> Path:
@@ -96,7 +97,8 @@ def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
 async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
     import kaleido
 
-    async with kaleido.Kaleido(n=1, mathjax=False) as browser:  # MathJax would be loaded from elsewhere
+    # MathJax would be loaded from elsewhere
+    async with kaleido.Kaleido(timeout=PATIENCE_SECONDS, mathjax=False) as browser:
         return {
             path: await browser.calc_fig(
                 figure.to_dict(),

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import kaleido
 import plotly.graph_objects as go
 import pytest
 from PIL import Image
@@ -39,7 +41,11 @@ def test_a_page_needs_nothing_else(figure: go.Figure, tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_images_are_drawn_in_their_format_and_size_even_beside_an_event_loop(figure: go.Figure, tmp_path: Path) -> None:
+def test_images_are_drawn_in_their_format_and_size_even_beside_an_event_loop(
+    figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kaleido, "Kaleido", functools.partial(kaleido.Kaleido, timeout=0.001))  # not used
+
     async def draw() -> list[Path]:  # as in a notebook
         return write_figures({tmp_path / f"figure.{kind}": figure for kind in ("png", "svg", "pdf")})
 
