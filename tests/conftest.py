@@ -126,7 +126,8 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Each database that the store must be the same on."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'any.db'}"
-    return str(request.getfixturevalue("postgresql_url")).replace("postgresql:", "postgresql+psycopg:")  # for Optuna, too
+    url = str(request.getfixturevalue("postgresql_url"))
+    return url.replace("postgresql:", "postgresql+psycopg:")  # tests open it with Optuna, too
 
 
 @pytest.fixture
