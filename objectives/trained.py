@@ -39,11 +39,13 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import SelectionSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
 from lcsc_opt.training import images, preparing
+from lcsc_opt.training.networks import torch_threads
 from lcsc_opt.training.recipes import Recipe
 from lcsc_opt.training.scoring import ScoredImages
 from lcsc_opt.trajectory import Trajectory
 
 VERSION = 1  # raise it when the same settings would train another model
+THREADS = 1  # as for docs/paper.md: another number trains other weights
 LEAVES = (".trajectory", ".model", ".state", ".jsonl", ".yaml")  # suffixes of what a training writes
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # the file that a training writes last
 
@@ -169,7 +171,7 @@ def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
     if not resume:
         for suffix in LEAVES:
             remove(beside(path, suffix))
-    with torch.enable_grad():
+    with torch.enable_grad(), torch_threads(THREADS):
         preparing.run(request, resume=resume)
 
 

@@ -133,8 +133,10 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def networks_train_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks that judge digits see them once; what they learn of 40 times is tested with the training."""
+    from lcsc_opt.training import on_demand
     from lcsc_opt.training.images import train_digits_network
 
+    monkeypatch.setattr(on_demand, "THREADS", 1)
     monkeypatch.setattr(train_digits_network, "__kwdefaults__", {"dimension": 64, "epochs": 1})
 
 

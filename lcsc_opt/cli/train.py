@@ -38,7 +38,9 @@ def train(
     steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")],
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")],
-    teacher: Annotated[Path | None, typer.Option(help="The diffusion model that cd distils, a folder.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The diffusion model that cd distils, a folder or its trajectory.")
+    ] = None,
     begin: Annotated[
         Path | None, typer.Option("--from", help="The model whose weights training begins with, a folder.")
     ] = None,

@@ -41,9 +41,12 @@ class DiffusersFolder:
     def read(cls, path: Path) -> DiffusersFolder:
         """Read a pipeline's folder, a model's folder (also one inside a pipeline), or a ``config.json``.
 
+        For a trajectory of ``lcsc train``, it is the folder of its model beside it.
+
         Raises:
             ObjectiveError: no such file, or not a model's configuration.
         """
+        path = path.with_suffix(".model") if path.suffix == ".trajectory" else path
         if path.is_file():
             return cls(path, _read_json(path), *_scheduler_beside(path.parent))
         component = next((path / name for name in COMPONENTS if (path / name / "config.json").is_file()), path)

@@ -7,12 +7,11 @@ to ignore noise and shifts would not see them in samples.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from lcsc_opt.metrics.extractors.network import weights_hash
 from lcsc_opt.metrics.loss import View
 from lcsc_opt.metrics.reference.reference import Reference
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.training.networks import torch_threads
 
 FORMAT = 3  # version of the cached file and of the recipe; raise it when either changes
 HELD_OUT_FRACTION = 0.2
@@ -199,7 +199,7 @@ def train_classifier(
     path = cache / recipe.file_name
     if path.exists():
         return _read(path, recipe)
-    with _one_thread():
+    with torch_threads(1):  # small layers gain nothing from more
         network, accuracy = _train(recipe, *data())
     metadata = {"held_out_accuracy": repr(accuracy), "settings": recipe.as_json()}
     write_atomically(path, save(network.state_dict(), metadata), error=MetricError)
@@ -211,17 +211,6 @@ def view_of(extractor: FeatureExtractor, images: Tensor) -> View:
     features = extract(extractor, images, batch_size=500)
     statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), extractor.name)
     return View(extractor, Reference(statistics, statistics.sha256, features.astype(np.float32)))
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one thread while this is open: small layers gain nothing from more, and sums depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _initialize(parameter: Tensor, generator: torch.Generator) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.base.imports import prepare_torchvision
-from lcsc_opt.base.progress import progress
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import load_autoencoder
 from lcsc_opt.training.data import as_floats
@@ -22,7 +22,7 @@ from lcsc_opt.training.networks import initialize
 
 FINAL_STD = 0.5  # sigma_data of the recipes
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly changes the images
-BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000
+BATCH, LEARNING_RATE, STEPS = 64, 2e-3, 1000  # at most so many steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +108,7 @@ def _decoded(autoencoder: nn.Module, latents: Tensor) -> Tensor:
     return images
 
 
-def train_autoencoder(
-    pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int = STEPS
-) -> nn.Module:
+def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int) -> nn.Module:
     """A small ``AutoencoderKL`` that halves the images' sides, trained and written into ``folder``.
 
     The loss is the squared error plus, with a small weight, the KL divergence of Kingma & Welling 2014, Eq. 10.
@@ -120,7 +118,7 @@ def train_autoencoder(
         folder: for diffusers' ``from_pretrained``; an autoencoder that exists there is read instead.
         seed: of weights, batches and noise.
         device: where it is trained.
-        steps: of training.
+        steps: of training; more than :data:`STEPS` are not needed, and not made.
 
     Raises:
         TrainingError: the loss is not finite, or the disk refuses.
@@ -128,6 +126,10 @@ def train_autoencoder(
     channels, height, width = pixels.shape[1:]
     if (folder / "config.json").is_file():
         return read_autoencoder(folder, (channels, height, width))
+    steps = min(steps, STEPS)
+    notice(
+        f"a small autoencoder of these images is trained first, {steps:,} steps; --autoencoder takes one of your own"
+    )
     generator = torch.Generator().manual_seed(derive_seed(seed, "autoencoder"))
     network = small_autoencoder(channels, max(height, width))
     initialize(network, generator)

@@ -75,6 +75,7 @@ def read_model(path: Path, option: str) -> Model:
     except ObjectiveError as error:
         raise TrainingError(f"{option}: {str(error).removeprefix('model: ')}") from error
     kind = _kind(folder, option)
+    path = folder.path
     component = next((inside for inside in (path / UNET, path) if (inside / "config.json").is_file()), path)
     try:
         with quiet_libraries():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -85,6 +86,17 @@ def _initialize_parameter(parameter: Tensor, name: str, fan_in: int, generator: 
         parameter.uniform_(-bound, bound, generator=generator)
     else:
         parameter.fill_(1.0 if name == "weight" else 0.0)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads while this is open: gradients are sums over threads, so it decides last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_widths(shape: Sequence[int]) -> tuple[int, ...]:

@@ -23,8 +23,10 @@ from lcsc_opt.base.files import replacing
 from lcsc_opt.base.progress import progress, takes_long
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.names import MANIFEST
-from lcsc_opt.training.networks import initialize
+from lcsc_opt.training.networks import initialize, torch_threads
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+THREADS = 2  # the README's numbers are of weights that two threads trained, on any number of cores
 
 BatchLoss = Callable[[nn.Module, Tensor, int, torch.Generator], Tensor]
 """``(network, images [N, C, H, W], step, generator) -> scalar``: the loss that one step of a recipe minimizes."""
@@ -96,6 +98,7 @@ def train(
     _forget_unborn(partial)
     run = _Run(build_network(), images, training, loss, partial / "training.safe.pt")
     with (
+        torch_threads(THREADS),
         TrajectoryWriter(partial, every=training.checkpoint_every) as writer,
         progress(description, training.steps, done=run.step) as advance,
         torch.enable_grad(),

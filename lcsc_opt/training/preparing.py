@@ -280,8 +280,9 @@ def _given_latents(request: Request, data: TrainingData, accelerator: Any) -> La
 
 def _small_latents(request: Request, data: TrainingData, accelerator: Any) -> Latents:
     folder = request.beside(".model") / "autoencoder"
+    how: dict[str, Any] = {"seed": request.seed, "device": accelerator.device, "steps": request.steps}
     with accelerator.main_process_first():
-        autoencoder = train_autoencoder(data.pixels, folder, seed=request.seed, device=accelerator.device)
+        autoencoder = train_autoencoder(data.pixels, folder, **how)
     return encode(autoencoder, data.pixels, device=accelerator.device)
 
 

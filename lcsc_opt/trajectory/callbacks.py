@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -39,12 +39,27 @@ class TrajectorySaver:
         main: whether this process saves; the others do nothing.
         accelerator: of Accelerate. Its main process saves, its wrappers are removed from the model, and its
             ``save_state`` and ``load_state`` keep the step.
+        resume: ``restart`` lets a training that starts drop the rows that are there: those of a job that was killed
+            before its first saved state, and was queued again.
         options: further arguments of :class:`TrajectoryWriter`.
+
+    Raises:
+        TrajectoryError: ``resume`` is something else, such as a step; the training's own checkpoint tells the step.
     """
 
     def __init__(
-        self, path: str | Path, *, every: int, main: bool = True, accelerator: Any = None, **options: Any
+        self,
+        path: str | Path,
+        *,
+        every: int,
+        main: bool = True,
+        accelerator: Any = None,
+        resume: Literal["restart"] | None = None,
+        **options: Any,
     ) -> None:
+        if resume not in (None, "restart"):
+            raise TrajectoryError(f"resume: expected 'restart', got {resume!r}; give the step to begin()")
+        self._restarts = resume == "restart"
         self._path, self._options = Path(path), {"every": every, **options}
         self._accelerator = accelerator
         self._main = main if accelerator is None else bool(accelerator.is_main_process)
@@ -63,12 +78,12 @@ class TrajectorySaver:
         self._last = step
         if not self._main:
             return
-        if step == 0 and (there := _rows(self._path)):
+        if step == 0 and not self._restarts and (there := _rows(self._path)):
             raise TrajectoryError(
                 f"{self._path}: holds {there} checkpoints of another training, and this one starts: name another path, "
-                "or remove it"
+                'remove it, or let the saver drop them with resume="restart"'
             )
-        self._writer = TrajectoryWriter(self._path, **self._options, resume=step if step else None)
+        self._writer = TrajectoryWriter(self._path, **self._options, resume=step if step or self._restarts else None)
 
     def step(self, step: int, weights: nn.Module | Mapping[str, Tensor]) -> None:
         """Save the weights after ``step`` if it is a multiple of ``every``, in the background.
@@ -120,7 +135,7 @@ def lightning_callback(path: str | Path, *, every: int, weights: Weights | None 
         path: of the trajectory.
         every: save at steps that are multiples of it.
         weights: ``LightningModule`` → the weights to save, such as its EMA; ``None`` saves the whole module.
-        options: further arguments of :class:`TrajectoryWriter`.
+        options: further arguments of :class:`TrajectorySaver`.
 
     Raises:
         TrajectoryError: Lightning is not installed.
@@ -162,7 +177,7 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
         path: of the trajectory.
         every: save at steps that are multiples of it.
         weights: model → the weights to save; ``None`` saves the model.
-        options: further arguments of :class:`TrajectoryWriter`.
+        options: further arguments of :class:`TrajectorySaver`.
 
     Raises:
         TrajectoryError: transformers is not installed.

@@ -126,6 +126,14 @@ def test_a_model_that_was_tuned_is_told_noise_as_before(folder: Path) -> None:
     assert (objective.images([0.0, 1.0], SEARCH, 5) - expected).abs().max() < 1e-5
 
 
+def test_a_trajectory_stands_for_the_model_beside_it(folder: Path) -> None:
+    assert lcsc(["train", "edm", *QUICK, *options("edm"), "-o", "teacher.trajectory"]) == 0
+    for name in ("teacher.model", "teacher.trajectory"):
+        given = ["--teacher", name, "--network", "network", "-o", f"of-{name}.trajectory"]
+        assert lcsc(["train", "cd", *QUICK, *given]) == 0
+    assert len({Trajectory.open(path).sha256 for path in folder.glob("of-*.trajectory")}) == 1
+
+
 def test_a_tuning_of_the_same_kind_keeps_the_model_that_it_begins_with(folder: Path) -> None:
     """What a distillation or ``ect`` begins with is another kind of model, and none to be combined."""
     assert lcsc(["train", "edm", *QUICK, "--from", "edm.model", "-o", "tuning.trajectory"]) == 0
@@ -165,6 +173,18 @@ def test_the_small_autoencoder_brings_images_back(
     again = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=120)
     assert torch.equal(again.state_dict()["quant_conv.weight"], autoencoder.state_dict()["quant_conv.weight"])
     assert capsys.readouterr().err == ""  # it is read
+
+
+def test_slct_says_that_it_trains_an_autoencoder_and_trains_it_no_longer_than_itself(
+    folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(latents, "_fit", lambda *given: made.append(given[-1]))
+    for steps in ("4", "6"):
+        assert lcsc(["train", "slct", *QUICK, "--steps", steps, "-o", f"{steps}.trajectory"]) == 0
+        assert "a small autoencoder of these images is trained first" in capsys.readouterr().err
+        monkeypatch.setattr(latents, "STEPS", 5)
+    assert made == [4, 5]
 
 
 def test_a_folder_of_images_is_trained_on(folder: Path) -> None:
@@ -314,6 +334,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["cd", "--teacher", "ddpm.model", "--from", "edm.model"], "--teacher: ddpm.model is for [3, 8, 8], and what"),
         (["cd", "--teacher", "network"], "--teacher: network has no scheduler_config.json"),
         (["cd", "--teacher", "empty"], "--teacher: empty holds no config.json"),
+        (["cd", "--teacher", "empty.trajectory"], "--teacher: empty.model holds no config.json"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),
         (["ect"], "ect tunes a diffusion model: name its folder with --from"),
         (["ect", "--from", "cm.model"], "--from: cm.model is a consistency model, and ect begins from edm"),

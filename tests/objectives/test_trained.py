@@ -111,6 +111,17 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, mon
     assert again([0.2, 0.3, 0.5]) == whole([0.2, 0.3, 0.5])
 
 
+def test_the_same_weights_are_trained_on_any_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256, threads = build().trajectory.sha256, torch.get_num_threads()
+    monkeypatch.setenv("LCSC_CACHE", str(tmp_path))
+    torch.set_num_threads(4)
+    try:
+        assert build().trajectory.sha256 == sha256
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_what_a_training_left_before_its_first_state_is_no_hindrance(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

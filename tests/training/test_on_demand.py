@@ -49,6 +49,17 @@ def test_the_same_seed_trains_the_same_bytes(recipe: Recipe, undisturbed: Trajec
     assert not torch.equal(torch.get_rng_state(), state), "building a network draws from the global generator"
 
 
+def test_a_run_trains_the_same_bytes_on_any_number_of_threads(
+    recipe: Recipe, undisturbed: Trajectory, tmp_path: Path
+) -> None:
+    torch.set_num_threads(4)
+    try:
+        assert recipe.train(tmp_path / "run.trajectory").sha256 == undisturbed.sha256
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_run_trains_where_gradients_are_off(recipe: Recipe, undisturbed: Trajectory, tmp_path: Path) -> None:
     with torch.no_grad():
         assert recipe.train(tmp_path / "run.trajectory").sha256 == undisturbed.sha256

@@ -37,7 +37,7 @@ def loader() -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.ones(4 * STEPS, 3)), batch_size=4)
 
 
-def lightning(folder: Path, dies_at: int | None, resume: bool) -> None:
+def lightning(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
     pytest.importorskip("pytorch_lightning")
     import pytorch_lightning as pl
     from pytorch_lightning.callbacks import ModelCheckpoint
@@ -55,23 +55,23 @@ def lightning(folder: Path, dies_at: int | None, resume: bool) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.Adam(self.parameters(), 1e-2)
 
-    saving = lightning_callback(folder / "run.trajectory", every=2, weights=lambda module: module.network)
+    saving = lightning_callback(folder / "run.trajectory", every=2, weights=lambda module: module.network, **options)
     keeping = ModelCheckpoint(folder / "kept", every_n_train_steps=SAVED_AT, save_top_k=-1, filename="{step}")
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(max_steps=STEPS, callbacks=[saving, keeping], accelerator="cpu", **quiet)
-    trainer.fit(Module(), loader(), ckpt_path=folder / "kept" / f"step={SAVED_AT}.ckpt" if resume else None)
+    trainer.fit(Module(), loader(), ckpt_path=folder / "kept" / f"step={SAVED_AT}.ckpt" if goes_on else None)
 
 
-def accelerate(folder: Path, dies_at: int | None, resume: bool) -> None:
+def accelerate(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
     accelerator = Accelerator(cpu=True)
     model = network()
     model, optimizer = accelerator.prepare(model, torch.optim.Adam(model.parameters(), 1e-2))
-    saver = TrajectorySaver(folder / "run.trajectory", every=2, accelerator=accelerator)
-    if resume:
+    saver = TrajectorySaver(folder / "run.trajectory", every=2, accelerator=accelerator, **options)
+    if goes_on:
         accelerator.load_state(str(folder / "kept"))
-    for step in range(SAVED_AT + 1 if resume else 1, STEPS + 1):
+    for step in range(SAVED_AT + 1 if goes_on else 1, STEPS + 1):
         if step - 1 == dies_at:
             saver.close()
             raise DiedError
@@ -95,7 +95,7 @@ class Scored(nn.Module):
         return {"loss": (self.network(inputs) - labels).square().mean()}
 
 
-def transformers(folder: Path, dies_at: int | None, resume: bool) -> None:
+def transformers(folder: Path, dies_at: int | None, goes_on: bool, **options: Any) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Dying(TrainerCallback):
@@ -107,16 +107,16 @@ def transformers(folder: Path, dies_at: int | None, resume: bool) -> None:
         str(folder / "kept"), max_steps=STEPS, save_steps=SAVED_AT, learning_rate=1e-2, use_cpu=True, report_to=[],
         disable_tqdm=True, per_device_train_batch_size=4,
     )  # fmt: skip
-    saving = transformers_callback(folder / "run.trajectory", every=2, weights=lambda model: model.network)
+    saving = transformers_callback(folder / "run.trajectory", every=2, weights=lambda model: model.network, **options)
     data = [{"inputs": torch.ones(3), "labels": torch.zeros(1)}] * (4 * STEPS)
     trainer = Trainer(model=Scored(), args=arguments, train_dataset=data, callbacks=[saving, Dying()])
     try:
-        trainer.train(resume_from_checkpoint=str(folder / "kept" / f"checkpoint-{SAVED_AT}") if resume else None)
+        trainer.train(resume_from_checkpoint=str(folder / "kept" / f"checkpoint-{SAVED_AT}") if goes_on else None)
     finally:
         saving.saver.close()  # as the end of the process does
 
 
-Train = Callable[[Path, "int | None", bool], None]
+Train = Callable[..., None]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -134,8 +134,18 @@ def test_a_training_that_dies_and_goes_on_leaves_the_rows_of_one_that_did_not(
     expected, found = (Trajectory.open(folder / "run.trajectory") for folder in (whole, died))
     assert found.steps == (2, 4, 6, 8, 10)
     assert found.sha256 == expected.sha256
-    with pytest.raises(TrajectoryError, match="holds 5 checkpoints of another training, and this one starts"):
+    with pytest.raises(TrajectoryError, match=r'holds 5 checkpoints of another training.* resume="restart"'):
         train(died, None, False)
+    with pytest.raises(DiedError):
+        train(died, SAVED_AT - 1, False, resume="restart")  # before the training's first checkpoint
+    assert Trajectory.open(died / "run.trajectory").steps == (2,)
+    train(died, None, False, resume="restart")
+    assert Trajectory.open(died / "run.trajectory").sha256 == expected.sha256
+
+
+def test_a_saver_takes_no_step_to_resume_from(tmp_path: Path) -> None:
+    with pytest.raises(TrajectoryError, match="resume: expected 'restart', got 4"):
+        TrajectorySaver(tmp_path / "run.trajectory", every=2, resume=4)  # type: ignore[arg-type]
 
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
