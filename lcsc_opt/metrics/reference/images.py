@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lcsc_opt.base.archives import check_member, read_member
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.files import is_hidden, write_atomically
 from lcsc_opt.base.progress import progress
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -223,9 +223,8 @@ def _scaled(pixels: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _in_folder(folder: Path) -> list[_Entry]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     entries = []
-    for path in paths:
+    for path in sorted(path for path in folder.rglob("*") if is_image(path.relative_to(folder)) and path.is_file()):
         stat = path.stat()
         entries.append(
             _Entry(path.relative_to(folder).as_posix(), f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes)
@@ -233,16 +232,17 @@ def _in_folder(folder: Path) -> list[_Entry]:
     return entries
 
 
+def is_image(name: PurePath | str) -> bool:
+    """Whether a name, or a relative path, is that of an image that is not hidden."""
+    return PurePath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
 def _in_zip(path: Path) -> list[_Entry]:
     try:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
         raise MetricError(f"{path}: is no zip file ({error})") from error
-    infos = [
-        info
-        for info in sorted(archive.infolist(), key=lambda info: info.filename)
-        if Path(info.filename).suffix.lower() in SUFFIXES and not Path(info.filename).name.startswith("._")
-    ]
+    infos = [info for info in sorted(archive.infolist(), key=lambda info: info.filename) if is_image(info.filename)]
     try:
         for info in infos:
             check_member(archive, info, most=MOST_BYTES)

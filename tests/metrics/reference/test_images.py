@@ -55,6 +55,9 @@ def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, c
 
 def test_a_zip_file_is_the_folder(tmp_path, cache):
     folder = write(tmp_path / "real", pixels())
+    (folder / ".thumbnails").mkdir()
+    for hidden in ("._1.png", ".thumbnails/1.png"):  # macOS and image viewers write such files
+        (folder / hidden).write_bytes(b"no image")
     with zipfile.ZipFile(tmp_path / "real.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in folder.rglob("*.png"):
             archive.write(path, path.relative_to(folder))
