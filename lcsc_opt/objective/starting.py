@@ -64,7 +64,12 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         shown = json.dumps(f"{FILL_IN}: {comment}") if value is None else value
         lines.append(f"    {name}: {shown}".ljust(50) + ("" if value is None else f"  # {comment}"))
     found = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, for objectives/{kind}"
-    return Draft(_text(folder, kind, lines, found), found, tuple(missing))
+    search = (
+        "  - LCSCGradient     # follows the gradient of FID; take LCSCQuadratic where loss or sampler have none"
+        if lora_flavour(names) is None
+        else "  - LCSCQuadratic    # needs only losses; a LoRA in a pipeline has no gradient"
+    )
+    return Draft(_text(folder, kind, lines, found, search), found, tuple(missing))
 
 
 def _look(folder: Path) -> tuple[tuple[int, ...], tuple[str, ...], Path]:
@@ -144,11 +149,11 @@ def _images_near(folder: Path) -> Path | None:
     return found[0] if len({path.resolve() for path in found}) == 1 else None
 
 
-def _text(folder: Path, kind: str, settings: list[str], found: str) -> str:
+def _text(folder: Path, kind: str, settings: list[str], found: str, search: str) -> str:
     return "\n".join(
         [
             f"# {found}. lcsc run FILE --dry-run says what is still to be filled in.",
-            f"name: {experiment_name(folder.resolve().name) or 'study'}",
+            f"name: {json.dumps(experiment_name(folder.resolve().name) or 'study', ensure_ascii=False)}",
             "objective:",
             f"  file: {kind}",
             "  settings:",
@@ -156,8 +161,7 @@ def _text(folder: Path, kind: str, settings: list[str], found: str) -> str:
             "    images: 2000".ljust(50) + "  # an evaluation samples so many; the paper takes 10,000",
             "optimizers:",
             "  - EMAGrid          # the best EMA of the checkpoints, to compare with",
-            "  - CMA              # needs only losses; LCSCGradient is far cheaper where the model has a gradient",
-            "  - LCSC             # Algorithm 1 of the paper",
+            search,
             "seeds: [0]",
             "budget: {evaluations: 300}",
             "storage: sqlite:///studies.db",
