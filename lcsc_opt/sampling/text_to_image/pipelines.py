@@ -25,9 +25,7 @@ def require_text_to_image(*, lora: bool) -> None:
     """
     for package in ("transformers", "accelerate", *(("peft",) if lora else ())):
         if importlib.util.find_spec(package) is None:
-            raise ObjectiveError(
-                f"text-to-image needs {package}, which is not installed: pip install 'lcsc-opt[text-to-image]'"
-            )
+            raise ObjectiveError(f"text-to-image needs {package}, which is not installed: pip install {package}")
 
 
 def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -> Any:
