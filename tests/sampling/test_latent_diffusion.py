@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION
 from lcsc_opt.sampling import ImageNoise
 from lcsc_opt.sampling.network import NetworkSettings
@@ -22,7 +21,6 @@ from lcsc_opt.sampling.text_to_image.prompts import PromptEmbeddings, read_promp
 from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
 from tests import tiny_pipelines
 
-prepare_torchvision()
 pytest.importorskip("transformers")
 
 PROMPTS = ("a cat", "the dog sits", "a red house")

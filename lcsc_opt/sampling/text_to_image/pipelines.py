@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision, quiet_libraries
+from lcsc_opt.base.imports import quiet_libraries
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
@@ -43,7 +43,6 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         ObjectiveError: a package is missing, there is no such pipeline, it needs code of its own, or no such device.
     """
     require_text_to_image(lora=lora)
-    prepare_torchvision()
     from diffusers import DiffusionPipeline
 
     device = settings.torch_device()

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.extractors.network import to_bytes
 from lcsc_opt.metrics.reference.building import DATASETS, dataset_images, dataset_settings
 from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles
@@ -150,7 +149,6 @@ def test_arrays_that_are_no_images_are_refused(shape):
 
 @pytest.fixture
 def datasets():
-    prepare_torchvision()
     from torchvision import datasets
 
     return datasets
