@@ -25,7 +25,6 @@ import torch
 from common import machine, write_json
 from torch import nn
 
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.study_file import BudgetSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -114,7 +113,6 @@ def build(arguments: argparse.Namespace, folder: Path, device: str) -> MergeSamp
 
 def network(*, quick: bool) -> nn.Module:
     """A U-Net of diffusers of about 55 M parameters, with attention at 16×16."""
-    prepare_torchvision()
     from diffusers import UNet2DModel
 
     widths = [32, 64, 64] if quick else [160, 288, 288]
@@ -150,7 +148,6 @@ def make(model: nn.Module, path: Path, checkpoints: int) -> Trajectory:
 
 def inception_weights() -> dict[str, torch.Tensor]:
     """Random weights under the names and shapes of the published file."""
-    prepare_torchvision()
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     class Unloaded(inception.FeatureExtractorInceptionV3):  # type: ignore[misc]

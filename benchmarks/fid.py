@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from common import machine, write_json
 
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FrechetReference
 from lcsc_opt.metrics.accumulator import Reduction
 
@@ -104,7 +103,6 @@ def features(images: int, basis: np.ndarray, *, seed: int, spread: float = 1.0, 
 
 def tasks(real: np.ndarray, samples: np.ndarray) -> dict[tuple[str, str], Callable[[], float]]:
     """(who computes, from what) → the computation. The part of the real images is done already."""
-    prepare_torchvision()
     from torch_fidelity import metric_fid
 
     of_real, of_samples = moments(real), moments(samples)

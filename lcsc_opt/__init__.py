@@ -14,6 +14,7 @@ Every name is imported when it is first used, so that ``import lcsc_opt`` costs 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import lcsc_opt.base.imports  # noqa: F401 - from now on, torchvision can be imported where it does not fit torch
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.waiting import let_waiting_threads_sleep as _let_waiting_threads_sleep
 

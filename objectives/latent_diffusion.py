@@ -11,7 +11,7 @@ For a LoRA that was trained to sample in four steps::
       reference: photographs/
       dtype: fp16
 
-It needs ``pip install 'lcsc-opt[text-to-image]'``.
+It needs transformers, accelerate and, for a LoRA, peft.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory
 
@@ -23,8 +22,6 @@ SHORTER = {
     "lcsc run paper/enhance": "lcsc run paper/enhance --budget 4 held_out.images=100 objective.settings.images=70",
     "images=10_000": "images=100",
 }
-
-prepare_torchvision()  # which diffusers imports
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lcsc_opt.base.imports import prepare_torchvision
-
 
 def tokenizer(folder: Path) -> Any:
     """CLIP's byte-pair tokenizer over single letters."""
@@ -46,7 +44,6 @@ def text_encoder(vocabulary: int, *, projection: bool = False) -> Any:
 
 
 def unet(**changes: Any) -> Any:
-    prepare_torchvision()
     from diffusers import UNet2DConditionModel
 
     settings: dict[str, Any] = {
@@ -94,7 +91,6 @@ def scheduler() -> Any:
 
 def stable_diffusion(folder: Path, **changes: Any) -> Any:
     """Stable Diffusion; ``changes`` go to the U-Net. ``folder`` keeps the vocabulary."""
-    prepare_torchvision()
     from diffusers import StableDiffusionPipeline
 
     return _without_checker(StableDiffusionPipeline, folder, **changes)
@@ -102,7 +98,6 @@ def stable_diffusion(folder: Path, **changes: Any) -> Any:
 
 def latent_consistency(folder: Path) -> Any:
     """A latent consistency model, whose U-Net is told the guidance scale."""
-    prepare_torchvision()
     from diffusers import LatentConsistencyModelPipeline
 
     return _without_checker(LatentConsistencyModelPipeline, folder, time_cond_proj_dim=8)
@@ -126,7 +121,6 @@ def _without_checker(kind: Any, folder: Path, **changes: Any) -> Any:
 
 def stable_diffusion_xl(folder: Path) -> Any:
     """SDXL: two text encoders, and the size of the image as a further condition."""
-    prepare_torchvision()
     from diffusers import StableDiffusionXLPipeline
 
     tokens = tokenizer(folder / "vocabulary")
@@ -147,7 +141,6 @@ def stable_diffusion_xl(folder: Path) -> Any:
 
 def stable_diffusion_3(folder: Path) -> Any:
     """Stable Diffusion 3 without its third text encoder."""
-    prepare_torchvision()
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     tokens = tokenizer(folder / "vocabulary")
@@ -172,7 +165,6 @@ def stable_diffusion_3(folder: Path) -> Any:
 
 def pixart(folder: Path) -> Any:
     """PixArt-Sigma with a T5 encoder over single letters."""
-    prepare_torchvision()
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline, PixArtTransformer2DModel
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 

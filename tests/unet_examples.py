@@ -6,10 +6,6 @@ from typing import Any
 
 import torch
 
-from lcsc_opt.base.imports import prepare_torchvision
-
-prepare_torchvision()  # for the tests that import pipelines of diffusers
-
 
 def unet(seed: int = 0, *, channels: int = 1, **options: Any) -> Any:
     """A ``UNet2DModel`` on 8×8 images. Its random outputs are small, so samplers stay away from the clipping bounds."""

@@ -7,37 +7,16 @@ are known.
 from __future__ import annotations
 
 import ast
-import contextlib
-import contextvars
 import functools
 import hashlib
 import importlib.machinery
 import importlib.util
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from lcsc_opt.base.catalog import shipped_directory
-
-_called: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("called_modules", default=None)
-
-
-@contextlib.contextmanager
-def called_modules() -> Iterator[set[str]]:
-    """Collect the modules that ``module:function`` settings of a study file name while this is open."""
-    names: set[str] = set()
-    token = _called.set(names)
-    try:
-        yield names
-    finally:
-        _called.reset(token)
-
-
-def note_called(module: str) -> None:
-    """Say that a setting names this module."""
-    if (names := _called.get()) is not None:
-        names.add(module)
 
 
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout
 
@@ -80,6 +80,11 @@ def why_refused(error: BaseException, folder: Path, needed: int) -> str:
     if number == errno.ENOSPC or (number is None and needed > free):
         return f"{os.strerror(errno.ENOSPC)}: it takes {needed:,} bytes, and {free:,} are free"
     return " ".join(str(error).split()) if number is None else os.strerror(number)
+
+
+def is_hidden(name: PurePath | str) -> bool:
+    """Whether a name, or one of the folders in a relative path, begins with a dot, as macOS's ``._1.png`` does."""
+    return any(part.startswith(".") for part in PurePath(name).parts)
 
 
 def is_pending(name: str) -> bool:

@@ -1,17 +1,31 @@
-"""Functions and classes of the user's own code, by name."""
+"""Imports: the user's own functions by name, and torchvision where it does not fit torch."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
-import importlib.util
+import importlib.abc
+import importlib.machinery
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
-from lcsc_opt.base.code import note_called
 from lcsc_opt.base.errors import LcscError, ObjectiveError
+
+_called: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("called_modules", default=None)
+
+
+@contextlib.contextmanager
+def called_modules() -> Iterator[set[str]]:
+    """Collect the modules that ``module:function`` settings of a study file name while this is open."""
+    names: set[str] = set()
+    token = _called.set(names)
+    try:
+        yield names
+    finally:
+        _called.reset(token)
 
 
 def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
@@ -28,7 +42,8 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise error(f"{setting}: expected 'module:function', got {name!r}")
-    note_called(module_name)
+    if (names := _called.get()) is not None:
+        names.add(module_name)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as reason:
@@ -62,42 +77,33 @@ def quiet_libraries() -> Iterator[None]:
                 library.enable_progress_bar()
 
 
-STAND_IN = "torchvision._meta_registrations"
+OPERATORS = "torchvision._meta_registrations"
 
 
-def prepare_torchvision() -> None:
-    """Import torchvision, with a stand-in for its operator registrations when they cannot be imported.
+class _WithoutOperators(importlib.abc.MetaPathFinder):
+    """Imports torchvision also where its operators do not fit torch: what registers them is cut short.
 
-    Call it before torch-fidelity or a model of diffusers is imported. It does nothing where torchvision is not
-    installed. It raises ImportError, with the remedy, when torchvision cannot be imported even with the stand-in.
+    Nothing here calls them. Without this, torch-fidelity and the models of diffusers and transformers, which import
+    torchvision, cannot be imported there either.
     """
-    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
-        return
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "does not exist" not in str(error):
-            raise _unusable(error) from error
-        _import_with_stand_in()
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name == OPERATORS else None
+        if spec is None or spec.loader is None:
+            return None
+        register = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            try:
+                register(module)
+            except RuntimeError as error:
+                if "does not exist" not in str(error):
+                    raise ImportError(f"{error}; install the torchvision that belongs to this torch") from error
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
-def _import_with_stand_in() -> None:
-    _forget_half_imported()
-    sys.modules[STAND_IN] = ModuleType(STAND_IN, "Stands in for the registrations of operators that did not load.")
-    try:
-        importlib.import_module("torchvision")
-    except Exception as error:
-        _forget_half_imported()
-        raise _unusable(error) from error
-
-
-def _forget_half_imported() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-
-
-def _unusable(error: Exception) -> ImportError:
-    return ImportError(
-        f"torchvision cannot be imported ({error}); install the torchvision that belongs to this torch, "
-        "from the same index"
-    )
+sys.meta_path.insert(0, _WithoutOperators())

@@ -68,8 +68,12 @@ def _problem(model: type[pydantic.BaseModel], detail: Any) -> str:
     message = message.replace("String should match pattern", "text that matches")
     if kind == "value_error":
         return f"{path}: {message}" if path else message
-    guess = near_miss(str(detail["input"]), _choices(detail)) if kind == "literal_error" else ""
-    return f"{path}: expected {message}, got {excerpt(detail['input'])}{guess}"
+    given, hint = detail["input"], ""
+    if kind == "literal_error":
+        hint = near_miss(str(given), _choices(detail))
+    elif kind == "string_type" and isinstance(given, (int, float)):
+        hint = f" (it is text in quotes, in a shell '\"{given}\"')"
+    return f"{path}: expected {message}, got {excerpt(given)}{hint}"
 
 
 def _choices(detail: Any) -> list[str]:

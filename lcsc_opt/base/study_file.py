@@ -26,13 +26,18 @@ Tells = Literal["ordered", "as-completed"]
 Spread = Literal["auto", "candidates", "images"]
 DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 Name = Annotated[str, pydantic.StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-EXPERIMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=[A-Za-z0-9._+-]+)*")
+EXPERIMENT = re.compile(r"[^\W_][\w.-]*(,[\w.-]+=[\w.+-]+)*")
 
 
 def _check_experiment(name: str) -> str:
     if len(name) <= 100 and EXPERIMENT.fullmatch(name):
         return name
     raise ValueError(f"expected at most 100 letters, digits, dots, dashes and underscores, got {excerpt(name)}")
+
+
+def experiment_name(text: str) -> str:
+    """The name of a file or folder as that of an experiment, which may be empty: other characters become ``-``."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("._-")[:100]
 
 
 Experiment = Annotated[str, pydantic.AfterValidator(_check_experiment)]
@@ -318,7 +323,7 @@ def _overridden(content: Any, override: str) -> Any:
     try:
         value = parse_yaml(text)
     except ValueError as error:
-        raise StudySpecError(f"{override}: {text!r} is not valid YAML") from error
+        raise StudySpecError(f"{override}: not valid YAML: {error}") from error
     if keys[0] == VARY and len(keys) > 1:
         return replaced(content, [VARY, ".".join(keys[1:])], value, where=override)
     varied = content.get(VARY) if isinstance(content, Mapping) else None

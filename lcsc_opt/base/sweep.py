@@ -19,7 +19,7 @@ from lcsc_opt.base.settings import excerpt
 
 VARY = "vary"
 FIXED = ("name", "storage", VARY)  # of the whole file
-IN_A_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
+IN_A_NAME = re.compile(r"[^\w.+-]+")
 
 
 @dataclasses.dataclass(frozen=True)

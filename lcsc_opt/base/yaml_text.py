@@ -9,7 +9,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, but it refuses a key that is given twice, and reads 1e-4 as a number."""
+    """PyYAML's safe loader, but a key is text and given once, 1e-4 is a number, 010 is ten, and a date is text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -17,21 +17,39 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+                raise _refused(f"{key.value} is given twice", key)
+            if key.tag == NUMBER:
+                raise _refused(f"{key.value} is no key (a comma ends a value: write 0.02, or 10000)", key)
             seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 
-def _power_of_ten(_: _Loader, node: yaml.ScalarNode) -> float:
-    """Read 1e-4, and 1e4 as a whole number. In YAML 1.1, which PyYAML reads, they are texts: they lack a point or a
-    sign.
-    """
-    number = float(node.value)
+def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+NUMBER = "!number"
+
+
+def _number(_: _Loader, node: yaml.ScalarNode) -> float:
+    """The value of a number. One with an exponent may be whole."""
+    text = node.value
+    if re.fullmatch(r"[-+]?[1-9][0-9]{0,2}\.000", text):
+        raise _refused(f"{text} means {text[:-4]} to some and {text[:-4]}000 to others (write one of these)", node)
+    if "e" not in text.lower():
+        return float(text) if "." in text else int(text)
+    number = float(text)
     return int(number) if number.is_integer() else number
 
 
-_Loader.add_implicit_resolver("!exponent", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_constructor("!exponent", _power_of_ten)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if not tag.endswith((":int", ":float", ":timestamp"))]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    NUMBER, re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$"), list("-+.0123456789")
+)
+_Loader.add_constructor(NUMBER, _number)
 
 
 def parse_yaml(text: str) -> Any:
@@ -44,7 +62,7 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: dates and numbers that cannot be
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError: numbers of too many digits
         raise ValueError(_wrong(error)) from error
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.files import is_hidden
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import TORCH_SUFFIXES, checkpoint_series
 from lcsc_opt.checkpoints.contents import Refused
@@ -40,7 +41,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
-        CheckpointError: a path that does not exist.
+        CheckpointError: a path that does not exist, or a link to nothing.
         TrajectoryError: nothing found, an invalid glob, a packed trajectory, or checkpoints of several series in one
             folder or glob (running averages of several rates, or averages beside raw weights).
     """
@@ -52,6 +53,8 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         raise TrajectoryError(
             f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers and schedulers are none."
         )
+    if gone := [path for path in found if not path.exists()]:
+        raise CheckpointError(f"{gone[0]} is a link to a file that is not there: mend it, or remove it.")
     return list(dict.fromkeys(found))
 
 
@@ -71,7 +74,7 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
     if not re.search(r"[*?\[]", str(pattern)):
         raise CheckpointError(f"{pattern} does not exist: check the path.")
     matches = _matches(pattern)
-    folders = [path for path in matches if path.is_dir() and not is_packed(path) and _is_checkpoint(path, key)]
+    folders = [path for path in matches if not path.is_file() and not is_packed(path) and _is_checkpoint(path, key)]
     return _of_one_series(str(pattern), [*folders, *_files(matches)])
 
 
@@ -100,7 +103,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror}.") from error
-    numbered = [path for path in entries if path.is_dir() and CHECKPOINT_FOLDER.fullmatch(path.name)]
+    numbered = [path for path in entries if not path.is_file() and CHECKPOINT_FOLDER.fullmatch(path.name)]
     numbered = [path for path in numbered if _is_checkpoint(path, key)]
     if numbered:
         return _of_one_series(str(folder), numbered)
@@ -116,6 +119,8 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
 
 
 def _is_checkpoint(folder: Path, key: str | None) -> bool:
+    if not folder.exists():  # a dangling link
+        return CHECKPOINT_FOLDER.fullmatch(folder.name) is not None
     for asked in (key, None):  # a key may also be one of the file inside
         try:
             find_weights(folder, asked)
@@ -131,8 +136,8 @@ def _files(paths: Iterable[Path]) -> list[Path]:
         for path in paths
         if path.suffix in SUFFIXES
         and path.name not in (WEIGHTS, REFERENCE)  # of an unfinished trajectory
-        and not path.name.startswith(".")
-        and path.is_file()
+        and not is_hidden(path.name)
+        and (path.is_file() or not path.exists())  # a dangling link is refused later
         and not NEVER.fullmatch(path.stem)
     ]
 

@@ -41,7 +41,6 @@ app = typer.Typer(
     name="lcsc",
     help="Search the linear combination of saved checkpoints that samples best.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

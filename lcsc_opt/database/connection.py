@@ -163,7 +163,7 @@ def _connect_args(url: sa.URL) -> dict[str, Any]:
 
 
 def _driver_advice(url: sa.URL) -> str:
-    return ": pip install 'lcsc-opt[postgresql]'" if url.get_backend_name() == "postgresql" else "; install its driver"
+    return ": pip install 'psycopg[binary]'" if url.get_backend_name() == "postgresql" else "; install its driver"
 
 
 def _connect(url: str, engine_kwargs: dict[str, Any]) -> RDBStorage:

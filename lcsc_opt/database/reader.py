@@ -198,9 +198,7 @@ class HistoryReader:
         now = time.time()
         for old, new in zip(studies, updated, strict=True):
             revision = next(self._revisions) if _is_changed(old, new) else old.revision
-            known[new.study] = dataclasses.replace(
-                new, holder=leases.get(new.study_id), revision=revision, read_at=now
-            )
+            known[new.study] = dataclasses.replace(new, holder=leases.get(new.study_id), revision=revision, read_at=now)
         self._known = known
 
     def _leases(self) -> dict[int, Holder]:

@@ -273,7 +273,7 @@ def import_ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ClusterError(f"workers.ray: Ray cannot be imported ({error}): pip install 'lcsc-opt[ray]'") from error
+        raise ClusterError(f"workers.ray: Ray cannot be imported ({error}): pip install ray") from error
 
 
 @contextlib.contextmanager

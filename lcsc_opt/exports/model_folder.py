@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.checkpoints.safetensors_files import write_safetensors
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.exports.recipe import FILE
@@ -64,7 +63,6 @@ def check_fits(config: str, weights: Mapping[str, Tensor]) -> None:
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name → shape of the model's tensors, without making any."""
-    prepare_torchvision()
     import diffusers
 
     name = str(config[CLASS])

@@ -78,14 +78,14 @@ def published_cross_check(
 
 def _check_published(searched: Set[str]) -> None:
     if not searched & set(EXTRACTORS):
-        raise MetricError(f"nothing says that it fits these images, which {min(searched)} is for")
+        raise MetricError(f"its features may not suit your images, since the loss uses your own, {min(searched)}")
 
 
 def _left_out(metric: MetricName, error: Exception) -> str:
     reason = str(error).partition("\n")[0]
     return (
-        f"no cross-check: {metric} would tell whether a gain is more than what the loss's own features see, "
-        f"but {reason}. Name a metric in held_out_metrics of the study file, or none: []"
+        f"no cross-check: {metric}, which would confirm a gain in features that the loss does not use, is left out: "
+        f"{reason}. Name a metric in held_out_metrics of the study file, or none: []"
     )
 
 

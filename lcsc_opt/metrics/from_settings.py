@@ -133,8 +133,9 @@ def _named(
     loss: str | Mapping[str, float], metrics: Sequence[str], held_out_metrics: Sequence[str], keep: str | None
 ) -> tuple[MetricName, ...]:
     """All metrics that settings name."""
-    kept = () if keep is None else (kept_metric(keep),)
-    return (*parse_loss(loss), *parse_names(metrics), *parse_names(held_out_metrics), *kept)
+    weights = parse_loss(loss)
+    kept = () if keep is None else (kept_metric(keep, weights),)
+    return (*weights, *parse_names(metrics), *parse_names(held_out_metrics), *kept)
 
 
 def _files(

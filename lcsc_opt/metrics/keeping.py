@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.fidelity import EACH
@@ -19,8 +20,8 @@ SLACK = 1.0  # standard errors beyond EMA*'s value that cost nothing
 SURROGATES = {"precision": "hinge"}  # a metric without a gradient → the one that is kept in its place
 
 
-def kept_metric(text: str) -> MetricName:
-    """The metric of ``keep: TEXT``.
+def kept_metric(text: str, loss: Mapping[MetricName, float]) -> MetricName:
+    """The metric of ``keep: TEXT``, in the features of the loss's first metric where the text names no others.
 
     Raises:
         MetricError: for one that cannot be kept.
@@ -30,7 +31,7 @@ def kept_metric(text: str) -> MetricName:
     metric_text = SURROGATES.get(formula, formula)
     if metric_text not in EACH:
         raise MetricError(f"keep: {text!r} cannot be kept; known: {known}, each with @extractor or not")
-    return MetricName.parse(metric_text + at + extractor)
+    return MetricName.parse(f"{metric_text}@{extractor if at else next(iter(loss)).extractor}")
 
 
 @dataclasses.dataclass(frozen=True)

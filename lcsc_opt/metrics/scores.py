@@ -82,7 +82,7 @@ class Scores:
         judge_reference: JudgeReference | None = None,
     ) -> None:
         weights = parse_loss(loss)
-        kept = None if keep is None else kept_metric(keep)
+        kept = None if keep is None else kept_metric(keep, weights)
         self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics), *([] if kept is None else [kept]))))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
         self._cross_check, self._judge_reference = cross_check, judge_reference

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.code import called_modules, changed_code, local_code, module_file
+from lcsc_opt.base.code import changed_code, local_code, module_file
 from lcsc_opt.base.errors import CatalogError, LcscError
+from lcsc_opt.base.imports import called_modules
 from lcsc_opt.base.paths import KnownCheckpoints, study_checkpoints, study_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec

@@ -91,7 +91,8 @@ class ImageObjectiveSettings(FrozenModel):
         held_out_metrics: reported on noise other than the search's. The default is the judges: precision, recall,
             ``sliced`` and ``near`` if the reference is images, and FID in features that the loss does not see, if
             these are available.
-        keep: ``precision`` or another metric of single images; it may not get worse than at EMA*.
+        keep: ``precision`` or another metric of single images, which may not get worse than at EMA*. It is in the
+            features of the loss where it names no others.
         loss_scale: ``trace`` divides each distance in the loss by the spread of the real images in its features. Then
             feature spaces of different units count the same.
         reference: the real images, for all extractors or by extractor; the Inception Score needs none. ``train`` and

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lcsc_opt.base.errors import CheckpointError
-from lcsc_opt.base.study_file import FILL_IN
+from lcsc_opt.base.study_file import FILL_IN, experiment_name
 from lcsc_opt.checkpoints import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
 from lcsc_opt.checkpoints.lora import lora_flavour
+from lcsc_opt.metrics.reference.images import is_image
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
 Ask = Callable[[str, str], "str | None"]
 """(setting, its meaning) → the user's answer; ``None`` leaves the setting to be filled in later."""
@@ -64,7 +64,12 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         shown = json.dumps(f"{FILL_IN}: {comment}") if value is None else value
         lines.append(f"    {name}: {shown}".ljust(50) + ("" if value is None else f"  # {comment}"))
     found = f"{len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}, for objectives/{kind}"
-    return Draft(_text(folder, kind, lines, found), found, tuple(missing))
+    search = (
+        "  - LCSCGradient     # follows the gradient of FID; take LCSCQuadratic where loss or sampler have none"
+        if lora_flavour(names) is None
+        else "  - LCSCQuadratic    # needs only losses; a LoRA in a pipeline has no gradient"
+    )
+    return Draft(_text(folder, kind, lines, found, search), found, tuple(missing))
 
 
 def _look(folder: Path) -> tuple[tuple[int, ...], tuple[str, ...], Path]:
@@ -140,16 +145,15 @@ def _images_near(folder: Path) -> Path | None:
     """The only folder with images beside the checkpoints or in the working directory."""
     base = folder if folder.is_dir() else folder.parent
     near = {path for place in (base.parent, Path()) if place.is_dir() for path in place.iterdir() if path.is_dir()}
-    found = [path for path in sorted(near) if sum(file.suffix.lower() in IMAGES for file in path.iterdir()) >= 2]
+    found = [path for path in sorted(near) if sum(is_image(file.name) for file in path.iterdir()) >= 2]
     return found[0] if len({path.resolve() for path in found}) == 1 else None
 
 
-def _text(folder: Path, kind: str, settings: list[str], found: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip("-.") or "study"
+def _text(folder: Path, kind: str, settings: list[str], found: str, search: str) -> str:
     return "\n".join(
         [
             f"# {found}. lcsc run FILE --dry-run says what is still to be filled in.",
-            f"name: {name}",
+            f"name: {json.dumps(experiment_name(folder.resolve().name) or 'study', ensure_ascii=False)}",
             "objective:",
             f"  file: {kind}",
             "  settings:",
@@ -157,8 +161,7 @@ def _text(folder: Path, kind: str, settings: list[str], found: str) -> str:
             "    images: 2000".ljust(50) + "  # an evaluation samples so many; the paper takes 10,000",
             "optimizers:",
             "  - EMAGrid          # the best EMA of the checkpoints, to compare with",
-            "  - CMA              # needs only losses; LCSCGradient is far cheaper where the model has a gradient",
-            "  - LCSC             # Algorithm 1 of the paper",
+            search,
             "seeds: [0]",
             "budget: {evaluations: 300}",
             "storage: sqlite:///studies.db",

@@ -13,7 +13,6 @@ from typing import Any, cast
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision
 
 COMPONENTS = ("unet", "unet_ema", "transformer", "transformer_ema")
 TIMESTEP_SCALE = "timestep_scale"
@@ -63,7 +62,6 @@ class DiffusersFolder:
         Raises:
             ObjectiveError: the configuration names no model of this diffusers, or one that it cannot make.
         """
-        prepare_torchvision()
         import diffusers
 
         name = str(self.model.get("_class_name", ""))

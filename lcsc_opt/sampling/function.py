@@ -19,7 +19,7 @@ from lcsc_opt.sampling.labels import ClassLabels
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork, raised
 from lcsc_opt.sampling.noise import ImageNoise
 
-SAME, SAME_IN_HALF = 0.01, 0.05  # mean differences of images in [-1, 1] that rounding may make
+SAME, SAME_IN_HALF = 1 / 255, 0.05  # mean differences that rounding may make: half a level of 8 bits; in half types
 HIGHEST = 2.0  # images without a negative value are taken for bytes if they reach this
 
 
@@ -29,8 +29,9 @@ class FunctionSampler(NetworkSampler):
     The function gets the network with the merged weights in it and standard normal noise ``[N, *image_shape]``, both
     on the device, and returns images ``[N, C, H, W]``; they are clipped to [-1, 1]. If it has parameters of these
     names, it also gets ``labels``, the classes ``[N]``; ``nfe``; and ``draw``. ``draw(1)``, ``draw(2)``, … give more
-    noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers:
-    images would no longer depend only on their index.
+    noise of the same shape, for samplers that add noise in every step. It must draw no other random numbers
+    and remember nothing: images would no longer depend only on their index. Before the 2nd, 3rd, 5th, 9th, 17th, …
+    candidate, the first candidate's first two images are sampled again, alone; a notice says if they differ.
 
     Args:
         model: gets the merged weights.
@@ -66,7 +67,9 @@ class FunctionSampler(NetworkSampler):
         self._parameters = _parameters(function)
         self._network = PreparedNetwork(model, settings)
         self._nfe, self._looked_at = nfe, False
-        self._asked_again = bool(self._network.settings.compile)  # another size would be compiled for this alone
+        self._remembers = not self._network.settings.compile  # another size would be compiled for this alone
+        self._first: tuple[Mapping[str, Tensor], Tensor, Noise, int] | None = None
+        self._loads = 0  # since the first images
         self._told = {"nfe": nfe} if self._parameters is not None and "nfe" in self._parameters else {}
         if labels is not None and not self._has("labels"):
             raise ObjectiveError(f"labels: the sampler {self.name} has no parameter 'labels' to take them")
@@ -83,6 +86,13 @@ class FunctionSampler(NetworkSampler):
         """Model calls per image that a backward pass makes again: all if there are several and no compiler, else 0."""
         return 0 if self._nfe == 1 or self._network.settings.compile else self._nfe
 
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy merged weights into the network; now and then, the first ones are loaded before, for a comparison."""
+        self._loads += 1
+        if self._first is not None and self._loads & (self._loads - 1) == 0:
+            self._compare(*self._first)
+        super().load(weights)
+
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1].
 
@@ -93,9 +103,10 @@ class FunctionSampler(NetworkSampler):
         if not self._looked_at:
             self._looked_at = True
             self._look_at(images)
-        if not self._asked_again and not any(map(_estimates, self._network.module.modules())):
-            self._asked_again = True
-            self._look_again(images, noise, start)
+        if self._remembers and not any(map(_estimates, self._network.module.modules())):
+            self._remembers, self._loads = False, 0
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            self._first = weights, images[:2].detach().clone(), noise, start
         return raised(images if torch.is_grad_enabled() else images.detach()).clamp(-1, 1)
 
     def _images(self, noise: Noise, start: int, stop: int) -> Tensor:
@@ -142,16 +153,19 @@ class FunctionSampler(NetworkSampler):
             )
         return images
 
-    def _look_again(self, images: Tensor, noise: Noise, start: int) -> None:
-        """Warn if the first two images are others when they are sampled again, alone."""
+    def _compare(self, weights: Mapping[str, Tensor], images: Tensor, noise: Noise, start: int) -> None:
+        """Warn, once, if these weights give other images than before."""
+        super().load(weights)
         with torch.no_grad():
-            again = self._images(noise, start, start + len(images[:2]))
-        difference = float((again - images[:2].detach()).clamp(-2, 2).abs().mean())
-        if difference > (SAME if self._network.dtype == torch.float32 else SAME_IN_HALF):
+            again = self._images(noise, start, start + len(images))
+        difference = float((again - images).clamp(-2, 2).abs().mean())
+        if difference > (SAME if self._network.settings.dtype == "fp32" else SAME_IN_HALF):
+            self._first = None
             notice(
                 f"the sampler {self.name} makes other images of the same noise when it is called again for two of them "
-                f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, or "
-                "draws random numbers of its own; so the loss depends on more than the coefficients"
+                f"(mean difference {difference:.2g}): it changes or trains the model, mixes the images of a batch, "
+                "remembers earlier calls, or draws random numbers of its own; so the loss depends on more than the "
+                "coefficients"
             )
 
     def _look_at(self, images: Tensor) -> None:

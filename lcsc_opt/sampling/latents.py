@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import weights_sha256
@@ -113,7 +112,6 @@ def load_autoencoder(folder: Path) -> nn.Module:
     Raises:
         ObjectiveError: no such folder, or not one of an ``AutoencoderKL`` or an ``AutoencoderTiny``.
     """
-    prepare_torchvision()
     import diffusers
 
     expected = f"expected the folder of an {' or an '.join(AUTOENCODERS)}"

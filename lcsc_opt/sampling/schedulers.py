@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.settings import FrozenModel, near_miss
 
 SchedulerName = Literal[
@@ -103,7 +102,6 @@ def without_deprecations() -> Iterator[None]:
 
 
 def _scheduler_class(name: SchedulerName | None, config: Mapping[str, Any] | None) -> tuple[Any, dict[str, str]]:
-    prepare_torchvision()
     import diffusers
 
     if name is not None:

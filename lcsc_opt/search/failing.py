@@ -137,5 +137,5 @@ class Failing:
 
 
 def _raised(attempts: Attempts) -> frozenset[str]:
-    """The exceptions of a trial's attempts, in words."""
-    return frozenset(attempt["reason"] for attempt in attempts if "traceback" in attempt)
+    """The exceptions of a trial's attempts, in words; none where an attempt failed otherwise."""
+    return frozenset(attempt["reason"] for attempt in attempts if all("traceback" in each for each in attempts))

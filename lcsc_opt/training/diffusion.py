@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.sampling.consistency import network_output
 from lcsc_opt.training.on_demand import Training, train, training_key
 from lcsc_opt.trajectory import Trajectory
@@ -109,7 +108,6 @@ def noise_schedule(training: DiffusionTraining) -> NoiseSchedule:
     Raises:
         TrajectoryError: diffusers does not know the schedule.
     """
-    prepare_torchvision()
     from diffusers import DDPMScheduler
 
     try:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import load_autoencoder
@@ -157,7 +156,6 @@ def small_latent_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int
 
 def small_autoencoder(channels: int, size: int) -> nn.Module:
     """An autoencoder of diffusers: ``[N, C, H, W]`` ↔ ``[N, *small_latent_shape([C, H, W])]``."""
-    prepare_torchvision()
     from diffusers import AutoencoderKL
 
     network: nn.Module = cast("Any", AutoencoderKL)(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing, write_atomically
-from lcsc_opt.base.imports import prepare_torchvision, quiet_libraries
+from lcsc_opt.base.imports import quiet_libraries
 from lcsc_opt.sampling.consistency import EDM_NOISE, SONG_NOISE, ConsistencyFunction, network_output
 from lcsc_opt.sampling.diffusers_folder import TIMESTEP_SCALE, DiffusersFolder
 from lcsc_opt.training.recipes.base import Denoiser, Kind, column
@@ -167,7 +167,6 @@ class BetaDenoiser(nn.Module):
 @functools.lru_cache(maxsize=8)
 def _beta_levels(config: str) -> Tensor:
     """``[T]`` noise levels sqrt((1 - alpha_bar) / alpha_bar), increasing with the timestep."""
-    prepare_torchvision()
     from diffusers import DDPMScheduler
 
     known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")

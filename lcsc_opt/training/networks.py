@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lcsc_opt.base.errors import TrainingError
-from lcsc_opt.base.imports import prepare_torchvision
 
 
 def small_unet(image_shape: Sequence[int], widths: Sequence[int], **options: Any) -> nn.Module:
@@ -23,7 +22,6 @@ def small_unet(image_shape: Sequence[int], widths: Sequence[int], **options: Any
         widths: channels at each resolution, multiples of four; each width after the first halves the resolution.
         options: further arguments of ``UNet2DModel``.
     """
-    prepare_torchvision()
     from diffusers import UNet2DModel
 
     channels, size, _ = image_shape  # the options below are lists, since a study's fingerprint is JSON

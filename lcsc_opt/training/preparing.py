@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss, parse_settings
+from lcsc_opt.base.study_file import experiment_name
 from lcsc_opt.base.yaml_text import parse_yaml
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
@@ -171,7 +171,7 @@ def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
         try:
             given[key] = parse_yaml(text)
         except ValueError as error:
-            raise TrainingError(f"{setting}: {text!r} is not valid YAML") from error
+            raise TrainingError(f"{setting}: not valid YAML: {error}") from error
     return parse_settings(RECIPES[name], given, source=name)
 
 
@@ -381,7 +381,7 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
     if latents is not None:
         settings["decoder"] = latents.decoder(_autoencoder(request, f"{model}/autoencoder"))
     study: Mapping[str, Any] = {
-        "name": _study_name(request.beside("").name),
+        "name": experiment_name(request.beside("").name) or "training",
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},
         "optimizers": ["EMAGrid", "LCSC", "LCSCGradient", "CMA"],
         "seeds": [0],
@@ -391,12 +391,7 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
     }
     file = shlex.quote(request.beside(".yaml").name)
     head = f"# {recipe.name} on {data.name}, {request.steps} steps: lcsc run {file}\n"
-    return head + yaml.safe_dump(dict(study), sort_keys=False, default_flow_style=None, width=120)
-
-
-def _study_name(file_name: str) -> str:
-    """The name of a file as that of an experiment: other characters become ``-``."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", file_name).lstrip("._-")[:100] or "training"
+    return head + yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
 @torch.no_grad()

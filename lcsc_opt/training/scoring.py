@@ -39,8 +39,9 @@ class ScoredImages(FrozenModel):
         Raises:
             MetricError: a metric is not known, needs another network, or cannot be kept.
         """
-        metrics = [*parse_loss(self.loss), *parse_names([*self.metrics, *(self.held_out_metrics or ())])]
-        for metric in [*metrics, *([] if self.keep is None else [kept_metric(self.keep)])]:
+        loss = parse_loss(self.loss)
+        metrics = [*loss, *parse_names([*self.metrics, *(self.held_out_metrics or ())])]
+        for metric in [*metrics, *([] if self.keep is None else [kept_metric(self.keep, loss)])]:
             if metric.extractor != INCEPTION:
                 raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
 

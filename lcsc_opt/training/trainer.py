@@ -87,7 +87,7 @@ def new_accelerator(precision: Literal["fp32", "bf16"]) -> Any:
     try:
         from accelerate import Accelerator
     except ImportError as error:
-        raise TrainingError(f"Accelerate cannot be imported ({error}): pip install 'lcsc-opt[train]'") from error
+        raise TrainingError(f"Accelerate cannot be imported ({error}): pip install accelerate") from error
     try:
         return Accelerator(mixed_precision="bf16" if precision == "bf16" else "no")
     except ValueError as error:

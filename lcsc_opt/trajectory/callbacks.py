@@ -14,7 +14,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.trajectory.store import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
@@ -183,7 +182,6 @@ def transformers_callback(path: str | Path, *, every: int, weights: Weights | No
         TrajectoryError: transformers is not installed.
     """
     try:
-        prepare_torchvision()
         from transformers import TrainerCallback
     except ImportError as error:
         raise TrajectoryError(f"transformers cannot be imported ({error}): pip install transformers") from error
@@ -220,7 +218,6 @@ def _rows(path: Path) -> int:
 
 def _lightning() -> Any:
     """Lightning under its present name, else under its old one."""
-    prepare_torchvision()
     try:
         return importlib.import_module("lightning.pytorch")
     except ImportError:

@@ -21,6 +21,7 @@ from lcsc_opt.base.study_file import (
     OptimizerSpec,
     SpaceSpec,
     StudySpec,
+    experiment_name,
     parse_study,
     read_study_file,
 )
@@ -138,6 +139,10 @@ def test_ways_to_write_an_optimizer(written: Any, meant: OptimizerSpec) -> None:
     assert study(optimizers=[written]).optimizers == (meant,)
 
 
+def test_a_name_has_letters_of_any_language() -> None:
+    assert study(name=experiment_name("_Übung 東京/3")).name == "Übung-東京-3"
+
+
 def test_settings_are_any_json() -> None:
     settings = {"a": [1, 2.5, None, True, "x"], "b": {"c": {"d": []}}}
     assert study(objective={"file": "x.py", "settings": settings}).objective.settings == settings
@@ -156,9 +161,12 @@ def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
         read_study_file(file)
 
 
-def test_numbers_with_exponents_are_numbers(tmp_path: Path) -> None:
+def test_numbers_are_decimal_and_dates_are_text(tmp_path: Path) -> None:
     file = tmp_path / "numbers.yaml"
-    options = "{mutation: 1e-3, scale: -2E+1, most: 9e999, other: 1.5e-3, text: 1e-3x, hash: 7e}"
+    options = (
+        "{mutation: 1e-3, scale: -2E+1, most: 9e999, other: 1.5e-3, text: 1e-3x, hash: 7e, ten: 010, many: 10_000, "
+        "half: .5, four: 4.0, day: 2024-06-01, time: 1:40}"
+    )
     file.write_text(MINIMAL.replace("[LCSC]", f"[{{LCSC: {options}}}]"))
     (optimizer,) = read_study_file(file).optimizers
     assert optimizer.options == {
@@ -168,6 +176,12 @@ def test_numbers_with_exponents_are_numbers(tmp_path: Path) -> None:
         "other": 1.5e-3,
         "text": "1e-3x",
         "hash": "7e",
+        "ten": 10,
+        "many": 10_000,
+        "half": 0.5,
+        "four": 4.0,
+        "day": "2024-06-01",
+        "time": "1:40",
     }
     (optimizer,) = read_study_file(file, ["optimizers.LCSC.mutation=2e-4"]).optimizers
     assert optimizer.options["mutation"] == 2e-4
@@ -234,8 +248,8 @@ def test_a_budget_reads_as_a_sentence() -> None:
             {"workers": "two"},
             "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 'two'",
         ),
-        ({"storage": 3}, "storage: expected a valid string, got 3"),
-        ({"name": 3}, "name: expected a valid string, got 3"),
+        ({"storage": 3}, "storage: expected a valid string, got 3…"),
+        ({"name": 3}, "name: expected a valid string, got 3 (it is text in quotes, in a shell '\"3\"')"),
         ({"space": ["affine"]}, "space: expected a mapping of keys to values, got ['affine']"),
         (
             {"objective": {"file": "x.py", "settings": [1]}},
@@ -309,9 +323,9 @@ def test_what_is_wrong_is_said_with_its_path(changes: dict[Any, Any], said: str)
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:
-    said = complaint({"objective": {"file": 3}, "workers": 0, "budgt": 3}).split("; ")
+    said = complaint({"objective": {"file": []}, "workers": 0, "budgt": 3}).split("; ")
     assert said[:3] == [
-        "objective.file: expected a valid string, got 3",
+        "objective.file: expected a valid string, got []",
         "workers: expected a number from 1, auto, devices such as [cuda:0, cuda:1], or {ray: 8}, got 0",
         "budgt: unknown key (did you mean 'budget'?)",
     ]
@@ -338,7 +352,8 @@ def test_a_study_file_is_a_mapping(whole: Any) -> None:
         ("a: 1\n---\nb: 2\n", "not valid YAML: expected a single document"),
         ("? [a]\n: 1\n", "not valid YAML: while constructing a mapping"),
         ("a: *nowhere\n", "not valid YAML: found undefined alias"),
-        ("when: 2024-13-45\n", "not valid YAML: month must be in 1..12"),
+        ("images: 100.000\n", "not valid YAML: 100.000 means 100 to some and 100000 to others"),
+        ("a: {step_size: 0,02}\n", "not valid YAML: 02 is no key (a comma ends a value"),
         ("seeds: [" + "9" * 5000 + "]\n", "not valid YAML: Exceeds the limit"),
         ("a: " + "[" * 5000, "not valid YAML: nested too deeply"),
         ("a: \x00", "not valid YAML: unacceptable character"),
@@ -387,7 +402,7 @@ class Settings(FrozenModel):
             "objective.settings: image: unknown key (did you mean 'images'?); expected one of images, names",
         ),
         ({"names": "x"}, "objective.settings: names: expected a list, got 'x'"),
-        ({"names": ["x", 3]}, "objective.settings: names[1]: expected a valid string, got 3"),
+        ({"names": ["x", []]}, "objective.settings: names[1]: expected a valid string, got []"),
         ([], "objective.settings: expected a mapping of keys to values, got []"),
     ],
 )
@@ -434,7 +449,7 @@ class TestOverrides:
             ("seeds", "seeds: expected KEY=VALUE, as in objective.settings.images=500"),
             ("seeds.first=1", "seeds.first=1"),
             ("objective..file=a", "expected KEY=VALUE"),
-            ("seeds=[0", "'[0' is not valid YAML"),
+            ("seeds=[0", "seeds=[0: not valid YAML"),
             ("name.first=1", "'mine' has no key 'first'; replace all of it"),
         ],
     )

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lcsc_opt.base.imports import prepare_torchvision
 from tests.checkpoints import nvlabs_examples
 
 STEPS = (100, 200, 300)
@@ -155,7 +154,6 @@ def edm2(folder: Path) -> Written:
 
 def lightning(folder: Path) -> Written:
     """Written by Lightning itself, with its averaging callback: the average is the ``state_dict``."""
-    prepare_torchvision()
     lightning_module = pytest.importorskip("pytorch_lightning")
     from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 
@@ -211,7 +209,6 @@ def accelerate(folder: Path) -> Written:
 
 
 def unet(seed: int) -> Any:
-    prepare_torchvision()
     from diffusers import UNet2DModel
 
     with torch.random.fork_rng():

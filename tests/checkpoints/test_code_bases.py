@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lcsc_opt.base.errors import CheckpointError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.checkpoints import checkpoint_series
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
 from tests.checkpoints import checkpoint_examples
@@ -100,7 +99,6 @@ def test_compiled_and_parallel_names_are_the_models(tmp_path):
 @pytest.mark.filterwarnings("ignore::Warning")
 def test_average_of_lightnings_callback(tmp_path):
     """Written by Lightning's own callback: the average is in ``state_dict``, raw weights beside it."""
-    prepare_torchvision()
     lightning = pytest.importorskip("pytorch_lightning")
     callbacks = pytest.importorskip("pytorch_lightning.callbacks.weight_averaging")
 

@@ -31,6 +31,15 @@ def test_folder_of_files_in_natural_order(tmp_path):
     assert found(tmp_path, tmp_path) == ["model9.pt", "model10.pt", "model100.pt"]
 
 
+@pytest.mark.parametrize("name", ["model11.pt", "checkpoint-11"])
+def test_a_link_to_nothing_is_no_gap_that_nobody_sees(tmp_path, name):
+    touch(tmp_path, "model9.pt", "model10.pt")
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    for patterns in (tmp_path, str(tmp_path / "*11*")):
+        with pytest.raises(CheckpointError, match=f"{name} is a link to a file that is not there"):
+            find_checkpoints(patterns)
+
+
 def test_states_beside_weights_are_never_checkpoints(tmp_path):
     """The names that openai's code bases, Accelerate, diffusers, transformers, DeepSpeed and NVlabs write."""
     states = ["opt012345.pt", "opt012346.pt", "optimizer.bin", "optimizer_1.bin", "optimizer.pt", "scheduler.bin"]

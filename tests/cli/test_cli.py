@@ -90,6 +90,14 @@ def test_the_list_of_commands_has_whole_sentences(
     assert all(command.endswith(".") and not command.endswith("...") for command in commands)
 
 
+def test_a_shell_completes_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_LCSC_COMPLETE": "complete_bash", "COMP_WORDS": "lcsc tr", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="0"):
+        lcsc([])
+    assert capsys.readouterr().out.split() == ["train", "trajectory"]
+
+
 def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["run", "tiny.yaml"]) == 0
     names = optuna.get_all_study_names(database())

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.exports import read_recipe
 from lcsc_opt.trajectory import Trajectory
@@ -31,7 +30,6 @@ def rows() -> dict[str, str]:
 
 
 def unet() -> Any:
-    prepare_torchvision()
     from diffusers import UNet2DModel
 
     torch.manual_seed(0)
@@ -41,7 +39,6 @@ def unet() -> Any:
 
 
 def conditional_unet() -> Any:
-    prepare_torchvision()
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)

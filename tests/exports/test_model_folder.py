@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
@@ -35,7 +34,6 @@ ATTRIBUTES = {"steps": STEPS, "fingerprint": {"objective": {}, "environment": {}
 
 
 def unet() -> Any:
-    prepare_torchvision()
     from diffusers import UNet2DModel
 
     return UNet2DModel(
@@ -180,7 +178,6 @@ def lora(tmp_path: Path) -> Trajectory:
 
 
 def test_a_lora_is_read_by_diffusers(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
-    prepare_torchvision()
     from diffusers import StableDiffusionPipeline
 
     to = Destination.of(tmp_path / "best.safetensors", form="lora", dtype="float16")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.extractors.base import features_with_graph, image_gradient
 
 SMALL_CLIP = {"embed_dim": 12, "image_resolution": 64, "vision_layers": 2, "vision_width": 64, "vision_patch_size": 32}
@@ -42,7 +41,6 @@ class Clip(nn.Module):
 
 def write_clip(path):
     """A TorchScript archive as OpenAI's ``ViT-B-32.pt``, with half-precision weights."""
-    prepare_torchvision()
     from torch_fidelity.feature_extractor_clip import CLIPVisual
 
     with seeded(1):
@@ -66,7 +64,6 @@ def damaged(content, generator):
 
 def random_inception():
     """torch-fidelity's network with random weights in place of the published ones."""
-    prepare_torchvision()
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     class Unloaded(inception.FeatureExtractorInceptionV3):
@@ -85,7 +82,6 @@ def random_inception():
 
 def random_dinov2():
     """transformers' DINOv2 of one block width 64, whose positions are for 224 pixels; random weights."""
-    prepare_torchvision()
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
         image_size=224, hidden_size=64, num_attention_heads=1, num_hidden_layers=2, layerscale_value=0.7

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, SUBSETS
 from lcsc_opt.metrics.from_settings import build_scores
@@ -22,11 +21,6 @@ THEIR_NAMES = {
     "precision": "precision",
     "recall": "recall",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def importable():
-    prepare_torchvision()
 
 
 class Images(Dataset):

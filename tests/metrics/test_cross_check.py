@@ -179,7 +179,7 @@ def test_clip_sees_the_reference_images(tmp_path, archive, photographs, numbers,
         ({"reference": {"inception": "numbers"}}, "reference images; give them under reference: {clip: a folder"),
         ({"reference": {"clip": "numbers"}}, "the reference statistics have 2048 features"),
         ({"weights": {"clip": "missing.pt"}}, "missing.pt does not exist"),
-        ({"loss": "fid@m:f"}, "nothing says that it fits these images, which m:f is for"),
+        ({"loss": "fid@m:f"}, "its features may not suit your images, since the loss uses your own, m:f"),
     ],
 )
 def test_what_is_missing_is_said_in_one_line(tmp_path, archive, photographs, numbers, capsys, changes, reason):

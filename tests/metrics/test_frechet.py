@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureStatistics, FrechetReference, frechet_distance
 from lcsc_opt.metrics.frechet import BLOCK, Factor
 
@@ -35,7 +34,6 @@ def random_rotation(dimension, seed):
 
 
 def torch_fidelity_distance(features_1, features_2):
-    prepare_torchvision()
     from torch_fidelity import metric_fid
 
     statistics = [metric_fid.fid_features_to_statistics(torch.from_numpy(x)) for x in (features_1, features_2)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference, ReferenceStatistics, Scores, View
 from lcsc_opt.metrics.keeping import PENALTY, SLACK, Baseline, kept_metric
+from lcsc_opt.metrics.names import parse_loss
 from lcsc_opt.metrics.parts import WholeEvaluation
 from lcsc_opt.metrics.statistics import FeatureStatistics
 
@@ -40,16 +43,24 @@ def seen(made: Scores, images: torch.Tensor) -> WholeEvaluation:
 
 
 @pytest.mark.parametrize(
-    ("text", "metric"), [("precision", "hinge"), ("precision@clip", "hinge@clip"), ("near", "near")]
+    ("text", "loss", "metric"),
+    [
+        ("precision", "fid", "hinge"),
+        ("precision@clip", "fid@m:f", "hinge@clip"),
+        ("precision@inception", "fid@m:f", "hinge"),
+        ("near", {"kid@m:f": 1.0, "fid": 1.0}, "near@m:f"),
+    ],
 )
-def test_precision_is_kept_by_what_has_a_gradient(text: str, metric: str) -> None:
-    assert str(kept_metric(text)) == metric
+def test_precision_is_kept_by_what_has_a_gradient_in_the_features_of_the_loss(
+    text: str, loss: Any, metric: str
+) -> None:
+    assert str(kept_metric(text, parse_loss(loss))) == metric
 
 
 @pytest.mark.parametrize("text", ["fid", "recall", "precison", ""])
 def test_what_cannot_be_kept_is_refused(text: str) -> None:
     with pytest.raises(MetricError, match="cannot be kept; known: precision, near, hinge"):
-        kept_metric(text)
+        kept_metric(text, parse_loss("fid"))
 
 
 def test_the_baseline_is_measured_without_a_penalty() -> None:

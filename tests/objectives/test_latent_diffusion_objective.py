@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import LcscError, StudySpecError, TrajectoryError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
@@ -22,7 +21,6 @@ from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from tests import tiny_pipelines
 
-prepare_torchvision()
 pytest.importorskip("peft")
 pytest.importorskip("transformers")
 

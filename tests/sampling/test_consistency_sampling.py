@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, Sampler, noise_levels
 
@@ -59,7 +58,6 @@ def one_thread() -> Iterator[None]:
 
 
 def diffusers_scheduler(**config: Any) -> Any:
-    prepare_torchvision()
     from diffusers.schedulers import scheduling_consistency_models
 
     return scheduling_consistency_models.CMStochasticIterativeScheduler(**config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -166,6 +167,18 @@ class TestNothingCanSucceed:
 
     def test_other_errors_each_time_do_not(self, study: StoredStudy) -> None:
         search(study, Breaking(0, 1, 2), failures=FailureSpec(retries=2))
+        assert [trial.state.name for trial in study.trials()] == ["FAIL"] + 7 * ["COMPLETE"]
+
+    def test_nor_does_an_error_among_failures_of_other_kinds(self, study: StoredStudy) -> None:
+        losses = iter((math.nan, None, math.inf))
+
+        def failing(coefficients: np.ndarray) -> float:
+            loss = next(losses, bowl(coefficients))
+            if loss is None:
+                raise KeyError("b")
+            return loss
+
+        search(study, failing, failures=FailureSpec(retries=2))
         assert [trial.state.name for trial in study.trials()] == ["FAIL"] + 7 * ["COMPLETE"]
 
     def test_a_file_that_is_gone_costs_a_resumed_study_two_candidates_and_not_its_budget(

@@ -8,17 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.training.diffusion import DiffusionTraining, diffusion_loss, noise_schedule, train_diffusion
 from lcsc_opt.training.networks import initialize, small_unet
 from tests.training.training_examples import IMAGES, TINY_DIFFUSION, ToyNetwork
-
-prepare_torchvision()
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler  # noqa: E402
 
 
 class Recording(ToyNetwork):

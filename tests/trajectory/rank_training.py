@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
 from tests.processes import SECONDS
 
@@ -122,7 +121,6 @@ def serve(asked: Connection) -> None:
     A training is its kind, its folder, the environment of each process, and whether it goes on.
     """
     warnings.simplefilter("ignore")
-    prepare_torchvision()
     for library in ("accelerate", "transformers.trainer", "pytorch_lightning"):
         if importlib.util.find_spec(library.split(".", maxsplit=1)[0]) is not None:
             importlib.import_module(library)

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver, lightning_callback, transformers_callback
-
-prepare_torchvision()  # which the trainers import
 
 PAGE = Path(__file__).parents[2] / "docs" / "training.md"
 STEPS, SAVED_AT, DIES_AT = 10, 4, 7

@@ -13,14 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, TrajectoryError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.checkpoints.lora import LoraAlphas, LoraFactors, lora_factors, lora_flavour, lora_modules, read_alphas
 from lcsc_opt.sampling.text_to_image.lora import save_lora, to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from tests import tiny_pipelines
 
-prepare_torchvision()
 pytest.importorskip("peft")
 
 # attention, convolutions of 3×3 and 1×1, and a linear layer outside of attention

@@ -24,7 +24,6 @@ def operations_per_image(objective: Objective, coefficients: Coefficients, *, gr
     """
     images = min(COUNTED_IMAGES, objective.images_per_evaluation)
     candidate = Candidate(coefficients, images=images)
-    objective.evaluate(candidate)  # a sampling function is asked twice for its first images
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = cast("Any", _NoModules())
     sums: dict[str, float] = {}

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import CheckpointError, MetricError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import notice, takes_long
 from lcsc_opt.checkpoints import read_checkpoint
 
@@ -25,7 +24,6 @@ def torch_fidelity_module(name: str) -> Any:
         MetricError: it cannot be imported at all.
     """
     try:
-        prepare_torchvision()
         return import_module(f"torch_fidelity.{name}")
     except ImportError as error:
         raise MetricError(f"this metric needs torch-fidelity: {error}") from error

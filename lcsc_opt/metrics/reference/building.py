@@ -15,7 +15,6 @@ import torch
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
@@ -357,7 +356,6 @@ def dataset_images(settings: DatasetSettings, *, root: Path) -> ImageArray:
 def _pixels(settings: DatasetSettings, folder: Path, split: Mapping[str, Any]) -> Any:
     """``[N, H, W, C]`` uint8."""
     try:
-        prepare_torchvision()
         from torchvision import datasets
     except ImportError as error:
         raise MetricError(f"reference: {settings.torchvision} needs torchvision: {error}") from error

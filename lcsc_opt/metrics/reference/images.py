@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.files import write_atomically
+from lcsc_opt.base.files import is_hidden, write_atomically
 from lcsc_opt.base.progress import progress
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -221,9 +221,8 @@ def _scaled(pixels: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _in_folder(folder: Path) -> list[_Entry]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     entries = []
-    for path in paths:
+    for path in sorted(path for path in folder.rglob("*") if is_image(path.relative_to(folder)) and path.is_file()):
         stat = path.stat()
         entries.append(
             _Entry(path.relative_to(folder).as_posix(), f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes)
@@ -231,16 +230,17 @@ def _in_folder(folder: Path) -> list[_Entry]:
     return entries
 
 
+def is_image(name: PurePath | str) -> bool:
+    """Whether a name, or a relative path, is that of an image that is not hidden."""
+    return PurePath(name).suffix.lower() in SUFFIXES and not is_hidden(name)
+
+
 def _in_zip(path: Path) -> list[_Entry]:
     try:
         archive = zipfile.ZipFile(path)
     except UNREADABLE as error:
         raise MetricError(f"{path}: is no zip file ({error})") from error
-    infos = [
-        info
-        for info in sorted(archive.infolist(), key=lambda info: info.filename)
-        if Path(info.filename).suffix.lower() in SUFFIXES and not Path(info.filename).name.startswith("._")
-    ]
+    infos = [info for info in sorted(archive.infolist(), key=lambda info: info.filename) if is_image(info.filename)]
     return [
         _Entry(info.filename, f"{info.file_size} {info.CRC}", functools.partial(archive.read, info)) for info in infos
     ]

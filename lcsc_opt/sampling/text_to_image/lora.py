@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.checkpoints.lora import (
     PAIRS,
     Flavour,
@@ -165,7 +164,6 @@ def _convert_kohya(modules: list[LoraModule], unet_config: Any) -> dict[str, tup
             f"{own[0]!r} is a name of SDXL's first code, which the U-Net's layers_per_block translates: export the "
             "LoRA from its study with --as lora, or give unet_config."
         )
-    prepare_torchvision()
     from diffusers import StableDiffusionPipeline
 
     marks = {name: torch.tensor(i) for i, module in enumerate(modules) for name in (module.down, module.up)}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.imports import prepare_torchvision, quiet_libraries
+from lcsc_opt.base.imports import quiet_libraries
 from lcsc_opt.base.progress import takes_long
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 
@@ -26,9 +26,7 @@ def require_text_to_image(*, lora: bool) -> None:
     """
     for package in ("transformers", "accelerate", *(("peft",) if lora else ())):
         if importlib.util.find_spec(package) is None:
-            raise ObjectiveError(
-                f"text-to-image needs {package}, which is not installed: pip install 'lcsc-opt[text-to-image]'"
-            )
+            raise ObjectiveError(f"text-to-image needs {package}, which is not installed: pip install {package}")
 
 
 def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -> Any:
@@ -46,7 +44,6 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         ObjectiveError: a package is missing, there is no such pipeline, it needs code of its own, or no such device.
     """
     require_text_to_image(lora=lora)
-    prepare_torchvision()
     from diffusers import DiffusionPipeline
 
     takes_long(f"loading {name}")

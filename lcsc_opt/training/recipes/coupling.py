@@ -26,7 +26,7 @@ def optimal_coupling(noise: Tensor, images: Tensor) -> Tensor:
     try:
         import ot
     except ImportError as error:
-        raise TrainingError(f"POT cannot be imported ({error}): pip install 'lcsc-opt[train]'") from error
+        raise TrainingError(f"POT cannot be imported ({error}): pip install POT") from error
     cost = torch.cdist(images.flatten(1).double().cpu(), noise.flatten(1).double().cpu()) ** 2
     plan = ot.emd([], [], cost.numpy())  # empty weights: uniform ones
     return noise[torch.from_numpy(plan).argmax(1).to(noise.device)]

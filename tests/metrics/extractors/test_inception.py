@@ -1,6 +1,7 @@
 """The Inception extractor, with random weights in the real file's format, and the import that it needs."""
 
 import copy
+import importlib
 import sys
 import urllib.error
 
@@ -8,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base import imports
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics import FeatureExtractor, extract
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, features_with_graph
 from lcsc_opt.metrics.extractors.inception import InceptionExtractor
@@ -179,64 +178,36 @@ def test_missing_torch_fidelity_is_named(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def without_torchvision(monkeypatch):
-    """As in a new process; what is imported now comes back afterwards."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
+def torchvision_registering(tmp_path, monkeypatch):
+    """A torchvision whose registration of operators runs the given code; what is imported now comes back afterwards."""
 
+    def is_ours(name):
+        return name.partition(".")[0] == "torchvision"
 
-class Importer:
-    """Stands for ``importlib.import_module``: raises the given errors in turn, then succeeds."""
+    def make(code):
+        (tmp_path / "torchvision").mkdir()
+        (tmp_path / "torchvision" / "__init__.py").write_text("from . import _meta_registrations, later")
+        (tmp_path / "torchvision" / "_meta_registrations.py").write_text(code)
+        (tmp_path / "torchvision" / "later.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
 
-    def __init__(self, *errors):
-        self.errors = list(errors)
-        self.stand_ins = []
-
-    def __call__(self, name):
-        self.stand_ins.append(imports.STAND_IN in sys.modules)
-        sys.modules["torchvision.half"] = sys
-        if self.errors:
-            raise self.errors.pop(0)
-
-
-MISSING_OPERATOR = "operator torchvision::nms does not exist"
-
-
-@pytest.fixture
-def importing(monkeypatch, without_torchvision):
-    def replace(*errors):
-        importer = Importer(*errors)
-        monkeypatch.setattr(imports.importlib, "import_module", importer)
-        return importer
-
-    yield replace
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+    before = {name: module for name, module in sys.modules.items() if is_ours(name)}
+    for name in before:
         del sys.modules[name]
+    yield make
+    for name in [name for name in sys.modules if is_ours(name)]:
+        del sys.modules[name]
+    sys.modules.update(before)
 
 
-def test_nothing_stands_in_where_torchvision_imports(importing):
-    importer = importing()
-    prepare_torchvision()
-    assert importer.stand_ins == [False]
+def test_torchvision_is_imported_where_its_operators_are_missing(torchvision_registering):
+    torchvision_registering("raise RuntimeError('operator torchvision::nms does not exist')")
+    from torchvision import later
+
+    assert later is sys.modules["torchvision.later"]
 
 
-def test_missing_operators_are_stood_in_for(importing):
-    importer = importing(RuntimeError(MISSING_OPERATOR))
-    prepare_torchvision()
-    assert importer.stand_ins == [False, True]
-
-
-@pytest.mark.parametrize(
-    "errors", [(RuntimeError("something else"),), (RuntimeError(MISSING_OPERATOR), OSError("still broken"))]
-)
-def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(importing, errors):
-    importing(*errors)
+def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(torchvision_registering):
+    torchvision_registering("raise RuntimeError('something else')")
     with pytest.raises(ImportError, match="install the torchvision that belongs to this torch"):
-        prepare_torchvision()
-    assert imports.STAND_IN not in sys.modules
-
-
-def test_missing_torchvision_is_left_alone(monkeypatch, without_torchvision):
-    monkeypatch.setattr(imports.importlib.util, "find_spec", lambda name: None)
-    prepare_torchvision()
-    assert "torchvision" not in sys.modules
+        importlib.import_module("torchvision")

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.extractors.network import to_bytes
 from lcsc_opt.metrics.reference.building import DATASETS, dataset_images, dataset_settings
 from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles
@@ -55,6 +54,9 @@ def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, c
 
 def test_a_zip_file_is_the_folder(tmp_path, cache):
     folder = write(tmp_path / "real", pixels())
+    (folder / ".thumbnails").mkdir()
+    for hidden in ("._1.png", ".thumbnails/1.png"):  # macOS and image viewers write such files
+        (folder / hidden).write_bytes(b"no image")
     with zipfile.ZipFile(tmp_path / "real.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for path in folder.rglob("*.png"):
             archive.write(path, path.relative_to(folder))
@@ -147,7 +149,6 @@ def test_arrays_that_are_no_images_are_refused(shape):
 
 @pytest.fixture
 def datasets():
-    prepare_torchvision()
     from torchvision import datasets
 
     return datasets

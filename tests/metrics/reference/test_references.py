@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.base.imports import prepare_torchvision
 from lcsc_opt.metrics.reference.building import build_reference, references_by_extractor
 from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
 from tests.metrics import network_files
@@ -289,7 +288,6 @@ def test_a_folder_called_like_a_dataset_is_the_folder(tmp_path, monkeypatch):
 
 
 def test_a_dataset_by_name(tmp_path, monkeypatch):
-    prepare_torchvision()
     datasets = types.SimpleNamespace(CIFAR10=lambda root, *, download, train: types.SimpleNamespace(data=images()))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
     monkeypatch.setattr("torchvision.datasets", datasets)
