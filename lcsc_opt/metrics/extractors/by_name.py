@@ -17,6 +17,7 @@ from lcsc_opt.metrics.extractors.clip import ClipExtractor
 from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor
 from lcsc_opt.metrics.extractors.inception import InceptionExtractor
 from lcsc_opt.metrics.extractors.own import own_extractor
+from lcsc_opt.metrics.names import MADE
 
 PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
     "inception": InceptionExtractor,
@@ -26,7 +27,7 @@ PUBLISHED: dict[str, Callable[..., FeatureExtractor]] = {
 
 
 def build_extractor(name: str, *, weights: Path | None, device: torch.device | str) -> FeatureExtractor:
-    """The extractor ``inception``, ``clip``, ``dinov2``, or one of the user's own as ``module:factory``.
+    """The extractor ``inception``, ``clip``, ``dinov2``, one of :data:`MADE`, or a user's own as ``module:factory``.
 
     Args:
         name: as it stands behind the ``@`` of a metric.
@@ -39,8 +40,8 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
     if name in PUBLISHED:
         return PUBLISHED[name](weights, device=device)
     if weights is not None:
-        raise MetricError(f"weights: {name} is made by your own factory, which loads its weights itself")
-    return _from_factory(name, device)
+        raise MetricError(f"weights: {name} takes no file: it is made by a factory, with its weights")
+    return _from_factory(MADE.get(name, name), device)
 
 
 def _from_factory(name: str, device: torch.device | str) -> FeatureExtractor:
