@@ -334,8 +334,8 @@ def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory
     )
     metrics = parse(connection.scalar(chosen), {}) or {}
     name = next((name for name, value in metrics.items() if value == study.searched), "loss")
-    formula, at, extractor = name.partition("@")  # an extractor of one's own is called module:factory
-    name = name if name == "loss" else f"{formula.upper()}{at}{extractor}"
+    formula, at, extractor = name.partition("@")  # an extractor of one's own is called module:factory: too long to show
+    name = name if name == "loss" else f"{formula.upper()}{at}{extractor.rpartition(':')[2]}"
     return dataclasses.replace(study, metric=name)
 
 

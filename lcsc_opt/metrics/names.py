@@ -25,6 +25,13 @@ OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  #
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
+MADE = {
+    "random": "lcsc_opt.metrics.extractors.inception:RandomInception",
+    "digits": "lcsc_opt.training.images:digits_extractor",
+    "digits2": "lcsc_opt.training.images:second_digits_extractor",
+    "photographs": "lcsc_opt.training.images:photographs_extractor",
+    "photographs2": "lcsc_opt.training.images:second_photographs_extractor",
+}  # short names of factories, for study files and tables: networks that nobody published, made without a download
 CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
 DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
 
@@ -68,11 +75,11 @@ class MetricName:
 def check_extractor_name(name: str) -> None:
     """Raise MetricError, with a near miss, unless ``name`` is a known extractor or ``module:factory``."""
     module, colon, factory = name.partition(":")
-    if name in EXTRACTORS or (colon and module and factory):
+    known = (*EXTRACTORS, *MADE)
+    if name in known or (colon and module and factory):
         return
     raise MetricError(
-        f"{name!r} is no extractor{near_miss(name, EXTRACTORS)}; known: {', '.join(EXTRACTORS)}, "
-        "or your own as module:factory"
+        f"{name!r} is no extractor{near_miss(name, known)}; known: {', '.join(known)}, or your own as module:factory"
     )
 
 

@@ -17,6 +17,7 @@ from lcsc_opt.metrics.reference.images import is_image
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.packing import find_sources
 
+FLUX = ("double_blocks", "single_blocks", "single_transformer_blocks")  # in names of its layers, and of none in SD
 REFERENCE = "a folder of real images, an .npz with mu and sigma, or a data set such as cifar10-train"
 Ask = Callable[[str, str], "str | None"]
 """(setting, its meaning) → the user's answer; ``None`` leaves the setting to be filled in later."""
@@ -47,6 +48,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
 
     Raises:
         TrajectoryError: there are no checkpoints, or those of several models.
+        CheckpointError: they are LoRAs of a model that no objective samples.
     """
     steps, names, first = _look(folder)
     kind, settings = _objective(folder, names, first)
@@ -92,6 +94,11 @@ def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, 
         "sampler": ("{steps: 20}", "the pipeline's own scheduler; {name: lcm, steps: 4} takes another"),
     }
     if lora_flavour(names) is not None:
+        if any(part in name for name in names for part in FLUX):
+            raise CheckpointError(
+                f"{folder}: LoRAs of FLUX or a model like it, whose pipeline no objective samples; lcsc average merges "
+                "them, and a function of your own can score what is merged"
+            )
         pipeline = {"pipeline": (None, "the folder of the pipeline that the LoRA is for, or its name at the hub")}
         return "latent_diffusion.py", {**checkpoints, "component": ("lora", "what they are"), **pipeline, **prompts}
     model = _model_near(folder, first)

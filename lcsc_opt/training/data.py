@@ -16,14 +16,7 @@ from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.metrics.reference.building import dataset_images, dataset_settings
 from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet
-from lcsc_opt.training.images import (
-    digits_extractor,
-    digits_images,
-    photographs_crops,
-    photographs_extractor,
-    second_digits_extractor,
-    second_photographs_extractor,
-)
+from lcsc_opt.training.images import digits_images, photographs_crops
 
 AT_ONCE = 500  # images that are decoded at once
 
@@ -35,7 +28,7 @@ class TrainingData:
     Attributes:
         name: as it was given.
         pixels: ``[n, C, H, W]`` uint8, or float32 in [-1, 1].
-        extractor: ``module:factory`` of features that suit the images; ``None`` for Inception's.
+        extractor: the name of features that suit the images; ``None`` for Inception's.
         second: the same for the second features, which held-out reports use, too.
         reference: the name of the real images in a study file; ``None`` if they must be written beside it.
     """
@@ -111,16 +104,11 @@ def as_floats(images: Tensor) -> Tensor:
 
 
 def _digits() -> TrainingData:
-    return TrainingData("digits", digits_images(), *map(_name, (digits_extractor, second_digits_extractor)))
+    return TrainingData("digits", digits_images(), "digits", "digits2")
 
 
 def _photographs() -> TrainingData:
-    extractors = photographs_extractor, second_photographs_extractor
-    return TrainingData("photographs", photographs_crops(), *map(_name, extractors))
-
-
-def _name(factory: Callable[..., object]) -> str:
-    return f"{factory.__module__}:{factory.__qualname__}"
+    return TrainingData("photographs", photographs_crops(), "photographs", "photographs2")
 
 
 BUNDLED: dict[str, Callable[[], TrainingData]] = {"digits": _digits, "photographs": _photographs}

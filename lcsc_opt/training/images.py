@@ -67,12 +67,12 @@ def second_digits_view(cache: Path) -> View:
 
 
 def digits_extractor() -> ClassifierExtractor:
-    """The digits objective's own network, from the cache. Study files name it after ``fid@``."""
+    """The digits objective's own network, from the cache: ``fid@digits``."""
     return train_digits_network(seed=0, cache=cache_directory())
 
 
 def second_digits_extractor() -> ClassifierExtractor:
-    """A second network of the digits, which no search uses."""
+    """A second network of the digits, which no search uses: ``fid@digits2``."""
     return train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 
@@ -138,12 +138,12 @@ def second_photographs_view(cache: Path) -> View:
 
 
 def photographs_extractor() -> ClassifierExtractor:
-    """The photographs objective's own network, from the cache. Study files name it after ``fid@``."""
+    """The photographs objective's own network, from the cache: ``fid@photographs``."""
     return train_photographs_network(seed=0, cache=cache_directory())
 
 
 def second_photographs_extractor() -> ClassifierExtractor:
-    """A second network of the photographs, which no search uses."""
+    """A second network of the photographs, which no search uses: ``fid@photographs2``."""
     return train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
 
 

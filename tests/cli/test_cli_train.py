@@ -24,6 +24,7 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
+from lcsc_opt.metrics.names import MADE
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
@@ -78,6 +79,7 @@ def test_every_recipe_leaves_what_can_be_searched(folder: Path, recipe: str, cap
     assert trajectory.steps == (2, 4)
     study = yaml.safe_load(Path("run.yaml").read_text())
     given = {**study["objective"]["settings"], "loss": PIXELS, "images": 6, "batch_size": 6, "device": "cpu"}
+    assert (study["objective"]["settings"]["loss"], given["held_out_metrics"]) == ("fid@digits", ["fid@digits2"])
     objective = load_objective(ObjectiveSpec(file=study["objective"]["file"], settings=given), beside=folder)
     images = objective.images([0.5, 0.5], SEARCH, 3)  # type: ignore[attr-defined]
     assert images.shape == (3, 1, 8, 8)
@@ -207,7 +209,7 @@ def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
     data = BUNDLED[name]()
     assert data.extractor != data.second
     for extractor in (data.extractor, data.second):
-        assert callable(import_dotted(str(extractor), setting="loss"))
+        assert callable(import_dotted(MADE[str(extractor)], setting="loss"))
 
 
 def test_the_same_command_does_not_write_over_a_training(folder: Path, capsys: Any) -> None:

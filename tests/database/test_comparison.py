@@ -108,7 +108,15 @@ def test_the_earlier_of_equals_is_the_best(storage: RDBStorage) -> None:
     assert read(storage, write_study(storage, "digits/LCSC/0", [2.0, 1.0, 1.0])).chosen == 1
 
 
-@pytest.mark.parametrize(("metric", "name"), [("fid", "FID"), ("kid", "KID"), (None, "loss")])
+METRICS = [
+    ("fid", "FID"),
+    ("kid@clip", "KID@clip"),
+    ("fid@my_package.my_module:features", "FID@features"),
+    (None, "loss"),
+]
+
+
+@pytest.mark.parametrize(("metric", "name"), METRICS)
 def test_the_loss_has_the_name_of_the_metric_that_it_is(storage: RDBStorage, metric: str | None, name: str) -> None:
     assert read(storage, write_study(storage, "digits/LCSC/0", [2.0, 1.0], metric=metric)).metric == name
 

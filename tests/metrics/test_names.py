@@ -12,7 +12,9 @@ def test_a_metric_without_extractor_is_inceptions(formula):
     assert str(MetricName.parse(f"{formula}@inception")) == formula
 
 
-@pytest.mark.parametrize("name", ["fid@clip", "precision@dinov2", "kid@my_module:make.extractor"])
+@pytest.mark.parametrize(
+    "name", ["fid@clip", "precision@dinov2", "is@random", "fid@digits", "kid@my_module:make.extractor"]
+)
 def test_names_come_back_as_they_were(name):
     assert str(MetricName.parse(name)) == name
 
@@ -30,6 +32,7 @@ def test_only_where_higher_is_better_the_sign_is_negative():
         ("", "is no metric"),
         ("fid@", "is no extractor"),
         ("fid@dinov3", "did you mean 'dinov2'"),
+        ("fid@digit", "did you mean 'digits'"),
         ("fid@:factory", "is no extractor"),
         ("fid@module:", "is no extractor"),
     ],

@@ -97,3 +97,23 @@ def test_a_lora_asks_for_its_pipeline_and_prompts() -> None:
     assert "component: lora" in text
     assert text.count("FILL IN") == 3
     assert "- LCSCQuadratic" in text, "it has no gradient"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [
+            "lora_unet_double_blocks_0_img_attn_proj.lora_down.weight",
+            "lora_unet_double_blocks_0_img_attn_proj.lora_up.weight",
+        ],
+        [f"transformer.single_transformer_blocks.3.proj_mlp.lora_{part}.weight" for part in ("A", "B")],
+    ],
+)
+def test_a_lora_of_flux_gets_no_study_that_could_not_run(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("loras").mkdir()
+    for step in (1, 2):
+        save_file({name: torch.ones(2, 2) for name in names}, Path("loras") / f"flux-{step}.safetensors")
+    assert lcsc(["init", "loras"]) == 2
+    assert "loras: LoRAs of FLUX or a model like it" in capsys.readouterr().err
+    assert not Path("study.yaml").exists()
+    assert lcsc(["average", "loras", "--power", "0.1", "-o", "average.safetensors"]) == 0

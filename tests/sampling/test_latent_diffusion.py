@@ -369,11 +369,11 @@ def test_settings_that_do_not_fit_are_refused(pipeline: Any, changes: dict[str, 
         sampler(pipeline, **changes)
 
 
-def test_a_pipeline_that_is_not_supported_is_refused(folder: Path) -> None:
-    from diffusers import StableDiffusionImg2ImgPipeline
-
-    with pytest.raises(ObjectiveError, match="StableDiffusionImg2ImgPipeline is not supported; these are: StableDiff"):
-        sampler(StableDiffusionImg2ImgPipeline.from_pretrained(folder))
+def test_a_pipeline_that_is_not_supported_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ObjectiveError, match="FluxPipeline is not supported; these are: StableDiffusionPipeline"):
+        load_pipeline(str(tmp_path), NetworkSettings(device="cpu"))
 
 
 def test_a_pipeline_that_is_nowhere_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor
 from lcsc_opt.metrics.extractors.inception import InceptionExtractor
 from lcsc_opt.metrics.extractors.network import PublishedNetwork
 from lcsc_opt.metrics.extractors.own import own_extractor
+from lcsc_opt.metrics.names import MADE
 
 PUBLISHED: dict[str, type[PublishedNetwork]] = {
     "inception": InceptionExtractor,
@@ -27,7 +28,7 @@ PUBLISHED: dict[str, type[PublishedNetwork]] = {
 
 
 def build_extractor(name: str, *, weights: Path | None, device: torch.device | str) -> FeatureExtractor:
-    """The extractor ``inception``, ``clip``, ``dinov2``, or one of the user's own as ``module:factory``.
+    """The extractor ``inception``, ``clip``, ``dinov2``, one of :data:`MADE`, or a user's own as ``module:factory``.
 
     Args:
         name: as it stands behind the ``@`` of a metric.
@@ -45,7 +46,7 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
         raise MetricError(
             f"extractor {name}: made {type(made).__name__}, which lacks name, dimension or the call images → features"
         )
-    module = name.partition(":")[0]
+    module = MADE.get(name, name).partition(":")[0]
     file = module_file(module)
     return own_extractor(made, {} if file is None else {module: file})
 
@@ -66,5 +67,5 @@ def check_extractor(name: str, *, weights: Path | None) -> None:
 
 def _own_factory(name: str, weights: Path | None) -> Callable[..., Any]:
     if weights is not None:
-        raise MetricError(f"weights: {name} is made by your own factory, which loads its weights itself")
-    return import_dotted(name, setting="extractor", error=MetricError)
+        raise MetricError(f"weights: {name} takes no file: it is made by a factory, with its weights")
+    return import_dotted(MADE.get(name, name), setting="extractor", error=MetricError)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lcsc_opt.metrics.extractors.network import PublishedNetwork, resized
 from lcsc_opt.metrics.extractors.weights import PublishedFile, torch_fidelity_module
@@ -63,3 +63,39 @@ class InceptionExtractor(PublishedNetwork):
         torch.save(state_dict, copy)
         copy.seek(0)
         return self._module.FeatureExtractorInceptionV3("inception-v3-compat", [LAYER, LOGITS], copy), int(LAYER)
+
+
+class RandomInception(InceptionExtractor):
+    """The same network with random weights, for trying things without a download; the same weights each time.
+
+    FID in its features falls when samples look more like real images, but compares with no published one.
+
+    Args:
+        device: where the network runs.
+    """
+
+    label = "inception-random"
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(device=device)
+
+    def _read(self, given: Path | None) -> tuple[Path, dict[str, Tensor]]:  # noqa: ARG002
+        """He normal weights, with which signals keep their size, and normalizations that change nothing."""
+
+        class Unloaded(self._module.FeatureExtractorInceptionV3):  # type: ignore[misc,name-defined]
+            def load_state_dict(self, *_: Any, **__: Any) -> None:
+                pass
+
+        nothing = io.BytesIO()
+        torch.save({}, nothing)
+        nothing.seek(0)
+        with torch.device("meta"):  # where layers draw nothing from the global generator
+            network = Unloaded(self.label, [LAYER], nothing)
+        generator = torch.Generator().manual_seed(0)
+        for module in network.to_empty(device="cpu").modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(network.fc.bias)
+        return Path(self.label), network.state_dict()

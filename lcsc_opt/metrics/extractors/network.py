@@ -43,8 +43,7 @@ class PublishedNetwork(ABC):
 
     def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
         self._module = torch_fidelity_module(self.module)
-        path = self.published_file().path() if weights is None else weights
-        state_dict = self._used(read_weights(path, what=self.published))
+        path, state_dict = self._read(weights)
         try:
             with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
                 network, self.dimension = self._build(state_dict)
@@ -61,6 +60,11 @@ class PublishedNetwork(ABC):
             MetricError: for another shape.
         """
         return self._features(rgb_levels(images, self._device))
+
+    def _read(self, given: Path | None) -> tuple[Path, dict[str, Tensor]]:
+        """Where the weights are from, and those of them that the features depend on."""
+        path = self.published_file().path() if given is None else given
+        return path, self._used(read_weights(path, what=self.published))
 
     @classmethod
     @abstractmethod

@@ -14,6 +14,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import quiet_libraries
 from lcsc_opt.base.progress import takes_long
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
+from lcsc_opt.sampling.text_to_image.prompts import EMBEDDINGS
 
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
 
@@ -41,7 +42,8 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         lora: whether LoRAs will be loaded into it.
 
     Raises:
-        ObjectiveError: a package is missing, there is no such pipeline, it needs code of its own, or no such device.
+        ObjectiveError: a package is missing, there is no such pipeline or device, it is not supported, or it needs code
+            of its own.
     """
     require_text_to_image(lora=lora)
     from diffusers import DiffusionPipeline
@@ -53,7 +55,7 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
         with warnings.catch_warnings(), quiet_libraries():
             warnings.simplefilter("ignore")  # diffusers warns of how it calls others, and of the older name of dtype
             index = loader.load_config(name)
-            _refuse_own_code(name, index)
+            _check_index(name, index)
             unused = {component: None for component in UNUSED if component in index}
             pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **unused)
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
@@ -68,8 +70,8 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     return pipeline
 
 
-def _refuse_own_code(name: str, index: Mapping[str, Any]) -> None:
-    """Refuse a ``model_index.json`` with classes that are neither of diffusers nor of transformers."""
+def _check_index(name: str, index: Mapping[str, Any]) -> None:
+    """Refuse a ``model_index.json`` of another pipeline, or with classes neither of diffusers nor of transformers."""
     import diffusers.pipelines
 
     entries = {key: value for key, value in index.items() if isinstance(value, (list, tuple)) and len(value) == 2}
@@ -77,6 +79,8 @@ def _refuse_own_code(name: str, index: Mapping[str, Any]) -> None:
         known = library in (None, "diffusers", "transformers")
         if component[0] == "_" or not (known or hasattr(cast("Any", diffusers.pipelines), str(library))):
             raise ObjectiveError(f"pipeline: {name} needs code of its own for {component}, which is never run")
+    if (kind := index["_class_name"]) not in EMBEDDINGS:
+        raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(EMBEDDINGS)}")
 
 
 def _set_up(pipeline: Any, settings: NetworkSettings) -> None:

@@ -26,7 +26,7 @@ from lcsc_opt.sampling.network import load_weights
 from lcsc_opt.sampling.noise import ImageNoise
 from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.sampling.text_to_image.lora import LoraAdapter, LoraConversion
-from lcsc_opt.sampling.text_to_image.prompts import EMBEDDINGS, PromptEmbeddings, prompts_sha256
+from lcsc_opt.sampling.text_to_image.prompts import PromptEmbeddings, prompts_sha256
 
 NO_LORA_GRADIENT = "the gradient of a LoRA in a pipeline is not known"
 Component = Literal["unet", "transformer", "lora"]
@@ -52,7 +52,7 @@ class LatentDiffusionSampler:
         conversion: of merged weights to what the pipeline loads, for the component ``lora``.
 
     Raises:
-        ObjectiveError: a pipeline, a component, a size or an option that does not fit.
+        ObjectiveError: a component, a size or an option that does not fit.
     """
 
     def __init__(
@@ -209,12 +209,9 @@ class LatentDiffusionSampler:
 
 def _denoiser(pipeline: Any, component: Component) -> Any:
     """The pipeline's U-Net or transformer."""
-    kind = type(pipeline).__name__
-    if kind not in EMBEDDINGS:
-        raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(EMBEDDINGS)}")
     found = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
     if component in ("unet", "transformer") and getattr(pipeline, component, None) is None:
-        raise ObjectiveError(f"component: {kind} has no {component}")
+        raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
     return found
 
 

@@ -4,6 +4,7 @@ import copy
 import importlib
 import sys
 import urllib.error
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import FeatureExtractor, extract
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, features_with_graph
+from lcsc_opt.metrics.extractors.by_name import build_extractor
 from lcsc_opt.metrics.extractors.inception import InceptionExtractor
 from lcsc_opt.metrics.extractors.network import to_bytes, to_levels
 from tests.metrics import network_files
@@ -93,6 +95,20 @@ def test_extractor_keeps_its_contract(extractor):
     assert features.shape == (1, extractor.dimension) == (1, 2048)
     assert features.dtype == torch.float32
     assert extractor.name.startswith("inception-v3-2048-")
+
+
+def test_random_weights_need_no_file_are_the_same_each_time_and_let_images_through(monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
+    state = torch.random.get_rng_state()
+    one, other = (build_extractor("random", weights=None, device="cpu") for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert one.name == other.name
+    assert one.name.startswith("inception-random-2048-")
+    features, logits = one.features_and_logits(images_of(3))
+    assert float((features[0] - features[1]).abs().mean()) > 0.01 * float(features.mean()) > 1e-4
+    assert torch.isfinite(logits).all()
+    with pytest.raises(MetricError, match="random takes no file"):
+        build_extractor("random", weights=Path("file"), device="cpu")
 
 
 def test_grey_images_are_repeated_to_three_channels(extractor):
