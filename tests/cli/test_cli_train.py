@@ -277,7 +277,7 @@ def test_what_another_command_began_meanwhile_is_not_written_over(
 
 
 @pytest.mark.parametrize(
-    ("name", "study"), [("my run (2)", "my-run-2-"), ("_lr=1e-4,b", "lr-1e-4-b"), ("…", "training")]
+    ("name", "study"), [("my run (2)", "my-run-2"), ("_lr=1e-4,b", "lr-1e-4-b"), ("…", "training")]
 )
 def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, capsys: Any) -> None:
     assert lcsc(["train", "flow", *QUICK, *options("flow"), "-o", f"{name}.trajectory"]) == 0
