@@ -156,7 +156,7 @@ def _text(folder: Path, kind: str, settings: list[str], found: str) -> str:
             *settings,
             "    images: 2000".ljust(50) + "  # an evaluation samples so many; the paper takes 10,000",
             "optimizers:",
-            "  - EMAGrid          # the best EMA of the checkpoints, to compare with",
+            "  - EMAGrid          # the best plain average of the checkpoints, to compare with",
             "  - CMA              # needs only losses; LCSCGradient is far cheaper where the model has a gradient",
             "  - LCSC             # Algorithm 1 of the paper",
             "seeds: [0]",
