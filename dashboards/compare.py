@@ -195,7 +195,7 @@ def _columns(metric: str, axis: str, target: float | None, cross_check: str | No
     if target is not None:
         costs.append({**_quantity("to_value", f"{AXES[axis].capitalize()} to {target:g}"), **LINES})
     return [
-        {"field": "optimizer", "headerName": "Optimizer", "minWidth": 150, "cellStyle": swatch},
+        {"field": "optimizer", "headerName": "Optimizer", **LINES, "minWidth": 150, "cellStyle": swatch},
         {**_quantity("held_out", f"Held-out {metric}"), **LOSS},
         {"field": "verdict", "headerName": "Verdict", **LINES, "minWidth": 170},
         {**_quantity("below_ema_percent", "Against EMA*", text="below_ema_text"), "minWidth": 95},

@@ -43,7 +43,7 @@ def front(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Search with several weights of a fidelity term. It shows what FID costs in precision, with EMA's rates beside it.
+    """Search with several weights of a fidelity term. It shows what FID costs in precision, and where EMA* is.
 
     The studies are points of a sweep in the same database. Run again, it continues what is unfinished.
     """

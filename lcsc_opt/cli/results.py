@@ -250,6 +250,6 @@ def _print_held_out(study: StoredStudy, report: dict[str, Any]) -> None:
     for name, result in {f"{study.name}, trial {report['trial']}": report, **report.get("baselines", {})}.items():
         spread = result.get("metrics_std", {})
         cells = [number(result["metrics"].get(metric), spread.get(metric)) for metric in metrics]
-        label = f"{name}: {result['study']}, trial {result['trial']}" if "study" in result else name
+        label = f"{result['label']}: {result['study']}, trial {result['trial']}" if "study" in result else name
         shown.add_row(label, number(result["loss"], result.get("loss_std")), *cells)
     console().print(shown)

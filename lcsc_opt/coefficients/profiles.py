@@ -21,6 +21,9 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
+LAST_CHECKPOINTS = (1, 3, 10, 30, 100)
+"""How many of the last checkpoints :func:`plain_averages` averages uniformly, where there are more."""
+
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
 NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
 SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
@@ -68,6 +71,45 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
         raise CoefficientsError(f"rate: expected at least 0 and below 1, got {rate}")
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
     return _from_cumulative(np.power(float(rate), ages))
+
+
+def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -> list[Coefficients]:
+    """``[K]`` of the averages that need no search: EMAs, then uniform averages of the last 1, 3, 10 … and of all.
+
+    Args:
+        steps: ``[K]`` training steps, strictly increasing.
+        rates: of the EMAs; by default those of the window.
+
+    Raises:
+        CoefficientsError: a rate is out of range, or :func:`check_steps` refuses the steps.
+    """
+    emas = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
+    counts = [count for count in LAST_CHECKPOINTS if count < len(steps)]
+    return [*emas, *(_uniform(len(steps), count) for count in (*counts, len(steps)))]
+
+
+def _uniform(total: int, last: int) -> Coefficients:
+    return close_sum((np.arange(total, 0, -1) <= last) / last)
+
+
+def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None:
+    """``EMA 0.9995``, ``average of the last 10``, ``average of all 50`` or ``last checkpoint``.
+
+    ``None`` for ``[K]`` coefficients that are none of these averages of the checkpoints at ``steps``.
+    """
+    if not len(coefficients) == len(steps) > 1:
+        return None
+    count = max(int(np.count_nonzero(np.abs(coefficients) > COARSE)), 1)
+    if np.allclose(coefficients, _uniform(len(steps), count), atol=COARSE):
+        last = "last checkpoint" if count == 1 else f"average of the last {count}"
+        return f"average of all {count}" if count == len(steps) else last
+    rate = last_rate(coefficients, steps)
+    return f"EMA {rate:.6g}" if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)) else None
+
+
+def last_rate(coefficients: Coefficients, steps: Sequence[int]) -> float:
+    """The rate of the EMA that gives the last checkpoint the same weight (Liu et al. 2024, Eq. 6, for i = K)."""
+    return float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
 
 
 def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficients:

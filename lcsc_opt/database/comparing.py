@@ -7,14 +7,17 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from lcsc_opt.database.history import HeldOut, StudyHistory
+from lcsc_opt.database.names import label
 
 EMA_GRID = "EMAGrid"
 FIRST = {"precision": 0, "recall": 1, "fdr": 2}  # order of judges in tables: fidelity, diversity, all feature spaces
 
 
 def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
-    """EMA*: the finished EMA grid with the lowest held-out loss, or with the lowest searched loss where none is held
-    out.
+    """EMA*, the best plain average of the checkpoints: an EMA, a uniform average of the last ones, or the last one.
+
+    It is the answer of the finished EMA grid with the lowest held-out loss, or with the lowest searched loss where none
+    is held out.
     """
 
     def rank(study: StudyHistory) -> tuple[float, float]:
@@ -23,6 +26,12 @@ def best_ema(studies: Sequence[StudyHistory]) -> StudyHistory | None:
 
     grids = [study for study in studies if study.optimizer == EMA_GRID and study.ended and study.searched is not None]
     return min(grids, key=rank, default=None)
+
+
+def label_of(group: Sequence[StudyHistory]) -> str:
+    """The name in tables of an optimizer, over its seeds."""
+    labels = {study.label for study in group}
+    return labels.pop() if len(labels) == 1 else label(group[0].optimizer)
 
 
 def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float | None] | None:

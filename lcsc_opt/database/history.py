@@ -83,14 +83,13 @@ class HeldOut:
         """The study attribute ``held_out``; ``None`` before there is one."""
         if not isinstance(stored, Mapping):
             return None
-        groups = tuple(float(group["loss"]) for group in stored.get("groups") or ())
         baselines = {name: float(known["loss"]) for name, known in (stored.get("baselines") or {}).items()}
         seeds = tuple(int(group["seed"]) for group in stored.get("groups") or ()) or (0,)
         return cls(
             trial=stored.get("trial"),
             loss=stored.get("loss"),
             images=stored.get("images"),
-            groups=groups,
+            groups=tuple(float(group["loss"]) for group in stored.get("groups") or ()),
             baselines=baselines,
             seeds=seeds,
             cross_check=CrossCheck.parse(stored.get("cross_check")),
@@ -121,12 +120,12 @@ class StudyHistory:
         ended: whether the search has spent its budget, or had nothing more to ask.
         forked_from: the study whose trials it took over.
         held_out: the answer on held-out noise.
+        average: what the answer of an EMA grid is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
         holder: the process that runs it, or that ran it and did not end properly.
         nodes: what its workers were last seen doing; ``None`` without workers.
-        revision: grows with every change of anything above but ``holder`` and ``nodes``; no study that takes this one's
-            place has the same.
+        revision: new with every change of anything above but ``holder`` and ``nodes``, and where a study is made anew.
         read_at: when it was read, in seconds since 1970.
     """
 
@@ -145,6 +144,7 @@ class StudyHistory:
     ended: bool = False
     forked_from: str | None = None
     held_out: HeldOut | None = None
+    average: str | None = None
     metric: str = "loss"
     keeps: bool = False
     holder: Holder | None = None
@@ -154,8 +154,8 @@ class StudyHistory:
 
     @property
     def label(self) -> str:
-        """The optimizer's name in tables and legends."""
-        return label(self.optimizer)
+        """The optimizer's name in tables; that of an EMA grid says which average is EMA*."""
+        return label(self.optimizer) + ("" if self.average is None else f" ({self.average})")
 
     @property
     def state(self) -> str:
@@ -273,8 +273,7 @@ def images_taken(trials: Trials) -> Floats:
 
 def is_finished(trials: Trials) -> npt.NDArray[np.bool_]:
     """``[n]``, whether each trial has ended."""
-    unfinished = [state.value for state in TrialState if not state.is_finished()]
-    return ~np.isin(trials["state"], unfinished)
+    return ~np.isin(trials["state"], [state.value for state in TrialState if not state.is_finished()])
 
 
 def is_kept(specification: Mapping[str, Any]) -> bool:

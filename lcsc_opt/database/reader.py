@@ -25,6 +25,8 @@ from optuna.trial import TrialState
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.settings import near_miss
+from lcsc_opt.coefficients.profiles import average_name
+from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
     TRIAL,
@@ -195,6 +197,7 @@ class HistoryReader:
             extras = _extras(connection, described, rows)
             updated = [with_trials(study, rows.get(study.study_id, []), extras) for study in described]
             updated = [_with_metric(connection, study) for study in updated]
+            updated = [_with_average(connection, old, new) for old, new in zip(studies, updated, strict=True)]
         now = time.time()
         for old, new in zip(studies, updated, strict=True):
             revision = next(self._revisions) if _is_changed(old, new) else old.revision
@@ -323,6 +326,17 @@ def _study_attributes(
         for study_id, name, text in connection.execute(chosen):
             found[study_id][name] = parse(text, None)
     return found
+
+
+def _with_average(connection: sa.Connection, before: StudyHistory, study: StudyHistory) -> StudyHistory:
+    """An EMA grid with the name of the average that is its answer, read where it has another answer than before."""
+    if study.optimizer != EMA_GRID or study.chosen in (None, before.chosen):
+        return study
+    chosen = sa.select(ATTRIBUTES.c.value_json).where(
+        ATTRIBUTES.c.trial_id == trial_ids(study, [study.chosen])[0], ATTRIBUTES.c.key == "coefficients"
+    )
+    found = np.array(parse(connection.scalar(chosen), []), dtype=np.float64)
+    return dataclasses.replace(study, average=average_name(found, study.steps))
 
 
 def _with_metric(connection: sa.Connection, study: StudyHistory) -> StudyHistory:

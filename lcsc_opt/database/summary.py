@@ -12,7 +12,15 @@ import numpy as np
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import effective_count, sum_abs
-from lcsc_opt.database.comparing import below_ema, best_ema, by_optimizer, judges_over_seeds, mean_and_spread, samples
+from lcsc_opt.database.comparing import (
+    below_ema,
+    best_ema,
+    by_optimizer,
+    judges_over_seeds,
+    label_of,
+    mean_and_spread,
+    samples,
+)
 from lcsc_opt.database.history import Floats, StudyHistory
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.store import StoredStudy
@@ -69,7 +77,7 @@ def comparison_rows(studies: Sequence[StudyHistory]) -> list[dict[str, Any]]:
 def _over_seeds(group: Sequence[StudyHistory], ema: StudyHistory | None) -> OptimizerSummary:
     return OptimizerSummary(
         optimizer=group[0].optimizer,
-        label=group[0].label,
+        label=label_of(group),
         seeds=len(group),
         searched=mean_and_spread(study.searched for study in group),
         held_out=mean_and_spread(study.held_out_loss for study in group),

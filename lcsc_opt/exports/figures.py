@@ -89,7 +89,7 @@ def _note(own: StudyHistory, ema: StudyHistory | None) -> str:
     if own.held_out_loss is not None:
         lines.append(f"Held-out {own.metric}, on noise that decided nothing: {own.held_out_loss:.4g}.")
     if ema is not None and ema.held_out_loss is not None and ema.study != own.study:
-        lines.append(f"EMA*, the best of the EMA rates: {ema.held_out_loss:.4g}.")
+        lines.append(f"{ema.label}, the best plain average: {ema.held_out_loss:.4g}.")
     lines.append(
         "Comparison of all optimizers: [/lcsc/compare](/lcsc/compare) where `lcsc dashboard` serves this page."
     )

@@ -167,7 +167,7 @@ def _text(folder: Path, kind: str, settings: list[str], found: str, search: str)
             *settings,
             "    images: 2000".ljust(50) + "  # an evaluation samples so many; the paper takes 10,000",
             "optimizers:",
-            "  - EMAGrid          # the best EMA of the checkpoints, to compare with",
+            "  - EMAGrid          # the best plain average of the checkpoints, to compare with",
             search,
             "seeds: [0]",
             "budget: {evaluations: 300}",

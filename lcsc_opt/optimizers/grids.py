@@ -21,7 +21,7 @@ from lcsc_opt.coefficients.plane import (
     default_corners,
     grid_positions,
 )
-from lcsc_opt.coefficients.profiles import POWER_EMA_SIGMAS, ema_coefficients, power_ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.profiles import POWER_EMA_SIGMAS, plain_averages, power_ema_coefficients
 from lcsc_opt.optimizers.options import check, check_numbers, is_number, is_whole
 from lcsc_opt.optimizers.parametrization import steps_of
 
@@ -61,7 +61,10 @@ class ProfileGrid(Optimizer):  # type: ignore[misc]
 
 
 class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
-    """A grid over EMA rates (Liu et al. 2024, EMA* in Section 5.1 and Table 10).
+    """A grid over plain averages of the checkpoints, whose best is called EMA*.
+
+    They are EMAs (Liu et al. 2024, EMA* in Section 5.1 and Table 10), then uniform averages of the last checkpoints,
+    and the last one: on some models one of these is better than any EMA.
 
     Args:
         rates: per training step; by default the paper's seven, or seven others that the window can tell apart.
@@ -75,8 +78,8 @@ class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
         self.steps = steps
 
     def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each rate."""
-        return [ema_coefficients(steps, rate) for rate in self.rates or window_ema_rates(steps)]
+        """``[K]`` coefficients of each rate, then of the uniform averages."""
+        return plain_averages(steps, self.rates)
 
 
 class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]

@@ -222,8 +222,9 @@ class Experiment:
             return score_held_out(study, self.objective, held_out, retrying(evaluate, plan.spec.failures))
 
     def _search(self, study: StoredStudy, plan: StudyPlan, pool: Workers | None, *, debug: bool) -> None:
-        attributes, budget = study.attributes, plan.spec.budget
+        attributes = study.attributes
         resolved = resolve(plan, self.objective, attributes)
+        budget, optimizer = resolved.budget, self._optimizer(plan, resolved)
         if attributes.get("parallelism") is None:
             study.set_attribute("parallelism", dataclasses.asdict(resolved.parallelism))
         if budget.model_dump() != attributes["budget"]:
@@ -234,7 +235,7 @@ class Experiment:
         with contextlib.closing(self._evaluator(resolved.parallelism, pool)) as evaluator:
             search = Search(
                 study,
-                self._optimizer(plan, resolved),
+                optimizer,
                 evaluator,
                 budget=budget,
                 first=None if starts_by_itself(plan.optimizer.name) else plan.origin,
@@ -251,7 +252,7 @@ class Experiment:
                 keeping_nodes(study, pool, on_tell) as on_tell_and_keep,
             ):
                 search.run(on_tell_and_keep)
-        exhausted = search.spent < budget.total
+        exhausted = getattr(optimizer, "finished", False)
         study.set_attribute("search_ended", {"evaluations": search.told, "exhausted": exhausted})
 
     def _optimizer(self, plan: StudyPlan, resolved: Resolved) -> Optimizer:

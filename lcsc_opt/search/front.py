@@ -2,7 +2,7 @@
 
 At weight w the loss is the study's own plus w times ``near``, the mean distance of an image to its nearest real one.
 The studies are points of a sweep: ``digits/LCSCGradient/0`` gives ``digits,near=3/LCSCGradient/0``. Beside them, at
-weight zero, EMA's rates are measured: they trade fidelity for diversity, too.
+weight zero, EMAs and other plain averages are measured: they trade fidelity for diversity, too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, HeldOutSpec, NameSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.base.sweep import split_point
-from lcsc_opt.coefficients.profiles import window_ema_rates
+from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.names import BASELINES, TERMS
 from lcsc_opt.database.store import StoredStudy
@@ -34,7 +34,7 @@ def front_plans(
     term: str = TERMS[0],
     budget: int | None = None,
 ) -> list[StudyPlan]:
-    """The studies of a front: EMA's rates first, then the study's own search at each weight.
+    """The studies of a front: plain averages first, then the study's own search at each weight.
 
     Each has the study's optimizer, seed, space and settings, but not its ``keep``: here the weight decides. FID,
     precision, recall and other judges are reported on noise that no search sees.
@@ -63,14 +63,14 @@ def front_plans(
         name = _name(spec.name, term, weight)
         return of_study.changed(name=name, objective=objective, budget=total, held_out=held_out)
 
-    rates = len(window_ema_rates(study.attributes["steps"]))
+    averages = len(plain_averages(study.attributes["steps"]))
     plain = at(0.0)
     ema = plain.changed(
         objective=_measuring_everywhere(plain.spec.objective),
         optimizers=(OptimizerSpec(name=EMA_GRID),),
         seeds=(0,),
-        budget=BudgetSpec(evaluations=rates),
-        held_out=HeldOutSpec(images=held_out.images, top=rates),  # all of them are measured
+        budget=BudgetSpec(evaluations=averages),
+        held_out=HeldOutSpec(images=held_out.images, top=averages),  # all of them are measured
     )
     return [ema, *(at(weight) for weight in weights)]
 
@@ -114,7 +114,7 @@ def _objective(spec: ObjectiveSpec, term: str, weight: float) -> ObjectiveSpec:
 
 
 def _measuring_everywhere(spec: ObjectiveSpec) -> ObjectiveSpec:
-    """The same with the held-out metrics on every noise: EMA's rates are compared on the selection noise, too."""
+    """The same with the held-out metrics on every noise: averages are compared on the selection noise, too."""
     settings: dict[str, Any] = dict(spec.settings)
     metrics = dict.fromkeys([*(settings.get("metrics") or []), *settings["held_out_metrics"]])
     return spec.model_copy(update={"settings": {**settings, "metrics": list(metrics)}})

@@ -305,13 +305,13 @@ def _ema_star(study: StoredStudy, experiment: str) -> _Baseline | None:
     """The best of an experiment's EMA grids with this study's objective, and its measurements."""
     searched = _function_of(study)
     reader = HistoryReader(study.storage)
-    grids = [found for found in reader.read(experiment) if found.label == EMA]
+    grids = [found for found in reader.read(experiment) if BASELINES.get(found.optimizer) == EMA]
     opened = {found.study: StoredStudy.open(study.storage, found.study) for found in grids}
     ema = best_ema([found for found in grids if _function_of(opened[found.study]) == searched])
     if ema is None or (coefficients := reader.answer(ema)) is None:
         return None
     [trial] = [trial for trial in opened[ema.study].trials() if trial.number == ema.chosen]
-    origin = {"study": ema.study, "trial": trial.number}
+    origin = {"study": ema.study, "trial": trial.number, "label": ema.label}
     return _Baseline(EMA, coefficients, origin, _measured(trial.user_attrs, "held_out"))
 
 

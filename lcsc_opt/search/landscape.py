@@ -28,7 +28,7 @@ from lcsc_opt.coefficients.plane import (
     ema_corner,
     grid_positions,
 )
-from lcsc_opt.coefficients.profiles import window_ema_rates
+from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
@@ -164,17 +164,19 @@ def _without_images(plan: StudyPlan) -> tuple[str, dict[str, Any]]:
 def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, ...]) -> tuple[Corner, ...]:
     """Three EMA rates of the experiment's EMA grid, else the first, the middle and the last checkpoint.
 
-    The three rates of a grid are the best one and those two places below and above it: the plane lies around EMA*.
+    The three rates are the one nearest to EMA* and those two places below and above it: the plane lies around EMA*.
 
     Raises:
         CoefficientsError: there are fewer than three checkpoints.
     """
-    grid = best_ema([study for study in HistoryReader(storage).read(experiment) if study.steps == steps])
-    if grid is not None and grid.chosen is not None:
+    reader = HistoryReader(storage)
+    grid = best_ema([study for study in reader.read(experiment) if study.steps == steps])
+    if grid is not None and (found := reader.answer(grid)) is not None:
         listed: Any = stored_plan(StoredStudy.open(storage, grid.study)).optimizer.options.get("rates")
-        rates = tuple(float(rate) for rate in listed) if listed else window_ema_rates(steps)
-        if len(set(rates)) >= 3:
-            one, two, three = _around(sorted(set(rates)), rates[min(grid.chosen, len(rates) - 1)])
+        rates = sorted({float(rate) for rate in listed} if listed else window_ema_rates(steps))
+        if len(rates) >= 3:
+            nearest = min(rates, key=lambda rate: float(np.abs(ema_coefficients(steps, rate) - found).sum()))
+            one, two, three = _around(rates, nearest)
             return ema_corner(one), ema_corner(two), ema_corner(three)
     if len(steps) < 3:
         raise CoefficientsError(f"a plane needs three checkpoints, and there are {len(steps)}; give EMAs as --corners")

@@ -20,7 +20,6 @@ from lcsc_opt.base.errors import (
     StudyStoreError,
 )
 from lcsc_opt.base.paths import KnownCheckpoints
-from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import (
@@ -40,7 +39,7 @@ from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import workers_for_this_machine
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
-from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, needs_gradient
+from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, grid_size, needs_gradient
 from lcsc_opt.search.runner import most_in_flight
 
 NO_DIRECTIONS = "space.principal: this objective has no weights to take directions from; use affine"
@@ -220,11 +219,13 @@ class Resolved:
 
     Attributes:
         parallelism: how candidates are evaluated at the same time.
+        budget: the plan's, but no more than a grid has candidates.
         first_budget: the budget that the study began with; its optimizer plans with it.
         evaluations: the first budget, counted in evaluations of the objective's usual number of images.
     """
 
     parallelism: Parallelism
+    budget: BudgetSpec
     first_budget: BudgetSpec
     evaluations: int
 
@@ -253,7 +254,10 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
             "give the study another name"
         )
     first = BudgetSpec(**stored["optimizer_budget"]) if stored else spec.budget
-    return Resolved(began, first, total_evaluations(first, objective))
+    price = objective.images_per_evaluation if spec.budget.unit == "images" else 1
+    most = min(spec.budget.total, price * (grid_size(plan.optimizer, objective.steps) or spec.budget.total))
+    budget = BudgetSpec(**{spec.budget.unit: most})
+    return Resolved(began, budget, first, total_evaluations(first, objective))
 
 
 def check_gradient(plan: StudyPlan, why_no_gradient: str | None) -> None:
@@ -383,7 +387,8 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
         ObjectiveError: principal directions of an objective that has no weights.
     """
     steps = objective.steps
-    start = _origin(spec, steps) if origin is None else np.array(origin, dtype=np.float64)
+    default = default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
+    start = default if origin is None else np.array(origin, dtype=np.float64)
     if spec.kind == "affine":
         return AffineSpace(steps, start)
     if spec.kind == "convex":
@@ -391,7 +396,3 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
     if (gram := objective.gram()) is None:
         raise ObjectiveError(NO_DIRECTIONS)
     return PrincipalSpace(steps, start, principal_basis(gram, spec.directions or 0))
-
-
-def _origin(spec: SpaceSpec, steps: tuple[int, ...]) -> Coefficients:
-    return default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)

@@ -158,4 +158,5 @@ def _begin(experiment: Experiment, plan: StudyPlan, how: Mapping[str, bool]) -> 
     if is_finished(study, going_on) and not how.get("retry_failed", False):
         return experiment.run(plan, **how)  # which says that it is finished
     resolved = resolve(going_on, experiment.objective, study.attributes)  # loads the objective before threads need it
+    going_on = going_on.changed(budget=resolved.budget)
     return Begun(study, plan, going_on, resolved.parallelism.idle(going_on.workers))

@@ -9,7 +9,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.study_file import only_one, read_studies
-from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
+from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
@@ -37,10 +37,10 @@ class Begun:
     study: StoredStudy | None = None
 
     def ema(self) -> Coefficients:
-        """``[K]`` of EMA*, as the experiment's EMAGrid found it, else of the best rate on the search's noise.
+        """``[K]`` of EMA*, as the experiment's EMAGrid found it, else of the best average on the search's noise.
 
         Raises:
-            ObjectiveError: none of the rates can be evaluated.
+            ObjectiveError: none of the averages can be evaluated.
         """
         known = None if self.study is None else known_ema(self.study)
         return best_ema(self.objective) if known is None else known
@@ -84,19 +84,19 @@ def start_from_study(name: str, storage: str | None) -> Begun:
 
 
 def best_ema(objective: Objective) -> Coefficients:
-    """``[K]`` of the window's EMA rate with the lowest loss on the search's noise.
+    """``[K]`` of the one of the :func:`plain_averages` with the lowest loss on the search's noise.
 
     Raises:
-        ObjectiveError: none of the rates can be evaluated.
+        ObjectiveError: none of them can be evaluated.
     """
-    rates = window_ema_rates(objective.steps)
-    losses: dict[float, float] = {}
-    with progress("EMA rates", len(rates)) as advance:
-        for rate in rates:
-            outcome = evaluate_safely(objective, Candidate(ema_coefficients(objective.steps, rate)))
+    averages = plain_averages(objective.steps)
+    losses: dict[int, float] = {}
+    with progress("EMA*", len(averages)) as advance:
+        for i, average in enumerate(averages):
+            outcome = evaluate_safely(objective, Candidate(average))
             if not isinstance(outcome, Failure):
-                losses[rate] = outcome.loss
+                losses[i] = outcome.loss
             advance(note=f"loss {min(losses.values(), default=float('nan')):.4g}")
     if not losses:
-        raise ObjectiveError("no EMA of these checkpoints can be evaluated; `lcsc run` says why")
-    return ema_coefficients(objective.steps, min(losses, key=losses.__getitem__))
+        raise ObjectiveError("no average of these checkpoints can be evaluated; `lcsc run` says why")
+    return averages[min(losses, key=losses.__getitem__)]

@@ -1,4 +1,4 @@
-"""A front: the results of searches with several weights of a fidelity term, and of EMA's rates; plain data."""
+"""A front: the results of searches with several weights of a fidelity term, and of plain averages; plain data."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.sweep import split_point
+from lcsc_opt.coefficients.profiles import average_name, last_rate
 from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import TERMS
 from lcsc_opt.database.reader import HistoryReader
 
-EMA_RATES = "EMA rates"
+AVERAGES = "plain averages"
 WITHIN = 0.01  # a precision at most this much lower counts as the same
 NOTE = (
-    "Models of searches on held-out noise; EMA models on the noise that answers are chosen on, where none of them was "
+    "Models of searches on held-out noise; averages on the noise that answers are chosen on, where none of them was "
     "chosen. Each is written by lcsc export STUDY --trial TRIAL."
 )
 
@@ -27,8 +28,8 @@ class Measured:
     Attributes:
         study: the study that found it; ``lcsc export STUDY --trial TRIAL`` writes it.
         trial: the number of its trial in the study.
-        shown: its name in tables: ``near=3``, or ``EMA 0.9995``.
-        place: the weight or the rate; curves are ordered by it.
+        shown: its name in tables: ``near=3``, ``EMA 0.9995`` or ``last checkpoint``.
+        place: the weight, or the rate of the EMA that weights the last checkpoint alike; curves are ordered by it.
         fid: in the features of :attr:`Front.extractor`.
         precision: in the same features.
         recall: in the same features.
@@ -48,18 +49,18 @@ class Measured:
 
     @property
     def short(self) -> str:
-        """The weight or the rate alone."""
+        """The weight or the rate alone, where there is one."""
         return self.shown.rpartition("=")[2].removeprefix("EMA ")
 
 
 @dataclasses.dataclass(frozen=True)
 class FrontCurve:
-    """Models of one optimizer and seed at several weights, or EMA models of several rates.
+    """Models of one optimizer and seed at several weights, or plain averages of the checkpoints.
 
     Attributes:
         label: of tables and legends.
         optimizer: its name.
-        points: by weight or rate; at least one.
+        points: by their place; at least one.
     """
 
     label: str
@@ -75,7 +76,7 @@ class Front:
         name: the common part of its experiments' names.
         extractor: the end of its metrics' names: ``@clip``, or empty for Inception.
         curves: of searches.
-        ema: the curve of EMA's rates, if they were measured.
+        ema: the curve of the plain averages, EMAs and others, if they were measured.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Front:
 
     @property
     def all_curves(self) -> tuple[FrontCurve, ...]:
-        """The curves of searches, then that of EMA's rates."""
+        """The curves of searches, then that of the averages."""
         return (*self.curves, *([] if self.ema is None else [self.ema]))
 
     @property
@@ -95,7 +96,7 @@ class Front:
 
     @property
     def ema_star(self) -> Measured | None:
-        """The EMA model with the lowest FID."""
+        """The average with the lowest FID."""
         return None if self.ema is None else min(self.ema.points, key=lambda point: point.fid)
 
     @property
@@ -124,13 +125,13 @@ def front_of(reader: HistoryReader, name: str) -> Front | None:
     studies = [study for experiment in experiments for study in reader.read(experiment)]
     curves = list(_search_curves([study for study in studies if study.optimizer != EMA_GRID]))
     grids = [study for study in studies if study.optimizer == EMA_GRID]
-    ema = max((_ema_points(reader, grid) for grid in grids), key=len, default=())
+    ema = max((_averages(reader, grid) for grid in grids), key=len, default=())
     measured = [study.held_out.metrics for study in studies if study.held_out is not None]
     if not curves and not ema:
         return None
-    rates = FrontCurve(EMA_RATES, EMA_GRID, ema) if ema else None
+    averages = FrontCurve(AVERAGES, EMA_GRID, ema) if ema else None
     extractor = next((found for metrics in measured if (found := _extractor(metrics)) is not None), "")
-    return Front(wanted, extractor, tuple(curves), rates)
+    return Front(wanted, extractor, tuple(curves), averages)
 
 
 def without_term(experiment: str) -> str:
@@ -174,20 +175,19 @@ def _search_curves(studies: Sequence[StudyHistory]) -> Iterator[FrontCurve]:
         yield FrontCurve(label, optimizer, tuple(sorted(points, key=lambda point: point.place)))
 
 
-def _ema_points(reader: HistoryReader, grid: StudyHistory) -> tuple[Measured, ...]:
-    """Every rate that was measured on the selection noise."""
+def _averages(reader: HistoryReader, grid: StudyHistory) -> tuple[Measured, ...]:
+    """Every average that was measured on the selection noise."""
     measured = reader.selections(grid, [int(number) for number in grid.trials["number"]])
     if len(grid.steps) < 2 or not measured:
         return ()
-    last = reader.coefficients(grid, list(measured))[:, -1]
     found = []
-    for (number, stored), weight in zip(measured.items(), last, strict=True):
+    for (number, stored), coefficients in zip(measured.items(), reader.coefficients(grid, list(measured)), strict=True):
         numbers = _numbers(stored.get("metrics") or {})
         if numbers is not None:
-            rate = float(1 - weight) ** (1 / (grid.steps[-1] - grid.steps[-2]))  # Liu et al. 2024, Eq. 6, for i = K
-            shown = f"EMA {rate:.6g}"
+            shown = average_name(coefficients, grid.steps) or f"trial {number}"
             images = stored.get("images") or None
-            found.append(Measured(grid.study, number, shown, rate, *numbers, images, "selection"))
+            place = last_rate(coefficients, grid.steps)
+            found.append(Measured(grid.study, number, shown, place, *numbers, images, "selection"))
     return tuple(sorted(found, key=lambda point: point.place))
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.comparing import below_ema, best_ema, by_optimizer, mean_and_spread, samples
+from lcsc_opt.database.comparing import EMA_GRID, below_ema, best_ema, by_optimizer, label_of, mean_and_spread, samples
 from lcsc_opt.database.history import Floats, StudyHistory
-from lcsc_opt.database.names import label
 from lcsc_opt.views.curves import AXES, best_so_far
 
 CONFIDENCE = 0.95
@@ -60,6 +59,7 @@ class Ranked:
 
     Attributes:
         optimizer: its name.
+        label: its name in tables.
         seeds: how many studies it has.
         finished: how many of them have ended.
         searched: lowest loss of the search.
@@ -76,6 +76,7 @@ class Ranked:
     """
 
     optimizer: str
+    label: str
     seeds: int
     finished: int
     searched: Spread | None
@@ -89,11 +90,6 @@ class Ranked:
     cross_check_metric: str | None = None
     doubtful: int = 0
     doubted: tuple[str, ...] = ()
-
-    @property
-    def label(self) -> str:
-        """The optimizer's name in tables and legends."""
-        return label(self.optimizer)
 
     def as_row(self, axis: str = "images") -> dict[str, Any]:
         """Numbers and texts only, for a sortable table and for CSV; costs along one axis."""
@@ -148,6 +144,7 @@ def _ranked(
         compared = difference(losses, held_out_losses(best))
     return Ranked(
         optimizer=group[0].optimizer,
+        label=label_of(group),
         seeds=len(group),
         finished=sum(study.ended for study in group),
         searched=mean_and_spread(study.searched for study in group),
@@ -265,7 +262,7 @@ def headline(ranked: Sequence[Ranked], metric: str = "loss") -> str:
     assert first.held_out is not None
     mean, deviation = first.held_out
     spread = "" if deviation is None else f" ± {deviation:.2g}"
-    line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{_against_ema(first)}{_doubt(first)}"
+    line = f"{first.label} is ahead: held-out {metric} {mean:.4g}{spread}{_against_ema(first, ranked)}{_doubt(first)}"
     close = [row.label for row in known[1:] if row.verdict == ALIKE]
     if close:
         return f"{line}; {_listed(close)} not distinguishable over {first.seeds} seeds"
@@ -286,10 +283,11 @@ def _searched(ranked: Sequence[Ranked], metric: str) -> str:
     )
 
 
-def _against_ema(row: Ranked) -> str:
-    if not row.below_ema or row.label == "EMA*":
+def _against_ema(row: Ranked, ranked: Sequence[Ranked]) -> str:
+    if not row.below_ema or row.optimizer == EMA_GRID:
         return ""
-    return f", {abs(100 * row.below_ema):.0f} % {'below' if row.below_ema < 0 else 'above'} EMA*"
+    ema = next((other.label for other in ranked if other.optimizer == EMA_GRID), "EMA*")
+    return f", {abs(100 * row.below_ema):.0f} % {'below' if row.below_ema < 0 else 'above'} {ema}"
 
 
 def _doubt(row: Ranked) -> str:

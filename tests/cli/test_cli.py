@@ -111,12 +111,12 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     assert {row["state"] for row in rows} == {"finished"}
     by_name = {row["study"]: row for row in rows}
     assert by_name["tiny/CMA/0"]["evaluations"] == 15
-    assert by_name["tiny/EMAGrid/0"]["evaluations"] == 7
+    assert by_name["tiny/EMAGrid/0"]["evaluations"] == 11
     assert by_name["tiny/LCSC/0"]["held_out"] < by_name["tiny/EMAGrid/0"]["held_out"]
 
     assert lcsc(["compare", "tiny"]) == 0
     printed = capsys.readouterr().out
-    assert "EMA*" in printed
+    assert "EMA* (EMA 0.9" in printed
     assert "±" in printed  # two seeds
     assert lcsc(["compare", "tiny", "--plot", "curves.json", "--axis", "seconds"]) == 0
     drawn = json.loads(Path("curves.json").read_text())
@@ -125,6 +125,16 @@ def test_run_compare_and_export_end_to_end(tiny: Path, capsys: pytest.CaptureFix
     assert lcsc(["compare", "tiny", "--plot", "curves.json", "--axis", "sheep"]) == 2
     assert lcsc(["report", "tiny"]) == 0
     assert "tiny/CMA/1" in Path("tiny.html").read_text()
+
+
+def test_the_budget_of_a_grid_is_its_candidates(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lcsc(["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"]) == 0
+    assert "tiny/EMAGrid/0: 11/11" in capsys.readouterr().err
+    assert lcsc(["list"]) == 0
+    assert "11/11" in capsys.readouterr().out
+    for command in (["run", "tiny.yaml", "--optimizer", "EMAGrid", "--seed", "0"], ["resume", "tiny/EMAGrid/0"]):
+        assert lcsc([*command, "--budget", "300"]) == 0
+        assert "finished already" in capsys.readouterr().err
 
 
 def test_compare_says_of_how_many_images_held_out_losses_are(
@@ -155,7 +165,7 @@ def test_optuna_dashboard_shows_the_main_figures_and_a_note(tiny: Path) -> None:
     known = str(study._storage.get_study_system_attrs(study._study_id))
     assert "best_so_far" in known
     assert "coefficients" in known
-    assert "EMA*, the best of the EMA rates" in known
+    assert "the best plain average: " in known
 
 
 def test_a_finished_experiment_run_again_does_nothing(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ def sample(model, noise):
 """
 
 SHORT = ["--images", "80", "--images-per-step", "20", "--rate", "0.01", "-o", "r.trajectory"]
-STUDY = {"name": "tiny", "budget": {"evaluations": 7}, "held_out": {"images": 40, "top": 2}}
+STUDY = {"name": "tiny", "budget": {"evaluations": 9}, "held_out": {"images": 40, "top": 2}}
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_it_begins_with_what_a_study_found(capsys: Any) -> None:
 
 
 @pytest.mark.usefixtures("study")
-def test_without_a_finished_grid_the_best_rate_on_the_searchs_noise_is_taken() -> None:
+def test_without_a_finished_grid_the_best_average_on_the_searchs_noise_is_taken() -> None:
     assert lcsc(["refine", "tiny.yaml", *SHORT]) == 0
     assert lcsc(["run", "tiny.yaml"]) == 0
     grid = load_study("tiny/EMAGrid/0")

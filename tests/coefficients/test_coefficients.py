@@ -16,12 +16,14 @@ from lcsc_opt.coefficients.profiles import (
     LARGEST_SIGMA_REL,
     PAPER_EMA_RATES,
     POWER_EMA_SIGMAS,
+    average_name,
     check_coefficients,
     check_steps,
     close_sum,
     default_origin,
     ema_coefficients,
     normalize,
+    plain_averages,
     power_ema_coefficients,
     power_ema_exponent,
     window_ema_rates,
@@ -231,6 +233,34 @@ def test_adapted_rates_span_one_interval_to_half_of_the_window() -> None:
     paper = 1 / (1 - np.sort(PAPER_EMA_RATES))
     stretched = np.log(lengths / lengths[0]) / np.log(lengths[-1] / lengths[0])
     np.testing.assert_allclose(stretched, np.log(paper / paper[0]) / np.log(paper[-1] / paper[0]))
+
+
+# plain averages
+
+
+def test_plain_averages_are_emas_and_uniform_averages_of_the_last_checkpoints() -> None:
+    steps = tuple(range(100, 2100, 100))
+    found = plain_averages(steps, [0.9, 0.9995])
+    assert [average_name(coefficients, steps) for coefficients in found] == [
+        *("EMA 0.9", "EMA 0.9995", "last checkpoint"),
+        *("average of the last 3", "average of the last 10", "average of all 20"),
+    ]
+    np.testing.assert_allclose(found[4], np.repeat([0.0, 0.1], 10), rtol=0, atol=1e-15)
+    assert len(plain_averages(steps[:3])) == len(PAPER_EMA_RATES) + 2
+
+
+@pytest.mark.parametrize("other", [[], [1.0], [0.5, 0.0, 0.5], [-0.5, 0.5, 1.0], [1.0, 0.0, 0.0], [np.nan, 0.5, 0.5]])
+def test_other_coefficients_are_no_plain_average(other: list[float]) -> None:
+    assert average_name(np.array(other), (100, 200, 300)) is None
+
+
+@given(all_steps, rates)
+def test_an_ema_is_named_by_its_rate(steps: tuple[int, ...], rate: float) -> None:
+    coefficients = ema_coefficients(steps, rate)
+    name = average_name(coefficients, steps)
+    assert name is not None
+    if name.startswith("EMA ") and coefficients[-1] < 1 - 1e-9:
+        assert float(name.removeprefix("EMA ")) == pytest.approx(rate, rel=1e-4)
 
 
 def test_the_default_origin_is_the_middle_rate() -> None:

@@ -14,6 +14,7 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.coefficients.profiles import ema_coefficients, plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import COSTS, images_taken
 from lcsc_opt.database.inheriting import copy_study
@@ -174,6 +175,18 @@ def test_a_study_that_was_deleted_and_made_again_is_read_anew(any_storage: RDBSt
     assert again.revision > before.revision, "pages draw it anew"
     any_storage.delete_study(any_storage.get_study_id_from_name("digits/LCSC/0"))
     assert reader.read_studies(["digits/LCSC/0"]) == ()
+
+
+def test_an_ema_grid_says_which_average_is_its_answer(storage: RDBStorage) -> None:
+    study = StoredStudy.open_or_create(storage, "digits/EMAGrid/0", {"steps": STEPS})
+    reader, found = HistoryReader(storage), []
+    for number, asked in enumerate([ema_coefficients(STEPS, 0.99), *plain_averages(STEPS)[-2:]]):
+        key = study.add_candidate(Candidate(asked))
+        study.finish(key, Evaluation(3.0 - number, {}, COST), tell_index=number)
+        found.append(reader.read_study(study.name).label)
+    assert found == ["EMA* (EMA 0.99)", "EMA* (last checkpoint)", "EMA* (average of all 3)"]
+    study.set_attribute("held_out", {"trial": 1, "loss": 2.5})
+    assert reader.read_study(study.name).label == "EMA* (last checkpoint)"
 
 
 def test_results_as_they_come_are_told_in_their_own_order(storage: RDBStorage) -> None:

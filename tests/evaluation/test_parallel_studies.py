@@ -11,12 +11,13 @@ import pytest
 
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.cli import run as lcsc
+from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.nodes import KeptNodes
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.evaluation import devices
 from lcsc_opt.search.plan import Parallelism, plans, resolve
-from tests.evaluation.staged_examples import Stages, study_file
+from tests.evaluation.staged_examples import IMAGES, STEPS, Stages, study_file
 
 OBJECTIVE = """
 from tests.evaluation.staged_examples import Stages
@@ -69,6 +70,22 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
 ) -> None:
     [plan] = plans(read_study_file(Path(study_file(folder, optimizers=[optimizer], **settings))), folder)
     assert resolve(plan, Stages(), {}).parallelism == Parallelism(*expected)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "budget", "expected"),
+    [
+        ("EMAGrid", {"evaluations": 300}, len(plain_averages(STEPS))),
+        ("EMAGrid", {"evaluations": 2}, 2),
+        ("EMAGrid", {"images": 10**6}, len(plain_averages(STEPS)) * IMAGES),
+        ("CMA", {"images": 10**6}, 10**6),
+    ],
+)
+def test_a_grid_may_spend_no_more_than_its_candidates(
+    folder: Path, optimizer: str, budget: dict[str, int], expected: int
+) -> None:
+    [plan] = plans(read_study_file(Path(study_file(folder, optimizers=[optimizer], budget=budget))), folder)
+    assert resolve(plan, Stages(), {}).budget.total == expected
 
 
 def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:

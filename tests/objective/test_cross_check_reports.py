@@ -313,7 +313,7 @@ CHECKED_OBJECTIVE = MEASURED.replace("\n    def describe(self):", f"{PROPERTY}\n
 
 
 def test_run_compare_show_and_evaluate_say_it(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write_model_study(workplace, held_out={"images": 20, "top": 1}, budget={"evaluations": 16})
+    path = write_model_study(workplace, held_out={"images": 20, "top": 1}, budget={"evaluations": 40})
     (workplace / "small_model.py").write_text(CHECKED_OBJECTIVE.replace("CROSS_CHECK", "9 - loss"))
     assert lcsc(["run", str(path)]) == 0
     ran = capsys.readouterr().err

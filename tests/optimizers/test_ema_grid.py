@@ -19,6 +19,7 @@ from lcsc_opt.optimizers import EMAGrid, PowerEMAGrid, coefficient_array
 
 STEPS = tuple(range(100, 2100, 100))
 SPACE = AffineSpace(STEPS, default_origin(STEPS))
+UNIFORM = [np.repeat([0.0, 1 / count], [20 - count, count]) for count in (1, 3, 10, 20)]
 
 
 def build(grid: Any) -> Any:
@@ -28,8 +29,8 @@ def build(grid: Any) -> Any:
 @pytest.mark.parametrize(
     ("grid", "points"),
     [
-        (EMAGrid(), [ema_coefficients(STEPS, rate) for rate in window_ema_rates(STEPS)]),
-        (EMAGrid(rates=[0.99, 0.9]), [ema_coefficients(STEPS, rate) for rate in (0.99, 0.9)]),
+        (EMAGrid(), [*(ema_coefficients(STEPS, rate) for rate in window_ema_rates(STEPS)), *UNIFORM]),
+        (EMAGrid(rates=[0.99, 0.9]), [*(ema_coefficients(STEPS, rate) for rate in (0.99, 0.9)), *UNIFORM]),
         (PowerEMAGrid(), [power_ema_coefficients(STEPS, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]),
         (PowerEMAGrid(sigma_rels=(0.2,)), [power_ema_coefficients(STEPS, 0.2)]),
     ],
@@ -48,7 +49,7 @@ def test_a_grid_asks_its_points_in_order_and_is_finished(grid: Any, points: list
 
 def test_a_finished_grid_asks_its_best_again() -> None:
     optimizer = build(EMAGrid())
-    for loss in (4.0, 3.0, 1.0, 2.0, 5.0, 6.0, 7.0):
+    for loss in (4.0, 3.0, 1.0, 2.0, 5.0, 6.0, 7.0, 8.0, 9.0, 8.0, 7.0):
         optimizer.tell(optimizer.ask(), loss)
     best = ema_coefficients(STEPS, window_ema_rates(STEPS)[2])
     for _ in range(3):
@@ -59,7 +60,7 @@ def test_a_finished_grid_asks_its_best_again() -> None:
 
 
 def test_a_grid_is_finished_when_all_is_asked_told_or_not() -> None:
-    optimizer = build(EMAGrid(rates=[0.9, 0.99]))
+    optimizer = build(PowerEMAGrid(sigma_rels=[0.1, 0.2]))
     candidates = [optimizer.ask(), optimizer.ask()]
     assert optimizer.finished
     optimizer.tell(candidates[1], 1.0)
@@ -68,24 +69,24 @@ def test_a_grid_is_finished_when_all_is_asked_told_or_not() -> None:
 
 
 def test_a_suggestion_takes_no_points_place() -> None:
-    optimizer = build(EMAGrid(rates=[0.9, 0.99]))
+    optimizer = build(PowerEMAGrid(sigma_rels=[0.1, 0.2]))
     optimizer.suggest(np.full(20, 0.05))
     asked = [optimizer.ask().value for _ in range(3)]
-    expected = [np.full(20, 0.05), ema_coefficients(STEPS, 0.9), ema_coefficients(STEPS, 0.99)]
+    expected = [np.full(20, 0.05), power_ema_coefficients(STEPS, 0.1), power_ema_coefficients(STEPS, 0.2)]
     np.testing.assert_allclose(asked, expected, rtol=0, atol=1e-14)
     assert optimizer.finished
 
 
 @pytest.mark.parametrize("name", ["EMAGrid", "PowerEMAGrid"])
 def test_it_runs_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
-    optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=10)
-    target = np.full(20, 0.05)
+    optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=20)
+    target = np.arange(20) / 190
     best = optimizer.minimize(lambda value: float(np.square(value - target).sum())).value
     assert best.sum() == pytest.approx(1, abs=1e-12)
     steps = range(1, 21)
     emas = [ema_coefficients(steps, rate) for rate in window_ema_rates(steps)]
     power_emas = [power_ema_coefficients(steps, sigma_rel) for sigma_rel in POWER_EMA_SIGMAS]
-    points = emas if name == "EMAGrid" else power_emas
+    points = [*emas, *UNIFORM] if name == "EMAGrid" else power_emas
     assert np.square(best - target).sum() == pytest.approx(min(np.square(point - target).sum() for point in points))
 
 

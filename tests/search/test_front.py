@@ -162,7 +162,7 @@ def test_the_numbers_are_those_of_the_models_that_export_would_write(front: list
         assert (row["fid"], row["recall"]) == (report["metrics"]["fid"], report["metrics"]["recall"])
     grid = stored(RATES)
     by_number = {trial.number: trial.user_attrs for trial in grid.trials()}
-    assert len(front[3:]) == len(by_number) == 7
+    assert len(front[3:]) == len(by_number) == 10
     for row in front[3:]:
         assert row["precision"] == by_number[row["trial"]]["selection"]["metrics"]["precision"]
         assert by_number[row["trial"]]["coefficients"][-1] == pytest.approx(1 - row["place"] ** 100)
@@ -227,7 +227,7 @@ def test_it_is_drawn_with_the_study_of_each_mark(front: list[dict[str, Any]]) ->
     assert lcsc([*FRONT, "--plot", "front.json"]) == 0
     traces = json.loads(Path("front.json").read_text())["data"]
     assert [(trace["name"], trace["xaxis"], trace["yaxis"]) for trace in traces] == [
-        (name, f"x{axis}", f"y{axis}") for name in ("CMA, near", "EMA rates") for axis in ("", "2")
+        (name, f"x{axis}", f"y{axis}") for name in ("CMA, near", "plain averages") for axis in ("", "2")
     ]
     assert traces[0]["text"] == list(WEIGHTS)
     for name, (hover,) in zip(POINTS, traces[0]["customdata"], strict=True):

@@ -126,7 +126,7 @@ def test_a_landscape_is_a_study_whose_trials_are_the_points_of_the_plane(databas
     plain = optuna.load_study(study_name=study.name, storage=database)
     assert [trial.value for trial in plain.trials] == losses(study)
     assert study.attributes["landscape_of"] == "small/LCSC/0"
-    assert study.attributes["search_ended"] == {"evaluations": 12, "exhausted": False}
+    assert study.attributes["search_ended"] == {"evaluations": 12, "exhausted": True}
     assert study.attributes.get("held_out") is None  # it is no search, and has no answer
 
 
@@ -204,15 +204,16 @@ def test_default_corners_are_the_rates_around_the_best_ema(database: str) -> Non
     assert set(found) <= {f"ema:{rate!r}" for rate in rates}
 
 
-@pytest.mark.parametrize(("best", "places"), [(0, (0, 1, 2)), (1, (0, 1, 3)), (3, (1, 3, 5)), (6, (4, 5, 6))])
-def test_default_corners_enclose_the_best_rate_where_they_can(workplace: Path, best: int, places: Any) -> None:
+@pytest.mark.parametrize(
+    ("best", "places"), [(0, (0, 1, 2)), (1, (0, 1, 3)), (3, (1, 3, 5)), (6, (4, 5, 6)), ("last", (0, 1, 2))]
+)
+def test_default_corners_enclose_the_best_rate_where_they_can(workplace: Path, best: Any, places: Any) -> None:
     rates = [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995]
-    target = ema_coefficients(STEPS, rates[best]).tolist()
+    target = [0.0, 0.0, 0.0, 0.0, 1.0] if best == "last" else ema_coefficients(STEPS, rates[best]).tolist()
     (workplace / f"losses_{best}.py").write_text(f"def loss(a):\n    return float(((a - {target}) ** 2).sum())\n")
     function = {"file": "function.py", "settings": {"callable": f"losses_{best}:loss", "steps": STEPS}}
-    storage = open_storage(
-        write(workplace, objective=function, optimizers=[{"EMAGrid": {"rates": rates}}]), write=False
-    )
+    grid: dict[str, Any] = {"optimizers": [{"EMAGrid": {"rates": rates}}], "budget": {"evaluations": 10}}
+    storage = open_storage(write(workplace, objective=function, **grid), write=False)
     expected = tuple(f"ema:{rates[place]!r}" for place in places)
     assert default_corners_of(storage, "small", tuple(STEPS)) == expected
 

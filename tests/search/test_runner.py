@@ -226,7 +226,7 @@ def test_a_higher_budget_goes_on_and_a_reached_one_does_nothing(url: str, object
 
 
 def test_a_grid_ends_before_the_budget(url: str, objective: Objective) -> None:
-    assert run(open_study(url), objective, "EMAGrid").told == 7
+    assert run(open_study(url), objective, "EMAGrid").told == 11
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,15 @@ def test_it_names_the_winner_how_far_ahead_it_is_and_who_may_be_as_good() -> Non
     assert line(*more).endswith("; LCSC and DE not distinguishable over 3 seeds")
 
 
+def test_it_names_the_average_that_is_ema() -> None:
+    found = [history([9.0, 5.0], optimizer="EMAGrid", held_out=4.0, average="average of the last 10")]
+    assert "CMA is ahead: held-out FID 2, 50 % below EMA* (average of the last 10)" in line(
+        *seeds("CMA", [2.0]), *found
+    )
+    found.append(history([9.0, 5.0], optimizer="EMAGrid", seed=1, held_out=4.0, average="last checkpoint"))
+    assert "50 % below EMA*;" in line(*seeds("CMA", [2.0]), *found), "the seeds do not agree"
+
+
 def test_a_clear_winner_has_no_one_beside_it() -> None:
     assert line(*seeds("CMA", [1.9, 2.0, 2.1]), *seeds("LCSC", [4.0, 4.1, 4.2])) == (
         "CMA is ahead: held-out FID 2 ± 0.1"

@@ -15,7 +15,7 @@ LEFT, RIGHT = [0.0, 0.46], [0.56, 1.0]  # of the figure's width
 def front_figure(front: Front, *, theme: Theme = "light") -> go.Figure:
     """Precision on both x axes; on y FID (lower is better) and recall (higher is better).
 
-    A curve of each optimizer and seed, with the weight at each mark, and one of EMA's rates, of which only EMA* is
+    A curve of each optimizer and seed, with the weight at each mark, and one of plain averages, of which only EMA* is
     written out; the study of each mark is shown under the pointer.
 
     Args:
@@ -40,7 +40,7 @@ def front_figure(front: Front, *, theme: Theme = "light") -> go.Figure:
 
 
 def _text(front: Front, point: Measured) -> str:
-    """Rates lie too close to each other to be written at their marks."""
+    """Averages lie too close to each other to be written at their marks."""
     if front.ema is not None and point in front.ema.points:
         return "EMA*" if point == front.ema_star else ""
     return inert(point.short)
