@@ -256,7 +256,7 @@ def test_a_reference_can_differ_by_extractor(own, tmp_path, real_features):
         ({"reference": {"own_extractors:plane": "x.npy"}}, "did you mean 'own_extractors:plain'"),
         ({"reference": {"own_extractors:plain": 3}}, "expected a path"),
         ({"reference": "REAL", "weights": {"inceptoin": "x"}}, "did you mean 'inception'"),
-        ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}}, "loads its weights itself"),
+        ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}}, "takes no file: it is made by a factory"),
         ({"reference": "REAL", "weights": {"own_extractors:plain": "x"}, "metrics": ["fud"]}, "did you mean 'fid'"),
     ],
 )
