@@ -170,7 +170,8 @@ class Explosive:
 
 class CutShort:
     def __reduce__(self):
-        return (np._core.numeric._frombuffer, (b"123", np.dtype("f8"), (2,), "C"))
+        core = np._core if hasattr(np, "_core") else np.core  # until numpy 2
+        return (core.numeric._frombuffer, (b"123", np.dtype("f8"), (2,), "C"))
 
 
 CUT_SHORT = CutShort()
