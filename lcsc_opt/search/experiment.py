@@ -70,6 +70,7 @@ class Experiment:
         self.storage = storage
         self._spec, self._directory, self._name = plan.spec.objective, plan.directory, plan.spec.name
         self._checked_cluster: RayWorkers | None = None
+        self._has_room: RayWorkers | None = None
         self._shared: Share | None = None
         self._watch: Watch = own_line
         self._scoring, self._evaluating = threading.Lock(), threading.Lock()  # each is held by one study at a time
@@ -334,9 +335,9 @@ class Experiment:
             return
         from lcsc_opt.evaluation.ray import check_room
 
-        if self._checked_cluster != plan.ray:
+        if self._has_room != plan.ray:
             check_room(plan.ray, self._spec)
-            self._checked_cluster = plan.ray
+            self._has_room = plan.ray
 
     @contextlib.contextmanager
     def workers(self, plan: StudyPlan) -> Iterator[Workers | None]:

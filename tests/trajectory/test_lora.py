@@ -364,8 +364,9 @@ def test_alphas_that_are_gone_are_asked_for(saved: Saved, tmp_path: Path) -> Non
 
 def test_an_alpha_that_is_assumed_is_said(saved: Saved, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trajectory = without_packed_alphas(saved_trajectory(saved, tmp_path, "diffusers")[0])
+    capsys.readouterr()
     trajectory_alphas(trajectory)
-    assert capsys.readouterr().err.count("alpha") == 0
+    assert capsys.readouterr().err == ""
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
     trajectory_alphas(trajectory)
