@@ -13,6 +13,7 @@ import re
 import sqlite3
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,7 +64,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
         _check_sqlite_file(file, write=write)
     try:
         how = {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}
-        if file is not None:  # a connection that stays would read on in a file that was deleted
+        if file is not None and not write:  # a connection that stays would read on in a file that was deleted
             how["poolclass"] = sa.NullPool
         storage = when_unlocked(url, lambda: _connect(url_for_driver(url, parsed), how))
     except ImportError as error:
@@ -72,6 +73,7 @@ def open_storage(url: str, *, write: bool) -> RDBStorage:
         raise StudyStoreError(f"{masked(url)}: {_first_line(error, url)}") from error
     if file is not None and not write:
         sa.event.listen(storage.engine, "do_connect", lambda *_: _check_sqlite_file(file, write=False))
+    weakref.finalize(storage, storage.engine.dispose)  # no connection outlives what it was opened for
     if write and parsed.get_backend_name() == "sqlite":
         _begin_immediate(storage.engine)
     if write and parsed.get_backend_name() == "postgresql":
