@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,9 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def collections_look_at_a_files_own_objects() -> None:
     """What is left of the files before, mostly modules that they imported, is no garbage for this one."""
-    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of databases that those files opened for all of their tests
+        gc.collect()
     gc.freeze()
 
 
