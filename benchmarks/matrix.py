@@ -183,13 +183,12 @@ def interpreter(row: Row) -> str:
     if row.python == HERE:
         return sys.executable
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    found = [str(path) for path in sorted(pyenv.glob(f"versions/{row.python}.*/bin/python"))]
-    python = shutil.which(row.python) or shutil.which(f"python{row.python}") or next(iter(found), None)
-    if python is None:
-        raise SkippedError(f"no {row.python} on this machine")
-    if subprocess.run([python, "-c", "import ensurepip, venv"], check=False, capture_output=True).returncode:
-        raise SkippedError(f"{python} cannot make environments")
-    return python
+    found = [*map(str, sorted(pyenv.glob(f"versions/{row.python}.*/bin/python")))]
+    found += filter(None, (shutil.which(row.python), shutil.which(f"python{row.python}")))
+    for python in found:
+        if subprocess.run([python, "-c", "import ensurepip, venv"], check=False, capture_output=True).returncode == 0:
+            return python
+    raise SkippedError(f"no {row.python} on this machine that can make environments")
 
 
 def execute(*command: str, cwd: Path) -> None:
