@@ -113,5 +113,6 @@ def load_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise CatalogError(f"{path}: {type(error).__name__} while loading it: {error}") from error
     if not callable(getattr(module, "build", None)):
+        del sys.modules[name]
         raise CatalogError(f"{path}: defines no function build")
     return module

@@ -96,9 +96,10 @@ def _keys_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> 
 
 
 def _model_in(annotation: Any) -> type[pydantic.BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+    parts = getattr(annotation, "__args__", ())
+    if not parts and isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
         return annotation
-    found = (_model_in(part) for part in getattr(annotation, "__args__", ()))
+    found = (_model_in(part) for part in parts)
     return next((part for part in found if part is not None), None)
 
 

@@ -365,9 +365,7 @@ def _trials(rows: Rows, extras: Mapping[int, Mapping[str, Any]]) -> Trials:
 
 def seconds(moments: Sequence[Any]) -> Floats:
     """Datetimes of Optuna's tables, which are UTC without a time zone → seconds since 1970."""
-    stamps = np.array(
-        [np.datetime64("NaT") if moment is None else moment for moment in moments], dtype="datetime64[us]"
-    )
+    stamps = np.array(moments, dtype="datetime64[us]")
     return np.where(np.isnat(stamps), np.nan, stamps.astype(np.int64) / 1e6)
 
 

@@ -293,7 +293,6 @@ def test_other_arithmetic_has_the_same_gradient(settings: Any, tolerance: float)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # and this one, too
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_has_the_same_gradient() -> None:

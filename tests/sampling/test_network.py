@@ -65,7 +65,6 @@ def test_channels_last_reaches_images_and_convolutions() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_network_stays_compiled_for_the_next_candidate() -> None:
     network = PreparedNetwork(_Small(0), NetworkSettings(device="cpu", compile=True))
@@ -142,7 +141,6 @@ def test_without_a_mode_nothing_is_copied(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, to itself
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
 def test_a_mode_with_graphs_samples_the_same() -> None:
     settings = NetworkSettings(device="cpu", compile="reduce-overhead", channels_last=True, dtype="bf16")

@@ -107,7 +107,7 @@ def to_levels(images: Tensor) -> Tensor:
     levels = (images.detach() * 127.5 + 128).clamp(0, 255).floor()
     if not images.requires_grad:
         return levels
-    exact = 127.5 * images.clamp(-1, 1)
+    exact = 127.5 * torch.where(images.abs() <= 1, images, images.detach())
     return levels + (exact - exact.detach())  # adds zero: the levels stay what they are, bit for bit
 
 

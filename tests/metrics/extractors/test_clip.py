@@ -45,7 +45,7 @@ def test_features_are_those_of_torch_fidelity_from_the_same_archive(extractor, a
 
 
 def test_tensors_are_those_that_torch_reads_from_the_archive(archive):
-    with pytest.warns(DeprecationWarning, match="jit"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="jit"):
         expected = torch.jit.load(archive).state_dict()
     read = read_checkpoint(archive).tensors
     assert read.keys() == expected.keys()
