@@ -60,9 +60,10 @@ def test_an_unknown_name_says_what_there_is(workplace: Path) -> None:
     ],
 )
 def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workplace: Path) -> None:
-    write(workplace, "broken.py", text)
+    name = f"broken{len(text)}.py"  # a process loads a file once
+    write(workplace, name, text)
     with pytest.raises(CatalogError, match=message):
-        load_objective(ObjectiveSpec(file="broken.py"))
+        load_objective(ObjectiveSpec(file=name))
 
 
 def test_modules_beside_the_study_file_can_be_imported(workplace: Path, tmp_path: Path) -> None:
