@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def collections_look_at_a_files_own_objects() -> None:
     """What is left of the files before, mostly modules that they imported, is no garbage for this one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # of databases that those files opened for all of their tests
-        gc.collect()
+    gc.collect()
     gc.freeze()
 
 
@@ -109,25 +106,19 @@ def postgresql() -> Iterator[database_servers.Postgresql]:
         yield server
 
 
-@pytest.fixture(autouse=True)
-def connections_end_with_the_test() -> Iterator[None]:
-    """Those that Optuna keeps open: from 3.13 on Python warns of them, as psycopg does."""
+@pytest.fixture
+def postgresql_url(postgresql: database_servers.Postgresql) -> Iterator[str]:
+    """An empty database; connections that a test leaves open are closed after it."""
     opened: list[Any] = []
 
     def remember(connection: Any, _record: Any) -> None:
         opened.append(connection)
 
     sa.event.listen(sa.pool.Pool, "connect", remember)
-    yield
+    yield postgresql.new_database()
     sa.event.remove(sa.pool.Pool, "connect", remember)
     for connection in opened:
         connection.close()
-
-
-@pytest.fixture
-def postgresql_url(postgresql: database_servers.Postgresql) -> str:
-    """An empty database."""
-    return postgresql.new_database()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
