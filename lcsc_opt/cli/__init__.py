@@ -28,7 +28,6 @@ from lcsc_opt.cli import (
     front,
     landscape,
     neon,
-    profile,
     refine,
     results,
     studies,
@@ -71,7 +70,6 @@ refine.add_commands(app)
 neon.add_commands(app)
 dashboard.add_commands(app)
 doctor.add_commands(app)
-profile.add_commands(app)
 cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 

@@ -51,7 +51,6 @@ from optuna.trial import FrozenTrial, TrialState
 from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
-from lcsc_opt.base.spans import DATABASE, span
 from lcsc_opt.database import tables
 from lcsc_opt.database.connection import created_once, in_database
 from lcsc_opt.database.lease import Lease, create_table, hold
@@ -350,8 +349,7 @@ class StoredStudy:
             with in_turn(self.storage), self.storage.scoped_session.session_factory.begin() as session:
                 return change(session.connection())
 
-        with span(DATABASE):
-            return in_database(self.storage, attempt)
+        return in_database(self.storage, attempt)
 
 
 def create(storage: RDBStorage, name: str, attributes: Mapping[str, Any], trials: Sequence[FrozenTrial] = ()) -> None:

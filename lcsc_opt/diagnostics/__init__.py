@@ -1,1 +1,1 @@
-"""What is wrong with a database, and where the time of a trial goes."""
+"""What is wrong with a database, and what of it can be deleted."""

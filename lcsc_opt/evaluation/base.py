@@ -15,7 +15,6 @@ import numpy as np
 from lcsc_opt.base.errors import LcscError, NotFiniteError, ObjectiveError
 from lcsc_opt.base.memory import free_memory
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
-from lcsc_opt.base.spans import EVALUATE, span
 from lcsc_opt.base.study_file import FailureSpec
 from lcsc_opt.objective.contract import Objective
 
@@ -148,8 +147,7 @@ def evaluate_safely(objective: Objective, candidate: Candidate, *, gradient: boo
             return found
         return dataclasses.replace(found, cost=dataclasses.replace(found.cost, seconds=time.perf_counter() - start))
 
-    with span(EVALUATE):
-        return checked(attempt(evaluate), candidate, gradient=gradient)
+    return checked(attempt(evaluate), candidate, gradient=gradient)
 
 
 class InProcessEvaluator:

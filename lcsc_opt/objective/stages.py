@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Cost
-from lcsc_opt.base.spans import span
 from lcsc_opt.metrics.parts import FeaturePart
 
 FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
@@ -63,8 +62,7 @@ class Stopwatch:
     def timing(self, part: str) -> Iterator[None]:
         """Count the time while this is open for that part."""
         start = time.perf_counter()
-        with span(part):
-            yield
+        yield
         self._seconds[part] += time.perf_counter() - start
 
     def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:

@@ -116,7 +116,7 @@ def _time(experiment: Experiment, plan: StudyPlan, *, accept_code: bool) -> _Tim
     spec = plan.spec.objective
     slow = plan.ray is not None or any(spec.settings.get(name) for name in SLOW_FIRST)
     if slow or not checks_settings(spec, beside=plan.directory):
-        return _Timed(None, 0, "not measured here; lcsc profile does that")
+        return _Timed(None, 0, "not measured here")
     try:
         with nothing_long():
             objective = experiment.objective

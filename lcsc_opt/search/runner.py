@@ -27,7 +27,6 @@ from optuna.trial import FrozenTrial
 from lcsc_opt.base.errors import OptimizerError, ReplayError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
-from lcsc_opt.base.spans import ASK, TELL, span
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
 from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import TOLD_FAILED, StoredStudy, TrialKey, candidate_attributes
@@ -184,7 +183,7 @@ class Search:
         return len(self._in_flight) >= self._most_in_flight
 
     def _ask(self, number: int) -> _Asked:
-        with span(ASK), blas_threads(1):
+        with blas_threads(1):
             parameter = self._optimizer.ask()
         candidate = candidate_of(parameter)
         if number >= len(self._stored):
@@ -247,7 +246,7 @@ class Search:
         pycma knows its mirrored samples by their bits, and Nevergrad tells them rounded differently. The warning about
         it is nothing that a user could act on; such a sample is then one like any other.
         """
-        with span(TELL), blas_threads(1), warnings.catch_warnings():
+        with blas_threads(1), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "orphanated injected solution")
             self._optimizer.tell(parameter, loss)
 
