@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+from lcsc_opt.evaluation import devices
+from tests import conftest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(
@@ -131,3 +135,11 @@ def test_every_file_of_ours_that_the_documents_name_exists():
     files = written(rf"(?<![\w/.-])(?:{folders})/[\w/-]*(?:\.\w+)*", suffix=".md")
     assert len(files) > 50
     assert {file: path for file, path in files.items() if file not in MADE and not (ROOT / file).exists()} == {}
+
+
+@pytest.mark.parametrize(("cores", "gigabytes", "processes"), [(1, 24, 1), (4, 24, 4), (64, 9, 4), (2, 1, 1)])
+def test_as_many_test_processes_as_cores_and_memory_allow(monkeypatch, cores, gigabytes, processes):
+    memory = psutil.virtual_memory()._replace(available=gigabytes * 2**30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(devices, "cores", lambda: cores)
+    assert conftest.pytest_xdist_auto_num_workers() == processes
