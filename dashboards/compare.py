@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import dash
@@ -19,16 +19,16 @@ from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.server import shared_reader
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.front import front_figure
-from lcsc_opt.views.figures.look import CONFIG, empty_figure, style
-from lcsc_opt.views.front import NOTE, Front, front_of, front_table
+from lcsc_opt.views.figures.look import empty_figure, style
+from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
 from lcsc_opt.views.judges import comparison_table
 from lcsc_opt.views.progress import progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
 from lcsc_opt.views.sweep import Point, points_of, varied_keys
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
-CONTROLS = ("experiment", "axis", "scale", "target")
+CONTROLS = ("experiment", "axis", "scale", "target", "across", "up")
+ONE_METRIC = "No two held-out metrics to compare: see held_out_metrics in docs/studies.md"
 SCALES = {"x": "logarithmic cost", "y": "logarithmic loss"}
 COLUMN = {
     **{"sortable": True, "resizable": True, "filter": True, "floatingFilter": True, "minWidth": 110, "flex": 1},
@@ -53,7 +53,9 @@ def build(storage: RDBStorage) -> dash.Dash:
         Output("ranking", "columnDefs"),
         Output("ranking", "rowData"),
         Output("judges", "children"),
-        Output("front", "children"),
+        parts.drawn(app, "trade-off"),
+        Output("across", "options"),
+        Output("up", "options"),
         Output("sweep", "children"),
         Output("studies", "children"),
         Output("tick", "interval"),
@@ -64,18 +66,29 @@ def build(storage: RDBStorage) -> dash.Dash:
         State("seen", "data"),
     )
     def draw(
-        _: int, theme: Any, experiment: str | None, axis: str, scale: Sequence[str], target: float | None, seen: str
+        _: int,
+        theme: Any,
+        experiment: str | None,
+        axis: str,
+        scale: Sequence[str],
+        target: float | None,
+        across: str | None,
+        up: str | None,
+        seen: str,
     ) -> tuple[Any, ...]:
         if not experiment:
-            return "", NOTHING, empty_figure(NOTHING, theme), [], [], "", "", "", "", parts.RUNNING_MS, ""
-        studies = reader.read(experiment)
+            blank = empty_figure(NOTHING, theme)
+            return "", NOTHING, blank, [], [], "", blank, [], [], "", "", parts.RUNNING_MS, ""
+        studies, traded = reader.read(experiment), siblings(reader, experiment)
         sweep = _sweep(points_of(reader, experiment), experiment)
-        front = front_of(reader, experiment)
-        now = parts.signature(studies, theme, axis, scale, target, front, str(sweep))
+        now = parts.signature([*studies, *traded], theme, axis, scale, target, across, up)
         if now == seen:
-            return (*[no_update] * 9, parts.rhythm(studies), no_update)
+            return (*[no_update] * 11, parts.rhythm(studies), no_update)
         shown = _shown(studies, theme, axis, scale, target, columns=set(ctx.triggered_prop_ids.values()) != {"tick"})
-        below = (_judges(studies), _front(front, theme), sweep, _studies(studies))
+        metrics = metrics_of(traded)
+        chosen = (name if name in metrics else None for name in (across, up))
+        drawn = trade_off_figure(traded, *chosen, theme=theme) or empty_figure(ONE_METRIC, theme)
+        below = (_judges(studies), drawn, metrics, metrics, sweep, _studies(studies))
         return ("", *shown, *below, parts.rhythm(studies), now)
 
     _offer_csv(app)
@@ -89,7 +102,7 @@ def _chosen(reader: HistoryReader, asked: Mapping[str, str]) -> tuple[Any, ...]:
     studies = reader.read(experiment) if experiment in known else ()
     axis = asked["axis"] if asked.get("axis") in AXES else default_axis(studies)
     scale = [name for name in asked.get("scale", "y").split(",") if name in SCALES]
-    return experiment, axis, scale, _number(asked.get("target"))
+    return experiment, axis, scale, _number(asked.get("target")), asked.get("across") or None, asked.get("up") or None
 
 
 def _shown(
@@ -164,7 +177,15 @@ def _layout() -> html.Main:
             className="note",
         ),
         html.Div(id="judges"),
-        html.Div(id="front"),
+        html.H2("Trade-off"),
+        html.Div(
+            [
+                parts.field("Held-out metric across", dcc.Dropdown(id="across", placeholder="precision")),
+                parts.field("Held-out metric upwards", dcc.Dropdown(id="up", placeholder="fid")),
+            ],
+            className="controls",
+        ),
+        parts.graph("trade-off", label="One held-out metric of the answers against another"),
         html.Div(id="sweep"),
         parts.section("Studies", html.Div(id="studies")),
     )
@@ -222,18 +243,6 @@ def _judges(studies: Sequence[StudyHistory]) -> Any:
     """The held-out loss of each optimizer beside its judges."""
     found = comparison_table(studies)
     return "" if found is None else parts.section("Judges, held out", parts.table(*found))
-
-
-def _front(front: Front | None, theme: Any) -> Any:
-    """FID and precision at the weights of a front, each with a link to its study."""
-    if front is None:
-        return ""
-    header, rows = front_table(front)
-    linked = [[html.A(study, href=parts.study_address(study)), *row] for study, *row in rows]
-    drawn: Any = dcc.Graph(figure=front_figure(front, theme=theme), config=cast("Any", CONFIG))
-    shown = html.Div(drawn, role="figure", **parts.labelled("FID and recall against precision"))
-    table, note = parts.table(header, linked, text=2), html.P(NOTE, className="note")
-    return parts.section("Front", html.P(front.headline or ""), shown, table, note)
 
 
 def _sweep(points: Sequence[Point], experiment: str) -> Any:

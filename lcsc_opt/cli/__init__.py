@@ -25,7 +25,6 @@ from lcsc_opt.cli import (
     dashboard,
     doctor,
     exports,
-    front,
     landscape,
     neon,
     refine,
@@ -64,7 +63,6 @@ train.add_commands(app)
 studies.add_commands(app)
 results.add_commands(app)
 exports.add_commands(app)
-front.add_commands(app)
 landscape.add_commands(app)
 refine.add_commands(app)
 neon.add_commands(app)

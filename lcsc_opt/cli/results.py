@@ -32,13 +32,14 @@ def add_commands(app: typer.Typer) -> None:
 def compare(
     experiment: Annotated[str, typer.Argument(help="The name of a study file, such as digits.")],
     plot: Annotated[
-        Path | None, typer.Option(help="Also draw the curves: a file ending in .png, .svg, .pdf, .html or .json.")
+        Path | None,
+        typer.Option(help="Also draw the curves, or the trade-off of a sweep: .png, .svg, .pdf, .html, .json."),
     ] = None,
     axis: Annotated[
         str | None,
         typer.Option(
-            help="What the curves are drawn against: evaluations, images, model_calls or seconds; by default images, "
-            "where there are any."
+            help="What the curves are drawn against: evaluations, images, model_calls or seconds; or two held-out "
+            "metrics, as precision:fid, for their trade-off."
         ),
     ] = None,
     storage: Storage = None,
@@ -46,7 +47,7 @@ def compare(
 ) -> None:
     """Compare the optimizers of an experiment, or of a whole sweep.
 
-    Prints a table over seeds; --plot draws the curves of an experiment.
+    Prints a table over seeds; --plot draws the curves of an experiment, or the trade-off of a sweep.
     """
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds
@@ -54,11 +55,10 @@ def compare(
 
     reader = HistoryReader(to_read(storage))
     if is_sweep(reader, experiment):
+        points = points_of(reader, experiment)
+        _compare_sweep(experiment, points, output)
         if plot is not None:
-            raise typer.BadParameter(
-                f"--plot: {experiment} is a sweep; name one of its points, as lcsc list shows them"
-            )
-        _compare_sweep(experiment, points_of(reader, experiment), output)
+            _draw([study for point in points for study in point.studies], axis or ":", plot)
         return
     studies = reader.read(experiment)
     if output is Format.json:
@@ -154,11 +154,20 @@ def _judges_shown(header: Sequence[str], rows: Sequence[Sequence[str]], count: i
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
     from lcsc_opt.views.curves import AXES, comparison
     from lcsc_opt.views.figures.comparison import comparison_figure
+    from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figure
 
-    if axis is not None and axis not in AXES:
-        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, got {axis!r}")
-    write_figure(comparison_figure(comparison(studies, axis)), path)
+    if axis is not None and ":" in axis:
+        x, _, y = axis.partition(":")
+        figure = trade_off_figure(studies, x or None, y or None)
+        if figure is None:
+            say("nothing drawn: no two metrics were measured on held-out noise; see held_out_metrics")
+            return
+    elif axis is not None and axis not in AXES:
+        raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
+    else:
+        figure = comparison_figure(comparison(studies, axis))
+    write_figure(figure, path)
     say(f"drawn: {path}")
 
 

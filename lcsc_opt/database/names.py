@@ -14,9 +14,6 @@ from lcsc_opt.coefficients.plane import LANDSCAPE
 BASELINES = {"EMAGrid": "EMA*", "PowerEMAGrid": "power-EMA*"}
 """Grid → the name of its best point, as in the paper's tables."""
 
-TERMS = ("near", "hinge")
-"""Metrics of single images; a front varies their weight in the loss."""
-
 
 def split_name(study: str) -> tuple[str, str, int]:
     """``digits/LCSC/0`` → experiment, optimizer, seed.

@@ -143,12 +143,6 @@ class HistoryReader:
             found[name][place[key]] = value
         return found
 
-    def selections(self, study: StudyHistory, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Number → ``loss``, ``metrics`` and ``images`` on selection noise, where they were measured."""
-        number = dict(zip(trial_ids(study, numbers), numbers, strict=True))
-        found = {number[key]: parse(text, {}) for key, _, text in self._attributes(list(number), ["selection"])}
-        return dict(sorted(found.items()))
-
     def artifacts(self, study: StudyHistory, number: int) -> list[dict[str, Any]]:
         """``artifact_id``, ``filename``, ``mimetype`` of each file that is stored beside a trial, by filename."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy, TrialKey
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.views.artifacts import EMA_IMAGES, artifact_directory, own_images
-from lcsc_opt.views.front import at_weight_zero
 
 if TYPE_CHECKING:  # imports torch, which listing studies does not need
     from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -54,7 +52,6 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
         raise StudyStoreError(f"{study.name}: no complete trial to draw")
     ema = best_ema(known)
     _save_into_optuna_dashboard(storage, own, ema)
-    ema = ema or best_ema(_without_weight(reader, split_name(study.name)[0]))
     before = None if ema is None or ema.study == own.study else reader.answer(ema)
     if before is None or objective.sampler is None:
         return []
@@ -63,12 +60,6 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
     if not isinstance(objective, MergeSampleScore):
         return []
     return _attach(storage, study, own.chosen, _sheets(objective, before, found, own.optimizer))
-
-
-def _without_weight(reader: HistoryReader, experiment: str) -> Sequence[StudyHistory]:
-    """The studies at weight zero of the front that an experiment belongs to, where EMA's rates are measured."""
-    wanted = at_weight_zero(experiment)
-    return reader.read(wanted) if wanted in reader.experiments() else []
 
 
 def _save_into_optuna_dashboard(storage: RDBStorage, own: StudyHistory, ema: StudyHistory | None) -> None:

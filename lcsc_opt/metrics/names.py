@@ -87,8 +87,8 @@ def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
     """One metric with the weight 1, or the metrics of a weighted sum.
 
     Raises:
-        MetricError: for an unknown or repeated metric, one of held-out images, a weight that is not positive, or none
-            at all.
+        MetricError: for an unknown or repeated metric, one of held-out images, a weight below zero, or none above
+            it.
     """
     parsed: dict[MetricName, float] = {}
     for text, weight in ({loss: 1.0} if isinstance(loss, str) else loss).items():
@@ -98,13 +98,14 @@ def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
         if name in parsed:
             raise MetricError(f"loss: {name} is there twice")
         parsed[name] = _weight(text, weight)
+    parsed = {name: weight for name, weight in parsed.items() if weight}  # a sweep may begin at zero
     if not parsed:
         raise MetricError("loss: names no metric; the usual one is fid")
     return parsed
 
 
 def _weight(name: str, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise MetricError(
             f"loss: the weight of {name} is {weight!r}, expected a positive number; "
             f"{', '.join(sorted(HIGHER_IS_BETTER))} are subtracted by themselves, since higher is better"

@@ -23,13 +23,12 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
 from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.front import front_figure
 from lcsc_opt.views.figures.landscape import landscape_figure
 from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
+from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
 from lcsc_opt.views.figures.writing import write_file
-from lcsc_opt.views.front import NOTE, front_of, front_table
 from lcsc_opt.views.judges import comparison_table, judge_table
 from lcsc_opt.views.landscape import LandscapeReader
 from lcsc_opt.views.patterns import distances_of
@@ -75,6 +74,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
     first = default_axis(studies)
     answered = sum(study.chosen is not None for study in studies) > 1
     landscapes = LandscapeReader(reader)
+    traded = trade_off_figure(siblings(reader, experiment))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
     return environment.get_template("report.html.jinja").render(
@@ -90,8 +90,7 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
             for axis in sorted(AXES, key=lambda axis: axis != first)
         ],
         summaries=_summaries(studies),
-        front=_front(reader, experiment),
-        front_note=NOTE,
+        trade_off=None if traded is None else _figure(traded),
         distances=_figure(distances_figure(distances_of(reader, studies))) if answered else None,
         landscapes=[(name, _figure(landscape_figure(landscapes.read(name)))) for name in landscapes.names(experiment)],
         images=_images(reader, _by_rank(studies, ranked), artifacts),
@@ -127,16 +126,6 @@ def _summaries(studies: Sequence[StudyHistory]) -> Table:
         for study in studies
     ]
     return header, rows, None
-
-
-def _front(reader: HistoryReader, experiment: str) -> dict[str, Any] | None:
-    """The front that the experiment belongs to: its figure and its table."""
-    front = front_of(reader, experiment)
-    if front is None:
-        return None
-    header, rows = front_table(front)
-    table: Table = header, [[*row] for row in rows], None
-    return {"headline": front.headline, "figure": _figure(front_figure(front)), "table": table}
 
 
 def _images(

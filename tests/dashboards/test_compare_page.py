@@ -12,7 +12,6 @@ import pytest
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.views.dashboard import parts
 from tests.dashboard_site import Site, add_result, write_study, written
-from tests.front_examples import write_front, write_point
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
 SHOWN = {"experiment": "digits", "axis": "evaluations", "scale": ["y"], "theme": "light"}
@@ -242,16 +241,11 @@ def test_a_spreadsheet_calculates_nothing_from_a_name() -> None:
     assert as_csv([]) == "\r\n"
 
 
-def test_the_front_that_an_experiment_belongs_to_is_shown_and_links_its_studies(site: Site, url: str) -> None:
-    assert draw(site)["front"]["children"] == ""
-    write_front(written(url))
-    first = draw(site)
-    shown = json.dumps(first["front"]["children"])
-    assert "at EMA*'s precision, 0.620" in shown
-    assert "/lcsc/study?study=digits%2Cnear%3D6%2FLCSC%2F0" in shown
-    assert shown.count('"Graph"') == 1
-    assert draw(site, experiment="digits,near=6")["front"] == first["front"]
-    seen = first["seen"]["data"]
-    assert draw(site, seen=seen).get("front", {}).get("children") is None
-    write_point(written(url), "digits,near=20/LCSC/0", fid=9.0, precision=0.7)
-    assert "near=20" in json.dumps(draw(site, seen=seen)["front"]["children"])
+def test_the_trade_off_is_of_the_metrics_that_were_chosen(site: Site, url: str) -> None:
+    assert "No two held-out metrics" in json.dumps(draw(site)["trade-off-new"]["data"])
+    report = {"trial": 0, "loss": 3.0, "metrics": {"fid": 3.0, "precision": 0.5, "recall": 0.25}}
+    write_study(url, "digits/LCSC/0", []).set_attribute("held_out", report)
+    shown = draw(site, across="recall", up="nothing")
+    assert shown["trade-off-new"]["data"]["layout"]["xaxis"]["title"]["text"] == "held-out recall"
+    assert shown["trade-off-new"]["data"]["layout"]["yaxis"]["title"]["text"] == "held-out fid"
+    assert shown["across"]["options"] == ["precision", "recall", "fid", "loss"]

@@ -45,6 +45,7 @@ def test_unknown_names_are_refused_with_a_near_miss(name, message):
 def test_a_loss_is_one_metric_or_a_weighted_sum():
     assert parse_loss("kid@clip") == {MetricName("kid", "clip"): 1.0}
     assert parse_loss({"fid": 1, "kid": 100.0}) == {MetricName("fid"): 1.0, MetricName("kid"): 100.0}
+    assert parse_loss({"fid": 1, "near": 0}) == {MetricName("fid"): 1.0}, "a sweep over a weight may begin at zero"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import TrialKey
 from lcsc_opt.views.artifacts import artifact_directory
 from lcsc_opt.views.report import write_report
-from tests.front_examples import write_front
 from tests.study_examples import write_study
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
@@ -178,16 +177,9 @@ def test_a_study_without_results_is_reported_too(storage: RDBStorage, tmp_path: 
     assert "No result yet." in " ".join(page.texts)
 
 
-def test_a_report_has_the_front_that_its_experiment_belongs_to(storage: RDBStorage, tmp_path: Path) -> None:
-    write_front(storage)
-    for name in ("digits", "digits,near=6"):
-        page = Page(write_report(storage, name, tmp_path / f"{name}.html").read_text())
-        assert "Front" in page.texts
-        assert any(text.startswith("at EMA*'s precision") for text in page.texts)
-        assert "digits,near=12/LCSC/0" in page.texts
-        titles = [figure["layout"].get("yaxis2", {}).get("title", {}).get("text") for figure in page.figures()]
-        assert titles.count("recall") == 1
-
-
-def test_a_report_of_an_experiment_without_a_front_shows_none(experiment: RDBStorage, tmp_path: Path) -> None:
-    assert "Front" not in Page(write_report(experiment, "digits", tmp_path / "report.html").read_text()).texts
+def test_a_report_has_the_trade_off_of_two_metrics(storage: RDBStorage, tmp_path: Path) -> None:
+    write_study(storage, "digits/LCSC/0", [4.0], held_out={"trial": 0, "loss": 4.0, "metrics": {"precision": 0.5}})
+    page = Page(write_report(storage, "digits", tmp_path / "report.html").read_text())
+    assert "Trade-off" in page.texts
+    titles = [figure["layout"].get("xaxis", {}).get("title", {}).get("text") for figure in page.figures()]
+    assert titles.count("held-out precision") == 1

@@ -1,0 +1,90 @@
+"""The trade-off figure: two held-out metrics of the answers of an experiment, or of all points of its sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import plotly.graph_objects as go
+
+from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.database.history import StudyHistory
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.figures.look import Theme, figure, inert, style
+
+FIRST = ("precision", "recall")  # what a lower FID may cost
+LOSSES = ("fid", "loss")
+
+
+def siblings(reader: HistoryReader, name: str) -> tuple[StudyHistory, ...]:
+    """The studies of an experiment; for a sweep or one of its points, those of all points."""
+    sweep = split_point(name)[0]
+    points = [other for other in reader.experiments() if split_point(other)[0] == sweep]
+    return tuple(study for point in (points if len(points) > 1 else [name]) for study in reader.read(point))
+
+
+def metrics_of(studies: Iterable[StudyHistory]) -> list[str]:
+    """The names of all held-out metrics, precision and recall first, the loss last."""
+    known = dict.fromkeys(name for study in studies for name in _values(study))
+    return sorted(known, key=lambda name: (_place(name, FIRST), name == "loss"))
+
+
+def trade_off_figure(
+    studies: Sequence[StudyHistory], x: str | None = None, y: str | None = None, *, theme: Theme = "light"
+) -> go.Figure | None:
+    """A mark for each answer, on noise that no search saw; those of one optimizer and seed over a sweep are joined.
+
+    Args:
+        studies: of an experiment, or of several points of a sweep, in the order of the points.
+        x: name of a held-out metric, or ``loss``; without it precision, or the first that is measured.
+        y: the same; without it FID, else the loss.
+        theme: of the page.
+
+    Returns:
+        ``None`` without two metrics to choose from.
+
+    Raises:
+        FigureError: no answer has this metric.
+    """
+    known = metrics_of(studies)
+    for name in (x, y):
+        if name is not None and name not in known:
+            raise FigureError(f"{name}: no answer has this held-out metric; there are {', '.join(known) or 'none'}")
+    y = y or min(known, key=lambda name: (name == x, _place(name, LOSSES)), default=None)
+    x = x or next((name for name in known if name != y), None)
+    if x is None or y is None:
+        return None
+    curves: dict[tuple[str, int], list[StudyHistory]] = {}
+    for study in studies:
+        if {x, y} <= _values(study).keys():
+            curves.setdefault((study.optimizer, study.seed), []).append(study)
+    made = figure(theme, name=f"trade-off/{studies[0].experiment}/{x}/{y}", height=460)
+    for (optimizer, seed), group in curves.items():
+        drawn, values = style(optimizer), [_values(study) for study in group]
+        made.add_scatter(
+            x=[value[x] for value in values],
+            y=[value[y] for value in values],
+            mode="lines+markers+text" if len(group) > 1 else "markers",
+            name=inert(f"{group[0].label}/{seed}"),
+            text=[inert(", ".join(split_point(study.experiment)[1].values())) for study in group],
+            textposition="top center",
+            cliponaxis=False,
+            line={"color": drawn.colour, "dash": drawn.dash, "width": 1.5},
+            marker={"symbol": drawn.marker, "size": 9, "color": drawn.colour},
+            customdata=[inert(f"{study.study}, trial {study.chosen}") for study in group],
+            hovertemplate="%{customdata}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
+        )
+    made.update_xaxes(title_text=f"held-out {inert(x)}", tickformat="~g")
+    return made.update_yaxes(title_text=f"held-out {inert(y)}", tickformat="~g")
+
+
+def _values(study: StudyHistory) -> dict[str, float]:
+    """Name → value of everything that was measured of the answer on held-out noise."""
+    if study.held_out is None or study.held_out.loss is None:
+        return {}
+    return {"loss": study.held_out.loss, **study.held_out.metrics}
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    formula = name.partition("@")[0]
+    return order.index(formula) if formula in order else len(order)

@@ -1,0 +1,53 @@
+"""The trade-off figure: one held-out metric of the answers against another."""
+
+from __future__ import annotations
+
+import pytest
+
+from lcsc_opt.base.errors import FigureError
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
+from tests.study_examples import write_study
+
+
+@pytest.fixture
+def reader(url: str) -> HistoryReader:
+    storage = open_storage(url, write=True)
+    for name, fid, precision in (
+        *[
+            ("digits,near=0/LCSC/0", 3.8, 0.5),
+            ("digits,near=6/LCSC/0", 5.6, 0.6),
+            ("digits,near=0/EMAGrid/0", 28.0, 0.62),
+        ],
+        ("digits,near=6/CMA/0", 4.0, None),
+    ):
+        metrics = {"fid@clip": fid, **({} if precision is None else {"precision@clip": precision})}
+        write_study(storage, name, [fid], held_out={"trial": 0, "loss": fid, "metrics": metrics})
+    write_study(storage, "other/LCSC/0", [1.0])
+    return HistoryReader(storage)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits,near=6"])
+def test_answers_of_all_points_of_a_sweep_are_joined_by_optimizer(reader: HistoryReader, name: str) -> None:
+    made = trade_off_figure(siblings(reader, name))
+    assert made is not None
+    shown = {trace.name: (list(trace.x), list(trace.y), list(trace.text)) for trace in made.data}
+    assert shown == {"LCSC/0": ([0.5, 0.6], [3.8, 5.6], ["0", "6"]), "EMA*/0": ([0.62], [28.0], ["0"])}
+    assert made.data[0].customdata[1] == "digits,near=6/LCSC/0, trial 0"
+    assert made.layout.xaxis.title.text == "held-out precision@clip"
+
+
+def test_any_two_metrics_can_be_chosen(reader: HistoryReader) -> None:
+    studies = siblings(reader, "digits")
+    assert metrics_of(studies) == ["precision@clip", "fid@clip", "loss"]
+    made = trade_off_figure(studies, "loss", "precision@clip")
+    assert made is not None
+    assert list(made.data[0].x) == [3.8, 5.6]
+    with pytest.raises(FigureError, match="recall: no answer has this held-out metric; there are precision@clip"):
+        trade_off_figure(studies, "recall")
+
+
+def test_without_two_metrics_there_is_no_figure(reader: HistoryReader) -> None:
+    assert trade_off_figure(siblings(reader, "other")) is None
+    assert trade_off_figure(()) is None
