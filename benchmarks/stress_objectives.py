@@ -232,7 +232,7 @@ def _study_of_trajectory(place: Path) -> tuple[Path, str, Callable[..., str]]:
 
 
 def _names(answer: tuple[str, Any], what: str) -> bool:
-    return answer[0] == "StudyMismatchError" and what in str(answer[1])
+    return answer[0] == "StudyStoreError" and what in str(answer[1])
 
 
 def environment_changed(folder: Path) -> Row:

@@ -31,7 +31,7 @@ from torch import Tensor
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.base.progress import notice, takes_long
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.metrics import View
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
@@ -143,7 +143,6 @@ def trained(checked: Settings, cache: Path) -> Path:
     path = place(checked, cache)
     if _is_whole(path):
         return path
-    takes_long(f"training by {checked.recipe}")
     folder = None
     if checked.teacher is not None:
         folder = beside(trained(_alone(checked.teacher, checked.dataset), cache), ".model")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import lcsc_opt
-from lcsc_opt.base.errors import CoefficientsError, ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from tests.model_studies import write_model_study
 from tests.processes import script_process
 
@@ -69,7 +69,7 @@ def test_a_whole_search(workplace: Path, capsys: pytest.CaptureFixture[str]) -> 
     last = np.eye(len(study.steps))[-1]
     checkpoint = study.objective.trajectory.checkpoint(-1)  # type: ignore[attr-defined]
     assert all(torch.equal(tensor, checkpoint[name]) for name, tensor in study.merge(last).items())
-    with pytest.raises(CoefficientsError):
+    with pytest.raises(StudySpecError):
         study.merge(last * 2)
     rows = lcsc_opt.compare(study.name.split("/")[0])
     assert [row["study"] for row in rows] == [study.name for study in found]

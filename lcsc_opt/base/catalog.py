@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from lcsc_opt.base.errors import CatalogError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import near_miss
 
 Kind = Literal["objectives", "studies", "dashboards"]
@@ -47,7 +47,7 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
         beside: the folder of the study file that asks.
 
     Raises:
-        CatalogError: it is not found; the message says where it was looked for and which names are known.
+        StudySpecError: it is not found; the message says where it was looked for and which names are known.
     """
     wanted = Path(name).expanduser()
     for path in _places(kind, wanted, beside):
@@ -55,7 +55,7 @@ def find(kind: Kind, name: str, *, beside: Path | None = None) -> Path:
             return path.resolve()
     known = list(entries(kind, beside=beside))
     where = ", ".join(str(folder) for folder in _folders(kind, beside))
-    raise CatalogError(
+    raise StudySpecError(
         f"{name}: no such file in {kind}{near_miss(wanted.stem, known)}; looked in {where}; "
         f"known names: {', '.join(known) or 'none'}"
     )
@@ -96,7 +96,7 @@ def load_file(path: Path) -> ModuleType:
     """Run a catalog file as a module of its own.
 
     Raises:
-        CatalogError: the file raises an error, or defines no ``build``.
+        StudySpecError: the file raises an error, or defines no ``build``.
     """
     original = _originals.get(path, path)
     name = f"_lcsc_{path.stem}_{hashlib.sha256(str(original).encode()).hexdigest()[:8]}"
@@ -104,15 +104,15 @@ def load_file(path: Path) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise CatalogError(f"{path}: cannot be loaded as Python")
+        raise StudySpecError(f"{path}: cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise CatalogError(f"{path}: {type(error).__name__} while loading it: {error}") from error
+        raise StudySpecError(f"{path}: {type(error).__name__} while loading it: {error}") from error
     if not callable(getattr(module, "build", None)):
         del sys.modules[name]
-        raise CatalogError(f"{path}: defines no function build")
+        raise StudySpecError(f"{path}: defines no function build")
     return module

@@ -23,8 +23,6 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from lcsc_opt.base.errors import TakesLongError
-
 LINE_SECONDS = 10.0  # how often a log that is not a terminal gets a line
 
 
@@ -64,7 +62,6 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance
     On a terminal this is a bar, elsewhere (CI, SLURM) a line about every ten seconds. While one loop is shown, loops
     that begin inside it or in other threads show nothing.
     """
-    takes_long(description)
     if not _showing.acquire(blocking=False):
         yield _show_nothing
         return
@@ -76,28 +73,6 @@ def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance
 
 
 _showing = threading.Lock()
-_nothing_long = False
-
-
-@contextlib.contextmanager
-def nothing_long() -> Iterator[None]:
-    """While this is open, what takes long is refused: all that calls :func:`progress` or :func:`takes_long`."""
-    global _nothing_long
-    _nothing_long = True
-    try:
-        yield
-    finally:
-        _nothing_long = False
-
-
-def takes_long(description: str) -> None:
-    """Call this before anything is written for what takes long.
-
-    Raises:
-        TakesLongError: nothing that takes long may begin.
-    """
-    if _nothing_long:
-        raise TakesLongError(description)
 
 
 def _show_nothing(steps: int = 1, *, note: str | None = None) -> None:

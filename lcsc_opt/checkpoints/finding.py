@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_hidden
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import TORCH_SUFFIXES, checkpoint_series
@@ -41,9 +41,9 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
-        CheckpointError: a path that does not exist, or a link to nothing.
-        TrajectoryError: nothing found, an invalid glob, a packed trajectory, or checkpoints of several series in one
-            folder or glob (running averages of several rates, or averages beside raw weights).
+        TrajectoryError: a path that does not exist, a link to nothing, nothing found, an invalid glob, a packed
+            trajectory, or checkpoints of several series in one folder or glob (running averages of several rates, or
+            averages beside raw weights).
     """
     patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
     paths = _without_states([Path(pattern).expanduser() for pattern in patterns])
@@ -54,7 +54,7 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
             f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers and schedulers are none."
         )
     if gone := [path for path in found if not path.exists()]:
-        raise CheckpointError(f"{gone[0]} is a link to a file that is not there: mend it, or remove it.")
+        raise TrajectoryError(f"{gone[0]} is a link to a file that is not there: mend it, or remove it.")
     return list(dict.fromkeys(found))
 
 
@@ -72,7 +72,7 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
     if pattern.exists():
         return [pattern]
     if not re.search(r"[*?\[]", str(pattern)):
-        raise CheckpointError(f"{pattern} does not exist: check the path.")
+        raise TrajectoryError(f"{pattern} does not exist: check the path.")
     matches = _matches(pattern)
     folders = [path for path in matches if not path.is_file() and not is_packed(path) and _is_checkpoint(path, key)]
     return _of_one_series(str(pattern), [*folders, *_files(matches)])
@@ -102,7 +102,7 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
     try:
         entries = list(folder.iterdir())
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror}.") from error
+        raise TrajectoryError(f"{folder} cannot be read: {error.strerror}.") from error
     numbered = [path for path in entries if not path.is_file() and CHECKPOINT_FOLDER.fullmatch(path.name)]
     numbered = [path for path in numbered if _is_checkpoint(path, key)]
     if numbered:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints import read_metadata
 from lcsc_opt.checkpoints.contents import Refused
 from lcsc_opt.checkpoints.folders import find_weights
@@ -228,7 +228,7 @@ def read_alphas(path: str | Path, *, key: str | None = None) -> LoraAlphas | Non
         key: which weights of the folder, as in :func:`read_checkpoint`.
 
     Raises:
-        CheckpointError: the configuration cannot be read, or is not one of a LoRA.
+        TrajectoryError: the configuration cannot be read, or is not one of a LoRA.
     """
     file = _weights_file(Path(path), key)
     if text := read_metadata(file).get(ADAPTER_METADATA):
@@ -254,16 +254,16 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        raise TrajectoryError(f"{path} cannot be read: {error}.") from error
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the configuration of its LoRA is not JSON: save it again.") from error
+        raise TrajectoryError(f"{path}: the configuration of its LoRA is not JSON: save it again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: the configuration of its LoRA is not a JSON object: save it again.")
+        raise TrajectoryError(f"{path}: the configuration of its LoRA is not a JSON object: save it again.")
     return content
 
 
@@ -281,7 +281,7 @@ def _by_component(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _scale_entries(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     entries = scale_entries(config)
     if entries is None:
-        raise CheckpointError(f"{path} tells no number lora_alpha: it is not the configuration of a LoRA.")
+        raise TrajectoryError(f"{path} tells no number lora_alpha: it is not the configuration of a LoRA.")
     return entries
 
 
@@ -329,6 +329,6 @@ def alphas_metadata(names: Iterable[str], source: Path, key: str) -> dict[str, s
         return {}
     try:
         alphas = read_alphas(source, key=key)
-    except CheckpointError:
+    except TrajectoryError:
         return {}  # the error comes when the alphas are needed
     return {} if alphas is None else {PACKED_ALPHAS: json.dumps(alphas.configs)}

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.contents import MappedTensors, Record, Refused, TensorRef, is_tensor, kind, shown
 from lcsc_opt.checkpoints.folders import find_weights, is_index, read_index
@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
             weights; where there was a choice, a notice says what was taken.
 
     Raises:
-        CheckpointError: not there, truncated, not weights, would run code, or ``key`` is not in it.
+        TrajectoryError: not there, truncated, not weights, would run code, or ``key`` is not in it.
     """
     path = Path(path)
     try:
@@ -75,7 +75,7 @@ def read_metadata(path: str | Path) -> Mapping[str, str]:
     """The texts of a safetensors header, without the weights; empty for other formats.
 
     Raises:
-        CheckpointError: as :func:`read_checkpoint`.
+        TrajectoryError: as :func:`read_checkpoint`.
     """
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
@@ -98,7 +98,7 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
         ``class_name`` (such as ``"EDMPrecond"``), ``init_args`` (a list) and ``init_kwargs`` (a dict).
 
     Raises:
-        CheckpointError: as :func:`read_checkpoint`; or an argument is not plain data.
+        TrajectoryError: as :func:`read_checkpoint`; or an argument is not plain data.
     """
     path = Path(path)
     try:
@@ -119,7 +119,7 @@ def checkpoint_step(path: str | Path, metadata: Mapping[str, str] | None = None)
     (``model012345.pt``); else N of a folder ``checkpoint-N`` around it.
 
     Raises:
-        CheckpointError: there is no number in any of these places, or the file cannot be read.
+        TrajectoryError: there is no number in any of these places, or the file cannot be read.
     """
     path = Path(path)
     for name in STEP_NAMES:
@@ -132,7 +132,7 @@ def checkpoint_step(path: str | Path, metadata: Mapping[str, str] | None = None)
     if step is None:
         step = numbered_step(path)
     if step is None:
-        raise CheckpointError(f"{path} does not tell its training step: pass the steps with --steps.")
+        raise TrajectoryError(f"{path} does not tell its training step: pass the steps with --steps.")
     return step
 
 
@@ -239,12 +239,12 @@ def _step_inside(path: Path) -> int | None:
         raise _error(path, error) from error
 
 
-def _error(path: Path, error: Exception) -> CheckpointError:
+def _error(path: Path, error: Exception) -> TrajectoryError:
     """The line for the user about what went wrong with ``path``."""
-    if isinstance(error, CheckpointError):
+    if isinstance(error, TrajectoryError):
         return error
     if isinstance(error, Refused):
-        return CheckpointError(f"{path} {error}")
+        return TrajectoryError(f"{path} {error}")
     if isinstance(error, PermissionError):
-        return CheckpointError(f"{path} cannot be read: permission denied.")
-    return CheckpointError(f"{path} {MALFORMED}")
+        return TrajectoryError(f"{path} cannot be read: permission denied.")
+    return TrajectoryError(f"{path} {MALFORMED}")

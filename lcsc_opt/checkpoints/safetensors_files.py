@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.contents import Refused
 from lcsc_opt.checkpoints.pickles import MALFORMED
 
@@ -56,14 +56,14 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str
     The bytes are the same each time: the texts are sorted, since safetensors leaves their order open.
 
     Raises:
-        CheckpointError: a tensor has a dtype that safetensors does not know.
+        TrajectoryError: a tensor has a dtype that safetensors does not know.
         OSError, SafetensorError: the disk refuses.
     """
     try:
         save_file(tensors, path, metadata=dict(texts))
     except KeyError as error:  # of its table of dtypes
         unknown = next((name for name, tensor in tensors.items() if tensor.dtype in error.args), "")
-        raise CheckpointError(
+        raise TrajectoryError(
             f"Tensor {unknown!r} is {error.args[0]}, which safetensors cannot hold: write a .pt file (--as pt)."
         ) from error
     with path.open("r+b") as file:

@@ -1,7 +1,7 @@
 """The command line: arguments in, text out. Each module is one group of commands; none of them holds logic.
 
-Exit status: 0 done, 1 a search that failed or problems that `doctor` found, 2 wrong input, 75 a full disk or a locked
-database (try again), 129 the terminal was closed, 130 interrupted, 141 nobody reads the output, 143 terminated.
+Exit status: 0 done, 1 a search that failed or problems that `doctor` found, 2 wrong input, 129 the terminal was closed,
+130 interrupted, 141 nobody reads the output, 143 terminated.
 """
 
 from __future__ import annotations
@@ -72,11 +72,9 @@ cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 
 
-INTERRUPTED, TRY_AGAIN = 128 + signal.SIGINT, 75
+INTERRUPTED = 128 + signal.SIGINT
 _HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; Windows has none
 ENDING = (signal.SIGINT, signal.SIGTERM, *filter(None, [_HANGUP]))
-FULL = (errno.ENOSPC, errno.EDQUOT)
-PASSING = (os.strerror(errno.ENOSPC), "database or disk is full", "database is locked", "is locked by")
 
 # some versions of typer bring their own click, so the base of its errors is found from one of them
 USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -113,13 +111,13 @@ def run(arguments: Sequence[str]) -> int:
         complain(str(error))
         if isinstance(error, OutputError):
             _forget_output()
-        return TRY_AGAIN if _passes(error) else error.exit_status
+        return error.exit_status
     except OSError as error:
-        if error.errno not in (*FULL, errno.EPIPE):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
         complain(f"the output cannot be written: {error.strerror}")
         _forget_output()
-        return TRY_AGAIN if error.errno in FULL else OutputError.exit_status
+        return OutputError.exit_status
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     if status == INTERRUPTED:  # some versions of typer return it in place of raising
@@ -147,16 +145,6 @@ def _resuming(command: Any, arguments: Sequence[str]) -> str:
     chosen = command.commands.get(next(iter(arguments), ""))
     asks = chosen is not None and any(parameter.name == "resume" for parameter in chosen.params)
     return " with --resume" if asks and "--resume" not in arguments else ""
-
-
-def _passes(error: BaseException | None) -> bool:
-    """Whether the same command may succeed later: a disk was full, or a database locked."""
-    while error is not None:
-        full = isinstance(error, OSError) and error.errno in FULL
-        if full or any(text in str(error) for text in PASSING):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def _forget_output() -> None:

@@ -127,9 +127,9 @@ def print_estimates(estimates: Any, url: str) -> None:
         options = ", ".join(f"{key}={value}" for key, value in plan.optimizer.options.items()) or "defaults"
         shown.add_row(plan.name, options, str(plan.spec.budget), f"{one.evaluations} evaluations", left)
     console().print(shown)
-    for reason in dict.fromkeys(one.reason for one in estimates):
-        say(f"the time of an evaluation is {reason}")
     known = [one.seconds for one in estimates if one.seconds is not None]
+    if len(known) < len(estimates):
+        say("how long it takes is known from stored evaluations; lcsc run FILE name=try --budget 3 stores some")
     if known:
         say(f"searches and held-out reports together: about {duration(sum(known))} on one worker")
 

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import check_steps, close_sum, ema_coefficients, window_ema_rates
 
@@ -39,7 +39,7 @@ def parse_corners(text: str) -> tuple[Corner, ...]:
     """Three corners from a text: ``100,2000,4000``, ``ema:0.9,ema:0.99,ema:0.999``, or a mixture.
 
     Raises:
-        CoefficientsError: the text does not name three corners.
+        StudySpecError: the text does not name three corners.
     """
     parts = [part.strip() for part in text.split(",")]
     return check_corners([int(part) if part.isdecimal() else part for part in parts])
@@ -49,11 +49,11 @@ def check_corners(corners: Any) -> tuple[Corner, ...]:
     """Three checked corners, each written in the form that is stored.
 
     Raises:
-        CoefficientsError: ``corners`` are not three corners.
+        StudySpecError: ``corners`` are not three corners.
     """
     listed = isinstance(corners, Sequence) and not isinstance(corners, str)
     if not listed or len(corners) != 3 or not all(_is_corner(corner) for corner in corners):
-        raise CoefficientsError(
+        raise StudySpecError(
             f"corners: expected three training steps or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999, "
             f"got {corners!r}"
         )
@@ -89,13 +89,13 @@ def corner_coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
     """``[K]`` of one corner.
 
     Raises:
-        CoefficientsError: no checkpoint was saved at that step; the message names the nearest one.
+        StudySpecError: no checkpoint was saved at that step; the message names the nearest one.
     """
     if isinstance(corner, str):
         return ema_coefficients(steps, _rate(corner) or 0.0)
     if corner not in steps:
         nearest = min(steps, key=lambda step: abs(step - corner))
-        raise CoefficientsError(f"corners: no checkpoint was saved at step {corner}; the nearest one is {nearest}")
+        raise StudySpecError(f"corners: no checkpoint was saved at step {corner}; the nearest one is {nearest}")
     return np.asarray(np.eye(len(steps))[list(steps).index(corner)])
 
 
@@ -119,16 +119,16 @@ class Plane:
         """The plane through three corners of a trajectory with these steps.
 
         Raises:
-            CoefficientsError: a corner is not there, or the three lie on one line.
+            StudySpecError: a corner is not there, or the three lie on one line.
         """
         checked = check_corners(corners)
         if len(steps) < 3:
-            raise CoefficientsError("two checkpoints span a line; a landscape needs three or more")
+            raise StudySpecError("two checkpoints span a line; a landscape needs three or more")
         plane = cls(np.stack([corner_coefficients(corner, check_steps(steps)) for corner in checked]))
         long, short = np.linalg.svd(plane.directions, compute_uv=False)
         if short <= FLAT * long:
             names = ", ".join(corner_label(corner) for corner in checked)
-            raise CoefficientsError(f"corners: {names} lie on one line; choose three that span a plane")
+            raise StudySpecError(f"corners: {names} lie on one line; choose three that span a plane")
         return plane
 
     @property

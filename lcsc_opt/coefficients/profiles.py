@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 
 PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
@@ -34,20 +34,20 @@ def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
 
     Raises:
-        CoefficientsError: there are fewer than two steps, or one is not whole, negative or out of order; the message
+        StudySpecError: there are fewer than two steps, or one is not whole, negative or out of order; the message
             names the first such step.
     """
     checked = tuple(int(step) for step in steps)
     for i, (given, whole) in enumerate(zip(steps, checked, strict=True)):
         if given != whole:
-            raise CoefficientsError(f"steps[{i}]: expected a whole number, got {given}")
+            raise StudySpecError(f"steps[{i}]: expected a whole number, got {given}")
     if len(checked) < 2:
-        raise CoefficientsError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
+        raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
     if checked[0] < 0:
-        raise CoefficientsError(f"steps[0]: expected a training step of at least 0, got {checked[0]}")
+        raise StudySpecError(f"steps[0]: expected a training step of at least 0, got {checked[0]}")
     for i, (before, after) in enumerate(itertools.pairwise(checked), start=1):
         if after <= before:
-            raise CoefficientsError(f"steps[{i}]: expected more than {before}, got {after}; steps must increase")
+            raise StudySpecError(f"steps[{i}]: expected more than {before}, got {after}; steps must increase")
     return checked
 
 
@@ -65,10 +65,10 @@ def ema_coefficients(steps: Sequence[int], rate: float) -> Coefficients:
         ``[K]``, non-negative, sum to one.
 
     Raises:
-        CoefficientsError: ``rate`` is out of range, or :func:`check_steps` refuses the steps.
+        StudySpecError: ``rate`` is out of range, or :func:`check_steps` refuses the steps.
     """
     if not 0 <= rate < 1:
-        raise CoefficientsError(f"rate: expected at least 0 and below 1, got {rate}")
+        raise StudySpecError(f"rate: expected at least 0 and below 1, got {rate}")
     ages = np.subtract(check_steps(steps)[-1], steps, dtype=np.float64)
     return _from_cumulative(np.power(float(rate), ages))
 
@@ -81,7 +81,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
         rates: of the EMAs; by default those of the window.
 
     Raises:
-        CoefficientsError: a rate is out of range, or :func:`check_steps` refuses the steps.
+        StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
     emas = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
     counts = [count for count in LAST_CHECKPOINTS if count < len(steps)]
@@ -123,7 +123,7 @@ def power_ema_coefficients(steps: Sequence[int], sigma_rel: float) -> Coefficien
         ``[K]``, non-negative, sum to one.
 
     Raises:
-        CoefficientsError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
+        StudySpecError: ``sigma_rel`` is out of range, or :func:`check_steps` refuses the steps.
     """
     exponent = power_ema_exponent(sigma_rel)
     times = np.asarray(check_steps(steps), dtype=np.float64) / steps[-1]
@@ -136,10 +136,10 @@ def power_ema_exponent(sigma_rel: float) -> float:
     sigma_rel^2 = (e + 1) / ((e + 2)^2 (e + 3)), solved for its largest real e.
 
     Raises:
-        CoefficientsError: ``sigma_rel`` is not above 0 and at most 1/sqrt(12).
+        StudySpecError: ``sigma_rel`` is not above 0 and at most 1/sqrt(12).
     """
     if not 0 < sigma_rel <= LARGEST_SIGMA_REL:
-        raise CoefficientsError(
+        raise StudySpecError(
             f"sigma_rel: expected above 0 and at most {LARGEST_SIGMA_REL:.4f} (a uniform average), got {sigma_rel}"
         )
     precision = sigma_rel**-2
@@ -178,12 +178,12 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """Divide by the sum (Liu et al. 2024, Alg. 1, line 10).
 
     Raises:
-        CoefficientsError: the sum is not finite, or too near zero to divide by it.
+        StudySpecError: the sum is not finite, or too near zero to divide by it.
     """
     values = np.asarray(coefficients, dtype=np.float64)
     total = math.fsum(values) if np.isfinite(values).all() else math.nan
     if not abs(total) >= NEAR_ZERO:
-        raise CoefficientsError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
+        raise StudySpecError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
     return close_sum(values / total)
 
 
@@ -221,23 +221,23 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1
     written with ten digits, may be off by :data:`SUM_TOLERANCE`.
 
     Raises:
-        CoefficientsError: another shape, no numbers, a value that is not finite, or another sum.
+        StudySpecError: another shape, no numbers, a value that is not finite, or another sum.
     """
     try:
         detach = getattr(coefficients, "detach", None)  # of a tensor, on any device
         values = np.asarray(coefficients if detach is None else detach().cpu(), dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise CoefficientsError(f"Coefficients are not numbers: {error}.") from None
+        raise StudySpecError(f"Coefficients are not numbers: {error}.") from None
     if values.ndim != axes or values.shape[-1] != count:
         expected = f"[{count}]" if axes == 1 else f"[B, {count}]"
-        raise CoefficientsError(
+        raise StudySpecError(
             f"Coefficients have shape {list(values.shape)}; expected {expected}, one for each checkpoint."
         )
     if not np.isfinite(values).all():
-        raise CoefficientsError("Coefficients have to be finite; some are NaN or infinite.")
+        raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
     off = max((abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count)), default=0.0)
     if off > SUM_TOLERANCE:
-        raise CoefficientsError(
+        raise StudySpecError(
             f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."
         )
     return values

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
 
@@ -178,11 +178,11 @@ def principal_basis(gram: npt.NDArray[np.float64], dimension: int) -> npt.NDArra
         ``[K, r]``, orthonormal, each column sums to zero; its largest entry is positive, so signs are reproducible.
 
     Raises:
-        CoefficientsError: ``dimension`` is out of range.
+        StudySpecError: ``dimension`` is out of range.
     """
     count = len(gram)
     if not 1 <= dimension <= count - 1:
-        raise CoefficientsError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
+        raise StudySpecError(f"space.principal: expected 1 to {count - 1} directions, got {dimension}")
     # the shift lowers the eigenvalue of the diagonal (1, …, 1) from zero to below all others, so it is never chosen
     _, vectors = np.linalg.eigh(gram - np.trace(gram) / count)
     leading = vectors[:, ::-1][:, :dimension]

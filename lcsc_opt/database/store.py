@@ -49,7 +49,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base import VERSION
-from lcsc_opt.base.errors import LeaseLostError, StudyMismatchError, StudyStoreError
+from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.database import tables
 from lcsc_opt.database.connection import created_once, in_database
@@ -169,14 +169,14 @@ class StoredStudy:
         """Check that the study was made with these settings, in an attribute or one part of it.
 
         Raises:
-            StudyMismatchError: it was made with others; the message names every difference.
+            StudyStoreError: it was made with others; the message names every difference.
         """
         stored = self.attributes.get(attribute)
         if part is not None and isinstance(stored, Mapping):
             attribute, stored = f"{attribute}.{part}", stored.get(part)
         found = list(differences(stored, json.loads(json.dumps(expected)), attribute))
         if found:
-            raise StudyMismatchError(
+            raise StudyStoreError(
                 f"{self.name}: the stored study differs: {'; '.join(found)}. "
                 "Give the study another name, or another --storage"
             )

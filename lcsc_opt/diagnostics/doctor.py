@@ -22,7 +22,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import LcscError, StudyHeldError, StudyMismatchError, StudyStoreError, TrajectoryError
+from lcsc_opt.base.errors import LcscError, StudyHeldError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.lease import has_table, holder
@@ -382,7 +382,7 @@ def _compare(study: StoredStudy, objective: Objective) -> Iterator[Finding]:
         study.require("fingerprint", objective.describe(), part="objective")
         study.require("fingerprint", dict(objective.code), part="code")
         study.require("steps", list(objective.steps))
-    except StudyMismatchError as error:
+    except StudyStoreError as error:
         text = str(error).removeprefix(f"{study.name}: ").partition(". Give the study")[0]
         yield Finding("objective", "problem", text, study=study.name)
     except Exception as error:

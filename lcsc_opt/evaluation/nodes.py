@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lcsc_opt.base.code import library_sha256
-from lcsc_opt.base.errors import ClusterError, LcscError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.paths import KnownCheckpoints, cache_directory
 from lcsc_opt.base.progress import notice
@@ -64,7 +64,7 @@ class Packed:
             read: reads parts of its files on the coordinator.
 
         Raises:
-            ClusterError: there is no room for it.
+            StudySpecError: there is no room for it.
             TrajectoryError: the fetched files are damaged.
         """
         known, cached = KnownCheckpoints(self.sha256, self.steps), cache_directory() / self.in_cache
@@ -79,7 +79,7 @@ class Packed:
     def _fetch(self, out: Path, read: Read) -> None:
         size, free = sum(self.sizes.values()), shutil.disk_usage(out.parent).free
         if size > free:
-            raise ClusterError(
+            raise StudySpecError(
                 f"no room for the trajectory: {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {out.parent}; "
                 "free some, or set LCSC_CACHE to another folder there"
             )
@@ -114,7 +114,7 @@ class NodeObjective:
         """Load it.
 
         Raises:
-            ClusterError: this machine has other software, or no room for the trajectory.
+            StudySpecError: this machine has other software, or no room for the trajectory.
             LcscError: the objective cannot be loaded.
         """
         known = self._prepared()
@@ -133,7 +133,7 @@ class NodeObjective:
 
     def _prepared(self) -> KnownCheckpoints | None:
         if difference := differences(self.software, software()):
-            raise ClusterError(f"has other software than the coordinator: {difference}; install the same there")
+            raise StudySpecError(f"has other software than the coordinator: {difference}; install the same there")
         if self.packed is None:
             return None
         packed, read = self.packed

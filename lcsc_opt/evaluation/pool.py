@@ -72,7 +72,7 @@ class WorkerPool:
         load_objective: builds the objective in each worker; a picklable callable.
         workers: how many.
         expected: the fingerprint that each worker's objective must have, since files may have changed meanwhile. With
-            another one, futures raise StudyMismatchError. ``None`` checks nothing.
+            another one, futures raise StudyStoreError. ``None`` checks nothing.
         environments: what each worker sets in its environment.
         machines: where workers run; ``None`` is processes on this machine, which share its cores.
     """

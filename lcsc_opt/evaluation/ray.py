@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base.errors import ClusterError, LcscError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
 from lcsc_opt.evaluation.devices import CPU, VISIBLE
@@ -58,7 +58,7 @@ def ray_cluster(
         packed: the objective's trajectory, where it has one that is packed.
 
     Raises:
-        ClusterError: there is no Ray, or no cluster.
+        StudySpecError: there is no Ray, or no cluster.
     """
     with tempfile.TemporaryDirectory() as copies, contextlib.ExitStack() as connection:
         files = collect(spec, study, objective, Path(copies))
@@ -76,7 +76,7 @@ def check_room(wanted: RayWorkers, spec: ObjectiveSpec) -> None:
         spec: of the objective.
 
     Raises:
-        ClusterError: there is no Ray, no cluster, or no room.
+        StudySpecError: there is no Ray, no cluster, or no room.
     """
     with _connected(wanted.address, {}) as ray:
         Room(ray, wanted, spec).check()
@@ -109,11 +109,11 @@ class Room:
         """The nodes that have room. A notice says if there is too little room for all workers.
 
         Raises:
-            ClusterError: no node has room for a worker.
+            StudySpecError: no node has room for a worker.
         """
         fitting = [node for node in self.nodes() if self.on(node)]
         if not fitting:
-            raise ClusterError(f"workers.ray: {self._too_small()}")
+            raise StudySpecError(f"workers.ray: {self._too_small()}")
         room = sum(self.on(node) for node in fitting)
         if room < self._wanted.ray:
             notice(
@@ -174,7 +174,7 @@ class Cluster:
         """Refuse a cluster that could not evaluate the objective; else get its nodes ready.
 
         Raises:
-            ClusterError: no node has room for a worker; one has other software, or no room for the trajectory.
+            StudySpecError: no node has room for a worker; one has other software, or no room for the trajectory.
             LcscError: a node could not load the objective.
         """
         fitting = self._room.check()
@@ -234,7 +234,7 @@ class Cluster:
         except self._ray.exceptions.RayError as failed:
             if node["NodeID"] not in [other["NodeID"] for other in self._room.nodes()]:
                 return  # it went away meanwhile
-            raise ClusterError(
+            raise StudySpecError(
                 f"node {name}: lcsc_opt does not run there ({_last_line(failed)}); install what is here"
             ) from failed
         if error is not None:
@@ -266,14 +266,14 @@ def import_ray() -> Any:
     """Ray's module.
 
     Raises:
-        ClusterError: it is not installed.
+        StudySpecError: it is not installed.
     """
     if "ray" not in sys.modules:
         os.environ.setdefault(SAID_BY_RAY, ".")
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise ClusterError(f"workers.ray: Ray cannot be imported ({error}): pip install ray") from error
+        raise StudySpecError(f"workers.ray: Ray cannot be imported ({error}): pip install ray") from error
 
 
 @contextlib.contextmanager
@@ -281,7 +281,7 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
     """Ray's module, connected with this runtime environment; a program that is connected already stays so.
 
     Raises:
-        ClusterError: there is no Ray, or no cluster.
+        StudySpecError: there is no Ray, or no cluster.
     """
     ray = import_ray()
     own = not ray.is_initialized()
@@ -295,7 +295,7 @@ def _connected(address: str, environment: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
-    """Connect to the cluster. Raises ClusterError where that fails."""
+    """Connect to the cluster. Raises StudySpecError where that fails."""
     chosen = _listening(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -307,7 +307,7 @@ def _connect(ray: Any, address: str, environment: Mapping[str, Any]) -> None:
         )
     except Exception as error:  # of many kinds
         ray.shutdown()
-        raise ClusterError(
+        raise StudySpecError(
             f"workers.ray: no Ray cluster can be reached at {chosen} ({_first_line(error)}); {START}"
         ) from error
     finally:
@@ -319,7 +319,7 @@ def check_address(wanted: RayWorkers) -> None:
     """Refuse an address at which there is certainly no cluster, without asking Ray.
 
     Raises:
-        ClusterError: there is no Ray, or nothing listens there.
+        StudySpecError: there is no Ray, or nothing listens there.
     """
     import_ray()
     _listening(wanted.address)
@@ -329,14 +329,16 @@ def _listening(address: str) -> str:
     """The address, checked: something must listen there, since Ray itself would try for minutes."""
     chosen = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     if "://" in chosen:
-        raise ClusterError(f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto")
+        raise StudySpecError(
+            f"workers.ray: {chosen}: run lcsc on a machine of the cluster, and give host:port, or auto"
+        )
     if chosen == "auto":
         return chosen
     host, _, port = chosen.rpartition(":")
     if not host or not port.isdigit():
-        raise ClusterError(f"workers.ray: address: expected host:port, or auto, got {chosen!r}")
+        raise StudySpecError(f"workers.ray: address: expected host:port, or auto, got {chosen!r}")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(f"workers.ray: nothing listens at {chosen} ({error}); {START}") from error
+        raise StudySpecError(f"workers.ray: nothing listens at {chosen} ({error}); {START}") from error
     return chosen

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 from threadpoolctl import threadpool_limits
 
 from lcsc_opt.base.code import changed_code
-from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
 from lcsc_opt.evaluation.pipeline import Pipeline
@@ -131,7 +131,7 @@ def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
     threadpool_limits(settings.threads, user_api="blas")  # of what is loaded by now
     if settings.expected is not None and _as_json(objective.fingerprint()) != _as_json(settings.expected):
         code = changed_code(settings.expected["code"], objective.code)
-        raise StudyMismatchError(
+        raise StudyStoreError(
             f"a worker process found other code than the search began with: {code}; put it back"
             if code
             else "a worker process found other files than the search began with (checkpoints, reference or weights "

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
@@ -40,7 +40,7 @@ def average(
 
     Raises:
         TrajectoryError: checkpoints that cannot be read or do not belong together.
-        CoefficientsError: their number is not that of the checkpoints, or their sum is not one.
+        StudySpecError: their number is not that of the checkpoints, or their sum is not one.
         ObjectiveError: a folder of diffusers without a configuration.
         StudyStoreError: the disk refuses.
     """
@@ -66,18 +66,18 @@ def listed_coefficients(path: Path, steps: Sequence[int]) -> Coefficients:
     They may be under the key ``coefficients``, as in recipes and in what ``lcsc show --format json`` prints.
 
     Raises:
-        CoefficientsError: it cannot be read, or holds something else.
+        StudySpecError: it cannot be read, or holds something else.
     """
     try:
         content: Any = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CoefficientsError(f"{path}: cannot be read as JSON ({error})") from error
+        raise StudySpecError(f"{path}: cannot be read as JSON ({error})") from error
     if isinstance(content, Mapping) and "coefficients" in content:
         content = content["coefficients"]
     if isinstance(content, Mapping):
         given = {str(step): value for step, value in content.items()}
         if unknown := sorted(set(given) - {str(step) for step in steps}):
             there = f"there are {steps[0]} to {steps[-1]}"
-            raise CoefficientsError(f"{path}: no checkpoint has the step {unknown[0]}; {there}")
+            raise StudySpecError(f"{path}: no checkpoint has the step {unknown[0]}; {there}")
         content = [given.get(str(step), 0.0) for step in steps]
     return check_coefficients(content, len(steps))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import pydantic
 
 from lcsc_opt.base import VERSION
-from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.errors import ObjectiveError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.database.store import StoredStudy
@@ -149,7 +149,7 @@ class Recipe(pydantic.BaseModel):
         """The combination to be merged.
 
         Raises:
-            CoefficientsError: its coefficients do not sum to one.
+            StudySpecError: its coefficients do not sum to one.
         """
         from lcsc_opt.coefficients.profiles import check_coefficients
         from lcsc_opt.trajectory.exact_merge import Combination
@@ -167,8 +167,7 @@ def recipe_of(
 
     Raises:
         ObjectiveError: the objective has no weights.
-        StudyMismatchError: the checkpoints are not those that the study was made with.
-        StudyStoreError: there is no such complete trial.
+        StudyStoreError: the checkpoints are not those of the study, or there is no such complete trial.
     """
     if objective.trajectory is None:
         raise ObjectiveError(
@@ -209,7 +208,7 @@ def _check_same_checkpoints(study: StoredStudy, trajectory: Trajectory) -> None:
     known = attributes["fingerprint"]["objective"].get("trajectory")
     other = isinstance(known, str) and known != trajectory.sha256
     if other or tuple(attributes["steps"]) != trajectory.steps:
-        raise StudyMismatchError(
+        raise StudyStoreError(
             f"{study.name}: {trajectory.path} holds other checkpoints than those it was searched on; "
             "put them back, or start a new study"
         )
@@ -219,25 +218,25 @@ def read_recipe(path: Path) -> Recipe:
     """The recipe inside an exported model (a file, or a folder that diffusers loads), or in a JSON file.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        TrajectoryError: there is none, or it cannot be read.
     """
     text = _recipe_text(path)
     if text is None:
-        raise CheckpointError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
+        raise TrajectoryError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
     try:
         return Recipe.model_validate_json(text)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
-        raise CheckpointError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
+        raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
 
 
 def _recipe_text(path: Path) -> str | bytes | None:
     if path.is_dir():
         return _read_text(path / FILE) if (path / FILE).exists() else None
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist: name an exported model, a recipe or a study.")
+        raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
     if path.suffix == ".json":
         return _read_text(path)
     if path.suffix == ".safetensors":
@@ -250,10 +249,10 @@ def _recipe_text(path: Path) -> str | bytes | None:
 def _read_text(path: Path) -> bytes:
     try:
         if path.stat().st_size > LARGEST_TEXT:
-            raise CheckpointError(f"{path} is too large for a recipe: name an exported model, or a recipe as JSON.")
+            raise TrajectoryError(f"{path} is too large for a recipe: name an exported model, or a recipe as JSON.")
         return path.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _text_beside_weights(path: Path) -> str | None:
@@ -263,6 +262,6 @@ def _text_beside_weights(path: Path) -> str | None:
     try:
         content = read_content(path, locate=False)
     except Exception as error:  # a hostile pickle can raise anything
-        raise CheckpointError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
+        raise TrajectoryError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
     text = content.get(ENTRY) if isinstance(content, dict) else None
     return text if isinstance(text, str) else None

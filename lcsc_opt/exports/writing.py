@@ -113,9 +113,8 @@ def export(study: StoredStudy, objective: Objective, to: Destination, *, number:
 
     Raises:
         ObjectiveError: the objective has no weights, or they do not fit the configuration.
-        StudyMismatchError: the checkpoints are not those that the study was made with.
+        StudyStoreError: the checkpoints are not those of the study, no such trial, or the file cannot be written.
         TrajectoryError: the checkpoints are damaged.
-        StudyStoreError: there is no such trial, or the file cannot be written.
     """
     recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
     config = _config(to, objective)

@@ -17,7 +17,7 @@ import torch
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.memory import free_memory
-from lcsc_opt.base.progress import notice, takes_long
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.metrics import Scores
 from lcsc_opt.sampling import Sampler
@@ -47,7 +47,6 @@ def largest_batch(sampler: Sampler, scores: Scores, *, device: torch.device, cac
     known = _read(file)
     if known is not None:
         return known
-    takes_long("measuring the batch size")
     with torch.compiler.set_stance("force_eager"):  # a compiler would take minutes for each size
         size = fastest_size(lambda count: images_per_second(sampler, scores, count, device=device))
     if size is None:

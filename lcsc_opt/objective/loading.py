@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import changed_code, local_code, module_file
-from lcsc_opt.base.errors import CatalogError, LcscError
+from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.imports import called_modules
 from lcsc_opt.base.paths import KnownCheckpoints, study_checkpoints, study_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
@@ -33,13 +33,13 @@ def load_objective(
         checkpoints: the ones that the study began with, to find them again; ``None`` for a new study.
 
     Raises:
-        CatalogError: the file cannot be loaded or its ``build`` does not give an objective.
+        StudySpecError: the file cannot be loaded or its ``build`` does not give an objective.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints), called_modules() as called:
         objective = _build(load_file(path), path, dict(spec.settings))
     if not isinstance(objective, Objective):
-        raise CatalogError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
+        raise StudySpecError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
     object.__setattr__(objective, "code", _code(path, called))  # the objective may be a frozen dataclass
     return objective
 
@@ -83,7 +83,7 @@ def edited_code(spec: ObjectiveSpec, before: Mapping[str, str], *, beside: Path 
         beside: the study file's folder.
 
     Raises:
-        CatalogError: the objective's file is gone.
+        StudySpecError: the objective's file is gone.
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, None):
@@ -121,4 +121,4 @@ def _build(module: ModuleType, path: Path, settings: dict[str, Any]) -> Any:
     except LcscError:
         raise
     except Exception as error:
-        raise CatalogError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error
+        raise StudySpecError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.study_file import FILL_IN, experiment_name
 from lcsc_opt.checkpoints import read_checkpoint, read_init_arguments
 from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
@@ -47,8 +47,8 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
         ask: asks the user for what cannot be found out.
 
     Raises:
-        TrajectoryError: there are no checkpoints, or those of several models.
-        CheckpointError: they are LoRAs of a model that no objective samples.
+        TrajectoryError: there are no checkpoints, those of several models, or LoRAs of a model that no objective
+            samples.
     """
     steps, names, first = _look(folder)
     kind, settings = _objective(folder, names, first)
@@ -95,7 +95,7 @@ def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, 
     }
     if lora_flavour(names) is not None:
         if any(part in name for name in names for part in FLUX):
-            raise CheckpointError(
+            raise TrajectoryError(
                 f"{folder}: LoRAs of FLUX or a model like it, whose pipeline no objective samples; lcsc average merges "
                 "them, and a function of your own can score what is merged"
             )
@@ -144,7 +144,7 @@ def _is_edm(first: Path) -> bool:
         return False
     try:
         return bool(read_init_arguments(first))
-    except CheckpointError:
+    except TrajectoryError:
         return False
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
@@ -216,7 +216,7 @@ class _View:
     def free_gradient(self, coefficients: Coefficients, gradient: Coefficients) -> Free:
         """The chain rule: ``[K]`` → ``[d]``, at ``coefficients``."""
         if gradient.shape != (self._count,):
-            raise OptimizerError(f"the gradient has the shape {list(gradient.shape)}, expected [{self._count}]")
+            raise StudySpecError(f"the gradient has the shape {list(gradient.shape)}, expected [{self._count}]")
         return gradient if self._space is None else self._space.to_free_gradient(self.free(coefficients), gradient)
 
     def directions(self) -> npt.NDArray[np.float64]:
@@ -301,7 +301,7 @@ def still_falling(checks: Sequence[float]) -> bool:
 
 def _gradient_of(evaluation: Evaluation | None) -> Coefficients:
     if evaluation is None or evaluation.gradient is None:
-        raise OptimizerError(
+        raise StudySpecError(
             "LCSCGradient was told a loss without a gradient: evaluate its candidates with "
             "objective.evaluate(candidate_of(candidate), gradient=True) and hand the answer over with "
             "attach_evaluation(candidate, evaluation) before the tell, as `lcsc run` does"

@@ -6,24 +6,24 @@ import math
 from collections.abc import Sequence
 from typing import cast
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 
 
 def check(valid: bool, name: str, expected: str, value: object) -> None:
     """Raise an error unless an option is valid.
 
     Raises:
-        OptimizerError: ``name: expected …, got …``.
+        StudySpecError: ``name: expected …, got …``.
     """
     if not valid:
-        raise OptimizerError(f"{name}: expected {expected}, got {value!r}")
+        raise StudySpecError(f"{name}: expected {expected}, got {value!r}")
 
 
 def check_count(name: str, value: object, *, least: int = 1) -> None:
     """Check that an option is a whole number from ``least``.
 
     Raises:
-        OptimizerError: it is anything else.
+        StudySpecError: it is anything else.
     """
     check(is_whole(value) and cast("int", value) >= least, name, f"a whole number from {least}", value)
 
@@ -32,7 +32,7 @@ def check_positive(name: str, value: object) -> None:
     """Check that an option is a finite number above 0.
 
     Raises:
-        OptimizerError: it is anything else.
+        StudySpecError: it is anything else.
     """
     check(is_number(value) and cast("float", value) > 0, name, "a number above 0", value)
 
@@ -41,7 +41,7 @@ def check_numbers(name: str, values: object) -> None:
     """Check that an option is a list of numbers, or ``None`` for the default.
 
     Raises:
-        OptimizerError: it is anything else, or empty.
+        StudySpecError: it is anything else, or empty.
     """
     if values is None:
         return

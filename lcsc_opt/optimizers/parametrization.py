@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from nevergrad.parametrization._datalayers import ForwardableOperation
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.spaces import CoefficientSpace
 
@@ -52,10 +52,10 @@ def coefficient_array(
         seed: of ``parametrization.random_state``, from which all of an optimizer's randomness comes.
 
     Raises:
-        OptimizerError: ``step_size`` is not a finite number above 0.
+        StudySpecError: ``step_size`` is not a finite number above 0.
     """
     if not 0 < step_size < float("inf"):
-        raise OptimizerError(f"step_size: expected a number above 0, got {step_size}")
+        raise StudySpecError(f"step_size: expected a number above 0, got {step_size}")
     array = ng.p.Array(shape=(space.dimension,))
     array.set_mutation(sigma=float(step_size))
     array.add_layer(CoefficientLayer(space))
@@ -74,14 +74,14 @@ def steps_of(parametrization: ng.p.Parameter, steps: Sequence[int] | None) -> tu
     """The checkpoints' training steps: as given, else of the space, else 1 to K for a plain array ``[K]``.
 
     Raises:
-        OptimizerError: the parameter is not a vector, or does not have as many coefficients as steps.
+        StudySpecError: the parameter is not a vector, or does not have as many coefficients as steps.
     """
     value = parametrization.value
     if not isinstance(value, np.ndarray) or value.ndim != 1:
-        raise OptimizerError("expected a parametrization that is one vector of coefficients, ng.p.Array(shape=(K,))")
+        raise StudySpecError("expected a parametrization that is one vector of coefficients, ng.p.Array(shape=(K,))")
     space = space_of(parametrization)
     if steps is None:
         steps = tuple(range(1, len(value) + 1)) if space is None else space.steps
     if len(steps) != len(value):
-        raise OptimizerError(f"steps: expected {len(value)}, one per coefficient, got {len(steps)}")
+        raise StudySpecError(f"steps: expected {len(value)}, one per coefficient, got {len(steps)}")
     return tuple(steps)

@@ -11,7 +11,7 @@ from typing import Any
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import near_miss
 from lcsc_opt.base.study_file import OptimizerSpec
@@ -72,11 +72,11 @@ def build_optimizer(
         seed: of the study; the optimizer's random numbers are derived from it.
 
     Raises:
-        OptimizerError: an unknown optimizer or option, which the message names; or several workers for an optimizer of
+        StudySpecError: an unknown optimizer or option, which the message names; or several workers for an optimizer of
             Nevergrad's that searches with one only.
     """
     if workers > 1 and cannot_ask_ahead(spec):
-        raise OptimizerError(
+        raise StudySpecError(
             f"{spec.name}: asks one candidate at a time, got {workers} workers; give it workers: 1, or, where the "
             "objective makes images, spread: images"
         )
@@ -85,14 +85,14 @@ def build_optimizer(
     try:
         return configured(array, budget=budget, num_workers=workers)
     except (ValueError, TypeError, AssertionError) as error:
-        raise OptimizerError(f"{spec.name}: {error}") from error
+        raise StudySpecError(f"{spec.name}: {error}") from error
 
 
 def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     """The optimizer with its options, to be called with a parametrization, and its step size.
 
     Raises:
-        OptimizerError: an unknown optimizer or option; the message names it.
+        StudySpecError: an unknown optimizer or option; the message names it.
     """
     options = dict(spec.options)
     if spec.name in OURS:
@@ -105,7 +105,7 @@ def grid_size(spec: OptimizerSpec, steps: Sequence[int]) -> int | None:
     """How many candidates a grid has over checkpoints of these ``[K]`` steps; ``None`` of an optimizer that is no grid.
 
     Raises:
-        OptimizerError: an unknown optimizer or option; the message names it.
+        StudySpecError: an unknown optimizer or option; the message names it.
     """
     profiles = getattr(configure(spec)[0], "profiles", None)
     return None if profiles is None else len(profiles(tuple(steps)))
@@ -115,7 +115,7 @@ def needs_gradient(spec: OptimizerSpec) -> bool:
     """Whether an optimizer can search only objectives that give gradients.
 
     Raises:
-        OptimizerError: an unknown optimizer or option; the message names it.
+        StudySpecError: an unknown optimizer or option; the message names it.
     """
     return _says(spec, "needs_gradient")
 
@@ -127,7 +127,7 @@ def asks_one_at_a_time(spec: OptimizerSpec) -> bool:
     say so themselves, and cannot be built for several workers.
 
     Raises:
-        OptimizerError: an unknown optimizer or option; the message names it.
+        StudySpecError: an unknown optimizer or option; the message names it.
     """
     return cannot_ask_ahead(spec) or _says(spec, "asks_one_at_a_time")
 
@@ -136,7 +136,7 @@ def cannot_ask_ahead(spec: OptimizerSpec) -> bool:
     """Whether an optimizer of Nevergrad refuses to be asked again before it is told.
 
     Raises:
-        OptimizerError: an unknown optimizer or option; the message names it.
+        StudySpecError: an unknown optimizer or option; the message names it.
     """
     return _says(spec, "no_parallelization")
 
@@ -154,7 +154,7 @@ def _says(spec: OptimizerSpec, attribute: str) -> bool:
 def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
     known = ng.optimizers.registry
     if name not in known:
-        raise OptimizerError(
+        raise StudySpecError(
             f"optimizers.{name}: no such optimizer{near_miss(name, list(known))}; "
             f"ours are {', '.join(OURS)}, and any name of Nevergrad's registry will do"
         )
@@ -182,16 +182,16 @@ def _configure(
             raise _no_such_option(name, option, listed)
     try:
         return factory(**{**(defaults or {}), **options})
-    except OptimizerError as error:
-        raise OptimizerError(f"optimizers.{name}.{error}") from error
+    except StudySpecError as error:
+        raise StudySpecError(f"optimizers.{name}.{error}") from error
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         reason = str(error) or "it does not take these options"
-        raise OptimizerError(f"optimizers.{name}: {reason}") from error
+        raise StudySpecError(f"optimizers.{name}: {reason}") from error
 
 
-def _no_such_option(name: str, option: str, known: Sequence[str]) -> OptimizerError:
+def _no_such_option(name: str, option: str, known: Sequence[str]) -> StudySpecError:
     guess = near_miss(option, known)
-    return OptimizerError(f"optimizers.{name}.{option}: no such option{guess}; it has {', '.join(known)}")
+    return StudySpecError(f"optimizers.{name}.{option}: no such option{guess}; it has {', '.join(known)}")
 
 
 def _number(name: str, value: Any) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nevergrad.optimization.base import Optimizer
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.reproducibility import describe_difference, environment
@@ -117,7 +117,7 @@ class Experiment:
 
         Raises:
             StudyHeldError: another process runs this study.
-            StudyMismatchError: the stored study was made with other settings, or in another environment.
+            StudyStoreError: the stored study was made with other settings, or in another environment.
         """
         study, plan = self.begin(plan, lower_budget=lower_budget, accept_code=accept_code)
         if is_finished(study, plan) and not retry_failed:
@@ -190,7 +190,7 @@ class Experiment:
             return
         try:
             if packed_sha256(self.objective) != stored["checkpoints"]:
-                raise StudyMismatchError("these are other checkpoints than those it was searched on")
+                raise StudyStoreError("these are other checkpoints than those it was searched on")
             with study.hold():
                 study.set_attribute("specification", now)
         except LcscError as error:
@@ -201,7 +201,7 @@ class Experiment:
 
         Raises:
             ObjectiveError: this objective has no held-out loss.
-            StudyMismatchError: the objective has changed since the search, so the numbers would not compare.
+            StudyStoreError: the objective has changed since the search, so the numbers would not compare.
         """
         if nothing := self.objective.why_nothing_held_out():
             raise ObjectiveError(f"{study.name}: nothing is held out, so nothing can be reported: {nothing}")
@@ -309,11 +309,11 @@ class Experiment:
         """Refuse a plan that could never be searched, before anything is searched or stored.
 
         Raises:
-            OptimizerError: the optimizer follows gradients, and the objective gives none.
+            StudySpecError: the optimizer follows gradients, and the objective gives none.
             StudySpecError: the objective or the machine does not allow the budget or the workers.
-            ClusterError: there is no such Ray cluster, or it cannot evaluate this objective.
-            CoefficientsError, ObjectiveError: the objective does not have this coefficient space.
-            StudyMismatchError: its losses would not compare with those of the experiment's other studies.
+            StudySpecError: there is no such Ray cluster, or it cannot evaluate this objective.
+            StudySpecError, ObjectiveError: the objective does not have this coefficient space.
+            StudyStoreError: its losses would not compare with those of the experiment's other studies.
         """
         environments_of(plan)
         if plan.ray is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.errors import StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec
 from lcsc_opt.database.inheriting import copy_study
@@ -48,7 +48,7 @@ def fork(
 
     Raises:
         StudyStoreError: the source has no complete trial, or the new study exists.
-        StudyMismatchError: the objective has changed since the source was searched, or ``checkpoints`` lack some of the
+        StudyStoreError: the objective has changed since the source was searched, or ``checkpoints`` lack some of the
         source's.
         LcscError: the new study could never be searched; nothing is stored then.
     """
@@ -124,13 +124,13 @@ def coefficients_on(
     """Coefficients of ``before`` as coefficients of ``now``, ``[K]``: zero for the checkpoints that are new.
 
     Raises:
-        StudyMismatchError: ``now`` lacks one of the checkpoints, or has other weights for it.
+        StudyStoreError: ``now`` lacks one of the checkpoints, or has other weights for it.
     """
     known = dict(zip(now.steps, now.checkpoint_sha256, strict=True))
     for step, digest in zip(before.steps, before.checkpoint_sha256, strict=True):
         if known.get(step) != digest:
             what = "other weights" if step in known else "no checkpoint"
-            raise StudyMismatchError(
+            raise StudyStoreError(
                 f"--checkpoints: {what} there for step {step} of {source}; give all checkpoints of that study, and "
                 "later ones"
             )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import CoefficientsError, StudyMismatchError, StudySpecError, StudyStoreError
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.base.study_file import BudgetSpec, ObjectiveSpec, OptimizerSpec
@@ -81,7 +81,7 @@ def run_landscape(
         The landscape's name, and one line for people with the result.
 
     Raises:
-        StudyMismatchError: the stored landscape has other options, or the objective or environment has changed.
+        StudyStoreError: the stored landscape has other options, or the objective or environment has changed.
         StudyStoreError: ``source`` is a landscape itself, or not one of ours.
     """
     plan = landscape_plan(storage, source, LandscapeOptions() if options is None else options, seed=seed)
@@ -95,7 +95,7 @@ def landscape_plan(storage: RDBStorage, source: StoredStudy, options: LandscapeO
     """The plan of the stored landscape with that seed, or of a new one. Writes nothing, and loads no objective.
 
     Raises:
-        StudyMismatchError: the stored landscape has other options.
+        StudyStoreError: the stored landscape has other options.
         StudyStoreError: ``source`` is a landscape itself, or not one of ours.
     """
     experiment, optimizer, _ = split_name(source.name)
@@ -134,7 +134,7 @@ def _with_images(objective: ObjectiveSpec, images: int | None) -> ObjectiveSpec:
 
 
 def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOptions) -> StudyPlan:
-    """The stored plan, if it agrees with the options; else raises StudyMismatchError."""
+    """The stored plan, if it agrees with the options; else raises StudyStoreError."""
     plan = stored_plan(landscape)
     stored = {**plan.optimizer.options, "images": _images_of(plan)}
     asked = {
@@ -149,7 +149,7 @@ def _stored(landscape: StoredStudy, of_source: StudyPlan, options: LandscapeOpti
     if _without_images(plan) != _without_images(of_source):
         changed.append("its objective is not that of the given study")
     if changed:
-        raise StudyMismatchError(
+        raise StudyStoreError(
             f"{landscape.name}: exists with other options: {'; '.join(changed)}. Leave them out to continue it, or "
             "begin another one with --seed"
         )
@@ -167,7 +167,7 @@ def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, .
     The three rates are the one nearest to EMA* and those two places below and above it: the plane lies around EMA*.
 
     Raises:
-        CoefficientsError: there are fewer than three checkpoints.
+        StudySpecError: there are fewer than three checkpoints.
     """
     reader = HistoryReader(storage)
     grid = best_ema([study for study in reader.read(experiment) if study.steps == steps])
@@ -179,7 +179,7 @@ def default_corners_of(storage: RDBStorage, experiment: str, steps: tuple[int, .
             one, two, three = _around(rates, nearest)
             return ema_corner(one), ema_corner(two), ema_corner(three)
     if len(steps) < 3:
-        raise CoefficientsError(f"a plane needs three checkpoints, and there are {len(steps)}; give EMAs as --corners")
+        raise StudySpecError(f"a plane needs three checkpoints, and there are {len(steps)}; give EMAs as --corners")
     return steps[0], steps[len(steps) // 2], steps[-1]
 
 
@@ -196,7 +196,7 @@ def _create(experiment: Experiment, plan: StudyPlan, source: StoredStudy, *, acc
     stored = source.attributes["fingerprint"]
     difference = describe_difference(*(decisive(known) for known in (stored["environment"], environment())))
     if difference and not accept_environment:
-        raise StudyMismatchError(
+        raise StudyStoreError(
             f"{source.name}: was begun in another environment, so its losses may not be comparable: {difference}. Go "
             "back to it, or draw the landscape in this one with --accept-environment"
         )

@@ -12,10 +12,7 @@ import numpy as np
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.errors import (
-    CoefficientsError,
     ObjectiveError,
-    OptimizerError,
-    StudyMismatchError,
     StudySpecError,
     StudyStoreError,
 )
@@ -104,7 +101,7 @@ class StudyPlan:
         """This plan for a stored study. If the study file leaves the workers open, the study keeps its number.
 
         Raises:
-            StudyMismatchError: the study was made from another specification.
+            StudyStoreError: the study was made from another specification.
         """
         known = (study.attributes.get("specification") or {}).get("workers")
         plan = self.changed(workers=known) if self.spec.workers == "auto" and known else self
@@ -239,8 +236,8 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
         stored: the study's attributes; empty before there is a study.
 
     Raises:
-        OptimizerError: the optimizer follows gradients, and the objective gives none.
-        StudyMismatchError: the study file now asks for another parallelism than the study began with.
+        StudySpecError: the optimizer follows gradients, and the objective gives none.
+        StudyStoreError: the study file now asks for another parallelism than the study began with.
         StudySpecError: a budget or a parallelism that this objective does not allow.
     """
     spec = plan.spec
@@ -249,7 +246,7 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
     check_gradient(plan, objective.why_no_gradient())
     began = Parallelism(**stored["parallelism"]) if stored.get("parallelism") else wanted
     if began != wanted and (spec.spread, spec.pipeline) != ("auto", "auto"):
-        raise StudyMismatchError(
+        raise StudyStoreError(
             f"{plan.name}: was begun with {began}, and spread and pipeline now mean {wanted}; leave the keys out, or "
             "give the study another name"
         )
@@ -264,10 +261,10 @@ def check_gradient(plan: StudyPlan, why_no_gradient: str | None) -> None:
     """Refuse an optimizer that follows gradients where there are none.
 
     Raises:
-        OptimizerError: the optimizer needs a gradient, and a reason is given why there is none.
+        StudySpecError: the optimizer needs a gradient, and a reason is given why there is none.
     """
     if why_no_gradient is not None and needs_gradient(plan.optimizer):
-        raise OptimizerError(
+        raise StudySpecError(
             f"optimizers.{plan.optimizer.name}: follows the gradient of the loss, and {plan.spec.objective.file} gives "
             f"none: {why_no_gradient}; search it with CMA or LCSC"
         )
@@ -299,7 +296,7 @@ def plans(
     A seed that the file does not list is allowed; an optimizer that it does not list is run with its defaults.
 
     Raises:
-        OptimizerError: an unknown optimizer or option, before anything is run.
+        StudySpecError: an unknown optimizer or option, before anything is run.
     """
     chosen = [_listed_or_default(spec, name) for name in optimizers] or list(spec.optimizers)
     for optimizer in chosen:
@@ -367,7 +364,7 @@ def check_space(spec: SpaceSpec, objective: Objective) -> None:
 
     Raises:
         ObjectiveError: principal directions of an objective that has no weights.
-        CoefficientsError: more directions than the checkpoints allow.
+        StudySpecError: more directions than the checkpoints allow.
     """
     if spec.kind != "principal":
         return
@@ -375,7 +372,7 @@ def check_space(spec: SpaceSpec, objective: Objective) -> None:
         raise ObjectiveError(NO_DIRECTIONS)
     if not 1 <= (spec.directions or 0) < len(objective.steps):
         most = len(objective.steps) - 1
-        raise CoefficientsError(f"space.principal: expected 1 to {most} directions, got {spec.directions}")
+        raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {spec.directions}")
 
 
 def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float] | None = None) -> CoefficientSpace:

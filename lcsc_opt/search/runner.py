@@ -24,7 +24,7 @@ from nevergrad.common.errors import TellNotAskedNotSupportedError
 from nevergrad.optimization.base import Optimizer
 from optuna.trial import FrozenTrial
 
-from lcsc_opt.base.errors import OptimizerError, ReplayError
+from lcsc_opt.base.errors import StudySpecError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Coefficients, Cost, Evaluation, Noise
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, Tells
@@ -134,7 +134,7 @@ class Search:
             on_tell: is called after each tell, and every few seconds while there is nothing to tell.
 
         Raises:
-            ReplayError: the optimizer does not ask the stored candidates again.
+            StudyStoreError: the optimizer does not ask the stored candidates again.
             SearchFailedError: every trial failed, or more of them than the study allows.
         """
         self._tell_inherited()
@@ -173,7 +173,7 @@ class Search:
             try:
                 self._tell(parameter, loss)
             except TellNotAskedNotSupportedError as error:
-                raise OptimizerError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
+                raise StudySpecError(f"{self._study.name}: this optimizer cannot take over trials: {error}") from error
         self._failing.count = 0  # failures of the other study do not count
 
     def _must_tell_before(self, number: int) -> bool:
@@ -211,7 +211,7 @@ class Search:
         if in_place and same_way and _coefficients(stored).tobytes() == asked.coefficients.tobytes():
             return
         difference = self._describe_difference() or "the same versions, BLAS and cores as before"
-        raise ReplayError(
+        raise StudyStoreError(
             f"{self._study.name}: the optimizer asks other coefficients for trial {stored.number} than the stored "
             f"ones, so the search cannot be continued exactly. Environment: {difference}"
         )

@@ -13,7 +13,7 @@ from typing import Any
 from optuna.storages import RDBStorage
 
 from lcsc_opt.base.code import changed_code
-from lcsc_opt.base.errors import CatalogError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import decisive, describe_difference, environment
 from lcsc_opt.database.names import SUCCEEDED, differences, is_search, split_name
@@ -42,7 +42,7 @@ def check_siblings(
         accept_code: allow other code of the objective.
 
     Raises:
-        StudyMismatchError: the settings, the objective or its code differ; the message says how.
+        StudyStoreError: the settings, the objective or its code differ; the message says how.
     """
     names = [name for name in study_names(storage) if is_search(name) and split_name(name)[0] == plan.spec.name]
     same_optimizer = [name for name in names if split_name(name)[1] == plan.optimizer.name]
@@ -60,7 +60,7 @@ def check_siblings(
             here, there = (_decisive(known["objective"]) for known in (mine, stored["fingerprint"]))
             found += differences(_of_both(there, here), _of_both(here, there), "objective")
         if found:
-            raise StudyMismatchError(
+            raise StudyStoreError(
                 f"{plan.name}: its losses would not compare with those of {name}: {'; '.join(found)}. Give the "
                 "experiment another name: lcsc run FILE name=..."
             )
@@ -98,7 +98,7 @@ def accepted_changes(
         accept_code: allow other code of the objective. Before the first success that is always allowed.
 
     Raises:
-        StudyMismatchError: something changed and is not accepted; the message says what.
+        StudyStoreError: something changed and is not accepted; the message says what.
         TrajectoryError: the weights on the disk are damaged.
     """
     changes = environment_changes(study, accept=accept_environment)
@@ -114,7 +114,7 @@ def environment_changes(study: StoredStudy, *, accept: bool) -> dict[str, Any]:
     fingerprint, now = study.attributes["fingerprint"], environment()
     difference = describe_difference(*(decisive(known) for known in (fingerprint["environment"], now)))
     if difference and not accept:
-        raise StudyMismatchError(
+        raise StudyStoreError(
             f"{study.name}: begun in another environment: {difference}. Go back to it, or continue in this one "
             "with --accept-environment"
         )
@@ -132,7 +132,7 @@ def objective_changes(
         return {}
     before, here = (known["objective"].get("trajectory") for known in (fingerprint, now))
     if before != here:
-        raise StudyMismatchError(f"{study.name}: begun with the checkpoints {before}, and these are {here}")
+        raise StudyStoreError(f"{study.name}: begun with the checkpoints {before}, and these are {here}")
     notice(f"{study.name}: goes on with other code: {changed}")
     known = attributes.get("code_changes", [])
     return {
@@ -143,7 +143,7 @@ def objective_changes(
 
 def say_edited(study: StoredStudy, plan: StudyPlan) -> None:
     """Say of a finished study that its objective's code is another one now: its results are of the old code."""
-    with contextlib.suppress(CatalogError):  # the code is gone: nobody takes the results for those of another code
+    with contextlib.suppress(StudySpecError):  # the code is gone: nobody takes the results for those of another code
         before = study.attributes["fingerprint"]["code"]
         if changed := edited_code(plan.spec.objective, before, beside=plan.directory):
             notice(
@@ -156,11 +156,11 @@ def code_change(study: StoredStudy, code: Mapping[str, str], *, accept: bool) ->
     """The changes in the objective's code, in words; empty where there is none.
 
     Raises:
-        StudyMismatchError: the code changed, this is not accepted, and trials have succeeded with the old code.
+        StudyStoreError: the code changed, this is not accepted, and trials have succeeded with the old code.
     """
     changed = changed_code(study.attributes["fingerprint"]["code"], code)
     if changed and not accept and any(trial.state in SUCCEEDED for trial in study.trials()):
-        raise StudyMismatchError(
+        raise StudyStoreError(
             f"{study.name}: begun with other code: {changed}. Put it back, or give the study another name; where "
             "the change cannot change a loss, continue with --accept-code"
         )

@@ -73,8 +73,7 @@ def start_from_study(name: str, storage: str | None) -> Begun:
     """The objective of a stored study, which must not have changed.
 
     Raises:
-        StudyStoreError: there is no such study.
-        StudyMismatchError: its objective has changed.
+        StudyStoreError: there is no such study, or its objective has changed.
     """
     opened = open_storage(storage_url(storage), write=False)
     study = StoredStudy.open(opened, name)

@@ -55,7 +55,7 @@ class Study:
         """The objective that was searched, loaded as its study file says. Loading may train or read a model.
 
         Raises:
-            CatalogError: its file cannot be loaded.
+            StudySpecError: its file cannot be loaded.
         """
         with reading(self.storage) as storage:
             return Experiment(storage, stored_plan(StoredStudy.open(storage, self.name))).objective
@@ -114,7 +114,7 @@ class Study:
             coefficients: ``[K]``, sum to one; ``None`` takes those of the answer.
 
         Raises:
-            CoefficientsError: another number of coefficients, or another sum.
+            StudySpecError: another number of coefficients, or another sum.
             ObjectiveError: the objective has no weights to merge.
             StudyStoreError: no trial is complete yet.
         """
@@ -193,7 +193,7 @@ def plans_of(
     ``budget`` is another total for each study, in the unit of its own budget.
 
     Raises:
-        OptimizerError: an unknown optimizer or option, before anything is run.
+        StudySpecError: an unknown optimizer or option, before anything is run.
         StudySpecError: ``budget`` is given, and the sweep varies the budget.
     """
     if budget is not None:
@@ -237,14 +237,14 @@ def _rehearsed(
 def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> list[Estimate]:
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
-    If nothing is refused, a notice says which objectives have no check, and the estimates how long the run takes.
+    If nothing is refused, a notice says which objectives have no check. The estimates are of stored evaluations.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        found = _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
-        estimated = estimates(found, storage, accept_code=accept_code)
+        _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
+        estimated = estimates(to_run, storage)
     for plan in {plan.spec.objective.file: plan for plan in to_run}.values():
         if not loading.checks_settings(plan.spec.objective, beside=plan.directory):
             name = Path(plan.spec.objective.file).name

@@ -1,7 +1,7 @@
 """The contracts of objectives, optimizers, feature extractors, checkpoint formats and storages, as checks to call.
 
 Each check is a function that returns if the contract is kept, and raises
-:class:`~lcsc_opt.base.errors.ContractError` if it is not. The error says what was expected and what was found. The
+:class:`AssertionError` if it is not. The error says what was expected and what was found. The
 checks need no test framework::
 
     from lcsc_opt.testing import check_objective

@@ -27,7 +27,7 @@ def check_extractor(
         tolerance: of differences between batches, relative to the largest feature.
 
     Raises:
-        ContractError: one of these is not kept.
+        AssertionError: one of these is not kept.
     """
     require(isinstance(extractor.name, str) and extractor.name == extractor.name, "name: is not one text")
     count = len(images)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lcsc_opt.base.errors import ContractError
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import check_steps, default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace
@@ -37,7 +36,7 @@ def check_objective(
         tolerance: of the derivative along a direction, relative to the larger of it and the gradient's length.
 
     Raises:
-        ContractError: one of these is not kept.
+        AssertionError: one of these is not kept.
     """
     objective, other = build(), build()
     check_steps(objective.steps)
@@ -85,7 +84,7 @@ def _check_gradient(
     evaluation = objective.evaluate(candidate, gradient=True)
     gradient, count = evaluation.gradient, len(candidate.coefficients)
     if gradient is None or gradient.shape != (count,):
-        raise ContractError(f"evaluate(gradient=True): expected a gradient of {count} numbers, got {gradient!r}")
+        raise AssertionError(f"evaluate(gradient=True): expected a gradient of {count} numbers, got {gradient!r}")
     require(
         math.isclose(evaluation.loss, first.loss, rel_tol=1e-6),
         f"evaluate(gradient=True): the loss is {evaluation.loss}, without a gradient {first.loss}",

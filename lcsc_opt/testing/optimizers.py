@@ -35,9 +35,8 @@ def check_optimizer(name: str, options: Mapping[str, Any] | None = None, *, budg
         budget: evaluations.
 
     Raises:
-        ContractError: one of these is not kept.
-        CoefficientsError: a candidate's coefficients are not valid.
-        OptimizerError: there is no such optimizer, or no such option.
+        AssertionError: one of these is not kept.
+        StudySpecError: a candidate's coefficients are not valid, or there is no such optimizer or option.
     """
     spec = OptimizerSpec(name=name, options=dict(options or {}))
     state = _global_state()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.progress import progress, takes_long
+from lcsc_opt.base.progress import progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.checkpoints.names import MANIFEST
 from lcsc_opt.training.networks import initialize, torch_threads
@@ -92,7 +92,6 @@ def train(
         raise TrajectoryError(
             f"{training.steps} steps with a checkpoint every {training.checkpoint_every} leave fewer than two"
         )
-    takes_long(description)
     partial = path.with_name(path.name + ".partial")
     _make_directory(partial)
     _forget_unborn(partial)

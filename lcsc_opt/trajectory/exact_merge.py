@@ -61,7 +61,7 @@ class Combination:
         """The combination of a trajectory's checkpoints with ``[K]`` coefficients.
 
         Raises:
-            CoefficientsError: not ``[K]``, not finite, or another sum than one.
+            StudySpecError: not ``[K]``, not finite, or another sum than one.
         """
         checked = check_coefficients(coefficients, len(trajectory))
         constant = frozenset(trajectory.names) - trajectory.varying

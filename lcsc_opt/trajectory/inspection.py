@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
 from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint, read_metadata
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
@@ -152,7 +152,7 @@ def _inspect_files(shown: str, paths: list[Path], key: str | None) -> Inspection
     reading = _Reading(key=key)
     _read_all(paths, names or [path.name for path in paths], reading)
     if reading.layout is None:
-        raise CheckpointError(reading.broken[0])
+        raise TrajectoryError(reading.broken[0])
     series = _series(paths)
     layout = reading.layout
     whole = len(reading.rows) == len(paths) and len(set(steps)) == len(paths)
@@ -209,7 +209,7 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
 def _step(path: Path) -> int | None:
     try:
         return checkpoint_step(path, read_metadata(path))
-    except CheckpointError:  # if the file is damaged, only its name can tell
+    except TrajectoryError:  # if the file is damaged, only its name can tell
         return numbered_step(path)
 
 

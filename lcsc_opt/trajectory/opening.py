@@ -14,7 +14,7 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.paths import KnownCheckpoints, known_checkpoints
-from lcsc_opt.base.progress import notice, progress, takes_long
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
 from lcsc_opt.trajectory.disk.layout import plan
@@ -61,7 +61,7 @@ def open_or_pack(
         dtype: as for :func:`pack`, ``None`` is ``exact``; for a packed trajectory it must be the one it stores.
 
     Raises:
-        CheckpointError, TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
+        TrajectoryError: as :func:`pack`; or a packed trajectory does not take these options.
     """
     checked_dtype(dtype)
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
@@ -78,7 +78,7 @@ def check_checkpoints(
     """Refuse what :func:`open_or_pack` would refuse before it packs; of weights only the first checkpoint's are read.
 
     Raises:
-        CheckpointError, TrajectoryError: as :func:`open_or_pack`.
+        TrajectoryError: as :func:`open_or_pack`.
     """
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     packed = len(alone) == 1 and is_packed(Path(alone[0]).expanduser())
@@ -103,7 +103,6 @@ def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str
     identity = fingerprint(sources, key, dtype)
     out = _place(cache, identity)
     if not out.exists():
-        takes_long(f"packing {len(sources)} checkpoints")
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
             if not out.exists():  # another process may have made it meanwhile
                 packed = pack_sources(sources, out, key, identity, dtype)

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from torch import Tensor
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process, size_in_words, sync_folder
 from lcsc_opt.base.paths import another_folder
 from lcsc_opt.base.progress import notice, progress
@@ -79,9 +79,9 @@ def pack(
             from the checkpoint in the middle. Their error in merged weights is measured, and kept in the manifest.
 
     Raises:
-        CheckpointError: a file cannot be read as weights, or does not tell its step.
-        TrajectoryError: fewer than two checkpoints, a step twice, checkpoints of different models, too little disk
-            space, ``out`` exists, or another process packs to it.
+        TrajectoryError: a file cannot be read as weights, or does not tell its step; fewer than two checkpoints, a step
+            twice, checkpoints of different models, too little disk space, ``out`` exists, or another process packs to
+            it.
     """
     checked_dtype(dtype)
     out = Path(out)
@@ -99,8 +99,8 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> l
     """The checkpoints with their steps, in the order of the steps. No weights are read.
 
     Raises:
-        CheckpointError: a checkpoint does not tell its step.
-        TrajectoryError: another number of steps than of checkpoints, or a step twice.
+        TrajectoryError: a checkpoint does not tell its step, another number of steps than of checkpoints, or a step
+            twice.
     """
     if steps is None:
         steps = [checkpoint_step(path, read_metadata(path)) for path in paths]
@@ -152,7 +152,7 @@ def _identity(path: Path) -> tuple[str, int, int]:
         files = [path, *path.rglob("*")] if path.is_dir() else [path]
         status = [file.stat() for file in files if file.is_file()]
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+        raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
     return (
         str(path.resolve()),
         sum(s.st_size for s in status),
@@ -247,9 +247,9 @@ def _write(saver: Saver, source: Source, checkpoint: Checkpoint) -> int:
     try:
         layout = saver.check(checkpoint.tensors)
         saver.write(source.step, layout, checkpoint.tensors, source=str(source.path.absolute()))
-    except CheckpointError:
-        raise
     except TrajectoryError as error:
+        if str(source.path) in str(error):
+            raise
         raise TrajectoryError(f"{source.path}: {error}") from error
     return _size(checkpoint)
 

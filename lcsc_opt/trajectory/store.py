@@ -196,7 +196,7 @@ class Trajectory:
         gives that checkpoint bit for bit.
 
         Raises:
-            CoefficientsError: not ``[K]``, not finite, or another sum than one.
+            StudySpecError: not ``[K]``, not finite, or another sum than one.
             TrajectoryError: a checkpoint was overwritten since opening.
         """
         [merged] = self._merge(check_coefficients(coefficients, len(self))[None])

@@ -222,7 +222,7 @@ def _geometry(attributes: Mapping[str, Any], own: StudyHistory) -> _Geometry:
             positions=grid_positions(size, margin),
             products=None if products is None else np.array(products, dtype=np.float64).reshape(2, len(own.steps)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a CoefficientsError is a ValueError
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a StudySpecError is a ValueError
         raise StudyStoreError(
             f"{own.study}: not a landscape of lcsc_opt, or of another version ({error}); delete it, or compute another "
             "one with --seed"

@@ -17,7 +17,7 @@ from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
 from lcsc_opt.base import VERSION
-from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
@@ -58,10 +58,10 @@ def write_report(storage: RDBStorage, experiment: str, path: Path, *, artifacts:
 
     Raises:
         StudyStoreError: there is no such experiment.
-        FigureError: the file cannot be written, or has another suffix.
+        LcscError: the file cannot be written, or has another suffix.
     """
     if path.suffix != SUFFIX:
-        raise FigureError(f"{path}: expected a file that ends in {SUFFIX}")
+        raise LcscError(f"{path}: expected a file that ends in {SUFFIX}")
     folder = artifact_directory(storage.url) if artifacts is None else artifacts
     write_file(path, report(HistoryReader(storage), experiment, folder).encode())
     return path

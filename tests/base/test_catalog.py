@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lcsc_opt.base.catalog import entries, find, shipped_directory
-from lcsc_opt.base.errors import CatalogError, ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import given_path, study_directory
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.base.sweep import split_point
@@ -45,7 +45,7 @@ def test_a_users_own_files_are_listed_with_the_shipped_ones(workplace: Path) -> 
 
 
 def test_an_unknown_name_says_what_there_is(workplace: Path) -> None:
-    with pytest.raises(CatalogError, match=r"digit: no such file in objectives \(did you mean 'digits'\?\); looked in"):
+    with pytest.raises(StudySpecError, match=r"digit: no such file in objectives \(did you mean 'digits'\?\)"):
         find("objectives", "digit")
 
 
@@ -62,7 +62,7 @@ def test_an_unknown_name_says_what_there_is(workplace: Path) -> None:
 def test_a_broken_objective_file_is_a_typed_error(text: str, message: str, workplace: Path) -> None:
     name = f"broken{len(text)}.py"  # a process loads a file once
     write(workplace, name, text)
-    with pytest.raises(CatalogError, match=message):
+    with pytest.raises(StudySpecError, match=message):
         load_objective(ObjectiveSpec(file=name))
 
 

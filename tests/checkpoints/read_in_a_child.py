@@ -49,7 +49,7 @@ def forget_peak() -> None:
 
 def read(path: str) -> dict[str, Any]:
     global watching
-    from lcsc_opt.base.errors import CheckpointError
+    from lcsc_opt.base.errors import TrajectoryError
     from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint
 
     events.clear()
@@ -63,7 +63,7 @@ def read(path: str) -> dict[str, Any]:
             tensor.ne(
                 tensor
             ).any() if tensor.numel() and not tensor.is_quantized and tensor.itemsize > 1 else tensor.shape
-    except CheckpointError as error:
+    except TrajectoryError as error:
         outcome, message = "refused", str(error)
     except BaseException as error:
         outcome, message = type(error).__name__, str(error)[:300]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints import checkpoint_series
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
 from tests.checkpoints import checkpoint_examples
@@ -39,7 +39,7 @@ def test_ddim_by_key(tmp_path):
 
 
 def test_optimizer_of_guided_diffusion_is_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match=r"opt000100\.pt holds no state dict"):
+    with pytest.raises(TrajectoryError, match=r"opt000100\.pt holds no state dict"):
         read_checkpoint(saved(tmp_path / "opt000100.pt", checkpoint_examples.optimizer_state()))
 
 
@@ -71,7 +71,7 @@ def test_averages_without_names_get_those_of_the_model(tmp_path, model):
 def test_averages_that_do_not_fit_in_one_way_are_refused(tmp_path, shadow):
     model = {"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(2)}
     path = saved(tmp_path / "m.pth", {"model": model, "ema": {"shadow_params": shadow}})
-    with pytest.raises(CheckpointError, match=r"exactly one way.*--key model"):
+    with pytest.raises(TrajectoryError, match=r"exactly one way.*--key model"):
         read_checkpoint(path)
     assert same_bits(read_checkpoint(path, key="model").tensors, model)
 
@@ -158,7 +158,7 @@ def test_folder_has_no_such_key(tmp_path, key):
     saved(folder / "model.safetensors", MODEL)
     saved(folder / "model_1.safetensors", EMA)
     saved(folder / "optimizer.bin", checkpoint_examples.optimizer_state())
-    with pytest.raises(CheckpointError, match="checkpoint_7"):
+    with pytest.raises(TrajectoryError, match="checkpoint_7"):
         read_checkpoint(folder, key=key)
 
 
@@ -175,7 +175,7 @@ def test_variants_are_found_where_nothing_else_is(tmp_path):
     saved(tmp_path / "unet" / "diffusion_pytorch_model.fp16.safetensors", EMA)
     assert same_bits(read_checkpoint(tmp_path).tensors, EMA)
     saved(tmp_path / "unet" / "diffusion_pytorch_model.non_ema.safetensors", MODEL)
-    with pytest.raises(CheckpointError, match=r"several variants.*fp16.*non_ema"):
+    with pytest.raises(TrajectoryError, match=r"several variants.*fp16.*non_ema"):
         read_checkpoint(tmp_path)
     saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", MODEL)
     assert same_bits(read_checkpoint(tmp_path).tensors, MODEL)
@@ -195,7 +195,7 @@ def test_weights_in_several_files(tmp_path, suffix, index):
     for source in (tmp_path / "checkpoint-3", path):
         assert same_bits(read_checkpoint(source).tensors, MODEL)
     path.write_text(json.dumps({"weight_map": {**where, "more": f"{stem}-00001-of-00002.{suffix}"}}))
-    with pytest.raises(CheckpointError, match="'more', which is not in"):
+    with pytest.raises(TrajectoryError, match="'more', which is not in"):
         read_checkpoint(path)
 
 
@@ -209,7 +209,7 @@ def test_variant_that_diffusers_cut_into_several_files(tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "\xff"])
 def test_index_that_is_none(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content, encoding="latin-1")
-    with pytest.raises(CheckpointError, match=r"index\.json"):
+    with pytest.raises(TrajectoryError, match=r"index\.json"):
         read_checkpoint(tmp_path)
 
 

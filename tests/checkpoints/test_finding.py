@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 from torch import nn
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import find_checkpoints, read_checkpoint
 from tests.trajectory.trajectory_examples import make_trajectory
 
@@ -36,7 +36,7 @@ def test_a_link_to_nothing_is_no_gap_that_nobody_sees(tmp_path, name):
     touch(tmp_path, "model9.pt", "model10.pt")
     (tmp_path / name).symlink_to(tmp_path / "gone")
     for patterns in (tmp_path, str(tmp_path / "*11*")):
-        with pytest.raises(CheckpointError, match=f"{name} is a link to a file that is not there"):
+        with pytest.raises(TrajectoryError, match=f"{name} is a link to a file that is not there"):
             find_checkpoints(patterns)
 
 
@@ -209,7 +209,7 @@ def test_nothing_says_what_was_looked_for(tmp_path):
         find_checkpoints(tmp_path)
     with pytest.raises(TrajectoryError, match=r"No checkpoint in .*q\*\.pt"):
         find_checkpoints(str(tmp_path / "q*.pt"))
-    with pytest.raises(CheckpointError, match=r"nothing\.pt does not exist"):
+    with pytest.raises(TrajectoryError, match=r"nothing\.pt does not exist"):
         find_checkpoints(tmp_path / "nothing.pt")
     with pytest.raises(TrajectoryError, match="an empty list"):
         find_checkpoints([])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints.keys import GUESSED_KEYS
 from lcsc_opt.trajectory import read_checkpoint
 from tests.checkpoints import nvlabs_examples
@@ -506,7 +506,7 @@ def test_index_does_not_leave_its_folder(tmp_path, name):
     folder = tmp_path / "checkpoint-1"
     folder.mkdir()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
-    with pytest.raises(CheckpointError, match="outside of its folder"):
+    with pytest.raises(TrajectoryError, match="outside of its folder"):
         read_checkpoint(folder)
 
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints import read_init_arguments
 from lcsc_opt.trajectory import read_checkpoint
 from tests.checkpoints import nvlabs_examples
@@ -81,7 +81,7 @@ def test_init_arguments_need_a_network(tmp_path, name):
         torch.save(content, tmp_path / name)
     else:
         (tmp_path / name).write_bytes(pickle.dumps(content))
-    with pytest.raises(CheckpointError, match=r"no network of NVlabs' code under 'ema'"):
+    with pytest.raises(TrajectoryError, match=r"no network of NVlabs' code under 'ema'"):
         read_init_arguments(tmp_path / name)
 
 
@@ -89,7 +89,7 @@ def test_init_argument_that_is_no_data_is_named(tmp_path):
     net = nvlabs_examples.network(1)
     net._init_kwargs = {"path": tmp_path}
     nvlabs_examples.write_snapshot(tmp_path / "m.pkl", net)
-    with pytest.raises(CheckpointError, match=r"init_kwargs\.path is a pathlib\..*PosixPath, not plain data"):
+    with pytest.raises(TrajectoryError, match=r"init_kwargs\.path is a pathlib\..*PosixPath, not plain data"):
         read_init_arguments(tmp_path / "m.pkl")
     assert read_checkpoint(tmp_path / "m.pkl").tensors  # the weights do not care
 
@@ -109,5 +109,5 @@ def test_source_does_not_run(tmp_path):
 def test_truncated_snapshot_is_refused(snapshot, part):
     content = snapshot.read_bytes()
     snapshot.write_bytes(content[: int(len(content) * part)])
-    with pytest.raises(CheckpointError, match="truncated"):
+    with pytest.raises(TrajectoryError, match="truncated"):
         read_checkpoint(snapshot)

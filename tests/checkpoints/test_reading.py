@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints import GUESSED_KEYS, strip_wrappers
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
 from tests.trajectory.trajectory_examples import same_bits, state_dict
@@ -139,7 +139,7 @@ def test_state_dict_that_was_pickled_without_torch(tmp_path):
 def test_weights_as_arrays_are_refused_by_their_name(tmp_path):
     path = tmp_path / "m.pkl"
     path.write_bytes(pickle.dumps({"model": {"w": np.ones(3), "v": torch.ones(1)}}))
-    with pytest.raises(CheckpointError, match=r"numpy.*at 'model\.w', not a tensor"):
+    with pytest.raises(TrajectoryError, match=r"numpy.*at 'model\.w', not a tensor"):
         read_checkpoint(path)
 
 
@@ -168,7 +168,7 @@ class Attack:
 def test_malicious_pickle_is_refused_and_does_nothing(tmp_path, new):
     marker = tmp_path / "owned"
     path = saved(tmp_path / "m.pt", {"w": torch.ones(2), "x": Attack(marker)}, _use_new_zipfile_serialization=new)
-    with pytest.raises(CheckpointError, match=r"m\.pt.*would run code") as caught:
+    with pytest.raises(TrajectoryError, match=r"m\.pt.*would run code") as caught:
         read_checkpoint(path)
     assert not marker.exists()
     assert "\n" not in str(caught.value)
@@ -213,7 +213,7 @@ BAD_FILES = {
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_bad_file_is_one_typed_line_with_its_name(tmp_path, name):
     BAD_FILES[name](tmp_path / name)
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(TrajectoryError) as caught:
         read_checkpoint(tmp_path / name)
     assert name in str(caught.value)
     assert ":" in str(caught.value).split(name)[-1]  # what to do
@@ -222,14 +222,14 @@ def test_bad_file_is_one_typed_line_with_its_name(tmp_path, name):
 
 def test_nested_number_is_named(tmp_path):
     path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1), "epoch": 3}})
-    with pytest.raises(CheckpointError, match=r"a int at 'model\.epoch'"):
+    with pytest.raises(TrajectoryError, match=r"a int at 'model\.epoch'"):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize("key", ["modle", "model.w", "model.w.x", "epoch"])
 def test_key_that_is_not_there(tmp_path, key):
     path = saved(tmp_path / "m.pt", {"model": {"w": torch.ones(1)}, "epoch": 1})
-    with pytest.raises(CheckpointError, match=r"m\.pt"):
+    with pytest.raises(TrajectoryError, match=r"m\.pt"):
         read_checkpoint(path, key=key)
 
 
@@ -259,7 +259,7 @@ def test_guess_is_said_once_where_there_was_a_choice(tmp_path, capsys):
 
 @pytest.mark.parametrize("content", [torch.nn.Linear(2, 1), {"epoch": 3, "model": torch.nn.Linear(2, 1)}])
 def test_whole_modules_are_refused_with_the_remedy(tmp_path, content):
-    with pytest.raises(CheckpointError, match=r"whole module \(a torch.nn.modules.linear.Linear\).*state_dict\(\)"):
+    with pytest.raises(TrajectoryError, match=r"whole module \(a torch.nn.modules.linear.Linear\).*state_dict\(\)"):
         read_checkpoint(saved(tmp_path / "m.pt", content))
 
 
@@ -269,11 +269,11 @@ def test_state_dict_beside_a_whole_module_is_read(tmp_path):
 
 
 def test_key_makes_no_sense_for_safetensors(tmp_path):
-    with pytest.raises(CheckpointError, match="leave out --key"):
+    with pytest.raises(TrajectoryError, match="leave out --key"):
         read_checkpoint(saved(tmp_path / "m.safetensors", WEIGHTS), key="ema")
 
 
 def test_subfolder_that_is_not_there(tmp_path):
     saved(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", WEIGHTS)
-    with pytest.raises(CheckpointError, match="'unet_ema'"):
+    with pytest.raises(TrajectoryError, match="'unet_ema'"):
         read_checkpoint(tmp_path, key="unet_ema")

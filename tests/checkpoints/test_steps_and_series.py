@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lcsc_opt.base.errors import CheckpointError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.checkpoints import checkpoint_series, read_metadata
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
 from tests.trajectory.trajectory_examples import state_dict
@@ -52,7 +52,7 @@ def test_step_in_the_metadata_comes_first(tmp_path):
     "name", ["model.pt", "run7/final.pt", "unet/diffusion_pytorch_model.safetensors", "ema_0.9999.pt"]
 )
 def test_no_step_asks_for_steps(name):
-    with pytest.raises(CheckpointError, match="--steps"):
+    with pytest.raises(TrajectoryError, match="--steps"):
         checkpoint_step(name)
 
 
@@ -86,13 +86,13 @@ def test_step_is_found_without_a_look_at_each_tensor(tmp_path):
     header = content.rindex(b"PK\x03\x04", 0, content.index(b"/data/1"))
     path.write_bytes(content[:header] + bytes(30) + content[header + 30 :])
     assert checkpoint_step(path) == 7
-    with pytest.raises(CheckpointError):
+    with pytest.raises(TrajectoryError):
         read_checkpoint(path)
 
 
 def test_step_of_a_broken_file_is_an_error(tmp_path):
     (tmp_path / "m-5.pt").write_bytes(b"PK\x03\x04 and no more")
-    with pytest.raises(CheckpointError, match="truncated"):
+    with pytest.raises(TrajectoryError, match="truncated"):
         checkpoint_step(tmp_path / "m-5.pt")
 
 

@@ -142,7 +142,7 @@ def test_output_that_there_is_no_room_for_is_one_line(workplace: Path, monkeypat
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with Path("/dev/full").open("w") as full:
         found = subprocess.run([*LCSC, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert found.returncode == 75
+    assert found.returncode == 141
     assert found.stderr == "lcsc: the output cannot be written: No space left on device\n"
 
 

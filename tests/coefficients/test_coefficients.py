@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients.profiles import (
     LARGEST_SIGMA_REL,
     PAPER_EMA_RATES,
@@ -147,7 +147,7 @@ def test_a_rate_near_one_leaves_the_weight_on_the_first_checkpoint() -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5, math.nan, math.inf])
 def test_a_rate_outside_of_its_range_is_refused(rate: float) -> None:
-    with pytest.raises(CoefficientsError, match=r"^rate: expected at least 0 and below 1"):
+    with pytest.raises(StudySpecError, match=r"^rate: expected at least 0 and below 1"):
         ema_coefficients((1, 2), rate)
 
 
@@ -177,7 +177,7 @@ def test_the_widest_power_profile_is_the_uniform_average() -> None:
 
 @pytest.mark.parametrize("sigma_rel", [0.0, -0.1, 0.29, math.nan])
 def test_a_width_outside_of_its_range_is_refused(sigma_rel: float) -> None:
-    with pytest.raises(CoefficientsError, match=r"^sigma_rel: expected above 0"):
+    with pytest.raises(StudySpecError, match=r"^sigma_rel: expected above 0"):
         power_ema_coefficients((1, 2), sigma_rel)
 
 
@@ -193,11 +193,11 @@ def test_a_width_outside_of_its_range_is_refused(sigma_rel: float) -> None:
     ],
 )
 def test_steps_that_make_no_sense_are_refused(steps: list[Any], message: str) -> None:
-    with pytest.raises(CoefficientsError, match=message):
+    with pytest.raises(StudySpecError, match=message):
         check_steps(steps)
-    with pytest.raises(CoefficientsError, match=message):
+    with pytest.raises(StudySpecError, match=message):
         ema_coefficients(steps, 0.5)
-    with pytest.raises(CoefficientsError, match=message):
+    with pytest.raises(StudySpecError, match=message):
         power_ema_coefficients(steps, 0.1)
 
 
@@ -299,7 +299,7 @@ def test_normalizing_divides_by_the_sum(count: int, magnitude: float, seed: int)
     "values", [[1.0, -1.0], [1.0, -0.9995], [math.nan, 1.0], [math.inf, 1.0], [math.inf, -math.inf], []]
 )
 def test_what_cannot_be_scaled_to_one_is_refused(values: list[float]) -> None:
-    with pytest.raises(CoefficientsError, match="cannot be scaled to one"):
+    with pytest.raises(StudySpecError, match="cannot be scaled to one"):
         normalize(values)
 
 
@@ -315,7 +315,7 @@ def test_what_cannot_be_scaled_to_one_is_refused(values: list[float]) -> None:
     ],
 )
 def test_wrong_coefficients_are_refused(values: Any, message: str) -> None:
-    with pytest.raises(CoefficientsError, match=message):
+    with pytest.raises(StudySpecError, match=message):
         check_coefficients(values, 2)
 
 
@@ -442,7 +442,7 @@ def test_the_principal_space_gives_the_nearest_coefficients_it_reaches(count: in
 
 @pytest.mark.parametrize("dimension", [0, 4, -1])
 def test_more_principal_directions_than_there_are_is_an_error(dimension: int) -> None:
-    with pytest.raises(CoefficientsError, match=f"^space.principal: expected 1 to 3 directions, got {dimension}"):
+    with pytest.raises(StudySpecError, match=f"^space.principal: expected 1 to 3 directions, got {dimension}"):
         principal_basis(random_gram(4, 0), dimension)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.base.errors import CoefficientsError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients.plane import (
     DEFAULT_MARGIN,
     DEFAULT_SIZE,
@@ -40,13 +40,13 @@ def test_the_text_of_an_option_names_steps_and_emas() -> None:
 
 @pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "1,2,last", "ema:1,1,2", "ema:-0.1,1,2", "ema:x,1,2", "1,2,-3"])
 def test_another_text_is_refused(text: str) -> None:
-    with pytest.raises(CoefficientsError, match="corners: expected three training steps or EMAs, as in"):
+    with pytest.raises(StudySpecError, match="corners: expected three training steps or EMAs, as in"):
         parse_corners(text)
 
 
 @pytest.mark.parametrize("corners", [None, "abc", 3, [1, 2], [1, 2, True], [1, 2, 3.5], [1, 2, None]])
 def test_other_values_are_refused(corners: Any) -> None:
-    with pytest.raises(CoefficientsError, match="corners: expected three"):
+    with pytest.raises(StudySpecError, match="corners: expected three"):
         check_corners(corners)
 
 
@@ -56,18 +56,18 @@ def test_a_step_is_one_checkpoint_and_an_ema_its_profile() -> None:
 
 
 def test_a_step_that_was_not_saved_is_refused_with_the_nearest_one() -> None:
-    with pytest.raises(CoefficientsError, match="no checkpoint was saved at step 470; the nearest one is 500"):
+    with pytest.raises(StudySpecError, match="no checkpoint was saved at step 470; the nearest one is 500"):
         Plane.through((100, 470, 2000), STEPS)
 
 
 @pytest.mark.parametrize("corners", [(100, 200, 100), ("ema:0", 2000, 100), ("ema:0.9", "ema:0.9", 100)])
 def test_corners_on_one_line_are_refused(corners: tuple[Any, ...]) -> None:
-    with pytest.raises(CoefficientsError, match="lie on one line; choose three that span a plane"):
+    with pytest.raises(StudySpecError, match="lie on one line; choose three that span a plane"):
         Plane.through(corners, STEPS)
 
 
 def test_two_checkpoints_span_no_plane() -> None:
-    with pytest.raises(CoefficientsError, match="two checkpoints span a line; a landscape needs three or more"):
+    with pytest.raises(StudySpecError, match="two checkpoints span a line; a landscape needs three or more"):
         Plane.through(("ema:0.9", "ema:0.99", 100), (100, 200))
 
 

@@ -176,7 +176,7 @@ def test_a_full_disk_ends_the_run_cleanly_and_it_continues_when_there_is_room(
     filler, file = small_disk / "filler", small_disk / "studies.db"
     command = ["run", "full.yaml", "--storage", f"sqlite:///{file}"]
     failed = lcsc_process(*command, environment={"FILL": str(filler)})
-    assert failed.status == 75
+    assert failed.status == 2
     assert "database or disk is full" in failed.err
     assert "run the same command to continue" in failed.err
     assert "Traceback" not in failed.err
@@ -283,12 +283,12 @@ def test_of_a_process_that_was_stopped_in_a_transaction_is_said_what_to_do(
         assert stopped.stdout.readline() == "held\n"
         os.waitpid(stopped.pid, os.WUNTRACED)
         said = f"is locked by process {stopped.pid} on {platform.node()}, which is stopped; kill -CONT {stopped.pid}"
-        assert lcsc(["doctor", "--storage", url]) == (75 if lock == "EXCLUSIVE" else 1)
+        assert lcsc(["doctor", "--storage", url]) == (2 if lock == "EXCLUSIVE" else 1)
         printed = capfd.readouterr()
         assert "recover" not in printed.out + printed.err
         if lock == "EXCLUSIVE":
             assert said in printed.err
-            assert lcsc(["list", "--storage", url]) == 75
+            assert lcsc(["list", "--storage", url]) == 2
             assert said in capfd.readouterr().err
 
         def wait_and_release(notice: str, **_: Any) -> None:

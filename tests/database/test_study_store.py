@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import StudyMismatchError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.database.connection import looked_into, open_even_empty, open_storage
 from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
@@ -112,7 +112,7 @@ def test_a_study_is_created_once_and_keeps_its_attributes(study: StoredStudy) ->
 
 def test_settings_that_differ_are_named(study: StoredStudy) -> None:
     study.require("budget", {"images": 3})
-    with pytest.raises(StudyMismatchError, match=r"budget\.images was 3, is now 4"):
+    with pytest.raises(StudyStoreError, match=r"budget\.images was 3, is now 4"):
         study.require("budget", {"images": 4})
 
 

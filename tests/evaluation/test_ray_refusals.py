@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.base.errors import ClusterError, StudySpecError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import read_study_file
 from lcsc_opt.evaluation.nodes import Packed, differences, software
 from lcsc_opt.trajectory import Trajectory
@@ -39,7 +39,7 @@ def test_a_node_without_room_for_the_trajectory_says_so(own_files: Path, monkeyp
     monkeypatch.setenv("LCSC_CACHE", str(own_files / "cache"))
     packed = Packed.of(Trajectory.open(own_files / "run.trajectory"))
     huge = dataclasses.replace(packed, path=Path("/not/there"), sizes={"weights.bin": 10**18})
-    with pytest.raises(ClusterError, match=r"no room for the trajectory: 1000000000.00 GB, and .* GB are free"):
+    with pytest.raises(StudySpecError, match=r"no room for the trajectory: 1000000000.00 GB, and .* GB are free"):
         huge.found(lambda *_: b"")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import CatalogError, LcscError, ObjectiveError, StudyMismatchError
+from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, devices, evaluate_safely
 from lcsc_opt.evaluation import pool as pool_module
@@ -207,13 +207,13 @@ def test_closing_stops_workers_in_the_middle_and_cancels_what_is_waited_for(
 
 
 def fails_to_load() -> Stages:
-    raise CatalogError("no such file: put it back")
+    raise StudySpecError("no such file: put it back")
 
 
 def test_an_objective_that_a_worker_cannot_load_is_told_as_it_is() -> None:
     pool = WorkerPool(fails_to_load, 1)
     try:
-        with pytest.raises(CatalogError, match="put it back"):
+        with pytest.raises(StudySpecError, match="put it back"):
             ProcessEvaluator(pool).submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     finally:
         pool.close()
@@ -223,7 +223,7 @@ def test_parts_of_another_objective_are_refused() -> None:
     pool = WorkerPool(Stages, 2, expected={"objective": {"stages": False}, "code": {}})
     evaluator = SpreadEvaluator(Stages(), pool)
     try:
-        with pytest.raises(StudyMismatchError, match="other files"):
+        with pytest.raises(StudyStoreError, match="other files"):
             evaluator.submit(candidate(1.0, 0.0, 0.0)).result(timeout=120)
     finally:
         evaluator.close()

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lcsc_opt.base.errors import CheckpointError, ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.database.connection import open_storage
@@ -280,7 +280,7 @@ def test_a_recipe_with_a_broken_naming_is_one_line(
 ) -> None:
     recipe = {**json.loads(recipe_of(study, objective).as_text()), "lora": lora}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    with pytest.raises(CheckpointError, match="broken recipe") as caught:
+    with pytest.raises(TrajectoryError, match="broken recipe") as caught:
         read_recipe(tmp_path / "recipe.json")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))

@@ -57,14 +57,6 @@ def test_a_dry_run_names_an_objective_without_a_check(workplace: Path, capsys: p
     assert no_check not in dry_run("checked_settings.py", capsys)
 
 
-def test_a_dry_run_begins_nothing_that_takes_long(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("checked_settings.py").write_text(CHECKED + BUILD)
-    Path("runs").mkdir()
-    assert "not known before this is done: training" in dry_run("checked_settings.py", capsys)
-    Path("runs/trained").touch()
-    assert "timed now" in dry_run("checked_settings.py", capsys)
-
-
 TIMED = """
 import time
 from lcsc_opt.base.records import Cost, Evaluation
@@ -106,7 +98,7 @@ def test_a_dry_run_estimates_the_run(workplace: Path) -> None:
         [one] = rehearse([plan], "sqlite:///studies.db", accept_environment=False, accept_code=False)
         return one.seconds
 
-    assert left() == pytest.approx(1.6, rel=0.5)
+    assert left() is None
     assert not Path("studies.db").exists()
     Path("timed.yaml").write_text(yaml.safe_dump({**content, "budget": {"images": 400}, "held_out": None}))
     assert lcsc(["run", "timed.yaml"]) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lcsc_opt.base.errors import CoefficientsError, ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.base.study_file import SpaceSpec
@@ -61,7 +61,7 @@ def test_an_objective_without_images_or_weights_says_so() -> None:
 @pytest.mark.parametrize("wrong", [[0.5, 0.5], [1.0, 1.0, 1.0], [math.nan, 0.5, 0.5]])
 def test_wrong_coefficients_never_reach_the_objective(wrong: list[float]) -> None:
     recorder = Recorder()
-    with pytest.raises(CoefficientsError):
+    with pytest.raises(StudySpecError):
         recorder(wrong)
     assert not hasattr(recorder, "candidate")
 
@@ -117,7 +117,7 @@ def test_the_fingerprint_of_a_callable_is_its_name_and_the_steps() -> None:
 
 
 def test_steps_of_a_callable_are_checked() -> None:
-    with pytest.raises(CoefficientsError, match=r"^steps\[1\]: expected more than 5, got 4"):
+    with pytest.raises(StudySpecError, match=r"^steps\[1\]: expected more than 5, got 4"):
         CoefficientFunction(weighted, (5, 4, 6), name="weighted")
 
 

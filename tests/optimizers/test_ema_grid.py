@@ -6,7 +6,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import CoefficientsError, OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
     default_origin,
@@ -97,14 +97,14 @@ def test_steps_can_be_given_for_a_plain_array() -> None:
 
 @pytest.mark.parametrize("values", [[], 0.9, "0.9", [None], [True], [float("nan")]])
 def test_a_grid_is_a_list_of_numbers(values: Any) -> None:
-    with pytest.raises(OptimizerError, match=r"^rates: expected a list of numbers, got "):
+    with pytest.raises(StudySpecError, match=r"^rates: expected a list of numbers, got "):
         EMAGrid(rates=values)
-    with pytest.raises(OptimizerError, match=r"^sigma_rels: expected a list of numbers, got "):
+    with pytest.raises(StudySpecError, match=r"^sigma_rels: expected a list of numbers, got "):
         PowerEMAGrid(sigma_rels=values)
 
 
 def test_a_point_outside_of_its_range_is_refused_when_the_grid_is_built() -> None:
-    with pytest.raises(CoefficientsError, match=r"rate: expected at least 0 and below 1, got 1"):
+    with pytest.raises(StudySpecError, match=r"rate: expected at least 0 and below 1, got 1"):
         build(EMAGrid(rates=[0.9, 1]))
-    with pytest.raises(CoefficientsError, match=r"sigma_rel: expected above 0"):
+    with pytest.raises(StudySpecError, match=r"sigma_rel: expected above 0"):
         build(PowerEMAGrid(sigma_rels=[0.9]))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcsc_opt.base.errors import CoefficientsError, OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients.profiles import PAPER_EMA_RATES, default_origin, ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace, ConvexSpace
 from lcsc_opt.optimizers import LCSC, coefficient_array
@@ -276,11 +276,11 @@ def test_it_finds_better_coefficients_than_any_ema() -> None:
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptimizerError) as caught:
+    with pytest.raises(StudySpecError) as caught:
         LCSC(**options)
     assert str(caught.value) == message
 
 
 def test_a_rate_that_is_none_is_refused_when_the_search_is_built() -> None:
-    with pytest.raises(CoefficientsError, match=r"rate: expected at least 0 and below 1, got 1.5"):
+    with pytest.raises(StudySpecError, match=r"rate: expected at least 0 and below 1, got 1.5"):
         lcsc(rates=[1.5])

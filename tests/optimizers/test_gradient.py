@@ -12,7 +12,7 @@ import pytest
 from scipy.fft import dct
 from scipy.optimize import minimize
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
@@ -376,19 +376,19 @@ def test_the_first_candidate_may_fail() -> None:
 
 def test_plain_nevergrad_is_told_what_is_missing() -> None:
     optimizer = gradient_search()
-    with pytest.raises(OptimizerError, match=r"told a loss without a gradient.*attach_evaluation"):
+    with pytest.raises(StudySpecError, match=r"told a loss without a gradient.*attach_evaluation"):
         optimizer.tell(optimizer.ask(), 1.0)
 
 
 def test_an_objective_that_forgets_the_gradient_is_named_as_that() -> None:
     optimizer = gradient_search()
-    with pytest.raises(OptimizerError, match="told a loss without a gradient"):
+    with pytest.raises(StudySpecError, match="told a loss without a gradient"):
         tell(optimizer, optimizer.ask(), Evaluation(1.0))
 
 
 def test_a_gradient_of_another_length_is_refused() -> None:
     optimizer = gradient_search()
-    with pytest.raises(OptimizerError, match=r"the gradient has the shape \[3\], expected \[20\]"):
+    with pytest.raises(StudySpecError, match=r"the gradient has the shape \[3\], expected \[20\]"):
         tell(optimizer, optimizer.ask(), Evaluation(1.0, gradient=np.zeros(3)))
 
 
@@ -524,7 +524,7 @@ def test_failed_checks_are_no_losses() -> None:
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptimizerError) as raised:
+    with pytest.raises(StudySpecError) as raised:
         LCSCGradient(**options)
     assert str(raised.value) == message
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.optimizers.options import check_count, check_numbers, check_positive, is_number, is_whole
 
 
@@ -31,7 +31,7 @@ from lcsc_opt.optimizers.options import check_count, check_numbers, check_positi
 def test_what_an_option_does_not_take_is_said_with_its_name(
     check: Callable[..., None], value: Any, message: str
 ) -> None:
-    with pytest.raises(OptimizerError) as caught:
+    with pytest.raises(StudySpecError) as caught:
         check("generation_size", value)
     assert str(caught.value) == message
 
@@ -45,7 +45,7 @@ def test_what_an_option_takes_is_let_pass() -> None:
 
 
 def test_fewer_than_the_least_are_not_enough() -> None:
-    with pytest.raises(OptimizerError, match="images: expected a whole number from 2, got 1"):
+    with pytest.raises(StudySpecError, match="images: expected a whole number from 2, got 1"):
         check_count("images", 1, least=2)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace
 from lcsc_opt.optimizers import DEFAULT_STEP_SIZE, coefficient_array, space_of
@@ -86,7 +86,7 @@ def test_randomness_comes_from_the_seed() -> None:
 
 @pytest.mark.parametrize("step_size", [0.0, -1.0, math.inf, math.nan])
 def test_a_step_size_has_to_be_a_length(step_size: float) -> None:
-    with pytest.raises(OptimizerError, match=r"^step_size: expected a number above 0"):
+    with pytest.raises(StudySpecError, match=r"^step_size: expected a number above 0"):
         coefficient_array(AFFINE, step_size=step_size)
 
 
@@ -99,7 +99,7 @@ def test_steps_are_given_or_those_of_the_space_or_counted() -> None:
 
 
 def test_as_many_steps_as_coefficients_are_needed() -> None:
-    with pytest.raises(OptimizerError, match=r"^steps: expected 20, one per coefficient, got 19"):
+    with pytest.raises(StudySpecError, match=r"^steps: expected 20, one per coefficient, got 19"):
         steps_of(coefficient_array(AFFINE), STEPS[1:])
 
 
@@ -107,5 +107,5 @@ def test_as_many_steps_as_coefficients_are_needed() -> None:
     "parametrization", [ng.p.Array(shape=(2, 2)), ng.p.Scalar(), ng.p.Instrumentation(ng.p.Array(shape=(3,)))]
 )
 def test_only_a_vector_can_be_coefficients(parametrization: ng.p.Parameter) -> None:
-    with pytest.raises(OptimizerError, match="one vector of coefficients"):
+    with pytest.raises(StudySpecError, match="one vector of coefficients"):
         steps_of(parametrization, None)

@@ -6,7 +6,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, Plane, default_corners, grid_positions
 from lcsc_opt.coefficients.profiles import default_origin
@@ -54,5 +54,5 @@ def test_it_runs_with_plain_nevergrad_on_a_plain_array() -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(OptimizerError, match=complaint):
+    with pytest.raises(StudySpecError, match=complaint):
         build(**options)

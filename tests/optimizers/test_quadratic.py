@@ -9,7 +9,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import SEARCH, Coefficients, Cost, Evaluation
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -300,5 +300,5 @@ def test_waves_move_the_weights_of_a_random_walk_about_equally() -> None:
     ],
 )
 def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(OptimizerError, match=message.replace("(", r"\(")):
+    with pytest.raises(StudySpecError, match=message.replace("(", r"\(")):
         LCSCQuadratic(**options)

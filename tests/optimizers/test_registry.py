@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from lcsc_opt.base.errors import OptimizerError
+from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Evaluation
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.study_file import OptimizerSpec
@@ -167,7 +167,7 @@ def test_sequential_optimizers_of_nevergrad_have_one_worker(name: str) -> None:
     spec = OptimizerSpec(name=name)
     assert asks_one_at_a_time(spec)
     with pytest.raises(
-        OptimizerError, match=f"^{name}: asks one candidate at a time, got 2 workers; give it workers: 1"
+        StudySpecError, match=f"^{name}: asks one candidate at a time, got 2 workers; give it workers: 1"
     ):
         build_optimizer(spec, AFFINE, budget=100, workers=2, seed=0)
     assert build_optimizer(spec, AFFINE, budget=100, workers=1, seed=0).num_workers == 1
@@ -189,7 +189,7 @@ def test_ours_ask_one_at_a_time_but_are_built_for_any_number_of_workers(name: st
 
 def test_options_do_not_change_who_asks_one_at_a_time() -> None:
     assert asks_one_at_a_time(OptimizerSpec(name="LCSCGradient", options={"images": 50}))
-    with pytest.raises(OptimizerError, match=r"optimizers\.Powel: no such optimizer"):
+    with pytest.raises(StudySpecError, match=r"optimizers\.Powel: no such optimizer"):
         asks_one_at_a_time(OptimizerSpec(name="Powel"))
 
 
@@ -244,12 +244,12 @@ def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
 def test_unknown_optimizers_and_options_are_named_with_what_there_is(
     name: str, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(OptimizerError) as caught:
+    with pytest.raises(StudySpecError) as caught:
         configure(OptimizerSpec(name=name, options=options))
     found = str(caught.value)
     assert "\n" not in found
     assert found.startswith(message[:-1]) if message.endswith("…") else found == message
-    with pytest.raises(OptimizerError, match=r"^optimizers"):
+    with pytest.raises(StudySpecError, match=r"^optimizers"):
         build(name, **options)
 
 
@@ -264,6 +264,6 @@ def test_unknown_optimizers_and_options_are_named_with_what_there_is(
 def test_values_that_only_the_search_can_judge_are_refused_too(
     name: str, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(OptimizerError) as caught:
+    with pytest.raises(StudySpecError) as caught:
         build(name, **options)
     assert str(caught.value).startswith(message.removesuffix("…"))

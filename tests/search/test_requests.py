@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from lcsc_opt.base.errors import ObjectiveError, ReplayError, SearchFailedError, StudyStoreError
+from lcsc_opt.base.errors import ObjectiveError, SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Cost, Evaluation, Noise
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.cli import run as lcsc
@@ -177,7 +177,7 @@ def test_a_continued_search_hears_the_same_gradients_again(study: StoredStudy) -
 
 def test_a_search_that_would_ask_with_other_noise_is_not_continued(study: StoredStudy) -> None:
     search(study, descent(), BudgetSpec(evaluations=2))
-    with pytest.raises(ReplayError, match="trial 0"):
+    with pytest.raises(StudyStoreError, match="trial 0"):
         search(study, descent(shift=1), BudgetSpec(evaluations=4))
 
 

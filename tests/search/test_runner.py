@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import ReplayError, SearchFailedError
+from lcsc_opt.base.errors import SearchFailedError, StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
 from lcsc_opt.base.study_file import BudgetSpec, FailureSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -293,7 +293,7 @@ def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objecti
         budget=BudgetSpec(evaluations=12),
         describe_difference=lambda: "torch 1 → 2",
     )
-    with pytest.raises(ReplayError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
+    with pytest.raises(StudyStoreError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
         search.run()
     assert len(study.trials()) == 10
 

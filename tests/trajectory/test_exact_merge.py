@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.exact_merge import (
     CheckpointFiles,
@@ -170,7 +170,7 @@ def test_damaged_rows_of_a_packed_trajectory_are_noticed(trajectory: Trajectory)
 
 
 def test_coefficients_that_do_not_sum_to_one_are_refused(trajectory: Trajectory) -> None:
-    with pytest.raises(CoefficientsError, match="sum to one"):
+    with pytest.raises(StudySpecError, match="sum to one"):
         Combination.of(trajectory, [1.0, 1.0, 0, 0, 0])
 
 

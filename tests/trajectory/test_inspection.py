@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import pack
 from lcsc_opt.trajectory.inspection import MOST_WARNINGS, inspect
 from tests.processes import peak_growth
@@ -167,7 +167,7 @@ def test_damaged_files_do_not_hide_the_rest(folder):
 
 def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "model1.pt").write_bytes(b"x" * 100)
-    with pytest.raises(CheckpointError, match=r"model1\.pt"):
+    with pytest.raises(TrajectoryError, match=r"model1\.pt"):
         inspect(tmp_path)
 
 

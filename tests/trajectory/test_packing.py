@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lcsc_opt.base.errors import CheckpointError, TrajectoryError
+from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import size_in_words
 from lcsc_opt.trajectory import Selection, Trajectory, open_or_pack, pack, packing
 from lcsc_opt.trajectory.opening import check_checkpoints
@@ -62,7 +62,7 @@ def test_key_of_the_first_is_taken_from_all(tmp_path):
     torch.save({"ema": state_dict(1), "model": state_dict(2)}, tmp_path / "m1.pt")
     torch.save({"model": state_dict(4)}, tmp_path / "m2.pt")
     paths = [tmp_path / "m1.pt", tmp_path / "m2.pt"]
-    with pytest.raises(CheckpointError, match=r"m2\.pt has no key 'ema'"):
+    with pytest.raises(TrajectoryError, match=r"m2\.pt has no key 'ema'"):
         pack(paths, tmp_path / "t")
     trajectory = pack(paths, tmp_path / "t", key="model")
     assert same_bits(trajectory.checkpoint(0), state_dict(2))
@@ -143,7 +143,7 @@ def test_overwrite_never_removes_anything_else(files, tmp_path):
 def test_failed_overwrite_keeps_the_old_one(files, tmp_path):
     pack(files[:2], tmp_path / "t")
     files[3].write_bytes(b"broken" * 9)
-    with pytest.raises(CheckpointError, match=files[3].name):
+    with pytest.raises(TrajectoryError, match=files[3].name):
         pack(files, tmp_path / "t", overwrite=True)
     assert len(Trajectory.open(tmp_path / "t")) == 2
 
@@ -200,7 +200,7 @@ def test_bad_selections_are_refused(files, tmp_path, select, steps, message):
 
 def test_file_that_is_not_there(files, tmp_path):
     for name in ("model9.pt", "model9.safetensors"):
-        with pytest.raises(CheckpointError, match="model9"):
+        with pytest.raises(TrajectoryError, match="model9"):
             pack([*files, tmp_path / name], tmp_path / "t")
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lcsc_opt.base.errors import CoefficientsError, TrajectoryError
+from lcsc_opt.base.errors import StudySpecError, TrajectoryError
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 from lcsc_opt.trajectory.merge import arithmetic
 from tests.processes import peak_growth
@@ -178,12 +178,12 @@ def test_float32_is_multiplied_in_float32_whatever_training_asked_for(trajectory
     ],
 )
 def test_bad_coefficients_are_refused(trajectory, coefficients, message):
-    with pytest.raises(CoefficientsError, match=message):
+    with pytest.raises(StudySpecError, match=message):
         trajectory.merge(coefficients)
 
 
 def test_merge_many_wants_two_axes(trajectory):
-    with pytest.raises(CoefficientsError, match=r"expected \[B, 5\]"):
+    with pytest.raises(StudySpecError, match=r"expected \[B, 5\]"):
         trajectory.merge_many(np.eye(K)[0])
 
 

@@ -13,7 +13,7 @@ from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import RDBStorage
 from plotly.offline import get_plotlyjs
 
-from lcsc_opt.base.errors import FigureError, StudyStoreError
+from lcsc_opt.base.errors import LcscError, StudyStoreError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import TrialKey
 from lcsc_opt.views.artifacts import artifact_directory
@@ -166,7 +166,7 @@ def test_a_browser_draws_every_visible_figure_without_an_error(experiment: RDBSt
 def test_a_report_of_nothing_says_what_there_is(experiment: RDBStorage, tmp_path: Path) -> None:
     with pytest.raises(StudyStoreError, match="faces: no such experiment; the database holds: digits"):
         write_report(experiment, "faces", tmp_path / "report.html")
-    with pytest.raises(FigureError, match=r"report\.pdf: expected a file that ends in \.html"):
+    with pytest.raises(LcscError, match=r"report\.pdf: expected a file that ends in \.html"):
         write_report(experiment, "digits", tmp_path / "report.pdf")
     assert not list(tmp_path.glob("report*"))
 

@@ -10,8 +10,8 @@ from urllib.request import Request, urlopen
 import torch
 from torch import Tensor
 
-from lcsc_opt.base.errors import CheckpointError, MetricError
-from lcsc_opt.base.progress import notice, takes_long
+from lcsc_opt.base.errors import MetricError, TrajectoryError
+from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import read_checkpoint
 
 ANSWER_SECONDS = 20.0  # for a server to say whether a file is there
@@ -55,7 +55,6 @@ class PublishedFile(NamedTuple):
             return path
         try:
             if download:
-                takes_long(f"downloading the weights of {self.setting}")
                 notice(f"{self.setting}: downloading its weights from {self.url}")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 torch.hub.download_url_to_file(self.url, str(path), hash_prefix=self.hash_prefix)
@@ -82,7 +81,7 @@ def read_weights(path: Path, *, what: str) -> dict[str, Tensor]:
     """
     try:
         read = read_checkpoint(path, key="").tensors
-    except CheckpointError as error:
+    except TrajectoryError as error:
         raise MetricError(f"{str(error).rstrip('.')}; give the weights of {what}") from error
     if not all(bool(torch.isfinite(tensor).all()) for tensor in read.values()):
         raise MetricError(f"{path}: holds weights that are not finite; fetch the file again")

@@ -12,7 +12,6 @@ from torch import nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import quiet_libraries
-from lcsc_opt.base.progress import takes_long
 from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 from lcsc_opt.sampling.text_to_image.prompts import EMBEDDINGS
 
@@ -48,7 +47,6 @@ def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -
     require_text_to_image(lora=lora)
     from diffusers import DiffusionPipeline
 
-    takes_long(f"loading {name}")
     device = settings.torch_device()
     loader: Any = DiffusionPipeline
     try:

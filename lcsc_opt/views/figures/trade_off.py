@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import plotly.graph_objects as go
 
-from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
@@ -44,12 +44,12 @@ def trade_off_figure(
         ``None`` without two metrics to choose from.
 
     Raises:
-        FigureError: no answer has this metric.
+        LcscError: no answer has this metric.
     """
     known = metrics_of(studies)
     for name in (x, y):
         if name is not None and name not in known:
-            raise FigureError(f"{name}: no answer has this held-out metric; there are {', '.join(known) or 'none'}")
+            raise LcscError(f"{name}: no answer has this held-out metric; there are {', '.join(known) or 'none'}")
     y = y or min(known, key=lambda name: (name == x, _place(name, LOSSES)), default=None)
     x = x or next((name for name in known if name != y), None)
     if x is None or y is None:

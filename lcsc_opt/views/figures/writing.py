@@ -9,7 +9,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.base.files import replacing
 from lcsc_opt.views.figures.look import CONFIG
 
@@ -29,7 +29,7 @@ def write_figures(figures: Mapping[Path, go.Figure]) -> list[Path]:
     """Write figures to files that end in .html, .json, .png, .svg or .pdf; one browser draws all images.
 
     Raises:
-        FigureError: it is another suffix, no browser is found, or a file cannot be written.
+        LcscError: it is another suffix, no browser is found, or a file cannot be written.
     """
     check_figure_names(figures)
     images = {path: figure for path, figure in figures.items() if path.suffix in IMAGES}
@@ -44,25 +44,25 @@ def check_figure_names(paths: Iterable[Path]) -> None:
     """Refuse files that :func:`write_figures` would refuse by their names, before a search of hours.
 
     Raises:
-        FigureError: it is another suffix.
+        LcscError: it is another suffix.
     """
     for path in paths:
         if path.suffix not in SUFFIXES:
-            raise FigureError(f"{path}: expected a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+            raise LcscError(f"{path}: expected a file that ends in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all, and the folder that it is in.
 
     Raises:
-        FigureError: it cannot be written.
+        LcscError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as pending:
             pending.write_bytes(content)
     except OSError as error:
-        raise FigureError(f"{path}: {error.strerror}; give another file") from error
+        raise LcscError(f"{path}: {error.strerror}; give another file") from error
 
 
 def _text(figure: go.Figure, suffix: str) -> bytes:
@@ -75,14 +75,14 @@ def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
     try:
         import kaleido.errors as failures  # imports slowly
     except ImportError as error:
-        raise FigureError(
+        raise LcscError(
             f"{next(iter(figures))}: needs kaleido: pip install 'kaleido>=1'; .html needs nothing"
         ) from error
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             return pool.submit(lambda: asyncio.run(_drawn(figures))).result()
     except failures.ChromeNotFoundError as error:
-        raise FigureError(
+        raise LcscError(
             f"{next(iter(figures))}: drawing an image needs Chrome or Chromium: install one of them, or let "
             "plotly_get_chrome do it; a file that ends in .html needs neither"
         ) from error
@@ -91,7 +91,7 @@ def _draw(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:
         *(TimeoutError, asyncio.TimeoutError),  # the same one from Python 3.11 on
     ) as error:
         cause = str(next(iter(error.args), "")).strip().partition("\n")[0] or type(error).__name__
-        raise FigureError(f"{next(iter(figures))}: the browser did not draw it: {cause}; try .html") from error
+        raise LcscError(f"{next(iter(figures))}: the browser did not draw it: {cause}; try .html") from error
 
 
 async def _drawn(figures: Mapping[Path, go.Figure]) -> dict[Path, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
@@ -44,7 +44,7 @@ def test_any_two_metrics_can_be_chosen(reader: HistoryReader) -> None:
     made = trade_off_figure(studies, "loss", "precision@clip")
     assert made is not None
     assert list(made.data[0].x) == [3.8, 5.6]
-    with pytest.raises(FigureError, match="recall: no answer has this held-out metric; there are precision@clip"):
+    with pytest.raises(LcscError, match="recall: no answer has this held-out metric; there are precision@clip"):
         trade_off_figure(studies, "recall")
 
 

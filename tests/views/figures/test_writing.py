@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import pytest
 from PIL import Image
 
-from lcsc_opt.base.errors import FigureError
+from lcsc_opt.base.errors import LcscError
 from lcsc_opt.views.figures.writing import WIDTH, write_figure, write_figures
 
 needs_browser = pytest.mark.skipif(
@@ -60,14 +60,14 @@ def test_without_a_browser_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "chrome"))
     message = r"figure\.png: drawing an image needs Chrome or Chromium: install one of them"
-    with pytest.raises(FigureError, match=message):
+    with pytest.raises(LcscError, match=message):
         write_figures({tmp_path / "figure.png": figure, tmp_path / "figure.json": figure})
     assert list(tmp_path.iterdir()) == [], "nothing is written when one of them cannot be drawn"
 
 
 def test_a_browser_that_fails_is_one_line(figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BROWSER_PATH", str(shutil.which("false")))
-    with pytest.raises(FigureError, match=r"^.*figure\.png: the browser did not draw it: .+; try \.html$"):
+    with pytest.raises(LcscError, match=r"^.*figure\.png: the browser did not draw it: .+; try \.html$"):
         write_figure(figure, tmp_path / "figure.png")
 
 
@@ -75,15 +75,15 @@ def test_without_kaleido_the_error_says_what_to_install(
     figure: go.Figure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "kaleido", None)
-    with pytest.raises(FigureError, match="needs kaleido: pip install 'kaleido>=1'"):
+    with pytest.raises(LcscError, match="needs kaleido: pip install 'kaleido>=1'"):
         write_figure(figure, tmp_path / "figure.png")
 
 
 def test_other_files_are_refused(figure: go.Figure, tmp_path: Path) -> None:
     with pytest.raises(
-        FigureError, match=r"figure\.gif: expected a file that ends in \.png, \.svg, \.pdf, \.html or \.json"
+        LcscError, match=r"figure\.gif: expected a file that ends in \.png, \.svg, \.pdf, \.html or \.json"
     ):
         write_figure(figure, tmp_path / "figure.gif")
     (tmp_path / "file").touch()
-    with pytest.raises(FigureError, match="give another file"):
+    with pytest.raises(LcscError, match="give another file"):
         write_figure(figure, tmp_path / "file" / "figure.json")
