@@ -21,7 +21,7 @@ LANDSCAPE = "Landscape"
 """The name of the optimizer that visits a plane; it is also a part of the name of every landscape study."""
 
 PLANE_ATTRIBUTE = "plane"
-"""The attribute of a landscape study with the space in which candidates are projected, and the data for that."""
+"""The attribute of a landscape study with ``products``, see :meth:`Plane.products`; ``None`` without weights."""
 
 DEFAULT_SIZE = 21
 DEFAULT_MARGIN = 0.75  # with 21 points on a side, the corners are points of the grid
@@ -35,21 +35,11 @@ Corner = int | str
 Floats = npt.NDArray[np.float64]
 
 
-def parse_corners(text: str) -> tuple[Corner, ...]:
-    """Three corners from a text: ``100,2000,4000``, ``ema:0.9,ema:0.99,ema:0.999``, or a mixture.
-
-    Raises:
-        StudySpecError: the text does not name three corners.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    return check_corners([int(part) if part.isdecimal() else part for part in parts])
-
-
 def check_corners(corners: Any) -> tuple[Corner, ...]:
-    """Three checked corners, each written in the form that is stored.
+    """Three checked corners.
 
     Raises:
-        StudySpecError: ``corners`` are not three corners.
+        StudySpecError: ``corners`` are not three training steps or EMA rates from zero and below one.
     """
     listed = isinstance(corners, Sequence) and not isinstance(corners, str)
     if not listed or len(corners) != 3 or not all(_is_corner(corner) for corner in corners):
@@ -57,42 +47,31 @@ def check_corners(corners: Any) -> tuple[Corner, ...]:
             f"corners: expected three training steps or EMAs, as in 100,2000,4000 or ema:0.9,ema:0.99,ema:0.999, "
             f"got {corners!r}"
         )
-    return tuple(corner if isinstance(corner, int) else ema_corner(_rate(corner) or 0.0) for corner in corners)
+    return tuple(corners)
 
 
 def _is_corner(corner: Any) -> TypeGuard[Corner]:
     if isinstance(corner, int):
         return not isinstance(corner, bool)
-    return isinstance(corner, str) and corner.startswith(EMA_PREFIX) and _rate(corner) is not None
-
-
-def _rate(corner: str) -> float | None:
     try:
-        rate = float(corner.removeprefix(EMA_PREFIX))
+        return isinstance(corner, str) and corner.startswith(EMA_PREFIX) and 0 <= _rate(corner) < 1
     except ValueError:
-        return None
-    return rate if 0 <= rate < 1 else None
+        return False
 
 
-def ema_corner(rate: float) -> Corner:
-    """The EMA of this rate as a corner."""
-    return f"{EMA_PREFIX}{rate!r}"
+def _rate(corner: str) -> float:
+    return float(corner.removeprefix(EMA_PREFIX))
 
 
 def default_corners(steps: Sequence[int]) -> tuple[Corner, ...]:
     """The fastest, the middle and the slowest one of the window's EMA rates."""
     rates = window_ema_rates(steps)
-    return ema_corner(rates[0]), ema_corner(rates[len(rates) // 2]), ema_corner(rates[-1])
+    return tuple(f"{EMA_PREFIX}{rate!r}" for rate in (rates[0], rates[len(rates) // 2], rates[-1]))
 
 
-def corner_coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
-    """``[K]`` of one corner.
-
-    Raises:
-        StudySpecError: no checkpoint was saved at that step; the message names the nearest one.
-    """
+def _coefficients(corner: Corner, steps: Sequence[int]) -> Coefficients:
     if isinstance(corner, str):
-        return ema_coefficients(steps, _rate(corner) or 0.0)
+        return ema_coefficients(steps, _rate(corner))
     if corner not in steps:
         nearest = min(steps, key=lambda step: abs(step - corner))
         raise StudySpecError(f"corners: no checkpoint was saved at step {corner}; the nearest one is {nearest}")
@@ -103,7 +82,7 @@ def corner_label(corner: Corner) -> str:
     """A corner's name in figures. A rate has as many digits as are needed to tell it from one."""
     if isinstance(corner, int):
         return f"step {corner:,}"
-    rate = _rate(corner) or 0.0
+    rate = _rate(corner)
     digits = max(1, math.ceil(-math.log10(1 - rate)) + 1)
     return f"EMA {rate:.{digits}f}".rstrip("0").removesuffix(".")
 
@@ -124,7 +103,7 @@ class Plane:
         checked = check_corners(corners)
         if len(steps) < 3:
             raise StudySpecError("two checkpoints span a line; a landscape needs three or more")
-        plane = cls(np.stack([corner_coefficients(corner, check_steps(steps)) for corner in checked]))
+        plane = cls(np.stack([_coefficients(corner, check_steps(steps)) for corner in checked]))
         long, short = np.linalg.svd(plane.directions, compute_uv=False)
         if short <= FLAT * long:
             names = ", ".join(corner_label(corner) for corner in checked)
@@ -168,16 +147,13 @@ def grid_positions(size: int, margin: float) -> Floats:
 
     An interrupted landscape then shows the whole plane already, with less detail.
     """
-    axis = grid_axis(size, margin)
-    order = sorted(
-        ((column, row) for row in range(size) for column in range(size)),
-        key=lambda index: (-_coarseness(math.gcd(*index)), index[1], index[0]),
-    )
+    axis = grid_axis(size, margin).tolist()
+
+    def coarseness(place: tuple[int, ...]) -> int:  # the largest power of two that divides both indices
+        common = math.gcd(*place)
+        return common & -common or 2**30
+
+    order = sorted(np.ndindex(size, size), key=lambda place: -coarseness(place))
     corners = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0)]
-    points = [(float(axis[column]), float(axis[row])) for column, row in order]
+    points = [(axis[column], axis[row]) for row, column in order]
     return np.array(corners + [point for point in points if point not in corners])
-
-
-def _coarseness(index: int) -> int:
-    """The largest power of two that divides an index; 0 is on the coarsest grid."""
-    return index & -index if index else 2**30

@@ -23,14 +23,13 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
 from lcsc_opt.views.curves import AXES, comparison, default_axis
 from lcsc_opt.views.figures.comparison import comparison_figure
-from lcsc_opt.views.figures.landscape import landscape_figure
 from lcsc_opt.views.figures.look import CONFIG, template
 from lcsc_opt.views.figures.of_study import own_figures
 from lcsc_opt.views.figures.study import distances_figure
 from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
 from lcsc_opt.views.figures.writing import write_file
 from lcsc_opt.views.judges import comparison_table, judge_table
-from lcsc_opt.views.landscape import LandscapeReader
+from lcsc_opt.views.landscape import landscape_figure, landscape_names, read_landscape
 from lcsc_opt.views.patterns import distances_of
 from lcsc_opt.views.progress import failures_of, progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
@@ -73,7 +72,6 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
     ranked = ranking(studies)
     first = default_axis(studies)
     answered = sum(study.chosen is not None for study in studies) > 1
-    landscapes = LandscapeReader(reader)
     traded = trade_off_figure(siblings(reader, experiment))
     environment = jinja2.Environment(loader=jinja2.PackageLoader("lcsc_opt", "views"), autoescape=True)
     environment.policies["json.dumps_kwargs"] = {}  # keep the order of the figure's keys
@@ -92,7 +90,10 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
         summaries=_summaries(studies),
         trade_off=None if traded is None else _figure(traded),
         distances=_figure(distances_figure(distances_of(reader, studies))) if answered else None,
-        landscapes=[(name, _figure(landscape_figure(landscapes.read(name)))) for name in landscapes.names(experiment)],
+        landscapes=[
+            (name, _figure(landscape_figure(read_landscape(reader, name))))
+            for name in landscape_names(reader, experiment)
+        ],
         images=_images(reader, _by_rank(studies, ranked), artifacts),
         studies=[_study(reader, study, studies) for study in studies],
         version=VERSION,

@@ -14,12 +14,10 @@ from lcsc_opt.coefficients.plane import (
     DEFAULT_SIZE,
     Plane,
     check_corners,
-    corner_coefficients,
     corner_label,
     default_corners,
     grid_axis,
     grid_positions,
-    parse_corners,
 )
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 
@@ -33,26 +31,18 @@ def weights(seed: int, parameters: int = 50) -> np.ndarray:
     return np.cumsum(rng.normal(size=(len(STEPS), parameters)), axis=0)
 
 
-def test_the_text_of_an_option_names_steps_and_emas() -> None:
-    assert parse_corners("100, 2000,4000") == (100, 2000, 4000)
-    assert parse_corners("ema:0.9,ema:0.990,300") == ("ema:0.9", "ema:0.99", 300)
-
-
-@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "1,2,last", "ema:1,1,2", "ema:-0.1,1,2", "ema:x,1,2", "1,2,-3"])
-def test_another_text_is_refused(text: str) -> None:
-    with pytest.raises(StudySpecError, match="corners: expected three training steps or EMAs, as in"):
-        parse_corners(text)
-
-
-@pytest.mark.parametrize("corners", [None, "abc", 3, [1, 2], [1, 2, True], [1, 2, 3.5], [1, 2, None]])
+@pytest.mark.parametrize(
+    "corners", [None, "abc", [1, 2], [1, 2, True], [1, 2, 3.5], [1, 2, "last"], ["ema:1", 1, 2], ["ema:x", 1, 2]]
+)
 def test_other_values_are_refused(corners: Any) -> None:
     with pytest.raises(StudySpecError, match="corners: expected three"):
         check_corners(corners)
 
 
 def test_a_step_is_one_checkpoint_and_an_ema_its_profile() -> None:
-    assert corner_coefficients(300, STEPS).tolist() == [0, 0, 1, *[0] * 17]
-    np.testing.assert_array_equal(corner_coefficients("ema:0.99", STEPS), ema_coefficients(STEPS, 0.99))
+    first, second, _ = PLANE.corners
+    assert first.tolist() == [1, *[0] * 19]
+    np.testing.assert_array_equal(second, ema_coefficients(STEPS, 0.99))
 
 
 def test_a_step_that_was_not_saved_is_refused_with_the_nearest_one() -> None:

@@ -1,0 +1,206 @@
+"""Landscapes: read, drawn, and shown on the dashboard's page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.records import Candidate, Cost, Evaluation
+from lcsc_opt.coefficients.plane import Plane, check_corners, grid_positions
+from lcsc_opt.database.connection import open_storage
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.views.landscape import MOST_CANDIDATES, Landscape, landscape_figure, landscape_names, read_landscape
+from lcsc_opt.views.report import report
+from tests.dashboard_site import Site
+from tests.study_examples import STEPS, coefficients, write_study
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
+NAME, HOSTILE = "digits/Landscape/0", "<script>alert(1)</script>"
+
+
+def bowl(x: float, y: float) -> float:
+    """Lowest at (0.5, 1)."""
+    return 1 + (x - 0.5) ** 2 + (y - 1) ** 2
+
+
+def write_landscape(
+    storage: RDBStorage,
+    name: str = NAME,
+    *,
+    loss: Callable[[float, float], float | None] = bowl,
+    size: int = 5,
+    margin: float = 0.5,
+    points: int | None = None,
+    products: Any = None,
+    images: int = 10,
+) -> StoredStudy:
+    """A landscape as the runner writes it, of which ``points`` are evaluated; where the loss is None it failed."""
+    planned = grid_positions(size, margin)
+    attributes = {
+        "steps": STEPS,
+        "budget": {"evaluations": len(planned), "images": None},
+        "specification": {"optimizer": {"options": {"corners": list(STEPS), "size": size, "margin": margin}}},
+        "plane": {"products": products},
+    }
+    study = StoredStudy.open_or_create(storage, name, attributes)
+    plane = Plane.through(check_corners(STEPS), STEPS)
+    for number, (x, y) in enumerate(planned[:points].tolist()):
+        key = study.add_candidate(Candidate(plane.at(x, y)))
+        value = loss(x, y)
+        if value is None:
+            study.fail(key, [{"reason": "does not sample", "seconds": 0.1}], tell_index=number)
+        else:
+            study.finish(key, Evaluation(value, {"fid": value}, Cost(images=images)), tell_index=number)
+    return study
+
+
+@pytest.fixture
+def storage(url: str) -> RDBStorage:
+    return open_storage(url, write=True)
+
+
+def read(storage: RDBStorage, name: str = NAME) -> Landscape:
+    return read_landscape(HistoryReader(storage), name)
+
+
+@pytest.mark.parametrize("size", [5, 4])  # of 4, the corners lie between the points of the grid
+def test_the_values_are_those_of_the_plane(storage: RDBStorage, size: int) -> None:
+    write_landscape(storage, size=size)
+    found = read(storage)
+    np.testing.assert_allclose(found.values, [[bowl(x, y) for x in found.axis] for y in found.axis])
+    corners = [(point["name"], point["loss"]) for point in found.points[:3]]
+    assert corners == [("step 100", bowl(0, 0)), ("step 200", bowl(1, 0)), ("step 300", bowl(0, 1))]
+    assert found.lowest is not None
+    assert found.lowest["loss"] == np.nanmin([*found.values.ravel(), bowl(0, 1)])
+
+
+def test_a_landscape_that_is_begun_has_holes_and_says_so(storage: RDBStorage) -> None:
+    write_landscape(storage, points=7, loss=lambda x, y: None if x < 0 else bowl(x, y))
+    row = json.loads(json.dumps(read(storage).as_row(), allow_nan=False))
+    assert (row["evaluated"], row["total"]) == (7, 25)
+    assert row["values"][0][0] is None
+    assert "7 of 25 points" in landscape_figure(read(storage)).layout.title.text
+    write_landscape(storage, "digits/Landscape/1", points=0)
+    empty = landscape_figure(read(storage, "digits/Landscape/1"), theme="dark")
+    assert "Continue: lcsc resume" in empty.layout.annotations[0].text
+
+
+def test_candidates_are_projected_in_coefficients(storage: RDBStorage) -> None:
+    write_landscape(storage)
+    write_study(storage, "digits/LCSC/0", [4.0, None, 2.0, 3.0], held_out={"trial": 0, "loss": 2.75})
+    found = read(storage)
+    (known,) = found.searches
+    # with three checkpoints as corners x and y are the coefficients of the second and the third one
+    np.testing.assert_allclose(known.positions, [coefficients(n)[1:] for n in (0, 2, 3)], atol=1e-12)
+    assert known.trials["number"].tolist() == [0, 2, 3]
+    assert found.points[-1]["name"] == "LCSC/0, trial 0", "the answer was chosen on other noise"
+    assert (found.points[-1]["loss"], found.space) == (4.0, "coefficients")
+
+
+def test_candidates_are_projected_in_weights_with_what_is_stored(storage: RDBStorage) -> None:
+    theta = np.random.default_rng(0).normal(size=(3, 9))
+    directions = theta[1:] - theta[0]
+    write_landscape(storage, products=(directions @ (theta - theta.mean(axis=0)).T).tolist())
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0])
+    found = read(storage)
+    assert found.space == "weights"
+    expected = [np.linalg.lstsq(directions.T, coefficients(n) @ theta - theta[0], rcond=None)[0] for n in (0, 1)]
+    np.testing.assert_allclose(found.searches[0].positions, expected, atol=1e-9)
+
+
+def test_searches_are_those_of_the_experiment_over_the_same_checkpoints(storage: RDBStorage) -> None:
+    write_landscape(storage)
+    write_study(storage, "digits/EMAGrid/0", [1.0])
+    write_study(storage, "digits/CMA/0", [3.0] + [4.0] * 200)
+    write_study(storage, "digits/LCSC/0", [None])
+    write_study(storage, "faces/LCSC/0", [2.0])
+    write_study(storage, "digits/DE/0", [1.0]).set_attribute("steps", [100, 200, 400])
+    found = read(storage)
+    assert [known.study.study for known in found.searches] == ["digits/EMAGrid/0", "digits/CMA/0"]
+    assert found.best_answer is not None
+    assert found.best_answer["name"] == "CMA/0, trial 0"  # an EMA grid is no search
+    assert len(found.searches[1].trials) == MOST_CANDIDATES
+    assert landscape_names(HistoryReader(storage), "faces") == []
+
+
+def test_what_cannot_be_read_is_one_line(storage: RDBStorage) -> None:
+    write_study(storage, "digits/LCSC/0", [2.0])
+    with pytest.raises(StudyStoreError, match="digits/LCSC/0: no such landscape; compute one: lcsc landscape"):
+        read(storage, "digits/LCSC/0")
+    write_landscape(storage).set_attribute("specification", {"optimizer": {"options": {"corners": "abc"}}})
+    with pytest.raises(StudyStoreError, match=r"digits/Landscape/0: not a landscape of this version"):
+        read(storage)
+
+
+def test_a_landscape_is_no_search(storage: RDBStorage, tmp_path: Path) -> None:
+    write_study(storage, "digits/LCSC/0", [4.0, 2.0], held_out={"trial": 1, "loss": 2.5})
+    write_landscape(storage, loss=lambda *_: 0.1)
+    reader = HistoryReader(storage)
+    assert [study.study for study in reader.read("digits")] == ["digits/LCSC/0"]
+    ranked, _, rest = report(reader, "digits", tmp_path).partition("<h2>Landscape</h2>")
+    assert "Landscape" not in ranked
+    assert rest.startswith("\n<h3>digits/Landscape/0</h3>")
+    assert "<summary>digits/Landscape/0</summary>" not in rest
+
+
+@pytest.mark.parametrize("loss", [bowl, lambda x, y: bowl(x, y) ** 3, lambda x, y: x])
+def test_the_figure_shows_plane_corners_candidates_and_answers(storage: RDBStorage, loss: Any) -> None:
+    write_landscape(storage, loss=loss, images=500)
+    for name, searched in (("EMAGrid/0", [3.0]), ("LCSC/0", [4.0, 2.0]), ("LCSC/1", [4.0, 2.5])):
+        write_study(storage, f"digits/{name}", searched, images=1000)
+    data = read(storage)
+    made = landscape_figure(data)
+    (contour,) = [trace for trace in made.data if trace.type == "contour"]
+    assert contour.z.min() == 0
+    assert contour.colorbar.ticktext[-1] == f"{data.values.max():.3g}"
+    assert [trace.name for trace in made.data if trace.showlegend is not False] == ["EMA*", "LCSC", "corners"]
+    lowest = f"lowest on the plane: {data.values.min():.4g}"
+    assert [note.text for note in made.layout.annotations] == [lowest, "LCSC/0, trial 1: 2"]
+    assert "500 images a point, the searches are not" in made.layout.title.text
+
+
+def test_markup_is_inert(storage: RDBStorage) -> None:
+    write_landscape(storage, f"{HOSTILE}%{{x}}/Landscape/0")
+    write_study(storage, f"{HOSTILE}%{{x}}/LCSC/0", [2.0], metric=HOSTILE)
+    made = landscape_figure(read(storage, f"{HOSTILE}%{{x}}/Landscape/0"))
+    assert "<script" not in json.dumps(json.loads(made.to_json()))
+    assert not [trace for trace in made.data if "%{x}/" in (trace.hovertemplate or "")]
+
+
+# the page
+
+
+def draw(site: Site, name: str | None = NAME, **values: Any) -> dict[str, Any]:
+    return site.call("landscape", "plane-new.data", landscape=name, **{"theme": "light", **values})
+
+
+def test_the_page_shows_the_newest_landscape_or_the_one_in_the_address(storage: RDBStorage, url: str) -> None:
+    write_landscape(storage)
+    write_study(storage, "digits/LCSC/0", [2.0])
+    site = Site(url)
+    assert site.call("landscape", "landscape.value", url="")["landscape"] == {"value": NAME, "options": [NAME]}
+    asked = site.call("landscape", "landscape.value", url="?landscape=digits%2FLandscape%2F7")
+    assert asked["landscape"]["value"] == "digits/Landscape/7"
+    shown = draw(site)
+    assert shown["headline"]["children"] == f"{NAME}: lowest FID on the plane 1 at (0.5, 1); LCSC/0, trial 0 has 2"
+    assert "LCSC/0, trial 0" in str(shown["points"]["children"])
+    assert "plane-new" not in draw(site, triggered="tick", seen=shown["seen"]["data"])
+    write_study(storage, "digits/CMA/0", [1.75])
+    assert draw(site, triggered="tick", seen=shown["seen"]["data"])["headline"]["children"].endswith("has 1.75")
+
+
+def test_the_page_says_what_to_do_where_there_is_nothing_to_show(storage: RDBStorage, url: str) -> None:
+    write_study(storage, "digits/LCSC/0", [2.0])
+    site = Site(url)
+    assert draw(site, name=None)["headline"]["children"].endswith("Compute one: lcsc landscape digits/LCSC/0")
+    assert f"{NAME}: no such landscape" in draw(site)["problem"]["children"]
+    write_landscape(storage, points=0)
+    assert draw(site)["headline"]["children"].endswith(f"Continue it: lcsc resume {NAME}")
