@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from optuna.storages import RDBStorage
@@ -59,8 +60,8 @@ def run_landscape(
         The landscape's name, and one line for people with the result.
 
     Raises:
-        StudyStoreError: the stored landscape has other options, or the objective has changed.
-        StudyStoreError: ``source`` is a landscape itself, or not one of ours.
+        StudyStoreError: ``source`` is a landscape itself, or the stored landscape has other options, or the
+            objective has changed.
         StudySpecError: the corners span no plane.
     """
     given = {"corners": None if corners is None else list(check_corners(corners)), "size": size, "margin": margin}
@@ -70,7 +71,7 @@ def run_landscape(
         objective = experiment.objective
         if images is None:
             source.require("fingerprint", objective.describe(), part="objective")
-        plane = Plane.through(plan.optimizer.options["corners"], objective.steps)
+        plane = Plane.through(check_corners(plan.optimizer.options["corners"]), objective.steps)
         gram = objective.gram()
         products = None if gram is None else plane.products(np.asarray(gram, dtype=np.float64)).tolist()
         attributes = {**plan.attributes(objective), PLANE_ATTRIBUTE: {"products": products}}
@@ -78,9 +79,7 @@ def run_landscape(
     return plan.name, experiment.run(plan)
 
 
-def _plan(
-    storage: RDBStorage, source: StoredStudy, given: dict[str, object], images: int | None, seed: int
-) -> StudyPlan:
+def _plan(storage: RDBStorage, source: StoredStudy, given: dict[str, Any], images: int | None, seed: int) -> StudyPlan:
     """The stored landscape's plan, if it agrees with the given options, else a new one."""
     experiment, optimizer, _ = split_name(source.name)
     if optimizer == LANDSCAPE:
@@ -96,7 +95,12 @@ def _plan(
             raise StudyStoreError(f"{name}: exists with other options: {'; '.join(changed)}. Choose another --seed")
         return plan
     steps = tuple(source.attributes["steps"])
-    options = {"corners": list(default_corners(steps)), "size": DEFAULT_SIZE, "margin": DEFAULT_MARGIN, **given}
+    options: dict[str, Any] = {
+        "corners": list(default_corners(steps)),
+        "size": DEFAULT_SIZE,
+        "margin": DEFAULT_MARGIN,
+        **given,
+    }
     wanted = OptimizerSpec(name=LANDSCAPE, options=options)
     configure(wanted)
     Plane.through(options["corners"], steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -207,7 +208,7 @@ def wall_clock(trials: Trials) -> Floats:
     return np.asarray(ended - began[order[0]] - left_out[block])
 
 
-def thinned(positions: Floats, most: int = MOST_POINTS) -> Floats:
+def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray[Any]:
     """At most ``most`` of the positions, chosen evenly, with the first and the last."""
     if len(positions) <= most:
         return positions
