@@ -5,7 +5,7 @@
 A trial is a candidate of K coefficients that is safe before it is evaluated, and a result (loss, metrics, cost) that is
 safe before the optimizer is told. In each round every way stores one trial, in turns, each in a database of its own:
 
-* ``ours``: as ``lcsc run`` does, under the study's lease;
+* ``ours``: as ``lcsc run`` does, under the study's lock;
 * ``attributes``: Optuna's ask, ``set_user_attr`` for the coefficients and for each part of the result, and tell;
 * ``parameters``: Optuna's ask, ``suggest_float`` for each coefficient, and tell; no metrics, no cost;
 * ``lines``: two lines of JSON, each synced to the disk: no way that keeps the promise can be much faster.

@@ -26,7 +26,6 @@ from stress_accidents import (
     grown_folder,
     rewound_training,
     smaller_budget,
-    stopped_in_a_transaction,
 )
 from stress_databases import (
     disk_full,
@@ -121,7 +120,6 @@ def inject(folder: Path, *, quick: bool, only: str) -> Iterator[Row]:
             ("grown_folder", lambda: grown_folder(folder, kills=3 if quick else 30)),
             ("smaller_budget", lambda: smaller_budget(folder, kills=3 if quick else 30)),
             ("file_of_studies", lambda: file_of_studies(folder, kills=3 if quick else 30)),
-            ("stopped_sqlite", lambda: stopped_in_a_transaction(folder, clean, times=1 if quick else 5, seconds=6)),
             ("replay", lambda: replay(folder, trials=1000 if quick else 10_000)),
         ]
         for name, fault in faults:

@@ -1,4 +1,4 @@
-"""Common accidents of users, each with a kill at a random instant or a stop in the middle of a transaction.
+"""Common accidents of users, each with a kill at a random instant.
 
 The accidents: training that goes back, a folder of checkpoints that grew, a smaller budget, a file of studies in two
 terminals. Torch is used only in forked processes: its threads do not survive a fork.
@@ -16,12 +16,10 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from stress_databases import is_unlocked, wait_for_trials
-from stress_search import Child, ChildError, Clean, Row, Rows, Work, damage, rows, search, sqlite_url, verdict
+from stress_search import Child, ChildError, Row, Rows, rows, sqlite_url, verdict
 
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
@@ -242,60 +240,6 @@ def _killed(
         shutil.rmtree(place)
     found, ok = verdict(problems, f"{done} kills, {inside} of them within a search; all equal")
     return Row(what[0], f"{done} times; {what[1]}", "ends as it would have without the kill; trials equal", found, ok)
-
-
-def stopped_in_a_transaction(folder: Path, clean: Clean, *, times: int, seconds: float) -> Row:
-    """SIGSTOP a search while it holds the lock of an SQLite file that another study and the doctor want, too."""
-    problems, longest = list[str](), 0.0
-    for number in range(times):
-        first, second = Work("LCSC", number, evaluations=40), Work("CMA", number, evaluations=40)
-        url = sqlite_url(folder, f"stopped{number}")
-        running = Child(functools.partial(search, url, first))
-        wait_for_trials(url, 3, running)
-        if not _stop_inside(running, url):
-            problems.append(f"{first.name} ended before it was stopped in a transaction")
-            continue
-        stopped = time.monotonic()
-        waiting = Child(functools.partial(_overheard, functools.partial(search, url, second)))
-        doctor = Child(functools.partial(_overheard, functools.partial(lcsc, ["doctor", "--storage", url])))
-        if waiting.wait(seconds):
-            problems.append(f"the other study did not wait: {waiting.result()}")
-        running.signal(signal.SIGCONT)
-        longest = max(longest, time.monotonic() - stopped)
-        running.value()
-        said, advice = waiting.value(), doctor.value()
-        problems += damage(url, first, clean.rows(first)) + damage(url, second, clean.rows(second))
-        if f"process {running.pid}" not in said or "kill -CONT" not in said:
-            problems.append(f"the other study said {said!r}")
-        if ".recover" in advice or "copy" in advice:
-            problems.append(f"lcsc doctor advised {advice!r}")
-    found, ok = verdict(problems, f"{times} stops of {longest:.0f} s; the other study named the process and waited")
-    return Row(
-        "a search is stopped in the middle of a transaction, SQLite",
-        f"{times} times SIGSTOP, another study of the file and lcsc doctor meanwhile, SIGCONT",
-        "the other study says who holds the lock and waits; doctor advises no recovery; rows equal the clean run",
-        found,
-        ok,
-    )
-
-
-def _stop_inside(child: Child, url: str) -> bool:
-    """Stop a child inside a transaction; ``False`` if it ended first."""
-    while not child.wait(0):
-        child.signal(signal.SIGSTOP)
-        if not is_unlocked(url):
-            return True
-        child.signal(signal.SIGCONT)
-        time.sleep(0.0005)
-    return False
-
-
-def _overheard(work: Callable[[], Any]) -> str:
-    """The text that ``work`` prints."""
-    text = io.StringIO()
-    with contextlib.redirect_stderr(text), contextlib.redirect_stdout(text):
-        work()
-    return text.getvalue()
 
 
 def _function_study(

@@ -143,14 +143,13 @@ def search(
     *,
     evaluator: Evaluator | None = None,
     failures: FailureSpec | None = None,
-    take_over: bool = False,
 ) -> int:
     """Run a search as ``lcsc run`` does, once. Returns how many trials were told."""
     evaluator = work.evaluator() if evaluator is None else evaluator
     try:
         with opened(url, write=True) as storage:
             study = StoredStudy.open_or_create(storage, work.name, {"steps": list(work.steps)})
-            with study.hold(take_over=take_over):
+            with study.hold():
                 asking = work.build_optimizer()
                 failures = FailureSpec(stop_share=1) if failures is None else failures
                 budget, width = BudgetSpec(evaluations=work.evaluations), most_in_flight(work.workers)

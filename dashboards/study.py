@@ -175,8 +175,7 @@ def _workers(study: StudyHistory) -> str:
     workers = workers_of(study)
     if workers.host is None:
         return f"{workers.count}, not running"
-    heard = "" if workers.heard is None else f", heard of {parts.duration(workers.heard)} ago"
-    return f"{workers.count}, run from {workers.host}{heard}" + ("" if workers.alive else ", gone")
+    return f"{workers.count}, run from {workers.host}"
 
 
 def _evaluating(study: StudyHistory) -> list[Any]:

@@ -142,7 +142,7 @@ def test_the_job_ends_with_the_status_of_the_search(jobs: Any, tmp_path: Path) -
     (tmp_path / "end").touch()
     assert job.process.wait(300) == 3
     port = job.text("lcsc.txt").split(":")[-1].split()[0]
-    assert job.text("lcsc.txt") == f"run study.yaml --ray 127.0.0.1:{port} --take-over\n"
+    assert job.text("lcsc.txt") == f"run study.yaml --ray 127.0.0.1:{port}\n"
     (start,) = job.text("ray.txt").splitlines()
     assert start.split() == [
         *("start", "--num-cpus=2", "--num-gpus=4", "--block"),

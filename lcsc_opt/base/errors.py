@@ -52,16 +52,6 @@ class StudyStoreError(LcscError):
     """The study database cannot be used, or the stored study was made with something else than is given now."""
 
 
-class StudyHeldError(StudyStoreError):
-    """Another process is running the study."""
-
-
-class LeaseLostError(StudyStoreError):
-    """Another process has taken the study over; nothing more is written from here."""
-
-    exit_status = 1
-
-
 class SearchFailedError(LcscError):
     """The search itself failed; everything evaluated so far is in the database."""
 

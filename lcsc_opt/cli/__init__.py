@@ -1,7 +1,7 @@
 """The command line: arguments in, text out. Each module is one group of commands; none of them holds logic.
 
-Exit status: 0 done, 1 a search that failed or problems that `doctor` found, 2 wrong input, 129 the terminal was closed,
-130 interrupted, 141 nobody reads the output, 143 terminated.
+Exit status: 0 done, 1 a search that failed, 2 wrong input, 129 the terminal was closed, 130 interrupted,
+141 nobody reads the output, 143 terminated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from lcsc_opt.base.waiting import let_waiting_threads_sleep
 from lcsc_opt.cli import (
     cleaning,
     dashboard,
-    doctor,
     exports,
     landscape,
     neon,
@@ -67,7 +66,6 @@ landscape.add_commands(app)
 refine.add_commands(app)
 neon.add_commands(app)
 dashboard.add_commands(app)
-doctor.add_commands(app)
 cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")
 

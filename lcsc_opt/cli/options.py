@@ -17,9 +17,6 @@ Storage = Annotated[
     ),
 ]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
-TakeOver = Annotated[
-    bool, typer.Option("--take-over", help="Take a study over from a process that is dead but seems to run it.")
-]
 AcceptEnvironment = Annotated[
     bool, typer.Option("--accept-environment", help="Continue with other packages or another BLAS than before.")
 ]

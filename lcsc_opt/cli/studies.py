@@ -12,7 +12,7 @@ from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
-from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study, TakeOver
+from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_judges, say, table
 from lcsc_opt.cli.stored import study_in, to_change, to_read
 
@@ -80,7 +80,6 @@ def run(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
-    take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
     accept_code: AcceptCode = False,
     debug: Debug = False,
@@ -99,7 +98,7 @@ def run(
     if dry_run:
         print_estimates(rehearse(chosen, url, **accepted), url)
     else:
-        how = {"take_over": take_over, "lower_budget": budget is not None, "debug": debug, **accepted}
+        how = {"lower_budget": budget is not None, "debug": debug, **accepted}
         run_plans(chosen, url, parallel=parallel, **how)
 
 
@@ -147,7 +146,6 @@ def resume(
     ] = None,
     storage: Storage = None,
     ray: Ray = None,
-    take_over: TakeOver = False,
     accept_environment: AcceptEnvironment = False,
     accept_code: AcceptCode = False,
     debug: Debug = False,
@@ -164,7 +162,7 @@ def resume(
         plan = plan.changed(failures=plan.spec.failures.model_copy(update={"stop_share": stop_share}))
     if ray is not None:
         plan = plan.changed(workers=on_ray(plan.spec.workers, ray))
-    how = {"take_over": take_over, "accept_environment": accept_environment, "accept_code": accept_code, "debug": debug}
+    how = {"accept_environment": accept_environment, "accept_code": accept_code, "debug": debug}
     outcome = Experiment(opened, plan).run(plan, retry_failed=retry_failed, **how)
     say(f"{plan.name}: {outcome}")
 

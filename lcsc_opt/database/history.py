@@ -13,9 +13,10 @@ from optuna.trial import TrialState
 
 from lcsc_opt.database.cross_check import CrossCheck
 from lcsc_opt.database.judges import Judge
-from lcsc_opt.database.lease import Holder
 from lcsc_opt.database.names import SUCCEEDED, label
 from lcsc_opt.database.nodes import NODES, KeptNodes
+
+HOLDER = "holder"  # the attribute of a study that names its last coordinator
 
 Floats = npt.NDArray[np.float64]
 Trials = npt.NDArray[np.void]
@@ -40,6 +41,15 @@ TRIAL = np.dtype(
 where unknown; ``loss`` is NaN unless the trial succeeded; ``asked`` is how many images a failed trial was asked for,
 zero where no number was named; costs are zero where they are not known. ``tell_index`` is the trial's place among the
 results that the optimizer was told; where none is stored, it is the trial's number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The process that runs a study; ``since`` is in seconds since 1970."""
+
+    host: str
+    process: int
+    since: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +133,7 @@ class StudyHistory:
         average: what the answer of an EMA grid is called, as ``average of the last 10``; ``None`` of other studies.
         metric: what the loss is called: ``FID`` where it is one, else ``loss``.
         keeps: whether a setting keeps a metric at EMA*'s value, so that a loss may have a penalty.
-        holder: the process that runs it, or that ran it and did not end properly.
+        holder: the process that runs it now.
         nodes: what its workers were last seen doing; ``None`` without workers.
         revision: new with every change of anything above but ``holder`` and ``nodes``, and where a study is made anew.
         read_at: when it was read, in seconds since 1970.
@@ -200,7 +210,7 @@ class StudyHistory:
     @property
     def running(self) -> bool:
         """Whether somebody runs it now."""
-        return self.holder is not None and self.holder.alive
+        return self.holder is not None
 
     @property
     def finished(self) -> Trials:
@@ -303,6 +313,7 @@ def with_attributes(study: StudyHistory, attributes: Mapping[str, Any]) -> Study
         ended=bool(attributes.get("search_ended")),
         held_out=HeldOut.parse(attributes.get("held_out")),
         nodes=KeptNodes.parse(attributes.get(NODES)),
+        holder=None if (known := attributes.get(HOLDER)) is None else Holder(**known),
         **changes,
     )
 

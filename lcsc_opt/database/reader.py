@@ -1,7 +1,7 @@
 """Reads studies repeatedly, each time only what is new, for pages that refresh while a search runs.
 
 A refresh is a handful of SELECTs over all studies at once, through Optuna's own tables: new trials, trials that had not
-succeeded last time, attributes of studies that can change, and leases. Coefficients, most of a database, are read only
+succeeded last time, attributes of studies that can change, and locks. Coefficients, most of a database, are read only
 for requested trials. Nothing is ever written.
 
 The state of a trial is read before, or together with, what its end committed, so no snapshot is needed.
@@ -29,6 +29,7 @@ from lcsc_opt.coefficients.profiles import average_name
 from lcsc_opt.database.comparing import EMA_GRID
 from lcsc_opt.database.connection import in_database
 from lcsc_opt.database.history import (
+    HOLDER,
     TRIAL,
     Floats,
     Rows,
@@ -38,7 +39,7 @@ from lcsc_opt.database.history import (
     with_attributes,
     with_trials,
 )
-from lcsc_opt.database.lease import Holder, has_table, holders
+from lcsc_opt.database.lock import locked
 from lcsc_opt.database.names import SUCCEEDED, is_ours, is_search, split_name
 from lcsc_opt.database.nodes import NODES
 from lcsc_opt.database.tables import (
@@ -54,7 +55,7 @@ from lcsc_opt.database.tables import (
 
 BATCH = 400  # conditions of one statement, which databases limit
 FIXED_ATTRIBUTES = ("steps", "specification", "forked_from")
-CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out", NODES)
+CHANGING_ATTRIBUTES = ("budget", "search_ended", "held_out", HOLDER, NODES)
 
 
 class HistoryReader:
@@ -64,7 +65,6 @@ class HistoryReader:
         self.storage, self._lock = storage, threading.Lock()
         self._known: dict[str, StudyHistory] = {}
         self._revisions = itertools.count(1)
-        self._has_leases = False
 
     def names(self) -> list[str]:
         """The names of our studies, in the order in which they were created."""
@@ -178,7 +178,7 @@ class HistoryReader:
         """Bring the studies of these names up to date; nothing changes unless everything could be read."""
         ids = self._study_ids()
         known = {name: study for name, study in self._known.items() if ids.get(name) == study.study_id}
-        leases = self._leases()
+        running = locked(self.storage, names)
         with self.storage.engine.connect() as connection:
             wanted = {name: ids[name] for name in names if name in ids}
             before = {name: known[name] for name in wanted if name in known}
@@ -195,12 +195,10 @@ class HistoryReader:
         now = time.time()
         for old, new in zip(studies, updated, strict=True):
             revision = next(self._revisions) if _is_changed(old, new) else old.revision
-            known[new.study] = dataclasses.replace(new, holder=leases.get(new.study_id), revision=revision, read_at=now)
+            known[new.study] = dataclasses.replace(
+                new, holder=new.holder if new.study in running else None, revision=revision, read_at=now
+            )
         self._known = known
-
-    def _leases(self) -> dict[int, Holder]:
-        self._has_leases = self._has_leases or has_table(self.storage.engine)
-        return holders(self.storage.engine) if self._has_leases else {}
 
 
 def trial_ids(study: StudyHistory, numbers: Sequence[int]) -> list[int]:

@@ -24,7 +24,7 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
 =====================  =======================================================================================
 
 A candidate is committed, in one transaction, before it is evaluated; its result is committed, in one transaction,
-before the optimizer is told. Whoever writes holds the study's lease (:mod:`lcsc_opt.database.lease`).
+before the optimizer is told. Whoever writes holds the study's lock (:mod:`lcsc_opt.database.lock`).
 
 Every read and write is tried again when the connection was lost. A commit may then have succeeded without its
 acknowledgement, so each write first checks whether it was committed already: nothing is lost or doubled.
@@ -34,8 +34,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import mimetypes
+import os
+import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,16 +52,17 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lcsc_opt.base import VERSION
-from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation
 from lcsc_opt.database import tables
-from lcsc_opt.database.connection import created_once, in_database
-from lcsc_opt.database.lease import Lease, create_table, hold
-from lcsc_opt.database.locks import in_turn, patient
+from lcsc_opt.database.connection import in_database
+from lcsc_opt.database.history import HOLDER
+from lcsc_opt.database.lock import StudyLock, lock_of
 from lcsc_opt.database.names import SUCCEEDED, differences
 from lcsc_opt.database.urls import masked
 
 TOLD_FAILED = "told_failed"  # of a trial whose optimizer was told of a failure, and which is evaluated again
+RETAKE_SECONDS = 30.0
 T = TypeVar("T")
 
 
@@ -117,6 +121,8 @@ class StoredStudy:
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int) -> None:
         self.storage, self.name, self._study_id = storage, name, study_id
+        self._lock: StudyLock | None = None
+        self._holder: dict[str, Any] = {}
 
     @property
     def key(self) -> int:
@@ -163,7 +169,12 @@ class StoredStudy:
 
     def set_attribute(self, name: str, value: Any) -> None:
         """Write one user attribute of the study."""
-        in_database(self.storage, lambda: self.storage.set_study_user_attr(self._study_id, name, value))
+
+        def write() -> None:
+            self._keep_lock()
+            self.storage.set_study_user_attr(self._study_id, name, value)
+
+        in_database(self.storage, write)
 
     def require(self, attribute: str, expected: Any, *, part: str | None = None) -> None:
         """Check that the study was made with these settings, in an attribute or one part of it.
@@ -187,27 +198,40 @@ class StoredStudy:
         return sorted(trials, key=lambda trial: trial.number)
 
     @contextlib.contextmanager
-    def hold(self, *, take_over: bool = False) -> Iterator[None]:
-        """Hold the study's lease while this is open: every transaction of this storage then checks it.
+    def hold(self) -> Iterator[None]:
+        """Hold the study's lock while this is open; each write sees first that it is still held.
 
         Raises:
-            StudyHeldError: at once; the message says who holds it.
+            StudyStoreError: within seconds; the message says who holds it.
         """
-        engine = self.storage.engine
-        in_database(self.storage, lambda: created_once(lambda: create_table(engine)))
-        sessions, since = self.storage.scoped_session.session_factory, time.time()
-        with contextlib.ExitStack() as held:
-            held.enter_context(patient(self.storage))
+        lock = lock_of(self.storage, self.name)
+        if not in_database(self.storage, lock.take):
+            holder = self.attributes.get(HOLDER) or {"host": "another machine", "process": "?", "since": 0.0}
+            since = datetime.datetime.fromtimestamp(holder["since"]).astimezone().isoformat(" ", "seconds")
+            who = f"on {holder['host']} by process {holder['process']} since {since}"
+            raise StudyStoreError(f"{self.name}: is being run {who}; wait for it, or end it")
+        self._lock, self._holder = lock, {"host": platform.node(), "process": os.getpid(), "since": time.time()}
+        try:
+            self.set_attribute(HOLDER, self._holder)
+            yield
+        finally:
+            self._lock = None
+            lock.free()
 
-            def take() -> Lease:
-                return held.enter_context(hold(engine, self.name, self._study_id, take_over=take_over, since=since))
+    def _keep_lock(self) -> None:
+        """Take the lock again where it was lost with a connection, unless somebody else ran the study meanwhile.
 
-            lease = in_database(self.storage, take)
-            sa.event.listen(sessions, "before_commit", lease.check)
-            try:
-                yield
-            finally:
-                sa.event.remove(sessions, "before_commit", lease.check)
+        Raises:
+            StudyStoreError: somebody did.
+        """
+        if self._lock is None or self._lock.is_held():
+            return
+        deadline = time.monotonic() + RETAKE_SECONDS  # a server may not have noticed yet that the connection is lost
+        while not (taken := self._lock.take()) and time.monotonic() < deadline:
+            time.sleep(RETAKE_SECONDS / 100)
+        if not taken or self.storage.get_study_user_attrs(self._study_id).get(HOLDER) != self._holder:
+            self._lock.free()
+            raise StudyStoreError(f"{self.name}: another process runs this study; nothing more was written from here")
 
     def add_candidate(self, candidate: Candidate, *, tells_before: int | None = None) -> TrialKey:
         """Commit a candidate before its evaluation, as a RUNNING trial with the exact coefficients.
@@ -290,7 +314,7 @@ class StoredStudy:
 
         def close(connection: sa.Connection) -> None:
             if not tables.end_trial(connection, trial.trial_id, state, attributes, value=value):
-                raise LeaseLostError(f"{self.name}: trial {trial.number} was finished by another process")
+                raise StudyStoreError(f"{self.name}: trial {trial.number} was finished by another process")
 
         self._write(close)
 
@@ -308,10 +332,7 @@ class StoredStudy:
         return self._read(lambda connection: tables.stored_bytes(connection, self._study_id))
 
     def delete(self) -> None:
-        """Delete the study with its trials, in one transaction.
-
-        Only the row of its lease stays, so that the token keeps rising.
-        """
+        """Delete the study with its trials, in one transaction."""
         self._write(lambda connection: tables.delete_study(connection, self._study_id))
 
     def attach(self, trial: TrialKey, store: FileSystemArtifactStore, path: Path) -> None:
@@ -340,13 +361,11 @@ class StoredStudy:
         return in_database(self.storage, attempt)
 
     def _write(self, change: Callable[[sa.Connection], T]) -> T:
-        """Call ``change`` in one transaction, and again where it was not committed, or where that is not known.
-
-        The transaction is a session's, since every session of the storage checks the lease before it commits.
-        """
+        """Call ``change`` in one transaction, and again where it was not committed, or where that is not known."""
 
         def attempt() -> T:
-            with in_turn(self.storage), self.storage.scoped_session.session_factory.begin() as session:
+            self._keep_lock()
+            with self.storage.scoped_session.session_factory.begin() as session:
                 return change(session.connection())
 
         return in_database(self.storage, attempt)

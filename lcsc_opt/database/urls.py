@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+from pathlib import Path
 
 import sqlalchemy as sa
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.study_file import DEFAULT_STORAGE
-from lcsc_opt.database.locks import sqlite_file
 
 
 def storage_url(option: str | None, study_file: str | None = None) -> str:
@@ -24,6 +24,12 @@ def is_there(url: str) -> bool:
     """Whether the database's file exists; a server is assumed to be there."""
     file = sqlite_file(parse_url(url))
     return file is None or file.exists()
+
+
+def sqlite_file(url: sa.URL) -> Path | None:
+    """The file of a database; ``None`` for a server, and in memory."""
+    in_memory = url.database in (None, "", ":memory:")
+    return None if url.get_backend_name() != "sqlite" or in_memory else Path(str(url.database))
 
 
 def parse_url(url: str) -> sa.URL:

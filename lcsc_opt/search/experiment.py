@@ -1,4 +1,4 @@
-"""Running studies under their lease, with a report on held-out noise at the end. Finished work is not repeated."""
+"""Running studies under their locks, with a report on held-out noise at the end. Finished work is not repeated."""
 
 from __future__ import annotations
 
@@ -94,7 +94,6 @@ class Experiment:
         self,
         plan: StudyPlan,
         *,
-        take_over: bool = False,
         accept_environment: bool = False,
         accept_code: bool = False,
         lower_budget: bool = False,
@@ -105,7 +104,6 @@ class Experiment:
 
         Args:
             plan: what to run. If the stored budget is larger, it counts instead, and a line says so.
-            take_over: take the study from a process that is dead but still holds it.
             accept_environment: continue with other packages or another BLAS than the study began with.
             accept_code: continue although the code of the objective has changed.
             lower_budget: take the plan's budget even if the stored one is larger.
@@ -116,7 +114,7 @@ class Experiment:
             One line for people: the result.
 
         Raises:
-            StudyHeldError: another process runs this study.
+            StudyStoreError: another process runs this study.
             StudyStoreError: the stored study was made with other settings, or in another environment.
         """
         study, plan = self.begin(plan, lower_budget=lower_budget, accept_code=accept_code)
@@ -125,7 +123,7 @@ class Experiment:
             self._follow(study, plan)
             return f"finished already; {outcome_of(study)}"
         held_out = plan.spec.held_out
-        with study.hold(take_over=take_over):
+        with study.hold():
             accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
             self._note(study, sameness.accepted_changes(study, self.objective, **accepted))
             self._note(study, plan.changing())
@@ -197,7 +195,7 @@ class Experiment:
             notice(f"{study.name}: {error}")
 
     def evaluate(self, study: StoredStudy, plan: HeldOutPlan, *, accept_code: bool = False) -> dict[str, Any]:
-        """Write the held-out report of a study whose lease is held.
+        """Write the held-out report of a study whose lock is held.
 
         Raises:
             ObjectiveError: this objective has no held-out loss.

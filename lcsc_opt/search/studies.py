@@ -138,7 +138,6 @@ def run(
     seeds: Sequence[int] = (),
     budget: int | None = None,
     storage: str | None = None,
-    take_over: bool = False,
     accept_environment: bool = False,
     accept_code: bool = False,
     parallel: bool | None = None,
@@ -151,7 +150,6 @@ def run(
         seeds: only these.
         budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` takes ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
-        take_over: take studies from processes that are dead but still hold them.
         accept_environment: continue with other packages or another BLAS than a study began with.
         accept_code: continue although the code of the objective has changed.
         parallel: run the studies at the same time on shared workers, or one after the other. ``None`` is at the same
@@ -171,7 +169,6 @@ def run(
     with said_once():
         run_each(
             checked_experiments(chosen, url, accept_environment=accept_environment, accept_code=accept_code),
-            take_over=take_over,
             accept_environment=accept_environment,
             accept_code=accept_code,
             lower_budget=budget is not None,

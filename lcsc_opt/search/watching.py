@@ -100,7 +100,7 @@ def keeping_nodes(study: StoredStudy, pool: Workers | None, on_tell: OnTell) -> 
     """``on_tell`` that also writes the state of each machine's workers into the database, now and then and at the end.
 
     Args:
-        study: its lease must be held.
+        study: its lock must be held.
         pool: its workers; ``None`` if there are none: then nothing is written.
         on_tell: called every time.
     """

@@ -7,7 +7,7 @@ import uuid
 import numpy as np
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Cost, Evaluation, Noise
 from lcsc_opt.database.connection import in_database, open_storage
 from lcsc_opt.database.store import StoredStudy, study_names
@@ -36,7 +36,7 @@ def check_storage(url: str) -> None:
     study = StoredStudy.open_or_create(storage, name, {"specification": {"seed": 0}})
     try:
         with study.hold():
-            _check_lease(url, name)
+            _check_lock(url, name)
             _check_trials(study)
         _check_attributes(study)
     finally:
@@ -45,12 +45,12 @@ def check_storage(url: str) -> None:
         raise AssertionError(f"{url}: a study that was deleted is still listed")
 
 
-def _check_lease(url: str, name: str) -> None:
+def _check_lock(url: str, name: str) -> None:
     second = StoredStudy.open(open_storage(url, write=True), name)
     try:
         with second.hold():
             pass
-    except StudyHeldError:
+    except StudyStoreError:
         return
     raise AssertionError("a second coordinator may hold a study that one holds already")
 

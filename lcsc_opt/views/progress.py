@@ -84,16 +84,12 @@ class Workers:
         count: how many workers evaluate at once.
         host: the machine of the process that coordinates them; ``None`` if nobody runs the study.
         process: the number of that process.
-        alive: whether it gave a sign of life lately.
-        heard: seconds since its last sign of life.
         evaluating: (trial, seconds since its ask) for each trial without a result, the longest first.
     """
 
     count: int
     host: str | None
     process: int | None
-    alive: bool
-    heard: float | None
     evaluating: tuple[tuple[int, float], ...]
 
 
@@ -107,8 +103,6 @@ def workers_of(study: StudyHistory, *, now: float | None = None) -> Workers:
         count=study.workers,
         host=None if holder is None else holder.host,
         process=None if holder is None else holder.process,
-        alive=study.running,
-        heard=None if holder is None else max(moment - holder.heartbeat_at, 0.0),
         evaluating=tuple(sorted(ages, key=lambda age: (-age[1], age[0]))),
     )
 
@@ -136,11 +130,11 @@ def nodes_of(study: StudyHistory, *, now: float | None = None) -> NodesNow | Non
     If the searching process itself evaluates, its state is computed from the last trials. ``None`` if nobody runs the
     study.
     """
-    if study.holder is None or not study.running:
+    if study.holder is None:
         return None
     moment, kept = time.time() if now is None else now, study.nodes
-    if kept is None or kept.kept_at < study.holder.acquired_at:  # none, or from an earlier run
-        here = NodeWork(study.holder.host, 1, _busy(study, study.holder.acquired_at), 0)
+    if kept is None or kept.kept_at < study.holder.since:  # none, or from an earlier run
+        here = NodeWork(study.holder.host, 1, _busy(study, study.holder.since), 0)
         kept = KeptNodes(moment, (here,) if study.workers == 1 else ())
     alive = sum(node.alive for node in kept.nodes)
     return NodesNow(kept.nodes, alive, study.workers, max(moment - kept.kept_at, 0.0))

@@ -13,9 +13,9 @@ import pytest
 import sqlalchemy as sa
 from optuna.trial import TrialState
 
-from lcsc_opt.base.errors import StudyHeldError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate, Evaluation
-from lcsc_opt.database import connection, locks
+from lcsc_opt.database import connection
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.store import StoredStudy, study_names
@@ -142,7 +142,7 @@ def test_every_write_survives_a_lost_connection(
     (tmp_path / "curve.txt").write_text("a curve")
     study = StoredStudy.open_or_create(storage, "e/LCSC/0", {"steps": [1]})
     with study.hold():
-        with pytest.raises(StudyHeldError):
+        with pytest.raises(StudyStoreError):
             open_study(postgresql_url, "e/LCSC/0").hold().__enter__()
         first, second = study.add_candidate(ONE), study.add_candidate(ONE)  # the same again is another trial
         study.finish(first, Evaluation(0.25, {"fid": 1.5}), tell_index=0)
@@ -152,7 +152,7 @@ def test_every_write_survives_a_lost_connection(
             study.attach(first, store, tmp_path / "curve.txt")
         study.set_attribute("budget", {"images": 1})
         copy_study(study, "fork/LCSC/0", {"steps": [1]})
-    assert disturbed.lost >= 15
+    assert disturbed.lost >= 10
     undisturbed = StoredStudy.open(open_storage(postgresql_url, write=False), "e/LCSC/0")
     trials = undisturbed.trials()
     (meta,) = optuna.artifacts.get_all_artifact_meta(trials[0], storage=undisturbed.storage)
@@ -199,16 +199,3 @@ def test_backends_terminated_during_a_search_lose_and_double_nothing(
     assert terminated >= 1
     assert threads
     assert trials_of(study) == clean
-
-
-def test_a_transaction_that_was_stopped_in_the_middle_does_not_block_for_ever(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locks, "LOCK_SECONDS", 1.0)
-    stopped, other = open_study(postgresql_url), open_study(postgresql_url)
-    session = stopped.storage.scoped_session()
-    session.execute(sa.text("SELECT * FROM studies FOR UPDATE"))  # and its process is stopped here
-    other.add_candidate(ONE)  # would hang
-    with pytest.raises(sa.exc.DBAPIError, match="idle-in-transaction timeout"):
-        session.execute(sa.text("SELECT 1"))
-    session.rollback()

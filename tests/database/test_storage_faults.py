@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,12 +16,11 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from lcsc_opt.base.errors import LeaseLostError, StudyStoreError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.cli import run as lcsc
-from lcsc_opt.database import connection, locks
-from lcsc_opt.database.connection import in_database, is_transient, network_file_system, open_storage
-from lcsc_opt.database.locks import patient
+from lcsc_opt.database import connection
+from lcsc_opt.database.connection import in_database, is_transient, open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
@@ -80,7 +76,7 @@ def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
         if len(said) == 1:
             print(file=other.stdin, flush=True)
 
-    monkeypatch.setattr(locks, "notice", release)
+    monkeypatch.setattr(connection, "notice", release)
     try:
         with study.hold():
             run(study, CoefficientFunction(locked, STEPS, name="locked"))
@@ -88,7 +84,7 @@ def test_a_write_lock_held_by_another_process_during_a_run_is_waited_for(
     finally:
         other.kill()
         other.communicate()
-    assert f"is locked by process {other.pid}" in said[0]
+    assert "is locked by another process; waiting" in said[0]
     assert trials_of(study) == clean
 
 
@@ -204,13 +200,6 @@ LOST = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("it is g
 FULL = sa.exc.OperationalError("INSERT", None, sqlite3.OperationalError("database or disk is full"))
 
 
-def wrapped(error: Exception) -> Exception:
-    try:
-        raise optuna.exceptions.StorageInternalError("An exception is raised during the commit.") from error
-    except optuna.exceptions.StorageInternalError as internal:
-        return internal
-
-
 def test_a_folder_that_may_not_be_written_is_named(storage: optuna.storages.RDBStorage) -> None:
     """SQLite says of the database what is true of its folder."""
 
@@ -233,76 +222,18 @@ def attempts_of(storage: optuna.storages.RDBStorage, error: Exception, *, failur
 
     try:
         in_database(storage, work)
-    except (StudyStoreError, LeaseLostError):
+    except StudyStoreError:
         return -attempts
     return attempts
 
 
 def test_what_passes_is_tried_again_and_what_stays_is_not(storage: optuna.storages.RDBStorage, capfd: Any) -> None:
     assert attempts_of(storage, LOST, failures=2) == 3
-    assert attempts_of(storage, wrapped(LOST), failures=2) == 3
+    assert attempts_of(storage, LOCKED, failures=40) == 41
     assert "it is gone; trying again" in capfd.readouterr().err
     assert attempts_of(storage, LOST, failures=100) == -4
     assert attempts_of(storage, FULL, failures=1) == -1
-    assert attempts_of(storage, LeaseLostError("taken over"), failures=1) == -1
-
-
-def test_a_lock_that_was_waited_for_long_enough_is_not_waited_for_again(
-    storage: optuna.storages.RDBStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(locks, "LOCK_SECONDS", -1.0)
-    monkeypatch.setattr(locks, "LOCK_PAUSE", 0.0)
-    assert attempts_of(storage, LOCKED, failures=1) == -1
-    assert attempts_of(storage, wrapped(LOCKED), failures=1) == -1
-    with patient(storage):
-        assert attempts_of(storage, LOCKED, failures=40) == 41, "a search that has begun waits for ever"
-
-
-STOPPED = """
-import os, signal, sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("BEGIN " + sys.argv[2])
-print("held", flush=True)
-os.kill(os.getpid(), signal.SIGSTOP)
-connection.execute("ROLLBACK")
-"""
-
-
-@pytest.mark.parametrize("lock", ["IMMEDIATE", "EXCLUSIVE"])
-def test_of_a_process_that_was_stopped_in_a_transaction_is_said_what_to_do(
-    url: str, objective: Objective, lock: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A search waits until it goes on, and loses nothing; what only reads says so, too; nobody advises a recovery."""
-    monkeypatch.setattr(connection, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.2)
-    study = open_study(url)
-    command = [sys.executable, "-c", STOPPED, file_of(url), lock]
-    stopped = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert stopped.stdout is not None
-        assert stopped.stdout.readline() == "held\n"
-        os.waitpid(stopped.pid, os.WUNTRACED)
-        said = f"is locked by process {stopped.pid} on {platform.node()}, which is stopped; kill -CONT {stopped.pid}"
-        assert lcsc(["doctor", "--storage", url]) == (2 if lock == "EXCLUSIVE" else 1)
-        printed = capfd.readouterr()
-        assert "recover" not in printed.out + printed.err
-        if lock == "EXCLUSIVE":
-            assert said in printed.err
-            assert lcsc(["list", "--storage", url]) == 2
-            assert said in capfd.readouterr().err
-
-        def wait_and_release(notice: str, **_: Any) -> None:
-            assert said in notice
-            os.kill(stopped.pid, signal.SIGCONT)
-
-        monkeypatch.setattr(locks, "notice", wait_and_release)
-        with patient(study.storage):
-            run(study, objective, evaluations=5)
-        assert stopped.wait(timeout=60) == 0
-    finally:
-        stopped.kill()
-        stopped.communicate()
-    assert len(study.trials()) == 5
+    assert attempts_of(storage, StudyStoreError("another process"), failures=1) == -1
 
 
 class ServerError(Exception):
@@ -317,44 +248,3 @@ class ServerError(Exception):
 )
 def test_errors_of_postgresql_are_told_apart_by_their_code(sqlstate: str | None, transient: bool) -> None:
     assert is_transient(sa.exc.OperationalError("COMMIT", None, ServerError(sqlstate))) is transient
-
-
-MOUNTS = r"""/dev/sda1 / ext4 rw,relatime 0 0
-proc /proc proc rw 0 0
-server:/export /home nfs4 rw,vers=4.2 0 0
-/dev/sdb1 /home/local ext4 rw 0 0
-//nas/share /mnt/my\040share cifs rw 0 0
-me@host:/data /mnt/far fuse.sshfs rw 0 0
-tank /scratch lustre rw 0 0
-server:/auto /over nfs rw 0 0
-/dev/sdc1 /over xfs rw 0 0
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/studies.db", None),
-        ("/home/me/studies.db", "nfs4"),
-        ("/home/local/studies.db", None),
-        ("/home/locality/studies.db", "nfs4"),
-        ("/homework/studies.db", None),
-        ("/mnt/my share/studies.db", "cifs"),
-        ("/mnt/far/a/b/studies.db", "fuse.sshfs"),
-        ("/scratch/studies.db", "lustre"),
-        ("/over/studies.db", None),
-    ],
-)
-def test_network_file_systems_are_recognised(path: str, kind: str | None) -> None:
-    assert network_file_system(Path(path), MOUNTS) == kind
-
-
-def test_a_database_on_a_network_file_system_is_opened_with_a_warning(
-    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(connection, "network_file_system", lambda path, mounts: "nfs4")
-    open_storage(url, write=True)
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "lies on a network file system (nfs4)" in line
-    open_storage(url, write=False)
-    assert capsys.readouterr().err == ""

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lcsc_opt.base.records import NodeWork
-from lcsc_opt.database.history import HeldOut
-from lcsc_opt.database.lease import Holder
+from lcsc_opt.database.history import HeldOut, Holder
 from lcsc_opt.database.nodes import KeptNodes
 from lcsc_opt.views.progress import (
     FailureReason,
@@ -22,8 +21,7 @@ from lcsc_opt.views.progress import (
 )
 from tests.history_examples import history
 
-ALIVE = Holder("node1", 42, 900.0, 1040.0, alive=True)
-DEAD = Holder("node1", 42, 900.0, 1040.0, alive=False)
+ALIVE = Holder("node1", 42, 900.0)
 
 
 def test_a_running_study_says_how_long_it_will_take() -> None:
@@ -59,7 +57,6 @@ def test_failed_trials_take_what_they_asked_of_a_budget_in_images() -> None:
     [
         ({"ended": True}, "finished"),
         ({"ended": False}, "interrupted"),
-        ({"ended": False, "holder": DEAD}, "interrupted"),
         ({"ended": False, "holder": ALIVE}, "running"),
     ],
 )
@@ -89,7 +86,7 @@ def test_inherited_trials_are_no_progress() -> None:
 def test_workers_are_told_with_what_they_evaluate() -> None:
     study = history([3.0], ended=False, running=2, workers=2, holder=ALIVE)
     found = workers_of(study, now=1050.0)
-    assert (found.count, found.host, found.process, found.alive, found.heard) == (2, "node1", 42, True, 10.0)
+    assert (found.count, found.host, found.process) == (2, "node1", 42)
     assert found.evaluating == ((1, 48.5), (2, 47.0))
     assert workers_of(history([1.0])).host is None
 
@@ -101,8 +98,7 @@ def test_what_workers_of_each_machine_do_is_what_was_kept_last() -> None:
     assert nodes_of(study, now=1050.0) == NodesNow(nodes, alive=2, asked=4, seconds=10.0)
     before = dataclasses.replace(study, nodes=KeptNodes(890.0, nodes))  # the holder runs it since 900
     assert nodes_of(before, now=1050.0) == NodesNow((), alive=0, asked=4, seconds=0.0)
-    for holder in (None, DEAD):
-        assert nodes_of(dataclasses.replace(study, holder=holder), now=1050.0) is None
+    assert nodes_of(dataclasses.replace(study, holder=None), now=1050.0) is None
 
 
 def test_the_process_that_searches_is_a_worker_whose_trials_say_how_busy_it_is() -> None:

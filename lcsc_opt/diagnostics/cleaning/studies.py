@@ -8,9 +8,9 @@ from pathlib import Path
 
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import StudyHeldError
+from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.connection import in_database
-from lcsc_opt.database.lease import holder
+from lcsc_opt.database.lock import locked
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.views.artifacts import artifact_directory, is_artifact_id
 
@@ -32,10 +32,10 @@ class Deletable:
     bytes: int
 
     def delete(self) -> None:
-        """Delete the rows, then the files: ``lcsc doctor --repair`` can remove a file that no row names.
+        """Delete the rows, then the files.
 
         Raises:
-            StudyHeldError: somebody has begun to run it.
+            StudyStoreError: somebody has begun to run it.
             StudyStoreError: the database refused.
         """
         with self.study.hold():
@@ -48,15 +48,12 @@ def deletable(storage: RDBStorage, name: str) -> Deletable:
     """Look at a study that is to be deleted; writes nothing.
 
     Raises:
-        StudyHeldError: a living process runs it.
+        StudyStoreError: a living process runs it.
         StudyStoreError: there is no such study, or it is not one of ours.
     """
     study = StoredStudy.open(storage, name)
-    held_by = in_database(storage, lambda: holder(storage.engine, study.key))
-    if held_by is not None and held_by.alive:
-        raise StudyHeldError(
-            f"{name}: is being run on {held_by.host} by process {held_by.process}, so it is not deleted; stop it first"
-        )
+    if in_database(storage, lambda: locked(storage, [name])):
+        raise StudyStoreError(f"{name}: is being run, so it is not deleted; stop it first")
     folder = artifact_directory(storage.url)
     files = [folder / artifact for artifact in study.artifacts() if is_artifact_id(artifact)]
     sizes = []

@@ -1,0 +1,141 @@
+"""One coordinator per study: a lock that the system frees when its holder ends.
+
+SQLite: an exclusive lock on a file next to the database. PostgreSQL: an advisory lock of one connection; TCP keepalives
+free it about ten seconds after the holder's machine has vanished. A process that is stopped keeps the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+import sqlalchemy as sa
+from filelock import FileLock
+from optuna.storages import RDBStorage
+
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.base.files import lock_beside, try_lock, unlock
+from lcsc_opt.database.connection import DriverError
+from lcsc_opt.database.urls import masked, sqlite_file
+
+WAIT_SECONDS, POLL_SECONDS = 2.0, 0.05  # whoever asks whether a study runs holds its lock for a moment
+KEEPALIVES = {
+    "tcp_keepalives_idle": 5,
+    "tcp_keepalives_interval": 2,
+    "tcp_keepalives_count": 3,
+}  # seconds, seconds, times
+HELD = (
+    "SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+class StudyLock(Protocol):
+    """The lock of one study."""
+
+    def take(self) -> bool:
+        """Take the lock, and return whether it was free."""
+
+    def is_held(self) -> bool:
+        """Whether the lock is still this object's. A lost connection to a server loses it."""
+
+    def free(self) -> None:
+        """Give the lock up."""
+
+
+class _FileLock:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock: FileLock | None = None
+
+    def take(self) -> bool:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (lock := try_lock(self._path)) is None and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        self._lock = lock
+        return lock is not None
+
+    def is_held(self) -> bool:
+        return True
+
+    def free(self) -> None:
+        if self._lock is not None:
+            unlock(self._lock)
+
+
+class _AdvisoryLock:
+    def __init__(self, engine: sa.Engine, study: str) -> None:
+        self._engine, self._key = engine, _key(study)
+        self._connection: sa.Connection | None = None
+
+    def take(self) -> bool:
+        self.free()
+        connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._connection = connection
+        for name, value in {**KEEPALIVES, "idle_session_timeout": 0}.items():
+            connection.exec_driver_sql(f"SET {name} = {value}")
+        if connection.scalar(sa.select(sa.func.pg_try_advisory_lock(self._key))):
+            return True
+        self.free()
+        return False
+
+    def is_held(self) -> bool:
+        try:
+            return self._connection is not None and self._connection.scalar(sa.select(1)) == 1
+        except (DriverError, sa.exc.SQLAlchemyError):
+            return False
+
+    def free(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(DriverError, sa.exc.SQLAlchemyError):
+                self._connection.invalidate()  # closes it, which frees the lock whatever state it is in
+                self._connection.close()
+            self._connection = None
+
+
+def lock_of(storage: RDBStorage, study: str) -> StudyLock:
+    """The lock of a study, not taken yet. The study itself need not exist.
+
+    Raises:
+        StudyStoreError: there are no locks for this kind of database.
+    """
+    if (file := sqlite_file(storage.engine.url)) is not None:
+        return _FileLock(_lock_file(file, study))
+    if storage.engine.dialect.name == "postgresql":
+        return _AdvisoryLock(storage.engine, study)
+    raise StudyStoreError(f"{masked(storage.url)}: studies are run in SQLite files and in PostgreSQL only")
+
+
+def locked(storage: RDBStorage, studies: Collection[str]) -> set[str]:
+    """Which of the studies somebody runs now."""
+    if (file := sqlite_file(storage.engine.url)) is not None:
+        return {study for study in studies if _is_locked(_lock_file(file, study))}
+    if storage.engine.dialect.name != "postgresql":
+        return set()
+    with storage.engine.connect() as connection:
+        held = {(int(high) << 32) | int(low) for high, low in connection.exec_driver_sql(HELD)}
+    return {study for study in studies if _key(study) % 2**64 in held}
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        lock = try_lock(path) if path.exists() else None
+    except OSError:  # this user may not write there
+        return False
+    if lock is not None:
+        unlock(lock)
+    return lock is None and path.exists()
+
+
+def _lock_file(file: Path, study: str) -> Path:
+    place = file.resolve()
+    return lock_beside(place.with_name(f"{place.name}.{_key(study) % 2**64:016x}"))
+
+
+def _key(study: str) -> int:
+    """A signed number of 64 bits."""
+    return int.from_bytes(hashlib.sha256(study.encode()).digest()[:8], "big", signed=True)
