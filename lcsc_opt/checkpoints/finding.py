@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,23 +11,23 @@ from pathlib import Path
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_hidden
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints import TORCH_SUFFIXES, checkpoint_series
-from lcsc_opt.checkpoints.contents import Refused
 from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS, series_of_all
+from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS, checkpoint_series
+from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES
 
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
-# names of files that lie beside weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
+_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+# names of files that lie with weights and hold none: of openai's code bases, Accelerate, diffusers, transformers,
 # DeepSpeed, NVlabs and Lightning
-NEVER = re.compile(
+_NEVER = re.compile(
     r"(.*[-_.])?(optimizer|scheduler|scaler)([-_.0-9].*)?|opt[-_.]?[0-9]*|optim([-_.0-9].*)?|.*_optim(_states)?|"
     r"(random_states|rng_state|training[-_]?state|training[-_]?args|trainer_state|dataloader|custom_checkpoint).*|"
     r"sampler([-_.0-9].*)?|dl_state.*",
     re.IGNORECASE,
 )
-CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
+_CHECKPOINT_FOLDER = re.compile(r"(checkpoint|ckpt|global_step|step|iter|iteration)[-_]?[0-9]+|[0-9]+", re.IGNORECASE)
+_INSIDE = "checkpoints"  # the folder in which Lightning and Accelerate save them
+_EXPECTED = f"files ending in {', '.join(_SUFFIXES)}, or folders named checkpoint-N"
 Patterns = str | Path | Sequence[str | Path]
-INSIDE = "checkpoints"  # the folder in which Lightning and Accelerate save them
 
 
 def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path]:
@@ -41,24 +40,18 @@ def find_checkpoints(patterns: Patterns, *, key: str | None = None) -> list[Path
         key: which state dict; it may name a subfolder of a checkpoint folder.
 
     Raises:
-        TrajectoryError: a path that does not exist, a link to nothing, nothing found, an invalid glob, a packed
-            trajectory, or checkpoints of several series in one folder or glob (running averages of several rates, or
-            averages beside raw weights).
+        TrajectoryError: a path that does not exist.
+        TrajectoryError: nothing found, an invalid glob, a packed trajectory, or checkpoints of several series in one
+            folder or glob (running averages of several rates, or averages and raw weights).
     """
     patterns = [patterns] if isinstance(patterns, (str, Path)) else patterns
-    paths = _without_states([Path(pattern).expanduser() for pattern in patterns])
-    found = [found for path in paths for found in _expand(path, key)]
+    paths = [Path(pattern).expanduser() for pattern in patterns]
+    states = {path for path in paths if _NEVER.fullmatch(path.stem) and path.is_file()}  # of a glob that a shell read
+    found = dict.fromkeys(found for path in paths if path not in states for found in _expand(path, key))
     if not found:
         looked = ", ".join(map(str, patterns[:4])) or "an empty list"
-        raise TrajectoryError(
-            f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers and schedulers are none."
-        )
-    if gone := [path for path in found if not path.exists()]:
-        raise TrajectoryError(f"{gone[0]} is a link to a file that is not there: mend it, or remove it.")
-    return list(dict.fromkeys(found))
-
-
-_EXPECTED = f"files ending in {', '.join(SUFFIXES)}, or folders named checkpoint-N"
+        raise TrajectoryError(f"No checkpoint in {looked}: expected {_EXPECTED}; states of optimizers are none.")
+    return list(found)
 
 
 def is_packed(path: Path) -> bool:
@@ -73,45 +66,30 @@ def _expand(pattern: Path, key: str | None) -> list[Path]:
         return [pattern]
     if not re.search(r"[*?\[]", str(pattern)):
         raise TrajectoryError(f"{pattern} does not exist: check the path.")
-    matches = _matches(pattern)
+    try:
+        matches = list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except (ValueError, NotImplementedError) as error:  # Python 3.13 takes more patterns
+        raise TrajectoryError(f"{pattern} is no glob ({error}): ** stands alone between slashes.") from error
     folders = [path for path in matches if not path.is_file() and not is_packed(path) and _is_checkpoint(path, key)]
     return _of_one_series(str(pattern), [*folders, *_files(matches)])
 
 
-def _matches(pattern: Path) -> list[Path]:
-    try:
-        return list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
-    except (ValueError, NotImplementedError) as error:  # Python 3.13 takes more patterns
-        raise TrajectoryError(
-            f"{pattern} is no glob ({error}): ** stands alone between slashes, as in 'runs/**/*.pt'."
-        ) from error
-
-
-def _without_states(paths: Sequence[Path]) -> list[Path]:
-    """Leave out given files that are not weights: a shell's glob may name such files."""
-    states = [path for path in paths if NEVER.fullmatch(path.stem) and path.is_file()]
-    if states:
-        more = f" and {len(states) - 1} more" if len(states) > 1 else ""
-        notice(f"{states[0]}{more} left out: no weights of a model")
-    return [path for path in paths if path not in set(states)]
-
-
 def _in_folder(folder: Path, key: str | None) -> list[Path]:
     if is_packed(folder):
-        raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints beside it.")
+        raise TrajectoryError(f"{folder} is packed already: give it alone, without checkpoints.")
     try:
         entries = list(folder.iterdir())
     except OSError as error:
         raise TrajectoryError(f"{folder} cannot be read: {error.strerror}.") from error
-    numbered = [path for path in entries if not path.is_file() and CHECKPOINT_FOLDER.fullmatch(path.name)]
+    numbered = [path for path in entries if not path.is_file() and _CHECKPOINT_FOLDER.fullmatch(path.name)]
     numbered = [path for path in numbered if _is_checkpoint(path, key)]
     if numbered:
         return _of_one_series(str(folder), numbered)
     if _is_checkpoint(folder, key):
         return [folder]
     files = _files(entries)
-    if not files and (folder / INSIDE).is_dir():
-        return _in_folder(folder / INSIDE, key)
+    if not files and (folder / _INSIDE).is_dir():
+        return _in_folder(folder / _INSIDE, key)
     if not files:
         names = ", ".join(sorted(path.name for path in entries)[:4]) or "nothing"
         raise TrajectoryError(f"No checkpoint in {folder}: expected {_EXPECTED}; it holds {names}.")
@@ -119,12 +97,12 @@ def _in_folder(folder: Path, key: str | None) -> list[Path]:
 
 
 def _is_checkpoint(folder: Path, key: str | None) -> bool:
-    if not folder.exists():  # a dangling link
-        return CHECKPOINT_FOLDER.fullmatch(folder.name) is not None
+    if not folder.exists():  # a link to nothing is a gap, which reading refuses
+        return _CHECKPOINT_FOLDER.fullmatch(folder.name) is not None
     for asked in (key, None):  # a key may also be one of the file inside
         try:
             find_weights(folder, asked)
-        except (Refused, OSError):
+        except (TrajectoryError, OSError):
             continue
         return True
     return False
@@ -134,24 +112,24 @@ def _files(paths: Iterable[Path]) -> list[Path]:
     return [
         path
         for path in paths
-        if path.suffix in SUFFIXES
+        if path.suffix in _SUFFIXES
         and path.name not in (WEIGHTS, REFERENCE)  # of an unfinished trajectory
         and not is_hidden(path.name)
-        and (path.is_file() or not path.exists())  # a dangling link is refused later
-        and not NEVER.fullmatch(path.stem)
+        and not path.is_dir()
+        and not _NEVER.fullmatch(path.stem)
     ]
 
 
 def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
-    """The paths in natural order; ``last.ckpt`` and its like are left out beside one numbered series."""
+    """The paths in natural order; ``last.ckpt`` and its like are left out of a numbered series."""
     lone = [path for path in paths if not re.search("[0-9]", path.stem)]
     numbered = [path for path in paths if path not in lone]
-    counts = Counter(series_of_all(numbered))
+    counts = Counter(map(checkpoint_series, numbered))
     if lone and len(counts) == 1 and len(numbered) > 1:
         notice(f"{', '.join(path.name for path in lone)} in {place} left out: the name tells no step")
         paths = numbered
     else:
-        counts += Counter(checkpoint_series(path) for path in lone)
+        counts += Counter(map(checkpoint_series, lone))
     if len(counts) > 1 and max(counts.values()) > 1:
         raise several_series(place, paths)
     return sorted(paths, key=_natural)
@@ -159,35 +137,15 @@ def _of_one_series(place: str, paths: list[Path]) -> list[Path]:
 
 def several_series(place: str, paths: Sequence[Path]) -> TrajectoryError:
     """The error for checkpoints that do not belong to one trajectory."""
-    counts = Counter(checkpoint_series(path) for path in paths)
-    named = ", ".join(f"{series} ({count})" for series, count in sorted(counts.items()))
-    largest = max(counts, key=lambda series: counts[series])
-    chosen = [path for path in paths if checkpoint_series(path) == largest]
-    glob = _glob_of(chosen, paths)
-    way = "Name the files of one, or move the others to another folder"
-    if glob is not None:
-        way = f"Choose one with a glob, such as '{chosen[0].parent / glob}'"
-    return TrajectoryError(f"{place} holds several series of checkpoints: {named}. {way}.")
-
-
-def _glob_of(chosen: list[Path], among: Sequence[Path]) -> str | None:
-    """A glob with wildcards for numbers that matches ``chosen`` and no other path; ``None`` where none is found."""
-    name = chosen[0].name
-    numbers = list(re.finditer("[0-9]+", name))
-    globs = [f"{name[: number.start()]}*{name[number.end() :]}" for number in numbers]
-    globs += [re.sub("[0-9]+", stars, name) for stars in ("*", "*[0-9]")]
-    globs.append(re.sub("[0-9]", "?", name))
-    fitting = (glob for glob in globs if [path for path in among if fnmatch.fnmatch(path.name, glob)] == chosen)
-    return next(fitting, None)
+    counts = sorted(Counter(map(checkpoint_series, paths)).items())
+    named = ", ".join(f"{series} ({count})" for series, count in counts)
+    return TrajectoryError(f"{place} holds several series of checkpoints: {named}. Name the files of one, or a glob.")
 
 
 def _natural(path: Path) -> tuple[object, ...]:
     """Sorts ``model2`` before ``model10``."""
     parts = re.split("([0-9]+)", str(path))
     return tuple(int(part) if position % 2 else part for position, part in enumerate(parts))
-
-
-SHOWN_STEPS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +197,6 @@ class Selection:
         Raises:
             TrajectoryError: fewer than two are left; the message says which steps there are.
         """
-        if not steps:
-            raise TrajectoryError("There is no checkpoint to select from.")
         until = steps[-1] if self.last_step is None else self.last_step
         final = max((step for step in steps if step <= until), default=steps[0])
         first = steps[0] if self.first_step is None else self.first_step
@@ -250,14 +206,12 @@ class Selection:
             chosen = _on_grid(chosen, [final - steps[position] for position in chosen], self.interval)
         chosen = chosen if self.last is None else chosen[-self.last :]
         if len(chosen) < 2:
+            rules = ", ".join(f"{name} {value}" for name, value in self.given.items()) or "no rule"
             raise TrajectoryError(
-                f"{self._named()} {'leaves' if self.given else 'leave'} {len(chosen)} of {len(steps)} checkpoints and "
-                f"a trajectory needs at least 2: there are {steps_in_words(steps)}."
+                f"{rules} leaves {len(chosen)} of {len(steps)} checkpoints and a trajectory needs at least 2: "
+                f"there are {steps_in_words(steps)}."
             )
         return chosen
-
-    def _named(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.given.items()) or "The files"
 
 
 def _on_grid(positions: list[int], ages: list[int], interval: int) -> list[int]:
@@ -272,6 +226,6 @@ def _on_grid(positions: list[int], ages: list[int], interval: int) -> list[int]:
 
 def steps_in_words(steps: Sequence[int]) -> str:
     """A list of steps for a message, however long it is."""
-    if len(steps) <= SHOWN_STEPS:
+    if len(steps) <= 6:
         return f"step{'s' * (len(steps) != 1)} {', '.join(map(str, steps))}"
     return f"{len(steps)} steps {', '.join(map(str, steps[:3]))}, …, {steps[-1]}"

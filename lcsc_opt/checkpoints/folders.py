@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.checkpoints.contents import Refused, shown
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.pickles import shown
 
-COMPONENTS = (
+_COMPONENTS = (
     "unet_ema",
     "transformer_ema",
     "prior_ema",
@@ -19,7 +20,7 @@ COMPONENTS = (
     "unet_lora",
     "transformer_lora",
 )
-WEIGHTS_FILES = (
+_WEIGHTS_FILES = (
     "diffusion_pytorch_model.safetensors",
     "pytorch_lora_weights.safetensors",
     "adapter_model.safetensors",
@@ -29,8 +30,7 @@ WEIGHTS_FILES = (
     "adapter_model.bin",
     "pytorch_model.bin",
 )
-NAMED_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pkl", ".pt", ".pth")
-MAX_INDEX = 8 * 2**20  # bytes; 1,000 tensors take some 100,000
+_NAMED_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pkl", ".pt", ".pth")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +54,16 @@ def find_weights(folder: Path, key: str | None) -> Found:
     """The weights of a folder: in it, in the subfolder ``key``, or in its file ``key``.
 
     Raises:
-        Refused: there are none, or several of which none can be preferred.
+        TrajectoryError: there are none, or several of which none can be preferred.
     """
     if key in (None, "", folder.name) and (file := _weights_file(folder)):
         return Found(file, key or "")
     if key:
         return _by_key(folder, key)
-    there = [name for name in COMPONENTS if (folder / name).is_dir() and _weights_file(folder / name)]
+    there = [(name, file) for name in _COMPONENTS if (file := _weights_file(folder / name))]
     if not there:
-        raise Refused("holds no weights that are known: name the file itself, or pass --key SUBFOLDER.")
-    file = _weights_file(folder / there[0])
-    assert file is not None  # it was there
-    return Found(file, there[0], others=tuple(there[1:]))
+        raise TrajectoryError("holds no weights that are known: name the file itself, or pass --key SUBFOLDER.")
+    return Found(there[0][1], there[0][0], others=tuple(name for name, _ in there[1:]))
 
 
 def is_index(path: Path) -> bool:
@@ -77,23 +75,21 @@ def read_index(path: Path) -> dict[str, list[str]]:
     """File → names of its tensors, of an index such as ``model.safetensors.index.json``.
 
     Raises:
-        Refused: it is not such an index, or it names a file outside of the folder.
+        TrajectoryError: it is not such an index, or it names a file outside of the folder.
         OSError: it cannot be opened.
     """
-    if path.stat().st_size > MAX_INDEX:
-        raise Refused("is too large for an index of weights: leave it out.")
     try:
         content: Any = json.loads(path.read_bytes())
         names = content["weight_map"].items()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise Refused("is no index of weights: save the model again, or name its files.") from error
+        raise TrajectoryError("is no index of weights: save the model again, or name its files.") from error
     files: dict[str, list[str]] = {}
     for name, file in names:
         if not isinstance(file, str) or not _is_plain_name(file) or is_index(Path(file)):
-            raise Refused(f"names a file outside of its folder ({shown(file)}): leave it out.")
+            raise TrajectoryError(f"names a file outside of its folder ({shown(file)}): leave it out.")
         files.setdefault(file, []).append(name)
     if not files:
-        raise Refused("is an index of no weights: leave it out.")
+        raise TrajectoryError("is an index of no weights: leave it out.")
     return files
 
 
@@ -106,26 +102,26 @@ def _by_key(folder: Path, key: str) -> Found:
     for name, left in ((key, ""), (first, rest)):
         if not _is_plain_name(name):
             continue
-        if (folder / name).is_dir() and not left and (file := _weights_file(folder / name)):
+        if not left and (file := _weights_file(folder / name)):
             return Found(file, name)
-        for suffix in NAMED_FILES:
+        for suffix in _NAMED_FILES:
             if (file := folder / f"{name}{suffix}").is_file():
                 return Found(file, name, rest=left or None)
-    raise Refused(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
+    raise TrajectoryError(f"holds no weights in {shown(key)!r}: name the file itself, or pass --key SUBFOLDER.")
 
 
 def _weights_file(folder: Path) -> Path | None:
-    for name in WEIGHTS_FILES:
+    for name in _WEIGHTS_FILES:
         for candidate in (folder / name, folder / f"{name}.index.json"):
             if candidate.is_file():
                 return candidate
-    for name in WEIGHTS_FILES:
+    for name in _WEIGHTS_FILES:
         stem, _, suffix = name.rpartition(".")
         variants = [*folder.glob(f"{stem}.*.{suffix}"), *folder.glob(f"{stem}.{suffix}.index.*.json")]
         variants = [file for file in variants if "-of-" not in file.name]  # the parts that an index lists
         if len(variants) > 1:
             names = ", ".join(sorted(file.name for file in variants)[:4])
-            raise Refused(f"holds several variants of its weights ({names}): name one of these files.")
+            raise TrajectoryError(f"holds several variants of its weights ({names}): name one of these files.")
         if variants:
             return variants[0]
     return None

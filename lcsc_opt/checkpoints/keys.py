@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lcsc_opt.checkpoints.averages import name_averages
-from lcsc_opt.checkpoints.contents import Record, Refused, is_tensor, kind, shown
-from lcsc_opt.checkpoints.nvlabs import is_module, is_network, network_weights
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.modules import is_module, is_network, network_weights
+from lcsc_opt.checkpoints.pickles import Record, is_tensor, kind, shown
 
 GUESSED_KEYS = (
     "ema",
@@ -25,36 +25,32 @@ GUESSED_KEYS = (
     "params",
     "unet",
 )
-MOST_WRAPPERS = 8
-WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
-STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step")
-DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
-SHADOW = "shadow_params"
-DEEPEST = 4
-GLANCE = 10_000  # entries of a dict among which a tensor is looked for
+_WRAPPERS = ("module.", "_orig_mod.")  # put by DataParallel and by torch.compile
+_STEP_KEYS = ("global_step", "step", "steps", "iteration", "iterations", "iter", "it", "train_step")
+_DDIM_LIST = ("model", "optimizer", "epoch", "step", "ema")  # torch.save([...]) of DDIM's code
+_SHADOW = "shadow_params"
+_DEEPEST = 4
+_GLANCE = 10_000  # entries of a dict among which a tensor is looked for
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_MOST_BUFFERS, _MOST_AVERAGES = 50, 20_000
 
 
 def parts_of(value: object) -> Mapping[Any, Any] | None:
     """The named parts of a dict, of a list (by position), of an object like a dict, or of a network; else ``None``."""
-    if isinstance(value, Mapping):
-        return value
     if isinstance(value, (list, tuple)):
         return {str(index): part for index, part in enumerate(value)}
-    if isinstance(value, Record):
-        if is_network(value):
-            return network_weights(value)
-        return value.items
-    return None
+    if isinstance(value, Record) and is_network(value):
+        return network_weights(value)
+    return _entries(value)
 
 
 def named_content(content: Any) -> Any:
     """``content``, with names where DDIM's code has saved a list."""
     if not isinstance(content, list) or len(content) not in (4, 5):
         return content
-    optimizer = _entries(content[1]) or {}
-    if "param_groups" not in optimizer or not is_weights(content[0]):
+    if "param_groups" not in (_entries(content[1]) or {}) or not _is_weights(content[0]):
         return content
-    return dict(zip(DDIM_LIST, content, strict=False))
+    return dict(zip(_DDIM_LIST, content, strict=False))
 
 
 def guess_key(content: Any) -> str | None:
@@ -67,88 +63,75 @@ def _guessed(content: Any, depth: int, seen: dict[int, int]) -> str | None:
     if is_module(content):
         return ""
     parts = _entries(content)
-    if depth > DEEPEST or not parts:
+    if depth > _DEEPEST or not parts:
         return None
     seen[id(content)] = depth
     if all(map(is_tensor, parts.values())):
         return _averaged_prefix(parts)
     for key in GUESSED_KEYS:
         inner = parts.get(key)
-        if seen.get(id(inner), DEEPEST + 2) <= depth + 1:
+        if seen.get(id(inner), _DEEPEST + 2) <= depth + 1:
             continue
         seen[id(inner)] = depth + 1
-        if is_weights(inner):
-            return _joined(key, _averaged_prefix(_entries(inner) or {}))
-        if not is_module(inner) and (deeper := _guessed(inner, depth + 1, seen)) is not None:
-            return _joined(key, deeper)
-    if is_weights(content):
+        if _is_weights(inner):
+            rest: str | None = _averaged_prefix(_entries(inner) or {})
+        else:
+            rest = None if is_module(inner) else _guessed(inner, depth + 1, seen)
+        if rest is not None:
+            return f"{key}.{rest}" if rest else key
+    if _is_weights(content):
         return _averaged_prefix(parts)
     return next((key for key in GUESSED_KEYS if is_module(parts.get(key))), None)  # refused later, with the reason
 
 
 def other_keys(content: Any, taken: str) -> list[str]:
-    """The keys of state dicts beside the one that was taken, for a message; NVlabs' losses are left out."""
-    first = taken.split(".", 1)[0]
-    parts = itertools.islice((_entries(content) or {}).items(), 100)
-    return [
+    """The keys of other state dicts than the one that was taken, for a message; NVlabs' losses are left out."""
+    found = [
         name
-        for name, value in parts
-        if isinstance(name, str)
-        and name != first
-        and is_weights(value)
-        and (name in GUESSED_KEYS or not is_module(value))
-    ][:8]
-
-
-def is_weights(value: Any) -> bool:
-    """Whether ``value`` is a network, a dict with tensors in it, or a saved list of averages."""
-    if is_network(value):
-        return True
-    entries = _entries(value) or {}
-    return any(map(is_tensor, itertools.islice(entries.values(), GLANCE))) or _is_list_of_averages(entries)
+        for name, value in itertools.islice((_entries(content) or {}).items(), 100)
+        if isinstance(name, str) and _is_weights(value) and (name in GUESSED_KEYS or not is_module(value))
+    ]
+    return [name for name in found if name != taken.split(".", 1)[0]][:8]
 
 
 def look_up(content: Any, key: str) -> Mapping[Any, Any]:
     """The state dict under ``key``: names of parts joined by dots, which the start of the tensors' names may follow.
 
     Raises:
-        Refused: there is nothing under that key, or no state dict.
+        TrajectoryError: there is nothing under that key, or no state dict.
     """
     root, rest = content, key
     while rest:
         parts = parts_of(content)
         if parts is None:
-            raise Refused(f"has no key {shown(key)!r}: {shown(rest)!r} is sought in {kind(content)}.")
-        name = _first_part(parts, rest)
+            raise TrajectoryError(f"has no key {shown(key)!r}: {shown(rest)!r} is sought in {kind(content)}.")
+        pieces = rest.split(".")[:32]  # names may have dots in them, as ema_0.9999: the longest is meant
+        names = (".".join(pieces[:count]) for count in range(len(pieces), 0, -1))
+        name = next((name for name in names if name in parts), None)
         if name is None:
             return _under_prefix(parts, rest, key)
         content, rest = parts[name], rest[len(name) + 1 :]
     if is_module(content) and not is_network(content):
-        raise Refused(f"holds a whole module ({kind(content)}), not its weights: save model.state_dict().")
+        raise TrajectoryError(f"holds a whole module ({kind(content)}), not its weights: save model.state_dict().")
     found = parts_of(content)
     if found is None or isinstance(content, (list, tuple)):
         where = f"has {kind(content)} under {shown(key)!r}" if key else f"holds {kind(content)}"
-        raise Refused(f"{where}, not a state dict: save model.state_dict(), or pass another --key.")
-    if _is_list_of_averages(found):
-        return name_averages(found[SHADOW], _named_model(root))
-    return found
+        raise TrajectoryError(f"{where}, not a state dict: save model.state_dict(), or pass another --key.")
+    return _name_averages(found[_SHADOW], root) if _is_list_of_averages(found) else found
 
 
 def inner_step(content: Any) -> int | None:
-    """The training step that a file holds beside the weights."""
+    """The training step that a file holds with the weights."""
     entries = _entries(content) or {}
-    for name in STEP_KEYS:
-        value = entries.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18:
-            return value
-    return None
+    values = (entries.get(name) for name in _STEP_KEYS)
+    return next((value for value in values if type(value) is int and 0 <= value < 10**18), None)
 
 
-def wrapper_prefix(names: list[str]) -> str:
+def wrapper_prefix(names: Sequence[str]) -> str:
     """The prefixes of ``DataParallel`` and ``torch.compile`` that every name carries."""
     prefix = ""
-    for _ in range(MOST_WRAPPERS):
-        prefix += next((w for w in WRAPPERS if names and all(n.startswith(prefix + w) for n in names)), "")
+    for _ in range(8):
+        prefix += next((w for w in _WRAPPERS if names and all(n.startswith(prefix + w) for n in names)), "")
     return prefix
 
 
@@ -158,35 +141,26 @@ def _entries(value: Any) -> Mapping[Any, Any] | None:
     return value if isinstance(value, Mapping) else None
 
 
-def _first_part(parts: Mapping[Any, Any], key: str) -> str | None:
-    """The longest name in ``parts`` that ``key`` starts with: names may have dots in them, as ``ema_0.9999``."""
-    pieces = key.split(".")
-    candidates = (".".join(pieces[:count]) for count in range(min(len(pieces), 32), 0, -1))
-    return next((name for name in candidates if name in parts), None)
+def _is_weights(value: Any) -> bool:
+    """Whether ``value`` is a network, a dict with tensors in it, or a saved list of averages."""
+    entries = _entries(value) or {}
+    glance = itertools.islice(entries.values(), _GLANCE)
+    return is_network(value) or any(map(is_tensor, glance)) or _is_list_of_averages(entries)
 
 
 def _under_prefix(parts: Mapping[Any, Any], prefix: str, key: str) -> dict[Any, Any]:
-    found = {
-        name[len(prefix) + 1 :]: value
-        for name, value in parts.items()
-        if isinstance(name, str) and name.startswith(f"{prefix}.")
-    }
+    texts = [name for name in parts if isinstance(name, str)]
+    found = {name[len(prefix) + 1 :]: parts[name] for name in texts if name.startswith(f"{prefix}.")}
     if not found:
         there = ", ".join(shown(name) for name in list(parts)[:8])
-        raise Refused(
+        raise TrajectoryError(
             f"has no key {shown(key)!r}: {shown(prefix)!r} is not among {there}; pass another, or leave out --key."
         )
-    if prefix == "model_ema" and "num_updates" in found:
-        return _named_like_model(found, parts)
+    if prefix == "model_ema" and "num_updates" in found:  # CompVis' LitEma leaves the dots out of the model's names
+        names = {name[6:].replace(".", ""): name[6:] for name in texts if name.startswith("model.")}
+        own = ("decay", "num_updates")
+        return {names.get(name, name): value for name, value in found.items() if name not in own}
     return found
-
-
-def _named_like_model(averages: dict[Any, Any], parts: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Restore the model's names in CompVis' ``LitEma``, which leaves the dots out of them."""
-    names = {
-        name[6:].replace(".", ""): name[6:] for name in parts if isinstance(name, str) and name.startswith("model.")
-    }
-    return {names.get(name, name): value for name, value in averages.items() if name not in ("decay", "num_updates")}
 
 
 def _averaged_prefix(names: Mapping[Any, Any]) -> str:
@@ -203,20 +177,49 @@ def _averaged_prefix(names: Mapping[Any, Any]) -> str:
     return ""
 
 
-def _named_model(root: Any) -> Mapping[str, Any]:
-    """The model's state dict, whose names an average without names gets."""
-    parts = _entries(root) or {}
-    for key in GUESSED_KEYS:
-        model = _entries(parts.get(key))
-        if model and all(isinstance(name, str) and is_tensor(value) for name, value in model.items()):
-            return {str(name): value for name, value in model.items()}
-    return {}
-
-
 def _is_list_of_averages(parts: Mapping[Any, Any]) -> bool:
-    averages = parts.get(SHADOW)
+    averages = parts.get(_SHADOW)
     return isinstance(averages, list) and bool(averages) and is_tensor(averages[0])
 
 
-def _joined(key: str, rest: str) -> str:
-    return f"{key}.{rest}" if rest else key
+def _name_averages(averages: Sequence[Any], root: Any) -> dict[str, Any]:
+    """Name → average, of a list without names, as score_sde, torch-ema and diffusers' ``EMAModel`` save it.
+
+    It is matched with the model's state dict, in order and by shape: the list has one tensor for each of
+    ``model.parameters()``, the state dict has buffers in between.
+
+    Raises:
+        TrajectoryError: there is no way to match them, or more than one.
+    """
+    models = (_entries((_entries(root) or {}).get(key)) or {} for key in GUESSED_KEYS)
+    model = next((m for m in models if m and all(isinstance(n, str) and is_tensor(v) for n, v in m.items())), {})
+    names = [name for name in model if name.rpartition(".")[2] not in _STATISTICS]
+    skipped = len(names) - len(averages)
+    few = 0 <= skipped <= _MOST_BUFFERS and len(names) <= _MOST_AVERAGES
+    if few and all(map(is_tensor, averages)):
+        shapes = [tuple(model[name].shape) for name in names]
+        ways = _count_ways([tuple(tensor.shape) for tensor in averages], shapes, skipped)
+        if ways[0][0] == 1:
+            found, gap = {}, 0
+            for index, tensor in enumerate(averages):
+                while shapes[index + gap] != tuple(tensor.shape) or ways[index + 1][gap] == 0:
+                    gap += 1
+                found[names[index + gap]] = tensor
+            return found
+    raise TrajectoryError(
+        f"holds {len(averages)} averages without names, which do not fit the model's {len(model)} in exactly one way: "
+        "save a state dict of them, or take the raw weights with --key model."
+    )
+
+
+def _count_ways(short: list[Any], long: list[Any], skipped: int) -> list[list[int]]:
+    """``ways[i][g]``: in how many ways ``short[i:]`` matches parts of ``long[i + g:]`` in order, counted up to 2."""
+    ways = [[1] * (skipped + 1)]
+    for index in reversed(range(len(short))):
+        row = [0] * (skipped + 1)
+        for gap in reversed(range(skipped + 1)):
+            here = ways[-1][gap] if short[index] == long[index + gap] else 0
+            later = row[gap + 1] if gap < skipped else 0
+            row[gap] = min(here + later, 2)
+        ways.append(row)
+    return ways[::-1]

@@ -17,9 +17,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints import read_metadata
-from lcsc_opt.checkpoints.contents import Refused
 from lcsc_opt.checkpoints.folders import find_weights
+from lcsc_opt.checkpoints.reading import read_metadata
 
 Flavour = Literal["diffusers", "peft", "kohya"]
 
@@ -246,7 +245,7 @@ def _weights_file(path: Path, key: str | None) -> Path:
         return path
     try:
         return find_weights(path, key).file
-    except Refused:
+    except TrajectoryError:
         return path
 
 

@@ -1,362 +1,337 @@
 """Reading a pickle without running anything that it names.
 
-:class:`InertUnpickler` follows the opcodes of protocols 2 to 5. Plain data comes back as it is; tensors become
-:class:`~lcsc_opt.checkpoints.contents.TensorRef`; every other class or call becomes a
-:class:`~lcsc_opt.checkpoints.contents.Record`. The cost of a hostile file is bounded: its opcodes, its text, and the
-keys of dicts, which could take for ever to hash.
+Plain data comes back as it is, and tensors as :class:`TensorRef`, which are not read yet. Every class or function that
+the pickle names is a :class:`Record`, and so is whatever it would have made of it. ``torch.load(weights_only=True)``
+is not used, since it refuses the classes of Lightning, argparse and NVlabs that are stored with the weights, reads the
+optimizer's tensors, too, and can be made to hash or to allocate without end.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import struct
 from collections.abc import Callable
 from typing import Any
 
-from lcsc_opt.checkpoints.contents import Name, Record, Refused, Span, StorageRef, TensorRef, shown
-from lcsc_opt.checkpoints.torch_objects import MAKERS
+import torch
+from torch import Tensor
 
-MAX_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam's state has 600,000
-MAX_NAME = 512  # characters of a module's or a class's name
-MAX_TEXT = 64 * 2**20  # characters
-MAX_KEY = 2**60  # integers up to here are their own hash, so they cannot be made to collide
+from lcsc_opt.base.errors import TrajectoryError
+
 MALFORMED = "is truncated or is not weights: save or copy it again, or leave it out."
-DANGEROUS_MODULES = {
-    *("os", "posix", "nt", "subprocess", "pty", "runpy", "shutil", "socket", "ctypes", "importlib", "webbrowser"),
-    *("sys", "code", "_posixsubprocess", "multiprocessing", "pickle", "_pickle", "marshal", "requests", "urllib"),
+_TOO_LARGE = "holds too much besides the weights: save model.state_dict() alone."
+_MOST_OPCODES = 1_000_000  # a network of 5,000 tensors with its average and Adam has 600,000
+_MOST_BYTES = 64 * 2**20  # read, which the weights are not
+_LONGEST_NAME = 512
+_SHOWN = 80  # characters of a text from a file that a message may repeat
+_STORAGES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexFloat": torch.complex64,
+    "ComplexDouble": torch.complex128,
+    "Untyped": torch.uint8,
 }
-DANGEROUS_BUILTINS = {"eval", "exec", "compile", "open", "__import__", "breakpoint", "input"}
-_scalars = (str, int, float, bool, bytes, type(None))
 
 
-class Budget:
-    """What one file may still cost; nested pickles share it."""
-
-    def __init__(self) -> None:
-        self.opcodes = MAX_OPCODES
-        self.text = MAX_TEXT
-
-    def spend_text(self, length: int) -> None:
-        """Count ``length`` more characters.
-
-        Raises:
-            Refused: the file has spent all it may.
-        """
-        self.text -= length
-        if self.text < 0:
-            raise Refused("holds too much text beside the weights: save model.state_dict() alone.")
-
-
-class InertUnpickler:
-    """Reads one pickle from ``data`` at ``position``.
-
-    Args:
-        data: the file up to where the pickle must have ended.
-        storage: makes a :class:`StorageRef` of a persistent id, as torch writes them.
-        nested: makes a :class:`StorageRef` of the bytes of a file inside the file; ``None`` leaves a record.
+@dataclasses.dataclass(slots=True, eq=False)
+class Record:
+    """What a pickle says about a class or function, an object, or the result of a call; none of them is ever made.
 
     Attributes:
-        position: where the next opcode is; after :meth:`load`, the end of the pickle.
+        name: the class or function.
+        args: what it would have been called with.
+        state: what its ``__setstate__`` would have got.
+        items: what would have been put into it by key; ``elements``, by appending.
+    """
+
+    name: str
+    args: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] | None = None
+    elements: list[Any] | None = None
+
+    def append(self, value: Any) -> None:
+        """Called by the unpickler, as on a list."""
+        self.extend([value])
+
+    def extend(self, values: list[Any]) -> None:
+        """Called by the unpickler, as on a list."""
+        self.elements = self.elements or []
+        self.elements.extend(values)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Span:
+    """``size`` bytes of the file from ``start``, which were not read; those of a storage have a ``dtype``.
+
+    A storage in a zip starts with its local header there. In files of torch < 1.6, ``start`` is known at the end.
+    """
+
+    start: int
+    size: int
+    dtype: torch.dtype = torch.uint8
+    in_zip: bool = False
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class TensorRef:
+    """A tensor that was not read yet; ``offset`` and ``stride`` count elements."""
+
+    storage: Span
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Stream:
+    """The bytes of a file from ``position`` on. What is read is counted, so that the cost of a hostile file is bounded.
+
+    Raises:
+        TrajectoryError: in reading, beyond the end or more than any checkpoint needs.
+    """
+
+    def __init__(self, data: memoryview, position: int = 0) -> None:
+        self.data, self.position = data, position
+        self._opcodes, self._bytes = 0, 0
+
+    def opcode(self) -> int:
+        """The next byte, counted as an opcode."""
+        self.spend(1)
+        code: int = self.data[self.position]
+        self.position += 1
+        return code
+
+    def read(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        start = self.position
+        self.skip(size)
+        self._bytes += size
+        if self._bytes > _MOST_BYTES:
+            raise TrajectoryError(_TOO_LARGE)
+        return bytes(self.data[start : self.position])
+
+    def readline(self) -> bytes:
+        """The next line, which is a name in all pickles since protocol 2."""
+        line, end, _ = bytes(self.data[self.position : self.position + _LONGEST_NAME]).partition(b"\n")
+        if not end:
+            raise TrajectoryError(MALFORMED)
+        return self.read(len(line) + 1)
+
+    def skip(self, size: int) -> Span:
+        """The next ``size`` bytes, not read."""
+        if not 0 <= size <= len(self.data) - self.position:
+            raise TrajectoryError(MALFORMED)
+        self.position += size
+        return Span(self.position - size, size)
+
+    def spend(self, opcodes: int) -> None:
+        """Count work that is as much as this many opcodes."""
+        self._opcodes += opcodes
+        if self._opcodes > _MOST_OPCODES:
+            raise TrajectoryError(_TOO_LARGE)
+
+
+_Reader: Any = pickle._Unpickler
+
+
+class InertUnpickler(_Reader):  # type: ignore[misc]
+    """Reads one pickle of protocols 2 to 5 from a stream.
+
+    Its base class is :mod:`pickle`'s own reader in Python, whose handlers of opcodes can be replaced. Those that would
+    call, import or hash what the file names are replaced here; those that no writer of checkpoints uses are left out.
+
+    Args:
+        stream: where the pickle starts; after :meth:`load`, where it ended.
+        storage: makes the :class:`Span` of a storage from its dtype, its key and its size in bytes.
+        nested: reads a file of torch that lies inside the file.
     """
 
     def __init__(
         self,
-        data: memoryview,
-        position: int,
-        budget: Budget,
+        stream: Stream,
         *,
-        storage: Callable[[tuple[Any, ...]], Any] | None = None,
-        nested: Callable[[Span], StorageRef] | None = None,
+        storage: Callable[[torch.dtype, str, int], Span] | None = None,
+        nested: Callable[[Span], Any] | None = None,
     ) -> None:
-        self.position = position
-        self._data, self._budget = data, budget
-        self._storage, self._nested = storage, nested
-        self._stack: list[Any] = []
-        self._marked: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
+        super().__init__(stream, encoding="utf-8", errors="replace")
+        self._stream, self._storage, self._nested = stream, storage, nested
+        self.read, self.readline = stream.read, stream.readline
+        self.metastack: list[list[Any]] = []
+        self.stack: list[Any] = []
+        self.append = self.stack.append
 
     def load(self) -> Any:
         """The object of the pickle.
 
         Raises:
-            Refused: malformed, too large, or made to harm.
+            TrajectoryError: malformed, too large, or made to harm.
         """
         try:
-            return self._run()
-        except (LookupError, struct.error, ValueError, TypeError, AttributeError, OverflowError) as error:
-            raise Refused(MALFORMED) from error
+            while (code := self._stream.opcode()) != pickle.STOP[0]:
+                self.dispatch[code](self)
+            return self.stack.pop()
+        except TrajectoryError:
+            raise
+        except Exception as error:
+            raise TrajectoryError(MALFORMED) from error
 
-    def _run(self) -> Any:
-        data, budget, handlers, stop = self._data, self._budget, _HANDLERS, pickle.STOP[0]
-        while True:
-            code = data[self.position]
-            self.position += 1
-            if code == stop:
-                return self._stack.pop()
-            budget.opcodes -= 1
-            if budget.opcodes < 0:
-                raise Refused("holds too many objects beside the weights: save model.state_dict() alone.")
-            handler = handlers.get(code)
-            if handler is None:
-                raise Refused(MALFORMED)
-            handler(self)
+    def find_class(self, module: str, name: str) -> Record:
+        """A record of what the pickle names."""
+        if len(module) + len(name) > _LONGEST_NAME:
+            raise TrajectoryError(MALFORMED)
+        return Record(f"{module}.{name}")
 
-    def _take(self, length: int) -> memoryview:
-        start = self.position
-        if length > len(self._data) - start:
-            raise Refused(MALFORMED)
-        self.position = start + length
-        return self._data[start : self.position]
+    def persistent_load(self, identity: Any) -> Any:
+        """A storage, which torch writes as ``("storage", type, key, location, count, …)``."""
+        if identity[0] == "module":  # old files have the source of a class with it
+            return identity[1]
+        kind, key, count = identity[1].name.rpartition(".")[2].removesuffix("Storage"), identity[2], identity[4]
+        if self._storage is None or type(key) is not str or type(count) is not int or not 0 <= count < 2**48:
+            raise TrajectoryError(MALFORMED)
+        if len(identity) > 5 and identity[5] is not None:
+            raise TrajectoryError("holds views of storages, as torch 0.3 wrote them: save it again by a newer torch.")
+        return self._storage(_STORAGES[kind], key, count * _STORAGES[kind].itemsize)
 
-    def _number(self, layout: str) -> Any:
-        value = struct.unpack_from(layout, self._data, self.position)[0]
-        self.position += struct.calcsize(layout)
-        return value
+    def _take_bytes(self, layout: str) -> None:
+        size = struct.unpack(layout, self._stream.read(struct.calcsize(layout)))[0]
+        self.append(self._stream.skip(size))
 
-    def _text(self, length: int) -> None:
-        encoded = self._take(length)
-        self._budget.spend_text(length)
-        self._stack.append(str(encoded, "utf-8", "surrogatepass"))
-
-    def _old_text(self, length: int) -> None:
-        """A string of Python 2: text where it is UTF-8, as torch reads it."""
-        encoded = self._take(length)
-        self._budget.spend_text(length)
-        self._stack.append(str(encoded, "utf-8", "replace"))
-
-    def _bytes(self, length: int) -> None:
-        start = self.position
-        self._take(length)
-        self._stack.append(Span(start, start + length))
-
-    def _line(self) -> str:
-        line, end, _ = bytes(self._data[self.position : self.position + MAX_NAME]).partition(b"\n")
-        if not end:
-            raise Refused(MALFORMED)
-        self.position += len(line) + 1
-        return str(line, "utf-8")
-
-    def _global(self) -> None:
-        module = self._line()
-        self._stack.append(Name(module, self._line()))
-
-    def _stack_global(self) -> None:
-        name, module = self._stack.pop(), self._stack.pop()
-        if type(name) is not str or type(module) is not str or len(name) + len(module) > MAX_NAME:
-            raise Refused(MALFORMED)
-        self._stack.append(Name(module, name))
-
-    def _marked_items(self) -> list[Any]:
-        items = self._stack
-        self._stack = self._marked.pop()
-        return items
-
-    def _mark(self) -> None:
-        self._marked.append(self._stack)
-        self._stack = []
-
-    def _pop(self) -> None:
-        if self._stack:
-            self._stack.pop()
-        else:
-            self._marked_items()
-
-    def _tuple(self) -> None:
-        items = self._marked_items()  # this brings back the stack on which the tuple is put
-        self._stack.append(tuple(items))
-
-    def _top(self, count: int) -> None:
-        if len(self._stack) < count:
-            raise Refused(MALFORMED)
-        self._stack[-count:] = [tuple(self._stack[-count:])]
-
-    def _append(self, items: list[Any]) -> None:
-        target = self._stack[-1]
-        if type(target) is Record:
-            if target.elements is None:
-                target.elements = []
-            target = target.elements
-        if type(target) is not list:
-            raise Refused(MALFORMED)
-        target.extend(items)
+    def _list_of_marked(self) -> None:  # a set: nothing is hashed
+        self.append(self.pop_mark())
 
     def _set_items(self, items: list[Any]) -> None:
-        target = self._stack[-1]
+        target = self.stack[-1]
         if type(target) is Record:
-            if target.items is None:
-                target.items = {}
+            target.items = {} if target.items is None else target.items
             target = target.items
-        if type(target) is not dict or len(items) % 2:
-            raise Refused(MALFORMED)
-        for index in range(0, len(items), 2):
-            target[self._key(items[index])] = items[index + 1]
+        if type(target) is not dict:
+            raise TrajectoryError(MALFORMED)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[_key(key)] = value
 
     def _set_item(self) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
+        value, key = self.stack.pop(), self.stack.pop()
         self._set_items([key, value])
 
-    def _key(self, key: Any) -> Any:
-        """``key``, or a stand-in where hashing it could take for ever."""
-        if isinstance(key, int) and not -MAX_KEY < key < MAX_KEY:
-            return Record("key")
-        if isinstance(key, (*_scalars, Record, Name, Span)):
-            return key
-        if type(key) is tuple and len(key) <= 8 and all(isinstance(part, _scalars) for part in key):
-            return tuple(self._key(part) for part in key)
-        return Record("key")
-
-    def _add_items(self) -> None:
-        items = self._marked_items()
-        self._append(items)
-
-    def _frozenset(self) -> None:
-        items = self._marked_items()
-        self._stack.append(items)
-
-    def _persistent(self) -> None:
-        identity = self._stack.pop()
-        if type(identity) is not tuple or not identity or self._storage is None:
-            raise Refused(MALFORMED)
-        if identity[0] == "module":  # old files store the source of a class beside it
-            self._stack.append(identity[1])
-        else:
-            self._stack.append(self._storage(identity))
-
-    def _reduce(self) -> None:
-        args, function = self._stack.pop(), self._stack.pop()
-        if type(function) is not Name or type(args) is not tuple:
-            raise Refused(MALFORMED)
-        self._stack.append(self._call(function, args))
-
-    def _new_object(self) -> None:
-        args, cls = self._stack.pop(), self._stack.pop()
-        if type(cls) is not Name or type(args) is not tuple:
-            raise Refused(MALFORMED)
-        self._stack.append(Record(str(cls), args))
-
-    def _new_object_with_keywords(self) -> None:
-        keywords = self._stack.pop()
-        args, cls = self._stack.pop(), self._stack.pop()
-        if type(cls) is not Name or type(args) is not tuple:
-            raise Refused(MALFORMED)
-        self._stack.append(Record(str(cls), (*args, keywords)))
-
     def _build(self) -> None:
-        state, target = self._stack.pop(), self._stack[-1]
+        state, target = self.stack.pop(), self.stack[-1]
         if type(target) is Record:
             target.state = state
         elif type(target) not in (dict, TensorRef):  # attributes of ordered dicts and of tensors are not needed
-            raise Refused(MALFORMED)
+            raise TrajectoryError(MALFORMED)
 
-    def _ordered_dict(self, pairs: list[Any] | None = None) -> dict[Any, Any]:
-        """Python 2 hands the entries over as a list of pairs."""
-        self._budget.opcodes -= len(pairs or ())
-        return {self._key(key): value for key, value in pairs or ()} if self._budget.opcodes >= 0 else {}
+    def _new_object(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        if type(function) is not Record or type(args) is not tuple:
+            raise TrajectoryError(MALFORMED)
+        self.append(Record(function.name, args))
 
-    def _call(self, function: Name, args: tuple[Any, ...]) -> Any:
-        if function.module.split(".")[0] in DANGEROUS_MODULES or (
-            function.module in ("builtins", "__builtin__") and function.name in DANGEROUS_BUILTINS
-        ):
-            raise Refused(
-                f"would run code when loaded ({shown(function)}): it is no ordinary checkpoint; leave it out."
-            )
-        name = str(function)
+    def _new_object_with_keywords(self) -> None:
+        self.stack.pop()
+        self._new_object()
+
+    def _reduce(self) -> None:
+        self._new_object()
+        self.append(self._made(self.stack.pop()))
+
+    def _made(self, call: Record) -> Any:
+        """What stands for the result of a call: the record of it, but for dicts, tensors and what is around them."""
+        name, args = call.name, call.args
+        if name == "collections.OrderedDict":
+            pairs = args[0] if args else []  # Python 2 hands the entries over
+            self._stream.spend(len(pairs))
+            return {_key(key): value for key, value in pairs}
+        if name in _REBUILD:
+            return _tensor(call)
+        if name in _FIRST and args:
+            return args[0]
+        if name == "torch._tensor._rebuild_from_type_v2" and type(args[0]) is Record:  # a tensor with attributes
+            return self._made(Record(args[0].name, args[2])) if args[0].name in _REBUILD else call
         if name == "torch.storage._load_from_bytes" and self._nested and type(args[0]) is Span:
             return self._nested(args[0])
-        if name == "torch._tensor._rebuild_from_type_v2" and type(args[0]) is Name:  # a tensor with attributes
-            return self._call(args[0], args[2])
-        if name == "collections.OrderedDict":
-            return self._ordered_dict(*args)
-        maker = MAKERS.get(name)
-        made = None if maker is None else maker(args)
-        return Record(name, args) if made is None else made
+        return call
+
+    dispatch = {
+        code: _Reader.dispatch[code]
+        for code in b"".join((
+            *(pickle.PROTO, pickle.MARK, pickle.POP, pickle.POP_MARK, pickle.NONE, pickle.NEWTRUE),
+            *(pickle.NEWFALSE, pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINFLOAT, pickle.LONG1),
+            *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.BINSTRING),
+            *(pickle.SHORT_BINSTRING, pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+            *(pickle.EMPTY_LIST, pickle.APPEND, pickle.APPENDS, pickle.EMPTY_DICT, pickle.BINPUT, pickle.LONG_BINPUT),
+            *(pickle.MEMOIZE, pickle.BINGET, pickle.LONG_BINGET, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
+        ))
+    } | {
+        opcode[0]: handler
+        for opcode, handler in (
+            (pickle.FRAME, lambda reader: reader._stream.read(8)),
+            (pickle.EMPTY_SET, lambda reader: reader.append([])),
+            (pickle.ADDITEMS, _Reader.load_appends),
+            (pickle.FROZENSET, _list_of_marked),
+            (pickle.SHORT_BINBYTES, lambda reader: reader._take_bytes("<B")),
+            (pickle.BINBYTES, lambda reader: reader._take_bytes("<I")),
+            (pickle.BINBYTES8, lambda reader: reader._take_bytes("<Q")),
+            (pickle.BYTEARRAY8, lambda reader: reader._take_bytes("<Q")),
+            (pickle.SETITEM, _set_item),
+            (pickle.SETITEMS, lambda reader: reader._set_items(reader.pop_mark())),
+            (pickle.BUILD, _build),
+            (pickle.NEWOBJ, _new_object),
+            (pickle.NEWOBJ_EX, _new_object_with_keywords),
+            (pickle.REDUCE, _reduce),
+        )
+    }  # fmt: skip
 
 
-_Handler = Callable[[InertUnpickler], None]
-
-
-def _constant(value: Any) -> _Handler:
-    return lambda reader: reader._stack.append(value)
-
-
-def _number(layout: str) -> _Handler:
-    return lambda reader: reader._stack.append(reader._number(layout))
-
-
-def _sized(read: Callable[[InertUnpickler, int], None], layout: str) -> _Handler:
-    return lambda reader: read(reader, reader._number(layout))
-
-
-def _remember(layout: str) -> _Handler:
-    def handler(reader: InertUnpickler) -> None:
-        reader._memo[reader._number(layout)] = reader._stack[-1]
-
-    return handler
-
-
-def _recall(layout: str) -> _Handler:
-    return lambda reader: reader._stack.append(reader._memo[reader._number(layout)])
-
-
-def _memoize(reader: InertUnpickler) -> None:
-    reader._memo[len(reader._memo)] = reader._stack[-1]
-
-
-def _long(reader: InertUnpickler) -> None:
-    reader._stack.append(int.from_bytes(reader._take(reader._number("<B")), "little", signed=True))
-
-
-_U = InertUnpickler
-_HANDLERS: dict[int, _Handler] = {
-    opcode[0]: handler
-    for opcode, handler in (
-        (pickle.PROTO, lambda reader: reader._number("<B")),
-        (pickle.FRAME, lambda reader: reader._number("<Q")),
-        (pickle.MARK, _U._mark),
-        (pickle.POP, _U._pop),
-        (pickle.POP_MARK, lambda reader: reader._marked_items()),
-        (pickle.NONE, _constant(None)),
-        (pickle.NEWTRUE, _constant(True)),
-        (pickle.NEWFALSE, _constant(False)),
-        (pickle.BININT, _number("<i")),
-        (pickle.BININT1, _number("<B")),
-        (pickle.BININT2, _number("<H")),
-        (pickle.BINFLOAT, _number(">d")),
-        (pickle.LONG1, _long),
-        (pickle.BINUNICODE, _sized(_U._text, "<I")),
-        (pickle.SHORT_BINUNICODE, _sized(_U._text, "<B")),
-        (pickle.BINUNICODE8, _sized(_U._text, "<Q")),
-        (pickle.BINSTRING, _sized(_U._old_text, "<I")),
-        (pickle.SHORT_BINSTRING, _sized(_U._old_text, "<B")),
-        (pickle.BINBYTES, _sized(_U._bytes, "<I")),
-        (pickle.SHORT_BINBYTES, _sized(_U._bytes, "<B")),
-        (pickle.BINBYTES8, _sized(_U._bytes, "<Q")),
-        (pickle.BYTEARRAY8, _sized(_U._bytes, "<Q")),
-        (pickle.EMPTY_TUPLE, _constant(())),
-        (pickle.TUPLE, _U._tuple),
-        (pickle.TUPLE1, lambda reader: reader._top(1)),
-        (pickle.TUPLE2, lambda reader: reader._top(2)),
-        (pickle.TUPLE3, lambda reader: reader._top(3)),
-        (pickle.EMPTY_LIST, lambda reader: reader._stack.append([])),
-        (pickle.APPEND, lambda reader: reader._append([reader._stack.pop()])),
-        (pickle.APPENDS, lambda reader: reader._append(reader._marked_items())),
-        (pickle.EMPTY_DICT, lambda reader: reader._stack.append({})),
-        (pickle.SETITEM, _U._set_item),
-        (pickle.SETITEMS, lambda reader: reader._set_items(reader._marked_items())),
-        (pickle.EMPTY_SET, lambda reader: reader._stack.append([])),
-        (pickle.ADDITEMS, _U._add_items),
-        (pickle.FROZENSET, _U._frozenset),
-        (pickle.BINPUT, _remember("<B")),
-        (pickle.LONG_BINPUT, _remember("<I")),
-        (pickle.MEMOIZE, _memoize),
-        (pickle.BINGET, _recall("<B")),
-        (pickle.LONG_BINGET, _recall("<I")),
-        (pickle.GLOBAL, _U._global),
-        (pickle.STACK_GLOBAL, _U._stack_global),
-        (pickle.REDUCE, _U._reduce),
-        (pickle.NEWOBJ, _U._new_object),
-        (pickle.NEWOBJ_EX, _U._new_object_with_keywords),
-        (pickle.BUILD, _U._build),
-        (pickle.BINPERSID, _U._persistent),
-    )
+_REBUILD = {f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")}
+_FIRST = {
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "frozenset")),
+    *("torch.Size", "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"),
 }
+
+
+def _tensor(call: Record) -> TensorRef | Record:
+    """The tensor of ``_rebuild_tensor*(storage, offset, shape, stride, requires_grad, hooks, [dtype,] metadata)``."""
+    args, typed = call.args, call.name.endswith("_v3")
+    if not 4 + 3 * typed <= len(args) <= 8 or type(args[0]) is not Span or any(args[6 + typed :]):
+        return call
+    storage, offset, shape, stride = args[:4]
+    if not all(type(numbers) is tuple and len(numbers) <= 64 for numbers in (shape, stride)):
+        return call
+    dtype = getattr(torch, args[6].name.removeprefix("torch."), None) if typed else storage.dtype
+    if not isinstance(dtype, torch.dtype):
+        return call
+    return TensorRef(storage, dtype, offset, shape, stride)
+
+
+def _key(key: Any) -> Any:
+    """``key``, or a stand-in where hashing it could take for ever; whole numbers up to 2^60 cannot collide."""
+    return key if type(key) is str or (type(key) is int and abs(key) < 2**60) else Record("key")
+
+
+def is_tensor(value: object) -> bool:
+    """Whether ``value`` is a tensor, or the reference to one."""
+    return isinstance(value, (Tensor, TensorRef))
+
+
+def shown(text: object) -> str:
+    """A text out of a file, made fit for one line of a message."""
+    line = str(text.name if isinstance(text, Record) else text)[: _SHOWN + 1]
+    line = line.encode("unicode_escape", "replace").decode("ascii")
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
+
+
+def kind(value: object) -> str:
+    """What a value is, in words for a message."""
+    if isinstance(value, Record):
+        return f"a {shown(value.name)}"
+    return "a Tensor" if is_tensor(value) else f"a {type(value).__name__}"

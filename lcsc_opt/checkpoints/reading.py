@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.contents import MappedTensors, Record, Refused, TensorRef, is_tensor, kind, shown
 from lcsc_opt.checkpoints.folders import find_weights, is_index, read_index
 from lcsc_opt.checkpoints.keys import (
     guess_key,
@@ -22,17 +22,16 @@ from lcsc_opt.checkpoints.keys import (
     parts_of,
     wrapper_prefix,
 )
+from lcsc_opt.checkpoints.modules import init_arguments, is_network
 from lcsc_opt.checkpoints.names import named_step, numbered_step
-from lcsc_opt.checkpoints.nvlabs import init_arguments, is_network
-from lcsc_opt.checkpoints.pickles import MALFORMED
-from lcsc_opt.checkpoints.safetensors_files import read_header_texts, read_safetensors
-from lcsc_opt.checkpoints.torch_files import read_content
+from lcsc_opt.checkpoints.pickles import MALFORMED, Record, TensorRef, is_tensor, kind, shown
+from lcsc_opt.checkpoints.torch_files import MappedTensors, read_content
+from lcsc_opt.checkpoints.weights import read_header_texts, read_safetensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
-STEP_NAMES = ("step", "ss_steps")
-MAX_TENSORS = 100_000
-MAX_NAME = 2_000  # characters
-REPEATED = 16  # how much larger than the file its tensors may be, where they share memory
+_MOST_TENSORS = 100_000
+_LONGEST_NAME = 2_000
+_REPEATED = 16  # how much larger than the file its tensors may be, where they share memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +61,18 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
             weights; where there was a choice, a notice says what was taken.
 
     Raises:
-        TrajectoryError: not there, truncated, not weights, would run code, or ``key`` is not in it.
+        TrajectoryError: not there, truncated, not weights, made to harm, or ``key`` is not in it.
     """
     path = Path(path)
-    try:
-        return _read(path, key)
-    except Exception as error:  # a hostile file can raise anything
-        raise _error(path, error) from error
+    with _naming(path):
+        _check_there(path)
+        if not path.is_dir():
+            return _read_file(path, key)
+        found = find_weights(path, key)
+    if found.others:
+        notice(f"{path.name}: taking {found.key!r}; there is also {', '.join(found.others)} (choose with --key).")
+    checkpoint = read_checkpoint(found.file, key=found.rest)
+    return dataclasses.replace(checkpoint, key=".".join(filter(None, (found.key, checkpoint.key))))
 
 
 def read_metadata(path: str | Path) -> Mapping[str, str]:
@@ -80,11 +84,9 @@ def read_metadata(path: str | Path) -> Mapping[str, str]:
     path = Path(path)
     if path.suffix != ".safetensors" or path.is_dir():
         return {}
-    try:
+    with _naming(path):
         _check_there(path)
         return read_header_texts(path)
-    except Exception as error:
-        raise _error(path, error) from error
 
 
 def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]:
@@ -101,17 +103,16 @@ def read_init_arguments(path: str | Path, *, key: str = "ema") -> dict[str, Any]
         TrajectoryError: as :func:`read_checkpoint`; or an argument is not plain data.
     """
     path = Path(path)
-    try:
+    with _naming(path):
         _check_there(path)
         network = (parts_of(read_content(path)) or {}).get(key)
         if not isinstance(network, Record) or not is_network(network):
-            raise Refused(f"holds no network of NVlabs' code under {shown(key)!r}: expected network-snapshot-*.pkl.")
+            message = f"holds no network of NVlabs' code under {shown(key)!r}: expected network-snapshot-*.pkl."
+            raise TrajectoryError(message)
         return init_arguments(network)
-    except Exception as error:
-        raise _error(path, error) from error
 
 
-def checkpoint_step(path: str | Path, metadata: Mapping[str, str] | None = None) -> int:
+def checkpoint_step(path: str | Path) -> int:
     """The training step of a checkpoint; no weights are read.
 
     It is ``step`` or ``ss_steps`` of the safetensors metadata; else the number behind "step" or "iter" in the
@@ -122,13 +123,14 @@ def checkpoint_step(path: str | Path, metadata: Mapping[str, str] | None = None)
         TrajectoryError: there is no number in any of these places, or the file cannot be read.
     """
     path = Path(path)
-    for name in STEP_NAMES:
-        text = (metadata or {}).get(name, "")
+    metadata = read_metadata(path) if path.is_file() else {}
+    for text in (metadata.get("step", ""), metadata.get("ss_steps", "")):
         if text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
     step = named_step(path)
     if step is None and path.suffix in TORCH_SUFFIXES and path.is_file():
-        step = _step_inside(path)
+        with _naming(path):
+            step = inner_step(named_content(read_content(path)))
     if step is None:
         step = numbered_step(path)
     if step is None:
@@ -152,99 +154,76 @@ def module_weights(module: nn.Module) -> dict[str, Tensor]:
     return strip_wrappers(look_up(state, guess_key(state) or ""))
 
 
-def _read(path: Path, key: str | None) -> Checkpoint:
-    if path.is_dir():
-        return _read_folder(path, key)
-    _check_there(path)
-    if is_index(path):
-        return _chosen(path, _read_shards(path), {}, key)
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        return _chosen(path, tensors, metadata, key)
-    if path.suffix in TORCH_SUFFIXES:
-        return _chosen(path, named_content(read_content(path)), {}, key)
-    raise Refused(f"is not a checkpoint: expected .safetensors, {', '.join(TORCH_SUFFIXES)}.")
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while this is open becomes one line that begins with ``path``."""
+    try:
+        yield
+    except TrajectoryError as error:
+        raise TrajectoryError(f"{path} {error}") from error
+    except PermissionError as error:
+        raise TrajectoryError(f"{path} cannot be read: permission denied.") from error
+    except Exception as error:  # a hostile file can raise anything
+        raise TrajectoryError(f"{path} {MALFORMED}") from error
 
 
 def _check_there(path: Path) -> None:
     if not path.exists():
-        raise Refused("does not exist: check the path.")
+        raise TrajectoryError("does not exist: check the path.")
     if path.stat().st_size == 0:
-        raise Refused("is empty: the save was interrupted; leave it out.")
+        raise TrajectoryError("is empty: the save was interrupted; leave it out.")
 
 
-def _chosen(path: Path, content: Any, metadata: Mapping[str, str], key: str | None) -> Checkpoint:
+def _read_file(path: Path, key: str | None) -> Checkpoint:
+    metadata: Mapping[str, str] = {}
+    content: Any
+    if is_index(path):
+        content = _read_shards(path)
+    elif path.suffix == ".safetensors":
+        content, metadata = read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        content = named_content(read_content(path))
+    else:
+        raise TrajectoryError(f"is not a checkpoint: expected .safetensors, {', '.join(TORCH_SUFFIXES)}.")
     found = guess_key(content) if key is None else key
     if found is None:
         parts = parts_of(content)
         if parts is None:
-            raise Refused(f"holds {kind(content)}, not a state dict: save model.state_dict().")
+            raise TrajectoryError(f"holds {kind(content)}, not a state dict: save model.state_dict().")
         there = ", ".join(shown(name) for name in list(parts)[:8])
-        raise Refused(f"holds no state dict in a usual place: pass --key; it has {there or 'nothing'}.")
+        raise TrajectoryError(f"holds no state dict in a usual place: pass --key; it has {there or 'nothing'}.")
     if key is None and found and (others := other_keys(content, found)):
         notice(f"{path.name}: taking {found!r}; there is also {', '.join(map(shown, others))} (choose with --key).")
-    state = look_up(content, found)
-    return Checkpoint(strip_wrappers(_tensors(path, state, found)), found, metadata)
+    return Checkpoint(strip_wrappers(_tensors(path, look_up(content, found), found)), found, metadata)
 
 
 def _tensors(path: Path, state: Mapping[Any, Any], key: str) -> dict[str, Tensor]:
     if not state:
-        raise Refused(f"holds no tensor{f' under {shown(key)!r}' if key else ''}: leave it out.")
-    if len(state) > MAX_TENSORS:
-        raise Refused(f"holds more than {MAX_TENSORS:,} tensors: leave it out.")
+        raise TrajectoryError(f"holds no tensor{f' under {shown(key)!r}' if key else ''}: leave it out.")
+    if len(state) > _MOST_TENSORS:
+        raise TrajectoryError(f"holds more than {_MOST_TENSORS:,} tensors: leave it out.")
     for name, value in state.items():
-        if isinstance(name, str) and len(name) > MAX_NAME:
-            raise Refused(f"holds a tensor with a name of {len(name):,} characters: leave it out.")
-        if not isinstance(name, str) or not is_tensor(value):
-            where = shown(f"{key}.{name}" if key else name)
-            raise Refused(f"has {kind(value)} at {where!r}, not a tensor: pass --key, or save the weights alone.")
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not is_tensor(value):
+            where = shown(f"{key}.{name}" if key and isinstance(name, str) else name)
+            raise TrajectoryError(
+                f"has {kind(value)} at {where!r}, not a tensor: pass --key, or save the weights alone."
+            )
     mapped = MappedTensors(path) if any(isinstance(value, TensorRef) for value in state.values()) else None
     tensors = {name: mapped.tensor(v) if mapped and isinstance(v, TensorRef) else v for name, v in state.items()}
-    _check_size(path, tensors)
-    return tensors
-
-
-def _check_size(path: Path, tensors: Mapping[str, Tensor]) -> None:
     claimed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    folder = path.parent.glob("*") if is_index(path) else [path]
-    size = sum(file.stat().st_size for file in folder if file.is_file())
-    if claimed > REPEATED * size + 2**24:
-        raise Refused(f"has tensors of {claimed / 2**30:,.1f} GiB in a file of {size / 2**30:,.1f} GiB: leave it out.")
+    size = sum(file.stat().st_size for file in (path.parent.glob("*") if is_index(path) else [path]) if file.is_file())
+    if claimed > _REPEATED * size + 2**24:
+        message = f"has tensors of {claimed / 2**30:,.1f} GiB in a file of {size / 2**30:,.1f} GiB: leave it out."
+        raise TrajectoryError(message)
+    return tensors
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file, names in read_index(index).items():
-        shard = read_checkpoint(index.parent / file, key="").tensors
+        shard = _read_file(index.parent / file, "").tensors
         missing = next((name for name in names if name not in shard), None)
         if missing is not None:
-            raise Refused(f"lists {shown(missing)!r}, which is not in {shown(file)}: save the model again.")
+            raise TrajectoryError(f"lists {shown(missing)!r}, which is not in {shown(file)}: save the model again.")
         tensors.update((name, shard[name]) for name in names)
     return tensors
-
-
-def _read_folder(path: Path, key: str | None) -> Checkpoint:
-    found = find_weights(path, key)
-    if found.others:
-        notice(f"{path.name}: taking {found.key!r}; there is also {', '.join(found.others)} (choose with --key).")
-    checkpoint = read_checkpoint(found.file, key=found.rest)
-    parts = [part for part in (found.key, checkpoint.key) if part]
-    return dataclasses.replace(checkpoint, key=".".join(parts))
-
-
-def _step_inside(path: Path) -> int | None:
-    try:
-        return inner_step(named_content(read_content(path, locate=False)))
-    except Exception as error:
-        raise _error(path, error) from error
-
-
-def _error(path: Path, error: Exception) -> TrajectoryError:
-    """The line for the user about what went wrong with ``path``."""
-    if isinstance(error, TrajectoryError):
-        return error
-    if isinstance(error, Refused):
-        return TrajectoryError(f"{path} {error}")
-    if isinstance(error, PermissionError):
-        return TrajectoryError(f"{path} cannot be read: permission denied.")
-    return TrajectoryError(f"{path} {MALFORMED}")

@@ -1,13 +1,8 @@
-"""Files of ``torch.save``, old and new, of ``torch.jit.save``, and bare pickles: their content without the tensors.
-
-``torch.load(weights_only=True)`` is not used, for three reasons. It refuses files in which a class of Lightning,
-argparse or NVlabs stands beside the weights. A few bytes can make it allocate or hash without end. It makes the
-optimizer's tensors, too. Here :class:`~lcsc_opt.checkpoints.pickles.InertUnpickler` reads the pickle within bounds, and
-only the tensors that are wanted are mapped from the file.
-"""
+"""Files of ``torch.save``, old and new, of ``torch.jit.save``, and bare pickles: their content without the tensors."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 import zipfile
@@ -15,182 +10,127 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
-from lcsc_opt.checkpoints.contents import Name, Refused, Span, StorageRef
-from lcsc_opt.checkpoints.pickles import MALFORMED, Budget, InertUnpickler
-from lcsc_opt.checkpoints.torch_objects import STORAGE_TYPES
-from lcsc_opt.checkpoints.torchscript import script_weights
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.modules import script_weights
+from lcsc_opt.checkpoints.pickles import MALFORMED, InertUnpickler, Span, Stream, TensorRef
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
-LEGACY_PROTOCOL = 1001
-MAX_DIRECTORY = 8 * 2**20  # bytes of a zip's directory: some 100,000 tensors
-MAX_KEY = 100  # characters of a storage's name, which is a number
-ZIP_SIGNATURE = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in files of torch < 1.6
+_ZIP_SIGNATURE = b"PK\x03\x04"
 
 
-def read_content(path: Path, *, locate: bool = True) -> Any:
+def read_content(path: Path) -> Any:
     """Everything in a file except the bytes of its tensors: plain data, :class:`TensorRef` and :class:`Record`.
 
-    Args:
-        path: the file.
-        locate: also find where the bytes of each tensor are, which takes a read for each; not needed for the plain
-            data alone.
-
     Raises:
-        Refused: truncated, not weights, or made to harm.
+        TrajectoryError: truncated, not weights, or made to harm.
         OSError: it cannot be opened.
     """
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        if bytes(data[:4]) == ZIP_SIGNATURE:
-            return _read_zip(data, _entries(data, file), locate=locate)
-    return _read_stream(data)
+        if data[:4] == _ZIP_SIGNATURE:
+            return _read_zip(data, file)
+    stream, nested = Stream(data), {}
 
-
-class _SmallReads:
-    """A file whose reads are limited: :mod:`zipfile` reads a zip's directory at once, whatever size it claims."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._file.read(min(size, MAX_DIRECTORY + 1) if size >= 0 else MAX_DIRECTORY + 1)
-        if len(block) > MAX_DIRECTORY:
-            raise Refused(MALFORMED)
-        return block
-
-
-def _entries(data: memoryview, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
-    """The entries of a zip by name, without the program of ``torch.jit.save``.
-
-    Torch stores all other entries without compression, so a compressed one is refused.
-    """
-    try:
-        with zipfile.ZipFile(_SmallReads(file)) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
-        raise Refused(MALFORMED) from error
-    entries: dict[str, zipfile.ZipInfo] = {}
-    total = 0
-    for info in infos:
-        if info.filename.partition("/")[2].startswith("code/"):
-            continue
-        total += info.file_size
-        stored = info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size
-        if not stored or total > len(data) or info.filename in entries:
-            raise Refused("is no file of torch.save: its entries are compressed, or claim more than the file holds.")
-        entries[info.filename] = info
-    return entries
-
-
-def _span(data: memoryview, info: zipfile.ZipInfo) -> Span:
-    """The bytes of one entry: they follow the entry's own header, which alone tells its length."""
-    header = info.header_offset
-    if header < 0 or bytes(data[header : header + 4]) != ZIP_SIGNATURE or header + 30 > len(data):
-        raise Refused(MALFORMED)
-    name, extra = struct.unpack_from("<HH", data, header + 26)
-    start = header + 30 + name + extra
-    if start + info.file_size > len(data):
-        raise Refused(MALFORMED)
-    return Span(start, start + info.file_size)
-
-
-def _bytes(data: memoryview, span: Span) -> bytes:
-    return bytes(data[span.start : span.stop])
-
-
-def _read_zip(data: memoryview, entries: dict[str, zipfile.ZipInfo], *, locate: bool) -> Any:
-    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
-    if len(pickles) != 1:
-        raise Refused("is a zip, but not one of torch.save: save model.state_dict().")
-    folder = pickles[0].removesuffix("data.pkl")
-    order = entries.get(f"{folder}byteorder")
-    if order and _bytes(data, _span(data, order)) != b"little":
-        raise Refused("was saved on a big-endian machine: save it again on this one.")
-
-    def storage(identity: tuple[Any, ...]) -> StorageRef:
-        dtype, key, count = _storage_identity(identity)
-        entry = entries.get(f"{folder}data/{key}")
-        size = count * dtype.itemsize
-        if entry is None or size > entry.file_size:
-            raise Refused(MALFORMED)
-        return StorageRef(dtype, size, _span(data, entry).start) if locate else StorageRef(dtype, size)
-
-    span = _span(data, entries[pickles[0]])
-    content = InertUnpickler(data[: span.stop], span.start, Budget(), storage=storage).load()
-    return script_weights(content) if f"{folder}constants.pkl" in entries else content
-
-
-def _storage_identity(identity: tuple[Any, ...]) -> tuple[torch.dtype, str, int]:
-    """dtype, key and number of elements out of ``("storage", type, key, location, count, ...)``."""
-    if len(identity) < 5 or identity[0] != "storage" or type(identity[1]) is not Name:
-        raise Refused(MALFORMED)
-    dtype, key, count = STORAGE_TYPES.get(identity[1].name), identity[2], identity[4]
-    if dtype is None or type(key) is not str or len(key) > MAX_KEY or type(count) is not int or not 0 <= count < 2**48:
-        raise Refused(MALFORMED)
-    return dtype, key, count
-
-
-def _read_stream(data: memoryview) -> Any:
-    """A file that starts with a pickle: of torch < 1.6, or of ``pickle.dump``."""
-    budget = Budget()
-    nested: dict[int, StorageRef] = {}
-
-    def read_nested(span: Span) -> StorageRef:
+    def read_nested(span: Span) -> Any:
         if span.start not in nested:
-            content = _read_legacy(data[: span.stop], span.start, budget)
-            if type(content) is not StorageRef:
-                raise Refused(MALFORMED)
-            nested[span.start] = content
+            inner = Stream(data[: span.start + span.size], span.start)
+            nested[span.start] = _read_legacy(inner) if _load(inner) == _LEGACY_MAGIC else None
         return nested[span.start]
 
-    content = InertUnpickler(data, 0, budget, nested=read_nested).load()
-    if type(content) is int and content == LEGACY_MAGIC:
-        return _read_legacy(data, 0, budget)
+    content = InertUnpickler(stream, nested=read_nested).load()
+    return _read_legacy(stream) if type(content) is int and content == _LEGACY_MAGIC else content
+
+
+def _load(stream: Stream) -> Any:
+    return InertUnpickler(stream).load()
+
+
+def _read_zip(data: memoryview, file: BinaryIO) -> Any:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = {info.filename: info for info in archive.infolist()}
+    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
+        raise TrajectoryError(MALFORMED) from error
+    pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1:
+        raise TrajectoryError("is a zip, but not one of torch.save: save model.state_dict().")
+    folder = pickles[0].removesuffix("data.pkl")
+
+    def member(name: str, dtype: torch.dtype, size: int | None = None) -> Span:
+        info = entries.get(name)
+        if info is None or info.compress_type != zipfile.ZIP_STORED or (size or 0) > info.file_size:
+            raise TrajectoryError(MALFORMED)
+        return Span(info.header_offset, info.file_size if size is None else size, dtype, in_zip=True)
+
+    pickled = member(pickles[0], torch.uint8)
+    start = _content_start(data, pickled)
+    stream = Stream(data[: start + pickled.size], start)
+    load = InertUnpickler(stream, storage=lambda dtype, key, size: member(f"{folder}data/{key}", dtype, size)).load
+    return script_weights(load()) if f"{folder}constants.pkl" in entries else load()
+
+
+def _content_start(data: memoryview, span: Span) -> int:
+    """Where the bytes of a span begin; in a zip they follow a header, which alone tells its length."""
+    if not span.in_zip:
+        return span.start
+    header = bytes(data[span.start : span.start + 30]) if span.start >= 0 else b""
+    if len(header) < 30 or not header.startswith(_ZIP_SIGNATURE):
+        raise TrajectoryError(MALFORMED)
+    name, extra = struct.unpack_from("<HH", header, 26)
+    start: int = span.start + 30 + name + extra
+    return start
+
+
+def _read_legacy(stream: Stream) -> Any:
+    """After the magic number: protocol, machine, object and keys; then each storage: its length, its bytes."""
+    storages: dict[str, Span] = {}
+    _load(stream), _load(stream)
+    content = InertUnpickler(
+        stream, storage=lambda dtype, key, size: storages.setdefault(key, Span(-1, size, dtype))
+    ).load()
+    for key in _load(stream):
+        storage = storages[key] if type(key) is str and key in storages else None
+        count = struct.unpack("<q", stream.read(8))[0]
+        if storage is None or count * storage.dtype.itemsize < storage.size:
+            raise TrajectoryError(MALFORMED)
+        storage.start = stream.skip(count * storage.dtype.itemsize).start
     return content
 
 
-def _read_legacy(data: memoryview, start: int, budget: Budget) -> Any:
-    """Five pickles (magic, protocol, machine, object, keys), then each storage: its length, its bytes."""
-    storages: dict[str, StorageRef] = {}
-    views: list[tuple[StorageRef, StorageRef, int]] = []
+class MappedTensors:
+    """Makes tensors of :class:`TensorRef`, mapped from the file they are in."""
 
-    def storage(identity: tuple[Any, ...]) -> StorageRef:
-        dtype, key, count = _storage_identity(identity)
-        root = storages.setdefault(key, StorageRef(dtype, count * dtype.itemsize))
-        view = identity[5] if len(identity) > 5 else None
-        if view is None:
-            return root
-        _, offset, length = view
-        if type(offset) is not int or type(length) is not int or not 0 <= offset <= offset + length <= count:
-            raise Refused(MALFORMED)
-        part = StorageRef(dtype, length * dtype.itemsize)
-        views.append((part, root, offset * dtype.itemsize))
-        return part
+    def __init__(self, path: Path) -> None:
+        size = path.stat().st_size
+        self._file = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+        with path.open("rb") as file:
+            self._data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        self._made: dict[tuple[int, int, int], torch.UntypedStorage] = {}
 
-    values = []
-    for _ in range(5):
-        reader = InertUnpickler(data, start, budget, storage=storage)
-        values.append(reader.load())
-        start = reader.position
-    magic, protocol, machine, content, keys = values
-    little = isinstance(machine, dict) and machine.get("little_endian")
-    if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL or not little or type(keys) is not list:
-        raise Refused(MALFORMED)
-    _place(data, start, keys, storages)
-    for part, root, offset in views:
-        part.start = root.start + offset
-    return content
+    def tensor(self, ref: TensorRef) -> Tensor:
+        """Map one tensor; it is copied where its bytes are not aligned.
 
+        Raises:
+            TrajectoryError: it reaches out of its storage, or the storage out of the file.
+        """
+        numbers = (ref.offset, *ref.shape, *ref.stride)
+        possible = len(ref.shape) == len(ref.stride) and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+        if not possible or math.prod(ref.shape) >= 2**48:
+            raise TrajectoryError("holds a tensor with an impossible shape: leave it out.")
+        last = ref.offset + sum((n - 1) * stride for n, stride in zip(ref.shape, ref.stride, strict=True))
+        if 0 not in ref.shape and (last + 1) * ref.dtype.itemsize > ref.storage.size:
+            raise TrajectoryError("holds a tensor that reaches out of its storage: save or copy it again.")
+        storage: Any = self._storage(ref.storage, ref.dtype.itemsize)
+        return torch.empty(0, dtype=ref.dtype).set_(storage, ref.offset, ref.shape, ref.stride)
 
-def _place(data: memoryview, start: int, keys: list[Any], storages: dict[str, StorageRef]) -> None:
-    for key in keys:
-        found = storages.get(key) if type(key) is str else None
-        if found is None or found.start >= 0 or start + 8 > len(data):
-            raise Refused(MALFORMED)
-        size = struct.unpack_from("<q", data, start)[0] * found.dtype.itemsize
-        if size < found.size or start + 8 + size > len(data):
-            raise Refused(MALFORMED)
-        found.start = start + 8
-        start += 8 + size
+    def _storage(self, span: Span, itemsize: int) -> torch.UntypedStorage:
+        known = (span.start, span.size, itemsize)
+        if known not in self._made:
+            start = _content_start(self._data, span)
+            if not 0 <= start <= start + span.size <= len(self._data):
+                raise TrajectoryError(MALFORMED)
+            mapped = self._file[start : start + span.size]
+            self._made[known] = mapped.clone() if start % itemsize else mapped
+        return self._made[known]

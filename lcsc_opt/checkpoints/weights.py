@@ -1,12 +1,75 @@
-"""The digest of weights, and how the weights of two models differ."""
+"""Weights in memory and in files of safetensors: reading, writing, their digest, and how two models differ."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.pickles import MALFORMED
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors, mapped from the file, and the texts of the header.
+
+    Raises:
+        TrajectoryError: truncated, or not safetensors.
+        OSError: it cannot be opened.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_header_texts(path: Path) -> dict[str, str]:
+    """The texts of a safetensors header; the tensors are not read.
+
+    Raises:
+        TrajectoryError, OSError: as :func:`read_safetensors`.
+    """
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise TrajectoryError(MALFORMED) from error
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path, texts: Mapping[str, str]) -> None:
+    """Write tensors, with texts in the header.
+
+    The bytes are the same each time: the texts are sorted, since safetensors leaves their order open.
+
+    Raises:
+        TrajectoryError: a tensor has a dtype that safetensors does not know.
+        OSError, SafetensorError: the disk refuses.
+    """
+    try:
+        save_file(tensors, path, metadata=dict(texts))
+    except KeyError as error:  # of its table of dtypes
+        unknown = next((name for name, tensor in tensors.items() if tensor.dtype in error.args), "")
+        raise TrajectoryError(
+            f"Tensor {unknown!r} is {error.args[0]}, which safetensors cannot hold: write a .pt file (--as pt)."
+        ) from error
+    with path.open("r+b") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        ordered = {**header, "__metadata__": dict(sorted(texts.items()))}
+        content = json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(content) == size:  # else the header is written in another way, and is left as it is
+            file.seek(8)
+            file.write(content)
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -35,14 +98,10 @@ def difference(given: Mapping[str, Sequence[int]], expected: Mapping[str, Sequen
     """
     lacks, adds = sorted(expected.keys() - given), sorted(given.keys() - expected)
     reshaped = [name for name in sorted(expected.keys() & given) if tuple(given[name]) != tuple(expected[name])]
-    parts = [
-        *_first([f"lacks {name!r}" for name in lacks]),
-        *_first([f"has besides {name!r}" for name in adds]),
-        *_first([f"has {name!r} as {list(given[name])} and not {list(expected[name])}" for name in reshaped]),
-    ]
+    kinds = (
+        [f"lacks {name!r}" for name in lacks],
+        [f"has besides {name!r}" for name in adds],
+        [f"has {name!r} as {list(given[name])} and not {list(expected[name])}" for name in reshaped],
+    )
+    parts = [found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "") for found in kinds if found]
     return ", ".join(parts) or None
-
-
-def _first(found: list[str]) -> Iterator[str]:
-    if found:
-        yield found[0] + (f" and {len(found) - 1} more" if len(found) > 1 else "")

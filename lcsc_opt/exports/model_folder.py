@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.checkpoints.safetensors_files import write_safetensors
-from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
 from lcsc_opt.exports.recipe import FILE
 from lcsc_opt.objective.contract import Objective
 

@@ -260,7 +260,7 @@ def _text_beside_weights(path: Path) -> str | None:
     from lcsc_opt.checkpoints.torch_files import read_content
 
     try:
-        content = read_content(path, locate=False)
+        content = read_content(path)
     except Exception as error:  # a hostile pickle can raise anything
         raise TrajectoryError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
     text = content.get(ENTRY) if isinstance(content, dict) else None

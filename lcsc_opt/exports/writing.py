@@ -19,7 +19,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.files import replacing, why_refused
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
-from lcsc_opt.checkpoints.safetensors_files import write_safetensors
+from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports.model_folder import check_fits, config_of, read_config, write_folder
 from lcsc_opt.exports.recipe import ENTRY, FILE, LoraNaming, Recipe, packed_trajectory, recipe_of

@@ -26,7 +26,7 @@ from lcsc_opt.base.errors import MetricError, ObjectiveError, StudySpecError, Tr
 from lcsc_opt.base.files import only_process, replacing
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
-from lcsc_opt.checkpoints.safetensors_files import write_safetensors
+from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.database.names import differences
 from lcsc_opt.metrics.keeping import Baseline
 from lcsc_opt.objective.contract import Objective

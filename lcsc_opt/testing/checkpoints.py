@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.reading import checkpoint_step, read_checkpoint, read_metadata
+from lcsc_opt.checkpoints.reading import checkpoint_step, read_checkpoint
 
 CUTS = (0.0, 0.1, 0.5, 0.9, 0.999)  # shares of the file that are left after a cut
 
@@ -37,7 +37,7 @@ def check_checkpoint(
     """
     _compare(read_checkpoint(path, key=key).tensors, tensors)
     if step is not None:
-        found = checkpoint_step(path, read_metadata(path))
+        found = checkpoint_step(path)
         if found != step:
             raise AssertionError(f"{path}: its step is read as {found}, expected {step}")
     if path.is_file():

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.checkpoints import checkpoint_step, read_checkpoint, read_metadata
+from lcsc_opt.checkpoints import checkpoint_series, checkpoint_step, read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
-from lcsc_opt.checkpoints.names import numbered_step, series_of_all
+from lcsc_opt.checkpoints.names import numbered_step
 from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.trajectory.disk.layout import Layout, all_finite, plan, row_sha256
 from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
@@ -208,7 +208,7 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
 
 def _step(path: Path) -> int | None:
     try:
-        return checkpoint_step(path, read_metadata(path))
+        return checkpoint_step(path)
     except TrajectoryError:  # if the file is damaged, only its name can tell
         return numbered_step(path)
 
@@ -279,7 +279,7 @@ def _finite(value: float) -> float | None:
 
 
 def _series(paths: Sequence[Path]) -> list[str]:
-    return sorted(set(series_of_all(paths)))
+    return sorted(set(map(checkpoint_series, paths)))
 
 
 def _mixed_series(series: Sequence[str]) -> list[str]:

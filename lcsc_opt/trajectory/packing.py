@@ -21,7 +21,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import only_process, size_in_words, sync_folder
 from lcsc_opt.base.paths import another_folder
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint, read_metadata
+from lcsc_opt.checkpoints import Checkpoint, checkpoint_series, checkpoint_step, read_checkpoint
 from lcsc_opt.checkpoints.finding import (
     Patterns,
     Selection,
@@ -103,7 +103,7 @@ def find_sources(paths: Sequence[Path], steps: Sequence[int] | None = None) -> l
             twice.
     """
     if steps is None:
-        steps = [checkpoint_step(path, read_metadata(path)) for path in paths]
+        steps = [checkpoint_step(path) for path in paths]
     if len(steps) != len(paths):
         raise TrajectoryError(f"--steps: expected {len(paths)}, one for each checkpoint, got {len(steps)}.")
     sources = sorted(Source(int(step), path) for step, path in zip(steps, paths, strict=True))

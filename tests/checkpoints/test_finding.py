@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,15 +29,6 @@ def test_folder_of_files_in_natural_order(tmp_path):
     assert found(tmp_path, tmp_path) == ["model9.pt", "model10.pt", "model100.pt"]
 
 
-@pytest.mark.parametrize("name", ["model11.pt", "checkpoint-11"])
-def test_a_link_to_nothing_is_no_gap_that_nobody_sees(tmp_path, name):
-    touch(tmp_path, "model9.pt", "model10.pt")
-    (tmp_path / name).symlink_to(tmp_path / "gone")
-    for patterns in (tmp_path, str(tmp_path / "*11*")):
-        with pytest.raises(TrajectoryError, match=f"{name} is a link to a file that is not there"):
-            find_checkpoints(patterns)
-
-
 def test_states_beside_weights_are_never_checkpoints(tmp_path):
     """The names that openai's code bases, Accelerate, diffusers, transformers, DeepSpeed and NVlabs write."""
     states = ["opt012345.pt", "opt012346.pt", "optimizer.bin", "optimizer_1.bin", "optimizer.pt", "scheduler.bin"]
@@ -60,13 +49,6 @@ def test_models_whose_names_sound_like_states(tmp_path, name):
     assert found(tmp_path, tmp_path) == names
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="there ** beside other characters is a star")
-def test_what_is_no_glob_is_one_line(tmp_path):
-    touch(tmp_path, "1.pt", "2.pt")
-    with pytest.raises(TrajectoryError, match=r"\*\*\.pt is no glob .*as in 'runs/\*\*/\*\.pt'"):
-        find_checkpoints(str(tmp_path / "**.pt"))
-
-
 def test_globs_that_no_shell_expanded(tmp_path, monkeypatch):
     touch(tmp_path, "a/ema_0.9999_000100.pt", "b/ema_0.9999_000200.pt", "b/model000200.pt")
     monkeypatch.chdir(tmp_path)
@@ -76,73 +58,23 @@ def test_globs_that_no_shell_expanded(tmp_path, monkeypatch):
     assert found([tmp_path / "**" / "ema_*.pt", tmp_path / names[0]], tmp_path) == names  # each once
 
 
-def test_home_folder(tmp_path, monkeypatch):
-    touch(tmp_path, "model1.pt", "model2.pt")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("USERPROFILE", str(tmp_path))
-    assert found("~/*.pt", tmp_path) == ["model1.pt", "model2.pt"]
+@pytest.mark.parametrize("name", ["model11.pt", "checkpoint-11"])
+def test_a_link_to_nothing_is_found_and_not_read(tmp_path, name):
+    touch(tmp_path, "model9.pt", "model10.pt")
+    (tmp_path / name).symlink_to(tmp_path / "gone")
+    for patterns in (tmp_path, str(tmp_path / "*11*")):
+        assert name in found(patterns, tmp_path)
+    with pytest.raises(TrajectoryError, match=f"{name} does not exist"):
+        read_checkpoint(tmp_path / name)
 
 
 def test_several_rates_are_told_apart(tmp_path):
     for step in ("000100", "000200", "000300"):
         touch(tmp_path, f"ema_0.9999_{step}.pt", f"ema_0.999_{step}.pt", f"model{step}.pt", f"opt{step}.pt")
-    message = r"ema_0\.999 \(3\), ema_0\.9999 \(3\), model \(3\)\. Choose one with a glob, such as '(.*)'"
-    with pytest.raises(TrajectoryError, match=message) as caught:
-        find_checkpoints(tmp_path)
-    suggested = re.search(message, str(caught.value))[1]
-    assert len(find_checkpoints(suggested)) == 3  # what it proposes works
-    with pytest.raises(TrajectoryError, match="several series"):
-        find_checkpoints(str(tmp_path / "ema*"))
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["network-snapshot-{}-0.050.pkl", "network-snapshot-{}-0.100.pkl"],
-        ["epoch=1-step={}.ckpt", "epoch=2-step={}5.ckpt", "v2-epoch=3-step={}.ckpt"],
-        ["step_{}.pt", "step_{}_ema.pt"],
-        ["epoch=1-step={}.ckpt", "epoch=1-step={}-v1.ckpt"],
-    ],
-)
-def test_suggested_glob_names_one_series_only(tmp_path, names):
-    touch(tmp_path, *(name.format(step) for name in names for step in (1000, 2000)))
-    with pytest.raises(TrajectoryError, match="such as") as caught:
-        find_checkpoints(tmp_path)
-    assert len(find_checkpoints(str(caught.value).split("'")[-2])) in (2, 4)
-
-
-def test_where_no_glob_tells_series_apart_none_is_suggested(tmp_path):
-    touch(tmp_path, *(f"epoch={step}-step={step}00.ckpt" for step in (9, 10)), "epoch=9-step=900-v1.ckpt")
-    with pytest.raises(TrajectoryError, match=r"step \(2\), v1 \(1\)\. Name the files of one, or move the others"):
-        find_checkpoints(tmp_path)
-    assert found([tmp_path / "epoch=9-step=900.ckpt", tmp_path / "epoch=10-step=1000.ckpt"], tmp_path)
-
-
-@pytest.mark.parametrize("losses", [("0.53", "0.48", "0.41"), ("0.53", "0.48", *["0.41"] * 20)])
-def test_decimal_numbers_that_change_with_the_steps_are_metrics(tmp_path, losses):
-    names = [f"step{step}_epoch1_{loss}.pt" for step, loss in enumerate(losses)]
-    touch(tmp_path, *names, "last.pt")
-    assert found(tmp_path, tmp_path) == names
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["ema_0.99_100.pt", "ema_0.999_200.pt", "ema_0.9999_300.pt", "ema_0.9999_400.pt"],  # three rates
-        ["net_0.99_100.pt", "net_0.999_200.pt", "net_0.9999_300.pt", "net_0.9999_400.pt"],
-        [
-            "network-snapshot-100-0.050.pkl",
-            *(f"network-snapshot-{step}-{width}.pkl" for step, width in ((2, 0.075), (3, 0.1), (4, 0.1))),
-        ],
-        ["net_100_0.53.pt", "net_200_0.48.pt", "net_300_0.48.pt"],  # these may be two rates
-        ["net_100_0.53.pt", "net_100_0.48.pt", "net_200_0.53.pt", "net_200_0.41.pt"],  # a step is there twice
-        ["net_100_0.53.pt", "net_200_0.48.pt", "net_300_0.48.pt", "mean_400_0.41.pt"],
-    ],
-)
-def test_decimal_numbers_that_tell_series_apart_are_no_metrics(tmp_path, names):
-    touch(tmp_path, *names)
-    with pytest.raises(TrajectoryError, match="several series"):
-        find_checkpoints(tmp_path)
+    for patterns in (tmp_path, str(tmp_path / "ema*")):
+        with pytest.raises(TrajectoryError, match=r"several series.*ema_0\.999 \(3\), ema_0\.9999 \(3\)"):
+            find_checkpoints(patterns)
+    assert len(find_checkpoints(str(tmp_path / "ema_0.999_*"))) == 3
 
 
 def test_last_checkpoint_beside_numbered_ones_is_left_out(tmp_path, capsys):
@@ -187,15 +119,6 @@ def test_key_names_the_subfolder(tmp_path):
     for key in (None, "unet", "my_ema"):
         assert found(tmp_path, tmp_path, key=key) == ["checkpoint-5", "checkpoint-10"]
     assert found(str(tmp_path / "*" / "my_ema"), tmp_path) == ["checkpoint-5/my_ema", "checkpoint-10/my_ema"]
-
-
-def test_subfolder_that_only_the_key_tells(tmp_path):
-    for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}" / "student").mkdir(parents=True)
-        save_file({"w": torch.ones(2)}, tmp_path / f"checkpoint-{step}" / "student" / "model.safetensors")
-    assert found(tmp_path, tmp_path, key="student") == ["checkpoint-5", "checkpoint-10"]
-    with pytest.raises(TrajectoryError, match=r"No checkpoint in .*checkpoint-10"):
-        find_checkpoints(tmp_path)
 
 
 def test_checkpoints_one_folder_deeper(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints import checkpoint_series, read_metadata
+from lcsc_opt.checkpoints import checkpoint_series
 from lcsc_opt.trajectory import checkpoint_step, read_checkpoint
 from tests.trajectory.trajectory_examples import state_dict
 
@@ -42,10 +42,12 @@ def test_step_in_the_name(name, step):
 def test_step_in_the_metadata_comes_first(tmp_path):
     path = tmp_path / "lora-000004.safetensors"
     save_file(state_dict(1), path, metadata={"ss_steps": "800"})
-    assert checkpoint_step(path, read_metadata(path)) == 800
-    assert checkpoint_step(path, {"step": "9", "ss_steps": "800"}) == 9
-    assert checkpoint_step(path, {"step": "unknown"}) == 4
+    assert checkpoint_step(path) == 800
     assert read_checkpoint(path).metadata["ss_steps"] == "800"
+    save_file(state_dict(1), path, metadata={"step": "9", "ss_steps": "800"})
+    assert checkpoint_step(path) == 9
+    save_file(state_dict(1), path, metadata={"step": "unknown"})
+    assert checkpoint_step(path) == 4
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_what_is_no_step_inside_is_not_taken_for_one(tmp_path, value):
 def test_step_is_found_without_reading_the_weights(tmp_path, monkeypatch):
     path = tmp_path / "m.pt"
     torch.save({"step": 5, "model": {"w": torch.zeros(10)}}, path)
-    monkeypatch.setattr("lcsc_opt.checkpoints.contents.MappedTensors.__init__", None)
+    monkeypatch.setattr("lcsc_opt.checkpoints.torch_files.MappedTensors.__init__", None)
     assert checkpoint_step(path) == 5
 
 

@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.errors import MetricError, TrajectoryError
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.contents import Record, Refused, Span
-from lcsc_opt.checkpoints.safetensors_files import read_safetensors
+from lcsc_opt.checkpoints.pickles import Record, Span
 from lcsc_opt.checkpoints.torch_files import read_content
+from lcsc_opt.checkpoints.weights import read_safetensors
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageArray
 from lcsc_opt.metrics.statistics import BROKEN_FILE, ReferenceStatistics
@@ -75,7 +75,7 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
     except MetricError as error:
         message = str(error)
         raise MetricError(message if message.startswith(str(path)) else f"{path}: {message}") from error
-    except (*BROKEN_FILE, Refused) as error:
+    except (*BROKEN_FILE, TrajectoryError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MetricError(f"{path}: cannot be read ({reason})") from error
 
@@ -139,7 +139,7 @@ def _features(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def _from_edm2(path: Path, extractor: str) -> ReferenceStatistics:
     try:
         stored = read_content(path)
-    except Refused as error:
+    except TrajectoryError as error:
         raise MetricError(f"is no dictionary of arrays alone: it {error}") from error
     name = EDM2_NAMES.get(extractor)
     statistics = stored.get(name) if isinstance(stored, dict) else None
@@ -190,4 +190,4 @@ def _array_state(value: Any) -> tuple[Any, ...]:
 def _bytes(path: Path, span: Span) -> bytes:
     with path.open("rb") as file:
         file.seek(span.start)
-        return file.read(span.stop - span.start)
+        return file.read(span.size)

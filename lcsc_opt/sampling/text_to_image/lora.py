@@ -24,8 +24,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_flavour,
     lora_modules,
 )
-from lcsc_opt.checkpoints.safetensors_files import write_safetensors
-from lcsc_opt.checkpoints.weights import difference, shapes_of
+from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
 
 ADAPTER = "merged"
 FACTORS = {  # suffixes of a LoRA under the names that ``load_lora_weights`` takes → the parameter of PEFT's layer
