@@ -30,12 +30,12 @@ Found = Callable[[], dict[str, Path]]
 
 
 def build(storage: RDBStorage) -> dash.Dash:
-    """The page over the trainings beside ``storage``, and in the folders that were given."""
-    folders = looked_in(str(storage.url))
-    nothing = f"No training in {', '.join(map(str, folders))}: lcsc dashboard --trainings FOLDER looks elsewhere, too"
+    """The page over the trainings in the folder of ``storage``."""
+    folder = looked_in(str(storage.url))
+    nothing = f"No training in {folder}: start one with lcsc train"
 
     def found() -> dict[str, Path]:
-        return find_trainings(folders)
+        return find_trainings(folder)
 
     app = parts.new_page(__name__, "Training")
     app.layout = _layout

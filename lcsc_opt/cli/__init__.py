@@ -25,11 +25,9 @@ from lcsc_opt.cli import (
     dashboard,
     exports,
     landscape,
-    neon,
-    refine,
     results,
     studies,
-    train,
+    training,
     trajectory,
 )
 from lcsc_opt.cli.output import OutputError, complain, outlive_terminals
@@ -58,13 +56,11 @@ def _options(
     """Search the linear combination of saved checkpoints that samples best."""
 
 
-train.add_commands(app)
+training.add_commands(app)
 studies.add_commands(app)
 results.add_commands(app)
 exports.add_commands(app)
 landscape.add_commands(app)
-refine.add_commands(app)
-neon.add_commands(app)
 dashboard.add_commands(app)
 cleaning.add_commands(app)
 app.add_typer(trajectory.app, name="trajectory")

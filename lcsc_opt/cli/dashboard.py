@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,16 +21,12 @@ def dashboard(
         str,
         typer.Option(help="Address to listen on. Others can reach anything but loopback: they need a token then."),
     ] = "127.0.0.1",
-    trainings: Annotated[
-        list[Path] | None, typer.Option(help="A folder of lcsc train, shown beside those where the database is.")
-    ] = None,
     storage: Storage = None,
 ) -> None:
     """Compare optimizers in the browser, live. Studies are only read; optuna-dashboard is beside it."""
     from lcsc_opt.database.connection import open_even_empty
     from lcsc_opt.database.urls import masked, storage_url
     from lcsc_opt.views.dashboard.server import is_loopback, new_token, serve
-    from lcsc_opt.views.trainings import training_folders
 
     url = storage_url(storage)
     opened = open_even_empty(url)
@@ -40,5 +35,4 @@ def dashboard(
     def tell(address: str) -> None:
         say(f"{address} shows {masked(url)}; Ctrl-C ends it")
 
-    with training_folders(trainings or ()):
-        serve(opened, port=port, host=host, token=token, ready=tell)
+    serve(opened, port=port, host=host, token=token, ready=tell)

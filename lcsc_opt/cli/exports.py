@@ -1,4 +1,4 @@
-"""``lcsc export``, ``recipe``, ``apply``: write the merged model, print how it was merged, and merge it again."""
+"""``lcsc export`` and ``apply``: write the merged model, and merge it again."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import Output, Steps, Storage, Study, parse_steps
-from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+from lcsc_opt.cli.options import Steps, Storage, Study, parse_steps
+from lcsc_opt.cli.output import console, number, say, table
 from lcsc_opt.cli.stored import study_in, to_read
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existin
 
 def add_commands(app: typer.Typer) -> None:
     """Put this module's commands into the app."""
-    for command in (export, recipe, apply, average):
+    for command in (export, apply):
         app.command()(command)
 
 
@@ -47,47 +47,30 @@ def export(
     overwrite: Overwrite = False,
     storage: Storage = None,
 ) -> None:
-    """Write the merged model, with the recipe in its metadata. Works while the study runs, too."""
+    """Write the merged model, with the recipe in its metadata; to a .json file, the recipe alone."""
+    from lcsc_opt.base.errors import StudyStoreError
+    from lcsc_opt.base.files import write_atomically
     from lcsc_opt.exports import writing
+    from lcsc_opt.exports.recipe import recipe_of
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.plan import stored_plan
 
-    to = writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+    alone = out.suffix == ".json"
+    to = None if alone else writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     opened = to_read(storage)
     stored = study_in(opened, study)
-    made = writing.export(stored, Experiment(opened, stored_plan(stored)).objective, to, number=trial)
+    objective = Experiment(opened, stored_plan(stored)).objective
+    if to is None:
+        made = recipe_of(stored, objective, number=trial, dtype=dtype)
+        write_atomically(out, made.as_text().encode(), error=StudyStoreError)
+    else:
+        made = writing.export(stored, objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
     say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
 
 
-def recipe(
-    source: Annotated[str, typer.Argument(help="An exported model, a recipe as JSON, or experiment/optimizer/seed.")],
-    trial: Annotated[int | None, typer.Option(min=0, help="Of a study; without it the one it would export.")] = None,
-    storage: Storage = None,
-    output: Output = Format.table,
-) -> None:
-    """Print how a model was merged. A recipe is the checkpoints, their coefficients, and the trial."""
-    shown = _recipe(source, trial, storage)
-    if output is Format.json:
-        print_json(shown.model_dump())
-    else:
-        _print_recipe(shown)
-
-
-def _recipe(source: str, trial: int | None, storage: str | None) -> Recipe:
-    from lcsc_opt.exports.recipe import read_recipe, recipe_of
-
-    if Path(source).exists() or Path(source).suffix:
-        return read_recipe(Path(source))
-    from lcsc_opt.search.experiment import Experiment
-    from lcsc_opt.search.plan import stored_plan
-
-    opened = to_read(storage)
-    stored = study_in(opened, source)
-    return recipe_of(stored, Experiment(opened, stored_plan(stored)).objective, number=trial)
-
-
-def _print_recipe(shown: Recipe) -> None:
+def print_recipe(shown: Recipe) -> None:
+    """Print how a model was merged."""
     import numpy as np
 
     from lcsc_opt.cli.trajectory import sparkline
@@ -135,7 +118,12 @@ def _held_out(held_out: dict[str, Any] | None) -> str:
 
 
 def apply(
-    recipe: Annotated[Path, typer.Argument(help="An exported model, or a recipe as JSON.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="An exported model or a recipe; or ema:RATE (per step), power:WIDTH (EDM2's), a JSON of coefficients."
+        ),
+    ],
     checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
     out: Out,
     form: Form = None,
@@ -145,52 +133,20 @@ def apply(
     config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge the same bits again elsewhere, by a recipe. Checkpoints are matched by step and verified by hash."""
+    """Merge by a recipe: the same bits again elsewhere, verified by hash; or once without a study, as an average."""
+    from lcsc_opt.exports.averaging import average, coefficients_named
     from lcsc_opt.exports.rebuild import rebuild
     from lcsc_opt.exports.recipe import read_recipe
     from lcsc_opt.exports.writing import Destination
 
-    followed = read_recipe(recipe)
-    if form is None and followed.lora is not None and out.suffix == ".safetensors":
-        form = "lora"  # as it was exported before
-    to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     given = parse_steps(steps)
-    made = rebuild(followed, checkpoints, to, key=key, steps=given, beside=recipe)
+    if (named := coefficients_named(recipe)) is not None:
+        to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+        made = average(checkpoints, named, to, name=Path(recipe).name, key=key, steps=given)
+    else:
+        followed = read_recipe(Path(recipe))
+        if form is None and followed.lora is not None and out.suffix == ".safetensors":
+            form = "lora"  # as it was exported before
+        to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
+        made = rebuild(followed, checkpoints, to, key=key, steps=given, beside=Path(recipe))
     say(f"{out}: {made.title}, from {len(made.steps)} checkpoints")
-
-
-def average(
-    checkpoints: Annotated[list[str], typer.Argument(help="Files, folders, globs, or one packed trajectory.")],
-    out: Out,
-    ema: Annotated[float | None, typer.Option(min=0, max=1, help="The rate per training step, as 0.9999.")] = None,
-    power: Annotated[float | None, typer.Option(help="The relative width of EDM2's power profile, as 0.1.")] = None,
-    coefficients: Annotated[
-        Path | None, typer.Option(help="JSON: a list with one for each checkpoint, or a mapping from steps.")
-    ] = None,
-    form: Form = None,
-    dtype: Dtype = None,
-    key: Annotated[str | None, typer.Option(help="Where in a nested file the weights are.")] = None,
-    steps: Steps = None,
-    config: Config = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Merge once, without a study; the recipe is inside. Give an EMA's rate, EDM2's power profile, or coefficients."""
-    import functools
-
-    from lcsc_opt.coefficients.profiles import ema_coefficients, power_ema_coefficients
-    from lcsc_opt.exports import averaging
-    from lcsc_opt.exports.writing import Destination
-
-    ways: dict[str, Any] = {}
-    if ema is not None:
-        ways[f"EMA {ema:g}"] = functools.partial(ema_coefficients, rate=ema)
-    if power is not None:
-        ways[f"power EMA {power:g}"] = functools.partial(power_ema_coefficients, sigma_rel=power)
-    if coefficients is not None:
-        ways[f"coefficients of {coefficients.name}"] = functools.partial(averaging.listed_coefficients, coefficients)
-    if len(ways) != 1:
-        raise typer.BadParameter("give one of --ema, --power and --coefficients")
-    [(name, way)] = ways.items()
-    to = Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
-    made = averaging.average(checkpoints, way, to, name=name, key=key, steps=parse_steps(steps))
-    say(f"{out}: {name} of {len(made.steps)} checkpoints, steps {made.steps[0]} to {made.steps[-1]}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
+from lcsc_opt.base.yaml_text import parse_yaml
 from lcsc_opt.cli.output import Format
 
 Study = Annotated[str, typer.Argument(help="experiment/optimizer/seed")]
@@ -40,3 +42,21 @@ def _step(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise typer.BadParameter(f"--steps: expected whole numbers with commas between, got {text!r}") from error
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` arguments as a mapping; values are YAML.
+
+    Raises:
+        typer.BadParameter: one of them is something else.
+    """
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            found[key] = parse_yaml(value)
+        except ValueError as error:
+            raise typer.BadParameter(f"{text}: not valid YAML: {error}") from error
+        if not equals:
+            raise typer.BadParameter(f"{text}: expected KEY=VALUE")
+    return found

@@ -246,13 +246,20 @@ def _near(path: Path) -> str:
 
 
 def show(
-    study: Study,
+    study: Annotated[str, typer.Argument(help="experiment/optimizer/seed; or an exported model, or its recipe.")],
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Show one study: settings, state, best trial, failures. It also shows where the study's time went."""
+    """Show one study: settings, state, best trial, failures, and where its time went; or how a model was merged."""
     from lcsc_opt.views.overview import overview
 
+    if Path(study).exists() or Path(study).suffix:
+        from lcsc_opt.cli.exports import print_recipe
+        from lcsc_opt.exports.recipe import read_recipe
+
+        recipe = read_recipe(Path(study))
+        print_json(recipe.model_dump()) if output is Format.json else print_recipe(recipe)
+        return
     opened = to_read(storage)
     described = overview(study_in(opened, study))
     if output is Format.json:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import Output, Steps, parse_steps
+from lcsc_opt.base.settings import parse_settings
+from lcsc_opt.cli.options import Output, Steps, assignments, parse_steps
 from lcsc_opt.cli.output import Format, console, print_json, say, table
 
 app = typer.Typer(help="Pack checkpoints into a trajectory, and look at one.", no_args_is_help=True)
@@ -38,20 +39,20 @@ def pack(
     out: Annotated[Path, typer.Option("--output", "-o", help="The trajectory to write, NAME.trajectory.")],
     steps: Steps = None,
     key: Annotated[str | None, typer.Option(help=KEY_HELP)] = None,
-    last: Annotated[int | None, typer.Option(help="Take the last N checkpoints.")] = None,
-    first_step: Annotated[int | None, typer.Option(help="Take none that was saved before this step.")] = None,
-    last_step: Annotated[int | None, typer.Option(help="Take none that was saved after this step.")] = None,
-    window: Annotated[int | None, typer.Option(help="Take those at most this many steps before the last.")] = None,
-    interval: Annotated[int | None, typer.Option(help="Take one every this many steps, back from the last.")] = None,
+    select: Annotated[
+        list[str] | None,
+        typer.Option(help="window=STEPS, interval=STEPS, last=N, first_step=STEP or last_step=STEP; may be repeated."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing trajectory.")] = False,
     dtype: Annotated[Stored, typer.Option(help=DTYPE_HELP)] = Stored.exact,
 ) -> None:
     """Pack checkpoints of one training run into one trajectory. It is memory-mapped, so that merges are quick."""
-    from lcsc_opt.trajectory import Selection, packing
+    from lcsc_opt.objective.settings import SelectionSettings
+    from lcsc_opt.trajectory import packing
     from lcsc_opt.trajectory.opening import stored_in_words
 
     given = parse_steps(steps)
-    selection = Selection(last=last, first_step=first_step, window=window, interval=interval, last_step=last_step)
+    selection = parse_settings(SelectionSettings, assignments(select or ()), source="--select").selection
     trajectory = packing.pack(
         checkpoints, out, steps=given, key=key, selection=selection, overwrite=overwrite, dtype=dtype.value
     )
@@ -59,23 +60,6 @@ def pack(
     say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
     if trajectory.stored:
         say(stored_in_words(trajectory))
-
-
-@app.command()
-def truncate(
-    path: Annotated[Path, typer.Argument(help="A packed trajectory that no writer has open.")],
-    after: Annotated[int, typer.Option("--after", min=0, help="The last step to keep.")],
-) -> None:
-    """Drop the checkpoints after a step, and touch nothing else. That is for training that begins again from there."""
-    from lcsc_opt.base.errors import TrajectoryError
-    from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-
-    steps = Trajectory.open(path).steps  # raises if the path is no trajectory
-    if after < steps[0]:
-        raise TrajectoryError(f"{path} begins at step {steps[0]}, so nothing would be left: delete the folder instead.")
-    with TrajectoryWriter(path) as writer:
-        if not writer.rewind(after):
-            say(f"{path}: ends at step {steps[-1]}; nothing to drop")
 
 
 @app.command()

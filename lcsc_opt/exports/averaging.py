@@ -11,7 +11,7 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.profiles import check_coefficients
+from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
 from lcsc_opt.exports.model_folder import read_config
 from lcsc_opt.exports.recipe import Recipe
 from lcsc_opt.exports.writing import Destination, write
@@ -60,20 +60,41 @@ def average(
     return recipe
 
 
-def listed_coefficients(path: Path, steps: Sequence[int]) -> Coefficients:
-    """The coefficients in a JSON file: ``[K]`` numbers, or a mapping from steps; steps that it leaves out are zero.
+def coefficients_named(source: str) -> Callable[[tuple[int, ...]], Coefficients] | None:
+    """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the training steps ``[K]``.
 
-    They may be under the key ``coefficients``, as in recipes and in what ``lcsc show --format json`` prints.
+    A file holds ``[K]`` numbers, or a mapping from steps, where steps that it leaves out are zero. They may be
+    under the key ``coefficients``, as in what ``lcsc show STUDY --format json`` prints.
+
+    Returns:
+        ``None`` for anything else, such as a recipe.
 
     Raises:
-        StudySpecError: it cannot be read, or holds something else.
+        StudySpecError: the rate or the width is no number, or a .json file cannot be read.
     """
+    kind, _, text = source.partition(":")
+    if kind in ("ema", "power"):
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error
+        by_rate = ema_coefficients if kind == "ema" else power_ema_coefficients
+        return lambda steps: by_rate(steps, value)
+    path = Path(source)
+    if path.suffix != ".json":
+        return None
     try:
         content: Any = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise StudySpecError(f"{path}: cannot be read as JSON ({error})") from error
+    if isinstance(content, Mapping) and "checkpoint_sha256" in content:
+        return None
     if isinstance(content, Mapping) and "coefficients" in content:
         content = content["coefficients"]
+    return lambda steps: _listed(content, steps, path)
+
+
+def _listed(content: Any, steps: Sequence[int], path: Path) -> Coefficients:
     if isinstance(content, Mapping):
         given = {str(step): value for step, value in content.items()}
         if unknown := sorted(set(given) - {str(step) for step in steps}):

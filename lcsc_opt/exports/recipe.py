@@ -172,7 +172,7 @@ def recipe_of(
     if objective.trajectory is None:
         raise ObjectiveError(
             f"{study.name}: its objective combines no weights, so there is no model to export; with checkpoints: "
-            f"lcsc show {study.name} --format json > c.json, then lcsc average CHECKPOINTS --coefficients c.json"
+            f"lcsc show {study.name} --format json > c.json, then lcsc apply c.json CHECKPOINTS"
         )
     trial, coefficients, attributes = chosen_trial(study, number)
     trajectory = packed_trajectory(objective)

@@ -96,7 +96,7 @@ def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, 
     if lora_flavour(names) is not None:
         if any(part in name for name in names for part in FLUX):
             raise TrajectoryError(
-                f"{folder}: LoRAs of FLUX or a model like it, whose pipeline no objective samples; lcsc average merges "
+                f"{folder}: LoRAs of FLUX or a model like it, whose pipeline no objective samples; lcsc apply merges "
                 "them, and a function of your own can score what is merged"
             )
         pipeline = {"pipeline": (None, "the folder of the pipeline that the LoRA is for, or its name at the hub")}

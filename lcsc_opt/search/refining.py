@@ -83,16 +83,16 @@ class RefineSettings:
             StudySpecError: numbers that make no sense, or leave fewer than two checkpoints.
         """
         if images_per_step < 2:
-            raise StudySpecError(f"--images-per-step: expected at least 2, got {images_per_step}")
+            raise StudySpecError(f"images_per_step: expected at least 2, got {images_per_step}")
         rate = RATE * math.sqrt(images_per_step / RATE_IMAGES) if rate is None else rate
         if not 0 < rate <= 1:
-            raise StudySpecError(f"--rate: expected above 0 and at most 1, got {rate}")
+            raise StudySpecError(f"rate: expected above 0 and at most 1, got {rate}")
         steps = images // images_per_step
         every = max(1, steps // CHECKPOINTS) if checkpoint_every is None else checkpoint_every
         if not 1 <= every <= steps:
             raise StudySpecError(
                 f"--images: {images:,} are {steps} steps of {images_per_step:,}, fewer than one checkpoint takes; give "
-                "more, or fewer with --images-per-step or --checkpoint-every"
+                "more, or fewer with images_per_step or checkpoint_every"
             )
         return cls(images, images_per_step, rate, every, seed)
 

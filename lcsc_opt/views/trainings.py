@@ -6,22 +6,19 @@ may be half-written, since a training may be running.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import dataclasses
 import itertools
 import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 import sqlalchemy as sa
 
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.views.artifacts import MOST_BYTES, mimetype
 from lcsc_opt.views.figures.look import BLUE, Theme, figure
 
@@ -31,48 +28,22 @@ MOST_FILE = 64 * 2**20  # bytes of a curve; a line takes some 60
 ALIVE_SECONDS = 120.0  # after so long without a new line, a training does not count as running
 ALIVE_GAPS = 3.0  # unless its lines are rare: after so many times the longest time between two of them
 
-_given: contextvars.ContextVar[tuple[Path, ...]] = contextvars.ContextVar("training_folders", default=())
 
-
-@contextlib.contextmanager
-def training_folders(folders: Sequence[Path]) -> Iterator[None]:
-    """While this is open, :func:`looked_in` includes these folders.
-
-    Raises:
-        StudySpecError: one of them is no folder.
-    """
-    for folder in folders:
-        if not folder.is_dir():
-            raise StudySpecError(f"--trainings: {folder} is no folder; name one that lcsc train wrote to")
-    token = _given.set(tuple(folders))
-    try:
-        yield
-    finally:
-        _given.reset(token)
-
-
-def looked_in(url: str) -> tuple[Path, ...]:
-    """The folders whose trainings are shown: the database's, else the working directory, and the given ones."""
+def looked_in(url: str) -> Path:
+    """The folder whose trainings are shown: the database's, else the working directory."""
     parsed = sa.make_url(url)
-    beside = Path()
     if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
-        beside = Path(str(parsed.database)).parent
-    return tuple(dict.fromkeys(folder.absolute() for folder in (beside, *_given.get())))
+        return Path(str(parsed.database)).parent.absolute()
+    return Path().absolute()
 
 
-def find_trainings(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name → the trajectory's path without its suffix, of trainings in these folders or one level below, newest last.
-
-    A training in the first folder is named by its path relative to that folder, others by their whole path.
-    """
+def find_trainings(folder: Path) -> dict[str, Path]:
+    """Name → the trajectory's path without its suffix, of trainings in this folder or one level below, newest last."""
     found: dict[str, tuple[float, Path]] = {}
-    for folder in folders:
-        for curve in (*folder.glob(f"*{CURVE}"), *folder.glob(f"*/*{CURVE}")):
-            place = curve.with_name(curve.name.removesuffix(CURVE))
-            if curve.is_symlink() or not _description(place):
-                continue
-            inside = place.is_relative_to(folders[0])
-            found[str(place.relative_to(folders[0]) if inside else place)] = (_changed(curve), place)
+    for curve in (*folder.glob(f"*{CURVE}"), *folder.glob(f"*/*{CURVE}")):
+        place = curve.with_name(curve.name.removesuffix(CURVE))
+        if not curve.is_symlink() and _description(place):
+            found[str(place.relative_to(folder))] = (_changed(curve), place)
     return {name: found[name][1] for name in sorted(found, key=lambda name: (found[name][0], name))}
 
 

@@ -465,9 +465,7 @@ def test_a_function_has_no_model_to_export(tiny: Path, capsys: pytest.CaptureFix
     assert lcsc(["export", "tiny/EMAGrid/0", "-o", "x.safetensors"]) == 2
     said = complaint(capsys)
     assert "no model to export" in said
-    assert (
-        "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc average CHECKPOINTS --coefficients c.json" in said
-    )
+    assert "lcsc show tiny/EMAGrid/0 --format json > c.json, then lcsc apply c.json CHECKPOINTS" in said
     assert not Path("x.safetensors").exists()
 
 

@@ -30,7 +30,7 @@ def sample(model, noise):
     return torch.tanh(model(noise))
 """
 
-SHORT = ["--images", "80", "--images-per-step", "20", "--rate", "0.01", "-o", "r.trajectory"]
+SHORT = ["--images", "80", "images_per_step=20", "rate=0.01", "-o", "r.trajectory"]
 STUDY = {"name": "tiny", "budget": {"evaluations": 9}, "held_out": {"images": 40, "top": 2}}
 
 
@@ -84,7 +84,7 @@ def test_it_begins_with_what_a_study_found(capsys: Any) -> None:
     best, ema = load_study("tiny/CMA/0"), load_study("tiny/EMAGrid/0")
     assert not np.array_equal(best.coefficients, ema.coefficients)
     for begin, expected in [("best", best), ("ema", ema)]:
-        command = ["refine", "tiny/CMA/0", *SHORT[:-1], f"{begin}.trajectory", "--from", begin, "--held-out", "30"]
+        command = ["refine", "tiny/CMA/0", *SHORT[:-1], f"{begin}.trajectory", "--from", begin, "held_out=30"]
         assert lcsc(command) == 0
         assert all(torch.equal(first(f"{begin}.trajectory")[name], part) for name, part in expected.merge().items())
         shown = capsys.readouterr().out

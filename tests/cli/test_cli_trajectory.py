@@ -36,10 +36,10 @@ def runs(workplace: Path) -> Path:
     ("options", "steps"),
     [
         ([], STEPS),
-        (["--last", "3"], STEPS[-3:]),
-        (["--first-step", "850"], STEPS[-2:]),
-        (["--last-step", "250"], STEPS[:2]),
-        (["--window", "400", "--interval", "200"], (600, 800, 1000)),
+        (["--select", "last=3"], STEPS[-3:]),
+        (["--select", "first_step=850"], STEPS[-2:]),
+        (["--select", "last_step=250"], STEPS[:2]),
+        (["--select", "window=400", "--select", "interval=200"], (600, 800, 1000)),
         (["--steps", ",".join(map(str, range(10)))], tuple(range(10))),
     ],
 )
@@ -52,8 +52,8 @@ def test_pack_selects(runs, source, options, steps):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["pack", "runs", "-o", "t", "--last", "1"], "last: expected a whole number of at least 2"),
-        (["pack", "runs", "-o", "t", "--first-step", "1000"], "first_step 1000 leaves 1 of 10"),
+        (["pack", "runs", "-o", "t", "--select", "last=1"], "last"),
+        (["pack", "runs", "-o", "t", "--select", "first_step=1000"], "first_step 1000 leaves 1 of 10"),
         (["pack", "runs", "-o", "t", "--steps", "a,b"], "--steps: expected whole numbers"),
         (["pack", "nothing/*.pt", "-o", "t"], "No checkpoint in nothing/*.pt"),
         (["pack", "nothing", "-o", "t"], "nothing does not exist"),

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from lcsc_opt.cli import run as lcsc
 from tests.dashboard_site import Site, write_study
 from tests.views.test_trainings import PNG, write_training
 
@@ -73,9 +72,3 @@ def test_the_newest_is_chosen_unless_the_address_asks(database: str, tmp_path: P
 def test_nothing_but_samples_is_served(database: str, tmp_path: Path, asked: str) -> None:
     write_training(tmp_path)
     assert Site(database).request(f"/lcsc/training/sheet?{asked}").status_code == 404
-
-
-def test_a_folder_that_is_none_is_refused_before_anything_is_served(workplace: Path, capsys: Any) -> None:
-    assert lcsc(["dashboard", "--trainings", "nowhere"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert said == ["lcsc: --trainings: nowhere is no folder; name one that lcsc train wrote to"]

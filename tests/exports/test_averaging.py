@@ -1,4 +1,4 @@
-"""``lcsc average``: one merge without a study, whose recipe makes the same file again."""
+"""``lcsc apply`` with a rate or coefficients: one merge without a study, whose recipe makes the same file again."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("source", "expected"),
     [
-        (["--ema", "0.9"], ema_coefficients(STEPS, 0.9)),
-        (["--power", "0.1"], power_ema_coefficients(STEPS, 0.1)),
-        (["--coefficients", "list.json"], np.array(OWN)),
-        (["--coefficients", "steps.json"], np.array([0, 1.5, 0, 0, -0.5])),
+        ("ema:0.9", ema_coefficients(STEPS, 0.9)),
+        ("power:0.1", power_ema_coefficients(STEPS, 0.1)),
+        ("list.json", np.array(OWN)),
+        ("steps.json", np.array([0, 1.5, 0, 0, -0.5])),
     ],
 )
 def test_it_is_the_merge_of_the_checkpoints_and_apply_makes_the_same_file(
-    options: list[str], expected: np.ndarray, capsys: pytest.CaptureFixture[str]
+    source: str, expected: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("list.json").write_text(json.dumps({"coefficients": OWN}))
     Path("steps.json").write_text(json.dumps({"20": 1.5, "50": -0.5}))
-    assert lcsc(["average", "runs", *options, "-o", "average.safetensors"]) == 0
+    assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 0
     merged = pack("runs", "all.trajectory").merge(expected)
     for name, tensor in load_file("average.safetensors").items():
         torch.testing.assert_close(tensor, merged[name])
     assert read_recipe(Path("average.safetensors")).coefficients == tuple(expected.tolist())
-    assert lcsc(["recipe", "average.safetensors"]) == 0
+    assert lcsc(["show", "average.safetensors"]) == 0
     assert lcsc(["apply", "average.safetensors", "runs", "-o", "again.safetensors"]) == 0
     assert Path("again.safetensors").read_bytes() == Path("average.safetensors").read_bytes()
     assert load_file("average.safetensors")["constant"].equal(state_dict(10)["constant"])
@@ -56,14 +56,14 @@ def test_variances_below_zero_are_named(capsys: pytest.CaptureFixture[str]) -> N
     for step, variance in ((10, 3.0), (20, 1.0)):
         torch.save({"1.running_var": torch.tensor([variance, 1.0])}, f"norms/model_{step}.pt")
     Path("signed.json").write_text("[-1, 2]")
-    assert lcsc(["average", "norms", "--coefficients", "signed.json", "-o", "signed.pt"]) == 0
+    assert lcsc(["apply", "signed.json", "norms", "-o", "signed.pt"]) == 0
     assert "signed.pt: 1.running_var holds variances below zero" in capsys.readouterr().err
-    assert lcsc(["average", "norms", "--ema", "0.9", "-o", "average.pt"]) == 0
+    assert lcsc(["apply", "ema:0.9", "norms", "-o", "average.pt"]) == 0
     assert "below zero" not in capsys.readouterr().err
 
 
 def test_apply_makes_the_same_torch_file_whatever_it_is_called() -> None:
-    assert lcsc(["average", "runs", "--ema", "0.9", "-o", "average.pt"]) == 0
+    assert lcsc(["apply", "ema:0.9", "runs", "-o", "average.pt"]) == 0
     assert lcsc(["apply", "average.pt", "runs", "-o", "again.pt"]) == 0
     assert Path("again.pt").read_bytes() == Path("average.pt").read_bytes()
 
@@ -73,28 +73,25 @@ def test_what_safetensors_cannot_hold_is_said_and_fits_into_a_torch_file(capsys:
     for step in (10, 20):
         angles = torch.ones(3, dtype=torch.complex128)
         torch.save({**state_dict(step), "angles": angles}, f"complex/model_{step}.pt")
-    assert lcsc(["average", "complex", "--ema", "0.9", "-o", "average.safetensors"]) == 2
+    assert lcsc(["apply", "ema:0.9", "complex", "-o", "average.safetensors"]) == 2
     assert "Tensor 'angles' is torch.complex128, which safetensors cannot hold" in capsys.readouterr().err
     assert list(Path().glob("*average*")) == []
-    assert lcsc(["average", "complex", "--ema", "0.9", "-o", "average.pt"]) == 0
+    assert lcsc(["apply", "ema:0.9", "complex", "-o", "average.pt"]) == 0
     assert torch.load("average.pt", weights_only=True)["state_dict"]["angles"].equal(angles)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("source", "message"),
     [
-        ([], "give one of --ema, --power and --coefficients"),
-        (["--ema", "0.9", "--power", "0.1"], "give one of --ema, --power and --coefficients"),
-        (["--coefficients", "short.json"], "expected"),
-        (["--coefficients", "strange.json"], "no checkpoint has the step 25; there are 10 to 50"),
-        (["--coefficients", "missing.json"], "missing.json: cannot be read as JSON"),
+        ("ema:fast", "ema:fast: expected a number, as in ema:0.9999 or power:0.1"),
+        ("short.json", "expected"),
+        ("strange.json", "no checkpoint has the step 25; there are 10 to 50"),
+        ("missing.json", "missing.json: cannot be read as JSON"),
     ],
 )
-def test_what_cannot_be_averaged_is_one_line(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_averaged_is_one_line(source: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("short.json").write_text("[0.5, 0.5]")
     Path("strange.json").write_text('{"25": 1.0}')
-    assert lcsc(["average", "runs", *options, "-o", "average.safetensors"]) == 2
+    assert lcsc(["apply", source, "runs", "-o", "average.safetensors"]) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not Path("average.safetensors").exists()

@@ -110,11 +110,11 @@ def test_a_pt_file_loads_with_weights_only(finished: Path) -> None:
 def test_a_recipe_is_printed(name: str, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lcsc(["export", STUDY, "-o", name]) == 0
     capsys.readouterr()
-    assert lcsc(["recipe", name, "--format", "json"]) == 0
+    assert lcsc(["show", name, "--format", "json"]) == 0
     of_file = json.loads(capsys.readouterr().out)
-    assert lcsc(["recipe", STUDY, "--format", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == of_file
-    assert lcsc(["recipe", name]) == 0
+    assert lcsc(["export", STUDY, "-o", "recipe.json"]) == 0
+    assert json.loads(Path("recipe.json").read_text()) == of_file
+    assert lcsc(["show", name]) == 0
     printed = capsys.readouterr().out
     assert STUDY in printed
     assert of_file["trajectory_sha256"] in printed
@@ -130,7 +130,7 @@ def test_apply_makes_the_same_bits_from_the_files_elsewhere(
     options = [] if dtype is None else ["--dtype", dtype]
     assert lcsc(["export", STUDY, "-o", "best.safetensors", *options]) == 0
     capsys.readouterr()
-    lcsc(["recipe", "best.safetensors", "--format", "json"])
+    lcsc(["show", "best.safetensors", "--format", "json"])
     Path("recipe.json").write_text(capsys.readouterr().out)
     elsewhere = Path("elsewhere")
     elsewhere.mkdir()
@@ -237,10 +237,10 @@ def test_a_recipe_that_cannot_be_followed_is_one_line(
         (["export", STUDY, "-o", "best"], "has no configuration of diffusers; pass --config FOLDER"),
         (["export", STUDY, "-o", "best", "--config", "taken"], "no configuration that can be read"),
         (["export", STUDY, "-o", "best.safetensors", "--as", "lora"], "no LoRA"),
-        (["recipe", "taken"], "holds no recipe"),
-        (["recipe", "nothing.safetensors"], "nothing.safetensors does not exist"),
-        (["recipe", "plain.safetensors"], "holds no recipe"),
-        (["recipe", "evil.pt"], "holds no recipe that can be read"),
+        (["show", "taken"], "holds no recipe"),
+        (["show", "nothing.safetensors"], "nothing.safetensors does not exist"),
+        (["show", "plain.safetensors"], "holds no recipe"),
+        (["show", "evil.pt"], "holds no recipe that can be read"),
         (["apply", "plain.safetensors", "x.pt", "-o", "y.pt"], "holds no recipe"),
     ],
 )

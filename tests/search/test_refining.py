@@ -292,10 +292,10 @@ def test_defaults_are_a_rate_that_grows_with_the_root_of_the_images_and_fifty_ch
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images_per_step": 1}, "--images-per-step: expected at least 2"),
-        ({"rate": 0.0}, "--rate: expected above 0 and at most 1, got 0"),
-        ({"rate": math.nan}, "--rate: expected above 0 and at most 1, got nan"),
-        ({"rate": 2.0}, "--rate: expected above 0 and at most 1, got 2"),
+        ({"images_per_step": 1}, "images_per_step: expected at least 2"),
+        ({"rate": 0.0}, "rate: expected above 0 and at most 1, got 0"),
+        ({"rate": math.nan}, "rate: expected above 0 and at most 1, got nan"),
+        ({"rate": 2.0}, "rate: expected above 0 and at most 1, got 2"),
         ({"images": 199}, "--images: 199 are 0 steps of 200"),
         ({"images": 400, "checkpoint_every": 3}, "--images: 400 are 2 steps of 200"),
     ],

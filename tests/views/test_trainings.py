@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.views import trainings
-from lcsc_opt.views.trainings import find_trainings, looked_in, read_sheet, read_training, training_folders
+from lcsc_opt.views.trainings import find_trainings, looked_in, read_sheet, read_training
 
 PNG = b"\x89PNG\r\n\x1a\n and the rest"
 
@@ -38,29 +37,21 @@ def read(place: Path) -> trainings.TrainingHistory:
     return found
 
 
-def test_trainings_are_found_in_a_folder_and_in_those_in_it(tmp_path: Path) -> None:
-    other = tmp_path / "elsewhere" / "far"
+def test_trainings_are_found_in_the_folder_of_the_database_and_in_those_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here = tmp_path / "here"
-    places = [write_training(here, "b"), write_training(here / "more", "a"), write_training(other)]
+    places = [write_training(here, "b"), write_training(here / "more", "a")]
     write_training(here / "more" / "deeper", "c")
     for age, place in enumerate(reversed(places)):
         os.utime(place.with_name(f"{place.name}.jsonl"), (1000 - age, 1000 - age))
     (here / "notes.jsonl").write_text("{}\n")  # of something else
-    found = find_trainings([here, other])
-    assert list(found.items()) == [("b", places[0]), ("more/a", places[1]), (str(other / "run"), places[2])]
-
-
-def test_the_folder_of_the_database_is_looked_in_and_those_that_are_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("given").mkdir()
-    assert looked_in("sqlite:///some/where/studies.db") == (tmp_path / "some" / "where",)
-    with training_folders([Path("given"), tmp_path / "given"]):
-        assert looked_in("postgresql://somebody@host/studies") == (tmp_path, tmp_path / "given")
-    assert looked_in("sqlite://") == (tmp_path,)
-    with pytest.raises(StudySpecError, match="--trainings: nowhere is no folder"), training_folders([Path("nowhere")]):
-        pass
+    assert list(find_trainings(looked_in(f"sqlite:///{here}/studies.db")).items()) == [
+        ("b", places[0]),
+        ("more/a", places[1]),
+    ]
+    monkeypatch.chdir(here)
+    assert looked_in("postgresql://somebody@host/studies") == looked_in("sqlite://") == here
 
 
 def test_a_headline_says_where_a_training_is(tmp_path: Path) -> None:
@@ -100,7 +91,7 @@ def test_lines_that_are_not_whole_and_losses_that_are_none_are_left_out(tmp_path
 def test_what_describes_no_training_is_none(tmp_path: Path, text: str) -> None:
     place = write_training(tmp_path)
     (tmp_path / "run.model" / "training.json").write_text(text)
-    assert find_trainings([tmp_path]) == {}
+    assert find_trainings(tmp_path) == {}
     assert read_training("run", place) is None
 
 

@@ -1,0 +1,203 @@
+"""``lcsc train``, ``refine`` and ``neon``: commands that train, and leave a trajectory."""
+
+from __future__ import annotations
+
+import enum
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import NonNegativeInt
+
+from lcsc_opt.base.settings import FrozenModel, parse_settings
+from lcsc_opt.cli.options import Output, Storage, assignments
+from lcsc_opt.cli.output import Format, console, number, print_json, say, table
+
+if TYPE_CHECKING:
+    from lcsc_opt.search.refining import Refined
+
+SHEETS = 10  # sheets of samples, by default
+RECIPE_HELP = "ddpm, edm, ct, ict, cd, ect, flow or slct: docs/training.md."
+
+
+class Precision(str, enum.Enum):
+    """The precision of matrix products and convolutions."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class Begin(str, enum.Enum):
+    """The model to begin with."""
+
+    ema = "ema"
+    best = "best"
+
+
+class _Refining(FrozenModel):
+    """What ``lcsc refine`` takes as KEY=VALUE."""
+
+    images_per_step: int | None = None
+    rate: float | None = None
+    checkpoint_every: int | None = None
+    seed: NonNegativeInt | None = None
+    held_out: int | None = None
+
+
+Out = Annotated[Path, typer.Option("--output", "-o", help="The trajectory, NAME.trajectory.")]
+From = Annotated[
+    Begin, typer.Option("--from", help="The best EMA of the checkpoints, or the best combination that STUDY found.")
+]
+RecipeSettings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the recipe, as in learning_rate=0.0003."),
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Put this module's commands into the app."""
+    for command in (train, refine, neon):
+        app.command()(command)
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help=RECIPE_HELP)],
+    settings: RecipeSettings = None,
+    *,
+    data: Annotated[str, typer.Option(help="digits, photographs, cifar10, or a folder of images of one size.")],
+    steps: Annotated[int, typer.Option(min=1, help="How many training steps.")],
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")],
+    out: Out,
+    teacher: Annotated[
+        Path | None, typer.Option(help="The diffusion model that cd distils, a folder or its trajectory.")
+    ] = None,
+    begin: Annotated[
+        Path | None, typer.Option("--from", help="The model whose weights training begins with, a folder.")
+    ] = None,
+    network: Annotated[
+        Path | None, typer.Option(help="A network of diffusers, a folder or config.json; else a small U-Net.")
+    ] = None,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Train on the latents of this one of diffusers; slct trains a small one else.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the batches and the noise.")] = 0,
+    precision: Annotated[Precision, typer.Option(help="Of matrix products and convolutions.")] = Precision.fp32,
+    samples_every: Annotated[
+        int | None, typer.Option(min=0, help="Steps between two sheets of samples: a tenth of all; 0 writes none.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")] = False,
+) -> None:
+    """Train a model that leaves a trajectory to search. Learning curve, model folder and study file lie beside it."""
+    from lcsc_opt.training.preparing import Request, run
+
+    request = Request(
+        recipe=recipe,
+        data=data,
+        out=out,
+        steps=steps,
+        checkpoint_every=checkpoint_every,
+        settings=settings or (),
+        teacher=teacher,
+        begin=begin,
+        network=network,
+        autoencoder=autoencoder,
+        seed=seed,
+        precision=precision.value,
+        samples_every=(max(steps // SHEETS, 1) if samples_every is None else samples_every) or None,
+    )
+    study = run(request, resume=resume)
+    if study is not None:
+        say(f"{out}: trained; next: lcsc run {shlex.quote(str(study))}")
+
+
+def refine(
+    source: Annotated[str, typer.Argument(metavar="STUDY", help="experiment/optimizer/seed, or a study file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="images_per_step (200), rate (of Adam: 1e-4 at 200 images a step, more with their root), "
+            "checkpoint_every (steps; 50 checkpoints), seed (0), held_out (images, else as the study's).",
+        ),
+    ] = None,
+    *,
+    out: Out,
+    begin: From = Begin.ema,
+    images: Annotated[int, typer.Option(min=2, help="Sampled by all steps together.")] = 60_000,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a refinement that was interrupted.")] = False,
+    storage: Storage = None,
+    output: Output = Format.table,
+) -> None:
+    """Fine-tune all weights by the objective's gradient. Leaves a trajectory to search, and the average as a file."""
+    from lcsc_opt.database.names import is_ours
+    from lcsc_opt.search.refining import RefineSettings, refine
+    from lcsc_opt.search.starts import start_from_file, start_from_study
+
+    given = parse_settings(_Refining, assignments(settings or ()), source="refine").model_dump(exclude_none=True)
+    held_out = given.pop("held_out", None)
+    asked = RefineSettings.of(images=images, **given)
+    begun = start_from_study(source, storage) if is_ours(source) else start_from_file(source)
+    found = refine(
+        begun.objective,
+        asked,
+        out,
+        start=begun.best if begin is Begin.best else begun.ema,
+        held_out_images=held_out or begun.held_out_images,
+        resume=resume,
+    )
+    if output is Format.json:
+        print_json({"answer": str(found.answer), "start": _row(found.start), "refined": _row(found.refined)})
+    else:
+        _print_refined(found)
+    say(f"{found.answer}: the average; {out}: its checkpoints, for the setting checkpoints of a study file")
+
+
+def _row(evaluation: Any) -> dict[str, Any]:
+    return {
+        "loss": float(evaluation.loss),
+        "metrics": {name: float(value) for name, value in evaluation.metrics.items()},
+        "images": evaluation.cost.images,
+    }
+
+
+def _print_refined(found: Refined) -> None:
+    shown = table("held out", "start", "refined", title=f"{found.start.cost.images:,} images of noise that no step saw")
+    shown.add_row("loss", number(found.start.loss), number(found.refined.loss))
+    for name, value in found.start.metrics.items():
+        shown.add_row(name, number(value), number(found.refined.metrics.get(name)))
+    console().print(shown)
+
+
+def neon(
+    source: Annotated[str, typer.Argument(metavar="STUDY", help="experiment/optimizer/seed, or a study file.")],
+    settings: RecipeSettings = None,
+    *,
+    recipe: Annotated[str, typer.Option(help="What the checkpoints were trained with: ict, ddpm, edm …")],
+    out: Out,
+    begin: From = Begin.ema,
+    samples: Annotated[int, typer.Option(min=2, help="Images that are sampled once, and trained on.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples, the batches and the noise.")] = 0,
+    storage: Storage = None,
+    output: Output = Format.table,
+) -> None:
+    """Add a checkpoint that was trained on the model's own samples. Searches give it a negative coefficient."""
+    from lcsc_opt.database.names import is_ours
+    from lcsc_opt.search.self_training import SelfTraining, append_self_trained
+    from lcsc_opt.search.starts import start_from_file, start_from_study
+    from lcsc_opt.training.preparing import parse_recipe
+
+    asked = SelfTraining(parse_recipe(recipe, settings or ()), samples=samples, steps=steps, seed=seed)
+    begun = start_from_study(source, storage) if is_ours(source) else start_from_file(source)
+    start = begun.best if begin is Begin.best else begun.ema
+    found = append_self_trained(begun.objective, asked, out, start=start)
+    if output is Format.json:
+        losses = [{"w": weight, "loss": loss} for weight, loss in found.losses.items()]
+        print_json({"step": found.step, "losses": losses})
+    else:
+        shown = table("w", "loss", title="(1 + w) start − w self-trained, on the search's noise")
+        for weight, loss in found.losses.items():
+            shown.add_row(f"{weight:g}", number(loss))
+        console().print(shown)
+    say(f"{out}: the checkpoints and, as step {found.step}, the self-trained one; for checkpoints of a study file")
