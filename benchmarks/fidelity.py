@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 from common import RESULTS, machine, write_csv
 
-from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
@@ -33,8 +32,7 @@ from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.classifier import view_of
-from lcsc_opt.training.images import digits_images, second_digits_view, train_digits_network
+from lcsc_opt.training.images import bundled_images, feature_network, second_network, view_of
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
@@ -149,8 +147,8 @@ class Judges:
     """Judges: both halves of the digits, in the features of two networks."""
 
     def __init__(self) -> None:
-        images, cache = digits_images(), cache_directory()
-        networks = (train_digits_network(seed=0, cache=cache), second_digits_view(cache).extractor)
+        images, _ = bundled_images("digits")
+        networks = (feature_network("digits"), second_network("digits"))
         self._views: dict[str, View] = {
             f"{half}{number}": view_of(network, images[first::2])
             for number, network in zip(("", "2"), networks, strict=True)

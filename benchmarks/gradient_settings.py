@@ -30,7 +30,6 @@ import numpy.typing as npt
 from common import RESULTS, machine, write_csv
 from nevergrad.optimization.base import Optimizer
 
-from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import default_origin
@@ -46,8 +45,7 @@ from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient
 from lcsc_opt.optimizers.parametrization import coefficient_array
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.classifier import view_of
-from lcsc_opt.training.images import digits_images, train_digits_network
+from lcsc_opt.training.images import bundled_images, feature_network, view_of
 
 FIRST_SEED = 10  # settings were chosen with smaller seeds
 HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # settings were chosen on group 0
@@ -320,8 +318,8 @@ def answers(optimizer: Optimizer, objective: MergeSampleScore, limits: Sequence[
 @functools.cache
 def view_of_digits(dimension: int) -> View:
     """The network that digits are searched in (64 features), or another one, with the features of the real images."""
-    extractor = train_digits_network(seed=0, dimension=dimension, cache=cache_directory())
-    return view_of(extractor, digits_images())
+    extractor = feature_network("digits", dimension=dimension)
+    return view_of(extractor, bundled_images("digits")[0])
 
 
 def measure(objective: MergeSampleScore, coefficients: Coefficients) -> tuple[float, float]:

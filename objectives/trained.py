@@ -17,51 +17,31 @@ the cache, as ``lcsc train`` writes them.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, JsonValue
-from torch import Tensor
 
 from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.base.files import only_process, remove
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel, parse_settings
-from lcsc_opt.metrics import View
-from lcsc_opt.metrics.extractors.base import FeatureExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.settings import SelectionSettings
+from lcsc_opt.objective.trained import TrainedSettings
 from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, build_scheduler
-from lcsc_opt.training import images, preparing
+from lcsc_opt.training import preparing
 from lcsc_opt.training.networks import torch_threads
 from lcsc_opt.training.recipes import Recipe
-from lcsc_opt.training.scoring import ScoredImages
 from lcsc_opt.trajectory import Trajectory
 
 VERSION = 1  # raise it when the same settings would train another model
 THREADS = 1  # as for docs/paper.md: another number trains other weights
 LEAVES = (".trajectory", ".model", ".state", ".jsonl", ".yaml")  # suffixes of what a training writes
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # the file that a training writes last
-
-
-class Data(NamedTuple):
-    """Images ``[n, C, H, W]`` and the networks that see them."""
-
-    images: Callable[[], Tensor]
-    extractor: Callable[..., FeatureExtractor]
-    second: Callable[[Path], View]
-
-
-DATA = {
-    "digits": Data(images.digits_images, images.train_digits_network, images.second_digits_view),
-    "photographs": Data(images.photographs_crops, images.train_photographs_network, images.second_photographs_view),
-}
 
 
 class TrainedModel(FrozenModel):
@@ -90,17 +70,12 @@ class TrainedModel(FrozenModel):
         return [f"{key}={json.dumps(value)}" for key, value in self.recipe_settings.items()]
 
 
-class Settings(ScoredImages, TrainedModel):
-    """An evaluation samples ``images`` images in ``nfe`` steps; ``select`` says which checkpoints are combined."""
+class Settings(TrainedSettings, TrainedModel):
+    """Those of all models that are trained here, and the recipe with its teacher."""
 
     data: Literal["all"] = "all"
     dataset: Literal["digits", "photographs"] = "digits"
     teacher: TrainedModel | None = None
-    images: Annotated[int, Field(ge=65)] = 1000  # with 64 or fewer, the covariance of 64 features has no full rank
-    batch_size: Annotated[int, Field(ge=1)] = 500
-    nfe: Annotated[int, Field(ge=1, le=100)] = 1
-    noise_seed: Annotated[int, Field(ge=0)] = 0
-    select: SelectionSettings = SelectionSettings()
 
     def check(self) -> None:
         """Refuse settings that cannot be trained or measured, before any training."""
@@ -113,8 +88,6 @@ class Settings(ScoredImages, TrainedModel):
             raise TrainingError(
                 f"teacher: {self.teacher.recipe} needs a model before it ({needs}); name another recipe"
             )
-        every = self.checkpoint_every
-        self.select.check(range(every, self.training_steps + 1, every))
 
 
 def build(settings: dict[str, Any]) -> MergeSampleScore:
@@ -132,10 +105,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         noise=ImageNoise(checked.noise_seed),
         timestep_scale=folder.timestep_scale,
     )
-    data = DATA[checked.dataset]
-    scores = checked.scores(data.extractor(seed=0, cache=cache), data.images(), functools.partial(data.second, cache))
-    combined = checked.select.of(Trajectory.open(path))
-    return MergeSampleScore(combined, sampler, scores, images=checked.images, batch_size=checked.batch_size)
+    return checked.objective(checked.dataset, Trajectory.open(path), sampler)
 
 
 def trained(checked: Settings, cache: Path) -> Path:

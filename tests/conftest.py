@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import pathlib
@@ -133,11 +134,12 @@ def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def networks_train_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """The networks that judge digits see them once; what they learn of 40 times is tested with the training."""
-    from lcsc_opt.training import on_demand
-    from lcsc_opt.training.images import train_digits_network
+    from lcsc_opt.objective import trained
+    from lcsc_opt.training import images
 
-    monkeypatch.setattr(on_demand, "THREADS", 1)
-    monkeypatch.setattr(train_digits_network, "__kwdefaults__", {"dimension": 64, "epochs": 1})
+    monkeypatch.setattr(trained, "THREADS", 1)
+    for name, settings in images.SETTINGS.items():
+        monkeypatch.setitem(images.SETTINGS, name, dataclasses.replace(settings, epochs=1))
 
 
 @pytest.fixture

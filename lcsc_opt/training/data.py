@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,10 @@ from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.metrics.reference.building import dataset_images, dataset_settings
 from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet
-from lcsc_opt.training.images import digits_images, photographs_crops
+from lcsc_opt.training.images import Bundled, bundled_images
 
 AT_ONCE = 500  # images that are decoded at once
+BUNDLED: tuple[Bundled, ...] = ("digits", "photographs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,9 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     Raises:
         TrainingError: the folder is not there or holds no images, they differ in size, or one cannot be read.
     """
-    if name in BUNDLED:
-        return BUNDLED[name]()
+    for bundled in BUNDLED:
+        if name == bundled:
+            return TrainingData(name, bundled_images(bundled)[0], name, f"{name}2")
     try:
         if name == "cifar10":
             settings = dataset_settings("cifar10-train")
@@ -101,14 +102,3 @@ def as_bytes(images: Tensor) -> Tensor:
 def as_floats(images: Tensor) -> Tensor:
     """``[n, C, H, W]`` from 0 … 255 to [-1, 1]; floats stay as they are."""
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
-
-
-def _digits() -> TrainingData:
-    return TrainingData("digits", digits_images(), "digits", "digits2")
-
-
-def _photographs() -> TrainingData:
-    return TrainingData("photographs", photographs_crops(), "photographs", "photographs2")
-
-
-BUNDLED: dict[str, Callable[[], TrainingData]] = {"digits": _digits, "photographs": _photographs}

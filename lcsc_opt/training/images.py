@@ -1,172 +1,233 @@
-"""The images that scikit-learn bundles (8×8 digits, crops of two photographs), and a feature extractor for each.
+"""The images that scikit-learn bundles (8×8 digits, crops of two photographs), and feature networks for each.
 
-An extractor is a classifier of its images: FID in its features falls when samples look more like them.
+Inception's features say little about 8×8 images, and Inception must be downloaded. So the penultimate layer of a small
+classifier of such images takes its place: FID in its features falls when samples look more like the images. The
+classifier is trained in seconds, without augmentation: a network that has learned to ignore noise and shifts would not
+see them in samples. It is cached by its settings.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
+import json
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
+from lcsc_opt.metrics.extractors.network import weights_hash
 from lcsc_opt.metrics.loss import View
-from lcsc_opt.training.classifier import (
-    SECOND_DIMENSION,
-    SECOND_SEED,
-    ClassifierExtractor,
-    ClassifierRecipe,
-    train_classifier,
-    view_of,
-)
+from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.training.networks import descend, torch_threads
 
-CLASSES = 10
+FORMAT = 3  # version of the cached file and of the training; raise it when either changes
+BATCH, LEARNING_RATE, HELD_OUT_FRACTION = 128, 1e-3, 0.2
+SECOND_SEED, SECOND_DIMENSION = 1, 48  # of the second network, which only held-out reports use
+SIZE, STRIDE = 32, 8  # of a photograph's crops, and the pixels between neighbouring ones
+ROWS, COLUMNS = 4, 5  # parts of a photograph
 
-
-def digits_images() -> Tensor:
-    """The 1,797 digits that scikit-learn bundles (UCI): ``[1797, 1, 8, 8]`` float32 in [−1, 1]."""
-    images, _ = _load_digits()
-    return images
-
-
-def train_digits_network(*, seed: int, cache: Path, dimension: int = 64, epochs: int = 40) -> ClassifierExtractor:
-    """The extractor that these settings describe: read from ``cache``, or trained and written there.
-
-    Args:
-        seed: of the split, the initial weights and the order of the batches.
-        cache: a folder; it is created when it does not exist.
-        dimension: D, the number of features.
-        epochs: passes over the 80 % of the digits that are trained on.
-
-    Raises:
-        MetricError: a setting is out of range, or the cached file is broken or cannot be written.
-    """
-    recipe = ClassifierRecipe(
-        name="digits",
-        image_shape=(1, 8, 8),
-        strides=(1, 2, 2),
-        classes=CLASSES,
-        dimension=dimension,
-        epochs=epochs,
-        seed=seed,
-    )
-    return train_classifier(recipe, _load_digits, cache=cache)
-
-
-def second_digits_view(cache: Path) -> View:
-    """A second network of the same images, with other features, for ``fid@cross_check``. No search uses it.
-
-    Raises:
-        MetricError: its cached file is broken or cannot be written.
-    """
-    return view_of(train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), digits_images())
-
-
-def digits_extractor() -> ClassifierExtractor:
-    """The digits objective's own network, from the cache: ``fid@digits``."""
-    return train_digits_network(seed=0, cache=cache_directory())
-
-
-def second_digits_extractor() -> ClassifierExtractor:
-    """A second network of the digits, which no search uses: ``fid@digits2``."""
-    return train_digits_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
-
-
-def _load_digits() -> tuple[Tensor, Tensor]:
-    pixels, labels = _read_digits()
-    images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
-    return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
+Bundled = Literal["digits", "photographs"]
 
 
 @functools.cache
-def _read_digits() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Pixels ``[1797, 64]`` from 0 to 16, and labels; an objective that is built asks three times."""
-    from sklearn.datasets import load_digits
+def bundled_images(name: Bundled) -> tuple[Tensor, Tensor]:
+    """Images ``[n, C, H, W]`` float32 in [−1, 1] and their classes ``[n]``; neither is to be written to.
 
-    pixels, labels = load_digits(return_X_y=True)
-    return pixels, labels
-
-
-SIZE = 32
-STRIDE = 8  # pixels between neighbouring crops
-ROWS, COLUMNS = 4, 5  # parts of a photograph
-
-
-def photographs_crops() -> Tensor:
-    """All crops: ``[7700, 3, 32, 32]`` float32 in [−1, 1], for each photograph 50 rows of 77, eight pixels apart."""
-    crops, _ = _load_crops()
-    return crops
-
-
-def train_photographs_network(*, seed: int, cache: Path, dimension: int = 64, epochs: int = 20) -> ClassifierExtractor:
-    """The extractor that these settings describe: read from ``cache``, or trained and written there.
-
-    Args:
-        seed: of the split, the initial weights and the order of the batches.
-        cache: a folder; it is created when it does not exist.
-        dimension: D, the number of features.
-        epochs: passes over the 80 % of the crops that are trained on.
-
-    Raises:
-        MetricError: a setting is out of range, or the cached file is broken or cannot be written.
+    ``digits`` are the 1,797 of UCI. ``photographs`` are 7,700 crops of 32×32 pixels, for each photograph 50 rows of 77,
+    eight pixels apart; the class is the photograph and the part of it, of 4×5, that holds the crop's centre.
     """
-    recipe = ClassifierRecipe(
-        name="photographs",
-        image_shape=(3, SIZE, SIZE),
-        strides=(2, 2, 2),
-        classes=2 * ROWS * COLUMNS,
-        dimension=dimension,
-        epochs=epochs,
-        seed=seed,
-    )
-    return train_classifier(recipe, _load_crops, cache=cache)
+    if name == "digits":
+        from sklearn.datasets import load_digits
 
-
-def second_photographs_view(cache: Path) -> View:
-    """A second network of the same images, with other features, for ``fid@cross_check``. No search uses it.
-
-    Raises:
-        MetricError: its cached file is broken or cannot be written.
-    """
-    return view_of(
-        train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache), photographs_crops()
-    )
-
-
-def photographs_extractor() -> ClassifierExtractor:
-    """The photographs objective's own network, from the cache: ``fid@photographs``."""
-    return train_photographs_network(seed=0, cache=cache_directory())
-
-
-def second_photographs_extractor() -> ClassifierExtractor:
-    """A second network of the photographs, which no search uses: ``fid@photographs2``."""
-    return train_photographs_network(seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache_directory())
-
-
-def _load_crops() -> tuple[Tensor, Tensor]:
-    """Crops ``[n, 3, 32, 32]`` of both photographs and their parts ``[n]``."""
+        pixels, labels = load_digits(return_X_y=True)
+        images = torch.from_numpy(np.asarray(pixels, dtype=np.float32) / 8 - 1)
+        return images.reshape(-1, 1, 8, 8), torch.from_numpy(np.array(labels, dtype=np.int64))
     from sklearn.datasets import load_sample_images
 
-    photographs = [np.asarray(image, dtype=np.float32) for image in load_sample_images().images]  # [427, 640, 3]
-    crops = torch.cat([_crops(image) for image in photographs])
-    parts = [index * ROWS * COLUMNS + _parts(image.shape[:2]) for index, image in enumerate(photographs)]
-    return crops, torch.cat(parts)
+    crops, parts = [], []
+    for index, photograph in enumerate(load_sample_images().images):  # [427, 640, 3]
+        pixels = torch.from_numpy(np.asarray(photograph, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+        windows = pixels.unfold(1, SIZE, STRIDE).unfold(2, SIZE, STRIDE)  # [3, rows, columns, 32, 32]
+        crops.append(windows.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIZE, SIZE).contiguous())
+        height, width = pixels.shape[1:]
+        row = (torch.arange(0, height - SIZE + 1, STRIDE) + SIZE // 2) * ROWS // height
+        column = (torch.arange(0, width - SIZE + 1, STRIDE) + SIZE // 2) * COLUMNS // width
+        parts.append(index * ROWS * COLUMNS + (row[:, None] * COLUMNS + column[None, :]).flatten())
+    return torch.cat(crops), torch.cat(parts)
 
 
-def _crops(photograph: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Tensor:
-    """``[H, W, 3]`` from 0 to 255 → ``[n, 3, 32, 32]`` in [−1, 1], row by row."""
-    pixels = torch.from_numpy(photograph / 127.5 - 1).permute(2, 0, 1)
-    windows = pixels.unfold(1, SIZE, STRIDE).unfold(2, SIZE, STRIDE)  # [3, rows, columns, 32, 32]
-    return windows.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIZE, SIZE).contiguous()
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What a trained classifier depends on, besides its images and the constants above, which FORMAT covers.
+
+    Attributes:
+        name: of the images; the extractor and the cached file are named after it.
+        image_shape: ``[C, H, W]``.
+        strides: of the three convolutions.
+        classes: how many there are.
+        dimension: D, the number of features.
+        epochs: passes over the 80 % of the images that are trained on.
+        seed: of the split, the initial weights and the order of the batches.
+    """
+
+    name: Bundled
+    image_shape: tuple[int, int, int]
+    strides: tuple[int, int, int]
+    classes: int
+    dimension: int
+    epochs: int
+    seed: int
+
+    def as_json(self) -> str:
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, sort_keys=True)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self.seed, f"{self.name}-network", purpose))
 
 
-def _parts(shape: tuple[int, ...]) -> Tensor:
-    """``[n]`` for each crop of a photograph ``[H, W]``, row by row, the part (0 to 19) that holds its centre."""
-    height, width = shape
-    row = (torch.arange(0, height - SIZE + 1, STRIDE) + SIZE // 2) * ROWS // height
-    column = (torch.arange(0, width - SIZE + 1, STRIDE) + SIZE // 2) * COLUMNS // width
-    return (row[:, None] * COLUMNS + column[None, :]).flatten()
+_DIGITS = _Settings("digits", (1, 8, 8), (1, 2, 2), 10, dimension=64, epochs=40, seed=0)
+_PHOTOGRAPHS = _Settings("photographs", (3, SIZE, SIZE), (2, 2, 2), 2 * ROWS * COLUMNS, dimension=64, epochs=20, seed=0)
+SETTINGS: dict[Bundled, _Settings] = {"digits": _DIGITS, "photographs": _PHOTOGRAPHS}
+
+
+class ClassifierExtractor(nn.Module):
+    """A classifier of three convolutions and a hidden layer of features, differentiable in the images.
+
+    SiLU is smooth and does not saturate. No layer mixes images of a batch. Weights are He normal, biases zero.
+    """
+
+    def __init__(self, settings: _Settings, generator: torch.Generator) -> None:
+        super().__init__()
+        self._settings = settings
+        channels, height, width = settings.image_shape
+        first, second, third = settings.strides
+        shrunk = first * second * third
+        # On the meta device the layers' own initialization draws nothing from torch's global generator.
+        self.conv_1 = nn.Conv2d(channels, 16, 3, stride=first, padding=1, device="meta")
+        self.conv_2 = nn.Conv2d(16, 32, 3, stride=second, padding=1, device="meta")
+        self.conv_3 = nn.Conv2d(32, 64, 3, stride=third, padding=1, device="meta")
+        self.hidden = nn.Linear(64 * (height // shrunk) * (width // shrunk), settings.dimension, device="meta")
+        self.head = nn.Linear(settings.dimension, settings.classes, device="meta")
+        self.to_empty(device="cpu")
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
+            else:
+                nn.init.zeros_(parameter)
+
+    @functools.cached_property
+    def name(self) -> str:
+        """``<images>-<dimension>-<hash of the weights>``."""
+        return f"{self._settings.name}-{self.dimension}-{weights_hash(self.state_dict())}"
+
+    @property
+    def dimension(self) -> int:
+        """The number of features, D."""
+        return self._settings.dimension
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of ``[B, C, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for images of another shape.
+        """
+        if tuple(images.shape[1:]) != self._settings.image_shape:
+            expected = ", ".join(str(size) for size in self._settings.image_shape)
+            raise MetricError(
+                f"images: expected [B, {expected}] for {self._settings.name}, got the shape {list(images.shape)}"
+            )
+        x = images.to(self.hidden.weight)
+        for convolution in (self.conv_1, self.conv_2, self.conv_3):
+            x = F.silu(convolution(x))
+        return F.silu(self.hidden(x.flatten(1)))
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, D]`` and logits ``[B, classes]``, from one pass."""
+        features = self(images)
+        return features, self.head(features)
+
+
+def feature_network(name: Bundled, *, cache: Path | None = None, **changes: Any) -> ClassifierExtractor:
+    """The classifier of these images: read from the cache, or trained and written there.
+
+    On the same machine, training again gives the same weights with any number of torch's threads. On another kind of
+    processor the weights differ by rounding, so the extractor's name differs, too.
+
+    Args:
+        name: of the images.
+        cache: a folder, created when it does not exist; ``None`` is the user's.
+        changes: ``seed``, ``dimension`` or ``epochs`` in place of the usual ones.
+
+    Raises:
+        MetricError: the cached file is broken or cannot be written.
+    """
+    settings = dataclasses.replace(SETTINGS[name], **changes)
+    digest = hashlib.sha256(settings.as_json().encode()).hexdigest()[:16]
+    path = (cache or cache_directory()) / f"{name}-network-{digest}.safetensors"
+    network = ClassifierExtractor(settings, settings.generator("weights"))
+    if path.exists():
+        try:
+            network.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise MetricError(f"{path}: is no cached {name} network; delete it, and it is trained again") from error
+    else:
+        with torch_threads(1):  # small layers gain nothing from more
+            _train(network, settings)
+        write_atomically(path, save(network.state_dict(), {"settings": settings.as_json()}), error=MetricError)
+    return network.eval().requires_grad_(requires_grad=False)
+
+
+def _train(network: ClassifierExtractor, settings: _Settings) -> None:
+    images, classes = bundled_images(settings.name)
+    order = torch.randperm(len(images), generator=settings.generator("split"))
+    trained = order[math.ceil(len(images) * HELD_OUT_FRACTION) :]
+    images, classes = images[trained], classes[trained]
+    steps = settings.epochs * math.ceil(len(images) / BATCH)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    shuffle = settings.generator("batches")
+    batches = (
+        batch
+        for _ in range(settings.epochs)
+        for batch in torch.split(torch.randperm(len(images), generator=shuffle), BATCH)
+    )
+
+    def loss(_step: int) -> Tensor:
+        batch = next(batches)
+        return F.cross_entropy(network.features_and_logits(images[batch])[1], classes[batch])
+
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    descend(loss, optimizer, steps=steps, schedule=schedule, description=f"training the {settings.name} extractor")
+
+
+def second_network(name: Bundled, *, cache: Path | None = None) -> ClassifierExtractor:
+    """Another network of the same images, with other features. No search uses it."""
+    return feature_network(name, seed=SECOND_SEED, dimension=SECOND_DIMENSION, cache=cache)
+
+
+digits_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "digits")
+second_digits_extractor: Callable[[], FeatureExtractor] = functools.partial(second_network, "digits")
+photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "photographs")
+second_photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(second_network, "photographs")
+"""``fid@digits``, ``fid@digits2``, ``fid@photographs`` and ``fid@photographs2``, named in ``metrics/names.py``."""
+
+
+def view_of(extractor: FeatureExtractor, images: Tensor) -> View:
+    """An extractor together with its features of the real ``images`` ``[n, C, H, W]``."""
+    features = extract(extractor, images, batch_size=500)
+    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), extractor.name)
+    return View(extractor, Reference(statistics, statistics.sha256, features.astype(np.float32)))

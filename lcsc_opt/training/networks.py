@@ -1,10 +1,10 @@
-"""The networks that the shipped recipes train: small U-Nets of diffusers, and the weights that they begin with."""
+"""Small networks: U-Nets of diffusers, the weights that they begin with, and a plain loop that trains them."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.base.progress import progress
 
 
 def small_unet(image_shape: Sequence[int], widths: Sequence[int], **options: Any) -> nn.Module:
@@ -61,29 +62,62 @@ class PatchedUNet(nn.Module):
         return functional.pixel_shuffle(patches, self.patch)
 
 
+@torch.no_grad()
 def initialize(network: nn.Module, generator: torch.Generator) -> None:
     """Draw every weight of a network anew from ``generator``, as PyTorch's own defaults would.
 
-    Weights with two axes or more are uniform within ± 1 / sqrt(fan-in). Vectors of normalization layers are one and
-    zero.
+    Weights with two axes or more, and the biases of their layers, are uniform within ± 1 / sqrt(fan-in). Vectors of
+    normalization layers are one and zero.
     """
     for module in network.modules():
+        weight = getattr(module, "weight", None)
+        fan_in = weight[0].numel() if isinstance(weight, Tensor) and weight.ndim >= 2 else 0
         for name, parameter in module.named_parameters(recurse=False):
-            _initialize_parameter(parameter, name, _fan_in(module), generator)
+            if fan_in:
+                parameter.uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in), generator=generator)
+            else:
+                parameter.fill_(1.0 if name == "weight" else 0.0)
 
 
-def _fan_in(module: nn.Module) -> int:
-    weight = getattr(module, "weight", None)
-    return weight[0].numel() if isinstance(weight, Tensor) and weight.ndim >= 2 else 0
+def descend(
+    loss: Callable[[int], Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps: int,
+    description: str,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+    after: Callable[[int], None] | None = None,
+) -> None:
+    """Minimize a loss in this process, without checkpoints.
 
+    Args:
+        loss: index of a step → its scalar.
+        optimizer: of the parameters.
+        steps: how many.
+        description: what the progress bar says.
+        schedule: of the learning rate; stepped with the optimizer.
+        after: called with the number of steps that are done.
 
-@torch.no_grad()
-def _initialize_parameter(parameter: Tensor, name: str, fan_in: int, generator: torch.Generator) -> None:
-    if fan_in:
-        bound = 1 / math.sqrt(fan_in)
-        parameter.uniform_(-bound, bound, generator=generator)
-    else:
-        parameter.fill_(1.0 if name == "weight" else 0.0)
+    Raises:
+        TrainingError: a loss is not finite.
+    """
+    with progress(description, steps) as advance, torch.enable_grad():
+        for step in range(steps):
+            value = loss(step)
+            number = float(value.detach())
+            if not math.isfinite(number):
+                raise TrainingError(
+                    f"{description}: the loss of step {step + 1} is {number}; lower the learning rate, or look at the "
+                    "data"
+                )
+            optimizer.zero_grad()
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            if after is not None:
+                after(step + 1)
+            advance(note=f"loss {number:.4g}")
 
 
 @contextlib.contextmanager

@@ -25,10 +25,9 @@ from lcsc_opt.base.interrupts import interrupt_held
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import LatentDecoder
-from lcsc_opt.training.curve import LearningCurve
+from lcsc_opt.training.curve import LearningCurve, SampleSheets
 from lcsc_opt.training.data import as_floats
 from lcsc_opt.training.recipes.base import Batch, Denoiser, Recipe
-from lcsc_opt.training.samples import SampleSheets
 from lcsc_opt.trajectory import Trajectory
 from lcsc_opt.trajectory.callbacks import TrajectorySaver
 
@@ -159,7 +158,6 @@ class _Loop:
             return None
         return SampleSheets(
             job.beside(".samples"),
-            every=job.samples_every,
             recipe=job.recipe,
             network=self.raw,
             image_shape=tuple(job.images.shape[1:]),
@@ -258,7 +256,7 @@ class _Loop:
                 self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.raw)
                 self._save_state_in_time()
-            if self.sheets is not None and self.sheets.due(self.step):
+            if self.sheets is not None and self.job.samples_every and self.step % self.job.samples_every == 0:
                 self.sheets.write(self.step, self.raw)
             yield shown
 

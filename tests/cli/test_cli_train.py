@@ -30,7 +30,7 @@ from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training import latents, preparing
 from lcsc_opt.training.data import BUNDLED, load_images
-from lcsc_opt.training.images import digits_images
+from lcsc_opt.training.images import bundled_images
 from lcsc_opt.training.models import read_model
 from lcsc_opt.training.recipes import RECIPES
 from lcsc_opt.trajectory import Trajectory
@@ -159,8 +159,10 @@ def test_the_small_autoencoder_brings_images_back(
 ) -> None:
     monkeypatch.setattr(latents, "BATCH", 16)
     device = torch.device("cpu")
-    autoencoder = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=120)
-    found = latents.encode(autoencoder, digits_images(), device=device)
+    autoencoder = latents.train_autoencoder(
+        bundled_images("digits")[0], workplace / "own", seed=0, device=device, steps=120
+    )
+    found = latents.encode(autoencoder, bundled_images("digits")[0], device=device)
     assert found.values.shape == (1797, 2, 4, 4)
     assert torch.allclose(found.values.mean((0, 2, 3)), torch.zeros(2), atol=1e-4)
     assert torch.allclose(found.values.std((0, 2, 3)), torch.full((2,), 0.5), atol=1e-3)
@@ -168,11 +170,13 @@ def test_the_small_autoencoder_brings_images_back(
     network: Any = autoencoder
     with torch.no_grad():
         images = decoder(found.values[:200])
-        own = network.decode(network.encode(digits_images()[:200]).latent_dist.mode()).sample
+        own = network.decode(network.encode(bundled_images("digits")[0][:200]).latent_dist.mode()).sample
     torch.testing.assert_close(images, own, rtol=0, atol=1e-4)
-    assert float((images - digits_images()[:200]).square().mean()) < 0.35 * float(digits_images().var())
+    assert float((images - bundled_images("digits")[0][:200]).square().mean()) < 0.35 * float(
+        bundled_images("digits")[0].var()
+    )
     capsys.readouterr()
-    again = latents.train_autoencoder(digits_images(), workplace / "own", seed=0, device=device, steps=120)
+    again = latents.train_autoencoder(bundled_images("digits")[0], workplace / "own", seed=0, device=device, steps=120)
     assert torch.equal(again.state_dict()["quant_conv.weight"], autoencoder.state_dict()["quant_conv.weight"])
     assert capsys.readouterr().err == ""  # it is read
 
@@ -206,7 +210,7 @@ def save_images(sizes: list[tuple[int, int]]) -> None:
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_the_extractors_that_a_study_file_names_are_there(name: str) -> None:
-    data = BUNDLED[name]()
+    data = load_images(name, cache=Path())
     assert data.extractor != data.second
     for extractor in (data.extractor, data.second):
         assert callable(import_dotted(MADE[str(extractor)], setting="loss"))

@@ -23,8 +23,7 @@ from lcsc_opt.database.store import StoredStudy, TrialKey, study_names
 from lcsc_opt.database.tables import models
 from lcsc_opt.diagnostics.cleaning.cache import UNFINISHED, contents, kind_of
 from lcsc_opt.diagnostics.cleaning.studies import deletable
-from lcsc_opt.training.consistency import ConsistencyTraining
-from lcsc_opt.training.images import SECOND_DIMENSION, train_digits_network
+from lcsc_opt.training.images import feature_network
 from lcsc_opt.trajectory import TrajectoryWriter
 from lcsc_opt.views.artifacts import artifact_directory
 from tests import model_studies
@@ -291,8 +290,8 @@ def test_other_files_of_the_folder_are_neither_listed_nor_removed(
 
 
 def test_the_names_are_those_that_are_given(tmp_path: Path) -> None:
-    assert kind_of(f"digits-ddpm-{ConsistencyTraining().key('network')}.trajectory") == "trajectory"
-    train_digits_network(seed=0, epochs=1, dimension=SECOND_DIMENSION, cache=tmp_path)
+    assert kind_of("digits-ddpm-4250c588298aa207.trajectory") == "trajectory"
+    feature_network("digits", epochs=1, cache=tmp_path)
     assert [entry.kind for entry in contents(tmp_path, None)] == ["feature network"]
     assert contents(tmp_path / "nothing", None) == []
 

@@ -5,15 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lcsc_opt.training import on_demand
-
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """Sums over several threads have other last bits; threads that wait for each other take long on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(on_demand, "THREADS", 1)
-        yield
+    yield
     torch.set_num_threads(threads)

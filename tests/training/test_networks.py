@@ -1,7 +1,9 @@
-"""The networks that the shipped recipes train."""
+"""Small networks, the weights that they begin with, and the plain loop."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.training.networks import PatchedUNet, initialize, small_unet
+from lcsc_opt.base.errors import TrainingError
+from lcsc_opt.training.networks import PatchedUNet, descend, initialize, small_unet
+from tests.training.toy_network import ToyNetwork
 
 
 class Unchanged(nn.Module):
@@ -41,3 +45,44 @@ def test_an_image_does_not_depend_on_the_rest_of_its_batch() -> None:
         alone = torch.cat([network(images[i : i + 1], times[i : i + 1]).sample for i in range(5)])
     torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-5)
     assert whole.shape == images.shape
+
+
+def test_weights_are_drawn_from_the_generator_only() -> None:
+    def drawn(seed: int) -> dict[str, Tensor]:
+        network = ToyNetwork()
+        initialize(network, torch.Generator().manual_seed(seed))
+        return network.state_dict()
+
+    first, same, other = drawn(0), drawn(0), drawn(1)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["first.weight"], other["first.weight"])
+    assert (first["norm.weight"] == 1).all()
+    assert (first["norm.bias"] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: nn.Linear(50, 400), lambda: nn.Conv2d(16, 64, 3), lambda: nn.Conv2d(16, 64, 3, groups=4)]
+)
+def test_weights_are_distributed_as_pytorchs_own(build: Callable[[], nn.Module]) -> None:
+    module, default = build(), build()
+    initialize(module, torch.Generator().manual_seed(0))
+    for name, drawn in module.state_dict().items():
+        reference = default.state_dict()[name]
+        assert float(drawn.abs().max()) == pytest.approx(float(reference.abs().max()), rel=0.2)
+        assert float(drawn.std()) == pytest.approx(float(reference.std()), rel=0.2)
+
+
+def test_a_plain_loop_descends_and_counts() -> None:
+    x, done = nn.Parameter(torch.tensor(3.0)), []
+    optimizer = torch.optim.SGD([x], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=0.5, total_iters=1)  # 0.05, then 0.1
+    with torch.no_grad():
+        descend(lambda _: x**2, optimizer, steps=3, description="test", schedule=schedule, after=done.append)
+    assert float(x.detach()) == pytest.approx(3 * 0.9 * 0.8 * 0.8)
+    assert done == [1, 2, 3]
+
+
+def test_a_plain_loop_stops_at_a_loss_that_is_not_finite() -> None:
+    x = nn.Parameter(torch.ones(()))
+    with pytest.raises(TrainingError, match="the loss of step 3 is nan; lower the learning rate"):
+        descend(lambda step: x * (math.nan if step == 2 else 1), torch.optim.SGD([x]), steps=9, description="training")

@@ -9,19 +9,21 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import StudySpecError, TrainingError
 from lcsc_opt.training.preparing import parse_recipe
 from lcsc_opt.training.recipes import RECIPES, Batch, Recipe
 from lcsc_opt.training.recipes.cd import Cd, heun_step
-from lcsc_opt.training.recipes.coupling import optimal_coupling
 from lcsc_opt.training.recipes.ct import Ct
 from lcsc_opt.training.recipes.ddpm import Ddpm
 from lcsc_opt.training.recipes.ect import Ect
 from lcsc_opt.training.recipes.edm import Edm
-from lcsc_opt.training.recipes.flow import Flow
-from lcsc_opt.training.recipes.ict import Ict
+from lcsc_opt.training.recipes.flow import Flow, optimal_coupling
+from lcsc_opt.training.recipes.ict import Ict, pseudo_huber
 from lcsc_opt.training.recipes.slct import Slct, cauchy
 
 N, PIXELS = 5, 4
@@ -185,6 +187,43 @@ def test_ict_is_equation_7() -> None:
             square += (student - f(STUDENT, x + low * e, low, low=0.002, scale=250)) ** 2
         total += (math.sqrt(square + c * c) - c) / (high - low)
     assert recipe.loss(batch(recipe)).item() == pytest.approx(total / N, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "first", "last"), [(4000, 10, 160), (400_000, 10, 1280), (20, 10, 40), (1000, 2, 150), (90, 10, 35)]
+)
+def test_the_discretization_of_ict_is_its_papers(steps: int, first: int, last: int) -> None:
+    recipe = Ict(first_discretization=first, last_discretization=last)
+    stage = math.floor(steps / (math.log2(math.floor(last / first)) + 1))  # K' of Song & Dhariwal 2023, Table 1
+    for step in {0, 1, stage - 1, stage, 2 * stage, steps // 2, steps - 1}:
+        assert recipe.discretization(step, steps) == min(first * 2 ** (step // stage), last)
+
+
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 3))
+def test_the_last_discretization_is_reached_however_short_the_run(first: int, steps: int, doublings: int) -> None:
+    recipe = Ict(first_discretization=first, last_discretization=first * 2**doublings)
+    counts = [recipe.discretization(step, steps) for step in range(steps)]
+    assert (counts[0], counts[-1]) == (first, first * 2 ** min(doublings, steps - 1))
+
+
+@given(st.integers(1, 300), st.floats(-3, 1), st.floats(0.3, 3), st.floats(1, 100))
+def test_chances_of_noise_levels_are_lognormal(count: int, mean: float, std: float, sigma_max: float) -> None:
+    recipe = Ict(
+        first_discretization=count, last_discretization=count, noise_mean=mean, noise_std=std, sigma_max=sigma_max
+    )
+    levels, found = recipe.levels(0, 1)
+    below = stats.lognorm.cdf(levels.numpy(), s=std, scale=math.exp(mean))
+    assert found.shape == (count,)
+    assert found.tolist() == pytest.approx((below[1:] - below[:-1]).tolist(), abs=1e-12)
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.floats(1e-6, 1e3))
+def test_pseudo_huber_is_its_formula(channels: int, size: int, scale: float) -> None:
+    x = scale * torch.randn(4, channels, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    c = 0.00054 * math.sqrt(channels * size * size)
+    expected = [math.sqrt(float((image**2).sum()) + c * c) - c for image in x]
+    assert pseudo_huber(x).tolist() == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert not pseudo_huber(0 * x).any()
 
 
 @pytest.mark.parametrize(("step", "stage"), [(0, 1), (60, 5)])

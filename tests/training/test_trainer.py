@@ -23,7 +23,7 @@ from lcsc_opt.training.recipes.ct import Ct
 from lcsc_opt.training.recipes.edm import Edm
 from lcsc_opt.training.trainer import Job, new_accelerator, train
 from lcsc_opt.trajectory import Trajectory
-from tests.training.training_examples import IMAGES, ToyNetwork
+from tests.training.toy_network import IMAGES, ToyNetwork
 
 STEPS, EVERY = 20, 4
 

@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from lcsc_opt.training.consistency import pseudo_huber
 from lcsc_opt.training.recipes.base import (
     Batch,
     Count,
@@ -21,6 +20,7 @@ from lcsc_opt.training.recipes.base import (
     consistency_scheduler,
 )
 from lcsc_opt.training.recipes.edm import denoiser, denoising_weight
+from lcsc_opt.training.recipes.ict import pseudo_huber
 
 
 class Ect(Recipe):

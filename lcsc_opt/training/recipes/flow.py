@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from lcsc_opt.base.errors import TrainingError
 from lcsc_opt.sampling.consistency import network_output
 from lcsc_opt.training.recipes.base import Batch, Kind, Recipe, column
-from lcsc_opt.training.recipes.coupling import optimal_coupling
 
 TIMESTEPS = 1000  # a network of diffusers is told 1000 times the share of noise
 
@@ -51,3 +51,21 @@ class Flow(Recipe):
             "flow_shift": 1.0,
             "num_train_timesteps": TIMESTEPS,
         }
+
+
+def optimal_coupling(noise: Tensor, images: Tensor) -> Tensor:
+    """The noise ``[N, ...]`` in another order, so that the squared distances to its images have the smallest sum.
+
+    Minibatch optimal transport (Pooladian et al. 2023; Tong et al. 2023, Alg. 2). With as many of one as of the other,
+    all of equal mass, the optimal plan is a permutation.
+
+    Raises:
+        TrainingError: POT is not installed.
+    """
+    try:
+        import ot
+    except ImportError as error:
+        raise TrainingError(f"POT cannot be imported ({error}): pip install POT") from error
+    cost = torch.cdist(images.flatten(1).double().cpu(), noise.flatten(1).double().cpu()) ** 2
+    plan = ot.emd([], [], cost.numpy())  # empty weights: uniform ones
+    return noise[torch.from_numpy(plan).argmax(1).to(noise.device)]

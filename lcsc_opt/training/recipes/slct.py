@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from lcsc_opt.training.recipes.base import Batch, NonNegative, column
-from lcsc_opt.training.recipes.coupling import optimal_coupling
 from lcsc_opt.training.recipes.edm import denoising_weight
+from lcsc_opt.training.recipes.flow import optimal_coupling
 from lcsc_opt.training.recipes.ict import Ict
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -40,11 +40,8 @@ class Slct(Ict):
 
     def loss(self, batch: Batch) -> Tensor:
         """The Cauchy loss of iCT's difference, and the diffusion loss of the student where there is little noise."""
-        levels, chances = self.levels(batch.step, batch.steps)
-        device, count = batch.images.device, len(levels) - 1
-        levels = levels.float().to(device)
-        interval = torch.multinomial(chances.to(device), len(batch.images), replacement=True, generator=batch.generator)
-        low, high = levels[interval], levels[interval + 1]
+        low, high, interval = self.draw_interval(batch)
+        count = self.discretization(batch.step, batch.steps)
         noise = batch.normal()
         if self.coupling == "optimal-transport":
             noise = optimal_coupling(noise, batch.images)

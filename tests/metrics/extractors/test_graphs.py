@@ -9,7 +9,7 @@ from torch import nn
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.extractors.base import features_with_graph, image_gradient
 from lcsc_opt.metrics.extractors.network import rgb_levels, to_bytes, to_levels
-from lcsc_opt.training.images import train_digits_network
+from lcsc_opt.training.images import feature_network
 
 
 class Network:
@@ -176,7 +176,7 @@ def test_grey_images_of_every_type_become_rgb_levels_with_a_graph(dtype):
 
 
 def test_the_digits_network_has_a_gradient_in_float64(tmp_path):
-    extractor = train_digits_network(seed=0, cache=tmp_path, dimension=8, epochs=1)
+    extractor = feature_network("digits", cache=tmp_path, dimension=8, epochs=1)
     extractor._network.double()
     batch = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.autograd.gradcheck(lambda at: features_with_graph(extractor, at), batch.requires_grad_())

@@ -1,0 +1,206 @@
+"""Objectives whose models are trained here, on small images, when a study first needs them.
+
+``objectives/digits.py``, ``digits_ddpm.py``, ``photographs.py`` and ``trained.py`` are made of this. Models are sampled
+as :class:`SmallModel` says, and scored by networks that are trained here, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import MetricError, TrajectoryError
+from lcsc_opt.base.files import only_process, remove
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.reproducibility import derive_seed
+from lcsc_opt.base.settings import FrozenModel
+from lcsc_opt.metrics import Scores, View
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.metrics.judges import known_features
+from lcsc_opt.metrics.keeping import kept_metric
+from lcsc_opt.metrics.loss import why_no_gradient
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName, parse_loss, parse_names
+from lcsc_opt.metrics.scores import CrossCheckSpace
+from lcsc_opt.objective.merge_sample_score import MergeSampleScore
+from lcsc_opt.objective.settings import Positive, SelectionSettings
+from lcsc_opt.sampling import (
+    ConsistencyFunction,
+    ConsistencySampler,
+    DiffusersSampler,
+    ImageNoise,
+    Sampler,
+    build_scheduler,
+)
+from lcsc_opt.training.images import Bundled, bundled_images, feature_network, second_network, view_of
+from lcsc_opt.training.networks import descend, initialize, torch_threads
+from lcsc_opt.training.recipes import Batch, Recipe
+from lcsc_opt.training.recipes.base import ConsistencyRecipe
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
+
+THREADS = 2  # the README's numbers are of weights that two threads trained, on any number of cores
+Seed = Annotated[int, Field(ge=0)]
+
+
+class TrainedSettings(FrozenModel):
+    """Settings of an objective whose model is trained here.
+
+    Attributes:
+        loss: as for all objectives over images; so are ``metrics``, ``held_out_metrics`` and ``keep``.
+        data: ``half`` trains on half of the images, and keeps the other half for held-out reports.
+        images: in an evaluation; with 64 or fewer, the covariance of 64 features has no full rank.
+        nfe: model calls an image.
+        training_steps: length of the training.
+        select: which of its checkpoints are combined.
+    """
+
+    loss: str | dict[str, float] = "fid"
+    metrics: list[str] = Field(default_factory=list)
+    held_out_metrics: list[str] | None = None
+    keep: str | None = None
+    data: Literal["all", "half"] = "all"
+    images: Annotated[int, Field(ge=65)] = 1000
+    batch_size: Positive = 500
+    nfe: Annotated[int, Field(ge=1, le=100)] = 1
+    noise_seed: Seed = 0
+    training_steps: Annotated[int, Field(ge=2)] = 1000
+    checkpoint_every: Positive = 5
+    training_seed: Seed = 0
+    select: SelectionSettings = SelectionSettings()
+
+    def check(self) -> None:
+        """Refuse metrics that cannot be computed, and a selection of too few checkpoints, before any training.
+
+        Raises:
+            MetricError: a metric is not known, needs another network, or cannot be kept.
+            TrajectoryError: fewer than two checkpoints are left.
+        """
+        loss = parse_loss(self.loss)
+        metrics = [*loss, *parse_names([*self.metrics, *(self.held_out_metrics or ())])]
+        for metric in [*metrics, *([] if self.keep is None else [kept_metric(self.keep, loss)])]:
+            if metric.extractor != INCEPTION:
+                raise MetricError(f"{metric}: digits and crops are seen by one network here; leave out what follows @")
+        self.select.check(range(self.checkpoint_every, self.training_steps + 1, self.checkpoint_every))
+
+    def why_no_gradient(self) -> str | None:
+        """Why the loss has no gradient, as one clause; ``None`` if it has one."""
+        return why_no_gradient(parse_loss(self.loss))
+
+    def trained_on(self, dataset: Bundled) -> Tensor:
+        """``[n, C, H, W]``: the images that training and loss may look at."""
+        images, _ = bundled_images(dataset)
+        return images if self.data == "all" else images[::2]
+
+    def objective(self, dataset: Bundled, trajectory: Trajectory, sampler: Sampler) -> MergeSampleScore:
+        """Merge the selected checkpoints, sample, and score by the networks of ``dataset``."""
+
+        def view(extractor: FeatureExtractor) -> View:
+            seen = view_of(extractor, self.trained_on(dataset))
+            if seen.reference is None or self.data == "all":
+                return seen
+            held_out = view_of(extractor, bundled_images(dataset)[0][1::2]).reference
+            return View(extractor, dataclasses.replace(seen.reference, held_out=held_out))
+
+        scores = Scores(
+            {INCEPTION: view(feature_network(dataset))},
+            loss=self.loss,
+            metrics=self.metrics,
+            held_out_metrics=self.held_out_metrics or (),
+            keep=self.keep,
+            cross_check=CrossCheckSpace(MetricName("fid", CROSS_CHECK), lambda: view(second_network(dataset))),
+            judge_reference=known_features if self.held_out_metrics is None else None,
+        )
+        combined = self.select.of(trajectory)
+        return MergeSampleScore(combined, sampler, scores, images=self.images, batch_size=self.batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallModel:
+    """A network, and a recipe that trains it in minutes on a CPU, in this process and without Accelerate.
+
+    Attributes:
+        name: of the trajectory's file in the cache.
+        dataset: what it is trained on.
+        recipe: its loss and settings; the optimizer is RAdam for all.
+        image_shape: ``[C, H, W]``.
+        architecture: names the network in the cache; change it with the network.
+        network: makes the network.
+        spacing: ratio of the noise levels of a consistency model that is sampled in several steps.
+    """
+
+    name: str
+    dataset: Bundled
+    recipe: Recipe
+    image_shape: tuple[int, int, int]
+    architecture: str
+    network: Callable[[], nn.Module]
+    spacing: float = 0.2
+
+    def build(self, settings: TrainedSettings) -> MergeSampleScore:
+        """The objective; the trajectory and the feature network come from the cache, or are trained first."""
+        settings.check()
+        return settings.objective(self.dataset, self.trajectory(settings), self._sampler(settings))
+
+    def _sampler(self, settings: TrainedSettings) -> Sampler:
+        network, recipe, noise = self.network(), self.recipe, ImageNoise(settings.noise_seed)
+        if isinstance(recipe, ConsistencyRecipe):
+            function = ConsistencyFunction(network, sigma_data=recipe.sigma_data, sigma_min=recipe.sigma_min)
+            sigmas = [recipe.sigma_max * self.spacing**step for step in range(settings.nfe)]
+            return ConsistencySampler(function, image_shape=self.image_shape, sigmas=sigmas, noise=noise)
+        scheduler = build_scheduler(None, recipe.scheduler())
+        return DiffusersSampler(network, scheduler, steps=settings.nfe, image_shape=self.image_shape, noise=noise)
+
+    def trajectory(self, settings: TrainedSettings) -> Trajectory:
+        """The trajectory from the cache, trained first if it does not exist.
+
+        Raises:
+            TrainingError: the training diverged.
+            TrajectoryError: the settings leave fewer than two checkpoints, or the cache cannot be written.
+        """
+        every, steps = settings.checkpoint_every, settings.training_steps
+        described = {"steps": steps, "checkpoint_every": every, "seed": settings.training_seed}
+        # 1 and "diffusion 1" are versions: raise them when the same settings would train another model
+        version = 1 if isinstance(self.recipe, ConsistencyRecipe) else "diffusion 1"
+        text = json.dumps([version, self.architecture, {**self.recipe.model_dump(), **described}], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16] + ("" if settings.data == "all" else f"-{settings.data}")
+        path = cache_directory() / f"{self.name}-{key}.trajectory"
+        if not path.exists():
+            if steps < 2 * every:
+                raise TrajectoryError(f"{steps} steps with a checkpoint every {every} leave fewer than two")
+            description = f"training {self.name}"
+            with only_process(path, busy=functools.partial(notice, f"{path} is trained by another process: waiting")):
+                if not path.exists():
+                    self._train(settings, path, description)
+        return Trajectory.open(path)
+
+    def _train(self, settings: TrainedSettings, path: Path, description: str) -> None:
+        """Train, and leave the trajectory; a training that was interrupted begins again."""
+        images, network = settings.trained_on(self.dataset), self.network()
+        generator = torch.Generator().manual_seed(derive_seed(settings.training_seed, "training"))
+        initialize(network, generator)
+        optimizer = torch.optim.RAdam(network.train().parameters(), lr=self.recipe.learning_rate)
+        steps, every = settings.training_steps, settings.checkpoint_every
+
+        def loss(step: int) -> Tensor:
+            chosen = torch.randint(len(images), (self.recipe.batch_size,), generator=generator)
+            return self.recipe.loss(Batch(images[chosen], step, steps, network, network, generator))
+
+        partial = path.with_name(f"{path.name}.partial")
+        remove(partial)
+        with torch_threads(THREADS), TrajectoryWriter(partial) as writer:
+
+            def save(step: int) -> None:
+                if step % every == 0:
+                    writer.append(step, network)
+
+            descend(loss, optimizer, steps=steps, description=description, after=save)
+        partial.replace(path)

@@ -1,0 +1,127 @@
+"""The bundled images, and the networks whose features judge samples of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_sample_images
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import FeatureStatistics, FrechetReference, extract
+from lcsc_opt.testing import check_extractor
+from lcsc_opt.training import images
+from lcsc_opt.training.images import Bundled, ClassifierExtractor, bundled_images, feature_network
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.fixture(scope="module")
+def digits(cache: Path) -> ClassifierExtractor:
+    return feature_network("digits", epochs=3, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def photographs(cache: Path) -> ClassifierExtractor:
+    return feature_network("photographs", epochs=2, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"), [("digits", (1797, 1, 8, 8), 10), ("photographs", (7700, 3, 32, 32), 40)]
+)
+def test_images_span_minus_one_to_one(name: Bundled, shape: tuple[int, ...], classes: int) -> None:
+    pixels, labels = bundled_images(name)
+    assert (pixels.shape, pixels.dtype) == (shape, torch.float32)
+    assert (float(pixels.min()), float(pixels.max())) == (-1, 1)
+    assert labels.shape == shape[:1]
+    assert labels.unique().tolist() == list(range(classes))
+
+
+def test_crops_and_their_parts_are_where_they_should_be() -> None:
+    crops, parts = bundled_images("photographs")
+    photographs = load_sample_images().images
+    for index in (0, 76, 77, 77 * 25 + 38, 3849, 3850, 7699, 5000):
+        photograph, place = divmod(index, 3850)
+        y, x = (8 * part for part in divmod(place, 77))
+        expected = photographs[photograph][y : y + 32, x : x + 32]
+        found = (crops[index].permute(1, 2, 0).double() + 1) * 127.5
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+        assert int(parts[index]) == photograph * 20 + int((y + 16) / (427 / 4)) * 5 + int((x + 16) / (640 / 5))
+
+
+@pytest.mark.parametrize(("name", "right"), [("digits", 0.7), ("photographs", 0.3)])  # by chance 0.1 and 0.025
+def test_a_few_epochs_already_classify(name: Bundled, right: float, request: pytest.FixtureRequest) -> None:
+    extractor = request.getfixturevalue(name)
+    pixels, labels = bundled_images(name)
+    assert float((extractor.features_and_logits(pixels)[1].argmax(1) == labels).double().mean()) > right
+    assert (extractor.dimension, extractor.name.rpartition("-")[0]) == (64, f"{name}-64")
+    check_extractor(extractor, pixels[:7])
+    assert extract(extractor, pixels[:1000]).std(axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["digits", "photographs"])
+def test_worse_images_have_a_larger_distance(name: Bundled, request: pytest.FixtureRequest) -> None:
+    extractor, (pixels, _) = request.getfixturevalue(name), bundled_images(name)
+    generator = torch.Generator().manual_seed(0)
+    pixels = pixels[torch.randperm(len(pixels), generator=generator)[:1797]]
+    statistics = FeatureStatistics.from_features(extract(extractor, pixels[:900]))
+    reference = FrechetReference(statistics.mean, statistics.covariance)
+    some = pixels[900:]
+    noise = torch.randn(some.shape, generator=generator)
+    fids = [reference.distance_from_features(extract(extractor, some + level * noise)) for level in (0, 0.3, 1)]
+    assert fids == sorted(fids)
+    assert fids[2] > 3 * fids[0]
+
+
+def test_a_second_call_reads_the_cache(
+    cache: Path, digits: ClassifierExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_train", lambda *_: pytest.fail("trained again"))
+    again = feature_network("digits", epochs=3, cache=cache)
+    assert again.name == digits.name
+    pixels = bundled_images("digits")[0][:20]
+    np.testing.assert_array_equal(extract(again, pixels), extract(digits, pixels))
+
+
+def test_the_seed_alone_decides_the_weights(tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    names = [
+        feature_network("digits", dimension=8, epochs=1, seed=seed, cache=tmp_path / str(seed)).name for seed in (0, 1)
+    ]
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        names.append(feature_network("digits", dimension=8, epochs=1, cache=tmp_path / "again").name)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert names[0] == names[2] != names[1]
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tensors", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_broken_cache_is_named(tmp_path: Path, content: bytes) -> None:
+    feature_network("digits", dimension=2, epochs=1, cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(content)
+    with pytest.raises(MetricError, match="delete it") as caught:
+        feature_network("digits", dimension=2, epochs=1, cache=tmp_path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 1, 16, 16), (4, 64)])
+def test_images_of_another_shape_are_refused(digits: ClassifierExtractor, shape: tuple[int, ...]) -> None:
+    with pytest.raises(MetricError, match=r"expected \[B, 1, 8, 8\]"):
+        digits(torch.zeros(shape))
+
+
+@pytest.mark.slow
+def test_the_usual_training_generalizes(tmp_path: Path) -> None:
+    pixels, labels = bundled_images("digits")
+    settings = images.SETTINGS["digits"]
+    unseen = torch.randperm(len(pixels), generator=settings.generator("split"))[:359]
+    logits = feature_network("digits", cache=tmp_path).features_and_logits(pixels[unseen])[1]
+    assert float((logits.argmax(1) == labels[unseen]).double().mean()) > 0.95
