@@ -16,7 +16,6 @@ It needs transformers, accelerate and, for a LoRA, peft.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Annotated, Any, Literal
 
@@ -141,4 +140,4 @@ def _conversion(pipeline: Any, alphas: LoraAlphas | None) -> LoraConversion | No
         component="transformer" if unet is None else "unet",
         unet_config=None if unet is None else unet.config,
     )
-    return LoraConversion(convert, {"alphas": dataclasses.asdict(alphas)})
+    return LoraConversion(convert, {"alphas": alphas.model_dump()})

@@ -91,5 +91,4 @@ def _lora_naming(
     """The recipe's naming; where it has none, since the checkpoints' own names were kept, one with their alphas."""
     if recipe.lora is not None or to.form != "lora":
         return recipe.lora
-    alphas = checkpoints.lora_alphas()
-    return LoraNaming(alphas={name: dict(config) for name, config in alphas.configs.items()})
+    return LoraNaming(alphas=checkpoints.lora_alphas())

@@ -16,6 +16,7 @@ from lcsc_opt.base import VERSION
 from lcsc_opt.base.errors import ObjectiveError, StudyStoreError, TrajectoryError
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
+from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
 from lcsc_opt.objective.contract import Objective
@@ -38,28 +39,15 @@ class LoraNaming(pydantic.BaseModel):
 
     Attributes:
         component: ``unet`` or ``transformer``, for modules whose names do not tell.
-        alphas: component → the part of PEFT's configuration that decides the scale, where tensors hold no alphas.
+        alphas: where tensors hold none.
         layers_per_block: of the U-Net; kohya's names for SDXL depend on it.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
 
     component: str = "unet"
-    alphas: dict[str, dict[str, pydantic.JsonValue]] = {}
+    alphas: LoraAlphas = LoraAlphas()
     layers_per_block: Annotated[int, pydantic.Field(ge=1, le=100)] | None = None
-
-    @pydantic.field_validator("alphas", mode="after")
-    @classmethod
-    def _decide_the_scale(cls, alphas: dict[str, Any]) -> dict[str, Any]:
-        if not alphas:
-            return alphas
-        from lcsc_opt.checkpoints.lora import scale_entries
-
-        checked = {name: scale_entries(config) for name, config in alphas.items()}
-        for name, config in checked.items():
-            if config is None:
-                raise ValueError(f"{name[:40]!r} needs a number lora_alpha, and regular expressions in alpha_pattern")
-        return checked
 
 
 class Recipe(pydantic.BaseModel):

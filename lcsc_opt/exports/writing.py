@@ -136,13 +136,11 @@ def _lora_naming(study: StoredStudy, objective: Objective) -> LoraNaming:
     component = "unet" if getattr(pipeline, "transformer", None) is None else "transformer"
     layers = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "layers_per_block", None)
     known: Any = study.attributes.get("fingerprint")
-    for name in ("objective", "sampler", "lora", "alphas", "configs"):  # as a text-to-image objective describes itself
+    for name in ("objective", "sampler", "lora", "alphas"):  # as a text-to-image objective describes itself
         known = known.get(name) if isinstance(known, dict) else None
-    if known is None:
-        known = trajectory_alphas(packed_trajectory(objective)).configs
     return LoraNaming(
         component=component,
-        alphas={name: dict(config) for name, config in known.items()},
+        alphas=LoraAlphas(**known) if known else trajectory_alphas(packed_trajectory(objective)),
         layers_per_block=layers if isinstance(layers, int) else None,
     )
 
@@ -187,7 +185,7 @@ def write(
     layers = naming.layers_per_block
     lora = functools.partial(
         save_lora,
-        alphas=LoraAlphas(naming.alphas),
+        alphas=naming.alphas,
         component=naming.component,
         unet_config=None if layers is None else types.SimpleNamespace(layers_per_block=layers),
     )

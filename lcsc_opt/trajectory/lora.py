@@ -14,8 +14,6 @@ from lcsc_opt.checkpoints.lora import (
     ADAPTER_CONFIG,
     PACKED_ALPHAS,
     LoraAlphas,
-    _parse,
-    _scale_entries,
     lora_flavour,
     lora_modules,
     read_alphas,
@@ -33,8 +31,10 @@ def trajectory_alphas(trajectory: Trajectory) -> LoraAlphas:
     if all(module.alpha is not None for module in modules):
         return LoraAlphas()
     if text := trajectory.metadata.get(PACKED_ALPHAS):
-        packed = _parse(trajectory.path, text)
-        return LoraAlphas({name: _scale_entries(trajectory.path, config) for name, config in packed.items()})
+        try:
+            return LoraAlphas.model_validate_json(text)
+        except ValueError as error:
+            raise TrajectoryError(f"{trajectory.path}: the configuration of its LoRA is broken.") from error
     source = trajectory.sources[-1]
     there = bool(source) and Path(source).exists()
     if there and (found := read_alphas(source, key=trajectory.metadata.get("key"))) is not None:

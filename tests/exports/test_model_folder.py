@@ -21,7 +21,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.exports import read_recipe
 from lcsc_opt.exports.rebuild import rebuild
-from lcsc_opt.exports.recipe import LoraNaming, recipe_of
+from lcsc_opt.exports.recipe import recipe_of
 from lcsc_opt.exports.writing import Destination, export
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
@@ -205,8 +205,8 @@ def test_a_lora_under_its_own_names_is_said_to_be_one(
 
 
 def test_apply_writes_the_form_that_was_exported(study: StoredStudy, lora: Trajectory, tmp_path: Path) -> None:
-    configs = {"unet": {"lora_alpha": 6.0}}
-    described = {"objective": {"sampler": {"lora": {"alphas": {"configs": configs}}}}}
+    alphas = {"configs": {"unet": {"lora_alpha": 6.0}}}
+    described = {"objective": {"sampler": {"lora": {"alphas": alphas}}}}
     study.set_attribute("fingerprint", described)
     export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors", form="lora"))
     arguments = ["apply", str(tmp_path / "best.safetensors"), str(lora.path), "-o", str(tmp_path / "same.safetensors")]
@@ -225,8 +225,8 @@ def test_a_lora_keeps_the_alphas_that_it_was_searched_with(
     study: StoredStudy, lora: Trajectory, tmp_path: Path
 ) -> None:
     """alpha / rank is multiplied into the up factors, which the names of diffusers have no other place for."""
-    configs = {"unet": {"lora_alpha": 6.0}}
-    described = {"objective": {"sampler": {"lora": {"alphas": {"configs": configs}}}}}
+    alphas = {"configs": {"unet": {"lora_alpha": 6.0}}}
+    described = {"objective": {"sampler": {"lora": {"alphas": alphas}}}}
     study.set_attribute("fingerprint", described)
     recipe = export(study, objective_over(lora), Destination.of(tmp_path / "best.safetensors", form="lora"))
     exported, merged = load_file(tmp_path / "best.safetensors"), lora.merge(COEFFICIENTS)
@@ -265,12 +265,8 @@ def test_kohyas_lora_for_sdxl_is_rebuilt_as_it_was_exported(study: StoredStudy, 
 @pytest.mark.parametrize(
     "lora",
     [
-        {"alphas": {"unet": {}}},
-        {"alphas": {"unet": {"lora_alpha": "x"}}},
-        {"alphas": {"unet": {"lora_alpha": 10**400}}},
-        {"alphas": {"unet": {"lora_alpha": 1, "alpha_pattern": {"(": 1}}}},
-        {"alphas": {"unet": {"lora_alpha": 1, "alpha_pattern": {"x": None}}}},
-        {"alphas": {"unet": {"lora_alpha": 1, "alpha_pattern": {"x" * 501: 1}}}},
+        {"alphas": {"configs": {"unet": {}}}},
+        {"alphas": {"configs": {"unet": {"lora_alpha": 1, "alpha_pattern": {"(": 1}}}}},
         {"layers_per_block": 0},
         {"layers_per_block": [2, 2]},
     ],
@@ -284,8 +280,3 @@ def test_a_recipe_with_a_broken_naming_is_one_line(
         read_recipe(tmp_path / "recipe.json")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
-
-
-def test_a_recipe_names_no_folder_of_the_machine_that_trained() -> None:
-    config: dict[str, Any] = {"lora_alpha": 6.0, "use_rslora": True, "base_model_name_or_path": "/home/somebody/model"}
-    assert LoraNaming(alphas={"unet": config}).alphas == {"unet": {"lora_alpha": 6.0, "use_rslora": True}}

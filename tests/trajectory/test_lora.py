@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.checkpoints.lora import LoraAlphas, LoraFactors, lora_factors, lora_flavour, lora_modules, read_alphas
+from lcsc_opt.checkpoints.lora import (
+    LoraAlphas,
+    LoraFactors,
+    LoraScale,
+    lora_factors,
+    lora_flavour,
+    lora_modules,
+    read_alphas,
+)
 from lcsc_opt.sampling.text_to_image.lora import save_lora, to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
@@ -191,7 +199,7 @@ def test_text_encoders_are_converted_too(tmp_path: Path) -> None:
     torch.testing.assert_close(deltas(loaded.text_encoder), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_names_of_old_diffusers_of_trainers_and_of_kohyas_text_encoders_are_known() -> None:
+def test_names_of_trainers_and_of_kohyas_text_encoders_are_known() -> None:
     down, up = torch.ones(1, 3), torch.ones(2, 1)
     old = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_out_lora"
     assert list(to_diffusers({f"{old}.down.weight": down, f"{old}.up.weight": up})) == [
@@ -309,7 +317,7 @@ def test_a_packed_trajectory_keeps_the_alphas_without_its_sources(saved: Saved, 
         torch.testing.assert_close(ours[name.replace(".", "_")], delta, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"": {}}', '{"": 3}', '{"": {"lora_alpha": "x"}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"configs": {"": {}}}', '{"configs": {"": {"lora_alpha": "x"}}}'])
 def test_packed_alphas_that_are_none_are_one_line(tmp_path: Path, text: str) -> None:
     with TrajectoryWriter(tmp_path / "t", metadata={"lora_alphas": text}) as writer:
         writer.append(1, {"unet.x.lora_A.weight": torch.ones(1, 3), "unet.x.lora_B.weight": torch.ones(2, 1)})
@@ -327,7 +335,9 @@ def test_alphas_of_weights_in_a_subfolder_are_found(saved: Saved, tmp_path: Path
         (folder / "unet_lora" / "adapter_config.json").rename(folder / "adapter_config.json")
     alphas = read_alphas(folder, key=key)
     assert alphas is not None
-    assert alphas.configs == {"": {"lora_alpha": ALPHA}}  # and nothing that names a folder of this machine
+    assert alphas.configs == {
+        "": LoraScale(lora_alpha=ALPHA, alpha_pattern={}, use_rslora=False)
+    }  # and nothing that names a folder of this machine
 
 
 def test_alphas_are_found_from_another_folder_than_it_was_packed_in(
@@ -339,7 +349,7 @@ def test_alphas_are_found_from_another_folder_than_it_was_packed_in(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert trajectory.sources == tuple(map(str, files))
-    assert trajectory_alphas(without_packed_alphas(trajectory)).configs[""]["lora_alpha"] == ALPHA
+    assert trajectory_alphas(without_packed_alphas(trajectory)).configs[""].lora_alpha == ALPHA
 
 
 def test_pefts_configuration_counts_for_names_of_diffusers_too(tmp_path: Path) -> None:
@@ -355,7 +365,7 @@ def test_pefts_configuration_counts_for_names_of_diffusers_too(tmp_path: Path) -
 
 def test_alphas_that_are_gone_are_asked_for(saved: Saved, tmp_path: Path) -> None:
     trajectory = without_packed_alphas(saved_trajectory(saved, tmp_path, "peft")[0])
-    assert trajectory_alphas(trajectory).configs[""]["lora_alpha"] == ALPHA
+    assert trajectory_alphas(trajectory).configs[""].lora_alpha == ALPHA
     for folder in tmp_path.glob("checkpoint-*"):
         folder.rename(tmp_path / f"moved-{folder.name}")
     with pytest.raises(TrajectoryError, match="give lora_alpha"):
