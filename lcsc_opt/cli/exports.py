@@ -47,7 +47,7 @@ def export(
     overwrite: Overwrite = False,
     storage: Storage = None,
 ) -> None:
-    """Write the merged model, with the recipe in its metadata; to a .json file, the recipe alone."""
+    """Write the merged model, with its recipe inside. To a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.exports import writing
@@ -133,7 +133,7 @@ def apply(
     config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge by a recipe: the same bits again elsewhere, verified by hash; or once without a study, as an average."""
+    """Merge by a recipe: the same bits again elsewhere. Or once without a study, by a rate or given coefficients."""
     from lcsc_opt.exports.averaging import average, coefficients_named
     from lcsc_opt.exports.rebuild import rebuild
     from lcsc_opt.exports.recipe import read_recipe

@@ -250,7 +250,7 @@ def show(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Show one study: settings, state, best trial, failures, and where its time went; or how a model was merged."""
+    """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
     from lcsc_opt.views.overview import overview
 
     if Path(study).exists() or Path(study).suffix:
