@@ -152,8 +152,7 @@ def _judges_shown(header: Sequence[str], rows: Sequence[Sequence[str]], count: i
 
 
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
-    from lcsc_opt.views.curves import AXES, comparison
-    from lcsc_opt.views.figures.comparison import comparison_figure
+    from lcsc_opt.views.curves import AXES, comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figure
 
@@ -166,7 +165,7 @@ def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None
     elif axis is not None and axis not in AXES:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
     else:
-        figure = comparison_figure(comparison(studies, axis))
+        figure = comparison_figure(studies, axis)
     write_figure(figure, path)
     say(f"drawn: {path}")
 

@@ -251,7 +251,7 @@ def show(
     output: Output = Format.table,
 ) -> None:
     """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
-    from lcsc_opt.views.overview import overview
+    from lcsc_opt.views.progress import overview
 
     if Path(study).exists() or Path(study).suffix:
         from lcsc_opt.cli.exports import print_recipe
