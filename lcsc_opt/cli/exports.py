@@ -50,7 +50,7 @@ def export(
     """Write the merged model, with its recipe inside. To a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
-    from lcsc_opt.exports import writing
+    from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import recipe_of
     from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.plan import stored_plan
@@ -64,7 +64,7 @@ def export(
         made = recipe_of(stored, objective, number=trial, dtype=dtype)
         write_atomically(out, made.as_text().encode(), error=StudyStoreError)
     else:
-        made = writing.export(stored, objective, to, number=trial)
+        made = merging.export(stored, objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
     say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
 
@@ -134,8 +134,7 @@ def apply(
     overwrite: Overwrite = False,
 ) -> None:
     """Merge by a recipe: the same bits again elsewhere. Or once without a study, by a rate or given coefficients."""
-    from lcsc_opt.exports.averaging import average, coefficients_named
-    from lcsc_opt.exports.rebuild import rebuild
+    from lcsc_opt.exports.merging import average, coefficients_named, rebuild
     from lcsc_opt.exports.recipe import read_recipe
     from lcsc_opt.exports.writing import Destination
 
