@@ -52,14 +52,13 @@ def export(
     from lcsc_opt.base.files import write_atomically
     from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import recipe_of
-    from lcsc_opt.search.experiment import Experiment
-    from lcsc_opt.search.plan import stored_plan
+    from lcsc_opt.search.study import objective_of
 
     alone = out.suffix == ".json"
     to = None if alone else writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     opened = to_read(storage)
     stored = study_in(opened, study)
-    objective = Experiment(opened, stored_plan(stored)).objective
+    objective = objective_of(stored)
     if to is None:
         made = recipe_of(stored, objective, number=trial, dtype=dtype)
         write_atomically(out, made.as_text().encode(), error=StudyStoreError)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.cli.stored import study_in, to_change, to_read
 
@@ -199,7 +199,7 @@ def evaluate(
     keep: Annotated[
         bool, typer.Option("--keep", help="Make this the study's result, which export and compare go by.")
     ] = False,
-    accept_code: AcceptCode = False,
+    accept_changes: AcceptChanges = False,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
@@ -210,17 +210,17 @@ def evaluate(
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
     from lcsc_opt.database.cross_check import CrossCheck
-    from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
+    from lcsc_opt.search.study import ObjectiveSource, open_study
 
     opened = to_change(storage)
     stored = study_in(opened, study)
     plan = stored_plan(stored)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
     asked = HeldOutPlan.of(stored, **how, keep=keep)
-    with stored.hold():
-        report = Experiment(opened, plan).evaluate(stored, asked, accept_code=accept_code)
+    with open_study(plan, ObjectiveSource(opened, plan), accept_changes=accept_changes) as searched:
+        report = searched.evaluate(asked)
     if not asked.keep:
         say(f"{study}: a look only, the study's result is what it was; --keep replaces it")
     if output is Format.json:

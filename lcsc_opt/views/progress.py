@@ -215,7 +215,7 @@ def overview(study: StoredStudy) -> dict[str, Any]:
         "optimizer_options": specification.get("optimizer", {}).get("options", {}),
         "space": {key: value for key, value in specification.get("space", {}).items() if value is not None},
         "objective": specification.get("objective", {}),
-        "code_changes": attributes.get("code_changes", []),
+        "code_changes": attributes.get("changes", []),
         "compared_trials": int(np.count_nonzero(~np.isnan(found.compared["loss"]))),
         "best_trial": found.best,
         "chosen_trial": found.chosen,
