@@ -32,10 +32,8 @@ from lcsc_opt.coefficients.spaces import AffineSpace
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Evaluator, InProcessEvaluator, Pipeline
-from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.extractors.base import extract
-from lcsc_opt.metrics.extractors.inception import InceptionExtractor
-from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.extractors.published import InceptionExtractor
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
@@ -100,11 +98,10 @@ def build(arguments: argparse.Namespace, folder: Path, device: str) -> MergeSamp
     extractor = InceptionExtractor(folder / "inception.pth", device=device)
     generator = torch.Generator().manual_seed(1)
     real = torch.rand(16 if arguments.quick else 4096, *IMAGE_SHAPE, generator=generator) * 2 - 1
-    reference = FeatureStatistics.from_features(extract(extractor, real))
     return MergeSampleScore(
         trajectory,
         sampler,
-        Scores.fid(extractor, ReferenceStatistics.from_statistics(reference)),
+        Scores({"inception": Reference.of_images(extractor, real)}),
         images=arguments.images,
         batch_size=arguments.batch_size,
         device=device,

@@ -19,20 +19,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from common import RESULTS, machine, write_csv
 
 from lcsc_opt.base.records import HELD_OUT, SELECTION, Candidate, Coefficients
 from lcsc_opt.base.study_file import ObjectiveSpec, OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.metrics import View, extract
-from lcsc_opt.metrics.comparison import Comparison
+from lcsc_opt.metrics import Reference, extract
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.images import bundled_images, feature_network, second_network, view_of
+from lcsc_opt.training.images import bundled_images, feature_network, second_network
 
 REPORTED, SELECTED, TOP = 10_000, 10_000, 5
 SETTINGS: Mapping[str, Any] = {"data": "half", "training_steps": 4000, "checkpoint_every": 40, "images": 1000}
@@ -149,8 +150,8 @@ class Judges:
     def __init__(self) -> None:
         images, _ = bundled_images("digits")
         networks = (feature_network("digits"), second_network("digits"))
-        self._views: dict[str, View] = {
-            f"{half}{number}": view_of(network, images[first::2])
+        self._references: dict[str, Reference] = {
+            f"{half}{number}": Reference.of_images(network, images[first::2])
             for number, network in zip(("", "2"), networks, strict=True)
             for half, first in (("A", 0), ("B", 1))
         }
@@ -172,9 +173,9 @@ class Judges:
         """All judges of images ``[N, 1, 8, 8]``."""
         values = []
         for space in SPACES:
-            view = self._views[space]
-            comparison = Comparison(extract(view.extractor, images).astype(np.float32), None, view.reference)
-            values += [comparison.compute(judge) for judge in JUDGES]
+            metrics = FeatureMetrics(self._references[space])
+            metrics.update(torch.from_numpy(extract(metrics.reference.extractor, images).astype(np.float32)))
+            values += [metrics.compute(judge) for judge in JUDGES]
         return tuple(values)
 
 

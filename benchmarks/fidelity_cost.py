@@ -15,15 +15,14 @@ import statistics
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from common import machine, write_csv
 
 from lcsc_opt.base.records import Candidate
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics
-from lcsc_opt.metrics.comparison import Comparison
+from lcsc_opt.metrics import Reference
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics
 from lcsc_opt.metrics.names import Formula
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
@@ -92,19 +91,30 @@ def cpu_seconds(one: Objective, candidate: Candidate) -> float:
     return time.process_time() - began
 
 
+class Flat:
+    """Images that are features already."""
+
+    name, dimension = "flat", DIMENSION
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """``[B, D, 1, 1]`` → ``[B, D]``."""
+        return images.flatten(1)
+
+
 def alone() -> dict[str, float]:
     """Formula → CPU seconds of its value and gradient. The reference is prepared before."""
-    rng = np.random.default_rng(0)
-    real = rng.standard_normal((REAL, DIMENSION), dtype=np.float32)
-    statistics_of = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real))
-    reference = Reference(statistics_of, "random", real)
-    samples = 1.1 * rng.standard_normal((SAMPLES, DIMENSION), dtype=np.float32)
+    rng = torch.Generator().manual_seed(0)
+    real = torch.randn(REAL, DIMENSION, 1, 1, generator=rng)
+    reference = Reference.of_images(Flat(), real)
+    samples = 1.1 * torch.randn(SAMPLES, DIMENSION, generator=rng)
     found: dict[str, float] = {}
     for formula in ALONE:
-        Comparison(samples[:50], None, reference).gradient(formula)
-        began = time.process_time()
-        Comparison(samples, None, reference).gradient(formula)
-        found[formula] = time.process_time() - began
+        for some in (samples[:50], samples):  # the first prepares the reference
+            metrics = FeatureMetrics(reference)
+            metrics.update(some)
+            began = time.process_time()
+            metrics.gradient(formula)
+            found[formula] = time.process_time() - began
     return found
 
 

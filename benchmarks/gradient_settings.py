@@ -34,18 +34,15 @@ from lcsc_opt.base.records import Candidate, Coefficients, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, principal_basis
-from lcsc_opt.metrics import Scores
-from lcsc_opt.metrics.comparison import Comparison, Features, Samples
-from lcsc_opt.metrics.loss import Loss, View
-from lcsc_opt.metrics.names import parse_loss
-from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.metrics import Moments, Reference, Scores
+from lcsc_opt.metrics.feature_metrics import Features
+from lcsc_opt.metrics.image_metrics import ImageMetrics
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers.gradient import LCSCGradient, _LCSCGradient
 from lcsc_opt.optimizers.parametrization import coefficient_array
 from lcsc_opt.optimizers.requests import attach_evaluation, candidate_of, request_of
-from lcsc_opt.training.images import bundled_images, feature_network, view_of
+from lcsc_opt.training.images import bundled_images, feature_network
 
 FIRST_SEED = 10  # settings were chosen with smaller seeds
 HELD_OUT, HELD_OUT_IMAGES = Noise("held-out", 1), 10_000  # settings were chosen on group 0
@@ -57,35 +54,33 @@ Result = tuple[float, ...]
 """Held-out FID at each limit, that of the cross-check at the end, seconds; NaN where there is none."""
 
 
-class AlteredLoss(Loss):
+Alter = Callable[[Reference, Features], Array]
+
+
+class AlteredMetrics(ImageMetrics):
     """FID as a loss, but with another gradient in the features: that of ``alter``, ``[N, D]`` → ``[N, D]``."""
 
-    def __init__(self, view: View, alter: Callable[[Reference, Features], Array]) -> None:
-        super().__init__(parse_loss("fid"), {"inception": view})
-        assert view.reference is not None
-        self._reference, self._alter = view.reference, alter
+    alter: Alter
 
-    def comparison(self, name: str, samples: Samples | None, logits: Features | None) -> Comparison:
-        """The comparison of :class:`Loss`; also remembers the features."""
-        self._samples = samples
-        return super().comparison(name, samples, logits)
-
-    def gradients(  # FID needs neither the number of images nor a weight
-        self,
-        comparisons: Mapping[str, Comparison],
-        images: int,  # noqa: ARG002
-        keep_weight: float | None = None,  # noqa: ARG002
-    ) -> dict[str, Array]:
+    def gradients(self, keep_weight: float | None = None) -> dict[str, Array]:  # noqa: ARG002 - FID needs none
         """The altered gradient for the one extractor."""
-        assert isinstance(self._samples, np.ndarray)  # with a gradient all features are kept
-        return {name: self._alter(self._reference, self._samples) for name in comparisons}
+        [(name, (_, features, _))] = self.state.items()
+        assert features is not None  # with a gradient all features are kept
+        return {name: self.alter(self._scores.references[name], features)}
 
 
-def altered(view: View, alter: Callable[[Reference, Features], Array]) -> Scores:
-    """FID as a score, with :class:`AlteredLoss` as its loss."""
-    scores = Scores({"inception": view})
-    scores.loss = AlteredLoss(view, alter)
-    return scores
+class Altered(Scores):
+    """FID as a score, with the gradient of ``alter``."""
+
+    def __init__(self, reference: Reference, alter: Alter) -> None:
+        super().__init__({"inception": reference})
+        self._alter = alter
+
+    def image_metrics(self, total: int, *, held_out: bool = False, gradient: bool = False) -> ImageMetrics:
+        """As :class:`Scores` has them, but for the gradient."""
+        metrics = AlteredMetrics(self, total, held_out=held_out, gradient=gradient)
+        metrics.alter = self._alter
+        return metrics
 
 
 def jackknifed(reference: Reference, features: Features) -> Array:
@@ -104,20 +99,20 @@ class Accumulated:
 
     def __init__(self, forgetting: float) -> None:
         self._forgetting = forgetting
-        self._past: FeatureStatistics | None = None
+        self._past: Moments | None = None
 
     def __call__(self, reference: Reference, features: Features) -> Array:
         """``dF/dx = 2 (mean - mean_1) / n + 2 (I - R (Rᵀ Σ R)^(-½) Rᵀ) (x - mean) / (n - 1)``, ``Σ_1 = R Rᵀ``."""
-        fresh = FeatureStatistics.from_features(features)
+        fresh = Moments.of(features)
         whole = fresh if self._past is None else self._past.merge(fresh)
-        factor = np.linalg.cholesky(reference.statistics.cov)
+        factor = np.linalg.cholesky(reference.frechet.cov)
         values, vectors = np.linalg.eigh(factor.T @ whole.covariance @ factor)
         half = factor @ (vectors / np.sqrt(values) ** 0.5)
         spread = (features - whole.mean) @ (np.eye(len(factor)) - half @ half.T) / (whole.count - 1)
-        shift = (whole.mean - reference.statistics.mean) / whole.count
+        shift = (whole.mean - reference.frechet.mean) / whole.count
         kept = self._forgetting
         count: Any = kept * whole.count  # a weight, not an integer
-        self._past = dataclasses.replace(whole, count=count, scatter=kept * whole.scatter)
+        self._past = Moments(count, whole.mean, kept * whole.scatter)
         return np.asarray(2 * (shift + spread), dtype=np.float64)
 
 
@@ -174,7 +169,7 @@ class Row:
     name: str
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     search: Callable[[MergeSampleScore], Callable[..., Optimizer]] = lambda _: _LCSCGradient
-    scores: Callable[[MergeSampleScore, View], Scores] = lambda _, view: Scores({"inception": view})
+    scores: Callable[[MergeSampleScore, Reference], Scores] = lambda _, reference: Scores({"inception": reference})
     features: int = 64
     window: int = 1
     images: int = LIMITS[2]
@@ -190,12 +185,12 @@ def along_principal(objective: MergeSampleScore) -> Callable[..., Optimizer]:
     return functools.partial(Along, directions=np.stack([space.to_free(space.origin + b) for b in basis.T], axis=1))
 
 
-def with_kid(objective: MergeSampleScore, view: View) -> Scores:
+def with_kid(objective: MergeSampleScore, reference: Reference) -> Scores:
     """FID + w KID. With w, both gradients have the same length at the start of the search, at 1,000 images."""
     start = Candidate(default_origin(objective.steps), images=PER_CHECK, noise=Noise("weights"))
-    parts = [rescored(objective, Scores({"inception": view}, loss=name)) for name in ("fid", "kid")]
+    parts = [rescored(objective, Scores({"inception": reference}, loss=name)) for name in ("fid", "kid")]
     fid, kid = (np.linalg.norm(np.asarray(part.evaluate(start, gradient=True).gradient)) for part in parts)
-    return Scores({"inception": view}, loss={"fid": 1.0, "kid": float(fid / kid)})
+    return Scores({"inception": reference}, loss={"fid": 1.0, "kid": float(fid / kid)})
 
 
 def rescored(objective: MergeSampleScore, scores: Scores) -> MergeSampleScore:
@@ -203,22 +198,22 @@ def rescored(objective: MergeSampleScore, scores: Scores) -> MergeSampleScore:
     return MergeSampleScore(objective.trajectory, objective.sampler, scores, images=PER_CHECK)
 
 
-def accumulated(forgetting: float) -> Callable[[MergeSampleScore, View], Scores]:
+def accumulated(forgetting: float) -> Callable[[MergeSampleScore, Reference], Scores]:
     """Scores with :class:`Accumulated`, which is empty at first."""
-    return lambda _, view: altered(view, Accumulated(forgetting))
+    return lambda _, reference: Altered(reference, Accumulated(forgetting))
 
 
-def queued(length: int) -> Callable[[MergeSampleScore, View], Scores]:
+def queued(length: int) -> Callable[[MergeSampleScore, Reference], Scores]:
     """Scores with :class:`Queue`, which is empty at first."""
-    return lambda _, view: altered(view, Queue(length))
+    return lambda _, reference: Altered(reference, Queue(length))
 
 
 ROWS = (
     Row("default"),
     *(Row(f"images {value}", {"images": value}) for value in (50, 200, 400)),
     Row("FID + w KID", scores=with_kid, seeds=2),
-    Row("KID alone", scores=lambda _, view: Scores({"inception": view}, loss="kid"), seeds=2),
-    Row("images 200, jackknifed", {"images": 200}, scores=lambda _, view: altered(view, jackknifed), seeds=2),
+    Row("KID alone", scores=lambda _, reference: Scores({"inception": reference}, loss="kid"), seeds=2),
+    Row("images 200, jackknifed", {"images": 200}, scores=lambda _, reference: Altered(reference, jackknifed), seeds=2),
     *(Row(f"accumulated {value}", scores=accumulated(value), seeds=2) for value in (0.5, 0.9)),
     Row("single coefficients", search=lambda plain: functools.partial(Along, directions=np.eye(len(plain.steps) - 1))),
     Row("principal directions", search=along_principal),
@@ -285,13 +280,13 @@ def write(known: Mapping[tuple[str, int], Result]) -> Path:
 def run(plain: MergeSampleScore, row: Row, seed: int) -> Result:
     """Make one search, and measure its recommendation at each limit."""
     start = time.perf_counter()
-    view = view_of_digits(row.features)
-    measured = plain if row.features == Row.features else rescored(plain, Scores({"inception": view}))
+    reference = reference_of_digits(row.features)
+    measured = plain if row.features == Row.features else rescored(plain, Scores({"inception": reference}))
     array = coefficient_array(AffineSpace(plain.steps, default_origin(plain.steps)), seed=seed)
     optimizer = row.search(plain)(array, config=LCSCGradient(**row.options))
     optimizer.plan_budget(evaluations=None, images=row.images, images_per_evaluation=PER_CHECK)
     limits = [limit for limit in LIMITS if limit <= row.images]
-    found = list(answers(optimizer, rescored(plain, row.scores(plain, view)), limits, row.window))
+    found = list(answers(optimizer, rescored(plain, row.scores(plain, reference)), limits, row.window))
     fids, seconds = zip(*(measure(measured, coefficients) for coefficients in found), strict=True)
     missing = [math.nan] * (len(LIMITS) - len(limits))
     return (*(round(fid, 4) for fid in fids), *missing, round(seconds[-1], 4), round(time.perf_counter() - start, 1))
@@ -316,10 +311,10 @@ def answers(optimizer: Optimizer, objective: MergeSampleScore, limits: Sequence[
 
 
 @functools.cache
-def view_of_digits(dimension: int) -> View:
+def reference_of_digits(dimension: int) -> Reference:
     """The network that digits are searched in (64 features), or another one, with the features of the real images."""
     extractor = feature_network("digits", dimension=dimension)
-    return view_of(extractor, bundled_images("digits")[0])
+    return Reference.of_images(extractor, bundled_images("digits")[0])
 
 
 def measure(objective: MergeSampleScore, coefficients: Coefficients) -> tuple[float, float]:

@@ -33,8 +33,8 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics import extract
 from lcsc_opt.objective.loading import load_objective
+from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import plans
-from lcsc_opt.search.study import ObjectiveSource, run_study
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}
@@ -118,10 +118,10 @@ def search(checkpoints: int, optimizer: str, evaluations: int) -> Result:
     (plan,) = plans(parse_study(spec, source="benchmark"), None)
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         storage = open_storage(f"sqlite:///{Path(folder) / 'trial.db'}", write=True)
-        source = ObjectiveSource(storage, plan)
-        source.objective(default_origin(source.objective.steps))  # draws the noise, and reads the pages
+        experiment = Experiment(storage, plan)
+        experiment.objective(default_origin(experiment.objective.steps))  # draws the noise, and reads the pages
         start = time.perf_counter()
-        run_study(plan, source)
+        experiment.run(plan)
         seconds = time.perf_counter() - start
         costs = [trial.user_attrs["cost"] for trial in StoredStudy.open(storage, plan.name).trials()]
     parts = {part: 1e3 * sum(cost[f"{part}_seconds"] for cost in costs) / evaluations for part in PARTS}
@@ -138,7 +138,7 @@ def by_hand(checkpoints: int, evaluations: int) -> Result:
     objective: Any = load_objective(objective_spec(checkpoints))
     trajectory, sampler, extractor = objective.trajectory, objective.sampler, objective.scores.extractor
     dicts = [trajectory.checkpoint(index) for index in range(checkpoints)]
-    reference = objective.scores.loss.comparison("inception", None, None)._reference.statistics
+    reference = objective.scores.references["inception"].frechet
     origin = default_origin(trajectory.steps)
     seconds = dict.fromkeys(PARTS, 0.0)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -115,28 +114,6 @@ FIDELITY: Mapping[Formula, Distance] = {
 EACH: Mapping[Formula, Distance] = {"near": near_each, "hinge": hinge_each}  # per sample; the metric is the mean
 
 
-def distance(formula: Formula, samples: Tensor, reference: Reference) -> float:
-    """One of :data:`FIDELITY`: ``[N, D]`` samples against the reference."""
-    with torch.no_grad():
-        return float(FIDELITY[formula](samples, reference))
-
-
-def deviation(formula: Formula, samples: Tensor, reference: Reference) -> float:
-    """The standard deviation of one of :data:`EACH` between samples ``[N, D]``."""
-    with torch.no_grad():
-        return float(EACH[formula](samples, reference).double().std())
-
-
-@torch.inference_mode(mode=False)
-def distance_and_gradient(formula: Formula, samples: Tensor, reference: Reference) -> tuple[float, Tensor]:
-    """:func:`distance` and its derivative in the samples, ``[N, D]`` float64 on their device."""
-    with torch.enable_grad():
-        leaf = samples.detach().clone().requires_grad_()
-        value = FIDELITY[formula](leaf, reference)
-        [gradient] = torch.autograd.grad(value, leaf)
-    return float(value.detach()), gradient.double()
-
-
 def _real(samples: Tensor, reference: Reference) -> Tensor:
     return reference.features_on(samples.device).to(samples.dtype)
 
@@ -164,13 +141,14 @@ def _kernel_mean(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(sums).sum() / (len(x) * len(y))
 
 
-def _clusters_of(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _clusters_of(features: Tensor) -> tuple[Tensor, ...]:
     """k-means of ``[M, D]``: centres ``[C, D]``, deviations ``[C, D]``, shares ``[C]``, mean squared distance."""
     from sklearn.cluster import KMeans
 
     known = features.double().cpu().numpy()
+    distinct = len({hash(row.tobytes()) for row in known + 0.0})  # more clusters than that would be empty; -0 is 0
     with blas_threads(1):  # the sums of several threads differ in their last bits
-        found = KMeans(_distinct(known, CLUSTERS), n_init=4, random_state=0).fit(known)
+        found = KMeans(min(CLUSTERS, distinct), n_init=4, random_state=0).fit(known)
     labels = found.labels_
     members = [known[labels == label] for label in range(len(found.cluster_centers_))]
     centres = np.stack([rows.mean(axis=0) for rows in members])
@@ -178,18 +156,7 @@ def _clusters_of(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     shares = np.array([len(rows) / len(known) for rows in members])
     scale = np.square(known - centres[labels]).sum(axis=1).mean()
     parts = (centres, deviations, shares, np.array(max(scale, SMALLEST_RADIUS)))
-    centred, spread, share, squared = (torch.from_numpy(np.asarray(part)).to(features.device) for part in parts)
-    return centred, spread, share, squared
-
-
-def _distinct(rows: npt.NDArray[np.float64], most: int) -> int:
-    """How many different rows there are, at most ``most``; a cluster more than that would be empty."""
-    found: set[bytes] = set()
-    for row in rows:
-        found.add((row + 0.0).tobytes())  # -0 is 0
-        if len(found) == most:
-            break
-    return len(found)
+    return tuple(torch.from_numpy(np.asarray(part)).to(features.device) for part in parts)
 
 
 def _root(variances: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ inverse: in that direction the root has no derivative, and 0 is one of its subgr
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.statistics import Array, FeatureStatistics, as_covariance, as_features, as_mean
+from lcsc_opt.metrics.moments import Array, Moments, as_covariance, as_features, as_mean
 
 # A zero eigenvalue comes out as up to about 1.5 machine epsilons of the largest one, and its root would add
 # 1e-8 of the largest root: a visible error when hundreds of eigenvalues are zero, as with N < D.
 ROUNDING = 16 * float(np.finfo(np.float64).eps)
+BLOCK = 256  # columns at once: as fast as LAPACK's own, which does the same
 
 
 def frechet_distance(mean_1: npt.ArrayLike, cov_1: npt.ArrayLike, mean_2: npt.ArrayLike, cov_2: npt.ArrayLike) -> float:
@@ -52,19 +52,23 @@ class FrechetReference:
         mean: ``[D]``.
         cov: ``[D, D]``, symmetric and positive semidefinite up to float32 rounding.
 
+    Attributes:
+        mean: ``[D]`` float64.
+        cov: ``[D, D]`` float64.
+
     Raises MetricError when an array is not finite, has another shape, or is no covariance. Safe to use from
     several threads: nothing changes after the factor is computed.
     """
 
     def __init__(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> None:
-        self._mean = as_mean(mean, "reference mean")
-        self._cov = as_covariance(cov, len(self._mean), "reference covariance")
-        self._trace = float(np.trace(self._cov))
+        self.mean = as_mean(mean, "mu")
+        self.cov = as_covariance(cov, len(self.mean), "sigma")
+        self._trace = float(np.trace(self.cov))
 
     @property
     def dimension(self) -> int:
         """The number of features, D."""
-        return len(self._mean)
+        return len(self.mean)
 
     def distance(self, mean: npt.ArrayLike, cov: npt.ArrayLike) -> float:
         """Squared Fréchet distance to N(mean, cov), in float64.
@@ -93,20 +97,23 @@ class FrechetReference:
             MetricError: the features are not finite, have another D, or are fewer than two.
         """
         mean, deviations = self._mean_and_deviations(features)
-        if len(deviations) < self.dimension:
-            return self._distance_by_gram(mean, deviations)
-        return self._distance(mean, deviations.T @ deviations)
+        if len(deviations) >= self.dimension:
+            return self._distance(mean, deviations.T @ deviations)
+        half = self._after(deviations)
+        values = np.linalg.eigvalsh(half @ half.T)
+        return self._combine(mean, float(np.square(deviations).sum()), _sum_of_roots(values))
 
-    def distance_from_statistics(self, statistics: FeatureStatistics) -> float:
-        """FID from the statistics of features, with the covariance of :meth:`distance_from_features`.
+    def distance_from_moments(self, moments: Moments) -> float:
+        """FID from the moments of features, with the covariance of :meth:`distance_from_features`.
 
         Raises:
             MetricError: they are of another D, or of fewer than two features.
         """
-        self._check_dimension(len(statistics.mean), "statistics")
-        if statistics.count < 2:
-            raise MetricError(f"statistics: a covariance needs at least 2 images, got {statistics.count}")
-        return self._distance(statistics.mean, statistics.scatter, divisor=statistics.count - 1)
+        mean = moments.mean
+        self._check_dimension(len(mean), "moments")
+        if moments.count < 2:
+            raise MetricError(f"a covariance needs at least 2 images, got {moments.count}")
+        return self._distance(mean, moments.scatter, divisor=moments.count - 1)
 
     def distance_and_gradient(self, features: npt.ArrayLike) -> tuple[float, Array]:
         """FID of ``features`` and its derivative in each of them, from one eigendecomposition.
@@ -123,16 +130,16 @@ class FrechetReference:
         mean, deviations = self._mean_and_deviations(features)
         count = len(deviations)
         if count < self.dimension:
-            half = deviations @ self._cov
+            half = deviations @ self.cov
             root, inverse = _trace_of_root_and_inverse(half @ deviations.T)
             of_root = inverse @ half  # d tr M^½ / d deviations, M = deviations Σ₁ deviationsᵀ
         else:
-            half = self._factor.after(deviations)
+            half = self._after(deviations)
             root, inverse = _trace_of_root_and_inverse(half.T @ half)
-            of_root = half @ inverse @ self._factor.matrix.T  # the same, M = Rᵀ deviationsᵀ deviations R
+            of_root = half @ inverse @ self._factor[0].T  # the same, M = Rᵀ deviationsᵀ deviations R
         # Both terms sum to zero over the images, so centring the features changes nothing.
         of_covariance = 2.0 * (deviations - of_root) / np.sqrt(count - 1)
-        of_mean = 2.0 * (mean - self._mean) / count
+        of_mean = 2.0 * (mean - self.mean) / count
         return self._combine(mean, float(np.square(deviations).sum()), root), of_covariance + of_mean
 
     def _mean_and_deviations(self, features: npt.ArrayLike) -> tuple[Array, Array]:
@@ -140,27 +147,53 @@ class FrechetReference:
         checked = as_features(features)
         self._check_dimension(checked.shape[1], "features")
         if len(checked) < 2:
-            raise MetricError("features: a covariance needs at least 2 images, got 1")
+            raise MetricError("a covariance needs at least 2 images, got 1")
         mean = checked.mean(axis=0)
         return mean, (checked - mean) / np.sqrt(len(checked) - 1)
 
     def _distance(self, mean: Array, scatter: Array, *, divisor: int = 1) -> float:
         """The distance to the covariance ``scatter / divisor``, which is never computed, to save its memory."""
-        root = _trace_of_root(self._factor.between(scatter)) / np.sqrt(divisor)
+        root = _sum_of_roots(np.linalg.eigvalsh(self._between(scatter))) / np.sqrt(divisor)
         return self._combine(mean, float(np.trace(scatter)) / divisor, root)
 
-    def _distance_by_gram(self, mean: Array, deviations: Array) -> float:
-        half = self._factor.after(deviations)
-        return self._combine(mean, float(np.square(deviations).sum()), _trace_of_root(half @ half.T))
-
     def _combine(self, mean: Array, trace: float, trace_of_root: float) -> float:
-        shift = float(np.square(mean - self._mean).sum())
+        shift = float(np.square(mean - self.mean).sum())
         # A distance cannot be negative; rounding can make the difference of the traces so.
         return max(0.0, shift + (self._trace + trace - 2.0 * trace_of_root))
 
     @cached_property
-    def _factor(self) -> Factor:
-        return Factor.of(self._cov, rounding=ROUNDING)
+    def _factor(self) -> tuple[Array, bool]:
+        """``R`` ``[D, r]`` with ``R Rᵀ`` the covariance, and whether it is lower triangular: by Cholesky, or by
+        eigenvectors if the covariance is singular.
+        """
+        try:
+            return np.linalg.cholesky(self.cov).astype(np.float64, copy=False), True
+        except np.linalg.LinAlgError:
+            values, vectors = np.linalg.eigh(self.cov)
+            kept = values > ROUNDING * values[-1]
+            return vectors[:, kept] * np.sqrt(values[kept]), False
+
+    def _between(self, scatter: Array) -> Array:
+        """``Rᵀ S R`` [r, r] of a symmetric S [D, D]; above the diagonal it may be anything finite."""
+        (factor, triangular), half = self._factor, self._after(scatter)
+        if not triangular:
+            return factor.T @ half
+        product = np.zeros_like(half)
+        for start in range(0, len(half), BLOCK):
+            stop = start + BLOCK
+            np.matmul(factor[start:, start:stop].T, half[start:, :stop], out=product[start:stop, :stop])
+        return product
+
+    def _after(self, rows: Array) -> Array:
+        """``X R`` [N, r] of X [N, D]."""
+        factor, triangular = self._factor
+        if not triangular:
+            return rows @ factor
+        product = np.empty_like(rows)
+        for start in range(0, rows.shape[1], BLOCK):
+            columns = slice(start, start + BLOCK)
+            np.matmul(rows[:, start:], factor[start:, columns], out=product[:, columns])
+        return product
 
     def _check_dimension(self, dimension: int, name: str) -> None:
         if dimension != self.dimension:
@@ -170,14 +203,8 @@ class FrechetReference:
             )
 
 
-def _trace_of_root(product: Array) -> float:
-    """``tr M^½`` of a symmetric positive semidefinite M; eigenvalues that are rounding count as zero.
-
-    Only the diagonal of M and the entries below it are read.
-    """
-    if product.size == 0:
-        return 0.0
-    values = np.linalg.eigvalsh(product)
+def _sum_of_roots(values: npt.NDArray[np.floating[Any]]) -> float:
+    """``tr M^½`` from the ascending eigenvalues of M; those that are rounding count as zero."""
     return float(np.sqrt(values[_kept(values)]).sum())
 
 
@@ -193,57 +220,5 @@ def _trace_of_root_and_inverse(product: Array) -> tuple[float, Array]:
 
 def _kept(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
     """Which of the ascending eigenvalues are larger than rounding errors."""
-    kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]), 0.0)
+    kept: npt.NDArray[np.bool_] = values > ROUNDING * max(float(values[-1]) if len(values) else 0.0, 0.0)
     return kept
-
-
-BLOCK = 256  # columns at once: as fast as LAPACK's own, which does the same
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Factor:
-    """``R`` with ``R Rᵀ`` the covariance.
-
-    Attributes:
-        matrix: ``[D, r]``.
-        triangular: whether it is lower triangular, with r = D.
-    """
-
-    matrix: Array
-    triangular: bool
-
-    @classmethod
-    def of(cls, covariance: Array, *, rounding: float) -> Factor:
-        """The factor of ``covariance``: by Cholesky, or by eigenvectors if it is singular.
-
-        Args:
-            covariance: ``[D, D]``, symmetric and positive semidefinite.
-            rounding: eigenvalues up to this times the largest one are zero.
-        """
-        try:
-            return cls(np.linalg.cholesky(covariance).astype(np.float64, copy=False), triangular=True)
-        except np.linalg.LinAlgError:
-            values, vectors = np.linalg.eigh(covariance)
-            kept = values > rounding * values[-1]
-            return cls(vectors[:, kept] * np.sqrt(values[kept]), triangular=False)
-
-    def between(self, scatter: Array) -> Array:
-        """``Rᵀ S R`` [r, r] of a symmetric S [D, D]; above the diagonal it may be anything finite."""
-        half = self.after(scatter)
-        if not self.triangular:
-            return self.matrix.T @ half
-        product = np.zeros_like(half)
-        for start in range(0, len(half), BLOCK):
-            stop = start + BLOCK
-            np.matmul(self.matrix[start:, start:stop].T, half[start:, :stop], out=product[start:stop, :stop])
-        return product
-
-    def after(self, rows: Array) -> Array:
-        """``X R`` [N, r] of X [N, D]."""
-        if not self.triangular:
-            return rows @ self.matrix
-        product = np.empty_like(rows)
-        for start in range(0, rows.shape[1], BLOCK):
-            columns = slice(start, start + BLOCK)
-            np.matmul(rows[:, start:], self.matrix[start:, columns], out=product[:, columns])
-        return product

@@ -22,17 +22,19 @@ FORMULAS: tuple[Formula, ...] = get_args(Formula)
 HIGHER_IS_BETTER: frozenset[Formula] = frozenset({"is", "precision", "recall", "authenticity"})
 OF_REFERENCE_FEATURES: frozenset[Formula] = frozenset(FORMULAS) - {"fid", "is"}  # mean and covariance are not enough
 OF_HELD_OUT: frozenset[Formula] = frozenset({"fid_held_out", "nearer_train"})  # which no loss may look at
+DIFFERENTIABLE: tuple[Formula, ...] = ("fid", "kid", "near", "hinge", "clusters", "sliced", "cmmd")
 
 INCEPTION = "inception"
 EXTRACTORS = (INCEPTION, "clip", "dinov2")
 MADE = {
-    "random": "lcsc_opt.metrics.extractors.inception:RandomInception",
+    "random": "lcsc_opt.metrics.extractors.published:RandomInception",
     "digits": "lcsc_opt.training.images:digits_extractor",
     "digits2": "lcsc_opt.training.images:second_digits_extractor",
     "photographs": "lcsc_opt.training.images:photographs_extractor",
     "photographs2": "lcsc_opt.training.images:second_photographs_extractor",
 }  # short names of factories, for study files and tables: networks that nobody published, made without a download
 CROSS_CHECK = "cross_check"  # an objective's own extractor for the cross-check; no study file can name it
+FDR = "fdr"  # of all feature spaces together, so it has no extractor
 DISTANCES: tuple[Formula, ...] = ("fid", "kid", "sliced", "cmmd")  # lower is better; they see quality and diversity
 
 

@@ -1,47 +1,60 @@
-"""The metrics of an evaluation, and the loss that they make."""
+"""The loss of a search, the metrics that are reported with it, and the references that they compare with.
+
+Held-out reports have metrics that show what a search may lose while its loss falls. Precision and recall tell fidelity
+and diversity apart, ``near`` measures single images, ``sliced`` is a distance other than FID, and FID in features that
+the loss does not use shows whether a gain is real. ``fdr`` is FID in all feature spaces as one number. If real images
+are held out, there are also FID to these, the share of samples that are nearer to an image of the reference than to any
+held-out one, and authenticity. Most need the features of the real images, which a file of statistics does not have.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.accumulator import Accumulator
-from lcsc_opt.metrics.distances import SUBSET_SIZE, subset_size
-from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor
-from lcsc_opt.metrics.judges import (
-    FDR,
-    JudgeReference,
-    floors,
-    judges_in,
-    split_distance,
-)
-from lcsc_opt.metrics.keeping import kept_metric
-from lcsc_opt.metrics.loss import Loss, LossScale, View, scaled_by_trace
+from lcsc_opt.base.progress import notice
+from lcsc_opt.metrics.constraint import Constraint, kept_metric
+from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, subset_size
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, FeatureExtractor, image_gradient
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics
+from lcsc_opt.metrics.frechet import FrechetReference
+from lcsc_opt.metrics.image_metrics import ImageMetrics
+from lcsc_opt.metrics.moments import Moments
 from lcsc_opt.metrics.names import (
-    CROSS_CHECK,
+    DIFFERENTIABLE,
     DISTANCES,
+    FDR,
     OF_HELD_OUT,
     OF_REFERENCE_FEATURES,
+    Formula,
     MetricName,
     parse_loss,
     parse_names,
 )
-from lcsc_opt.metrics.parts import FeaturePart, WholeEvaluation
 from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.statistics import ReferenceStatistics, reference_warning
+
+REPORTED: tuple[Formula, ...] = ("precision", "recall", "sliced", "near")
+REPORTED_WITH_HELD_OUT: tuple[Formula, ...] = ("fid_held_out", "nearer_train", "authenticity")
+FEWEST_SPLIT = 4  # images: a covariance of each half
+
+LossScale = Literal["trace"]
+TRACE_POWERS: Mapping[Formula, float] = {"fid": 1.0, "clusters": 1.0, "sliced": 1.0, "near": 0.5}
+"""Formula → the power of the trace of the features' covariance with which it grows. Other formulas do not have the
+unit of features."""
 
 
-@dataclasses.dataclass(frozen=True)
-class CrossCheckSpace:
-    """A metric in features that the loss does not see. ``build`` makes its view, or gives None where it cannot."""
-
-    metric: MetricName
-    build: Callable[[], View | None]
+def why_no_gradient(loss: Iterable[MetricName]) -> str | None:
+    """Why a sum of these metrics has no gradient in the features, as one clause; ``None`` if it has one."""
+    for metric in loss:
+        if metric.formula not in DIFFERENTIABLE:
+            return f"{metric} in the loss has no gradient, only {', '.join(DIFFERENTIABLE)} have one"
+    return None
 
 
 class Scores:
@@ -51,26 +64,33 @@ class Scores:
     are.
 
     Args:
-        views: extractor's name in the metrics → extractor and reference.
+        references: extractor's name in the metrics → its reference.
         loss: a metric, or the weights of a sum of metrics.
-        metrics: computed beside the loss in every evaluation.
-        held_out_metrics: computed only where an accumulator is made with ``held_out``.
+        metrics: computed with the loss in every evaluation.
+        held_out_metrics: computed only in held-out reports.
         keep: a metric that may not get worse than at EMA*: ``precision``, ``near``, ``hinge``.
         loss_scale: ``trace`` divides each distance in the loss by the spread of the real images' features.
         device: where distances between features are computed.
-        cross_check: reported beside the held-out metrics, unless these already have a distance in other features than
-            the loss. It decides nothing, and is no part of the description.
-        judge_reference: builds the reference of the default judges, in the features of the loss; without it there are
-            no judges. They decide nothing either, and are no part of the description.
+        report_references: builds references that only held-out reports need, when they are first needed. For an
+            extractor of the loss it takes the place of the one in ``references``, and the metrics of :data:`REPORTED`
+            are in reports. In another extractor FID is. These metrics decide nothing, and are no part of the
+            description.
+
+    Attributes:
+        weights: metric → its weight in the sum.
+        keep: the metric that is kept.
+        constraint: its bound; ``None`` while it is not known, and nothing is bounded.
+        references: extractor's name → reference.
+        device: where distances between features are computed.
 
     Raises:
-        MetricError: for an unknown metric, an extractor or a reference that is missing or does not fit, or a metric
-            that needs more than mean and covariance of the reference.
+        MetricError: for an unknown metric, a reference that is missing, or a metric that needs more than mean and
+            covariance of it.
     """
 
     def __init__(
         self,
-        views: Mapping[str, View],
+        references: Mapping[str, Reference],
         *,
         loss: str | Mapping[str, float] = "fid",
         metrics: Sequence[str] = (),
@@ -78,217 +98,240 @@ class Scores:
         keep: str | None = None,
         loss_scale: LossScale | None = None,
         device: torch.device | str = "cpu",
-        cross_check: CrossCheckSpace | None = None,
-        judge_reference: JudgeReference | None = None,
+        report_references: Callable[[], Mapping[str, Reference]] | None = None,
     ) -> None:
-        weights = parse_loss(loss)
-        kept = None if keep is None else kept_metric(keep, weights)
-        self._metrics = tuple(dict.fromkeys((*weights, *parse_names(metrics), *([] if kept is None else [kept]))))
+        self._named_loss, self._loss_scale = parse_loss(loss), loss_scale
+        self.keep = None if keep is None else kept_metric(keep, self._named_loss)
+        self.constraint: Constraint | None = None
+        kept: tuple[MetricName, ...] = () if self.keep is None else (self.keep,)
+        self._metrics = tuple(dict.fromkeys((*self._named_loss, *parse_names(metrics), *kept)))
         self._held_out_metrics = tuple(dict.fromkeys((*self._metrics, *parse_names(held_out_metrics))))
-        self._cross_check, self._judge_reference = cross_check, judge_reference
         names = dict.fromkeys(metric.extractor for metric in self._held_out_metrics)
-        missing = [name for name in names if name not in views]
-        if missing:
+        if missing := [name for name in names if name not in references]:
             raise MetricError(f"no extractor {missing[0]!r} was given, which a metric names")
-        self._views = {name: views[name] for name in names}
+        self.references = {name: references[name] for name in names}
         for metric in self._held_out_metrics:
-            _check(metric, self._views[metric.extractor])
-        self._weights, self._loss_scale = weights, loss_scale
-        scaled = weights if loss_scale is None else scaled_by_trace(weights, self._views)
-        self.loss = Loss(scaled, self._views, device, keep=kept)
+            _check(metric, self.references[metric.extractor])
+        self.device, self._report_references, self._size_checked = device, report_references, False
+        self.weights = self._named_loss if loss_scale is None else self._scaled_by_trace()
 
-    @classmethod
-    def fid(
-        cls,
-        extractor: FeatureExtractor,
-        reference: ReferenceStatistics,
-        *,
-        cross_check: Callable[[], View] | None = None,
-    ) -> Scores:
-        """The loss is FID; ``cross_check`` builds the view of ``fid@cross_check`` when it is first needed.
+    def _scaled_by_trace(self) -> dict[MetricName, float]:
+        """The weights of distances over the trace of the real images' covariance, in the unit of each distance.
 
-        Raises:
-            MetricError: extractor and reference do not belong together.
+        A feature space then counts the same whatever the unit of its features.
         """
-        views = {"inception": View(extractor, Reference.from_statistics(reference))}
-        return cls(
-            views,
-            cross_check=None if cross_check is None else CrossCheckSpace(MetricName("fid", CROSS_CHECK), cross_check),
-        )
-
-    @functools.cached_property
-    def cross_check_metric(self) -> MetricName | None:
-        """The held-out metric that shows whether a gain is there in other features, too; lower is better.
-
-        None where there is none.
-        """
-        searched = set(self.loss.extractors)
-        named = [m for m in self._held_out_metrics if m.extractor not in searched and m.formula in DISTANCES]
-        if named:
-            return min(named, key=lambda metric: DISTANCES.index(metric.formula))
-        if self._cross_check is None:
-            return None
-        metric = self._cross_check.metric
-        view = self._views.get(metric.extractor)
-        if view is None or view.reference is None:
-            view = self._cross_check.build()
-        if view is None:
-            return None
-        _check(metric, view)
-        self._views[metric.extractor] = view
-        return metric
-
-    @functools.cached_property
-    def judges(self) -> tuple[MetricName, ...]:
-        """The held-out metrics that are not the loss; the references of default ones are built here.
-
-        Where a metric is kept, and the loss may have a penalty, the metrics of the loss are among them.
-        """
-        cross_check = () if self.cross_check_metric is None else (self.cross_check_metric,)
-        judges = dict.fromkeys((*self._held_out_metrics, *cross_check, *self._default_judges()))
-        return tuple(judge for judge in judges if self.loss.keep is not None or judge not in self.loss.weights)
-
-    def _default_judges(self) -> list[MetricName]:
-        found: list[MetricName] = []
-        if self._judge_reference is None:
-            return found
-        for name in self.loss.extractors:
-            view = self._views[name]
-            reference = self._judge_reference(name, view)
-            if reference is not None:
-                self._views[name] = View(view.extractor, reference)
-                found += judges_in(name, reference)
-        return found
-
-    @functools.cached_property
-    def splits(self) -> dict[str, float]:
-        """Extractor → FID of real images to real images, for all extractors that ``fdr`` in held-out reports uses."""
-        if self._judge_reference is None:
-            return {}
-        metrics = [metric for metric in (*self.loss.weights, *self.judges) if metric.needs_reference]
-        references = {metric.extractor: self._views[metric.extractor].reference for metric in metrics}
-        found = {name: split_distance(known) for name, known in references.items() if known is not None}
-        return {name: distance for name, distance in found.items() if distance is not None}
+        scaled = dict(self._named_loss)
+        for metric, weight in scaled.items():
+            power, reference = TRACE_POWERS.get(metric.formula), self.references[metric.extractor]
+            if power is not None:
+                trace = float(np.trace(reference.frechet.cov))
+                if trace <= 0:
+                    raise MetricError(
+                        f"loss_scale: trace: {metric} sees no difference between real images; leave it out"
+                    )
+                scaled[metric] = weight / trace**power
+        return scaled
 
     @property
-    def signs(self) -> dict[str, int]:
-        """Judge → 1, or −1 where higher is better; ``fdr``, of all extractors together, is one of them."""
-        return {**{str(judge): judge.sign for judge in self.judges}, **({FDR: 1} if self.splits else {})}
-
-    def floors(self) -> dict[str, float]:
-        """Judge → its value for held-out real images in place of samples; empty where none are held out."""
-        found = floors(self.judges, self._views, self.loss)
-        references = [self._views[name].reference for name in self.splits]
-        if references and all(reference is not None and reference.held_out is not None for reference in references):
-            found[FDR] = 1.0  # by its definition
-        return found
+    def extractors(self) -> tuple[str, ...]:
+        """The names of the extractors whose features the loss is made of."""
+        kept: tuple[MetricName, ...] = () if self.keep is None else (self.keep,)
+        return tuple(dict.fromkeys(metric.extractor for metric in (*self._named_loss, *kept)))
 
     @property
     def extractor(self) -> FeatureExtractor:
         """The extractor of the loss's first metric; it orders image pairs."""
-        return self._views[next(iter(self.loss.weights)).extractor].extractor
+        return self.references[self.extractors[0]].extractor
 
     @property
     def dimension(self) -> int:
         """The largest number of features that a metric of a search works with."""
-        return max(self._views[metric.extractor].extractor.dimension for metric in self._metrics)
+        return max(self.references[metric.extractor].extractor.dimension for metric in self._metrics)
 
-    def accumulator(
-        self, images: int, *, held_out: bool = False, gradient: bool = False, total: int | None = None
-    ) -> Accumulator:
-        """An accumulator for the images of one evaluation, or of a part of it.
+    def why_no_gradient(self) -> str | None:
+        """Why gradients are unavailable, as one clause; ``None`` if the loss has a gradient in the features."""
+        return why_no_gradient(self.weights)
+
+    def image_metrics(self, total: int, *, held_out: bool = False, gradient: bool = False) -> ImageMetrics:
+        """The metrics of one evaluation, or of a part of it, which has no images yet.
 
         Args:
-            images: how many will be added.
+            total: how many images the whole evaluation has.
             held_out: whether held-out metrics are computed, too.
             gradient: whether the gradient of the loss will be needed.
-            total: how many the whole evaluation has; ``None`` where these are all.
-
-        Raises:
-            MetricError: ``images`` is below 1, or above ``total``.
         """
-        metrics = self._computed(held_out=held_out)
-        splits = self.splits if held_out else None
-        return Accumulator(self.loss, self._views, metrics, images, total=total, gradient=gradient, splits=splits)
+        return ImageMetrics(self, total, held_out=held_out, gradient=gradient)
 
-    def whole(self, parts: Sequence[FeaturePart], *, held_out: bool = False) -> WholeEvaluation:
-        """The whole evaluation from its parts, in the order of their images.
-
-        Raises:
-            MetricError: they are not the parts of one evaluation with these metrics and extractors.
-        """
-        computed = self._computed(held_out=held_out)  # which may need to build the cross-check's view
-        whole = WholeEvaluation(self.loss, parts, self.splits if held_out else None)
-        if whole.metrics != computed:
-            raise MetricError(
-                f"parts: are for {', '.join(map(str, whole.metrics))} and not for {', '.join(map(str, computed))}; "
-                "make them with the same metrics and the same held_out"
-            )
-        return whole
-
-    def _computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
+    def computed(self, *, held_out: bool) -> tuple[MetricName, ...]:
+        """The metrics of an evaluation of a search, or of a held-out report."""
         if not held_out:
             return self._metrics
         return tuple(dict.fromkeys((*self._held_out_metrics, *self.judges)))
 
+    def image_gradient(self, images: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
+        """The derivative of the loss in ``images``: ``[B, C, H, W]``, in their type and on their device.
+
+        Args:
+            images: ``[B, C, H, W]`` in [−1, 1]; their own graph is not followed.
+            gradients: the rows ``[B, D]`` of these images out of :meth:`ImageMetrics.gradients`.
+
+        Raises:
+            MetricError: an extractor cuts the graph.
+        """
+        parts = [image_gradient(self.references[name].extractor, images, rows) for name, rows in gradients.items()]
+        return torch.stack(parts).sum(dim=0)
+
+    @functools.cached_property
+    def _report(self) -> Mapping[str, Reference]:
+        found = {} if self._report_references is None else self._report_references()
+        self.references.update(found)
+        return found
+
+    @functools.cached_property
+    def cross_check_metric(self) -> MetricName | None:
+        """The held-out metric that shows whether a gain is there in other features, too; lower is better."""
+        named = [m for m in self._held_out_metrics if m.extractor not in self.extractors and m.formula in DISTANCES]
+        if named:
+            return min(named, key=lambda metric: DISTANCES.index(metric.formula))
+        other = [name for name in self._report if name not in self.extractors]
+        return MetricName("fid", other[0]) if other else None
+
+    @functools.cached_property
+    def judges(self) -> tuple[MetricName, ...]:
+        """The metrics of held-out reports that are not the loss.
+
+        If a metric is kept, and the loss may have a penalty, the metrics of the loss are among them.
+        """
+        found = [*self._held_out_metrics, *([] if self.cross_check_metric is None else [self.cross_check_metric])]
+        for name in self.extractors:
+            reference = self._report.get(name)
+            if reference is not None and reference.features is not None and len(reference.features) > NEIGHBOURHOOD:
+                formulas = REPORTED if reference.held_out is None else (*REPORTED, *REPORTED_WITH_HELD_OUT)
+                found += [MetricName(formula, name) for formula in formulas]
+        return tuple(judge for judge in dict.fromkeys(found) if self.keep is not None or judge not in self._named_loss)
+
+    @functools.cached_property
+    def splits(self) -> dict[str, float]:
+        """Extractor → FID of real images to real images, for all extractors that ``fdr`` in held-out reports uses.
+
+        FDr is that of FD-loss (arXiv 2604.28190): FID over that of real images, mean over feature spaces.
+        """
+        if not any(name in self.extractors for name in self._report):
+            return {}
+        metrics = [metric for metric in (*self._named_loss, *self.judges) if metric.needs_reference]
+        names = dict.fromkeys(metric.extractor for metric in metrics)
+        found = {name: split_distance(self.references[name]) for name in names}
+        return {name: distance for name, distance in found.items() if distance}
+
+    @property
+    def signs(self) -> dict[str, int]:
+        """Judge → 1, or −1 if higher is better; ``fdr``, of all extractors together, is one of them."""
+        return {**{str(judge): judge.sign for judge in self.judges}, **({FDR: 1} if self.splits else {})}
+
+    def floors(self) -> dict[str, float]:
+        """Judge → its value for held-out real images in place of samples: about that of a perfect model.
+
+        It is empty if fewer than four images are held out.
+        """
+        found: dict[str, float] = {}
+        computed: dict[str, FeatureMetrics] = {}
+        for judge in self.judges:
+            name, reference = judge.extractor, self.references[judge.extractor]
+            if reference.held_out is None or not judge.needs_reference:
+                continue
+            unseen = reference.held_out.known_features
+            if len(unseen) <= NEIGHBOURHOOD:
+                continue
+            if judge.formula == "nearer_train":
+                real = len(reference.known_features)
+                found[str(judge)] = real / (real + len(unseen))
+                continue
+            if name not in computed:
+                computed[name] = FeatureMetrics(reference, device=self.device)
+                computed[name].update(torch.from_numpy(unseen))
+            # the distance between the two sets of real images, either way
+            formula: Formula = "fid" if judge.formula == "fid_held_out" else judge.formula
+            found[str(judge)] = computed[name].compute(formula)
+        if self.splits and all(self.references[name].held_out is not None for name in self.splits):
+            found[FDR] = 1.0  # by its definition
+        return found
+
+    def notice_size(self, images: Tensor) -> None:
+        """Say once when samples ``[B, C, H, W]`` have another size than the reference images."""
+        if self._size_checked:
+            return
+        self._size_checked = True
+        size = (images.shape[-2], images.shape[-1])
+        for name, reference in self.references.items():
+            real = reference.size
+            if real is not None and real != size:
+                notice(
+                    f"{name}: samples are {size[0]}x{size[1]} and reference images {real[0]}x{real[1]}; the extractor "
+                    "scales both to its own size, and nothing else is done about it"
+                )
+
     def warnings(self, images: int) -> list[str]:
         """Warnings about metrics of ``images`` samples against these references, a line each."""
-        lines = []
+        lines: list[str] = []
         for metric in self._metrics:
-            view = self._views[metric.extractor]
-            if view.reference is None:
-                continue
+            reference = self.references[metric.extractor]
             if metric.formula == "fid":
-                sets = ((view.reference.statistics.count, "reference set"), (images, "set of samples"))
-                lines += [reference_warning(count, view.extractor.dimension, what=what) for count, what in sets]
+                for count, what in ((reference.count, "reference set"), (images, "set of samples")):
+                    if count is not None and count <= reference.extractor.dimension:
+                        lines.append(
+                            f"the {what} has {count} images for {reference.extractor.dimension} features, so FID is "
+                            "biased upwards and compares only with FIDs of as many images; use more, or an extractor "
+                            "with fewer features"
+                        )
             elif metric.formula == "kid":
-                lines.append(_kid_warning(metric, images, len(view.reference.features)))
-        return [line for line in dict.fromkeys(lines) if line is not None]
+                real = len(reference.known_features)
+                if (size := subset_size(images, real)) < SUBSET_SIZE:
+                    lines.append(
+                        f"{metric}: subsets of {size} images, since there are {images} samples and {real} reference "
+                        f"images; published values have subsets of {SUBSET_SIZE}"
+                    )
+        return list(dict.fromkeys(lines))
 
     def describe(self) -> dict[str, Any]:
         """The loss, all metrics, and each extractor's name and reference, for the study's fingerprint."""
-        extractors = {metric.extractor for metric in self._held_out_metrics}
-        views = {
-            name: {"name": view.extractor.name, "reference": view.reference and view.reference.identity}
-            for name, view in sorted(self._views.items())
-            if name in extractors
-        }
+        extractors = sorted({metric.extractor for metric in self._held_out_metrics})
+        described = [(name, self.references[name]) for name in extractors]
         return {
-            "loss": {str(metric): weight for metric, weight in self._weights.items()},
+            "loss": {str(metric): weight for metric, weight in self._named_loss.items()},
             **({} if self._loss_scale is None else {"loss_scale": self._loss_scale}),
-            **({} if self.loss.keep is None else {"keep": str(self.loss.keep)}),
+            **({} if self.keep is None else {"keep": str(self.keep)}),
             "metrics": sorted(str(metric) for metric in self._metrics),
             "held_out_metrics": sorted(str(metric) for metric in self._held_out_metrics),
-            "extractors": views,
+            "extractors": {name: {"name": it.extractor.name, "reference": it.identity} for name, it in described},
         }
 
 
-def _check(metric: MetricName, view: View) -> None:
-    if metric.formula == "is" and not isinstance(view.extractor, ClassifyingExtractor):
-        raise MetricError(f"{metric}: the extractor {view.extractor.name} tells no classes apart; use is@inception")
-    if not metric.needs_reference:
-        return
-    if view.reference is None:
-        raise MetricError(f"{metric}: needs a reference; only the Inception Score (is) does without")
-    dimension = view.reference.statistics.dimension
-    if dimension != view.extractor.dimension:
-        raise MetricError(
-            f"{metric}: the reference statistics have {dimension} features and the extractor "
-            f"{view.extractor.name} {view.extractor.dimension}; compute them with the same extractor"
-        )
-    if metric.formula in OF_REFERENCE_FEATURES:
-        try:
-            _ = view.reference.features
-            _ = view.reference.unseen if metric.formula in OF_HELD_OUT else None
-        except MetricError as error:
-            raise MetricError(f"{metric}: {error}") from error
+def split_distance(reference: Reference) -> float | None:
+    """FID of real images to real images: of the held-out ones to the reference, else of its halves to each other.
 
-
-def _kid_warning(metric: MetricName, images: int, real: int) -> str | None:
-    size = subset_size(images, real)
-    if size == SUBSET_SIZE:
+    ``None`` if there are neither.
+    """
+    if reference.held_out is not None:
+        other = reference.held_out.frechet
+        return reference.frechet.distance(other.mean, other.cov)
+    if reference.features is None or len(reference.features) < FEWEST_SPLIT:
         return None
-    return (
-        f"{metric}: subsets of {size} images, since there are {images} samples and {real} reference images; "
-        f"published values have subsets of {SUBSET_SIZE}"
-    )
+    one, two = (Moments.of(reference.features[first::2]) for first in (0, 1))
+    return FrechetReference(one.mean, one.covariance).distance(two.mean, two.covariance)
+
+
+def _check(metric: MetricName, reference: Reference) -> None:
+    """Raise MetricError if the metric cannot be computed with this reference."""
+    if metric.formula == "is" and not isinstance(reference.extractor, ClassifyingExtractor):
+        raise MetricError(
+            f"{metric}: the extractor {reference.extractor.name} tells no classes apart; use is@inception"
+        )
+    try:
+        if metric.needs_reference:
+            _ = reference.frechet
+        if metric.formula in OF_REFERENCE_FEATURES:
+            _ = reference.known_features
+        if metric.formula in OF_HELD_OUT:
+            _ = reference.unseen
+    except MetricError as error:
+        raise MetricError(f"{metric}: {error}") from error

@@ -108,7 +108,7 @@ def images_per_second(sampler: Sampler, scores: Scores, count: int, *, device: t
 
     def once() -> float:
         start = time.perf_counter()
-        scores.accumulator(count).add(sampler.sample(SEARCH, 0, count))
+        scores.image_metrics(count).update(sampler.sample(SEARCH, 0, count))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""From the gradient in the images of one batch to the gradient in the merged weights, summed over batches."""
+"""The way back from the gradient in the images of one batch to the gradient in the merged weights."""
 
 from __future__ import annotations
 
@@ -8,13 +8,54 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import Candidate
+from lcsc_opt.base.records import Candidate, Coefficients
 
 HEADROOM = 4  # the largest gradient in a pixel is scaled below 2**-4, so that sums in half types do not overflow
+
+ONE: Coefficients = np.ones(1)
+ONE.setflags(write=False)
+
+
+class OneModel:
+    """The weights of a single model in place of a trajectory: K is 1, and a merge gives the weights themselves.
+
+    Args:
+        weights: name → tensor, on the device of the sampler; they may change between evaluations.
+        varying: the names of the tensors to take gradients in.
+
+    Attributes:
+        gradients: name → gradient from the last evaluation with one, of the tensor's shape. Tensors that no image
+            depends on are missing.
+    """
+
+    steps, sha256, touched = (0,), "", False
+
+    def __init__(self, weights: Mapping[str, Tensor], varying: frozenset[str]) -> None:
+        self.weights, self.varying = weights, varying
+        self.gradients: Mapping[str, Tensor] = {}
+
+    def verify(self) -> None:
+        """Does nothing: there are no files that could be damaged."""
+
+    def merge(self, coefficients: npt.ArrayLike | Tensor) -> dict[str, Tensor]:  # noqa: ARG002 - there is only one
+        """The weights themselves, not copies."""
+        return dict(self.weights)
+
+    def gram(self) -> npt.NDArray[np.float64]:
+        """``[1, 1]``: one checkpoint is its own mean."""
+        return np.zeros((1, 1))
+
+    def project(self, gradients: Mapping[str, Tensor]) -> Coefficients:
+        """Keep the gradient in the weights. Returns its length, ``[1]``, which is finite if the whole gradient is."""
+        self.gradients = dict(gradients)
+        lengths = [torch.linalg.vector_norm(part).float() for part in self.gradients.values()]
+        return np.array([float(torch.stack(lengths).norm()) if lengths else 0.0])
 
 
 class WeightGradient:
@@ -25,11 +66,14 @@ class WeightGradient:
 
     Args:
         leaves: name → weight that the images depend on.
+
+    Attributes:
+        sums: name → gradient, of the leaf's shape. Leaves that no image depends on are missing.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor]) -> None:
         self._leaves = dict(leaves)
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, images: Tensor, gradient: Tensor) -> None:
         """Go back through the graph of ``images`` ``[B, C, H, W]`` once, from ``gradient``, of the same shape.
@@ -50,16 +94,11 @@ class WeightGradient:
         for name, part in zip(self._leaves, cast("Sequence[Tensor | None]", found), strict=True):
             if part is None:
                 continue
-            if name in self._sums:
-                self._sums[name].add_(part, alpha=2.0**exponent)
+            if name in self.sums:
+                self.sums[name].add_(part, alpha=2.0**exponent)
             else:
                 wide = torch.promote_types(part.dtype, torch.float32)
-                self._sums[name] = part.to(wide) * 2.0**exponent
-
-    @property
-    def sums(self) -> Mapping[str, Tensor]:
-        """Name → gradient, of the leaf's shape. Leaves that no image depends on are missing."""
-        return self._sums
+                self.sums[name] = part.to(wide) * 2.0**exponent
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,10 +137,6 @@ class KeptGraph:
         wanted = [part.to(known) for part, known in zip(rows.values(), features, strict=True)]
         [gradient] = torch.autograd.grad(features, self.leaf, wanted)
         return gradient
-
-    def close(self) -> None:
-        """Close :attr:`open`: the weights require no gradient any more."""
-        self.open.close()
 
 
 @contextlib.contextmanager

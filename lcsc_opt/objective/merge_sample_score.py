@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,20 +20,36 @@ from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Coefficients, Cos
 from lcsc_opt.base.reproducibility import blas_threads
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.metrics import Scores, extract
-from lcsc_opt.metrics.accumulator import Accumulator
-from lcsc_opt.metrics.keeping import Baseline
-from lcsc_opt.metrics.names import MetricName
-from lcsc_opt.metrics.parts import FeaturePart
+from lcsc_opt.metrics.constraint import Constraint
+from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.objective.batch_size import AUTO
 from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
-from lcsc_opt.objective.stages import FeatureGradients, Merged, Sampled, Stopwatch, ranges, split_rows
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
 from lcsc_opt.trajectory import Trajectory
 
 SMALL_MATRICES = 256  # features, below which a second BLAS thread does not help
 DEFAULT_IMAGES = 10_000  # Liu et al. 2024, Section 5.1
+
+FeatureGradients = dict[str, npt.NDArray[np.floating[Any]]]
+"""Extractor's name → the derivative of the loss in the features of some images, ``[n, D]``."""
+
+
+@dataclasses.dataclass(eq=False)
+class Merged:
+    """The merged weights of one candidate, name → tensor, until they are in the model; and what merging took."""
+
+    weights: dict[str, Tensor]
+    cost: Cost
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampled:
+    """What the images of a part gave, which can be pickled; and what they cost, merging included."""
+
+    state: ImageState
+    cost: Cost
 
 
 class MergeSampleScore(StagedObjective):
@@ -47,7 +65,7 @@ class MergeSampleScore(StagedObjective):
         scores: images → loss and metrics.
         images: the number of images in an evaluation of a search.
         batch_size: images that are sampled at once.
-        gradient_batch_size: images with a graph at once, which take as much memory as training does. ``None`` is the
+        gradient_batch_size: images with a graph at once, which take as much memory as training does. The default is the
             batch size. It does not change the loss.
         device: of the sampler's model; candidates are merged in its memory.
         batch_norm: estimates the statistics of batch normalization again for each candidate; ``None`` merges them.
@@ -74,17 +92,18 @@ class MergeSampleScore(StagedObjective):
         batch_norm: BatchNormStatistics | None = None,
         smaller_batch: Callable[[int], int] | None = None,
     ) -> None:
-        if images < 2 or batch_size < 1:
-            raise ObjectiveError(f"expected at least 2 images and a batch_size from 1, got {images} and {batch_size}")
-        if gradient_batch_size is not None and gradient_batch_size < 1:
-            raise ObjectiveError(f"gradient_batch_size: expected at least 1, got {gradient_batch_size}")
+        if images < 2 or batch_size < 1 or (gradient_batch_size is not None and gradient_batch_size < 1):
+            raise ObjectiveError(
+                f"expected at least 2 images, and batch_size and gradient_batch_size from 1; got {images}, "
+                f"{batch_size} and {gradient_batch_size}"
+            )
         for warning in scores.warnings(images):
             notice(warning)
         self.trajectory, self.sampler, self.scores = trajectory, sampler, scores
         self._images, self._batch_size = images, batch_size
         self._gradient_batch_size = batch_size if gradient_batch_size is None else min(gradient_batch_size, batch_size)
-        self._device, self._smaller_batch = torch.device(device), smaller_batch
-        self.overlaps = self._device.type != "cpu"  # on a CPU, merging and metrics take the same cores as sampling
+        self.device, self._smaller_batch = torch.device(device), smaller_batch
+        self.overlaps = self.device.type != "cpu"  # on a CPU, merging and metrics take the same cores as sampling
         self._batch_norm = batch_norm
         self._moved: tuple[Mergeable, Mergeable] | None = None
         self._kept: KeptGraph | None = None
@@ -98,11 +117,6 @@ class MergeSampleScore(StagedObjective):
     def images_per_evaluation(self) -> int:
         """The number of images of a candidate of a search."""
         return self._images
-
-    @property
-    def device(self) -> torch.device:
-        """Where candidates are merged."""
-        return self._device
 
     @property
     def cross_check_metric(self) -> str | None:
@@ -123,7 +137,11 @@ class MergeSampleScore(StagedObjective):
 
     def why_no_gradient(self) -> str | None:
         """Why gradients are unavailable, or ``None``."""
-        return self.scores.loss.why_no_gradient() or _why_no_weight_gradient(self.trajectory, self.sampler)
+        if reason := self.scores.why_no_gradient():
+            return reason
+        if not isinstance(self.sampler, DifferentiableSampler):
+            return f"{type(self.sampler).__name__} samples without a graph"
+        return self.sampler.weights.why_no_gradient(self.trajectory.varying)
 
     def on_weights(self, weights: Mergeable) -> MergeSampleScore:
         """The same objective for weights on the device of the sampler's model. Never use both at the same time."""
@@ -150,45 +168,55 @@ class MergeSampleScore(StagedObjective):
     def sample(
         self, candidate: Candidate, prepared: Merged, first: int, last: int, *, gradient: bool = False
     ) -> Sampled:
-        """Put the merged weights into the model, sample the images ``[first, last)``, and reduce their features.
+        """Put the merged weights into the model, sample the images ``[first, last)``, and take their features.
+
+        The weights are let go before images are sampled, so ``prepared`` is used once.
 
         Raises:
             NotFiniteError: an image is not finite.
             MetricError: its features are not.
         """
-        self.know_baseline()
+        self.know_constraint()
         watch = Stopwatch()
         with watch.timing("merge"):
-            self._load(prepared.take())
-        while (part := self._part(candidate, first, last, gradient, watch)) is None:
+            weights, prepared.weights = prepared.weights, {}
+            self._load(weights)
+            del weights
+        while (metrics := self._sampled(candidate, first, last, gradient, watch)) is None:
             pass
+        with watch.timing("features"):
+            state = metrics.state
         cost = watch.cost(images=last - first, model_calls=(last - first) * self.sampler.nfe)
-        return Sampled(part, prepared.cost + cost)
+        return Sampled(state, prepared.cost + cost)
 
-    def know_baseline(self) -> None:
+    def know_constraint(self) -> None:
         """Evaluate EMA*, the best of the window's EMA rates, once, if a setting keeps a metric at EMA*'s value.
 
         These evaluations do not count in the budget of the search.
         """
-        loss = self.scores.loss
-        if loss.keep is None or loss.baseline is not None:
+        if self.scores.keep is None or self.scores.constraint is not None:
             return
-        emas = [ema_coefficients(self.steps, rate) for rate in window_ema_rates(self.steps)]
-        loss.baseline = min((self._baseline(ema, loss.keep) for ema in emas), key=lambda found: found.loss)
+        found: list[Constraint] = []
+        for rate in window_ema_rates(self.steps):
+            self._load(self._source.merge(ema_coefficients(self.steps, rate)))
+            metrics = self.scores.image_metrics(self._images)
+            self._update(metrics, SEARCH, 0, self._images, Stopwatch())
+            with self._metric_threads():
+                found.append(metrics.constraint())
+        self.scores.constraint = min(found, key=lambda one: one.loss)
 
-    def _baseline(self, coefficients: Coefficients, keep: MetricName) -> Baseline:
-        self._load(self._source.merge(coefficients))
-        accumulator = self.scores.accumulator(self._images)
-        self._add_batches(accumulator, SEARCH, 0, self._images, Stopwatch())
-        with self._metric_threads():
-            return self.scores.whole([accumulator.part()]).baseline(keep)
-
-    def _part(
+    def _sampled(
         self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
-    ) -> FeaturePart | None:
-        """The reduced features of these images. ``None`` if a batch did not fit; the next one will be smaller."""
+    ) -> ImageMetrics | None:
+        """The metrics of these images. ``None`` if a batch did not fit; the next one will be smaller."""
+        held_out = candidate.noise.group == HELD_OUT.group
+        metrics = self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
         try:
-            return self._features_of(candidate, first, last, gradient, watch)
+            kept = self._last_batch(first, last) if gradient else last
+            self._update(metrics, candidate.noise, first, kept, watch)
+            if gradient:
+                self._keep_graph(metrics, candidate, (first, last), kept, watch)
+            return metrics
         except torch.OutOfMemoryError:
             if self._smaller_batch is None:
                 raise
@@ -196,24 +224,6 @@ class MergeSampleScore(StagedObjective):
         self._batch_size = self._smaller_batch(self._batch_size)
         self._gradient_batch_size = min(self._gradient_batch_size, self._batch_size)
         return None
-
-    def _features_of(
-        self, candidate: Candidate, first: int, last: int, gradient: bool, watch: Stopwatch
-    ) -> FeaturePart:
-        accumulator = self.scores.accumulator(
-            last - first,
-            total=self.images_of(candidate),
-            held_out=candidate.noise.group == HELD_OUT.group,
-            gradient=gradient,
-        )
-        if gradient:
-            kept = self._last_batch(first, last)
-            self._add_batches(accumulator, candidate.noise, first, kept, watch)
-            self._keep_graph(accumulator, candidate, (first, last), kept, watch)
-        else:
-            self._add_batches(accumulator, candidate.noise, first, last, watch)
-        with watch.timing("features"):
-            return accumulator.part()
 
     def score(
         self, candidate: Candidate, parts: Sequence[Sampled], *, gradient: bool = False
@@ -224,20 +234,22 @@ class MergeSampleScore(StagedObjective):
         Raises:
             MetricError: the features cannot be scored.
         """
-        self.know_baseline()
+        self.know_constraint()
         watch = Stopwatch()
         held_out = candidate.noise.group == HELD_OUT.group
         back: list[FeatureGradients | None] = [None] * len(parts)
         with watch.timing("metric"), self._metric_threads():
-            whole = self.scores.whole([sampled.part for sampled in parts], held_out=held_out)
+            whole = self.scores.image_metrics(self.images_of(candidate), held_out=held_out, gradient=gradient)
+            for part in parts:
+                whole.merge(part.state)
             if gradient:
-                back = [
-                    *split_rows(whole.loss_gradients(candidate.keep_weight), [sampled.cost.images for sampled in parts])
-                ]
-            loss, metrics = whole.result()
-            excess = whole.excess()
-        cost = Cost.of_parts([sampled.cost for sampled in parts]) + watch.cost()
-        return Evaluation(loss, metrics, cost, excess=excess), back
+                ends = np.cumsum([part.cost.images for part in parts])[:-1]
+                rows = {name: np.split(all_, ends) for name, all_ in whole.gradients(candidate.keep_weight).items()}
+                back = [{name: split[i] for name, split in rows.items()} for i in range(len(parts))]
+            loss, metrics = whole.compute()
+            violation = whole.violation()
+        cost = Cost.of_parts([part.cost for part in parts]) + watch.cost()
+        return Evaluation(loss, metrics, cost, excess=violation), back
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
@@ -252,27 +264,34 @@ class MergeSampleScore(StagedObjective):
         """
         watch, sampler = Stopwatch(), self.sampler
         assert isinstance(sampler, DifferentiableSampler)  # why_no_gradient would have said so
-        rows = {name: torch.from_numpy(part) for name, part in back.items()}
+
+        def rows(start: int, stop: int) -> dict[str, Tensor]:
+            return {name: torch.from_numpy(part[start - first : stop - first]) for name, part in back.items()}
+
         with contextlib.ExitStack() as stack, says_out_of_memory():
             stack.callback(self._forget_graph)
             kept = self._kept if self._kept is not None and self._kept.is_of(candidate, first, last) else None
+            end = self._last_batch(first, last) if kept is None else kept.first
+            batches = [*ranges(first, end, self._gradient_batch_size)]
             if kept is None:
                 with watch.timing("merge"):
                     self._load(self._source.merge(candidate.coefficients))
-                leaves = stack.enter_context(sampler.weights.differentiable(self._source.varying))
-                total, end = WeightGradient(leaves), self._last_batch(first, last)
-                some = {name: part[end - first :] for name, part in rows.items()}
-                self._back_through(total, candidate.noise, end, last, some, watch)  # first, as with a kept graph
+                total = WeightGradient(stack.enter_context(sampler.weights.differentiable(self._source.varying)))
+                batches.insert(0, (end, last))  # first, as with a kept graph
             else:
-                total, end = kept.total, kept.first
+                total = kept.total
                 with watch.timing("features"):
-                    gradient = kept.image_gradient({name: part[end - first :] for name, part in rows.items()})
+                    gradient = kept.image_gradient(rows(end, last))
                 with watch.timing("sample"):
                     total.add(kept.images, gradient)
-            for start, stop in ranges(first, end, self._gradient_batch_size):
+            for start, stop in batches:
                 stop_if_told()
-                some = {name: part[start - first : stop - first] for name, part in rows.items()}
-                self._back_through(total, candidate.noise, start, stop, some, watch)
+                with watch.timing("sample"):
+                    images = self._sample_finite(candidate.noise, start, stop)
+                with watch.timing("features"):
+                    gradient = self.scores.image_gradient(images, rows(start, stop))
+                with watch.timing("sample"):
+                    total.add(images, gradient)
             with watch.timing("merge"):
                 slope = self._source.project(total.sums)
         if not np.isfinite(slope).all():
@@ -287,7 +306,7 @@ class MergeSampleScore(StagedObjective):
         return torch.cat([self._sample(noise, first, last).cpu() for first, last in batches])
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
-        """Statistics of batch normalization, where they are estimated again."""
+        """Statistics of batch normalization, if they are estimated again."""
         if self._batch_norm is None:
             return {}
         self._load(self._source.merge(coefficients))
@@ -313,7 +332,7 @@ class MergeSampleScore(StagedObjective):
         """The trajectory on the model's device if it can be merged there, else the one in this machine's memory."""
         if self._moved is None or self._moved[0] is not self.trajectory:
             own = self.trajectory
-            self._moved = own, own.on(self._device) if isinstance(own, Trajectory) else own
+            self._moved = own, own.on(self.device) if isinstance(own, Trajectory) else own
         return self._moved[1]
 
     def _metric_threads(self) -> contextlib.AbstractContextManager[None]:
@@ -326,20 +345,20 @@ class MergeSampleScore(StagedObjective):
         if self._batch_norm is not None:
             self._batch_norm.estimate()
 
-    def _add_batches(self, accumulator: Accumulator, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
+    def _update(self, metrics: ImageMetrics, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
         for start, stop in ranges(first, last, self._batch_size):
             stop_if_told()
             with watch.timing("sample"):
                 images = self._sample(noise, start, stop)
             with watch.timing("features"):
-                accumulator.add(images)
+                metrics.update(images)
 
     @torch.inference_mode(mode=False)
     @torch.enable_grad()
     def _keep_graph(
-        self, accumulator: Accumulator, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
+        self, metrics: ImageMetrics, candidate: Candidate, part: tuple[int, int], first: int, watch: Stopwatch
     ) -> None:
-        """Add the features of the last batch, and keep its graph until :meth:`slope`."""
+        """Take the features of the last batch, and keep its graph until :meth:`slope`."""
         assert isinstance(self.sampler, DifferentiableSampler)  # why_no_gradient would have said so
         with contextlib.ExitStack() as stack, says_out_of_memory():
             leaves = stack.enter_context(self.sampler.weights.differentiable(self._source.varying))
@@ -347,10 +366,9 @@ class MergeSampleScore(StagedObjective):
                 images = self._sample_finite(candidate.noise, first, part[1])
             leaf = images.detach().requires_grad_()
             with watch.timing("features"):
-                features = accumulator.add_with_graph(leaf)
-            self._kept = KeptGraph(
-                candidate, part, first, images, leaf, features, WeightGradient(leaves), stack.pop_all()
-            )
+                features = metrics.update_with_graph(leaf)
+            total = WeightGradient(leaves)
+            self._kept = KeptGraph(candidate, part, first, images, leaf, features, total, stack.pop_all())
 
     def _last_batch(self, first: int, last: int) -> int:
         """The first image of the last batch, whose graph is kept."""
@@ -358,19 +376,8 @@ class MergeSampleScore(StagedObjective):
 
     def _forget_graph(self) -> None:
         if self._kept is not None:
-            self._kept.close()
+            self._kept.open.close()
             self._kept = None
-
-    def _back_through(
-        self, total: WeightGradient, noise: Noise, first: int, last: int, rows: Mapping[str, Tensor], watch: Stopwatch
-    ) -> None:
-        """Sample one batch again, with a graph, and go back through it."""
-        with watch.timing("sample"):
-            images = self._sample_finite(noise, first, last)
-        with watch.timing("features"):
-            gradient = self.scores.loss.image_gradient(images, rows)
-        with watch.timing("sample"):
-            total.add(images, gradient)
 
     @torch.no_grad()  # inference mode saves nothing, and a later graph cannot use tensors that networks keep from it
     def _sample(self, noise: Noise, first: int, last: int) -> Tensor:
@@ -383,7 +390,26 @@ class MergeSampleScore(StagedObjective):
         return images
 
 
-def _why_no_weight_gradient(trajectory: Mergeable, sampler: Sampler) -> str | None:
-    if not isinstance(sampler, DifferentiableSampler):
-        return f"{type(sampler).__name__} samples without a graph"
-    return sampler.weights.why_no_gradient(trajectory.varying)
+class Stopwatch:
+    """Wall-clock seconds of each part of an evaluation: ``merge``, ``sample``, ``features``, ``metric``."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(("merge", "sample", "features", "metric"), 0.0)
+
+    @contextlib.contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Count the time while this is open for that part."""
+        start = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - start
+
+    def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
+        """The seconds of all parts."""
+        parts = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
+        return Cost(images=images, model_calls=model_calls, seconds=sum(parts.values()), **parts)
+
+
+def ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+    """``[first, last)`` as ranges of at most ``size`` images."""
+    for start in range(first, last, size):
+        yield start, min(start + size, last)

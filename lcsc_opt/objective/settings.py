@@ -14,11 +14,9 @@ from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.finding import Selection
-from lcsc_opt.metrics.cross_check import published_cross_check
 from lcsc_opt.metrics.from_settings import build_scores, check_scores
-from lcsc_opt.metrics.loss import LossScale, why_no_gradient
 from lcsc_opt.metrics.names import parse_loss
-from lcsc_opt.metrics.scores import Scores
+from lcsc_opt.metrics.scores import LossScale, Scores, why_no_gradient
 from lcsc_opt.objective.batch_size import AUTO, largest_batch, smaller_batch
 from lcsc_opt.objective.contract import Mergeable
 from lcsc_opt.objective.merge_sample_score import DEFAULT_IMAGES, MergeSampleScore
@@ -168,19 +166,14 @@ class ImageObjectiveSettings(FrozenModel):
         self.network_settings().torch_device()
         where: dict[str, Any] = {"cache": cache_directory(), "key": self.key, "dtype": self.stored}
         check_checkpoints(self._patterns(), selection=self.select.selection, **where)
-        located = self._located()
-        check_scores(
-            loss=self.loss,
-            metrics=self.metrics,
-            held_out_metrics=self.held_out_metrics or (),
-            keep=self.keep,
-            cross_check=published_cross_check(self.loss, cache=cache_directory(), **located),
-            **located,
-        )
+        check_scores(**self._metrics(), **self._located())
 
     def why_no_gradient(self) -> str | None:
         """Why there is no gradient, as far as that is known from the settings; ``None`` if there may be one."""
         return why_no_gradient(parse_loss(self.loss))
+
+    def _metrics(self) -> dict[str, Any]:
+        return self.model_dump(include={"loss", "metrics", "held_out_metrics", "keep"})
 
     def _located(self) -> dict[str, Any]:
         return {
@@ -202,21 +195,13 @@ class ImageObjectiveSettings(FrozenModel):
         Raises:
             MetricError: an unknown metric, weights or a reference that cannot be used.
         """
-        shared: dict[str, Any] = {
-            **self._located(),
-            "device": self.network_settings().torch_device(),
-            "batch_size": REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
-            "cache": cache_directory(),
-        }
         return build_scores(
-            loss=self.loss,
-            metrics=self.metrics,
-            held_out_metrics=self.held_out_metrics or (),
-            keep=self.keep,
+            **self._metrics(),
+            **self._located(),
             loss_scale=self.loss_scale,
-            cross_check=published_cross_check(self.loss, **shared) if self.held_out_metrics is None else None,
-            judges=self.held_out_metrics is None,
-            **shared,
+            device=self.network_settings().torch_device(),
+            batch_size=REFERENCE_BATCH_SIZE if self.batch_size == AUTO else self.batch_size,
+            cache=cache_directory(),
         )
 
     def objective(self, sampler: Sampler, trajectory: Mergeable) -> MergeSampleScore:

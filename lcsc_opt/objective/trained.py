@@ -24,13 +24,10 @@ from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.base.settings import FrozenModel
-from lcsc_opt.metrics import Scores, View
-from lcsc_opt.metrics.extractors.base import FeatureExtractor
-from lcsc_opt.metrics.judges import known_features
-from lcsc_opt.metrics.keeping import kept_metric
-from lcsc_opt.metrics.loss import why_no_gradient
-from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, MetricName, parse_loss, parse_names
-from lcsc_opt.metrics.scores import CrossCheckSpace
+from lcsc_opt.metrics import FeatureExtractor, Reference, Scores
+from lcsc_opt.metrics.constraint import kept_metric
+from lcsc_opt.metrics.names import CROSS_CHECK, INCEPTION, parse_loss, parse_names
+from lcsc_opt.metrics.scores import why_no_gradient
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import Positive, SelectionSettings
 from lcsc_opt.sampling import (
@@ -41,7 +38,7 @@ from lcsc_opt.sampling import (
     Sampler,
     build_scheduler,
 )
-from lcsc_opt.training.images import Bundled, bundled_images, feature_network, second_network, view_of
+from lcsc_opt.training.images import Bundled, bundled_images, feature_network, second_network
 from lcsc_opt.training.networks import descend, initialize, torch_threads
 from lcsc_opt.training.recipes import Batch, Recipe
 from lcsc_opt.training.recipes.base import ConsistencyRecipe
@@ -103,21 +100,24 @@ class TrainedSettings(FrozenModel):
     def objective(self, dataset: Bundled, trajectory: Trajectory, sampler: Sampler) -> MergeSampleScore:
         """Merge the selected checkpoints, sample, and score by the networks of ``dataset``."""
 
-        def view(extractor: FeatureExtractor) -> View:
-            seen = view_of(extractor, self.trained_on(dataset))
-            if seen.reference is None or self.data == "all":
+        def reference(extractor: FeatureExtractor) -> Reference:
+            seen = Reference.of_images(extractor, self.trained_on(dataset))
+            if self.data == "all":
                 return seen
-            held_out = view_of(extractor, bundled_images(dataset)[0][1::2]).reference
-            return View(extractor, dataclasses.replace(seen.reference, held_out=held_out))
+            return dataclasses.replace(seen, held_out=Reference.of_images(extractor, bundled_images(dataset)[0][1::2]))
 
+        def for_reports() -> dict[str, Reference]:
+            own = {INCEPTION: known} if self.held_out_metrics is None else {}
+            return {**own, CROSS_CHECK: reference(second_network(dataset))}
+
+        known = reference(feature_network(dataset))
         scores = Scores(
-            {INCEPTION: view(feature_network(dataset))},
+            {INCEPTION: known},
             loss=self.loss,
             metrics=self.metrics,
             held_out_metrics=self.held_out_metrics or (),
             keep=self.keep,
-            cross_check=CrossCheckSpace(MetricName("fid", CROSS_CHECK), lambda: view(second_network(dataset))),
-            judge_reference=known_features if self.held_out_metrics is None else None,
+            report_references=for_reports,
         )
         combined = self.select.of(trajectory)
         return MergeSampleScore(combined, sampler, scores, images=self.images, batch_size=self.batch_size)

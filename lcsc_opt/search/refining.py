@@ -28,10 +28,10 @@ from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
 from lcsc_opt.checkpoints.weights import write_safetensors
 from lcsc_opt.database.names import differences
-from lcsc_opt.metrics.keeping import Baseline
+from lcsc_opt.metrics.constraint import Constraint
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
 from lcsc_opt.training.curve import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
@@ -167,7 +167,7 @@ def _refine(
     if state is None:
         files.check_free()
         coefficients = start()
-        checked.know_baseline()
+        checked.know_constraint()
         checked.release()  # Adam needs the memory now
         run = _Run(checked, settings, coefficients)
         files.write_state(run, identity)
@@ -300,7 +300,7 @@ class _Run:
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed refinement needs."""
-        baseline = self._of_checkpoints.scores.loss.baseline
+        constraint = self._of_checkpoints.scores.constraint
         return {
             "done": self.done,
             "seconds": self.seconds,
@@ -309,7 +309,7 @@ class _Run:
             "average": self._average,
             "adam": self._adam.state_dict(),
             "keep_weight": self._kept.weight,
-            "baseline": None if baseline is None else [float(value) for value in dataclasses.astuple(baseline)],
+            "constraint": None if constraint is None else [float(value) for value in dataclasses.astuple(constraint)],
         }
 
     @torch.no_grad()
@@ -321,8 +321,8 @@ class _Run:
             self._average[name].copy_(state["average"][name])
         self._adam.load_state_dict(state["adam"])
         self._kept = DualAscent(float(state["keep_weight"]))
-        if state["baseline"] is not None:
-            self._of_checkpoints.scores.loss.baseline = Baseline(*state["baseline"])
+        if state["constraint"] is not None:
+            self._of_checkpoints.scores.constraint = Constraint(*state["constraint"])
 
 
 @torch.inference_mode(mode=False)

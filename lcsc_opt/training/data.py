@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.metrics.reference.building import dataset_images, dataset_settings
 from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet
+from lcsc_opt.metrics.reference.setting import dataset_images, dataset_settings
 from lcsc_opt.training.images import Bundled, bundled_images
 
 AT_ONCE = 500  # images that are decoded at once
@@ -74,21 +74,24 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     for bundled in BUNDLED:
         if name == bundled:
             return TrainingData(name, bundled_images(bundled)[0], name, f"{name}2")
-    path = Path(name).expanduser()
     try:
         if name == "cifar10":
             settings = dataset_settings("cifar10-train")
             assert settings is not None  # a known data set
             images: ImageSet = dataset_images(settings, root=cache / "datasets")
-            reference = "cifar10-train"
-        elif path.exists():
-            images, reference = ImageFiles(path, cache=cache / "references"), str(path.absolute())
-        else:
+            return TrainingData(name, _all(images), reference="cifar10-train")
+        path = Path(name).expanduser()
+        if not path.exists():
             raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
-        pixels = torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])
+        files = ImageFiles(path, cache=cache / "references")
+        return TrainingData(name, _all(files), reference=str(path.absolute()))
     except MetricError as error:
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
-    return TrainingData(name, pixels, reference=reference)
+
+
+def _all(images: ImageSet) -> Tensor:
+    """All images as bytes, ``[n, C, H, W]``."""
+    return torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])
 
 
 def as_bytes(images: Tensor) -> Tensor:

@@ -28,11 +28,8 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.paths import cache_directory
 from lcsc_opt.base.reproducibility import derive_seed
-from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
-from lcsc_opt.metrics.extractors.network import weights_hash
-from lcsc_opt.metrics.loss import View
-from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.metrics.extractors.base import FeatureExtractor
+from lcsc_opt.metrics.extractors.published import weights_hash
 from lcsc_opt.training.networks import descend, torch_threads
 
 FORMAT = 3  # version of the cached file and of the training; raise it when either changes
@@ -224,10 +221,3 @@ second_digits_extractor: Callable[[], FeatureExtractor] = functools.partial(seco
 photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(feature_network, "photographs")
 second_photographs_extractor: Callable[[], FeatureExtractor] = functools.partial(second_network, "photographs")
 """``fid@digits``, ``fid@digits2``, ``fid@photographs`` and ``fid@photographs2``, named in ``metrics/names.py``."""
-
-
-def view_of(extractor: FeatureExtractor, images: Tensor) -> View:
-    """An extractor together with its features of the real ``images`` ``[n, C, H, W]``."""
-    features = extract(extractor, images, batch_size=500)
-    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), extractor.name)
-    return View(extractor, Reference(statistics, statistics.sha256, features.astype(np.float32)))

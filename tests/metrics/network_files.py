@@ -93,33 +93,6 @@ def random_dinov2():
     return network
 
 
-def dinov2_weights(network):
-    """The same weights under the names of the authors' files."""
-    stored = network.state_dict()
-    weights = {
-        "cls_token": stored["embeddings.cls_token"],
-        "pos_embed": stored["embeddings.position_embeddings"],
-        "mask_token": stored["embeddings.mask_token"],
-    }
-    modules = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
-    for i in range(network.config.num_hidden_layers):
-        ours, theirs = f"blocks.{i}", f"encoder.layer.{i}"
-        for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-            modules[f"{ours}.{name}"] = f"{theirs}.{name}"
-        for j in (1, 2):
-            weights[f"{ours}.ls{j}.gamma"] = stored[f"{theirs}.layer_scale{j}.lambda1"]
-        attention = f"{theirs}.attention"
-        old = f"{attention}.output.dense.weight" in stored  # the names of transformers before 5
-        names = [f"attention.{name}" for name in ("query", "key", "value")] if old else ["q_proj", "k_proj", "v_proj"]
-        for kind in ("weight", "bias"):
-            parts = [stored[f"{attention}.{name}.{kind}"] for name in names]
-            weights[f"{ours}.attn.qkv.{kind}"] = torch.cat(parts)
-        modules[f"{ours}.attn.proj"] = f"{attention}.output.dense" if old else f"{attention}.o_proj"
-    for ours, theirs in modules.items():
-        weights |= {f"{ours}.{kind}": stored[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
-    return weights
-
-
 def assert_same_with_graph(extractor, images):
     """Features that keep the graph back to the images are those without one, bit for bit."""
     with torch.inference_mode():

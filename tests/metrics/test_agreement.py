@@ -6,12 +6,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from lcsc_opt.metrics.comparison import SCORE_SPLITS, SUBSET_SEED, Comparison
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, SUBSET_SIZE, SUBSETS
+from lcsc_opt.metrics.feature_metrics import SCORE_SPLITS, SUBSET_SEED
 from lcsc_opt.metrics.from_settings import build_scores
-from lcsc_opt.metrics.reference.reference import Reference
-from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
-from tests.metrics import network_files
+from tests.metrics import examples, network_files
+from tests.metrics.test_fidelity import metrics_of, reference_of
 
 SAMPLES, REAL = 48, 40
 THEIR_NAMES = {
@@ -77,10 +76,7 @@ def ours(folder, samples, names, weights, cache):
     scores = build_scores(
         loss=names[0], metrics=names[1:], reference=str(folder), weights=weights, batch_size=16, cache=cache
     )
-    accumulator = scores.accumulator(len(samples))
-    for batch in (samples / 127.5 - 1).split(20):
-        accumulator.add(batch)
-    loss, metrics = accumulator.result()
+    loss, metrics = examples.score(scores, samples / 127.5 - 1, size=20)
     assert loss == metrics[names[0]]
     return metrics
 
@@ -130,13 +126,8 @@ def test_constants_are_torch_fidelitys_defaults():
     assert ours == tuple(DEFAULTS[name] for name in names)
 
 
-def reference_of(features):
-    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features))
-    return Reference(statistics, "real", features)
-
-
 def normal(count, dimension, seed, shift=0.0):
-    return np.random.default_rng(seed).normal(shift, 1, (count, dimension)).astype(np.float32)
+    return torch.from_numpy(np.random.default_rng(seed).normal(shift, 1, (count, dimension)).astype(np.float32))
 
 
 @pytest.mark.parametrize(("samples", "real"), [(1300, 1200), (1000, 1000), (300, 1200)])
@@ -146,10 +137,8 @@ def test_kid_of_features_is_torch_fidelitys_also_where_it_needs_no_subsets(sampl
     monkeypatch.setattr("lcsc_opt.metrics.distances.SUBSETS", 5)
     found, compared = normal(samples, 8, 0, 0.3), normal(real, 8, 1)
     size = min(1000, samples, real)
-    expected = kid_features_to_metric(
-        torch.from_numpy(found), torch.from_numpy(compared), kid_subsets=5, kid_subset_size=size, verbose=False
-    )
-    kid = Comparison(found, None, reference_of(compared)).kid()
+    expected = kid_features_to_metric(found, compared, kid_subsets=5, kid_subset_size=size, verbose=False)
+    kid = metrics_of(found, reference_of(compared)).compute("kid")
     assert kid == pytest.approx(expected[KEY_METRIC_KID_MEAN], rel=1e-4)
 
 
@@ -159,12 +148,12 @@ def test_precision_and_recall_of_features_are_torch_fidelitys_in_any_blocks(bloc
 
     monkeypatch.setattr("lcsc_opt.metrics.distances.BLOCK", block)
     found, compared = normal(150, 6, 0, 0.8), normal(110, 6, 1)
-    expected = prc_features_to_metric(torch.from_numpy(found), torch.from_numpy(compared), verbose=False)
-    comparison = Comparison(found, None, reference_of(compared))
-    assert comparison.precision() == pytest.approx(expected["precision"], rel=1e-6)
-    assert comparison.recall() == pytest.approx(expected["recall"], rel=1e-6)
-    assert 0.1 < comparison.precision() < 0.9
-    assert comparison.precision() != comparison.recall()
+    expected = prc_features_to_metric(found, compared, verbose=False)
+    metrics = metrics_of(found, reference_of(compared))
+    precision, recall = metrics.compute("precision"), metrics.compute("recall")
+    assert (precision, recall) == pytest.approx((expected["precision"], expected["recall"]), rel=1e-6)
+    assert 0.1 < precision < 0.9
+    assert precision != recall
 
 
 def test_distances_inside_the_reference_are_computed_once(monkeypatch):
@@ -173,5 +162,5 @@ def test_distances_inside_the_reference_are_computed_once(monkeypatch):
     monkeypatch.setattr(torch, "cdist", lambda a, b: computed.append((len(a), len(b))) or original(a, b))
     reference = reference_of(normal(30, 4, 0))
     for seed in (1, 2):
-        Comparison(normal(20, 4, seed), None, reference).precision()
+        metrics_of(normal(20, 4, seed), reference).compute("precision")
     assert computed.count((30, 30)) == 1

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FrechetReference, Reference, ReferenceStatistics, Scores, View, distances, extract
+from lcsc_opt.metrics import FrechetReference, Reference, Scores, distances, extract
 from lcsc_opt.metrics.distances import kernel_distance, kernel_distance_and_gradient
 
 seeds = st.integers(0, 2**32 - 1)
@@ -108,19 +108,6 @@ def test_gradient_of_fid_turns_with_the_features(count, dimension, seed):
     np.testing.assert_allclose(turned, gradient @ turn, atol=1e-7 * np.abs(gradient).max())
 
 
-@pytest.mark.parametrize("count", [5, 30])
-def test_moving_all_images_by_the_same_moves_the_mean_only(count):
-    samples, real, shift = features(count, 8, 0), features(50, 8, 1), np.arange(8.0)
-    reference = FrechetReference(*moments(real))
-    gradient = reference.distance_and_gradient(samples)[1]
-    np.testing.assert_allclose(gradient.sum(axis=0), 2 * (samples.mean(axis=0) - real.mean(axis=0)), atol=1e-9)
-    np.testing.assert_allclose(
-        reference.distance_and_gradient(samples + shift)[1] - gradient,
-        np.tile(2 * shift / count, (count, 1)),
-        atol=1e-9,
-    )
-
-
 def test_gradient_of_fid_vanishes_at_the_reference_itself():
     real = features(50, 8, 1)
     distance, gradient = FrechetReference(*moments(real)).distance_and_gradient(real)
@@ -146,19 +133,6 @@ def test_rounding_to_float32_leaves_the_gradient_of_many_dead_features():
     gradient = FrechetReference(*moments(rounded[1].astype(np.float64))).distance_and_gradient(rounded[0])[1]
     assert_equal(gradient, exact, 1e-3)
     assert np.abs(gradient[:, 60:]).max() == 0
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.zeros((5, 4)), "4 features, but the reference has 3"),
-        (np.zeros((1, 3)), "at least 2 images"),
-        (np.full((5, 3), np.nan), "NaN or infinity"),
-    ],
-)
-def test_features_without_a_distance_have_no_gradient(values, message):
-    with pytest.raises(MetricError, match=message):
-        FrechetReference(np.zeros(3), np.eye(3)).distance_and_gradient(values)
 
 
 @pytest.fixture(params=["all", "subsets"])
@@ -223,20 +197,20 @@ def images(count, seed=0):
     return torch.rand(count, 1, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def view(extractor):
-    values = extractor(images(60, seed=9)).double().numpy()
-    return View(extractor, Reference(ReferenceStatistics(*moments(values)), "real", values.astype(np.float32), (3, 3)))
-
-
 def scores(loss, dtype=torch.float64, **settings):
-    views = {"inception": view(Smooth(5, 0, dtype)), "clip": view(Smooth(30, 1, dtype))}
-    return Scores(views, loss=loss, **settings)
+    networks = {"inception": Smooth(5, 0, dtype), "clip": Smooth(30, 1, dtype)}
+    references = {name: Reference.of_images(network, images(60, seed=9)) for name, network in networks.items()}
+    return Scores(references, loss=loss, **settings)
 
 
-def loss_of(made, batch):
-    accumulator = made.accumulator(len(batch))
-    accumulator.add(batch)
-    return accumulator.result()[0]
+def filled(made, batch, **options):
+    metrics = made.image_metrics(len(batch), **options)
+    metrics.update(batch)
+    return metrics
+
+
+def image_gradient(made, batch, gradients, rows=slice(None)):
+    return made.image_gradient(batch[rows], {name: torch.from_numpy(all_[rows]) for name, all_ in gradients.items()})
 
 
 LOSSES = ["fid", "fid@clip", "kid", {"fid": 2, "kid@clip": 30}, {"fid": 0.3, "kid": 7, "fid@clip": 1, "kid@clip": 2}]
@@ -245,83 +219,68 @@ LOSSES = ["fid", "fid@clip", "kid", {"fid": 2, "kid@clip": 30}, {"fid": 0.3, "ki
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_gradient_of_the_loss_in_the_images_is_that_of_central_differences(loss):
     made, batch = scores(loss), images(20)
-    accumulator = made.accumulator(20, gradient=True)
-    accumulator.add(batch)
-    gradient = made.loss.image_gradient(batch, accumulator.loss_gradients())
+    gradient = image_gradient(made, batch, filled(made, batch, gradient=True).gradients())
     for seed in range(3):
         step = 1e-4 * images(20, seed=100 + seed)
-        slope = (loss_of(made, batch + step) - loss_of(made, batch - step)) / 2
+        slope = (filled(made, batch + step).compute()[0] - filled(made, batch - step).compute()[0]) / 2
         assert float((gradient * step).sum()) == pytest.approx(slope, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
 def test_one_pass_with_a_graph_and_two_passes_in_batches_give_one_gradient(loss):
     made, batch = scores(loss), images(20).requires_grad_()
-    whole, parts = (made.accumulator(20, gradient=True) for _ in range(2))
-    kept = whole.add_with_graph(batch)
-    gradients = whole.loss_gradients()
-    torch.autograd.backward([kept[name] for name in gradients], list(gradients.values()))
+    whole, parts = (made.image_metrics(20, gradient=True) for _ in range(2))
+    kept = whole.update_with_graph(batch)
+    gradients = whole.gradients()
+    torch.autograd.backward([kept[name] for name in gradients], [torch.from_numpy(g) for g in gradients.values()])
     for part in batch.split(6):
-        parts.add(part)
-    gradients = parts.loss_gradients()
-    sampled_again = []
-    for first in range(0, 20, 6):
-        rows = slice(first, first + 6)
-        part = batch.detach()[rows]
-        sampled_again.append(
-            made.loss.image_gradient(part, {name: rows_of[rows] for name, rows_of in gradients.items()})
-        )
-    torch.testing.assert_close(torch.cat(sampled_again), batch.grad, rtol=1e-9, atol=1e-12)
-    assert whole.result()[1] == pytest.approx(parts.result()[1], rel=1e-10)
-    assert whole.result()[0] == pytest.approx(loss_of(made, batch.detach()), rel=1e-10)
+        parts.update(part)
+    gradients = parts.gradients()
+    again = [image_gradient(made, batch.detach(), gradients, slice(first, first + 6)) for first in range(0, 20, 6)]
+    torch.testing.assert_close(torch.cat(again), batch.grad, rtol=1e-9, atol=1e-12)
+    assert whole.compute()[1] == pytest.approx(parts.compute()[1], rel=1e-10)
+    assert whole.compute()[0] == pytest.approx(filled(made, batch.detach()).compute()[0], rel=1e-10)
 
 
 def test_value_and_gradient_share_one_decomposition(monkeypatch):
     made, calls = scores({"fid": 1, "fid@clip": 1}), []
-    loss_of(made, images(20))  # the factor of the reference is computed once, and not in every evaluation
+    filled(made, images(20)).compute()  # the factor of the reference is computed once, and not in every evaluation
     for name in ("eigh", "eigvalsh", "cholesky"):
         plain = getattr(np.linalg, name)
         monkeypatch.setattr(
             np.linalg, name, lambda matrix, plain=plain, name=name: calls.append((name, len(matrix))) or plain(matrix)
         )
-    accumulator = made.accumulator(20, gradient=True)
-    accumulator.add(images(20))
-    accumulator.loss_gradients()
-    accumulator.loss_gradients()
-    accumulator.result()
+    metrics = filled(made, images(20), gradient=True)
+    metrics.gradients()
+    metrics.gradients()
+    metrics.compute()
     assert calls == [("eigh", 5), ("eigh", 20)]  # of the smaller of features and images
 
 
-def test_metrics_beside_the_loss_need_no_gradient_and_no_pass_with_a_graph():
+def test_other_metrics_need_no_gradient_and_no_pass_with_a_graph():
     made = scores("fid", metrics=["precision", "is", "fid@clip"])
-    accumulator = made.accumulator(20, gradient=True)
-    kept = accumulator.add_with_graph(images(20).requires_grad_())
-    assert list(kept) == list(accumulator.loss_gradients()) == ["inception"]
-    assert kept["inception"].requires_grad
-    plain = made.accumulator(20)
-    plain.add(images(20))
-    assert accumulator.result()[1] == pytest.approx(plain.result()[1], rel=1e-10)
-    assert made.loss.why_no_gradient() is None
-
-
-def test_an_extractor_of_the_loss_sees_an_image_once_in_one_pass():
-    made = scores("fid")
     before = made.extractor.seen
-    made.accumulator(20, gradient=True).add_with_graph(images(20).requires_grad_())
-    assert made.extractor.seen - before == 20
+    metrics = made.image_metrics(20, gradient=True)
+    kept = metrics.update_with_graph(images(20).requires_grad_())
+    assert list(kept) == list(metrics.gradients()) == ["inception"]
+    assert kept["inception"].requires_grad
+    assert metrics.compute()[1] == pytest.approx(filled(made, images(20)).compute()[1], rel=1e-10)
+    assert made.why_no_gradient() is None
+    alone = scores("fid")
+    before = alone.extractor.seen
+    alone.image_metrics(20, gradient=True).update_with_graph(images(20).requires_grad_())
+    assert alone.extractor.seen - before == 20, "an image is seen once in one pass"
 
 
 @pytest.mark.parametrize(
     ("dtype", "full"),
     [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
 )
-def test_gradients_have_the_type_of_the_features_and_full_precision(dtype, full):
+def test_features_have_full_precision_and_gradients_the_type_of_the_images(dtype, full):
     made = scores("fid@clip", dtype)
-    accumulator = made.accumulator(20, gradient=True)
-    kept = accumulator.add_with_graph(images(20).float().requires_grad_())
-    gradients = accumulator.loss_gradients()
-    assert kept["clip"].dtype == gradients["clip"].dtype == full
-    gradient = made.loss.image_gradient(images(20).float(), gradients)
+    metrics = made.image_metrics(20, gradient=True)
+    assert metrics.update_with_graph(images(20).float().requires_grad_())["clip"].dtype == full
+    gradient = image_gradient(made, images(20).float(), metrics.gradients())
     assert gradient.dtype == torch.float32
     assert not gradient.requires_grad
 
@@ -329,13 +288,8 @@ def test_gradients_have_the_type_of_the_features_and_full_precision(dtype, full)
 @pytest.mark.parametrize("formula", ["precision", "recall", "is"])
 def test_a_loss_without_a_gradient_names_its_metric(formula):
     made = scores({"fid": 1, f"{formula}@clip": 1})
-    assert f"{formula}@clip in the loss has no gradient" in made.loss.why_no_gradient()
-    accumulator = made.accumulator(20)
-    accumulator.add(images(20))
-    with pytest.raises(
-        MetricError, match=f"{formula}@clip in the loss has no gradient, only fid, kid, .* have one; take"
-    ):
-        accumulator.loss_gradients()
+    with pytest.raises(MetricError, match=f"{formula}@clip in the loss has no gradient, only fid, kid, .* have one"):
+        filled(made, images(20)).gradients()
 
 
 def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs():
@@ -348,26 +302,13 @@ def test_what_an_extractor_keeps_from_its_first_images_is_used_in_later_graphs()
             return super().__call__(images * self.kept.reshape(3, 3))
 
     extractor = Keeps(5, 0)
-    seen = view(Smooth(5, 0)).reference
     extract(extractor, images(3))
     for first in (extractor, Keeps(5, 0)):
-        made = Scores({"inception": View(first, seen)})
-        accumulator = made.accumulator(20, gradient=True)
-        accumulator.add(images(20))
-        assert made.loss.image_gradient(images(20), accumulator.loss_gradients()).abs().sum() > 0
-
-
-def test_missing_and_additional_images_are_named():
-    accumulator = scores("fid").accumulator(20, gradient=True)
-    accumulator.add_with_graph(images(15).requires_grad_())
-    with pytest.raises(MetricError, match="15 images were added and 20 announced"):
-        accumulator.loss_gradients()
-    with pytest.raises(MetricError, match="more than the 20 images"):
-        accumulator.add_with_graph(images(6).requires_grad_())
+        made = Scores({"inception": Reference.of_images(first, images(60, seed=9))})
+        gradients = filled(made, images(20), gradient=True).gradients()
+        assert image_gradient(made, images(20), gradients).abs().sum() > 0
 
 
 def test_features_that_were_not_kept_have_no_gradient():
-    accumulator = scores("fid").accumulator(20)
-    accumulator.add(images(20))
-    with pytest.raises(MetricError, match="take them in with gradient=True"):
-        accumulator.loss_gradients()
+    with pytest.raises(MetricError, match="gradient=True"):
+        filled(scores("fid"), images(20)).gradients()

@@ -85,16 +85,16 @@ class Sampler:
 
 
 class Scores:
-    """Takes images as an accumulator does, and looks at none."""
+    """Takes images as ImageMetrics does, and looks at none."""
 
     def __init__(self, extractor: str = "net-1") -> None:
         self.extractor = extractor
         self.added: list[int] = []
 
-    def accumulator(self, images: int) -> Scores:
+    def image_metrics(self, images: int) -> Scores:
         return self
 
-    def add(self, images: Tensor) -> None:
+    def update(self, images: Tensor) -> None:
         self.added.append(len(images))
 
     def describe(self) -> dict[str, Any]:

@@ -11,8 +11,7 @@ import torch
 from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients, window_ema_rates
 from lcsc_opt.coefficients.spaces import AffineSpace
-from lcsc_opt.metrics import Reference, ReferenceStatistics, Scores, View
-from lcsc_opt.metrics.statistics import FeatureStatistics
+from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.optimizers import LCSCGradient
 from lcsc_opt.optimizers.parametrization import coefficient_array
@@ -26,9 +25,8 @@ IMAGES = 60
 
 def objective(trajectory: Trajectory, keep: str | None) -> MergeSampleScore:
     real = np.random.default_rng(0).uniform(-0.7, 0.7, (80, 16)).astype(np.float32)
-    statistics = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "pixels")
-    view = View(Pixels(), Reference(statistics, "real", real))
-    return MergeSampleScore(trajectory, sampler(), Scores({"inception": view}, keep=keep), images=IMAGES, batch_size=25)
+    scores = Scores({"inception": Reference.of_features(Pixels(), real)}, keep=keep)
+    return MergeSampleScore(trajectory, sampler(), scores, images=IMAGES, batch_size=25)
 
 
 def far(seed: int) -> Candidate:
@@ -41,7 +39,7 @@ def test_the_bound_is_the_best_ema_of_the_window(trajectory: Trajectory) -> None
     plain, kept = objective(trajectory, None), objective(trajectory, "precision")
     emas = [plain.evaluate(Candidate(ema_coefficients(STEPS, rate))) for rate in window_ema_rates(STEPS)]
     kept.evaluate(far(0))
-    baseline = kept.scores.loss.baseline
+    baseline = kept.scores.constraint
     assert baseline is not None
     assert baseline.loss == pytest.approx(min(ema.loss for ema in emas), rel=1e-12)
 
@@ -50,11 +48,11 @@ def test_the_bound_is_the_best_ema_of_the_window(trajectory: Trajectory) -> None
 def test_losses_have_a_penalty_exactly_where_the_kept_metric_is_beyond(trajectory: Trajectory, seed: int) -> None:
     plain, kept = objective(trajectory, None), objective(trajectory, "precision")
     evaluation = kept.evaluate(far(seed))
-    baseline = kept.scores.loss.baseline
+    baseline = kept.scores.constraint
     assert baseline is not None
     penalty = baseline.penalty(evaluation.metrics["hinge"], IMAGES)
     assert evaluation.loss == pytest.approx(plain.evaluate(far(seed)).loss + penalty, rel=1e-9)
-    assert evaluation.excess == baseline.excess(evaluation.metrics["hinge"], IMAGES)
+    assert evaluation.excess == baseline.violation(evaluation.metrics["hinge"], IMAGES)
     assert (penalty > 0) == (evaluation.excess > 1)
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lcsc_opt.base.errors import MetricError, ObjectiveError
+from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import study_directory
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION, Candidate
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View, frechet_distance
+from lcsc_opt.metrics import Reference, Scores, frechet_distance
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import _located
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise
@@ -47,14 +47,13 @@ def trajectory(tmp_path: Path) -> Trajectory:
     return Trajectory.open(tmp_path / "run.trajectory")
 
 
-def real_statistics() -> ReferenceStatistics:
-    real = np.random.default_rng(0).uniform(-1, 1, (300, 16))
-    return ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "pixels")
+def real() -> Reference:
+    return Reference.of_features(Pixels(), np.random.default_rng(0).uniform(-1, 1, (300, 16)))
 
 
 def build(trajectory: Trajectory, **changes: object) -> MergeSampleScore:
     settings = {"images": 40, "batch_size": 7, **changes}
-    return MergeSampleScore(trajectory, sampler(), Scores.fid(Pixels(), real_statistics()), **settings)  # type: ignore[arg-type]
+    return MergeSampleScore(trajectory, sampler(), Scores({"inception": real()}), **settings)  # type: ignore[arg-type]
 
 
 def sampler() -> ConsistencySampler:
@@ -70,7 +69,7 @@ def test_the_loss_is_the_fid_of_the_merged_models_samples(trajectory: Trajectory
     alone.load(trajectory.merge(EMA))
     with torch.inference_mode():
         features = alone.sample(SEARCH, 0, 40).flatten(1).double().numpy()
-    reference = real_statistics()
+    reference = real().frechet
     expected = frechet_distance(features.mean(0), np.cov(features.T), reference.mean, reference.cov)
     evaluation = objective.evaluate(Candidate(EMA))
     assert evaluation.loss == pytest.approx(expected, rel=1e-6)
@@ -131,12 +130,6 @@ def test_too_few_images_for_the_features_are_said(trajectory: Trajectory, capsys
     assert "16 features" in line
 
 
-def test_a_reference_of_another_extractor_is_refused() -> None:
-    other = ReferenceStatistics(np.zeros(8), np.eye(8), 100, "other")
-    with pytest.raises(MetricError, match="have 8 features and the extractor pixels 16"):
-        Scores.fid(Pixels(), other)
-
-
 def test_what_decides_results_is_described(trajectory: Trajectory) -> None:
     described = build(trajectory).describe()
     assert described["trajectory"] == trajectory.sha256
@@ -153,9 +146,7 @@ def test_images_and_features_for_pictures(trajectory: Trajectory) -> None:
 
 
 def test_other_metrics_are_the_loss_or_beside_it_or_only_held_out(trajectory: Trajectory) -> None:
-    real = np.random.default_rng(0).uniform(-1, 1, (300, 16)).astype(np.float32)
-    view = View(Pixels(), Reference(real_statistics(), "real", real))
-    scores = Scores({"inception": view}, loss={"kid": 100}, metrics=["fid"], held_out_metrics=["recall"])
+    scores = Scores({"inception": real()}, loss={"kid": 100}, metrics=["fid"], held_out_metrics=["recall"])
     objective = MergeSampleScore(trajectory, sampler(), scores, images=40, batch_size=7)
     searched = objective.evaluate(Candidate(EMA))
     assert list(searched.metrics) == ["kid", "fid"]

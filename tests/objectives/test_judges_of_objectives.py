@@ -39,9 +39,7 @@ def judges(found: Scores) -> list[str]:
 def test_a_folder_has_them_and_its_features_are_read_when_a_report_needs_them(folder: Path) -> None:
     found = scores(folder, reference=str(folder / real(folder, "real")))
     described = found.describe()
-    view = found._views[EXTRACTOR.removeprefix("@")]
-    assert view.reference is not None
-    assert view.reference.all_features is None
+    assert found.references[EXTRACTOR.removeprefix("@")].features is None
     assert judges(found) == DEFAULT
     assert found.describe() == described
     assert found.floors() == {}

@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import LcscError, MetricError, StudySpecError, Trainin
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Candidate, Noise
 from lcsc_opt.base.study_file import ObjectiveSpec, read_study_file
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import extract, frechet_distance
+from lcsc_opt.metrics import Reference, extract, frechet_distance
 from lcsc_opt.objective import trained
 from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
@@ -24,7 +24,7 @@ from lcsc_opt.sampling import DiffusersFolder, ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
 from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.training import images, preparing
-from lcsc_opt.training.images import Bundled, bundled_images, second_network, view_of
+from lcsc_opt.training.images import Bundled, bundled_images, second_network
 from lcsc_opt.training.recipes import Batch
 from lcsc_opt.training.recipes.ict import Ict
 
@@ -105,21 +105,18 @@ def test_a_network_that_no_search_looks_at_sees_what_is_reported(name: str) -> N
     assert reported.loss == reported.metrics["fid"]
     assert list(objective.evaluate(Candidate(coefficients, noise=Noise("gradient", 3))).metrics) == ["fid"]
     assert objective.describe() == described
-    view = view_of(second_network(dataset(name)), FEW[dataset(name)][0])
-    assert view.reference is not None
-    features = extract(view.extractor, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
-    real = view.reference.statistics
+    second = second_network(dataset(name))
+    features = extract(second, objective.images(coefficients, HELD_OUT, 70), batch_size=70)
+    real = Reference.of_images(second, FEW[dataset(name)][0]).frechet
     assert reported.metrics["fid@cross_check"] == pytest.approx(fid(features, real.mean, real.cov), rel=1e-4)
 
 
 def test_half_of_the_images_is_kept_for_reports() -> None:
     half, whole = build("digits", data="half"), build("digits")
     assert half.trajectory.path != whole.trajectory.path
-    view = view_of(half.scores.extractor, bundled_images("digits")[0][::2])
+    real = Reference.of_images(half.scores.extractor, bundled_images("digits")[0][::2]).frechet
     assert half(LAST) != whole(LAST)
     sampled = half.features(half.images(LAST, SEARCH, 70))
-    assert view.reference is not None
-    real = view.reference.statistics
     assert half(LAST) == pytest.approx(fid(sampled, real.mean, real.cov), rel=1e-4)
     assert "fid_held_out" in half.evaluate(Candidate(LAST, noise=HELD_OUT)).metrics
 

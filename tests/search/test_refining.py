@@ -18,10 +18,11 @@ from lcsc_opt.base.errors import ObjectiveError, StudySpecError, TrainingError
 from lcsc_opt.base.files import only_process
 from lcsc_opt.base.records import HELD_OUT, Candidate, Evaluation, Noise
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import FeatureStatistics, Reference, ReferenceStatistics, Scores, View
+from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.names import MetricName
 from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.gradient import ONE, OneModel
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.objective.one_model import ONE, OneModel
 from lcsc_opt.optimizers.descent import FIRST_KEEP_WEIGHT, KEEP_RATE, MOST_EXCESS, DualAscent, averaging_share
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, NetworkSettings
 from lcsc_opt.search import refining
@@ -84,10 +85,7 @@ def build(tmp_path: Path) -> Callable[..., MergeSampleScore]:
                     writer.append(step, Network(step).to(dtype))
         real = torch.rand(200, *SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.8 - 0.2
         features = Features()(real).numpy()
-        known = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(features), "smooth")
-        scores = Scores(
-            {"inception": View(Features(), Reference(known, "real", features.astype(np.float32)))}, keep=keep
-        )
+        scores = Scores({"inception": Reference.of_features(Features(), features)}, keep=keep)
         network = Network(0).double() if dtype == torch.float64 else Network(0)
         sampler = ConsistencySampler(
             ConsistencyFunction(network),
@@ -358,7 +356,7 @@ def test_objectives_without_a_gradient_in_weights_are_refused(
     with pytest.raises(ObjectiveError, match="refine: the objective samples no images"):
         run(objective, tmp_path / "r.trajectory")
     without = build()
-    without.scores.loss.weights = {next(iter(without.scores.loss.weights)).__class__("precision", "inception"): 1.0}
+    without.scores.weights = {MetricName("precision"): 1.0}
     with pytest.raises(ObjectiveError, match=r"precision.* in the loss has no gradient.*; search coefficients"):
         run(without, tmp_path / "r.trajectory")
     assert not (tmp_path / "r.trajectory").exists()

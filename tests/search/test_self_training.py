@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.records import Candidate, Noise
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.metrics import FeatureStatistics, ReferenceStatistics, Scores
+from lcsc_opt.metrics import Reference, Scores
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import ImageNoise, NetworkSettings
@@ -79,7 +79,7 @@ def objective(tmp_path: Path) -> MergeSampleScore:
         for step, scale in zip(STEPS, (0.2, 0.25, 0.3), strict=True):
             writer.append(step, Scale(scale))
     real = 0.5 * torch.randn(400, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64).numpy()
-    known = ReferenceStatistics.from_statistics(FeatureStatistics.from_features(real), "scaled-pixels")
+    scores = Scores({"inception": Reference.of_features(Pixels(), real)})
     sampler = FunctionSampler(
         Scale(0.0),
         lambda model, noise: model(noise),
@@ -88,7 +88,7 @@ def objective(tmp_path: Path) -> MergeSampleScore:
         noise=ImageNoise(0),
         settings=NetworkSettings("cpu"),
     )
-    return MergeSampleScore(Trajectory.open(path), sampler, Scores.fid(Pixels(), known), images=200)
+    return MergeSampleScore(Trajectory.open(path), sampler, scores, images=200)
 
 
 def settings(**changes: Any) -> SelfTraining:

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_sample_images
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics import FeatureStatistics, FrechetReference, extract
+from lcsc_opt.metrics import Reference, extract
 from lcsc_opt.testing import check_extractor
 from lcsc_opt.training import images
 from lcsc_opt.training.images import Bundled, ClassifierExtractor, bundled_images, feature_network
@@ -69,8 +69,7 @@ def test_worse_images_have_a_larger_distance(name: Bundled, request: pytest.Fixt
     extractor, (pixels, _) = request.getfixturevalue(name), bundled_images(name)
     generator = torch.Generator().manual_seed(0)
     pixels = pixels[torch.randperm(len(pixels), generator=generator)[:1797]]
-    statistics = FeatureStatistics.from_features(extract(extractor, pixels[:900]))
-    reference = FrechetReference(statistics.mean, statistics.covariance)
+    reference = Reference.of_images(extractor, pixels[:900]).frechet
     some = pixels[900:]
     noise = torch.randn(some.shape, generator=generator)
     fids = [reference.distance_from_features(extract(extractor, some + level * noise)) for level in (0, 0.3, 1)]

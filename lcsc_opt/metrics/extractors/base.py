@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.statistics import Array
+from lcsc_opt.metrics.moments import Array
 
 
 @runtime_checkable

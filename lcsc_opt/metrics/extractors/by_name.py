@@ -13,11 +13,8 @@ from lcsc_opt.base.code import module_file
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.imports import import_dotted
 from lcsc_opt.metrics.extractors.base import FeatureExtractor
-from lcsc_opt.metrics.extractors.clip import ClipExtractor
-from lcsc_opt.metrics.extractors.dinov2 import DinoV2Extractor
-from lcsc_opt.metrics.extractors.inception import InceptionExtractor
-from lcsc_opt.metrics.extractors.network import PublishedNetwork
-from lcsc_opt.metrics.extractors.own import own_extractor
+from lcsc_opt.metrics.extractors.own import OwnExtractor
+from lcsc_opt.metrics.extractors.published import ClipExtractor, DinoV2Extractor, InceptionExtractor, PublishedNetwork
 from lcsc_opt.metrics.names import MADE
 
 PUBLISHED: dict[str, type[PublishedNetwork]] = {
@@ -32,8 +29,8 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
 
     Args:
         name: as it stands behind the ``@`` of a metric.
-        weights: a file; None downloads the published weights where they are missing.
-        device: where the network runs; a user's factory gets it where it has an argument ``device``.
+        weights: a file; ``None`` downloads the published weights if they are missing.
+        device: where the network runs; a user's factory gets it if it has an argument ``device``.
 
     Raises:
         MetricError: the weights cannot be used, or a factory cannot be imported or makes no extractor.
@@ -48,20 +45,18 @@ def build_extractor(name: str, *, weights: Path | None, device: torch.device | s
         )
     module = MADE.get(name, name).partition(":")[0]
     file = module_file(module)
-    return own_extractor(made, {} if file is None else {module: file})
+    return OwnExtractor(made, {} if file is None else {module: file})
 
 
 def check_extractor(name: str, *, weights: Path | None) -> None:
-    """Refuse an extractor that :func:`build_extractor` would refuse, before any weights are downloaded or read.
+    """Refuse an extractor that :func:`build_extractor` would refuse, without reading or downloading weights.
 
     Raises:
-        MetricError: weights are not there and cannot be downloaded, or a factory cannot be imported.
+        MetricError: a file of weights does not exist, or a factory cannot be imported.
     """
     if name not in PUBLISHED:
         _own_factory(name, weights)
-    elif weights is None:
-        PUBLISHED[name].published_file().path(download=False)
-    elif not weights.exists():
+    elif weights is not None and not weights.exists():
         raise MetricError(f"weights: {weights} of {name} does not exist")
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,41 +15,29 @@ import torch
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import notice, progress
-from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
 from lcsc_opt.metrics.extractors.own import OwnExtractor
-from lcsc_opt.metrics.reference.files import SUFFIXES, has_images, read_reference_file
-from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles, ImageSet, shared_images
+from lcsc_opt.metrics.frechet import FrechetReference
+from lcsc_opt.metrics.moments import Moments
+from lcsc_opt.metrics.reference.files import load_statistics, read_reference_file, save_statistics
+from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet, shared_images
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
-from lcsc_opt.metrics.reference.split import ReferenceSetting, fraction_of, is_split, split_settings
-from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.metrics.reference.setting import (
+    ReferenceSetting,
+    SplitSettings,
+    check_reference,
+    dataset_images,
+    dataset_settings,
+    reference_path,
+    split_settings,
+)
 
-ROWS = 4096  # features whose statistics are merged at once
+ROWS = 4096  # features whose moments are merged at once
 MOST_SHARED = 0.01  # of the held-out images; data sets may have a few in both parts
+DEFAULT_FRACTION = 0.2
+LARGE_ENOUGH = 10_000  # images of a folder or .zip; of at least so many, a part is held out by default
 
-
-def references_by_extractor(reference: ReferenceSetting | None, extractors: list[str]) -> dict[str, ReferenceSetting]:
-    """Extractor → its setting, from one setting for all or a mapping from extractors to settings.
-
-    Raises:
-        MetricError: for an unknown extractor in a mapping, or an entry that is not a setting.
-    """
-    if reference is None:
-        return {}
-    if isinstance(reference, str) or dataset_settings(reference) is not None or is_split(reference):
-        return dict.fromkeys(extractors, reference)
-    for name, setting in reference.items():
-        if name not in extractors:
-            hint = near_miss(name, extractors)
-            raise MetricError(f"reference: no metric uses an extractor {name!r}{hint}; used: {', '.join(extractors)}")
-        if not isinstance(setting, str) and not (
-            isinstance(setting, Mapping) and ("torchvision" in setting or is_split(setting))
-        ):
-            raise MetricError(
-                f"reference.{name}: expected a path, a dataset's name, {{torchvision: ...}} or "
-                "{train: ..., held_out: ...}"
-            )
-    return dict(reference)
+Rows = npt.NDArray[np.float32]
 
 
 def build_reference(
@@ -78,208 +65,161 @@ def build_reference(
         MetricError: there is no such reference, it cannot be read, or it does not hold what is needed.
     """
     check_reference(setting)
-    split, cache = split_settings(setting), cache / "references"
-    how: dict[str, Any] = {"batch_size": batch_size, "cache": cache}
-    images = _image_set(split.train, cache)
-    fraction = fraction_of(split, images)
-    if images is None:
-        seen = _from_file(_path(split.train), alias, extractor, features=features, **how)
-    else:
-        part = images.part(fraction, held_out=False) if fraction else images
-        seen = _from_images(part, extractor, features=features, **how)
-    if not held_out:
-        return seen
+    builder = _Builder(alias, extractor, batch_size, cache / "references")
+    split = split_settings(setting)
+    images = builder.image_set(split.train)
+    fraction = _fraction(split, images)
     if images is not None and fraction:
-        unseen = _from_images(images.part(fraction, held_out=True), extractor, features=True, **how)
-    elif split.held_out is not None:
-        other = _image_set(split.held_out, cache)
-        unseen = (
-            _from_file(_path(split.held_out), alias, extractor, features=True, **how)
-            if other is None
-            else _from_images(other, extractor, features=True, **how)
-        )
-        if images is not None and other is not None:
-            _notice_shared(images, other)
+        seen = builder.of_images(images.part(fraction, held_out=False), features=features)
+        if not held_out:
+            return seen
+        unseen = builder.of_images(images.part(fraction, held_out=True), features=True)
     else:
-        return seen
-    _check_apart(seen, unseen)
-    return dataclasses.replace(seen, held_out=unseen)
-
-
-def _notice_shared(images: ImageSet, other: ImageSet) -> None:
-    """Say that held-out images are among those that the loss sees; of a few, as data sets have them, nothing."""
-    shared = shared_images(images, other)
-    if shared > MOST_SHARED * other.count:
-        notice(
-            f"reference: {shared:,} of the {other.count:,} images of held_out are in train, too, so that fid_held_out, "
-            "nearer_train and authenticity mean nothing; leave them out of one of the two"
-        )
-
-
-def _check_apart(seen: Reference, unseen: Reference) -> None:
-    """Raise MetricError where the held-out images are those that the loss sees, or of another size."""
+        seen = builder.of(split.train, images, features=features)
+        if not held_out or split.held_out is None:
+            return seen
+        other = builder.image_set(split.held_out)
+        unseen = builder.of(split.held_out, other, features=True)
+        if images is not None and other is not None:
+            shared = shared_images(images, other)
+            if shared > MOST_SHARED * other.count:
+                notice(
+                    f"reference: {shared:,} of the {other.count:,} images of held_out are in train, too, so that "
+                    "fid_held_out, nearer_train and authenticity mean nothing; leave them out of one of the two"
+                )
     if unseen.identity == seen.identity:
         raise MetricError("reference: held_out is train; give other real images, or held_out_fraction in its place")
     if None not in (seen.size, unseen.size) and seen.size != unseen.size:
         raise MetricError("reference: held_out has images of another size than train; bring both to one size first")
+    return dataclasses.replace(seen, held_out=unseen)
 
 
-def _image_set(setting: ReferenceSetting, cache: Path) -> ImageSet | None:
-    """The images of a folder, a zip file or a dataset; None for a file that holds something else."""
-    dataset = dataset_settings(setting)
-    if dataset is not None and not (isinstance(setting, str) and Path(setting).exists()):
-        return dataset_images(dataset, root=cache.parent / "datasets")
-    path = _path(setting)
-    return ImageFiles(path, cache=cache) if path.is_dir() or path.suffix.lower() == ".zip" else None
+def _fraction(split: SplitSettings, images: ImageSet | None) -> float:
+    """The fraction of images that is held out: the setting, else a fifth of a large folder or .zip."""
+    if split.held_out_fraction is not None:
+        if images is None and split.held_out_fraction:
+            raise MetricError(
+                f"reference: {split.train} is no folder, .zip or dataset of which a fraction could be held out; "
+                "give train: and held_out:"
+            )
+        return split.held_out_fraction
+    if split.held_out is not None or not isinstance(images, ImageFiles) or images.count < LARGE_ENOUGH:
+        return 0.0
+    notice(
+        f"reference: a fifth of the {images.count:,} images of {split.train} is held out from the loss, for reports; "
+        "{train: ..., held_out_fraction: 0} takes all into the loss, as published FIDs do"
+    )
+    return DEFAULT_FRACTION
 
 
-def _path(setting: ReferenceSetting) -> Path:
-    return Path(str(setting)).expanduser()
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    """Makes references in the features of one extractor."""
+
+    alias: str
+    extractor: FeatureExtractor
+    batch_size: int
+    cache: Path
+
+    def image_set(self, setting: ReferenceSetting) -> ImageSet | None:
+        """The images of a folder, a zip file or a dataset; ``None`` for a file that holds something else."""
+        path = reference_path(setting)
+        if path is None:
+            dataset = dataset_settings(setting)
+            assert dataset is not None  # it is no path
+            return dataset_images(dataset, root=self.cache.parent / "datasets")
+        return ImageFiles(path, cache=self.cache) if path.is_dir() or path.suffix.lower() == ".zip" else None
+
+    def of(self, setting: ReferenceSetting, images: ImageSet | None, *, features: bool) -> Reference:
+        """The reference of images, or of the file that the setting names."""
+        if images is not None:
+            return self.of_images(images, features=features)
+        path = Path(str(setting)).expanduser()
+        read = read_reference_file(path, self.alias, images=features)
+        extractor = self.extractor
+        names = (extractor.name, extractor.made.name) if isinstance(extractor, OwnExtractor) else (extractor.name,)
+        if read.extractor not in (None, *names):
+            raise MetricError(
+                f"{path}: was computed with {read.extractor} and not with {extractor.name}; "
+                "give the images, or statistics of the same extractor"
+            )
+        if read.images is not None:
+            seen = self.of_images(read.images, features=features)
+            if read.mean is None or read.cov is None:
+                return seen
+            found = Reference.of_statistics(extractor, read.mean, read.cov, read.count)
+            identity = _digest(str(found.identity), str(seen.identity))
+            return dataclasses.replace(found, identity=identity, features=seen.features, size=seen.size)
+        if read.features is not None:
+            return self._of_features(read.features, path)
+        if read.mean is None or read.cov is None or features:
+            raise MetricError(f"{path}: {NO_FEATURES}")
+        return Reference.of_statistics(extractor, read.mean, read.cov, read.count)
+
+    def _of_features(self, features: Rows, path: Path) -> Reference:
+        if features.shape[1] != self.extractor.dimension:
+            raise MetricError(
+                f"{path}: has {features.shape[1]} features and the extractor {self.extractor.name} "
+                f"{self.extractor.dimension}; compute them with the same extractor"
+            )
+        moments = _moments(features[first : first + ROWS] for first in range(0, len(features), ROWS))
+        identity = _digest(hashlib.sha256(features.tobytes()).hexdigest(), self.extractor.name)
+        gaussian = FrechetReference(moments.mean, moments.covariance)
+        return Reference(self.extractor, gaussian, moments.count, identity, features)
+
+    def of_images(self, images: ImageSet, *, features: bool) -> Reference:
+        """The reference of images, whose statistics and features are kept in the cache."""
+        if images.count < 2:
+            raise MetricError("reference: one image is no distribution; give at least two")
+        identity = _digest(images.content, self.extractor.name)
+        statistics_file, features_file = (self.cache / f"{identity[:32]}{suffix}" for suffix in (".npz", ".npy"))
+        if not statistics_file.exists() or (features and not features_file.exists()):
+            kept: Rows = np.empty((images.count if features else 0, self.extractor.dimension), dtype=np.float32)
+            moments = _moments(self._extracted(images, kept))
+            if features:
+                _save_features(features_file, kept)
+            if not statistics_file.exists():  # FID stays what it was, to the last bit
+                save_statistics(statistics_file, moments.mean, moments.covariance, moments.count, self.extractor.name)
+        rows = _mapped(features_file, images.count, self.extractor.dimension) if features else None
+        mean, cov, count, _ = load_statistics(statistics_file)
+        return Reference(self.extractor, FrechetReference(mean, cov), count, identity, rows, images.size)
+
+    def _extracted(self, images: ImageSet, kept: Rows) -> Iterable[Rows]:
+        """Features of all images, batch by batch; also written into ``kept``, unless that is empty."""
+        done = 0
+        with progress(f"features of the reference ({self.extractor.name})", images.count) as advance:
+            for batch in images.batches(self.batch_size):
+                with torch.no_grad():
+                    answered = checked_features(self.extractor, self.extractor(batch), len(batch))
+                rows: Rows = answered.float().cpu().numpy()
+                if len(kept):
+                    kept[done : done + len(rows)] = rows
+                done += len(rows)
+                advance(len(rows))
+                yield rows
 
 
-def check_reference(setting: ReferenceSetting) -> None:
-    """Refuse a reference that no extractor could use, without reading it.
-
-    Raises:
-        MetricError: for a path that does not exist, or a file of no known kind.
-    """
-    split = split_settings(setting)
-    for part in (split.train, split.held_out):
-        if part is not None:
-            _check_part(part)
-
-
-def _check_part(setting: ReferenceSetting) -> None:
-    path = _path(setting)
-    if dataset_settings(setting) is not None and not (isinstance(setting, str) and path.exists()):
-        return
-    _check_exists(path)
-    if not (path.is_dir() or path.suffix.lower() in (".zip", *SUFFIXES)):
-        raise MetricError(f"{path}: is no reference; expected a folder of images, .zip, {', '.join(SUFFIXES)}")
+def _moments(batches: Iterable[Rows]) -> Moments:
+    """The moments of all batches, merged a few thousand rows at a time."""
+    merged, waiting, count = Moments(), list[Rows](), 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        if count >= ROWS:
+            merged, waiting, count = merged.merge(Moments.of(np.concatenate(waiting))), [], 0
+    return merged.merge(Moments.of(np.concatenate(waiting))) if waiting else merged
 
 
-def holds_images(setting: ReferenceSetting) -> bool:
-    """Whether a reference consists of images, which any extractor can use, and not of numbers from one extractor.
-
-    Raises:
-        MetricError: for a file that cannot be read.
-    """
-    train = split_settings(setting).train
-    if dataset_settings(train) is not None:
-        return True
-    path = _path(train)
-    return path.is_dir() or path.suffix.lower() == ".zip" or (path.suffix.lower() == ".npz" and has_images(path))
-
-
-def _check_exists(path: Path) -> None:
-    if not path.exists():
-        known = ", ".join(f"{name.lower()}-train" for name in DATASETS)
-        raise MetricError(f"reference: {path} does not exist, and no dataset is called so; known: {known}")
-
-
-def _from_file(
-    path: Path, alias: str, extractor: FeatureExtractor, *, features: bool, batch_size: int, cache: Path
-) -> Reference:
-    read = read_reference_file(path, alias, images=features)
-    names = (extractor.name, extractor.made.name) if isinstance(extractor, OwnExtractor) else (extractor.name,)
-    if read.statistics is not None and read.statistics.extractor not in (None, *names):
-        raise MetricError(
-            f"{path}: was computed with {read.statistics.extractor} and not with {extractor.name}; "
-            "give the images, or statistics of the same extractor"
-        )
-    if read.images is not None:
-        seen = _from_images(read.images, extractor, features=features, batch_size=batch_size, cache=cache)
-        if read.statistics is None:
-            return seen
-        return Reference(read.statistics, _digest(read.statistics.sha256, seen.identity), seen.all_features, seen.size)
-    if read.features is not None:
-        return _from_features(read.features, extractor, str(path))
-    if read.statistics is None or features:
-        raise MetricError(f"{path}: {NO_FEATURES}")
-    return Reference.from_statistics(read.statistics)
-
-
-def _from_features(features: npt.NDArray[np.float32], extractor: FeatureExtractor, source: str) -> Reference:
-    if features.shape[1] != extractor.dimension:
-        raise MetricError(
-            f"{source}: has {features.shape[1]} features and the extractor {extractor.name} {extractor.dimension}; "
-            "compute them with the same extractor"
-        )
-    collected = _Collected(extractor, keep=0)
-    for first in range(0, len(features), ROWS):
-        collected.add(features[first : first + ROWS])
-    identity = _digest(hashlib.sha256(features.tobytes()).hexdigest(), extractor.name)
-    return Reference(collected.statistics(), identity, features)
-
-
-def _from_images(
-    images: ImageSet, extractor: FeatureExtractor, *, features: bool, batch_size: int, cache: Path
-) -> Reference:
-    if images.count < 2:
-        raise MetricError("reference: one image is no distribution; give at least two")
-    identity = _digest(images.content, extractor.name)
-    statistics_file, features_file = (cache / f"{identity[:32]}{suffix}" for suffix in (".npz", ".npy"))
-    if not statistics_file.exists() or (features and not features_file.exists()):
-        collected = _extract(images, extractor, keep=features, batch_size=batch_size)
-        if features:
-            _save_features(features_file, collected.features)
-        if not statistics_file.exists():  # FID stays what it was, to the last bit
-            collected.statistics().save(statistics_file)
-    kept = _mapped(features_file, images.count, extractor.dimension) if features else None
-    return Reference(ReferenceStatistics.load(statistics_file), identity, kept, images.size)
-
-
-def _extract(images: ImageSet, extractor: FeatureExtractor, *, keep: bool, batch_size: int) -> _Collected:
-    collected = _Collected(extractor, keep=images.count if keep else 0)
-    with progress(f"features of the reference ({extractor.name})", images.count) as advance, torch.no_grad():
-        for batch in images.batches(batch_size):
-            answered = checked_features(extractor, extractor(batch), len(batch))
-            collected.add(answered.float().cpu().numpy())
-            advance(len(batch))
-    return collected
-
-
-class _Collected:
-    """Collects features: their statistics, merged a few thousand at a time, and the first ``keep`` features."""
-
-    def __init__(self, extractor: FeatureExtractor, *, keep: int) -> None:
-        self._extractor = extractor
-        self._waiting: list[npt.NDArray[np.float32]] = []
-        self.features = np.empty((keep, extractor.dimension), dtype=np.float32)
-        self._added = 0
-        self._merged: FeatureStatistics | None = None
-
-    def add(self, features: npt.NDArray[np.float32]) -> None:
-        self._waiting.append(features)
-        if len(self.features):
-            self.features[self._added : self._added + len(features)] = features
-        self._added += len(features)
-        if sum(map(len, self._waiting)) >= ROWS:
-            self._merge()
-
-    def statistics(self) -> ReferenceStatistics:
-        self._merge()
-        if self._merged is None:
-            raise MetricError("reference: there are no images")
-        return ReferenceStatistics.from_statistics(self._merged, self._extractor.name)
-
-    def _merge(self) -> None:
-        if self._waiting:
-            part = FeatureStatistics.from_features(np.concatenate(self._waiting))
-            self._merged = part if self._merged is None else self._merged.merge(part)
-            self._waiting = []
-
-
-def _save_features(path: Path, features: npt.NDArray[np.float32]) -> None:
+def _save_features(path: Path, features: Rows) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(features))
     write_atomically(path, header.getvalue(), features.data.cast("B"), error=MetricError)
 
 
-def _mapped(path: Path, count: int, dimension: int) -> npt.NDArray[np.float32]:
+def _mapped(path: Path, count: int, dimension: int) -> Rows:
     """Features from the cache, mapped: the workers of one machine share the memory."""
     try:
-        features: npt.NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
+        features: Rows = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise MetricError(f"{path}: is broken ({error}); remove it, and the features are extracted again") from error
     if features.shape != (count, dimension) or features.dtype != np.float32:
@@ -289,85 +229,3 @@ def _mapped(path: Path, count: int, dimension: int) -> npt.NDArray[np.float32]:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-Split = Literal["train", "test", "val", "unlabeled"]
-# Name → split → arguments of the constructor. All keep their images in one array, and check their files' MD5 first.
-DATASETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
-    **{
-        name: {"train": {"train": True}, "test": {"train": False}}
-        for name in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST")
-    },
-    "STL10": {split: {"split": split} for split in ("train", "test", "unlabeled")},
-}
-
-
-class DatasetSettings(FrozenModel):
-    """``root`` is where torchvision keeps its files; nothing is downloaded unless ``download`` says so."""
-
-    torchvision: str
-    split: Split = "train"
-    root: str | None = None
-    download: bool = False
-
-
-def dataset_settings(reference: str | Mapping[str, Any]) -> DatasetSettings | None:
-    """The settings of a dataset that is named as ``<name>-<split>``, or by a mapping with ``torchvision``.
-
-    Returns None for anything else.
-
-    Raises:
-        StudySpecError: for settings that do not exist.
-    """
-    if isinstance(reference, Mapping):
-        if "torchvision" not in reference:
-            return None
-        return parse_settings(DatasetSettings, dict(reference), source="reference")
-    name, dash, split = reference.rpartition("-")
-    known = {known.lower(): known for known in DATASETS}
-    if not dash or name.lower() not in known or split not in ("train", "test", "val", "unlabeled"):
-        return None
-    return parse_settings(DatasetSettings, {"torchvision": known[name.lower()], "split": split}, source="reference")
-
-
-def dataset_images(settings: DatasetSettings, *, root: Path) -> ImageArray:
-    """The images of a dataset.
-
-    Args:
-        settings: which, and where.
-        root: the folder where ``settings`` name none.
-
-    Raises:
-        MetricError: for a dataset or split that is not known, or whose files are not there or broken.
-    """
-    if settings.torchvision not in DATASETS:
-        raise MetricError(
-            f"reference: {settings.torchvision!r} is no dataset{near_miss(settings.torchvision, list(DATASETS))}; "
-            f"known: {', '.join(DATASETS)}; write the images of others into a folder"
-        )
-    split = "test" if settings.split == "val" else settings.split
-    splits = DATASETS[settings.torchvision]
-    if split not in splits:
-        raise MetricError(f"reference: {settings.torchvision} has no split {split}, only {', '.join(splits)}")
-    folder = Path(settings.root) if settings.root else root
-    return ImageArray(_pixels(settings, folder, splits[split]), source=f"{settings.torchvision}-{split}")
-
-
-def _pixels(settings: DatasetSettings, folder: Path, split: Mapping[str, Any]) -> Any:
-    """``[N, H, W, C]`` uint8."""
-    try:
-        from torchvision import datasets
-    except ImportError as error:
-        raise MetricError(f"reference: {settings.torchvision} needs torchvision: {error}") from error
-    try:
-        dataset = getattr(datasets, settings.torchvision)(str(folder), download=settings.download, **split)
-    except (OSError, RuntimeError) as error:  # RuntimeError: not there, or with another MD5
-        name, split_name = settings.torchvision, settings.split
-        raise MetricError(
-            f"reference: {name} cannot be read from {folder} ({error}); give root: where torchvision's files are, or "
-            f"{{torchvision: {name}, split: {split_name}, download: true}} to fetch them"
-        ) from error
-    pixels = np.asarray(dataset.data)
-    if pixels.ndim == 3:  # the MNIST family
-        return pixels[..., None]
-    return pixels.transpose(0, 2, 3, 1) if settings.torchvision == "STL10" else pixels

@@ -7,45 +7,61 @@
     .safetensors   features [N, D], or mu and sigma
     .pkl           EDM2's statistics for Inception (fid) and DINOv2 (fd_dinov2)
 
-Nothing in them is executed: of a pickle only numbers and arrays are read.
+Nothing in them is executed: a pickle may name numpy's arrays and nothing else.
 """
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
-from collections.abc import Mapping
+import io
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+import safetensors.torch
 
-from lcsc_opt.base.errors import MetricError, TrajectoryError
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import notice
-from lcsc_opt.checkpoints.pickles import Record, Span
-from lcsc_opt.checkpoints.torch_files import read_content
-from lcsc_opt.checkpoints.weights import read_safetensors
+from lcsc_opt.metrics.moments import Array, as_covariance, as_mean
 from lcsc_opt.metrics.names import INCEPTION
 from lcsc_opt.metrics.reference.images import ImageArray
-from lcsc_opt.metrics.statistics import BROKEN_FILE, ReferenceStatistics
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".pkl")
 EDM2_NAMES = {INCEPTION: "fid", "dinov2": "fd_dinov2"}
 IMAGES = "arr_0"  # ADM's name (Dhariwal & Nichol 2021), and numpy's for an array without one
+INERT = {  # all that a pickle of arrays names, in any module of numpy
+    "ndarray": np.ndarray,
+    "dtype": np.dtype,
+    "_reconstruct": np.zeros(1).__reduce__()[0],
+    "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
+    "scalar": np.float64(0).__reduce__()[0],
+    "encode": codecs.encode,
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReferenceFile:
-    """The content of a reference file: at least one of the three.
+    """The content of a reference file: mean and covariance, features, or images.
 
     Attributes:
-        statistics: mean and covariance.
+        mean: ``[D]``.
+        cov: ``[D, D]``.
+        count: how many images these are of.
+        extractor: the name of the extractor that these are of.
         features: ``[N, D]``.
         images: the images themselves.
     """
 
-    statistics: ReferenceStatistics | None = None
+    mean: Array | None = None
+    cov: Array | None = None
+    count: int | None = None
+    extractor: str | None = None
     features: npt.NDArray[np.float32] | None = None
     images: ImageArray | None = None
 
@@ -55,13 +71,13 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
 
     Args:
         path: one of the formats above.
-        extractor: its name in metrics. Statistics beside raw images (ADM's) are Inception's.
-        images: whether raw images are read even where there are statistics.
+        extractor: its name in metrics. Statistics in a file of raw images (ADM's) are Inception's.
+        images: whether raw images are read even if there are statistics.
 
     Raises:
         MetricError: it holds nothing for that extractor, or cannot be read; the message names the file.
     """
-    try:
+    with _named(path):
         match path.suffix.lower():
             case ".npz":
                 return _from_npz(path, extractor, images=images)
@@ -69,15 +85,13 @@ def read_reference_file(path: Path, extractor: str, *, images: bool) -> Referenc
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # mapping fails for a file that is cut off
                 return ReferenceFile(features=_features(np.array(mapped)))
             case ".safetensors":
-                return _from_tensors(read_safetensors(path)[0])
+                short = safetensors.torch.load_file(path)  # numpy has no bfloat16
+                arrays = {name: (part.float() if part.itemsize < 4 else part).numpy() for name, part in short.items()}
+                if "features" in arrays:
+                    return ReferenceFile(features=_features(arrays["features"]))
+                return ReferenceFile(*_statistics(arrays))
             case _:
-                return ReferenceFile(statistics=_from_edm2(path, extractor))
-    except MetricError as error:
-        message = str(error)
-        raise MetricError(message if message.startswith(str(path)) else f"{path}: {message}") from error
-    except (*BROKEN_FILE, TrajectoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise MetricError(f"{path}: cannot be read ({reason})") from error
+                return _from_edm2(path, extractor)
 
 
 def has_images(path: Path) -> bool:
@@ -86,45 +100,73 @@ def has_images(path: Path) -> bool:
     Raises:
         MetricError: it cannot be read.
     """
+    with _named(path), _opened(path) as archive:
+        return IMAGES in archive
+
+
+def save_statistics(path: Path, mean: Array, cov: Array, count: int, extractor: str) -> None:
+    """Write ``mu``, ``sigma``, ``count`` and ``extractor`` as ``.npz``, atomically.
+
+    The names are those of pytorch-fid, clean-fid and EDM, which can read the file.
+
+    Raises:
+        MetricError: it cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, mu=mean, sigma=cov, count=np.array(count), extractor=np.array(extractor))
+    write_atomically(path, buffer.getvalue(), error=MetricError)
+
+
+def load_statistics(path: Path) -> tuple[Array, Array, int | None, str | None]:
+    """Mean, covariance, count and extractor in a file of :func:`save_statistics`, pytorch-fid, clean-fid or EDM.
+
+    Raises:
+        MetricError: it holds no ``mu`` and ``sigma``, or cannot be read; the message names the file.
+    """
+    with _named(path), _opened(path) as archive:
+        return _statistics(archive)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Errors while this is open become one line that names the file."""
     try:
-        return IMAGES in _names_in(path)
-    except BROKEN_FILE as error:
-        raise MetricError(f"{path}: cannot be read ({error})") from error
+        yield
+    except Exception as error:  # whatever strangers' bytes provoke in a parser
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, MetricError):
+            raise MetricError(reason if reason.startswith(str(path)) else f"{path}: {reason}") from error
+        raise MetricError(f"{path}: cannot be read ({reason})") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        yield archive
 
 
 def _from_npz(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
-    names = _names_in(path)
-    if IMAGES in names and (images or extractor != INCEPTION or "mu" not in names):
-        pixels = ImageArray(_member(path, IMAGES), source=str(path))
-        has_statistics = extractor == INCEPTION and {"mu", "sigma"} <= names
-        return ReferenceFile(ReferenceStatistics.load(path) if has_statistics else None, images=pixels)
-    if "features" in names:
-        return ReferenceFile(features=_features(_member(path, "features")))
-    return ReferenceFile(ReferenceStatistics.load(path))
+    with _opened(path) as archive:
+        if IMAGES in archive and (images or extractor != INCEPTION or "mu" not in archive):
+            pixels = ImageArray(archive[IMAGES], source=str(path))
+            found = ReferenceFile(*_statistics(archive)) if extractor == INCEPTION and "mu" in archive else None
+            return dataclasses.replace(found or ReferenceFile(), images=pixels)
+        if "features" in archive:
+            return ReferenceFile(features=_features(archive["features"]))
+        return ReferenceFile(*_statistics(archive))
 
 
-def _names_in(path: Path) -> set[str]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return set(archive)
-
-
-def _member(path: Path, name: str) -> npt.NDArray[Any]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        return np.asarray(archive[name])
-
-
-def _from_tensors(tensors: Mapping[str, Tensor]) -> ReferenceFile:
-    if "features" in tensors:
-        return ReferenceFile(features=_features(_as_array(tensors["features"])))
-    if "mu" in tensors and "sigma" in tensors:
-        return ReferenceFile(ReferenceStatistics(_as_array(tensors["mu"]), _as_array(tensors["sigma"])))
-    raise MetricError("holds no features and no mu and sigma")
-
-
-def _as_array(tensor: Tensor) -> npt.NDArray[Any]:
-    """A copy; numpy has no bfloat16, so what is shorter than float32 becomes that."""
-    short = tensor.is_floating_point() and tensor.itemsize < 4
-    return (tensor.float() if short else tensor).numpy().copy()
+def _statistics(
+    arrays: Mapping[str, Any],
+) -> tuple[Array, Array, int | None, str | None]:
+    if not {"mu", "sigma"} <= set(arrays):
+        raise MetricError("holds no mu and sigma; expected statistics as of pytorch-fid, features or images")
+    count = int(arrays["count"]) if "count" in arrays else None
+    if count is not None and count < 2:
+        raise MetricError(f"count: a covariance needs at least 2 images, got {count}")
+    mean = as_mean(arrays["mu"], "mu")
+    cov = as_covariance(arrays["sigma"], len(mean), "sigma")
+    return mean, cov, count, str(arrays["extractor"]) if "extractor" in arrays else None
 
 
 def _features(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -136,11 +178,16 @@ def _features(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return features
 
 
-def _from_edm2(path: Path, extractor: str) -> ReferenceStatistics:
-    try:
-        stored = read_content(path)
-    except TrajectoryError as error:
-        raise MetricError(f"is no dictionary of arrays alone: it {error}") from error
+class _Unpickler(pickle._Unpickler):  # C's takes gigabytes for a few bytes that ask for a large memo
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in INERT or module.partition(".")[0] not in ("numpy", "_codecs"):
+            raise MetricError(f"would run code when loaded ({module}.{name}); expected arrays alone")
+        return INERT[name]
+
+
+def _from_edm2(path: Path, extractor: str) -> ReferenceFile:
+    with path.open("rb") as file:
+        stored = _Unpickler(file).load()
     name = EDM2_NAMES.get(extractor)
     statistics = stored.get(name) if isinstance(stored, dict) else None
     if not isinstance(statistics, dict) or not {"mu", "sigma"} <= set(statistics):
@@ -152,42 +199,5 @@ def _from_edm2(path: Path, extractor: str) -> ReferenceStatistics:
             f"{path.name}: EDM2 scales images for DINOv2 another way than torch-fidelity; distances to its statistics "
             "compare with each other, not with EDM2's"
         )
-    count = stored.get("num_images")
-    return ReferenceStatistics(
-        _array(statistics["mu"], path), _array(statistics["sigma"], path), count if isinstance(count, int) else None
-    )
-
-
-def _array(value: Any, path: Path) -> npt.NDArray[np.float64]:
-    """The array that a record of numpy's stands for. Its numbers are text in the record, or bytes still in the file."""
-    try:
-        _, shape, kind, column_major, content = _array_state(value)
-        name, order = kind.args[0], kind.state[1] if kind.state else "<"
-        if name not in ("f8", "f4", "float64", "float32") or not isinstance(content, (Span, str)):
-            raise MetricError("holds arrays of something else than numbers")
-        raw = content.encode("latin1") if isinstance(content, str) else _bytes(path, content)
-        flat = np.frombuffer(raw, dtype=np.dtype(name).newbyteorder(order))
-        return flat.reshape(shape, order="F" if column_major else "C").astype(np.float64)
-    except MetricError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise MetricError(f"holds a broken array ({type(error).__name__})") from error
-
-
-def _array_state(value: Any) -> tuple[Any, ...]:
-    """The arguments of numpy's ``ndarray.__setstate__``: version, shape, type, whether it is column-major, content."""
-    name = value.name.replace("numpy.core.", "numpy._core.") if isinstance(value, Record) else ""
-    if name == "numpy._core.multiarray._reconstruct" and isinstance(value.state, tuple):
-        *start, content = value.state
-        encoded = isinstance(content, Record) and content.name == "_codecs.encode"  # bytes, as protocol 2 writes them
-        return (*start, content.args[0] if encoded else content)
-    if name == "numpy._core.numeric._frombuffer":  # as protocol 5 writes them
-        content, kind, shape, order = value.args
-        return (1, shape, kind, order == "F", content)
-    raise MetricError("holds no arrays where mu and sigma should be")
-
-
-def _bytes(path: Path, span: Span) -> bytes:
-    with path.open("rb") as file:
-        file.seek(span.start)
-        return file.read(span.size)
+    known = {"mu": statistics["mu"], "sigma": statistics["sigma"]}
+    return ReferenceFile(*_statistics({**known, **({"count": count} if (count := stored.get("num_images")) else {})}))

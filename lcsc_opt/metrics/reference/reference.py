@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
@@ -14,47 +17,116 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import NEIGHBOURHOOD, radii
+from lcsc_opt.metrics.extractors.base import FeatureExtractor, extract
 from lcsc_opt.metrics.frechet import FrechetReference
-from lcsc_opt.metrics.statistics import ReferenceStatistics
+from lcsc_opt.metrics.moments import Moments
+from lcsc_opt.metrics.reference.files import load_statistics
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reference:
-    """Mean and covariance of the real images' features and, where metrics need them, these features.
+    """An extractor, and what is known of the real images in its features.
 
-    Values that all evaluations share are computed once, when they are first needed.
+    Mean and covariance are enough for FID, other metrics need the features, the Inception Score neither. Values that
+    all evaluations share are computed once, when they are first needed.
 
     Attributes:
-        statistics: mean and covariance.
+        extractor: the network.
+        gaussian: mean and covariance; ``None`` if nothing is known.
+        count: how many real images; ``None`` if a file of statistics does not say.
         identity: names the images and the extractor by their content, for the fingerprint of a study.
-        all_features: ``[M, D]`` float32; None when nothing but mean and covariance is known or needed.
-        size: height and width of the images, where they are known and alike.
-        held_out: other real images, which no loss sees, with their features; None where there are none.
+        features: ``[M, D]`` float32; ``None`` if nothing but mean and covariance is known or needed.
+        size: height and width of the images, if they are known and alike.
+        held_out: other real images, which no loss sees, with their features.
+
+    Raises:
+        MetricError: the statistics are of another number of features than the extractor has.
     """
 
-    statistics: ReferenceStatistics
-    identity: str
-    all_features: npt.NDArray[np.float32] | None = None
+    extractor: FeatureExtractor
+    gaussian: FrechetReference | None = None
+    count: int | None = None
+    identity: str | None = None
+    features: npt.NDArray[np.float32] | None = None
     size: tuple[int, int] | None = None
     held_out: Reference | None = None
 
+    def __post_init__(self) -> None:
+        if self.gaussian is not None and self.gaussian.dimension != self.extractor.dimension:
+            raise MetricError(
+                f"the reference has {self.gaussian.dimension} features and the extractor {self.extractor.name} "
+                f"{self.extractor.dimension}; compute both with the same extractor"
+            )
+
     @classmethod
-    def from_statistics(cls, statistics: ReferenceStatistics) -> Reference:
-        """A reference of mean and covariance alone: enough for FID."""
-        return cls(statistics, statistics.sha256)
+    def of_statistics(
+        cls, extractor: FeatureExtractor, mean: npt.ArrayLike, cov: npt.ArrayLike, count: int | None = None
+    ) -> Reference:
+        """A reference of mean ``[D]`` and covariance ``[D, D]``, divided by N − 1; enough for FID.
+
+        Raises:
+            MetricError: they are not finite, have other shapes, or are no covariance.
+        """
+        gaussian = FrechetReference(mean, cov)
+        digest = hashlib.sha256(json.dumps([gaussian.dimension, count, extractor.name]).encode())
+        for array in (gaussian.mean, gaussian.cov):
+            digest.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
+        return cls(extractor, gaussian, count, digest.hexdigest())
+
+    @classmethod
+    def of_images(cls, extractor: FeatureExtractor, images: Tensor) -> Reference:
+        """A reference of ``[M, C, H, W]`` in [−1, 1], M at least 2.
+
+        Raises:
+            MetricError: there are too few, or the extractor refuses them.
+        """
+        return cls.of_features(extractor, extract(extractor, images, batch_size=500))
+
+    @classmethod
+    def of_features(cls, extractor: FeatureExtractor, features: npt.ArrayLike) -> Reference:
+        """A reference of the features ``[M, D]`` that ``extractor`` gave.
+
+        Raises:
+            MetricError: there are fewer than two, or they are not finite.
+        """
+        moments = Moments.of(features)
+        found = cls.of_statistics(extractor, moments.mean, moments.covariance, moments.count)
+        return dataclasses.replace(found, features=np.asarray(features, dtype=np.float32))
+
+    @classmethod
+    def load(cls, extractor: FeatureExtractor, path: Path) -> Reference:
+        """A reference of the ``mu`` and ``sigma`` in an ``.npz`` of pytorch-fid, clean-fid, EDM or this library.
+
+        Raises:
+            MetricError: the file cannot be used; the message names it.
+        """
+        mean, cov, count, _ = load_statistics(path)
+        return cls.of_statistics(extractor, mean, cov, count)
 
     @property
-    def features(self) -> npt.NDArray[np.float32]:
+    def frechet(self) -> FrechetReference:
+        """Distances to the mean and covariance.
+
+        Raises:
+            MetricError: nothing is known of the real images.
+        """
+        if self.gaussian is None:
+            raise MetricError("needs a reference; only the Inception Score (is) does without")
+        return self.gaussian
+
+    @property
+    def known_features(self) -> npt.NDArray[np.float32]:
         """``[M, D]`` float32.
 
         Raises:
             MetricError: only mean and covariance are known.
         """
-        if self.all_features is None:
+        _ = self.frechet
+        if self.features is None:
             raise MetricError(NO_FEATURES)
-        return self.all_features
+        return self.features
 
     @property
     def unseen(self) -> Reference:
@@ -67,15 +139,10 @@ class Reference:
             raise MetricError(NOTHING_HELD_OUT)
         return self.held_out
 
-    @cached_property
-    def frechet(self) -> FrechetReference:
-        """Distances to the mean and covariance."""
-        return FrechetReference(self.statistics.mean, self.statistics.cov)
-
     def radii(self, device: torch.device | str) -> Tensor:
         """``[M]`` distance of each real image to its third nearest, for precision. Raises MetricError below four."""
-        if len(self.features) <= NEIGHBOURHOOD:
-            raise MetricError(f"precision and recall need more than {NEIGHBOURHOOD} reference images")
+        if len(self.known_features) <= NEIGHBOURHOOD:
+            raise MetricError(f"this metric needs more than {NEIGHBOURHOOD} reference images")
         return self.once("radii", device, radii)
 
     def features_on(self, device: torch.device | str) -> Tensor:
@@ -84,9 +151,10 @@ class Reference:
         Raises:
             MetricError: only mean and covariance are known.
         """
-        if str(device) not in self._features:
-            self._features[str(device)] = torch.from_numpy(self.features).to(device)
-        return self._features[str(device)]
+        place = ("features", str(device))
+        if place not in self._computed:
+            self._computed[place] = torch.from_numpy(self.known_features).to(device)
+        return cast("Tensor", self._computed[place])
 
     def once(self, name: str, device: torch.device | str, compute: Callable[[Tensor], T]) -> T:
         """The result of ``compute`` for the features ``[M, D]`` on ``device``; computed once, then kept.
@@ -99,10 +167,6 @@ class Reference:
             with torch.no_grad():
                 self._computed[place] = compute(self.features_on(device))
         return cast("T", self._computed[place])
-
-    @cached_property
-    def _features(self) -> dict[str, Tensor]:
-        return {}
 
     @cached_property
     def _computed(self) -> dict[tuple[str, str], object]:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
-from lcsc_opt.metrics.extractors.network import to_bytes
-from lcsc_opt.metrics.reference.building import DATASETS, dataset_images, dataset_settings
+from lcsc_opt.metrics.extractors.published import to_levels
 from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles
+from lcsc_opt.metrics.reference.setting import DATASETS, dataset_images, dataset_settings
 
 
 def pixels(count=5, height=6, width=8, channels=3, seed=0):
@@ -34,7 +34,7 @@ def in_order(images):
 
 
 def all_bytes(image_set, batch_size=2):
-    return to_bytes(torch.cat(list(image_set.batches(batch_size)))).permute(0, 2, 3, 1).numpy()
+    return to_levels(torch.cat(list(image_set.batches(batch_size)))).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.fixture

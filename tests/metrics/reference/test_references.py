@@ -4,7 +4,6 @@ import pickle
 import random
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +13,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.reference.building import build_reference, references_by_extractor
-from lcsc_opt.metrics.statistics import FeatureStatistics, ReferenceStatistics
+from lcsc_opt.metrics import Moments, Reference
+from lcsc_opt.metrics.reference.building import build_reference
+from lcsc_opt.metrics.reference.files import load_statistics, save_statistics
+from lcsc_opt.metrics.reference.setting import references_by_extractor
 from tests.metrics import network_files
 
 D = 12
@@ -65,14 +66,14 @@ def build(path, alias="inception", extractor=None, *, need=False, cache=None, ba
 
 def assert_is_reference(reference, *, with_features):
     mean, cov = mean_and_covariance()
-    np.testing.assert_allclose(reference.statistics.mean, mean, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(reference.statistics.cov, cov, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(reference.frechet.mean, mean, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(reference.frechet.cov, cov, rtol=1e-5, atol=1e-7)
     assert reference.frechet.distance(mean, cov) == pytest.approx(0, abs=1e-6)
     if with_features:
         np.testing.assert_allclose(reference.features, features(), rtol=0, atol=1e-6)
     else:
         with pytest.raises(MetricError, match="mean and covariance only"):
-            _ = reference.features
+            _ = reference.known_features
 
 
 @pytest.mark.parametrize("need", [False, True])
@@ -80,7 +81,7 @@ def test_a_folder_of_images(tmp_path, need):
     reference = build(write_folder(tmp_path / "real"), need=need)
     assert_is_reference(reference, with_features=need)
     assert reference.size == (2, 2)
-    assert reference.statistics.count == 30
+    assert reference.count == 30
 
 
 def write_edm(path, mean, cov):
@@ -93,7 +94,7 @@ def write_adm(path, mean, cov):
 
 
 def write_ours(path, mean, cov):
-    ReferenceStatistics(mean, cov, 30, "pixels-1").save(path)
+    save_statistics(path, mean, cov, 30, "pixels-1")
 
 
 @pytest.mark.parametrize("write", [write_edm, write_adm, write_ours])
@@ -108,7 +109,7 @@ def test_adms_statistics_are_inceptions_and_its_images_serve_the_rest(tmp_path):
     mean, cov = mean_and_covariance()
     write_adm(tmp_path / "VIRTUAL.npz", mean + 1, cov)  # published: of more images than the file holds
     inception = build(tmp_path / "VIRTUAL.npz", need=True)
-    np.testing.assert_allclose(inception.statistics.mean, mean + 1)
+    np.testing.assert_allclose(inception.frechet.mean, mean + 1)
     np.testing.assert_allclose(inception.features, features(), rtol=0, atol=1e-6)
     assert_is_reference(build(tmp_path / "VIRTUAL.npz", "clip"), with_features=False)
     assert_is_reference(build(tmp_path / "VIRTUAL.npz", "clip", need=True), with_features=True)
@@ -152,14 +153,14 @@ def test_statistics_in_safetensors(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.dtype(">f8")])
 def test_edm2s_statistics(tmp_path, protocol, dtype, capsys):
     mean, cov = (array.astype(dtype) for array in mean_and_covariance())
-    other = {"mu": np.zeros(3), "sigma": np.eye(3)}
+    other = {"mu": np.zeros(D), "sigma": np.eye(D)}
     stored = {"num_images": 30, "fid": {"mu": mean, "sigma": np.asfortranarray(cov)}, "fd_dinov2": other}
     (tmp_path / "img512.pkl").write_bytes(pickle.dumps(stored, protocol))
     reference = build(tmp_path / "img512.pkl")
     assert_is_reference(reference, with_features=False)
-    assert reference.statistics.count == 30
+    assert reference.count == 30
     assert capsys.readouterr().err == ""
-    assert build(tmp_path / "img512.pkl", "dinov2").statistics.dimension == 3
+    assert not build(tmp_path / "img512.pkl", "dinov2").frechet.mean.any()
     assert "EDM2 scales images for DINOv2 another way" in capsys.readouterr().err
 
 
@@ -180,16 +181,15 @@ CUT_SHORT = CutShort()
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps({"fid": Explosive()}), "holds no"),
-        (pickle.dumps({"fid": {"mu": np.array([print]), "sigma": 0}}), "something else than numbers"),
-        (pickle.dumps({"fid": dict.fromkeys(["mu", "sigma"], Path())}), "no arrays where mu and sigma should be"),
-        (pickle.dumps({"fid": {"mu": CUT_SHORT, "sigma": 0}}), "holds a broken array"),
-        (pickle.dumps({"fid": {"mu": 1.0, "sigma": 2.0}}), "no arrays where mu and sigma should be"),
-        (pickle.dumps({"fid": {"mu": np.array(["x"]), "sigma": np.eye(2)}}), "something else than numbers"),
-        (pickle.dumps({"fid": {}}), "no statistics for inception"),
+        (pickle.dumps({"fid": Explosive()}), "would run code when loaded"),
+        (b"\x80\x02cos\nsystem\n(X\x04\0\0\0truetR.", r"would run code when loaded \(os.system\)"),
+        (b"\x80\x02cnumpy\nload\n(X\x04\0\0\0truetR.", r"would run code when loaded \(numpy.load\)"),
+        (pickle.dumps({"fid": {"mu": np.array([print]), "sigma": 0}}), "would run code when loaded"),
+        (pickle.dumps({"fid": {"mu": CUT_SHORT, "sigma": 0}}), "cannot be read"),
+        (pickle.dumps({"fid": {"mu": 1.0, "sigma": 2.0}}), "mu: expected a vector"),
+        (pickle.dumps({"fid": {"mu": np.array(["x"]), "sigma": np.eye(2)}}), "mu: expected real numbers"),
         (pickle.dumps([1]), "no statistics for inception"),
-        (b"\x80\x04", "is truncated"),
-        (b"\x80\x02cos\nsystem\n(X\x04\0\0\0truetR.", "holds no"),
+        (b"\x80\x04", "cannot be read"),
     ],
 )
 def test_nothing_in_a_pickle_is_executed(tmp_path, content, message):
@@ -319,8 +319,8 @@ def test_statistics_of_many_batches_are_those_of_the_whole(tmp_path, monkeypatch
     monkeypatch.setattr("lcsc_opt.metrics.reference.building.ROWS", 8)
     assert_is_reference(build(write_folder(tmp_path / "real"), batch_size=3), with_features=False)
     np.save(tmp_path / "features.npy", features())
-    expected = FeatureStatistics.from_features(features())
-    found = build(tmp_path / "features.npy").statistics
+    expected = Moments.of(features())
+    found = build(tmp_path / "features.npy").frechet
     np.testing.assert_allclose(found.cov, expected.covariance, rtol=1e-12, atol=1e-14)
 
 
@@ -352,3 +352,49 @@ def test_one_setting_serves_all_extractors():
     assert references_by_extractor(dataset, ["inception"]) == {"inception": dataset}
     assert references_by_extractor({"clip": dataset}, ["clip"]) == {"clip": dataset}
     assert references_by_extractor(None, ["inception"]) == {}
+
+
+def test_saved_statistics_are_loaded_bit_for_bit_and_as_pytorch_fid_reads_them(tmp_path):
+    mean, cov = mean_and_covariance()
+    path = tmp_path / "new folder" / "digits.npz"
+    write_ours(path, mean, cov)
+    loaded = load_statistics(path)
+    assert all(np.array_equal(*pair) for pair in zip(loaded[:2], (mean, cov), strict=True))
+    assert loaded[2:] == (30, "pixels-1")
+    assert [file.name for file in path.parent.iterdir()] == ["digits.npz"]
+    with np.load(path) as file:
+        assert np.array_equal(file["mu"][:], mean)
+        assert np.array_equal(file["sigma"][:], cov)
+    identity = Reference.load(Pixels(), path).identity
+    assert identity == Reference.of_statistics(Pixels(), mean, cov, 30).identity
+    changed = [(mean + 1e-9, cov, 30), (mean, cov * (1 + 1e-9), 30), (mean, cov, 31), (mean, cov, None)]
+    others = {Reference.of_statistics(Pixels(), *other).identity for other in changed}
+    others.add(Reference.of_statistics(Pixels("pixels-2"), mean, cov, 30).identity)
+    assert len(others - {identity}) == 5
+
+
+MU, SIGMA = np.zeros(3), np.eye(3)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"mu": MU},
+        {"features_": MU},
+        {"mu": MU[None], "sigma": SIGMA},
+        {"mu": MU, "sigma": np.eye(4)},
+        {"mu": MU, "sigma": SIGMA * np.nan},
+        {"mu": MU, "sigma": -SIGMA},
+        {"mu": MU, "sigma": SIGMA, "count": 1},
+        {"mu": MU, "sigma": SIGMA, "count": [10, 11]},
+        {"mu": np.array(["a"] * 3), "sigma": SIGMA},
+    ],
+    ids=str,
+)
+def test_arrays_that_are_no_statistics_are_refused(tmp_path, arrays):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    for read in (lambda: build(tmp_path / "bad.npz"), lambda: Reference.load(Pixels(), tmp_path / "bad.npz")):
+        with pytest.raises(MetricError) as caught:
+            read()
+        assert str(caught.value).startswith(str(tmp_path / "bad.npz"))
+        assert "\n" not in str(caught.value)

@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
-from lcsc_opt.metrics.reference import split
-from lcsc_opt.metrics.reference.building import build_reference, check_reference, references_by_extractor
+from lcsc_opt.metrics import Reference
+from lcsc_opt.metrics.reference import building
+from lcsc_opt.metrics.reference.building import build_reference
 from lcsc_opt.metrics.reference.images import ImageArray, shared_images
-from lcsc_opt.metrics.reference.reference import Reference
+from lcsc_opt.metrics.reference.setting import check_reference, references_by_extractor
 
 
 class SplitPixels:
@@ -43,7 +44,7 @@ def build(setting: Any, folder: Path, **changes: Any) -> Reference:
 
 def rows(reference: Reference | None) -> set[bytes]:
     assert reference is not None
-    return {row.tobytes() for row in reference.features}
+    return {row.tobytes() for row in reference.known_features}
 
 
 def test_two_folders(tmp_path: Path) -> None:
@@ -52,7 +53,7 @@ def test_two_folders(tmp_path: Path) -> None:
     alone = build(str(train), tmp_path)
     assert found.identity == alone.identity, "what the loss sees is the same"
     assert alone.held_out is None
-    assert (len(found.features), len(found.unseen.features)) == (60, 20)
+    assert (len(found.known_features), len(found.unseen.known_features)) == (60, 20)
     assert not rows(found) & rows(found.held_out)
     assert build({"train": str(train), "held_out": str(other)}, tmp_path, held_out=False).held_out is None
 
@@ -75,7 +76,7 @@ def test_a_fraction_is_chosen_by_content_wherever_the_files_lie(tmp_path: Path) 
     found = build(setting, tmp_path)
     assert rows(found) | rows(found.held_out) == rows(build(str(folder), tmp_path))
     assert not rows(found) & rows(found.held_out)
-    assert 6 <= len(found.unseen.features) <= 30
+    assert 6 <= len(found.unseen.known_features) <= 30
     for i, path in enumerate(sorted(folder.iterdir(), reverse=True)):  # another order, other names
         path.rename(folder / f"renamed{i:03}.png")
     again = build(setting, tmp_path, cache=tmp_path / "another")
@@ -102,7 +103,7 @@ def test_arrays_are_divided_too() -> None:
 def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(split, "LARGE_ENOUGH", 60)
+    monkeypatch.setattr(building, "LARGE_ENOUGH", 60)
     large, small = write(tmp_path / "a"), write(tmp_path / "b", 59)
     assert build(str(small), tmp_path).held_out is None
     assert "held out" not in capsys.readouterr().err
@@ -111,7 +112,7 @@ def test_a_large_folder_is_divided_without_a_word_and_that_is_said(
     asked = build({"train": str(large), "held_out_fraction": 0.2}, tmp_path)
     assert (rows(found), rows(found.held_out)) == (rows(asked), rows(asked.held_out))
     whole = build({"train": str(large), "held_out_fraction": 0}, tmp_path)
-    assert (len(whole.features), whole.held_out) == (60, None)
+    assert (len(whole.known_features), whole.held_out) == (60, None)
 
 
 def test_features_that_come_later_do_not_change_the_statistics(tmp_path: Path) -> None:

@@ -1,0 +1,333 @@
+"""Published networks as extractors: Inception and CLIP as torch-fidelity runs them, DINOv2 of transformers."""
+
+from __future__ import annotations
+
+import io
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lcsc_opt.base.errors import MetricError, TrajectoryError
+from lcsc_opt.base.imports import quiet_libraries
+from lcsc_opt.base.progress import notice
+from lcsc_opt.checkpoints import read_checkpoint
+from lcsc_opt.checkpoints.weights import weights_sha256
+
+
+def torch_fidelity_module(name: str) -> Any:
+    """A module of torch-fidelity.
+
+    Raises:
+        MetricError: it cannot be imported.
+    """
+    try:
+        return import_module(f"torch_fidelity.{name}")
+    except ImportError as error:
+        raise MetricError(f"this metric needs torch-fidelity: {error}") from error
+
+
+class PublishedNetwork(ABC):
+    """An extractor around a published network, for RGB or grey images of any size.
+
+    The network was made for bytes, so images are rounded to 256 levels as if they had been written to a PNG; a gradient
+    goes straight through the rounding.
+
+    Args:
+        weights: a file with its weights; by default the published ones, which are downloaded if they are missing.
+        device: where the network runs.
+
+    Attributes:
+        name: ``<label>-<dimension>-<hash of the weights>``.
+        dimension: the number of features, D.
+        images_with_graph: how many images may have a graph at once.
+
+    Raises:
+        MetricError: a package is missing, or the weights cannot be found, cannot be downloaded, would run code on
+            loading, or belong to another network.
+    """
+
+    images_with_graph: ClassVar[int]
+    label: ClassVar[str]  # in the extractor's name
+    published: ClassVar[str]  # what the weights are, for messages
+
+    def __init__(self, weights: Path | None = None, *, device: torch.device | str = "cpu") -> None:
+        try:
+            with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
+                network, self.dimension, used = self._build(weights)
+        except MetricError:
+            raise
+        except (LookupError, RuntimeError, AttributeError, ValueError, TypeError, ZeroDivisionError) as error:
+            raise MetricError(
+                f"{weights or self.label}: belongs to another network; give the weights of {self.published}"
+            ) from error
+        self._network = network.eval().requires_grad_(False).to(device)
+        self._device = torch.device(device)
+        self.name = f"{self.label}-{self.dimension}-{weights_hash(used)}"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features ``[B, D]`` of ``[B, 1 or 3, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for another shape.
+        """
+        return self._features(rgb_levels(images, self._device))
+
+    @abstractmethod
+    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
+        """The network, its number of features, and the weights that these depend on. Weights that do not fit may raise
+        any error of torch.
+        """
+
+    @abstractmethod
+    def _features(self, levels: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` in [0, 255] → ``[B, D]``."""
+
+    def _read(self, weights: Path | None, url: str, name: str, setting: str, digest: str) -> dict[str, Tensor]:
+        """The state dict in a file, or in the published one in torch's hub folder. No code in it is run.
+
+        Args:
+            weights: the file, in any checkpoint format, such as OpenAI's archive.
+            url: where the published file is.
+            name: of the published file in the hub folder.
+            setting: the extractor's name in the setting ``weights``.
+            digest: the beginning of the published file's SHA-256.
+        """
+        path = Path(torch.hub.get_dir()) / "checkpoints" / name if weights is None else weights
+        if weights is None and not path.exists():
+            notice(f"{setting}: downloading its weights from {url}")
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=digest)
+            except (OSError, RuntimeError) as error:  # RuntimeError: the hash of what came is another
+                raise MetricError(
+                    f"the weights of {setting} cannot be downloaded ({error}); fetch {url} and put it at {path}, "
+                    f"or give its path in the setting weights: {{{setting}: PATH}}"
+                ) from error
+        try:
+            read = read_checkpoint(path, key="").tensors
+        except TrajectoryError as error:
+            raise MetricError(f"{str(error).rstrip('.')}; give the weights of {self.published}") from error
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in read.values()):
+            raise MetricError(f"{path}: holds weights that are not finite; fetch the file again")
+        return {name: tensor.clone() for name, tensor in read.items()}  # not mapped: the file may be replaced
+
+
+class InceptionExtractor(PublishedNetwork):
+    """The Inception network of published FIDs (Heusel et al. 2017): 2,048 features, equal to those of torch-fidelity,
+    from its file ``weights-inception-2015-12-05-6726825d.pth``.
+
+    Arguments, name and errors are those of :class:`PublishedNetwork`.
+    """
+
+    images_with_graph = 32  # an image's graph takes 121 MB
+    label = "inception-v3"
+    published = "torch-fidelity's Inception"
+
+    layers = (
+        *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3"),
+        *("MaxPool_2", "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+        *("Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool"),
+    )
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, 2048]`` and logits ``[B, 1008]`` without their biases, as torch-fidelity's score takes them.
+
+        Raises:
+            MetricError: for images of another shape than ``[B, 1 or 3, H, W]``.
+        """
+        features = self(images)
+        return features, features @ self._network.fc.weight.T
+
+    def _features(self, levels: Tensor) -> Tensor:
+        """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
+        x = (resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128
+        for name in self.layers:
+            x = getattr(self._network, name)(x)
+        return x.flatten(1)
+
+    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
+        module = torch_fidelity_module("feature_extractor_inceptionv3")
+        name = module.URL_INCEPTION_V3.rpartition("/")[2]  # ends with its SHA-256's start
+        digest = Path(name).stem.rpartition("-")[2]
+        read = self._read(weights, module.URL_INCEPTION_V3, name, "inception", digest)
+        # torch-fidelity loads with weights_only=False; it is given a copy that holds what the safe reader accepted.
+        return self._of(module.FeatureExtractorInceptionV3, read), 2048, read
+
+    @staticmethod
+    def _of(kind: Any, weights: Mapping[str, Tensor]) -> Any:
+        copy = io.BytesIO()
+        torch.save(dict(weights), copy)
+        copy.seek(0)
+        return kind("inception-v3-compat", ["2048", "logits_unbiased"], copy)
+
+
+class RandomInception(InceptionExtractor):
+    """The same network with random weights, for trying things without a download; the same weights each time.
+
+    FID in its features falls when samples look more like real images, but compares with no published one.
+
+    Args:
+        device: where the network runs.
+    """
+
+    label = "inception-random"
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        super().__init__(device=device)
+
+    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:  # noqa: ARG002
+        """He normal weights, with which signals keep their size, and normalizations that change nothing."""
+
+        class Unloaded(torch_fidelity_module("feature_extractor_inceptionv3").FeatureExtractorInceptionV3):  # type: ignore[misc]
+            def load_state_dict(self, *_: Any, **__: Any) -> None:
+                pass
+
+        with torch.device("meta"):  # where layers draw nothing from the global generator
+            network = self._of(Unloaded, {})
+        generator = torch.Generator().manual_seed(0)
+        for module in network.to_empty(device="cpu").modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_parameters()
+            elif isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(network.fc.bias)
+        return network, 2048, network.state_dict()
+
+
+class ClipExtractor(PublishedNetwork):
+    """CLIP's image encoder ViT-B/32 (Radford et al. 2021): 512 features, equal to those of torch-fidelity, from
+    OpenAI's archive ``ViT-B-32.pt`` or a state dict out of it.
+
+    Arguments, name and errors are those of :class:`PublishedNetwork`.
+    """
+
+    images_with_graph = 128  # an image's graph takes 27 MB
+    label = "clip-vit-b-32"  # as torch-fidelity calls it, too
+    published = "OpenAI's CLIP ViT-B/32"
+    mean = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's training images
+    std = (0.26862954, 0.26130258, 0.27577711)
+
+    def _features(self, levels: Tensor) -> Tensor:
+        pixels = resized(levels, self._network.input_resolution)
+        features: Tensor = self._network(normalized(pixels, self.mean, self.std))
+        return features
+
+    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
+        module = torch_fidelity_module("feature_extractor_clip")
+        digest = module.MODEL_METADATA[self.label]["hash"]
+        read = self._read(weights, module.MODEL_URLS[self.label], f"{self.label}-{digest}.pt", "clip", digest)
+        kept = ("visual.", "text_projection")  # torch-fidelity takes the size of its output from the second
+        used = {name: tensor for name, tensor in read.items() if name.startswith(kept)}
+        network = module.build_model(dict(used), torch.float32).visual
+        return network, int(network.output_dim), used
+
+
+class DinoV2Extractor(PublishedNetwork):
+    """DINOv2 (Oquab et al. 2023): the class token of ViT-L/14, as FD-DINOv2 takes it (Stein et al. 2023).
+
+    The weights are a folder in transformers' layout, such as that of ``facebook/dinov2-large``: 1,024 features; the
+    sizes S, B and g serve as well. Bytes are scaled and normalized as in torch-fidelity, and the position embedding is
+    scaled to 16 × 16 patches as in the authors' repository.
+
+    Arguments, name and errors are those of :class:`PublishedNetwork`.
+    """
+
+    images_with_graph = 16  # an image's graph takes 255 MB in ViT-L/14
+    label = "dinov2"
+    published = "DINOv2 without registers, a folder in transformers' layout such as that of facebook/dinov2-large"
+    size = 224  # of images, as torch-fidelity and FD-DINOv2 take them
+    mean = (0.485, 0.456, 0.406)  # of ImageNet
+    std = (0.229, 0.224, 0.225)
+
+    def _features(self, levels: Tensor) -> Tensor:
+        pixels = normalized(resized(levels, self.size), self.mean, self.std)
+        features: Tensor = self._network(pixel_values=pixels).pooler_output
+        return features
+
+    def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
+        try:
+            from transformers import Dinov2Model
+        except ImportError as error:
+            raise MetricError(f"dinov2 needs transformers ({error}): pip install 'lcsc_opt[text-to-image]'") from error
+        if weights is None:
+            notice("dinov2: its weights are downloaded if they are not there yet")
+        source = "facebook/dinov2-large" if weights is None else str(weights)
+        try:
+            with quiet_libraries():
+                network = Dinov2Model.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        except OSError as error:
+            reason = str(error).partition("\n")[0]
+            raise MetricError(
+                f"{source}: cannot be read ({reason}); give the folder in weights: {{dinov2: PATH}}, {self.published}"
+            ) from error
+        used = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        embeddings = network.embeddings
+        patches = self.size // int(embeddings.patch_embeddings.patch_size[0])
+        scaled = scaled_positions(embeddings.position_embeddings.data, patches)
+        embeddings.position_embeddings = nn.Parameter(scaled)
+        return network, int(network.config.hidden_size), used
+
+
+def scaled_positions(positions: Tensor, patches: int) -> Tensor:
+    """A position embedding ``[1, 1 + side², D]`` for ``patches`` × ``patches`` patches: bicubic, by factors that are
+    shifted by 0.1, as in the authors' repository.
+    """
+    of_class, of_patches = positions[:, :1], positions[:, 1:]
+    side = math.isqrt(of_patches.shape[1])
+    if patches == side:
+        return positions
+    grid = of_patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    factor = (patches + 0.1) / side
+    grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    return torch.cat([of_class, grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """The first 12 hexadecimal digits of :func:`~lcsc_opt.checkpoints.weights.weights_sha256`."""
+    return weights_sha256(weights)[:12]
+
+
+def to_levels(images: Tensor) -> Tensor:
+    """[−1, 1] → 0 to 255, to the nearest level, clipped (as EDM does, Karras et al. 2022), with a gradient that goes
+    straight through the rounding.
+
+    The derivative is that of the levels before rounding: 127.5 for pixels in [−1, 1], and 0 outside, since a clipped
+    pixel can move without changing its level.
+    """
+    levels = (images.detach() * 127.5 + 128).clamp(0, 255).floor()
+    if not images.requires_grad:
+        return levels
+    exact = 127.5 * torch.where(images.abs() <= 1, images, images.detach())
+    return levels + (exact - exact.detach())  # adds zero: the levels stay what they are, bit for bit
+
+
+def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
+    """``[B, 1 or 3, H, W]`` in [−1, 1] → ``[B, 3, H, W]`` float32 levels on ``device``; grey becomes RGB.
+
+    Raises:
+        MetricError: for another shape.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise MetricError(f"images: expected [B, 1 or 3, H, W] for this extractor, got {list(images.shape)}")
+    # Half-precision samples become float32 first: sums with 128 would lose levels.
+    return to_levels(images.to(device, torch.float32)).expand(-1, 3, -1, -1).contiguous()
+
+
+def resized(levels: Tensor, size: int) -> Tensor:
+    """``[B, 3, H, W]`` → ``[B, 3, size, size]``, as torch-fidelity's networks scale all images."""
+    module = torch_fidelity_module("interpolate_compat_tensorflow")
+    scaled: Tensor = module.interpolate_bilinear_2d_like_tensorflow1x(levels, size=(size, size), align_corners=False)
+    return scaled
+
+
+def normalized(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Levels → what a network was trained on: the mean and standard deviation ``[3]`` are those of pixels in [0, 1]."""
+    shift, scale = (levels.new_tensor([255 * value for value in values])[:, None, None] for values in (mean, std))
+    return (levels - shift) / scale

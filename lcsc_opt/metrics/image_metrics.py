@@ -1,0 +1,192 @@
+"""The loss and all metrics of one evaluation, and the gradient of the loss in the features."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics.constraint import Constraint
+from lcsc_opt.metrics.extractors.base import (
+    ClassifyingExtractor,
+    checked_features,
+    checked_logits,
+    features_with_graph,
+)
+from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
+from lcsc_opt.metrics.moments import Array
+from lcsc_opt.metrics.names import FDR, Formula
+
+if TYPE_CHECKING:
+    from lcsc_opt.metrics.scores import Scores
+
+ImageState = dict[str, FeatureState]
+"""Extractor's name → what a part of the images gave."""
+
+
+class ImageMetrics:
+    """Takes the images of one evaluation, or of a part of it; every extractor sees each image once.
+
+    Several processes or devices may take a part of the images each::
+
+        whole = scores.image_metrics(total)
+        for state in [part.state for part in parts]:  # in the order of their images
+            whole.merge(state)
+        loss, metrics = whole.compute()
+
+    The gradient of the loss needs two passes. The features of all images give the gradient of the loss in the features.
+    Then images are sampled again with a graph, which leads the gradient back. The last batch keeps its graph between
+    the passes::
+
+        metrics = scores.image_metrics(count, gradient=True)
+        for images in batches[:-1]:
+            metrics.update(images)
+        features = metrics.update_with_graph(batches[-1])
+        gradients = metrics.gradients()  # d loss / d features, [N, D]
+        torch.autograd.backward([*features.values()], [rows of the last batch in gradients[name] for name in features])
+        for images in batches[:-1], sampled again:
+            images.backward(scores.image_gradient(images, {name: their rows in gradients[name] for name in features}))
+        loss, metrics = metrics.compute()
+
+    Args:
+        scores: the loss, the metrics, and the references.
+        total: how many images the whole evaluation has.
+        held_out: whether held-out metrics are computed, too.
+        gradient: keep the features that the gradient of the loss needs.
+    """
+
+    def __init__(self, scores: Scores, total: int, *, held_out: bool = False, gradient: bool = False) -> None:
+        self._scores, self._total = scores, total
+        self.metrics = scores.computed(held_out=held_out)
+        self._splits = scores.splits if held_out else {}
+        formulas: dict[str, set[Formula]] = {}
+        for metric in self.metrics:
+            formulas.setdefault(metric.extractor, set()).add(metric.formula)
+        self._formulas = formulas
+        self._features = {
+            name: FeatureMetrics(
+                scores.references[name],
+                wanted,
+                total=total,
+                gradient=gradient and name in scores.extractors,
+                device=scores.device,
+            )
+            for name, wanted in formulas.items()
+        }
+
+    def update(self, images: Tensor, known: dict[str, Tensor] | None = None) -> None:
+        """Take the features of ``[B, C, H, W]`` in [−1, 1].
+
+        Args:
+            images: of any size that the extractors take.
+            known: extractor's name → their features ``[B, D]``, if they are computed already.
+
+        Raises:
+            MetricError: features are not finite.
+        """
+        self._scores.notice_size(images)
+        with torch.no_grad():  # tensors that extractors keep from inference mode could not be used in a graph
+            for name, metrics in self._features.items():
+                extractor = metrics.reference.extractor
+                features, logits = (known or {}).get(name), None
+                if "is" in self._formulas[name] and isinstance(extractor, ClassifyingExtractor):
+                    answered, logits = extractor.features_and_logits(images)
+                    features = answered if features is None else features
+                    logits = checked_logits(extractor, logits)
+                elif features is None:
+                    features = extractor(images)
+                wanted = self._formulas[name] != {"is"}
+                metrics.update(checked_features(extractor, features, len(images)) if wanted else None, logits)
+
+    def update_with_graph(self, images: Tensor) -> dict[str, Tensor]:
+        """Take the features of ``[B, C, H, W]`` in [−1, 1], and return those that the loss uses, with a graph.
+
+        Returns:
+            Extractor's name → features ``[B, D]``, with the graph that leads back to ``images``.
+
+        Raises:
+            MetricError: as :meth:`update`, and when the images have no graph or an extractor cuts it.
+        """
+        features = {
+            name: features_with_graph(self._scores.references[name].extractor, images)
+            for name in self._scores.extractors
+        }
+        self.update(images, features)
+        return features
+
+    @property
+    def state(self) -> ImageState:
+        """Everything that was taken so far, for :meth:`merge` in another process."""
+        return {name: metrics.state for name, metrics in self._features.items()}
+
+    def merge(self, state: ImageState) -> None:
+        """Add the images of another part, in the order of all images."""
+        for name, metrics in self._features.items():
+            metrics.merge(state[name])
+
+    def compute(self) -> tuple[float, dict[str, float]]:
+        """The loss, and every metric by its name.
+
+        Raises:
+            MetricError: the features do not allow it.
+        """
+        scores = self._scores
+        values = {m: self._features[m.extractor].compute(m.formula) for m in self.metrics}
+        penalty = 0.0
+        if scores.keep is not None and scores.constraint is not None:
+            penalty = scores.constraint.penalty(values[scores.keep], self._total)
+        loss = sum(weight * metric.sign * values[metric] for metric, weight in scores.weights.items()) + penalty
+        metrics = {str(metric): value for metric, value in values.items()}
+        if self._splits:
+            splits = self._splits.items()
+            metrics[FDR] = statistics.fmean(self._features[name].compute("fid") / split for name, split in splits)
+        return loss, metrics
+
+    def gradients(self, keep_weight: float | None = None) -> dict[str, Array]:
+        """Extractor's name → the derivative of the loss in its features, ``[N, D]`` float64.
+
+        Called before :meth:`compute`, both share one decomposition.
+
+        Args:
+            keep_weight: the weight of the kept metric in the sum, in place of its penalty. With 1, its value at EMA*
+                counts as much as the loss at EMA*.
+
+        Raises:
+            MetricError: a metric of the loss has no gradient, or its features were not kept.
+        """
+        scores = self._scores
+        if reason := scores.why_no_gradient():
+            raise MetricError(f"{reason}; take another loss, or search without gradients")
+        weights = dict(scores.weights)
+        if scores.keep is not None and scores.constraint is not None:
+            kept = self._features[scores.keep.extractor]
+            kept.gradient(scores.keep.formula)  # it computes the value, too
+            value = kept.compute(scores.keep.formula)
+            slope = (
+                scores.constraint.penalty_slope(value, self._total)
+                if keep_weight is None
+                else keep_weight * scores.constraint.scale
+            )
+            weights[scores.keep] = weights.get(scores.keep, 0.0) + slope
+        gradients: dict[str, Array] = {}
+        for metric, weight in weights.items():
+            part = weight * metric.sign * self._features[metric.extractor].gradient(metric.formula)
+            gradients[metric.extractor] = gradients.get(metric.extractor, 0) + part
+        return gradients
+
+    def violation(self) -> float | None:
+        """By how many standard errors the kept metric is above its value at EMA*; ``None`` if none is kept."""
+        keep, constraint = self._scores.keep, self._scores.constraint
+        if keep is None or constraint is None:
+            return None
+        return constraint.violation(self._features[keep.extractor].compute(keep.formula), self._total)
+
+    def constraint(self) -> Constraint:
+        """The bound of the kept metric; these must be the images of EMA*."""
+        keep = self._scores.keep
+        assert keep is not None
+        kept = self._features[keep.extractor]
+        return Constraint(self.compute()[0], kept.compute(keep.formula), kept.deviation(keep.formula))

@@ -1,0 +1,312 @@
+"""Published networks, small and with random weights: torch-fidelity's numbers, and nothing in a file is executed."""
+
+import copy
+import importlib
+import pickle
+import random
+import sys
+import urllib.error
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.checkpoints import read_checkpoint
+from lcsc_opt.metrics import FeatureExtractor
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor
+from lcsc_opt.metrics.extractors.by_name import build_extractor
+from lcsc_opt.metrics.extractors.published import (
+    ClipExtractor,
+    DinoV2Extractor,
+    InceptionExtractor,
+    scaled_positions,
+    to_levels,
+)
+from tests.metrics import network_files
+
+KINDS: dict[str, Any] = {"inception": InceptionExtractor, "clip": ClipExtractor, "dinov2": DinoV2Extractor}
+DIMENSIONS = {"inception": 2048, "clip": 12, "dinov2": 64}
+SMALL = 107  # pixels, for gradients of Inception; the network's own 299 cost seven times as much
+
+
+@pytest.fixture(scope="module")
+def inception():
+    return network_files.random_inception()
+
+
+@pytest.fixture(scope="module")
+def dinov2():
+    return network_files.random_dinov2()
+
+
+@pytest.fixture(scope="module")
+def files(inception, dinov2, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(inception.state_dict(), folder / "inception.pth")
+    network_files.write_clip(folder / "ViT-B-32.pt")
+    dinov2.save_pretrained(folder / "dinov2")
+    return {"inception": folder / "inception.pth", "clip": folder / "ViT-B-32.pt", "dinov2": folder / "dinov2"}
+
+
+@pytest.fixture(scope="module")
+def extractors(files):
+    state = torch.random.get_rng_state()
+    built = {name: KINDS[name](file) for name, file in files.items()}
+    assert torch.equal(torch.random.get_rng_state(), state), "building drew from the global generator"
+    return built
+
+
+@pytest.fixture(params=KINDS)
+def extractor(request, extractors):
+    return extractors[request.param]
+
+
+def levels(count=2, channels=3):
+    return torch.randint(0, 256, (count, channels, 40, 40), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+def images(count=2, channels=3):
+    return levels(count, channels) / 127.5 - 1
+
+
+def theirs(name, files, inception, dinov2, monkeypatch):
+    if name == "inception":
+        return inception
+    if name == "clip":
+        from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
+
+        return FeatureExtractorCLIP("clip-vit-b-32", ["clip"], str(files["clip"]))
+    from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+
+    class ClassToken(torch.nn.Module):
+        def forward(self, x):
+            return dinov2(pixel_values=x).pooler_output
+
+    monkeypatch.setattr(torch.hub, "load", lambda *a, **k: ClassToken())
+    return FeatureExtractorDinoV2("dinov2-vit-l-14", ["dinov2"])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_features_are_those_of_torch_fidelity(name, extractors, files, inception, dinov2, monkeypatch):
+    features = extractors[name](images())
+    expected = theirs(name, files, inception, dinov2, monkeypatch)(levels())
+    torch.testing.assert_close(features, expected[0], rtol=1e-4, atol=1e-5)
+    assert features.std() > 0
+    if name == "inception":
+        found = extractors[name].features_and_logits(images())
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        assert isinstance(extractors[name], ClassifyingExtractor)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_extractor_keeps_its_contract(name, extractors):
+    extractor = extractors[name]
+    grey = images(1, channels=1)
+    features = extractor(grey)
+    assert isinstance(extractor, FeatureExtractor)
+    assert features.shape == (1, extractor.dimension) == (1, DIMENSIONS[name])
+    assert (features.dtype, features.requires_grad) == (torch.float32, False)
+    assert extractor.name.startswith(f"{extractor.label}-{DIMENSIONS[name]}-")
+    assert torch.equal(features, extractor(grey.repeat(1, 3, 1, 1))), "grey is repeated to three channels"
+    half = images().bfloat16()
+    assert torch.equal(extractor(half), extractor(half.float())), "half precision loses nothing more"
+    with pytest.raises(MetricError, match="1 or 3"):
+        extractor(torch.zeros(1, 2, 8, 8))
+
+
+def test_features_with_a_graph_are_the_same_and_its_gradient_leads(extractor, monkeypatch):
+    if isinstance(extractor, InceptionExtractor):
+        monkeypatch.setattr(extractor._network, "INPUT_IMAGE_SIZE", SMALL)
+    network_files.assert_same_with_graph(extractor, images())
+    network_files.assert_gradient_leads(extractor, images())
+
+
+def test_gradient_of_inception_is_that_of_central_differences(extractors):
+    """In float64, around levels that nothing rounds."""
+    double = copy.copy(extractors["inception"])
+    double._network = copy.deepcopy(double._network).double()
+    double._network.INPUT_IMAGE_SIZE = SMALL
+    at = to_levels(images(1)).double().requires_grad_()
+    generator = torch.Generator().manual_seed(2)
+    weights, step = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in (2048, at.shape))
+    (gradient,) = torch.autograd.grad(double._features(at) @ weights, at)
+    with torch.inference_mode():
+        ahead, behind = (double._features(at + sign * 1e-6 * step) @ weights for sign in (1, -1))
+    assert float((gradient * step).sum()) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-3)
+
+
+def test_random_weights_need_no_file_are_the_same_each_time_and_let_images_through(monkeypatch):
+    monkeypatch.setattr(torch.hub, "download_url_to_file", pytest.fail)
+    state = torch.random.get_rng_state()
+    one, other = (build_extractor("random", weights=None, device="cpu") for _ in range(2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert one.name == other.name
+    assert one.name.startswith("inception-random-2048-")
+    features, logits = one.features_and_logits(images())
+    assert float((features[0] - features[1]).abs().mean()) > 0.01 * float(features.mean()) > 1e-4
+    assert torch.isfinite(logits).all()
+    with pytest.raises(MetricError, match="random takes no file"):
+        build_extractor("random", weights=Path("file"), device="cpu")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_bare_state_dict_is_the_same_network(tmp_path, files, extractors, suffix):
+    path, read = tmp_path / f"clip{suffix}", read_checkpoint(files["clip"]).tensors
+    weights = {name: tensor.clone() for name, tensor in read.items()}
+    save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
+    assert ClipExtractor(path).name == extractors["clip"].name
+
+
+def test_positions_of_other_image_sizes_are_the_authors():
+    """Recorded from the authors' repository (b8931f7), whose factors are shifted by 0.1 and so differ from others'."""
+    positions = scaled_positions(torch.sin(torch.arange(1370 * 64).reshape(1, 1370, 64) * 0.37), 16)
+    assert positions.shape == (1, 257, 64)
+    found = [float(positions[0, i, j]) for i, j in ((0, 1), (1, 0), (17, 5), (256, 63))]
+    assert found == pytest.approx([0.361615, 0.072726, 0.9022, -0.284871], abs=1e-5)
+
+
+# weights
+
+
+class Explosive:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the file was executed')",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "message"),
+    [
+        (InceptionExtractor, {"model": Explosive()}, "give the weights of torch-fidelity's Inception"),
+        (InceptionExtractor, {"fc.weight": torch.full((2, 2), torch.nan)}, "not finite"),
+        (InceptionExtractor, {"fc.weight": torch.zeros(2, 2)}, "belongs to another network"),
+        (InceptionExtractor, None, "does not exist"),
+        (ClipExtractor, {"visual.proj": torch.zeros(2, 2)}, "belongs to another network"),
+        (DinoV2Extractor, {"pos_embed": torch.zeros(3)}, "give the folder in weights"),
+    ],
+)
+def test_files_that_are_not_its_weights_are_refused(tmp_path, kind, content, message):
+    path = tmp_path / "weights.pth"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(MetricError, match=message) as caught:
+        kind(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def rewritten(archive, path, *, member, content, compression=zipfile.ZIP_STORED):
+    """The archive with one member replaced."""
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w", compression) as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith(member) else old.read(name))
+    return path
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(Explosive(), 2), pickle.dumps(print, 2), b"\x80\x02}.", b"no pickle"])
+def test_nothing_in_an_archive_is_executed(tmp_path, files, content):
+    path = rewritten(files["clip"], tmp_path / "bad.pt", member="/data.pkl", content=content)
+    with pytest.raises(MetricError) as caught:
+        ClipExtractor(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_and_compressed_archives_are_one_line(tmp_path, files):
+    generator, refused = random.Random(0), []
+    with zipfile.ZipFile(files["clip"]) as stored:
+        tree = stored.read("ViT-B-32/data.pkl")
+    for _ in range(15):
+        content = network_files.damaged(tree, generator)
+        path = rewritten(files["clip"], tmp_path / "damaged.pt", member="/data.pkl", content=content)
+        try:
+            ClipExtractor(path)
+        except MetricError as error:
+            refused.append(str(error))
+    assert len(refused) > 7
+    assert not any("\n" in message for message in refused)
+    bomb = tmp_path / "bomb.pt"
+    rewritten(files["clip"], bomb, member="/data/0", content=b"0", compression=zipfile.ZIP_DEFLATED)
+    with pytest.raises(MetricError, match=r"compressed|truncated"):
+        ClipExtractor(bomb)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "digest"),
+    [
+        (InceptionExtractor, "weights-inception-2015-12-05-6726825d.pth", "6726825d"),
+        (
+            ClipExtractor,
+            "clip-vit-b-32-40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af.pt",
+            "40d36571",
+        ),
+    ],
+)
+def test_weights_are_looked_for_where_torch_fidelity_puts_them(tmp_path, monkeypatch, files, kind, name, digest):
+    asked = {}
+
+    def no_network(url, destination, hash_prefix):
+        asked.update(url=url, destination=destination, hash_prefix=hash_prefix)
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(MetricError, match=r"no route to host.* or give its path in the setting weights") as caught:
+        kind()
+    assert asked["destination"] == str(tmp_path / "checkpoints" / name)
+    assert asked["hash_prefix"].startswith(digest)
+    assert asked["url"] in str(caught.value)
+    (tmp_path / "checkpoints" / name).symlink_to(files["clip" if kind is ClipExtractor else "inception"])
+    assert kind().name.startswith(kind.label)
+
+
+@pytest.mark.parametrize(
+    ("kind", "package"), [(InceptionExtractor, "torch_fidelity"), (DinoV2Extractor, "transformers")]
+)
+def test_a_missing_package_is_named(monkeypatch, tmp_path, kind, package):
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MetricError, match=f"needs {package.replace('_', '-')}"):
+        kind(tmp_path / "weights.pth")
+
+
+# torchvision
+
+
+@pytest.fixture
+def torchvision_registering(tmp_path, monkeypatch):
+    """A torchvision whose registration of operators runs the given code; what is imported now comes back afterwards."""
+
+    def is_ours(name):
+        return name.partition(".")[0] == "torchvision"
+
+    def make(code):
+        (tmp_path / "torchvision").mkdir()
+        (tmp_path / "torchvision" / "__init__.py").write_text("from . import _meta_registrations, later")
+        (tmp_path / "torchvision" / "_meta_registrations.py").write_text(code)
+        (tmp_path / "torchvision" / "later.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+
+    before = {name: module for name, module in sys.modules.items() if is_ours(name)}
+    for name in before:
+        del sys.modules[name]
+    yield make
+    for name in [name for name in sys.modules if is_ours(name)]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def test_torchvision_is_imported_where_its_operators_are_missing(torchvision_registering):
+    torchvision_registering("raise RuntimeError('operator torchvision::nms does not exist')")
+    from torchvision import later
+
+    assert later is sys.modules["torchvision.later"]
+
+
+def test_torchvision_that_cannot_be_imported_is_named_with_the_remedy(torchvision_registering):
+    torchvision_registering("raise RuntimeError('something else')")
+    with pytest.raises(ImportError, match="install the torchvision that belongs to this torch"):
+        importlib.import_module("torchvision")

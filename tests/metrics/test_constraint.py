@@ -1,0 +1,101 @@
+"""A metric that may not get worse than at EMA*: its bound, its penalty, and both gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import Reference, Scores
+from lcsc_opt.metrics.constraint import PENALTY, SLACK, Constraint, kept_metric
+from lcsc_opt.metrics.image_metrics import ImageMetrics
+from lcsc_opt.metrics.names import parse_loss
+
+
+class Pixels:
+    """The four pixels of an image as features."""
+
+    name, dimension, input_size = "pixels", 4, None
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1)
+
+
+def drawn(count: int, *, seed: int, spread: float = 0.3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return spread * torch.randn(count, 1, 2, 2, generator=generator, dtype=torch.float64)
+
+
+def scores(keep: str | None = "precision") -> Scores:
+    return Scores({"inception": Reference.of_images(Pixels(), drawn(60, seed=0))}, keep=keep)
+
+
+def seen(made: Scores, images: torch.Tensor) -> ImageMetrics:
+    metrics = made.image_metrics(len(images), gradient=True)
+    metrics.update(images)
+    return metrics
+
+
+@pytest.mark.parametrize(
+    ("text", "loss", "metric"),
+    [
+        ("precision", "fid", "hinge"),
+        ("precision@clip", "fid@m:f", "hinge@clip"),
+        ("precision@inception", "fid@m:f", "hinge"),
+        ("near", {"kid@m:f": 1.0, "fid": 1.0}, "near@m:f"),
+    ],
+)
+def test_precision_is_kept_by_what_has_a_gradient_in_the_features_of_the_loss(
+    text: str, loss: Any, metric: str
+) -> None:
+    assert str(kept_metric(text, parse_loss(loss))) == metric
+
+
+@pytest.mark.parametrize("text", ["fid", "recall", "precison", ""])
+def test_what_cannot_be_kept_is_refused(text: str) -> None:
+    with pytest.raises(MetricError, match="cannot be kept; known: precision, near, hinge"):
+        kept_metric(text, parse_loss("fid"))
+
+
+def test_the_baseline_is_measured_without_a_penalty() -> None:
+    made, images = scores(), drawn(50, seed=1, spread=0.5)
+    plain, metrics = seen(scores(None), images).compute()
+    baseline = seen(made, images).constraint()
+    assert baseline.loss == plain == metrics["fid"]
+    assert baseline.value == seen(made, images).compute()[1]["hinge"] > 0
+    assert baseline.deviation > 0
+
+
+def test_what_is_beyond_the_bound_costs_and_what_is_within_does_not() -> None:
+    made, images = scores(), drawn(50, seed=1, spread=0.6)
+    plain, metrics = seen(made, images).compute()
+    value = metrics["hinge"]
+    made.constraint = Constraint(plain, value * 1.1, value)
+    assert seen(made, images).compute()[0] == plain
+    assert seen(made, images).violation() == pytest.approx(-0.1 * 50**0.5)
+    made.constraint = Constraint(plain, value / 2, value / 100)
+    slack = SLACK * value / 100 / 50**0.5
+    assert seen(made, images).compute()[0] == pytest.approx(plain + PENALTY * plain * (value / 2 - slack) / (value / 2))
+
+
+@pytest.mark.parametrize("keep_weight", [None, 0.0, 0.7])
+def test_gradient_is_that_of_the_loss_with_its_penalty_or_with_the_weight_that_is_asked(
+    keep_weight: float | None,
+) -> None:
+    made, images = scores(), drawn(12, seed=1, spread=0.6)
+    made.constraint = Constraint(3.0, 0.2, 0.01)
+
+    def value(some: torch.Tensor) -> float:
+        loss, metrics = seen(made, some).compute()
+        if keep_weight is None:
+            return loss
+        return metrics["fid"] + keep_weight * 3.0 / 0.2 * metrics["hinge"]
+
+    gradient = seen(made, images).gradients(keep_weight)["inception"].reshape(12, 1, 2, 2)
+    for index in [(0, 0, 0, 0), (3, 0, 1, 0), (7, 0, 0, 1), (11, 0, 1, 1)]:
+        moved = torch.zeros_like(images)
+        moved[index] = 1e-6
+        expected = (value(images + moved) - value(images - moved)) / 2e-6
+        assert gradient[index] == pytest.approx(expected, rel=1e-4, abs=1e-7)

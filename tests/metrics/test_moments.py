@@ -1,0 +1,133 @@
+"""Moments of features: all at once, batch by batch, and merged."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import FrechetReference, Moments
+from lcsc_opt.metrics.moments import BLOCK, _double_device
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def features_of(count, dimension=5, *, mean=3.0, seed=0, dtype=np.float64):
+    """Standard deviations from 1 to 0.1, in a random basis, around ``mean``."""
+    generator = np.random.default_rng(seed)
+    turn = np.linalg.qr(generator.standard_normal((dimension, dimension)))[0]
+    spread = np.geomspace(1, 0.1, dimension)
+    return (generator.standard_normal((count, dimension)) * spread @ turn + mean).astype(dtype)
+
+
+def updated(features, sizes):
+    moments = Moments()
+    for part in torch.from_numpy(features).split(sizes):
+        moments.update(part)
+    return moments
+
+
+def assert_same(found, expected, *, atol=1e-9):
+    assert found.count == expected.count
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.scatter, expected.scatter, rtol=1e-9, atol=atol)
+
+
+def test_covariance_is_that_of_numpy():
+    features = features_of(20)
+    moments = Moments.of(features)
+    np.testing.assert_allclose(moments.mean, features.mean(axis=0))
+    np.testing.assert_allclose(moments.covariance, np.cov(features, rowvar=False))
+    with pytest.raises(MetricError, match="at least 2 images"):
+        _ = Moments.of(features[:1]).covariance
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 12), st.lists(st.integers(0, 30), min_size=1, max_size=8), seeds)
+def test_batches_of_any_size_give_the_moments_of_all_features(dimension, sizes, seed):
+    sizes = [*sizes, 2]
+    features = features_of(sum(sizes), dimension, seed=seed)
+    assert_same(updated(features, sizes), Moments.of(features))
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(1, 30)] * 3), seeds)
+def test_parts_merge_into_the_whole_in_any_order(counts, seed):
+    features = features_of(sum(counts), seed=seed)
+    a, b, c = (Moments.of(part) for part in np.split(features, np.cumsum(counts)[:-1]))
+    whole = Moments.of(features)
+    for merged in (a.merge(b).merge(c), a.merge(b.merge(c)), c.merge(b).merge(a), Moments().merge(a).merge(b.merge(c))):
+        assert_same(merged, whole)
+    assert_same(pickle.loads(pickle.dumps(updated(features, 7))).merge(Moments()), whole)
+
+
+def test_moments_of_other_dimensions_do_not_merge():
+    with pytest.raises(MetricError, match="5 and of 4 features"):
+        Moments.of(features_of(5)).merge(Moments.of(features_of(5, 4)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("mean", [0.0, 1e3, 1e6])
+def test_features_far_from_the_origin_lose_no_digits(mean, dtype):
+    features = features_of(400, 20, mean=mean, dtype=dtype)
+    wide = features.astype(np.longdouble)  # in extended precision, through no BLAS
+    deviations = wide - wide.mean(axis=0)
+    scatter = np.einsum("ni,nj->ij", deviations, deviations)
+    # a float64 near `mean` is known to 1e-16 of it, whatever is done with it: so are its deviations
+    rounding = 1e-15 * max(1.0, mean)
+    halves = [Moments.of(part) for part in np.split(features, 2)]
+    for found in (updated(features, 50), halves[0].merge(halves[1])):
+        np.testing.assert_allclose(found.mean, wide.mean(axis=0).astype(float), rtol=1e-15, atol=1e-15)
+        np.testing.assert_allclose(found.scatter, scatter.astype(float), rtol=0, atol=3 * rounding * np.trace(scatter))
+
+
+@pytest.mark.parametrize("sizes", [1, 17, 500])
+def test_fid_of_batches_is_that_of_all_at_once(sizes):
+    real, samples = (features_of(500, 32, mean=1e3, seed=seed, dtype=np.float32) for seed in (1, 2))
+    reference = FrechetReference(real.mean(0, dtype=np.float64), np.cov(real, rowvar=False, dtype=np.float64))
+    expected = reference.distance_from_features(samples)
+    assert reference.distance_from_moments(updated(samples, sizes)) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("dimension", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 30])
+def test_blocks_of_the_scatter_fit_together_and_more_can_be_added_after_a_look(dimension):
+    features, moments = features_of(60, dimension), Moments()
+    for part in torch.from_numpy(features).split(25):
+        moments.update(part)
+        _ = moments.scatter
+    assert_same(moments, Moments.of(features))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_features_of_any_type_are_summed_in_float64_with_and_without_inference_mode(dtype):
+    features, moments = torch.from_numpy(features_of(60)).to(dtype), Moments()
+    before = features.clone()
+    with torch.inference_mode():
+        moments.update(features[:30] + 0)
+    moments.update(features[30:].requires_grad_())
+    with torch.inference_mode():
+        assert_same(moments, Moments.of(features.detach().double().numpy()))
+    assert torch.equal(features, before)
+
+
+def test_a_device_without_float64_is_replaced_by_the_cpu(monkeypatch):
+    assert _double_device.__wrapped__(torch.device("cpu")) == torch.device("cpu")
+
+    def refuse(*_, **__):
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    assert _double_device.__wrapped__(torch.device("mps")) == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_features_on_a_gpu_are_reduced_there():
+    if not torch.cuda.is_available():
+        pytest.skip("needs an accelerator")
+    features, moments = torch.from_numpy(features_of(600, 300)), Moments()
+    for part in features.cuda().split(100):
+        moments.update(part)
+    assert_same(moments, Moments.of(features.numpy()))

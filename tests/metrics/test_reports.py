@@ -1,0 +1,318 @@
+"""Metrics of held-out reports: which, against what, built when, and what held-out real images would have."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lcsc_opt.base.errors import MetricError
+from lcsc_opt.metrics import Reference, Scores, frechet_distance, from_settings
+from lcsc_opt.metrics.distances import nearer_share
+from lcsc_opt.metrics.extractors.by_name import PUBLISHED
+from lcsc_opt.metrics.extractors.published import ClipExtractor
+from lcsc_opt.metrics.from_settings import build_scores
+from lcsc_opt.metrics.names import MetricName, parse_loss
+from tests.metrics import network_files
+from tests.metrics.examples import Doubled, Pixels, both, images, reference, score
+
+DEFAULT = ["precision", "recall", "sliced", "near"]
+
+
+def direct_fid(x: Any, y: Any) -> float:
+    return frechet_distance(x.mean(0), np.cov(x.T), y.mean(0), np.cov(y.T))
+
+
+def flat(count: int, seed: int) -> Any:
+    return images(count, seed).flatten(1).double().numpy()
+
+
+class Builds:
+    """Builds references for reports, and counts how often."""
+
+    def __init__(self, **references: Reference) -> None:
+        self.references, self.built = references, 0
+
+    def __call__(self) -> dict[str, Reference]:
+        self.built += 1
+        return self.references
+
+
+def with_cross_check(build: Builds | None = None) -> Scores:
+    build = build or Builds(cross_check=reference(Doubled()))
+    return Scores({"inception": reference()}, report_references=build)
+
+
+def reported(real: Reference, **changes: Any) -> Scores:
+    return Scores({"inception": real}, report_references=lambda: {"inception": real}, **changes)
+
+
+def names(scores: Scores) -> list[str]:
+    return [str(judge) for judge in scores.judges]
+
+
+# other features
+
+
+def test_other_features_are_built_and_computed_for_reports_only() -> None:
+    build = Builds(cross_check=reference(Doubled()))
+    scores = with_cross_check(build)
+    described, (loss, metrics) = scores.describe(), score(scores)
+    assert (metrics, build.built) == ({"fid": loss}, 0)
+    for _ in range(2):
+        found, measured = score(scores, held_out=True)
+    assert (found, list(measured), build.built) == (loss, ["fid", "fid@cross_check"], 1)
+    own, real = (2 * images(count, seed).flatten(1).flip(1).double().numpy() for count, seed in ((40, 0), (60, 9)))
+    assert measured["fid@cross_check"] == pytest.approx(direct_fid(own, real), rel=1e-6)
+    assert score(scores)[1] == metrics, "a search does not compute it afterwards either"
+    assert scores.describe() == described, "it is no part of the study"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"held_out_metrics": ["kid@m:f"]}, "kid@m:f"),
+        ({"held_out_metrics": ["kid@m:f", "fid@m:f"]}, "fid@m:f"),
+        ({"metrics": ["fid@m:f"]}, "fid@m:f"),
+        ({"loss": "fid@m:f", "metrics": ["fid"]}, "fid"),
+        ({"held_out_metrics": ["recall@m:f", "kid"]}, "fid@cross_check"),  # no distance in other features
+        ({"loss": {"fid": 1, "fid@m:f": 1}}, "fid@cross_check"),
+    ],
+)
+def test_a_distance_that_was_asked_for_comes_first(settings: dict[str, Any], expected: str) -> None:
+    build = Builds(cross_check=reference(Doubled()))
+    scores = both(**{"loss": "fid", **settings}, report_references=build)
+    assert str(scores.cross_check_metric) == expected
+    assert build.built == (expected == "fid@cross_check")
+    assert expected in score(scores, held_out=True)[1]
+
+
+# the features of the loss
+
+
+def test_reports_have_them_and_searches_do_not() -> None:
+    found = reported(reference())
+    assert names(found) == DEFAULT
+    assert list(score(found, held_out=True)[1]) == ["fid", *DEFAULT, "fdr"]
+    assert list(score(found)[1]) == ["fid"]
+    assert found.floors() == {}
+    plain = Scores({"inception": reference()})
+    assert (plain.judges, plain.describe()) == ((), found.describe())
+    assert names(reported(reference(), held_out_metrics=["kid"])) == ["kid", *DEFAULT]
+
+
+def test_metrics_of_the_loss_are_none_but_with_a_penalty() -> None:
+    found = reported(reference(), loss={"fid": 1, "near": 2}, held_out_metrics=["kid"])
+    assert names(found) == ["kid", "precision", "recall", "sliced"]
+    kept = reported(reference(), keep="precision")
+    assert names(kept) == ["fid", "hinge", *DEFAULT]
+    assert kept.signs["fid"] == 1
+
+
+def test_what_is_built_takes_the_place_of_what_the_loss_had() -> None:
+    full = reference()
+    build = Builds(inception=full)
+    found = Scores({"inception": dataclasses.replace(full, features=None)}, report_references=build)
+    loss = score(found)[0]
+    assert build.built == 0
+    measured = score(found, held_out=True)[1]
+    assert measured["near"] > 0
+    assert measured["fid"] == pytest.approx(loss, rel=1e-9)
+
+
+def test_mean_and_covariance_or_three_images_have_none() -> None:
+    lean = dataclasses.replace(reference(), features=None)
+    assert list(score(reported(lean), held_out=True)[1]) == ["fid"]
+    three = score(reported(reference(count=3)), held_out=True)[1]
+    assert list(three) == ["fid"], "no third neighbour, and no two covariances"
+
+
+def direct_authenticity(real: Any, samples: Any) -> float:
+    """Alaa et al. 2022: a sample is no copy if its nearest real image has a nearer one among the real images."""
+    authentic = 0
+    for sample in samples:
+        distances = np.linalg.norm(real - sample, axis=1)
+        nearest = int(distances.argmin())
+        others = np.delete(real, nearest, axis=0)
+        authentic += np.linalg.norm(others - real[nearest], axis=1).min() < distances[nearest]
+    return authentic / len(samples)
+
+
+def test_held_out_images_are_compared_with_and_have_values_of_their_own() -> None:
+    found = reported(dataclasses.replace(reference(count=80, seed=1), held_out=reference(count=40, seed=3)))
+    assert names(found) == [*DEFAULT, "fid_held_out", "nearer_train", "authenticity"]
+    values, floors = score(found, images(50, 2), held_out=True)[1], found.floors()
+    real, other, own = flat(80, 1), flat(40, 3), flat(50, 2)
+    assert values["fid_held_out"] == pytest.approx(direct_fid(own, other), rel=1e-4)
+    assert floors["fid_held_out"] == pytest.approx(direct_fid(real, other), rel=1e-4)
+    apart = np.linalg.norm(other[:, None] - real[None], axis=2).min(axis=1)
+    assert floors["near"] == pytest.approx(apart.mean(), rel=1e-4)
+    assert floors["nearer_train"] == 80 / 120
+    assert floors["authenticity"] == pytest.approx(direct_authenticity(real, other))
+    assert floors.keys() == found.signs.keys()
+    assert values["fdr"] == pytest.approx(direct_fid(own, real) / direct_fid(other, real), rel=1e-4)
+    assert floors["fdr"] == 1
+    few = reported(dataclasses.replace(reference(), held_out=reference(count=3, seed=3)))
+    assert few.floors() == {"fdr": 1}
+
+
+def test_copies_of_real_images_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = reported(dataclasses.replace(reference(count=80, seed=1), held_out=reference(count=40, seed=3)))
+
+    def measured(samples: Tensor) -> dict[str, float]:
+        return score(found, samples, held_out=True)[1]
+
+    assert measured(images(80, 1))["nearer_train"] == 1, "copies of what the loss sees"
+    assert measured(images(40, 3))["nearer_train"] == 0, "copies of what it does not see"
+    assert measured(images(3000, 4))["nearer_train"] == pytest.approx(80 / 120, abs=0.1)
+    real, fresh, near_copies = flat(80, 1), images(60, 2), images(80, 1) + 0.6 * images(80, 5)
+    values = [measured(samples)["authenticity"] for samples in (fresh, near_copies, images(80, 1))]
+    direct = [direct_authenticity(real, some.flatten(1).double().numpy()) for some in (fresh, near_copies)]
+    assert values == [pytest.approx(direct[0]), pytest.approx(direct[1]), 0.0]
+    assert 0 < values[1] < values[0] <= 1
+    sets = [images(count, seed).flatten(1) for count, seed in ((30, 0), (20, 1), (25, 2))]
+    whole = nearer_share(*sets)
+    monkeypatch.setattr("lcsc_opt.metrics.distances.BLOCK", 100)
+    assert measured(fresh)["authenticity"] == values[0], "blocks of rows change nothing"
+    assert 0 < nearer_share(*sets) == whole < 1
+
+
+class Squares(Pixels):
+    name = "squares"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return super().__call__(images) ** 2
+
+
+def test_fdr_is_fid_over_that_of_real_images_mean_over_all_spaces() -> None:
+    build = Builds(inception=reference(count=80, seed=1), cross_check=reference(Squares(), count=80, seed=1))
+    found = Scores({"inception": reference(count=80, seed=1)}, report_references=build)
+    real, own = flat(80, 1), flat(50, 2)
+    ratios = [direct_fid(f(own), f(real)) / direct_fid(f(real[::2]), f(real[1::2])) for f in (np.array, np.square)]
+    assert score(found, images(50, 2), held_out=True)[1]["fdr"] == pytest.approx(np.mean(ratios), rel=1e-4)
+    assert list(found.splits) == ["inception", "cross_check"]
+    assert found.signs["fdr"] == 1
+
+
+def test_held_out_images_cannot_be_in_a_loss_nor_be_missing() -> None:
+    for name in ("fid_held_out", "nearer_train@clip"):
+        assert MetricName.parse(name).sign == 1
+        with pytest.raises(MetricError, match="move it to held_out_metrics"):
+            parse_loss({"fid": 1, name: 1})
+    with pytest.raises(MetricError, match=r"fid_held_out: .*none are held out"):
+        Scores({"inception": reference()}, held_out_metrics=["fid_held_out"])
+
+
+# from settings
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("clip") / "ViT-B-32.pt"
+    network_files.write_clip(path)
+    return str(path)
+
+
+@pytest.fixture
+def settings(tmp_path: Any, archive: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A folder of images for CLIP, features for what stands for Inception, and numbers without images."""
+
+    class Bare(Pixels):
+        def __call__(self, batch: Tensor) -> Tensor:
+            return batch.flatten(1)[:, :16]
+
+    monkeypatch.setitem(PUBLISHED, "inception", lambda *_, **__: Bare())
+    folder = tmp_path / "real"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(30):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i:02}.png")
+    save_file({"features": images(60).flatten(1)}, tmp_path / "features.safetensors")
+    np.savez(tmp_path / "fid.npz", mu=np.zeros(16), sigma=np.eye(16))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in sorted(folder.iterdir())])
+    np.savez(tmp_path / "adm.npz", arr_0=pixels, mu=np.zeros(16), sigma=np.eye(16))
+    monkeypatch.chdir(tmp_path)
+    return {"reference": "real", "weights": {"clip": archive}, "cache": tmp_path / "cache", "held_out_metrics": None}
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["real", {"inception": "real"}, {"inception": "fid.npz", "clip": "real"}, "adm.npz"],
+    ids=str,
+)
+def test_clip_sees_the_reference_images(settings: dict[str, Any], archive: str, reference: Any) -> None:
+    scores = build_scores(**{**settings, "reference": reference})
+    assert str(scores.cross_check_metric) == "fid@clip"
+    pixels = np.stack([np.asarray(Image.open(f"real/{i:02}.png")) for i in range(30)])
+    features = ClipExtractor(archive)(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1).double().numpy()  # type: ignore[arg-type]
+    np.testing.assert_allclose(scores.references["clip"].frechet.mean, features.mean(0), atol=1e-5)
+    np.testing.assert_allclose(scores.references["clip"].frechet.cov, np.cov(features.T), atol=1e-5)
+
+
+def test_each_extractor_may_have_a_reference_of_its_own(
+    settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings["reference"] = {"inception": "features.safetensors", "clip": "real"}
+    scores = build_scores(**settings)
+    assert list(score(scores, held_out=True)[1]) == ["fid", "fid@clip", *DEFAULT, "fdr"]
+    assert "not read" not in capsys.readouterr().err
+    with pytest.raises(MetricError, match="no metric uses an extractor 'clip'"):
+        build_scores(**{**settings, "held_out_metrics": []})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"reference": "fid.npz"}, "it needs reference images"),
+        ({"reference": {"inception": "fid.npz"}}, "reference images; give them under reference: {clip: a folder"),
+        ({"reference": {"inception": "real", "clip": "fid.npz"}}, "the reference has 16 features"),
+        ({"weights": {"clip": "missing.pt"}}, "missing.pt does not exist"),
+        ({"weights": {}}, "cannot be downloaded (Network is unreachable)"),
+        (
+            {"loss": "fid@tests.metrics.examples:Pixels", "reference": "fid.npz"},
+            "the loss uses your own, tests.metrics",
+        ),
+    ],
+)
+def test_what_is_missing_for_other_features_is_one_line(
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    def refuse(url: str, *_: Any, **__: Any) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "hub")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    assert build_scores(**{**settings, **changes}).cross_check_metric is None
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "no cross-check: fid" in line
+    assert reason in line
+    assert "held_out_metrics" in line
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [("kid", "clip"), ("fid@clip", "inception"), ({"fid": 1, "recall@clip": 1}, "dinov2")],
+)
+def test_the_first_published_extractor_that_the_loss_does_not_look_through(loss: Any, expected: str) -> None:
+    assert from_settings._cross_check([*parse_loss(loss)], loss) == expected
+    every = {"fid": 1, "fid@clip": 1, "fid@dinov2": 1}
+    assert from_settings._cross_check([*parse_loss(every)], every) is None
+
+
+def test_very_many_real_images_are_said_to_be_too_many(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(from_settings, "MOST_IMAGES", 29)
+    scores = build_scores(**settings)
+    assert names(scores) == ["fid@clip"]
+    assert "have no precision, recall, sliced, near, since the reference has 30 images" in capsys.readouterr().err
