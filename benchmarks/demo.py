@@ -23,7 +23,6 @@ from lcsc_opt.database.summary import OptimizerSummary, over_seeds
 from lcsc_opt.views.artifacts import artifact_directory, stored_images
 from lcsc_opt.views.figures.study import coefficients_figure
 from lcsc_opt.views.figures.writing import write_figures
-from lcsc_opt.views.patterns import profile_of
 from lcsc_opt.views.report import write_report
 
 SEEDS = (0, 1, 2)
@@ -67,9 +66,7 @@ def draw(storage: RDBStorage) -> None:
     studies = reader.read("digits")
     ema = best_ema(studies)
     found = next(study for study in studies if study.study == "digits/LCSCGradient/0")
-    made = [profile_of(reader, study) for study in (found, ema) if study is not None]
-    profiles = [profile for profile in made if profile is not None]
-    write_figures({IMAGES / "digits_coefficients.png": coefficients_figure(profiles[:1], profiles[-1])})
+    write_figures({IMAGES / "digits_coefficients.png": coefficients_figure(reader, [found], ema)})
     for image, name in zip(
         stored_images(reader, found, artifact_directory(storage.url)), ("ema", "found"), strict=True
     ):

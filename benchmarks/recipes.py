@@ -177,7 +177,7 @@ def _ours(job: trainer.Job, folder: Path) -> Generator[None]:
                 loop.saver.flush()
                 yield
     finally:
-        loop.close()
+        loop.saver.close()
 
 
 def _plain(job: trainer.Job) -> Generator[None]:

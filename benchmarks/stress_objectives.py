@@ -24,9 +24,9 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy, create
 from lcsc_opt.evaluation import InProcessEvaluator
 from lcsc_opt.objective.function import CoefficientFunction
-from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import plans
 from lcsc_opt.search.runner import Search, most_in_flight
+from lcsc_opt.search.study import ObjectiveSource, run_study
 
 ANSWERS: dict[str, tuple[Any, str]] = {
     "NaN": (math.nan, "the loss is nan"),
@@ -240,10 +240,10 @@ def environment_changed(folder: Path) -> Row:
     _, url, run = _study_of_trajectory(folder / "environment")
     Child(functools.partial(_change_fingerprint, url)).value()
     other = Child(functools.partial(run, 12)).result()
-    accepted = Child(functools.partial(run, 12, accept_environment=True)).result()
+    accepted = Child(functools.partial(run, 12, accept_changes=True)).result()
     problems = [] if _names(other, "nevergrad 0.0.1 →") else [f"{other}"]
-    problems += [f"--accept-environment: {accepted}"] * bool(accepted[0])
-    found, ok = verdict(problems, f"{other[0]}: … {other[1][:75]}…; continued with --accept-environment")
+    problems += [f"--accept-changes: {accepted}"] * bool(accepted[0])
+    found, ok = verdict(problems, f"{other[0]}: … {other[1][:75]}…; continued with --accept-changes")
     return Row("one package version changed in the fingerprint", "nevergrad 0.0.1 stored", "refused, named", found, ok)
 
 
@@ -258,7 +258,7 @@ def _write_trajectory(path: Path, seed: int) -> None:
             writer.append(step, {"weight": torch.randn(4, 5, generator=generator)})
 
 
-def _run_norm(place: Path, url: str, evaluations: int, *, accept_environment: bool = False) -> str:
+def _run_norm(place: Path, url: str, evaluations: int, *, accept_changes: bool = False) -> str:
     content = {
         "name": "swapped",
         "objective": {"file": "norm.py", "settings": {"path": str(place / "run")}},
@@ -267,7 +267,7 @@ def _run_norm(place: Path, url: str, evaluations: int, *, accept_environment: bo
     }
     (plan,) = plans(parse_study(content, source="stress"), place)
     with opened(url, write=True) as storage:
-        return Experiment(storage, plan).run(plan, accept_environment=accept_environment)
+        return run_study(plan, ObjectiveSource(storage, plan), accept_changes=accept_changes)
 
 
 def _change_fingerprint(url: str) -> None:

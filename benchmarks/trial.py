@@ -33,8 +33,8 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.metrics import extract
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import plans
+from lcsc_opt.search.study import ObjectiveSource, run_study
 
 PARTS = ("merge", "sample", "features", "metric")
 CHECKPOINT_EVERY = {200: 20, 500: 8}
@@ -118,10 +118,10 @@ def search(checkpoints: int, optimizer: str, evaluations: int) -> Result:
     (plan,) = plans(parse_study(spec, source="benchmark"), None)
     with tempfile.TemporaryDirectory(dir=Path()) as folder:
         storage = open_storage(f"sqlite:///{Path(folder) / 'trial.db'}", write=True)
-        experiment = Experiment(storage, plan)
-        experiment.objective(default_origin(experiment.objective.steps))  # draws the noise, and reads the pages
+        source = ObjectiveSource(storage, plan)
+        source.objective(default_origin(source.objective.steps))  # draws the noise, and reads the pages
         start = time.perf_counter()
-        experiment.run(plan)
+        run_study(plan, source)
         seconds = time.perf_counter() - start
         costs = [trial.user_attrs["cost"] for trial in StoredStudy.open(storage, plan.name).trials()]
     parts = {part: 1e3 * sum(cost[f"{part}_seconds"] for cost in costs) / evaluations for part in PARTS}

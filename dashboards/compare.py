@@ -15,10 +15,9 @@ from optuna.storages import RDBStorage
 
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import AXES, comparison, default_axis
+from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.server import shared_reader
-from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import empty_figure, style
 from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
 from lcsc_opt.views.judges import comparison_table
@@ -113,11 +112,11 @@ def _shown(
     Without ``columns``, as in a refresh, the columns stay as they are: a reader may have made them wider.
     """
     ranked = ranking(studies, value=target)
-    data = comparison(studies, axis)
-    figure = comparison_figure(data, log_x="x" in scale, log_y="y" in scale, theme=theme)
+    figure = comparison_figure(studies, axis, log_x="x" in scale, log_y="y" in scale, theme=theme)
+    metric = next((study.metric for study in studies if study.metric != "loss"), "loss")
     cross_check = next((row.cross_check_metric for row in ranked if row.cross_check_metric is not None), None)
-    listed = _columns(data.metric, axis, target, cross_check) if columns else no_update
-    return headline(ranked, data.metric), figure, listed, [_row(row, axis) for row in ranked]
+    listed = _columns(metric, axis, target, cross_check) if columns else no_update
+    return headline(ranked, metric), figure, listed, [_row(row, axis) for row in ranked]
 
 
 def _offer_csv(app: dash.Dash) -> None:

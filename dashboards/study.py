@@ -14,15 +14,12 @@ from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.views.curves import comparison
+from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.server import shared_reader
-from lcsc_opt.views.figures.comparison import comparison_figure
 from lcsc_opt.views.figures.look import Theme, empty_figure
-from lcsc_opt.views.figures.of_study import own_figures
-from lcsc_opt.views.figures.study import distances_figure
+from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.judges import judge_table
-from lcsc_opt.views.patterns import distances_of, improved_trials
 from lcsc_opt.views.progress import FailureReason, Progress, failures_of, nodes_of, progress_of, workers_of
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
@@ -126,7 +123,7 @@ def _seen(study: StudyHistory, studies: Sequence[StudyHistory], theme: Theme) ->
     """Figure → a text that changes when its data change. Coefficients are read again only after a better trial."""
     ema = best_ema(studies)
     answers = [(other.study, other.chosen) for other in studies]
-    found = repr((study.study, study.study_id, study.chosen, improved_trials(study)[-1:], theme, study.held_out))
+    found = repr((study.study, study.study_id, study.chosen, study.best, theme, study.held_out))
     against = repr((None if ema is None else (ema.study, ema.chosen), found))
     new = parts.signature([study], theme)
     return {
@@ -147,9 +144,9 @@ def _figures(
     if "best_so_far" in wanted:
         ema = best_ema(studies)
         both = [study] if ema is None or ema.study == study.study else [study, ema]
-        found["best_so_far"] = comparison_figure(comparison(both), theme=theme)
+        found["best_so_far"] = comparison_figure(both, theme=theme)
     if "distances" in wanted:
-        found["distances"] = distances_figure(distances_of(reader, studies), theme=theme)
+        found["distances"] = distances_figure(reader, studies, theme=theme)
     if wanted & {"coefficients", "movement", "shape", "times"}:
         found.update(own_figures(reader, study, studies, theme=theme))
     return {name: figure for name, figure in found.items() if name in wanted}

@@ -36,11 +36,11 @@ from lcsc_opt.sampling import DiffusersFolder, DiffusersSampler, ImageNoise, bui
 from lcsc_opt.training import preparing
 from lcsc_opt.training.networks import torch_threads
 from lcsc_opt.training.recipes import Recipe
+from lcsc_opt.training.trainer import beside
 from lcsc_opt.trajectory import Trajectory
 
 VERSION = 1  # raise it when the same settings would train another model
 THREADS = 1  # as for docs/paper.md: another number trains other weights
-LEAVES = (".trajectory", ".model", ".state", ".jsonl", ".yaml")  # suffixes of what a training writes
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"  # the file that a training writes last
 
 
@@ -138,7 +138,7 @@ def _train(checked: Settings, path: Path, teacher: Path | None) -> None:
     )
     resume = (beside(path, ".state") / "latest").is_file()
     if not resume:
-        for suffix in LEAVES:
+        for suffix in preparing.LEAVES:
             remove(beside(path, suffix))
     with torch.enable_grad(), torch_threads(THREADS):
         preparing.run(request, resume=resume)
@@ -175,11 +175,6 @@ def place(checked: Settings, cache: Path) -> Path:
     }
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
     return cache / f"{checked.dataset}-{checked.recipe}-{key}.trajectory"
-
-
-def beside(path: Path, suffix: str) -> Path:
-    """The path of another file or folder of the training, by its suffix."""
-    return path.with_name(path.name.removesuffix(".trajectory") + suffix)
 
 
 def _description(model: TrainedModel) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy as sa
 
 from lcsc_opt.base.waiting import let_waiting_threads_sleep
-from lcsc_opt.evaluation import devices
+from lcsc_opt.evaluation.processes import cores
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.function import CoefficientFunction
 from tests import database_servers, migrations, processes
@@ -55,14 +55,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Files side by side share the cores: threads that wait for each other take ten times the work's own time."""
     side_by_side = getattr(config.option, "numprocesses", None)  # none in the processes themselves, which inherit this
     if side_by_side:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, devices.cores() // side_by_side)))
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // side_by_side)))
     let_waiting_threads_sleep()  # nothing has imported torch yet
     migrations.read_once()
 
 
 def pytest_xdist_auto_num_workers() -> int:
     """One process for each core that may be used, and two GiB of free memory for each."""
-    return max(1, min(devices.cores(), psutil.virtual_memory().available // PROCESS_BYTES))
+    return max(1, min(cores(), psutil.virtual_memory().available // PROCESS_BYTES))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -34,7 +34,7 @@ CONTEXT.set_forkserver_preload(
             "lcsc_opt.cli",
             "lcsc_opt.trajectory",
         ),
-        *("lcsc_opt.search.studies", "lcsc_opt.exports.figures", "lcsc_opt.views.figures.of_study"),
+        *("lcsc_opt.search.studies", "lcsc_opt.exports.figures", "lcsc_opt.views.figures.study"),
         "tests.forked",
     ]
 )

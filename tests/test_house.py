@@ -11,7 +11,6 @@ from typing import Any
 import psutil
 import pytest
 
-from lcsc_opt.evaluation import devices
 from tests import conftest
 
 ROOT = Path(__file__).parents[1]
@@ -141,5 +140,5 @@ def test_every_file_of_ours_that_the_documents_name_exists():
 def test_as_many_test_processes_as_cores_and_memory_allow(monkeypatch, cores, gigabytes, processes):
     memory = psutil.virtual_memory()._replace(available=gigabytes * 2**30)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    monkeypatch.setattr(devices, "cores", lambda: cores)
+    monkeypatch.setattr(conftest, "cores", lambda: cores)
     assert conftest.pytest_xdist_auto_num_workers() == processes

@@ -23,9 +23,9 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.search.endings import is_finished
-from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import StudyPlan, plans
+from lcsc_opt.search.status import is_finished
+from lcsc_opt.search.study import ObjectiveSource, run_study
 
 MEASURED = "held_out_answers"
 """The study's attribute: ``images``, and ``trials``: number → ``loss`` and ``cross_check`` on held-out noise."""
@@ -33,7 +33,7 @@ UNSEEN = Noise(HELD_OUT.group, 1)  # settings of optimizers were chosen on group
 
 
 FAILED = "FAILED"
-_EXPERIMENTS: dict[str, Experiment] = {}
+_SOURCES: dict[str, ObjectiveSource] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,29 +99,29 @@ def _do(job: Job) -> str:
     return "\n".join([f"{job.plan.name}: {outcome}, {time.perf_counter() - start:.0f} s", *notices])
 
 
-def _experiment(job: Job, plan: StudyPlan) -> Experiment:
-    """This process's experiment with the plan's objective, which is loaded once for all studies of a cell.
+def _source(job: Job, plan: StudyPlan) -> ObjectiveSource:
+    """The plan's objective in this process, which is loaded once for all studies of a cell.
 
     Loading may train a model. Only one process trains it, and the others wait.
     """
     key = f"{job.url} {plan.spec.objective.model_dump_json()}"
-    if key not in _EXPERIMENTS:
-        experiment = Experiment(open_storage(job.url, write=True), plan)
+    if key not in _SOURCES:
+        source = ObjectiveSource(open_storage(job.url, write=True), plan)
         with only_process(cache_directory() / f"contest-{job.cell.name}", busy=lambda: None):
-            experiment.objective  # noqa: B018 - loads the objective
-        _EXPERIMENTS.clear()
-        _EXPERIMENTS[key] = experiment
-    return _EXPERIMENTS[key]
+            source.objective  # noqa: B018 - loads the objective
+        _SOURCES.clear()
+        _SOURCES[key] = source
+    return _SOURCES[key]
 
 
 def search_and_measure(job: Job) -> str:
     """Search and measure one study, as far as that is not done yet."""
     plan = job.plan
-    experiment = _experiment(job, plan)
-    outcome = experiment.run(plan)
-    study = StoredStudy.open(experiment.storage, plan.name)
+    source = _source(job, plan)
+    outcome = run_study(plan, source)
+    study = StoredStudy.open(source.storage, plan.name)
     with study.hold():
-        measure(study, experiment.objective, job.cell)
+        measure(study, source.objective, job.cell)
     return outcome
 
 

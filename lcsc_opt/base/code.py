@@ -1,7 +1,6 @@
-"""The user's own code that a study calls: its modules, and whether they changed.
+"""The user's own code that a study calls: its modules, and whether their bytes changed.
 
-A study continues only where this code is unchanged. Installed packages and this library are left out: their versions
-are known.
+Installed packages, Python and this library are left out: their versions are known.
 """
 
 from __future__ import annotations
@@ -20,15 +19,13 @@ from lcsc_opt.base.catalog import shipped_directory
 
 
 def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
-    """Digests of the user's own modules, and of all such modules that they import anywhere in their text.
-
-    Comments, docstrings and line breaks do not count.
+    """Digests of the user's own files, and of all local modules that they import anywhere in their text.
 
     Args:
-        sources: name → file; the name is the one by which other modules import it, where there is one.
+        sources: name → file; the name is the one by which other modules import it, if there is one.
 
     Returns:
-        Name → SHA-256 in hex, sorted by name. Modules that are installed, built in or unreadable are left out.
+        Name → SHA-256 of the file's bytes in hex, sorted by name.
     """
     found: dict[str, str] = {}
     waiting = dict(sources)
@@ -37,43 +34,26 @@ def local_code(sources: Mapping[str, Path]) -> dict[str, str]:
         if name in found or not _is_local(path):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            content = path.read_bytes()
+            tree = ast.parse(content)
         except (OSError, SyntaxError, ValueError):
             continue
-        found[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+        found[name] = hashlib.sha256(content).hexdigest()
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         files = {imported: module_file(imported) for imported in _imports(tree, package) if imported not in found}
         waiting.update({imported: file for imported, file in files.items() if file is not None})
     return dict(sorted(found.items()))
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            match node.body:
-                case [ast.Expr(ast.Constant(str())), *rest]:
-                    node.body = rest
-    return tree
-
-
-@functools.cache
-def library_sha256() -> str:
-    """One digest of all modules of this library; it changes with the code even where the version does not."""
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
 def changed_code(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The changed modules, in words; empty where there is none."""
+    """The changed modules, in words; empty if there is none."""
     changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
     kinds = {"changed": changed, "new": sorted(now.keys() - before.keys()), "gone": sorted(before.keys() - now.keys())}
     return "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items() if names)
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module, found without importing it; ``None`` where it has none, or there is no such module."""
+    """The file of a module, found without importing it; ``None`` if it has none, or there is no such module."""
     if name in sys.modules:
         file = getattr(sys.modules[name], "__file__", None)
     else:
@@ -102,23 +82,19 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, package)
+            base = f"{'.' * node.level}{node.module or ''}"
+            try:
+                base = importlib.util.resolve_name(base, package)
+            except ImportError:  # it goes beyond the top package
+                continue
             names.update([base, *(f"{base}.{alias.name}" for alias in node.names)])
     return {".".join(name.split(".")[: end + 1]) for name in names if name for end in range(name.count(".") + 1)}
 
 
-def _absolute(node: ast.ImportFrom, package: str) -> str:
-    try:
-        return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-    except ImportError:  # it goes beyond the top package
-        return ""
-
-
 def _is_local(path: Path) -> bool:
     resolved = path.resolve()
-    if {"site-packages", "dist-packages"}.intersection(resolved.parts):
-        return False
-    return not any(folder in resolved.parents for folder in _folders_of_others())
+    installed = {"site-packages", "dist-packages"}.intersection(resolved.parts)
+    return not installed and not any(folder in resolved.parents for folder in _folders_of_others())
 
 
 @functools.cache

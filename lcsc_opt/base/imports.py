@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -13,19 +12,6 @@ from types import ModuleType
 from typing import Any
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError
-
-_called: contextvars.ContextVar[set[str] | None] = contextvars.ContextVar("called_modules", default=None)
-
-
-@contextlib.contextmanager
-def called_modules() -> Iterator[set[str]]:
-    """Collect the modules that ``module:function`` settings of a study file name while this is open."""
-    names: set[str] = set()
-    token = _called.set(names)
-    try:
-        yield names
-    finally:
-        _called.reset(token)
 
 
 def import_dotted(name: str, *, setting: str, error: type[LcscError] = ObjectiveError) -> Callable[..., Any]:
@@ -42,8 +28,6 @@ def import_dotted(name: str, *, setting: str, error: type[LcscError] = Objective
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise error(f"{setting}: expected 'module:function', got {name!r}")
-    if (names := _called.get()) is not None:
-        names.add(module_name)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as reason:

@@ -107,7 +107,7 @@ class NodeWork:
     Attributes:
         name: of the machine; empty where workers died before it was known.
         alive: how many of them answer.
-        busy: the share of their time in the last minute in which they had something to do; ``None`` where none lived.
+        busy: the share of their time in which they had something to do; ``None`` if none lived.
         deaths: how many died since this process started or continued the search.
     """
 

@@ -14,7 +14,7 @@ def let_waiting_threads_sleep() -> None:
 
     When other work shares the cores, a thread may spin while it waits for a thread that has no core. A search or a
     training then has only a small part of the speed that it has alone. With threads that sleep, it has about half of
-    that speed (``benchmarks/fair_share.py``).
+    that speed.
     """
     if not any(name in os.environ for name in (*WAITING, "OMP_WAIT_POLICY")):
         os.environ.update(WAITING)

@@ -47,24 +47,23 @@ def export(
     overwrite: Overwrite = False,
     storage: Storage = None,
 ) -> None:
-    """Write the merged model, with the recipe in its metadata; to a .json file, the recipe alone."""
+    """Write the merged model, with its recipe inside. To a .json file, the recipe alone."""
     from lcsc_opt.base.errors import StudyStoreError
     from lcsc_opt.base.files import write_atomically
-    from lcsc_opt.exports import writing
+    from lcsc_opt.exports import merging, writing
     from lcsc_opt.exports.recipe import recipe_of
-    from lcsc_opt.search.experiment import Experiment
-    from lcsc_opt.search.plan import stored_plan
+    from lcsc_opt.search.study import objective_of
 
     alone = out.suffix == ".json"
     to = None if alone else writing.Destination.of(out, form=form, dtype=dtype, config=config, overwrite=overwrite)
     opened = to_read(storage)
     stored = study_in(opened, study)
-    objective = Experiment(opened, stored_plan(stored)).objective
+    objective = objective_of(stored)
     if to is None:
         made = recipe_of(stored, objective, number=trial, dtype=dtype)
         write_atomically(out, made.as_text().encode(), error=StudyStoreError)
     else:
-        made = writing.export(stored, objective, to, number=trial)
+        made = merging.export(stored, objective, to, number=trial)
     known = "" if made.held_out is None else f", held-out {made.held_out['loss']:.4g}"
     say(f"{out}: trial {made.trial} of {study}, searched {number(made.loss)}{known}")
 
@@ -133,9 +132,8 @@ def apply(
     config: Config = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Merge by a recipe: the same bits again elsewhere, verified by hash; or once without a study, as an average."""
-    from lcsc_opt.exports.averaging import average, coefficients_named
-    from lcsc_opt.exports.rebuild import rebuild
+    """Merge by a recipe: the same bits again elsewhere. Or once without a study, by a rate or given coefficients."""
+    from lcsc_opt.exports.merging import average, coefficients_named, rebuild
     from lcsc_opt.exports.recipe import read_recipe
     from lcsc_opt.exports.writing import Destination
 

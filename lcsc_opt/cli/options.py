@@ -19,11 +19,9 @@ Storage = Annotated[
     ),
 ]
 Output = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
-AcceptEnvironment = Annotated[
-    bool, typer.Option("--accept-environment", help="Continue with other packages or another BLAS than before.")
-]
-AcceptCode = Annotated[
-    bool, typer.Option("--accept-code", help="Continue with other code of the objective than before.")
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Continue though code, versions or the reference changed since it began."),
 ]
 Steps = Annotated[str | None, typer.Option(help="Training steps, as 100,200,300, where the names do not say them.")]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import AcceptCode, Output, Storage, Study
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
 from lcsc_opt.cli.stored import study_in, to_change, to_read
 
@@ -152,8 +152,7 @@ def _judges_shown(header: Sequence[str], rows: Sequence[Sequence[str]], count: i
 
 
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:
-    from lcsc_opt.views.curves import AXES, comparison
-    from lcsc_opt.views.figures.comparison import comparison_figure
+    from lcsc_opt.views.curves import AXES, comparison_figure
     from lcsc_opt.views.figures.trade_off import trade_off_figure
     from lcsc_opt.views.figures.writing import write_figure
 
@@ -166,7 +165,7 @@ def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None
     elif axis is not None and axis not in AXES:
         raise typer.BadParameter(f"--axis: expected {', '.join(AXES)}, or METRIC:METRIC, got {axis!r}")
     else:
-        figure = comparison_figure(comparison(studies, axis))
+        figure = comparison_figure(studies, axis)
     write_figure(figure, path)
     say(f"drawn: {path}")
 
@@ -200,7 +199,7 @@ def evaluate(
     keep: Annotated[
         bool, typer.Option("--keep", help="Make this the study's result, which export and compare go by.")
     ] = False,
-    accept_code: AcceptCode = False,
+    accept_changes: AcceptChanges = False,
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
@@ -211,17 +210,17 @@ def evaluate(
     The first report becomes the study's result where it is no smaller than planned; later ones with --keep.
     """
     from lcsc_opt.database.cross_check import CrossCheck
-    from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.held_out import HeldOutPlan
     from lcsc_opt.search.plan import stored_plan
+    from lcsc_opt.search.study import ObjectiveSource, open_study
 
     opened = to_change(storage)
     stored = study_in(opened, study)
     plan = stored_plan(stored)
     how: dict[str, Any] = {"images": images, "top": top, "groups": groups, "first_group": first_group}
     asked = HeldOutPlan.of(stored, **how, keep=keep)
-    with stored.hold():
-        report = Experiment(opened, plan).evaluate(stored, asked, accept_code=accept_code)
+    with open_study(plan, ObjectiveSource(opened, plan), accept_changes=accept_changes) as searched:
+        report = searched.evaluate(asked)
     if not asked.keep:
         say(f"{study}: a look only, the study's result is what it was; --keep replaces it")
     if output is Format.json:

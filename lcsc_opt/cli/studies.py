@@ -12,7 +12,7 @@ from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
-from lcsc_opt.cli.options import AcceptCode, AcceptEnvironment, Output, Storage, Study
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study
 from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_judges, say, table
 from lcsc_opt.cli.stored import study_in, to_change, to_read
 
@@ -72,51 +72,32 @@ def run(
     budget: Annotated[int | None, typer.Option(min=1, help="Another total, in the unit of the file's budget.")] = None,
     storage: Storage = None,
     ray: Ray = None,
-    parallel: Annotated[
-        bool | None,
-        typer.Option(
-            "--parallel/--one-by-one",
-            help="Studies share the workers, or follow each other. The default: share where one cannot use all.",
-        ),
-    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
-    accept_environment: AcceptEnvironment = False,
-    accept_code: AcceptCode = False,
+    accept_changes: AcceptChanges = False,
     debug: Debug = False,
 ) -> None:
     """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
-    from lcsc_opt.database.urls import storage_url
-    from lcsc_opt.search.studies import plans_of, rehearse
+    from lcsc_opt.database.urls import is_there, masked, storage_url
+    from lcsc_opt.search import studies
 
     path = find("studies", study_file)
     specs = read_studies(path, overrides or ())
     if ray is not None:
         specs = tuple(spec.model_copy(update={"workers": on_ray(spec.workers, ray)}) for spec in specs)
     url = storage_url(storage, specs[0].storage)
-    chosen = plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
-    accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
+    chosen = studies.plans_of(specs, path.parent, optimizers=optimizer or (), seeds=seed or (), budget=budget)
     if dry_run:
-        print_estimates(rehearse(chosen, url, **accepted), url)
-    else:
-        how = {"lower_budget": budget is not None, "debug": debug, **accepted}
-        run_plans(chosen, url, parallel=parallel, **how)
-
-
-def run_plans(chosen: Any, url: str, *, parallel: bool | None = None, **how: bool) -> None:
-    """Run studies, and print a line for each that has ended. They run side by side if asked, or if that is faster."""
-    from lcsc_opt.database.urls import is_there, masked
-    from lcsc_opt.search.studies import checked_experiments, run_each
-
-    accepted = {name: how.get(name, False) for name in ("accept_environment", "accept_code")}
-    to_run = checked_experiments(chosen, url, **accepted)
+        _print_estimates(studies.dry_run(chosen, url, accept_changes=accept_changes), url)
+        return
+    checked = studies.check_plans(chosen, url, accept_changes=accept_changes)
     try:
-        run_each(to_run, on_end=say, parallel=parallel, **how)
+        studies.run_checked(checked, on_end=say, accept_changes=accept_changes, debug=debug)
     finally:
         if is_there(url):
             say(f"database: {masked(url)}")
 
 
-def print_estimates(estimates: Any, url: str) -> None:
+def _print_estimates(estimates: Any, url: str) -> None:
     """Print what would be run, how much of it is done, and about how long the rest takes."""
     from lcsc_opt.database.urls import masked
 
@@ -146,13 +127,12 @@ def resume(
     ] = None,
     storage: Storage = None,
     ray: Ray = None,
-    accept_environment: AcceptEnvironment = False,
-    accept_code: AcceptCode = False,
+    accept_changes: AcceptChanges = False,
     debug: Debug = False,
 ) -> None:
     """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""
-    from lcsc_opt.search.experiment import Experiment
     from lcsc_opt.search.plan import raise_budget, stored_plan
+    from lcsc_opt.search.study import ObjectiveSource, run_study
 
     opened = to_change(storage)
     plan = stored_plan(study_in(opened, study))
@@ -162,8 +142,8 @@ def resume(
         plan = plan.changed(failures=plan.spec.failures.model_copy(update={"stop_share": stop_share}))
     if ray is not None:
         plan = plan.changed(workers=on_ray(plan.spec.workers, ray))
-    how = {"accept_environment": accept_environment, "accept_code": accept_code, "debug": debug}
-    outcome = Experiment(opened, plan).run(plan, retry_failed=retry_failed, **how)
+    how = {"retry_failed": retry_failed, "accept_changes": accept_changes, "debug": debug}
+    outcome = run_study(plan, ObjectiveSource(opened, plan), **how)
     say(f"{plan.name}: {outcome}")
 
 
@@ -177,20 +157,18 @@ def fork(
         list[str] | None,
         typer.Option(help="Begin on these, which hold the source's and more, from the coefficients that it found."),
     ] = None,
-    accept_environment: AcceptEnvironment = False,
-    accept_code: AcceptCode = False,
+    accept_changes: AcceptChanges = False,
     storage: Storage = None,
 ) -> None:
     """Start a new study from the trials of another one. None of them is evaluated again."""
     from lcsc_opt.search import forking
-    from lcsc_opt.search.experiment import Experiment
+    from lcsc_opt.search.study import ObjectiveSource, run_study
 
     opened = to_change(storage)
     chosen = None if optimizer is None else parse_settings(OptimizerSpec, {"name": optimizer}, source="--optimizer")
     how: dict[str, Any] = {"seed": seed, "budget": budget, "checkpoints": checkpoints or ()}
-    how |= {"accept_environment": accept_environment, "accept_code": accept_code}
-    plan = forking.fork(study_in(opened, source), new, optimizer=chosen, **how)
-    say(f"{plan.name}: {Experiment(opened, plan).run(plan)}")
+    plan = forking.fork(study_in(opened, source), new, optimizer=chosen, accept_changes=accept_changes, **how)
+    say(f"{plan.name}: {run_study(plan, ObjectiveSource(opened, plan))}")
 
 
 def list_(
@@ -250,8 +228,8 @@ def show(
     storage: Storage = None,
     output: Output = Format.table,
 ) -> None:
-    """Show one study: settings, state, best trial, failures, and where its time went; or how a model was merged."""
-    from lcsc_opt.views.overview import overview
+    """Show one study: settings, state, best trial, failures, time. Or how an exported model was merged."""
+    from lcsc_opt.views.progress import overview
 
     if Path(study).exists() or Path(study).suffix:
         from lcsc_opt.cli.exports import print_recipe

@@ -19,7 +19,7 @@ study user attributes  when it is made: ``specification``, ``fingerprint``, ``st
                        ``created_by``, ``forked_from``, ``plane`` of landscapes; later: ``parallelism`` (``in_flight``:
                        how many trials may be between ask and tell; ``spread_images``), ``search_ended``, ``held_out``
                        (the report), ``baselines`` (what was measured of EMA* and the like on held-out noise),
-                       ``code_changes``; ``ray`` (which cluster evaluates), ``nodes`` (what the workers of each machine
+                       ``changes``; ``ray`` (which cluster evaluates), ``nodes`` (what the workers of each machine
                        do, written now and then while a search with workers is run)
 =====================  =======================================================================================
 

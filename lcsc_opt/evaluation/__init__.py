@@ -1,9 +1,8 @@
 """Where candidates are evaluated: in this process, or in worker processes, whole or divided by images."""
 
 from lcsc_opt.evaluation.base import Evaluator, Failure, InProcessEvaluator, Outcome, evaluate_safely, retrying
-from lcsc_opt.evaluation.devices import environments, workers_for_this_machine
 from lcsc_opt.evaluation.pipeline import Pipeline
-from lcsc_opt.evaluation.pool import ProcessEvaluator, Share, WorkerPool, Workers
+from lcsc_opt.evaluation.pool import ProcessEvaluator, WorkerPool
 from lcsc_opt.evaluation.spread import SpreadEvaluator
 
 __all__ = [
@@ -13,12 +12,8 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "ProcessEvaluator",
-    "Share",
     "SpreadEvaluator",
     "WorkerPool",
-    "Workers",
-    "environments",
     "evaluate_safely",
     "retrying",
-    "workers_for_this_machine",
 ]

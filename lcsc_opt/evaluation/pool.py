@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import itertools
 import pickle
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -17,52 +16,72 @@ from lcsc_opt.base.errors import LcscError, ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Candidate, NodeWork
 from lcsc_opt.evaluation.base import Failure, Outcome
-from lcsc_opt.evaluation.census import Census
-from lcsc_opt.evaluation.machines import Link, Machines
 from lcsc_opt.evaluation.processes import ThisMachine
-from lcsc_opt.evaluation.turns import FairQueue
-from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Job, Kind, WorkerSettings
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, Kind, WorkerSettings
 from lcsc_opt.objective.contract import Objective
 
-MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
+_MOST_DEATHS = 3  # in a row, without a single answer in between; then a worker is not started again
 
 
-@dataclasses.dataclass
+class Link(Protocol):
+    """The connection to one worker that was started."""
+
+    @property
+    def machine(self) -> str:
+        """The name of the machine that it runs on; empty while this is not known."""
+        ...
+
+    def send(self, job: Job) -> None:
+        """Raises OSError if the worker is gone; then :meth:`receive` raises, too."""
+        ...
+
+    def receive(self) -> Answer:
+        """Wait for its next answer. Raises EOFError or OSError if it is gone."""
+        ...
+
+    def terminate(self) -> None:
+        """Stop it, also in the middle of a job; :meth:`receive` then ends."""
+        ...
+
+    def join(self) -> Ending:
+        """Wait until it is gone."""
+        ...
+
+
+class Machines(Protocol):
+    """Where workers run."""
+
+    @property
+    def elastic(self) -> bool:
+        """Whether workers come and go with their machines; then others do the jobs of a missing one."""
+        ...
+
+    def threads(self, workers: int) -> int:
+        """How many threads each of ``workers`` workers may use."""
+        ...
+
+    def start(self, settings: WorkerSettings) -> Link:
+        """Start a worker, or ask for one that starts when there is room. Raises OSError if that fails."""
+        ...
+
+    def refused(self, link: Link, error: LcscError) -> LcscError | None:
+        """The error for the jobs of a worker that could not load the objective; ``None`` starts it elsewhere."""
+        ...
+
+
+@dataclasses.dataclass(eq=False)
 class _Waiting:
-    """A job that somebody waits for."""
+    """A job that somebody waits for: the worker that has to do it (``None``: any), and how many jobs that may have."""
 
     job: Job
-    worker: int | None  # the one that has to do it; None for any
-    depth: int  # how many jobs a worker may have with this one
-    user: Hashable = None  # who submitted it
+    worker: int | None
+    depth: int
     future: Future[Any] = dataclasses.field(default_factory=Future)
     started: float = 0.0
 
     def cancel(self) -> None:
-        """Tell those who wait for it that it will not be done."""
         if not self.future.cancelled() and self.future.cancel():
             self.future.set_running_or_notify_cancel()
-
-
-class Workers(Protocol):
-    """A pool of workers, or one user's share of it."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def alive(self) -> int:
-        """How many workers answer now."""
-        ...
-
-    def nodes(self) -> list[NodeWork]:
-        """What the workers of each machine do."""
-        ...
-
-    def submit(
-        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
-    ) -> Future[Any]:
-        """Queue a job; see :meth:`WorkerPool.submit`."""
-        ...
 
 
 class WorkerPool:
@@ -88,16 +107,13 @@ class WorkerPool:
     ) -> None:
         self._closing = False
         self._numbers = itertools.count()
-        self._queue: FairQueue[_Waiting] = FairQueue()
+        self._queue: dict[int, _Waiting] = {}
         self._lock = threading.RLock()
-        self._machines = ThisMachine() if machines is None else machines
-        threads = self._machines.threads(workers)
-        own = environments or [{}] * workers
-        self._census = Census()
-        settings = [WorkerSettings(load_objective, expected, threads, environment) for environment in own]
-        self._workers = [
-            _Worker(self._hand_out, self._machines, self._census, one, n) for n, one in enumerate(settings)
-        ]
+        self._machines: Machines = ThisMachine() if machines is None else machines
+        threads, statistics = self._machines.threads(workers), _Statistics()
+        self._statistics = statistics
+        settings = [WorkerSettings(load_objective, expected, threads, e) for e in environments or [{}] * workers]
+        self._workers = [_Worker(self._hand_out, self._machines, statistics, s, n) for n, s in enumerate(settings)]
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -109,34 +125,27 @@ class WorkerPool:
 
     def nodes(self) -> list[NodeWork]:
         """What the workers of each machine do, by its name; also of those that are gone."""
-        return self._census.nodes()
+        return self._statistics.nodes()
 
     def submit(
-        self,
-        kind: Kind,
-        *arguments: Any,
-        worker: int | None = None,
-        depth: int = 1,
-        user: Hashable = None,
-        **options: Any,
+        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
     ) -> Future[Any]:
-        """Queue a job.
+        """Queue a job. Jobs for the same worker, or for any, keep their order.
 
         Args:
             kind: the method of the worker's evaluator.
             arguments: its positional arguments.
             worker: the number of the worker that has to do it; ``None`` is the next free one.
             depth: a worker counts as free while it has fewer jobs than this.
-            user: who submits; users are served in turns.
             options: keyword arguments of the method.
 
         Returns:
-            A future of the job's answer, or of a :class:`Failure` where the worker died. It raises ObjectiveError where
+            A future of the job's answer, or of a :class:`Failure` if the worker died. It raises ObjectiveError if
             no worker stays alive, and is cancelled when the pool is closed.
         """
-        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth, user)
+        waiting = _Waiting(Job(next(self._numbers), kind, arguments, options), worker, depth)
         with self._lock:
-            self._queue.add(waiting)
+            self._queue[waiting.job.number] = waiting
         self._hand_out()
         return waiting.future
 
@@ -146,97 +155,86 @@ class WorkerPool:
             self._closing = True
         for worker in self._workers:
             worker.terminate()
-        left = [waiting for worker in self._workers for waiting in worker.join()]
-        for waiting in left:
+        for waiting in [waiting for worker in self._workers for waiting in worker.join()]:
             waiting.cancel()
         self._hand_out()
 
-    def share(self) -> Share:
-        """A view of the pool for one of several users."""
-        return Share(self)
-
-    def withdraw(self, user: Hashable) -> None:
-        """Cancel a user's jobs that no worker has begun."""
-        with self._lock:
-            left = self._queue.withdraw(user)
-        for waiting in left:
-            waiting.cancel()
-
     def _hand_out(self) -> None:
-        """Hand waiting jobs to the workers with the fewest jobs, users in turns."""
         with self._lock:
-            if self._closing:
-                for waiting in self._queue.clear():
+            blocked: set[int | None] = set()
+            for number, waiting in list(self._queue.items()):
+                if self._closing:
                     waiting.cancel()
-            while self._hand_out_one():
-                pass
+                elif number not in self._queue or waiting.worker in blocked:
+                    continue
+                elif not self._place(waiting):
+                    blocked.add(waiting.worker)
+                    continue
+                self._queue.pop(number, None)
 
-    def _hand_out_one(self) -> bool:
-        """Hand out one job, or fail one that no worker is left for. Returns whether there may be more to do."""
-        running = collections.Counter(waiting.user for worker in self._workers for waiting in worker.jobs())
-        for waiting in self._queue.in_turn(running):
-            allowed = self._workers if waiting.worker is None else self._instead_of(waiting.worker)
-            alive = [worker for worker in allowed if not worker.given_up]
-            for worker in alive:
+    def _place(self, waiting: _Waiting) -> bool:
+        """Give a job to the worker with the fewest jobs, or fail it if none is left; false if it has to wait."""
+        while True:
+            allowed: Sequence[_Worker] = self._workers
+            if waiting.worker is not None:
+                own = self._workers[waiting.worker]  # its jobs go to others if workers come and go, and it is missing
+                allowed = self._workers if self._machines.elastic and not own.ready else [own]
+            for worker in allowed:
                 worker.ensure_started()
-            free = [worker for worker in alive if worker.ready and worker.load < waiting.depth]
-            if free:
-                if min(free, key=lambda worker: worker.load).send(waiting):
-                    self._queue.take(waiting)
-                return True
+            alive = [worker for worker in allowed if not worker.given_up]
             if not alive:
-                self._queue.take(waiting)
                 waiting.future.set_exception(ObjectiveError(allowed[0].given_up))
                 return True
-        return False
+            free = [worker for worker in alive if worker.ready and worker.load < waiting.depth]
+            if not free:
+                return False
+            if min(free, key=lambda worker: worker.load).send(waiting):
+                return True
 
-    def _instead_of(self, number: int) -> Sequence[_Worker]:
-        """The workers that may do its jobs: itself; all of them where workers come and go and it is missing."""
-        own = self._workers[number]
-        return self._workers if self._machines.elastic and not own.ready else [own]
 
+class _Statistics:
+    """Counts workers by machine: how many live and how many died, and the seconds that they lived and were busy."""
 
-class Share:
-    """The workers as seen by one of several users that share them.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._machines: dict[str, dict[str, float]] = {}
 
-    Args:
-        pool: the workers.
-    """
-
-    def __init__(self, pool: WorkerPool) -> None:
-        self._pool = pool
-
-    def __len__(self) -> int:
-        return len(self._pool)
-
-    @property
-    def alive(self) -> int:
-        """How many of the workers answer now."""
-        return self._pool.alive
+    def count(self, machine: str, *, alive: int = 0, busy: int = 0, deaths: int = 0) -> None:
+        """Add to the numbers of workers that are alive, that have something to do, and that died."""
+        now = time.monotonic()
+        with self._lock:
+            known = self._machines.setdefault(
+                machine, {"since": now, "alive": 0, "busy": 0, "deaths": 0, "lived": 0.0, "worked": 0.0}
+            )
+            seconds, known["since"] = now - known["since"], now
+            known["lived"] += seconds * known["alive"]
+            known["worked"] += seconds * known["busy"]
+            for name, change in (("alive", alive), ("busy", busy), ("deaths", deaths)):
+                known[name] += change
 
     def nodes(self) -> list[NodeWork]:
-        """What the workers of each machine do, for all users together."""
-        return self._pool.nodes()
-
-    def submit(
-        self, kind: Kind, *arguments: Any, worker: int | None = None, depth: int = 1, **options: Any
-    ) -> Future[Any]:
-        """Queue a job of this user."""
-        return self._pool.submit(kind, *arguments, worker=worker, depth=depth, user=self, **options)
-
-    def close(self) -> None:
-        """Cancel this user's waiting jobs; the workers stay for the others."""
-        self._pool.withdraw(self)
+        """Each machine by name; the name is empty for workers that died before it was known."""
+        for machine in list(self._machines):
+            self.count(machine)
+        return [
+            NodeWork(name, int(m["alive"]), m["worked"] / m["lived"] if m["lived"] else None, int(m["deaths"]))
+            for name, m in sorted(self._machines.items())
+        ]
 
 
 class _Worker:
     """One worker, those that replace it, and the thread that takes their answers."""
 
     def __init__(
-        self, changed: Callable[[], None], machines: Machines, census: Census, settings: WorkerSettings, number: int
+        self,
+        changed: Callable[[], None],
+        machines: Machines,
+        statistics: _Statistics,
+        settings: WorkerSettings,
+        number: int,
     ) -> None:
         self._changed, self._machines, self._settings, self._number = changed, machines, settings, number
-        self._census, self._machine = census, ""
+        self._statistics, self._machine = statistics, ""
         self._lock = threading.RLock()
         self._jobs: dict[int, _Waiting] = {}
         self._link: Link | None = None
@@ -249,16 +247,11 @@ class _Worker:
 
     @property
     def load(self) -> int:
-        """How many jobs this worker has."""
         return len(self._jobs)
-
-    def jobs(self) -> list[_Waiting]:
-        """The jobs that this worker has now."""
-        return list(self._jobs.values())
 
     def ensure_started(self) -> None:
         with self._lock:
-            if self._link is not None or self._closing:
+            if self._link is not None or self._closing or self.given_up:
                 return
             try:
                 self._link = self._machines.start(self._settings)
@@ -280,7 +273,7 @@ class _Worker:
             if self._link is None or not self.ready:
                 return False
             if not self._jobs:
-                self._census.count(self._machine, busy=1)
+                self._statistics.count(self._machine, busy=1)
             self._jobs[waiting.job.number] = waiting
             with contextlib.suppress(OSError):  # it died: the reader sees that, too
                 self._link.send(waiting.job)
@@ -298,7 +291,7 @@ class _Worker:
         if link is not None and reader is not None:
             link.join()
             reader.join()
-        return self.jobs()
+        return list(self._jobs.values())
 
     def _read(self, link: Link) -> None:
         while True:
@@ -313,7 +306,7 @@ class _Worker:
                         link.terminate()
                         break
                 self._machine, self.ready = link.machine, True
-                self._census.count(self._machine, alive=1)
+                self._statistics.count(self._machine, alive=1)
             elif answer.number == NOTICE:
                 notice(pickle.loads(answer.content))  # noqa: S301 - of our own worker
             else:
@@ -326,13 +319,12 @@ class _Worker:
         with self._lock:
             waiting = self._jobs.pop(answer.number)
             if not self._jobs:
-                self._census.count(self._machine, busy=-1)
+                self._statistics.count(self._machine, busy=-1)
             self._deaths = 0
         try:
             value = pickle.loads(answer.content)  # noqa: S301 - of our own worker
         except Exception as error:
-            waiting.future.set_exception(ObjectiveError(f"what a worker answered cannot be read: {error}"))
-            return
+            value = ObjectiveError(f"what a worker answered cannot be read: {error}")
         if isinstance(value, BaseException):
             waiting.future.set_exception(value)
         else:
@@ -347,10 +339,10 @@ class _Worker:
                 return
             lost, self._jobs = self._jobs, {}
             died = was_ready or ending.counts
-            self._census.count(link.machine, alive=-was_ready, busy=-bool(lost), deaths=int(died))
+            self._statistics.count(link.machine, alive=-was_ready, busy=-bool(lost), deaths=int(died))
             self._link = None
             self._deaths += ending.counts
-            if self._deaths >= MOST_DEATHS:
+            if self._deaths >= _MOST_DEATHS:
                 self.given_up = (
                     f"worker {self._number} died {self._deaths} times in a row ({ending.how}); give it more memory, "
                     "or run with fewer workers"
@@ -365,10 +357,10 @@ class ProcessEvaluator:
 
     Args:
         pool: the workers; the caller closes them.
-        depth: how many candidates one worker has at once: two where the stages of its evaluations overlap.
+        depth: how many candidates one worker has at once: two if the stages of its evaluations overlap.
     """
 
-    def __init__(self, pool: Workers, *, depth: int = 1) -> None:
+    def __init__(self, pool: WorkerPool, *, depth: int = 1) -> None:
         self._pool, self._depth = pool, depth
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:
@@ -376,4 +368,4 @@ class ProcessEvaluator:
         return self._pool.submit("submit", candidate, gradient=gradient, depth=self._depth)
 
     def close(self) -> None:
-        """Leave the workers to the pool's other users."""
+        """The caller closes the workers."""

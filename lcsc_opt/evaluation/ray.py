@@ -18,12 +18,10 @@ from typing import Any
 from lcsc_opt.base.errors import LcscError, StudySpecError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.study_file import ObjectiveSpec, RayWorkers
-from lcsc_opt.evaluation.devices import CPU, VISIBLE
-from lcsc_opt.evaluation.machines import Link
-from lcsc_opt.evaluation.nodes import NodeObjective, Packed, software
-from lcsc_opt.evaluation.pool import WorkerPool
+from lcsc_opt.evaluation.file_shipping import NodeObjective, Packed, ShippedFiles, collect, software
+from lcsc_opt.evaluation.pool import Link, WorkerPool
+from lcsc_opt.evaluation.processes import CPU, VISIBLE
 from lcsc_opt.evaluation.ray_worker import CALLS_AT_ONCE, Files, RayLink, RayWorker, Read, node_name
-from lcsc_opt.evaluation.travelling import Travelling, collect
 from lcsc_opt.evaluation.worker import WorkerSettings
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.trajectory import Trajectory
@@ -151,7 +149,7 @@ class Cluster:
         ray: Any,
         wanted: RayWorkers,
         spec: ObjectiveSpec,
-        files: Travelling,
+        files: ShippedFiles,
         objective: Objective,
         packed: Trajectory | None,
     ) -> None:

@@ -8,84 +8,57 @@ import importlib
 import os
 import pickle
 import queue
-import threading
 import time
-import traceback
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from lcsc_opt.evaluation.worker import READY, Answer, Ending, Job, WorkerSettings, answer_jobs
+from lcsc_opt.base.errors import LcscError
+from lcsc_opt.base.progress import hand_notices_to
+from lcsc_opt.evaluation.worker import NOTICE, READY, Answer, Ending, Job, WorkerSettings, load_evaluator
 
 CALLS_AT_ONCE = 8  # to one worker, which never has so many jobs
-NODE_SECONDS = 1.0  # until a node that went away is known to be gone
+_NODE_SECONDS = 1.0  # until a node that went away is known to be gone
 
 Said = tuple[str, list[Answer]]
 """The id of the worker's node, and its answers so far."""
 
 
 class RayWorker:
-    """The actor: jobs arrive as calls, and a thread answers them as a local worker does."""
+    """The actor: each call is a job, whose answer goes back with the notices since the last one.
+
+    One thread loads the objective and begins every job, as a local worker's main thread does.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
-        ray = importlib.import_module("ray")
-        self._node = ray.get_runtime_context().get_node_id()
-        self._calls = _Calls()
-        self._ready = self._calls.wait_for(READY)
-        threading.Thread(target=_serve, args=(self._calls, settings), daemon=True).start()
+        self._node = importlib.import_module("ray").get_runtime_context().get_node_id()
+        self._settings, self._evaluator = settings, None
+        self._notices: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._thread = ThreadPoolExecutor(1)
+        os.environ.update(settings.environment)
+        hand_notices_to(lambda message: self._notices.put(Answer.of(NOTICE, message)))
 
     def ready(self) -> Said:
-        """Wait until jobs may come."""
-        return self._node, self._calls.answers(self._ready)
+        """Load the objective."""
+        try:
+            self._evaluator = self._thread.submit(load_evaluator, self._settings).result()  # type: ignore[assignment]
+        except LcscError as error:
+            return self._said(Answer.of(READY, error))
+        return self._said(Answer(READY))
 
-    def do(self, number: int, job: bytes) -> Said:
-        """Do a job, and return its answers."""
-        waiting = self._calls.wait_for(number)
-        self._calls.put(job)
-        return self._node, self._calls.answers(waiting)
+    def do(self, content: bytes) -> Said:
+        """Do a job, and return its answer."""
+        job: Job = pickle.loads(content)  # noqa: S301 - of our own coordinator
+        begin = getattr(self._evaluator, job.kind)
+        future: Future[Any] = self._thread.submit(begin, *job.arguments, **job.options).result()
+        return self._said(Answer.of_future(job.number, future))
 
-
-def _serve(calls: _Calls, settings: WorkerSettings) -> None:
-    try:
-        answer_jobs(calls, settings)
-    except BaseException:
-        traceback.print_exc()  # into Ray's log
-    os._exit(1)
-
-
-class _Calls:
-    """The connection to the coordinator: answers go back with the next call that ends."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._waiting: dict[int, Future[Answer]] = {}
-        self._said: list[Answer] = []
-        self._lock = threading.Lock()
-
-    def wait_for(self, number: int) -> Future[Answer]:
-        with self._lock:
-            return self._waiting.setdefault(number, Future())
-
-    def put(self, job: bytes) -> None:
-        self._jobs.put(job)
-
-    def answers(self, waiting: Future[Answer]) -> list[Answer]:
-        answer = waiting.result()
-        with self._lock:
-            said, self._said = self._said, []
-        return [*said, answer]
-
-    def recv(self) -> Job:
-        job: Job = pickle.loads(self._jobs.get())  # noqa: S301 - of our own coordinator
-        return job
-
-    def send(self, answer: Answer, /) -> None:
-        with self._lock:
-            waiting = self._waiting.pop(answer.number, None)
-            if waiting is None:
-                self._said.append(answer)
-        if waiting is not None:
-            waiting.set_result(answer)
+    def _said(self, answer: Answer) -> Said:
+        notices = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                notices.append(self._notices.get_nowait())
+        return self._node, [*notices, answer]
 
 
 class RayLink:
@@ -117,7 +90,7 @@ class RayLink:
             OSError: Ray is gone.
         """
         try:
-            self._expect(self._actor.do.remote(job.number, pickle.dumps(job)))
+            self._expect(self._actor.do.remote(pickle.dumps(job)))
         except self._ray.exceptions.RayError as error:
             raise OSError(str(error)) from error
 
@@ -167,7 +140,7 @@ class RayLink:
         errors = self._ray.exceptions
         if isinstance(self._error, errors.ActorUnavailableError) or getattr(self._error, "preempted", False):
             return True
-        until = time.monotonic() + NODE_SECONDS
+        until = time.monotonic() + _NODE_SECONDS
         while self.node and time.monotonic() < until:
             if all(node["NodeID"] != self.node for node in self._ray.nodes() if node["Alive"]):
                 return True
@@ -185,7 +158,7 @@ def node_name(ray: Any, identity: str) -> str:
 
 
 class Files:
-    """The actor beside the coordinator that reads its trajectory for other nodes."""
+    """The actor on the coordinator's machine that reads its trajectory for other nodes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -199,12 +172,12 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """Reads some bytes of a file of the coordinator's trajectory; picklable."""
+    """Reads some bytes of a file of the coordinator's trajectory through Ray's object store; picklable."""
 
     files: Any
 
     def __call__(self, name: str, offset: int, length: int) -> bytes:
-        """Read them through Ray's object store."""
+        """Read them."""
         ray = importlib.import_module("ray")
         content: bytes = ray.get(self.files.read.remote(name, offset, length))
         return content

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from lcsc_opt.base.records import Candidate, Cost, Evaluation
 from lcsc_opt.evaluation.base import Failure, Outcome, attempt, checked
-from lcsc_opt.evaluation.pool import Workers
+from lcsc_opt.evaluation.pool import WorkerPool
 from lcsc_opt.objective.contract import Objective, StagedObjective
 
 Part = TypeVar("Part")
@@ -27,14 +27,13 @@ class SpreadEvaluator:
     Args:
         objective: one with stages. It only scores what the workers sampled; its model is not used.
         pool: the workers; the caller closes them.
-        scoring: a lock that is held while scoring, since an objective scores one candidate at a time.
     """
 
-    def __init__(self, objective: Objective, pool: Workers, *, scoring: threading.Lock | None = None) -> None:
+    def __init__(self, objective: Objective, pool: WorkerPool) -> None:
         if not isinstance(objective, StagedObjective):
             raise TypeError(f"{type(objective).__name__} has no stages")
         self._objective, self._pool = objective, pool
-        self._scoring = threading.Lock() if scoring is None else scoring
+        self._scoring = threading.Lock()  # an objective scores one candidate at a time
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="lcsc-spread")
 
     def submit(self, candidate: Candidate, *, gradient: bool = False) -> Future[Outcome]:

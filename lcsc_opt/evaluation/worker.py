@@ -15,11 +15,10 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from threadpoolctl import threadpool_limits
 
-from lcsc_opt.base.code import changed_code
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudyStoreError
 from lcsc_opt.base.progress import hand_notices_to
 from lcsc_opt.evaluation.base import InProcessEvaluator
@@ -68,6 +67,21 @@ class Answer:
     number: int
     content: bytes = b""
 
+    @classmethod
+    def of(cls, number: int, value: Any) -> Answer:
+        """Pickle a value, or an error for the coordinator to raise."""
+        try:
+            return cls(number, pickle.dumps(value))
+        except Exception as error:  # something of the user's that cannot be pickled
+            what = value if isinstance(value, BaseException) else error
+            return cls(number, pickle.dumps(ObjectiveError(f"{type(what).__name__}: {what}")))
+
+    @classmethod
+    def of_future(cls, number: int, done: Future[Any]) -> Answer:
+        """The result of a future, or its error."""
+        error = done.exception()
+        return cls.of(number, done.result() if error is None else error)
+
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
@@ -84,97 +98,54 @@ class Ending:
     counts: bool = True
 
 
-class Coordinator(Protocol):
-    """The connection to the coordinator. Both methods raise OSError where it is gone; ``recv`` may raise EOFError."""
-
-    def recv(self) -> Job:
-        """Wait for a job."""
-        ...
-
-    def send(self, answer: Answer, /) -> None:
-        """Send an answer."""
-        ...
-
-
 def serve(connection: Connection, settings: WorkerSettings) -> None:
-    """Answer jobs, in a process of its own, until the coordinator closes the connection, or is gone."""
+    """Load the objective and answer jobs, in a process of its own, until the coordinator is gone."""
     for name in ("SIGINT", "SIGHUP"):  # Ctrl-C and a closed terminal are for the coordinator
         if hasattr(signal, name):  # Windows has no second one
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     threading.Thread(target=_end_with_coordinator, daemon=True).start()
-    answer_jobs(connection, settings)
+    lock = threading.Lock()
 
+    def send(answer: Answer) -> None:
+        with lock, contextlib.suppress(OSError):  # nobody is there any more
+            connection.send(answer)
 
-def answer_jobs(coordinator: Coordinator, settings: WorkerSettings) -> None:
-    """Load the objective, and answer jobs until the coordinator is gone."""
     os.environ.update(settings.environment)
-    answers = _Answers(coordinator)
-    hand_notices_to(answers.notice)
+    hand_notices_to(lambda message: send(Answer.of(NOTICE, message)))
     try:
-        evaluator = _evaluator(settings)
+        evaluator = load_evaluator(settings)
     except LcscError as error:
-        answers.send(READY, error)  # and no jobs will come
+        send(Answer.of(READY, error))  # and no jobs will come
     else:
-        answers.ready()
+        send(Answer(READY))
     while True:
         try:
-            job = coordinator.recv()
+            job = connection.recv()
         except (EOFError, OSError):
             return
         future: Future[Any] = getattr(evaluator, job.kind)(*job.arguments, **job.options)
-        future.add_done_callback(lambda done, number=job.number: answers.take(number, done))  # type: ignore[misc]
+        future.add_done_callback(lambda done, number=job.number: send(Answer.of_future(number, done)))  # type: ignore[misc]
 
 
-def _evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
-    _use_threads(settings.threads)
+def load_evaluator(settings: WorkerSettings) -> Pipeline | InProcessEvaluator:
+    """Load the objective, with the threads that this worker may use.
+
+    Raises:
+        LcscError: it cannot be loaded.
+        StudyStoreError: it is not the objective that the search began with.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # torch may be imported later, or never: that takes seconds
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(settings.threads)
     objective = settings.load_objective()
-    threadpool_limits(settings.threads, user_api="blas")  # of what is loaded by now
-    if settings.expected is not None and _as_json(objective.fingerprint()) != _as_json(settings.expected):
-        code = changed_code(settings.expected["code"], objective.code)
+    threadpool_limits(settings.threads, user_api="blas")
+    now, expected = (json.dumps(known, sort_keys=True) for known in (objective.fingerprint(), settings.expected))
+    if settings.expected is not None and now != expected:
         raise StudyStoreError(
-            f"a worker process found other code than the search began with: {code}; put it back"
-            if code
-            else "a worker process found other files than the search began with (checkpoints, reference or weights "
+            "a worker process found other files than the search began with (code, checkpoints, reference or weights "
             "changed meanwhile); put them back, or pack the checkpoints first: lcsc trajectory pack"
         )
     return Pipeline(objective) if isinstance(objective, StagedObjective) else InProcessEvaluator(objective)
-
-
-class _Answers:
-    """The connection back, shared by several threads."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator, self._lock = coordinator, threading.Lock()
-
-    def ready(self) -> None:
-        """Say that jobs may come."""
-        self._put(Answer(READY))
-
-    def notice(self, message: str) -> None:
-        """Send a notice to the coordinator, which prints it once for all workers."""
-        self.send(NOTICE, message)
-
-    def take(self, number: int, done: Future[Any]) -> None:
-        """Send the result of a future."""
-        error = done.exception()
-        self.send(number, done.result() if error is None else error)
-
-    def send(self, number: int, value: Any) -> None:
-        """Send a value, or an error for the coordinator to raise."""
-        try:
-            content = pickle.dumps(value)
-        except Exception as error:  # something of the user's that cannot be pickled
-            what = value if isinstance(value, BaseException) else error
-            content = pickle.dumps(ObjectiveError(f"{type(what).__name__}: {what}"))
-        self._put(Answer(number, content))
-
-    def _put(self, answer: Answer) -> None:
-        with self._lock, contextlib.suppress(OSError):  # nobody is there any more
-            self._coordinator.send(answer)
-
-
-def _as_json(description: dict[str, Any]) -> str:
-    return json.dumps(description, sort_keys=True)
 
 
 def _end_with_coordinator() -> None:
@@ -183,12 +154,3 @@ def _end_with_coordinator() -> None:
     if coordinator is not None:
         multiprocessing.connection.wait([coordinator.sentinel])
         os._exit(1)
-
-
-def _use_threads(threads: int) -> None:
-    """Limit the threads of torch, also if it is imported later: the import takes seconds, and not all objectives need
-    it.
-    """
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)

@@ -1,8 +1,7 @@
 """The results of a search: figures, the merged model as a file, and the recipe to make it again elsewhere.
 
-``figures`` keeps figures with the study, ``recipe`` says how a model was merged, ``writing`` writes models and
-``model_folder`` those that diffusers loads, ``rebuild`` makes a model again from its recipe, and ``averaging`` merges
-checkpoints without a study.
+``recipe`` says how a model was merged, ``merging`` makes models (of a study, of a recipe, without a study), ``writing``
+writes them, and ``figures`` keeps figures with the study.
 """
 
 from lcsc_opt.database.summary import chosen_trial

@@ -65,7 +65,7 @@ def attach_figures(storage: RDBStorage, study: StoredStudy, objective: Objective
 def _save_into_optuna_dashboard(storage: RDBStorage, own: StudyHistory, ema: StudyHistory | None) -> None:
     import optuna_dashboard
 
-    from lcsc_opt.views.figures.of_study import study_figures
+    from lcsc_opt.views.figures.study import study_figures
 
     study = optuna.load_study(study_name=own.study, storage=storage)
     with warnings.catch_warnings():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -17,21 +17,21 @@ from lcsc_opt.base.errors import ObjectiveError, StudyStoreError, TrajectoryErro
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.checkpoints.lora import LoraAlphas
+from lcsc_opt.checkpoints.reading import read_metadata
+from lcsc_opt.checkpoints.torch_files import read_content
+from lcsc_opt.coefficients.profiles import check_coefficients
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.database.summary import chosen_trial
 from lcsc_opt.objective.contract import Objective
-
-if TYPE_CHECKING:  # these import torch, which listing studies does not need
-    from lcsc_opt.trajectory import Trajectory
-    from lcsc_opt.trajectory.exact_merge import Combination
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.exact_merge import Combination
 
 ENTRY = "lcsc_recipe"  # in the metadata of safetensors, and beside the state dict of a .pt file
 FILE = "lcsc_recipe.json"  # in a folder that diffusers loads
-LARGEST_TEXT = 64 * 2**20  # bytes; a recipe of 10,000 checkpoints has 1 MB
-FORMAT = 1
+_FORMAT = 1
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
 class LoraNaming(pydantic.BaseModel):
@@ -77,14 +77,14 @@ class Recipe(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="ignore")
 
-    format: int = FORMAT
+    format: int = _FORMAT
     method: Literal["linear"] = "linear"
     study: str
     trial: int | None = None
     coefficients: tuple[float, ...]
     steps: tuple[int, ...]
-    checkpoint_sha256: tuple[Sha256, ...]
-    trajectory_sha256: Sha256
+    checkpoint_sha256: tuple[_Sha256, ...]
+    trajectory_sha256: _Sha256
     constant: tuple[str, ...] = ()
     key: str | None = None
     dtype: Dtype | None = None
@@ -98,12 +98,11 @@ class Recipe(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.format != FORMAT:
+        if self.format != _FORMAT:
             raise ValueError(f"format {self.format} is of a newer version of lcsc_opt")
-        if len(self.coefficients) != len(self.steps):
-            raise ValueError(f"{len(self.coefficients)} coefficients for {len(self.steps)} steps")
-        if len(self.checkpoint_sha256) != len(self.steps):
-            raise ValueError(f"{len(self.checkpoint_sha256)} hashes for {len(self.steps)} steps")
+        for name, values in (("coefficients", self.coefficients), ("hashes", self.checkpoint_sha256)):
+            if len(values) != len(self.steps):
+                raise ValueError(f"{len(values)} {name} for {len(self.steps)} steps")
         if any(later <= earlier for earlier, later in itertools.pairwise(self.steps)):
             raise ValueError("the steps do not increase")
         return self
@@ -139,9 +138,6 @@ class Recipe(pydantic.BaseModel):
         Raises:
             StudySpecError: its coefficients do not sum to one.
         """
-        from lcsc_opt.coefficients.profiles import check_coefficients
-        from lcsc_opt.trajectory.exact_merge import Combination
-
         coefficients = check_coefficients(self.coefficients, len(self.steps))
         return Combination(
             self.steps, coefficients, self.checkpoint_sha256, self.trajectory_sha256, frozenset(self.constant)
@@ -183,8 +179,6 @@ def packed_trajectory(objective: Objective) -> Trajectory:
     Raises:
         ObjectiveError: there is none.
     """
-    from lcsc_opt.trajectory import Trajectory
-
     if isinstance(objective.trajectory, Trajectory):
         return objective.trajectory
     raise ObjectiveError("the objective's weights are no packed trajectory, so there is no model to export")
@@ -208,8 +202,21 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         TrajectoryError: there is none, or it cannot be read.
     """
-    text = _recipe_text(path)
-    if text is None:
+    path = path / FILE if (path / FILE).is_file() else path
+    if not path.exists():
+        raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
+    text: Any = None
+    try:
+        if path.suffix == ".json":
+            text = path.read_bytes()
+        elif path.suffix == ".safetensors":
+            text = read_metadata(path).get(ENTRY)
+        elif path.is_file():
+            content = read_content(path)
+            text = content.get(ENTRY) if isinstance(content, dict) else None
+    except (OSError, ValueError, TrajectoryError) as error:
+        raise TrajectoryError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
+    if not isinstance(text, (str, bytes)):
         raise TrajectoryError(f"{path} holds no recipe: expected a model that lcsc exported, or a recipe as JSON.")
     try:
         return Recipe.model_validate_json(text)
@@ -218,38 +225,3 @@ def read_recipe(path: Path) -> Recipe:
         where = ".".join(str(part) for part in first["loc"])
         reason = f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
         raise TrajectoryError(f"{path} holds a broken recipe ({reason}): export the model again.") from error
-
-
-def _recipe_text(path: Path) -> str | bytes | None:
-    if path.is_dir():
-        return _read_text(path / FILE) if (path / FILE).exists() else None
-    if not path.exists():
-        raise TrajectoryError(f"{path} does not exist: name an exported model, a recipe or a study.")
-    if path.suffix == ".json":
-        return _read_text(path)
-    if path.suffix == ".safetensors":
-        from lcsc_opt.checkpoints import read_metadata
-
-        return read_metadata(path).get(ENTRY)
-    return _text_beside_weights(path)
-
-
-def _read_text(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > LARGEST_TEXT:
-            raise TrajectoryError(f"{path} is too large for a recipe: name an exported model, or a recipe as JSON.")
-        return path.read_bytes()
-    except OSError as error:
-        raise TrajectoryError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _text_beside_weights(path: Path) -> str | None:
-    """The recipe in a .pt file; nothing in the file is executed."""
-    from lcsc_opt.checkpoints.torch_files import read_content
-
-    try:
-        content = read_content(path)
-    except Exception as error:  # a hostile pickle can raise anything
-        raise TrajectoryError(f"{path} holds no recipe that can be read: name a model that lcsc exported.") from error
-    text = content.get(ENTRY) if isinstance(content, dict) else None
-    return text if isinstance(text, str) else None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 from lcsc_opt.base.catalog import find, load_file
-from lcsc_opt.base.code import changed_code, local_code, module_file
+from lcsc_opt.base.code import local_code, module_file
 from lcsc_opt.base.errors import LcscError, StudySpecError
-from lcsc_opt.base.imports import called_modules
 from lcsc_opt.base.paths import KnownCheckpoints, study_checkpoints, study_directory
 from lcsc_opt.base.settings import FrozenModel, parse_settings
 from lcsc_opt.base.study_file import ObjectiveSpec
@@ -36,11 +37,11 @@ def load_objective(
         StudySpecError: the file cannot be loaded or its ``build`` does not give an objective.
     """
     path = find("objectives", spec.file, beside=beside)
-    with _loading(beside, checkpoints), called_modules() as called:
+    with _loading(beside, checkpoints):
         objective = _build(load_file(path), path, dict(spec.settings))
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
-    object.__setattr__(objective, "code", _code(path, called))  # the objective may be a frozen dataclass
+    object.__setattr__(objective, "code", _code(path, spec.settings))  # the objective may be a frozen dataclass
     return objective
 
 
@@ -56,7 +57,7 @@ def check_objective(
         The objective's code, as far as its settings name it, and why it has no gradient; ``None`` if it may have one.
     """
     path = find("objectives", spec.file, beside=beside)
-    with _loading(beside, checkpoints), called_modules() as called:
+    with _loading(beside, checkpoints):
         kind: Any = getattr(load_file(path), "Settings", None)
         settings: Any = None
         if isinstance(kind, type) and issubclass(kind, FrozenModel):
@@ -64,7 +65,7 @@ def check_objective(
         if isinstance(settings, CheckedSettings):
             settings.check()
         why_no_gradient = getattr(settings, "why_no_gradient", lambda: None)()
-    return _code(path, called), why_no_gradient
+    return _code(path, spec.settings), why_no_gradient
 
 
 def checks_settings(spec: ObjectiveSpec, *, beside: Path | None = None) -> bool:
@@ -72,24 +73,6 @@ def checks_settings(spec: ObjectiveSpec, *, beside: Path | None = None) -> bool:
     with _loading(beside, None):
         kind = getattr(load_file(find("objectives", spec.file, beside=beside)), "Settings", None)
     return isinstance(kind, type) and issubclass(kind, CheckedSettings)
-
-
-def edited_code(spec: ObjectiveSpec, before: Mapping[str, str], *, beside: Path | None = None) -> str:
-    """The modules of ``before`` whose files have other code now, in words; nothing is imported.
-
-    Args:
-        spec: the file and its settings.
-        before: the objective's code as a study stores it.
-        beside: the study file's folder.
-
-    Raises:
-        StudySpecError: the objective's file is gone.
-    """
-    path = find("objectives", spec.file, beside=beside)
-    with _loading(beside, None):
-        now = _code(path, before.keys() - {path.name})
-    both = before.keys() & now.keys()
-    return changed_code({name: before[name] for name in both}, {name: now[name] for name in both})
 
 
 @runtime_checkable
@@ -110,7 +93,9 @@ def _loading(beside: Path | None, checkpoints: KnownCheckpoints | None) -> Itera
         yield
 
 
-def _code(path: Path, called: Iterable[str]) -> dict[str, str]:
+def _code(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Of the objective's file, and of the modules that settings name as ``module:function``."""
+    called = re.findall(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"", json.dumps(settings))
     files = {name: module_file(name) for name in called}
     return local_code({path.name: path, **{name: file for name, file in files.items() if file is not None}})
 

@@ -16,9 +16,9 @@ from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.optimizers import configure
-from lcsc_opt.search.experiment import Experiment
+from lcsc_opt.search.compatibility import accepted_changes
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan, stored_plan
-from lcsc_opt.search.sameness import accepted_changes
+from lcsc_opt.search.study import ObjectiveSource, check_plan, create_study
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
@@ -32,8 +32,7 @@ def fork(
     seed: int | None = None,
     budget: int | None = None,
     checkpoints: Sequence[str] = (),
-    accept_environment: bool = False,
-    accept_code: bool = False,
+    accept_changes: bool = False,
 ) -> StudyPlan:
     """Create a study that begins where another one ended.
 
@@ -55,19 +54,16 @@ def fork(
     plan = _plan(source, experiment, optimizer, seed, budget, checkpoints)
     if plan.name in study_names(source.storage):
         raise StudyStoreError(f"{plan.name}: exists already; give the fork another name")
-    before = Experiment(source.storage, stored_plan(source))
-    accepted = {"accept_environment": accept_environment, "accept_code": accept_code}
-    changes = accepted_changes(source, before.objective, **accepted)
+    before = ObjectiveSource(source.storage, stored_plan(source))
+    changes = accepted_changes(source, before.objective, accept=accept_changes)
     if not checkpoints:
-        before.check(plan)
+        check_plan(plan, before, accept_changes=accept_changes)
         copy_study(source, plan.name, {**source.attributes, **changes, **_attributes(source, plan)})
         return plan
-    longer = Experiment(source.storage, plan)
+    longer = ObjectiveSource(source.storage, plan)
     was, now = (packed_trajectory(known.objective) for known in (before, longer))
     plan = dataclasses.replace(plan, origin=coefficients_on(plan.origin or (), was, now, source=source.name))
-    longer.check(plan)
-    attributes = {**plan.attributes(longer.objective), "forked_from": source.name}
-    StoredStudy.open_or_create(source.storage, plan.name, attributes)
+    create_study(plan, longer, {"forked_from": source.name})
     return plan
 
 

@@ -29,8 +29,8 @@ from lcsc_opt.coefficients.plane import (
 from lcsc_opt.database.names import split_name
 from lcsc_opt.database.store import StoredStudy, study_names
 from lcsc_opt.optimizers import configure
-from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.plan import StudyPlan, stored_plan
+from lcsc_opt.search.study import ObjectiveSource, create_study, run_study
 
 STOP_SHARE = 0.9  # of failed points, since models far from the corners often cannot sample
 
@@ -66,17 +66,16 @@ def run_landscape(
     """
     given = {"corners": None if corners is None else list(check_corners(corners)), "size": size, "margin": margin}
     plan = _plan(storage, source, {key: value for key, value in given.items() if value is not None}, images, seed)
-    experiment = Experiment(storage, plan)
+    objectives = ObjectiveSource(storage, plan)
     if plan.name not in study_names(storage):
-        objective = experiment.objective
+        objective = objectives.objective
         if images is None:
             source.require("fingerprint", objective.describe(), part="objective")
         plane = Plane.through(check_corners(plan.optimizer.options["corners"]), objective.steps)
         gram = objective.gram()
         products = None if gram is None else plane.products(np.asarray(gram, dtype=np.float64)).tolist()
-        attributes = {**plan.attributes(objective), PLANE_ATTRIBUTE: {"products": products}}
-        StoredStudy.open_or_create(storage, plan.name, attributes)
-    return plan.name, experiment.run(plan)
+        create_study(plan, objectives, {PLANE_ATTRIBUTE: {"products": products}})
+    return plan.name, run_study(plan, objectives)
 
 
 def _plan(storage: RDBStorage, source: StoredStudy, given: dict[str, Any], images: int | None, seed: int) -> StudyPlan:

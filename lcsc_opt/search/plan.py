@@ -1,4 +1,4 @@
-"""What a study is made of: from a study file, from the database, or forked from another study."""
+"""The specification of one study: one optimizer and one seed of a study file, or of a stored study."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 from optuna.storages import RDBStorage
 
-from lcsc_opt.base.errors import (
-    ObjectiveError,
-    StudySpecError,
-    StudyStoreError,
-)
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.paths import KnownCheckpoints
 from lcsc_opt.base.reproducibility import environment
 from lcsc_opt.base.settings import parse_settings
@@ -33,16 +29,15 @@ from lcsc_opt.coefficients.profiles import default_origin, ema_coefficients
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.database.names import is_ours, split_name
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.evaluation import workers_for_this_machine
+from lcsc_opt.evaluation.processes import environments, workers_for_this_machine
 from lcsc_opt.exports.recipe import packed_trajectory
 from lcsc_opt.objective.contract import Objective, StagedObjective
 from lcsc_opt.optimizers import asks_one_at_a_time, cannot_ask_ahead, configure, grid_size, needs_gradient
 from lcsc_opt.search.runner import most_in_flight
 
-NO_DIRECTIONS = "space.principal: this objective has no weights to take directions from; use affine"
 CHECKPOINTS = "checkpoints"  # the setting that names the checkpoints
 RAY = "ray"  # the attribute of a study that says which cluster evaluates it
-CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
+_CHOOSING = ("key", "select", "stored")  # settings that say which checkpoints are used, and how they are packed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +98,14 @@ class StudyPlan:
         Raises:
             StudyStoreError: the study was made from another specification.
         """
-        known = (study.attributes.get("specification") or {}).get("workers")
-        plan = self.changed(workers=known) if self.spec.workers == "auto" and known else self
-        study.require("specification", _with_checkpoints_of(study, plan.specification()))
+        stored = study.attributes
+        known = stored.get("specification") or {}
+        plan = self.changed(workers=known["workers"]) if self.spec.workers == "auto" and known.get("workers") else self
+        wanted = plan.specification()
+        settings = wanted["objective"]["settings"]
+        if stored.get("checkpoints") and CHECKPOINTS in settings:  # their hash decides whether they are the same
+            settings[CHECKPOINTS] = known["objective"]["settings"].get(CHECKPOINTS)
+        study.require("specification", wanted)
         return plan
 
     def specification(self) -> dict[str, Any]:
@@ -119,10 +119,24 @@ class StudyPlan:
             "tells": self.spec.tells,
         }
 
-    @property
-    def ray_attribute(self) -> dict[str, Any] | None:
-        """JSON-able: which cluster evaluates, so that the study continues there. No part of the specification."""
-        return None if self.ray is None else self.ray.model_dump()
+    def environments(self) -> list[Mapping[str, str]]:
+        """The environment variables of each worker; empty if none must be set.
+
+        Raises:
+            StudySpecError: there is no such GPU, or both the settings and the workers (or Ray) choose the device.
+        """
+        device = self.spec.objective.settings.get("device", "auto")
+        if self.ray is not None:
+            if device not in ("auto", "cuda", "cuda:0", "cpu"):
+                raise StudySpecError(f"objective.settings.device {device}: Ray gives each worker its own; leave it out")
+            return []
+        if device in ("auto", "cuda"):
+            return environments(self.workers, self.devices) if self.workers > 1 or self.devices else []
+        if self.devices:
+            raise StudySpecError(
+                f"workers: {', '.join(self.devices)} and objective.settings.device {device}: give one of them only"
+            )
+        return []
 
     def changing(self) -> dict[str, Any]:
         """The study's attributes that follow the study file: it may be edited, and the checkpoints may have moved."""
@@ -131,6 +145,7 @@ class StudyPlan:
             "specification": self.specification(),
             "failures": self.spec.failures.model_dump(),
             "held_out_plan": None if held_out is None else held_out.model_dump(),
+            RAY: None if self.ray is None else self.ray.model_dump(),
         }
 
     def attributes(self, objective: Objective) -> dict[str, Any]:
@@ -138,7 +153,6 @@ class StudyPlan:
         budget = self.spec.budget.model_dump()
         return {
             **self.changing(),
-            RAY: self.ray_attribute,
             "fingerprint": {**objective.fingerprint(), "environment": environment()},
             "budget": budget,
             "optimizer_budget": budget,
@@ -151,20 +165,11 @@ class StudyPlan:
 
 
 def packed_sha256(objective: Objective) -> str | None:
-    """The identity of the checkpoints; ``None`` where they are not packed."""
+    """The identity of the checkpoints; ``None`` if they are not packed."""
     try:
         return packed_trajectory(objective).sha256
     except ObjectiveError:
         return None
-
-
-def _with_checkpoints_of(study: StoredStudy, specification: dict[str, Any]) -> dict[str, Any]:
-    """The specification with the stored study's names of checkpoints. The hash decides whether they are the same."""
-    stored, objective = study.attributes.get("specification"), specification["objective"]
-    if not stored or not study.attributes.get("checkpoints") or CHECKPOINTS not in objective["settings"]:
-        return specification
-    settings = {**objective["settings"], CHECKPOINTS: stored["objective"]["settings"].get(CHECKPOINTS)}
-    return {**specification, "objective": {**objective, "settings": settings}}
 
 
 def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) -> KnownCheckpoints | None:
@@ -181,7 +186,7 @@ def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) ->
         if not (stored.get("checkpoints") and kept and kept["file"] == spec.file):
             continue
         before = kept["settings"]
-        if all(before.get(setting) == spec.settings.get(setting) for setting in CHOOSING):
+        if all(before.get(setting) == spec.settings.get(setting) for setting in _CHOOSING):
             moved = before.get(CHECKPOINTS) != spec.settings.get(CHECKPOINTS)
             if moved and split_name(name)[0] != experiment:
                 continue
@@ -190,45 +195,31 @@ def checkpoints_of(storage: RDBStorage, experiment: str, spec: ObjectiveSpec) ->
 
 
 @dataclasses.dataclass(frozen=True)
-class Parallelism:
-    """How a study's candidates are evaluated at the same time; stored when the search begins, and kept.
-
-    Attributes:
-        in_flight: how many trials may be between ask and tell.
-        spread_images: whether workers share the images of one candidate. Otherwise each worker has its own candidate.
-    """
-
-    in_flight: int
-    spread_images: bool = False
-
-    def idle(self, workers: int) -> int:
-        """How many of ``workers`` workers never have work."""
-        return 0 if self.spread_images else max(workers - self.in_flight, 0)
-
-    def __str__(self) -> str:
-        divided = " and images spread over the workers" if self.spread_images else ""
-        return f"{self.in_flight} candidates at once{divided}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Resolved:
+class Schedule:
     """What a plan means for its objective.
 
     Attributes:
-        parallelism: how candidates are evaluated at the same time.
+        in_flight: how many trials may be between ask and tell; stored when the search begins, and kept.
+        spread_images: whether workers share the images of one candidate. Otherwise each worker has its own candidate.
         budget: the plan's, but no more than a grid has candidates.
         first_budget: the budget that the study began with; its optimizer plans with it.
         evaluations: the first budget, counted in evaluations of the objective's usual number of images.
     """
 
-    parallelism: Parallelism
+    in_flight: int
+    spread_images: bool
     budget: BudgetSpec
     first_budget: BudgetSpec
     evaluations: int
 
+    @property
+    def parallelism(self) -> dict[str, Any]:
+        """JSON-able: what a study keeps from its beginning."""
+        return {"in_flight": self.in_flight, "spread_images": self.spread_images}
 
-def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) -> Resolved:
-    """What a search needs to know beside its plan. A stored study continues as it began.
+
+def schedule_of(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) -> Schedule:
+    """How a study is searched. A stored study continues as it began.
 
     Args:
         plan: of the study.
@@ -236,29 +227,31 @@ def resolve(plan: StudyPlan, objective: Objective, stored: Mapping[str, Any]) ->
         stored: the study's attributes; empty before there is a study.
 
     Raises:
-        StudySpecError: the optimizer follows gradients, and the objective gives none.
+        StudySpecError: the objective allows no such budget, parallelism or optimizer.
         StudyStoreError: the study file now asks for another parallelism than the study began with.
-        StudySpecError: a budget or a parallelism that this objective does not allow.
     """
     spec = plan.spec
-    total_evaluations(spec.budget, objective)
-    wanted = _parallelism(plan, objective)
+    _evaluations(spec.budget, objective)
     check_gradient(plan, objective.why_no_gradient())
-    began = Parallelism(**stored["parallelism"]) if stored.get("parallelism") else wanted
+    wanted = _parallelism(plan, objective)
+    known = stored.get("parallelism")
+    began = (known["in_flight"], known["spread_images"]) if known else wanted
     if began != wanted and (spec.spread, spec.pipeline) != ("auto", "auto"):
+        was, now = (f"{count} candidates at once{', images spread' * spread}" for count, spread in (began, wanted))
         raise StudyStoreError(
-            f"{plan.name}: was begun with {began}, and spread and pipeline now mean {wanted}; leave the keys out, or "
+            f"{plan.name}: was begun with {was}, and spread and pipeline now mean {now}; leave the keys out, or "
             "give the study another name"
         )
     first = BudgetSpec(**stored["optimizer_budget"]) if stored else spec.budget
     price = objective.images_per_evaluation if spec.budget.unit == "images" else 1
     most = min(spec.budget.total, price * (grid_size(plan.optimizer, objective.steps) or spec.budget.total))
-    budget = BudgetSpec(**{spec.budget.unit: most})
-    return Resolved(began, budget, first, total_evaluations(first, objective))
+    in_flight, spread_images = began
+    budget, evaluations = BudgetSpec(**{spec.budget.unit: most}), _evaluations(first, objective)
+    return Schedule(in_flight, spread_images, budget, first, evaluations)
 
 
 def check_gradient(plan: StudyPlan, why_no_gradient: str | None) -> None:
-    """Refuse an optimizer that follows gradients where there are none.
+    """Refuse an optimizer that follows gradients if there are none.
 
     Raises:
         StudySpecError: the optimizer needs a gradient, and a reason is given why there is none.
@@ -270,8 +263,8 @@ def check_gradient(plan: StudyPlan, why_no_gradient: str | None) -> None:
         )
 
 
-def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
-    """What the settings mean for this optimizer and this objective."""
+def _parallelism(plan: StudyPlan, objective: Objective) -> tuple[int, bool]:
+    """How many trials are in flight, and whether their images are spread, for this optimizer and this objective."""
     spec, optimizer = plan.spec, plan.optimizer
     staged = isinstance(objective, StagedObjective)
     if not staged and (spec.spread == "images" or spec.pipeline is True):
@@ -280,12 +273,21 @@ def _parallelism(plan: StudyPlan, objective: Objective) -> Parallelism:
     one_at_a_time = asks_one_at_a_time(optimizer)
     by_images = spec.spread == "images" or (spec.spread == "auto" and one_at_a_time)
     spread_images = staged and by_images and plan.workers > 1
-    overlaps = isinstance(objective, StagedObjective) and objective.overlaps
     if cannot_ask_ahead(optimizer) and not spread_images:
-        return Parallelism(1)
+        return 1, False
+    overlaps = isinstance(objective, StagedObjective) and objective.overlaps
     waits = one_at_a_time or needs_gradient(optimizer)  # only one candidate's graph is kept at a time
     pipelined = (overlaps if spec.pipeline == "auto" else spec.pipeline) and not waits
-    return Parallelism(most_in_flight(1 if spread_images else plan.workers, pipelined=pipelined), spread_images)
+    return most_in_flight(1 if spread_images else plan.workers, pipelined=pipelined), spread_images
+
+
+def _evaluations(budget: BudgetSpec, objective: Objective) -> int:
+    """The budget, counted in evaluations of the objective's usual number of images."""
+    if budget.evaluations is not None:
+        return budget.evaluations
+    if objective.images_per_evaluation == 0:
+        raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
+    return math.ceil((budget.images or 0) / objective.images_per_evaluation)
 
 
 def plans(
@@ -298,7 +300,11 @@ def plans(
     Raises:
         StudySpecError: an unknown optimizer or option, before anything is run.
     """
-    chosen = [_listed_or_default(spec, name) for name in optimizers] or list(spec.optimizers)
+    listed = {optimizer.name: optimizer for optimizer in spec.optimizers}
+    chosen = [
+        listed.get(name) or parse_settings(OptimizerSpec, {"name": name}, source="--optimizer")
+        for name in optimizers or listed
+    ]
     for optimizer in chosen:
         configure(optimizer)
     return [
@@ -306,11 +312,6 @@ def plans(
         for seed in (seeds or spec.seeds)
         for optimizer in chosen
     ]
-
-
-def _listed_or_default(spec: StudySpec, name: str) -> OptimizerSpec:
-    listed = {optimizer.name: optimizer for optimizer in spec.optimizers}
-    return listed.get(name) or parse_settings(OptimizerSpec, {"name": name}, source="--optimizer")
 
 
 def raise_budget(plan: StudyPlan, total: int) -> StudyPlan:
@@ -346,19 +347,6 @@ def stored_plan(study: StoredStudy) -> StudyPlan:
         raise StudyStoreError(f"{study.name}: not a study of lcsc_opt, or of another version ({error})") from error
 
 
-def total_evaluations(budget: BudgetSpec, objective: Objective) -> int:
-    """The budget, counted in evaluations of the objective's usual number of images.
-
-    Raises:
-        StudySpecError: for a budget in images, when the objective samples none.
-    """
-    if budget.evaluations is not None:
-        return budget.evaluations
-    if objective.images_per_evaluation == 0:
-        raise StudySpecError("budget.images: this objective samples no images; give budget.evaluations")
-    return math.ceil((budget.images or 0) / objective.images_per_evaluation)
-
-
 def check_space(spec: SpaceSpec, objective: Objective) -> None:
     """Refuse what :func:`build_space` would refuse, before any weights are read.
 
@@ -369,7 +357,7 @@ def check_space(spec: SpaceSpec, objective: Objective) -> None:
     if spec.kind != "principal":
         return
     if objective.trajectory is None and objective.gram() is None:
-        raise ObjectiveError(NO_DIRECTIONS)
+        raise ObjectiveError("space.principal: this objective has no weights to take directions from; use affine")
     if not 1 <= (spec.directions or 0) < len(objective.steps):
         most = len(objective.steps) - 1
         raise StudySpecError(f"space.principal: expected 1 to {most} directions, got {spec.directions}")
@@ -378,11 +366,9 @@ def check_space(spec: SpaceSpec, objective: Objective) -> None:
 def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float] | None = None) -> CoefficientSpace:
     """The coefficient space that a specification names, over an objective's checkpoints.
 
-    ``origin`` ``[K]`` replaces the origin of the specification.
-
-    Raises:
-        ObjectiveError: principal directions of an objective that has no weights.
+    ``origin`` ``[K]`` replaces the origin of the specification. Errors are those of :func:`check_space`.
     """
+    check_space(spec, objective)
     steps = objective.steps
     default = default_origin(steps) if spec.origin is None else ema_coefficients(steps, spec.origin)
     start = default if origin is None else np.array(origin, dtype=np.float64)
@@ -390,6 +376,6 @@ def build_space(spec: SpaceSpec, objective: Objective, *, origin: Sequence[float
         return AffineSpace(steps, start)
     if spec.kind == "convex":
         return ConvexSpace(steps, start)
-    if (gram := objective.gram()) is None:
-        raise ObjectiveError(NO_DIRECTIONS)
+    gram = objective.gram()
+    assert gram is not None
     return PrincipalSpace(steps, start, principal_basis(gram, spec.directions or 0))

@@ -32,7 +32,7 @@ from lcsc_opt.database.names import SUCCEEDED
 from lcsc_opt.database.store import TOLD_FAILED, StoredStudy, TrialKey, candidate_attributes
 from lcsc_opt.evaluation import Evaluator, Failure, Outcome
 from lcsc_opt.optimizers import Request, attach_evaluation, attach_request, candidate_of, request_of
-from lcsc_opt.search.failing import Failing
+from lcsc_opt.search.failure_policy import FailurePolicy
 
 FIRST_FAILURE_LOSS = 1e6  # told for a failed trial when nothing has succeeded yet
 LARGEST_LOSS = 1e20  # Nevergrad clips above 5e20, with a warning
@@ -72,7 +72,7 @@ class Search:
         in_flight: how many trials may be between ask and tell; see :func:`most_in_flight`.
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
-        describe_difference: says what changed in the environment, for the message when replay fails.
+        environment_change: what changed in the environment, for the message when replay fails.
         debug: print the whole traceback of a failure, not only its last lines.
     """
 
@@ -88,14 +88,14 @@ class Search:
         in_flight: int = 1,
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
-        describe_difference: Callable[[], str] = lambda: "",
+        environment_change: str = "",
         debug: bool = False,
     ) -> None:
         self._study, self._optimizer, self._evaluator = study, optimizer, evaluator
         self.name, self.budget = study.name, budget
         self._images_per_evaluation, self._tells = images_per_evaluation, tells
         self._policy = FailureSpec() if failures is None else failures
-        self._describe_difference = describe_difference
+        self._environment_change = environment_change
         trials = study.trials()
         self._inherited = [trial for trial in trials if "inherited" in trial.user_attrs]
         self._stored = trials[len(self._inherited) :]
@@ -107,7 +107,7 @@ class Search:
         self._committed = max(places, default=-1) + 1
         self._worst: float | None = None
         has_results = any(trial.state in SUCCEEDED for trial in trials)
-        self._failing = Failing(study.name, self._policy, has_results=has_results, debug=debug)
+        self._failing = FailurePolicy(study.name, self._policy, has_results=has_results, debug=debug)
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0
@@ -210,7 +210,7 @@ class Search:
         same_way = all(stored.user_attrs.get(key) == how.get(key) for key in ("images", "noise"))
         if in_place and same_way and _coefficients(stored).tobytes() == asked.coefficients.tobytes():
             return
-        difference = self._describe_difference() or "the same versions, BLAS and cores as before"
+        difference = self._environment_change or "the same versions, BLAS and cores as before"
         raise StudyStoreError(
             f"{self._study.name}: the optimizer asks other coefficients for trial {stored.number} than the stored "
             f"ones, so the search cannot be continued exactly. Environment: {difference}"

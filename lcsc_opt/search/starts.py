@@ -17,9 +17,8 @@ from lcsc_opt.database.urls import storage_url
 from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import load_objective
-from lcsc_opt.search.experiment import Experiment
 from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
-from lcsc_opt.search.plan import stored_plan
+from lcsc_opt.search.study import objective_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +76,7 @@ def start_from_study(name: str, storage: str | None) -> Begun:
     """
     opened = open_storage(storage_url(storage), write=False)
     study = StoredStudy.open(opened, name)
-    objective = Experiment(opened, stored_plan(study)).objective
+    objective = objective_of(study)
     study.require("fingerprint", objective.describe(), part="objective")
     return Begun(objective, HeldOutPlan.of(study).images, study)
 

@@ -30,11 +30,9 @@ from lcsc_opt.database.summary import comparison_rows
 from lcsc_opt.database.urls import storage_url
 from lcsc_opt.objective import loading
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.optimizers import cannot_ask_ahead
-from lcsc_opt.search.estimating import Estimate, estimates
-from lcsc_opt.search.experiment import Experiment, experiments
-from lcsc_opt.search.plan import StudyPlan, plans, stored_plan
-from lcsc_opt.search.side_by_side import OnEnd, begin_all, run_side_by_side, together
+from lcsc_opt.search.plan import StudyPlan, plans
+from lcsc_opt.search.status import Estimate, estimates
+from lcsc_opt.search.study import ObjectiveSource, check_plan, objective_of, rehearse, run_study
 from lcsc_opt.views.sweep import is_sweep, points_of, sweep_rows
 
 
@@ -58,7 +56,7 @@ class Study:
             StudySpecError: its file cannot be loaded.
         """
         with reading(self.storage) as storage:
-            return Experiment(storage, stored_plan(StoredStudy.open(storage, self.name))).objective
+            return objective_of(StoredStudy.open(storage, self.name))
 
     @property
     def state(self) -> str:
@@ -138,9 +136,7 @@ def run(
     seeds: Sequence[int] = (),
     budget: int | None = None,
     storage: str | None = None,
-    accept_environment: bool = False,
-    accept_code: bool = False,
-    parallel: bool | None = None,
+    accept_changes: bool = False,
 ) -> list[Study]:
     """Search: run the studies of a study file; continue what is unfinished, skip what is finished.
 
@@ -150,10 +146,7 @@ def run(
         seeds: only these.
         budget: another total, in the unit of the file's budget.
         storage: the database's URL; ``None`` takes ``LCSC_STORAGE``, the study file's or ``sqlite:///studies.db``.
-        accept_environment: continue with other packages or another BLAS than a study began with.
-        accept_code: continue although the code of the objective has changed.
-        parallel: run the studies at the same time on shared workers, or one after the other. ``None`` is at the same
-            time if one of them cannot use all workers. The trials are the same.
+        accept_changes: continue although the code, the versions or the reference have changed since a study began.
 
     Returns:
         A study for each optimizer and seed, in the order of the file; for a sweep, one point after the other.
@@ -167,13 +160,7 @@ def run(
     url = storage_url(storage, specs[0].storage)
     chosen = plans_of(specs, directory, optimizers=optimizers, seeds=seeds, budget=budget)
     with said_once():
-        run_each(
-            checked_experiments(chosen, url, accept_environment=accept_environment, accept_code=accept_code),
-            accept_environment=accept_environment,
-            accept_code=accept_code,
-            lower_budget=budget is not None,
-            parallel=parallel,
-        )
+        run_checked(check_plans(chosen, url, accept_changes=accept_changes), accept_changes=accept_changes)
     return [Study(plan.name, url) for plan in chosen]
 
 
@@ -190,8 +177,7 @@ def plans_of(
     ``budget`` is another total for each study, in the unit of its own budget.
 
     Raises:
-        StudySpecError: an unknown optimizer or option, before anything is run.
-        StudySpecError: ``budget`` is given, and the sweep varies the budget.
+        StudySpecError: an unknown optimizer or option; or ``budget`` is given, and the sweep varies the budget.
     """
     if budget is not None:
         if varied := [key for key in specs[0].vary if key.split(".")[0] == "budget"]:
@@ -202,45 +188,16 @@ def plans_of(
     return [plan for spec in specs for plan in plans(spec, directory, optimizers=optimizers, seeds=seeds)]
 
 
-def checked_experiments(
-    to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool = False, accept_code: bool = False
-) -> list[tuple[Experiment, StudyPlan]]:
-    """Each plan with the experiment that runs it. Plans that could never be searched are refused before any runs.
-
-    All are rehearsed; then only the first objective is loaded. A missing database is made after all were accepted.
-    """
-    with looked_into(url) as storage:
-        found = _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
-        stored = study_names(storage)
-        for experiment, plan in found:
-            if experiment is found[0][0] and plan.name not in stored:
-                experiment.check(plan, accept_code=accept_code)
-    opened = open_storage(url, write=True)
-    for experiment, _ in found:
-        experiment.storage = opened
-    return found
-
-
-def _rehearsed(
-    to_run: Sequence[StudyPlan], storage: RDBStorage, **accepted: bool
-) -> list[tuple[Experiment, StudyPlan]]:
-    """Each plan with its experiment; a dry run and a run refuse the same here, before any weights are read."""
-    found = list(experiments(to_run, storage))
-    for experiment, plan in found:
-        experiment.rehearse(plan, **accepted)
-    return found
-
-
-def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool, accept_code: bool) -> list[Estimate]:
+def dry_run(to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False) -> list[Estimate]:
     """Refuse what a run of these plans would refuse, as far as that is quickly known. Writes no study.
 
-    If nothing is refused, a notice says which objectives have no check. The estimates are of stored evaluations.
+    If nothing is refused, a notice says which objectives have no check.
 
     Raises:
         LcscError: the first thing that is wrong.
     """
     with looked_into(url) as storage:
-        _rehearsed(to_run, storage, accept_environment=accept_environment, accept_code=accept_code)
+        _rehearsed(to_run, storage, accept_changes=accept_changes)
         estimated = estimates(to_run, storage)
     for plan in {plan.spec.objective.file: plan for plan in to_run}.values():
         if not loading.checks_settings(plan.spec.objective, beside=plan.directory):
@@ -249,49 +206,59 @@ def rehearse(to_run: Sequence[StudyPlan], url: str, *, accept_environment: bool,
     return estimated
 
 
-def run_each(
-    to_run: Sequence[tuple[Experiment, StudyPlan]],
+def check_plans(
+    to_run: Sequence[StudyPlan], url: str, *, accept_changes: bool = False
+) -> list[tuple[StudyPlan, ObjectiveSource]]:
+    """Each plan with the source of its objective. Plans that could never be searched are refused before any runs.
+
+    A missing database is made after all were accepted.
+
+    Raises:
+        LcscError: the first thing that is wrong.
+    """
+    with looked_into(url) as storage:
+        found = _rehearsed(to_run, storage, accept_changes=accept_changes)
+        stored = study_names(storage)
+        for plan, source in found:
+            if source is found[0][1] and plan.name not in stored:  # only one objective is loaded at a time
+                check_plan(plan, source, accept_changes=accept_changes)
+    opened = open_storage(url, write=True)
+    for _, source in found:
+        source.storage = opened
+    return found
+
+
+def run_checked(
+    to_run: Sequence[tuple[StudyPlan, ObjectiveSource]],
     *,
     on_end: Callable[[str], None] = lambda _: None,
-    parallel: bool | None = None,
-    **how: bool,
+    accept_changes: bool = False,
+    debug: bool = False,
 ) -> None:
-    """Run studies. One that fails, or that another process runs, does not stop the others.
+    """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
     Args:
-        to_run: as :func:`checked_experiments` gives them.
+        to_run: as :func:`check_plans` gives them.
         on_end: called with one line when a study has ended, or cannot run.
-        parallel: run the studies of one objective at the same time, on shared workers; ``None`` does so if one of
-            them would leave workers idle.
-        how: further arguments of :meth:`Experiment.run`.
+        accept_changes: continue although the code, the versions or the reference have changed since a study began.
+        debug: print the whole traceback of an evaluation that fails.
 
     Raises:
         LcscError: the only study failed.
         SearchFailedError: some of several studies failed; the message names them.
-        StudySpecError: there is only one worker to share.
     """
-    if parallel and all(plan.workers == 1 for _, plan in to_run):
-        raise StudySpecError("--parallel: the study file has one worker; give it more of them, as in workers=2")
     failed: list[str] = []
-
-    def ended(plan: StudyPlan, outcome: str | LcscError) -> None:
-        if isinstance(outcome, LcscError):
+    for place, (plan, source) in enumerate(to_run):
+        try:
+            outcome = run_study(plan, source, accept_changes=accept_changes, debug=debug)
+        except LcscError as error:
             if len(to_run) == 1:
-                raise outcome
+                raise
             failed.append(plan.name)
-        on_end(f"{plan.name}: {str(outcome).removeprefix(f'{plan.name}: ')}")
-
-    for experiment, of_objective in _by_experiment(to_run):
-        left = of_objective
-        if parallel is not False and len(left) > 1 and left[0].workers > 1:
-            left = _run_side_by_side(experiment, left, ended, how, asked=parallel is True)
-        for plan in left:
-            try:
-                outcome: str | LcscError = experiment.run(plan, **how)
-            except LcscError as error:
-                outcome = error
-            ended(plan, outcome)
-        experiment.forget_objective()
+            outcome = str(error).removeprefix(f"{plan.name}: ")
+        on_end(f"{plan.name}: {outcome}")
+        if all(later is not source for _, later in to_run[place + 1 :]):
+            source.forget()
     if failed:
         raise SearchFailedError(
             f"{len(failed)} of {len(to_run)} studies did not end: {', '.join(failed)}; the lines above say why, "
@@ -299,28 +266,18 @@ def run_each(
         )
 
 
-def _by_experiment(to_run: Sequence[tuple[Experiment, StudyPlan]]) -> list[tuple[Experiment, list[StudyPlan]]]:
-    found: dict[int, tuple[Experiment, list[StudyPlan]]] = {}
-    for experiment, plan in to_run:
-        found.setdefault(id(experiment), (experiment, []))[1].append(plan)
-    return list(found.values())
-
-
-def _run_side_by_side(
-    experiment: Experiment, plans_to_run: Sequence[StudyPlan], on_end: OnEnd, how: Mapping[str, bool], *, asked: bool
-) -> list[StudyPlan]:
-    """Run the studies that can share workers; returns the others, which run alone."""
-    if not asked and not any(cannot_ask_ahead(plan.optimizer) for plan in plans_to_run):
-        return list(plans_to_run)
-    begun = begin_all(experiment, plans_to_run, on_end, how)
-    alone = [one.plan.name for one in begun if one.going_on.workers == 1]  # begun where auto was one worker
-    if asked and alone:
-        notice(f"--parallel: {', '.join(alone)}: began with one worker, so one study after the other goes on")
-    sharing = together([one for one in begun if one.plan.name not in alone])
-    if len(sharing) > 1 and (asked or any(one.idle for one in sharing)):
-        run_side_by_side(experiment, sharing, on_end, how)
-        begun = [one for one in begun if one not in sharing]
-    return [one.plan for one in begun]
+def _rehearsed(
+    to_run: Sequence[StudyPlan], storage: RDBStorage, *, accept_changes: bool
+) -> list[tuple[StudyPlan, ObjectiveSource]]:
+    """Each plan with the source of its objective, plans of one objective together; nothing is loaded."""
+    sources: dict[str, ObjectiveSource] = {}
+    found: dict[str, list[tuple[StudyPlan, ObjectiveSource]]] = {}
+    for plan in to_run:
+        key = f"{plan.directory}:{plan.spec.objective.model_dump_json()}"
+        source = sources.setdefault(key, ObjectiveSource(storage, plan))
+        rehearse(plan, source, accept_changes=accept_changes)
+        found.setdefault(key, []).append((plan, source))
+    return [pair for pairs in found.values() for pair in pairs]
 
 
 def load_study(name: str, storage: str | None = None) -> Study:

@@ -74,24 +74,21 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
     for bundled in BUNDLED:
         if name == bundled:
             return TrainingData(name, bundled_images(bundled)[0], name, f"{name}2")
+    path = Path(name).expanduser()
     try:
         if name == "cifar10":
             settings = dataset_settings("cifar10-train")
             assert settings is not None  # a known data set
             images: ImageSet = dataset_images(settings, root=cache / "datasets")
-            return TrainingData(name, _all(images), reference="cifar10-train")
-        path = Path(name).expanduser()
-        if not path.exists():
+            reference = "cifar10-train"
+        elif path.exists():
+            images, reference = ImageFiles(path, cache=cache / "references"), str(path.absolute())
+        else:
             raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
-        files = ImageFiles(path, cache=cache / "references")
-        return TrainingData(name, _all(files), reference=str(path.absolute()))
+        pixels = torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])
     except MetricError as error:
         raise TrainingError(f"--data: {str(error).removeprefix('reference: ')}") from error
-
-
-def _all(images: ImageSet) -> Tensor:
-    """All images as bytes, ``[n, C, H, W]``."""
-    return torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])
+    return TrainingData(name, pixels, reference=reference)
 
 
 def as_bytes(images: Tensor) -> Tensor:

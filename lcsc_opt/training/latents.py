@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrainingError
 from lcsc_opt.base.files import replacing
-from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import derive_seed
 from lcsc_opt.sampling.latents import load_autoencoder
 from lcsc_opt.training.data import as_floats
-from lcsc_opt.training.networks import initialize
+from lcsc_opt.training.networks import descend, initialize
 
 FINAL_STD = 0.5  # sigma_data of the recipes
 KL_WEIGHT = 1e-6  # Rombach et al. 2022, Appendix G: keeps latents bounded, and hardly changes the images
@@ -67,44 +66,36 @@ def read_autoencoder(folder: Path, image_shape: tuple[int, int, int]) -> nn.Modu
 
 
 @torch.no_grad()
-def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device, batch_size: int = BATCH) -> Latents:
+def encode(autoencoder: nn.Module, pixels: Tensor, *, device: torch.device) -> Latents:
     """The latents of all images. If the autoencoder gives a distribution, its mode is taken.
 
     Args:
         autoencoder: of diffusers; it is moved to the device.
         pixels: ``[n, C, H, W]``, float32 in [-1, 1] or uint8.
         device: where it is run.
-        batch_size: images at once.
 
     Raises:
         TrainingError: the decoded images have another size, or a channel of the latents is constant.
     """
-    autoencoder.eval().to(device)
-    shape, back = pixels.shape[1:], _decoded(autoencoder, _encoded(autoencoder, as_floats(pixels[:1]).to(device)))
+    network = cast("Any", autoencoder.eval().to(device))
+
+    def encoded(part: Tensor) -> Tensor:
+        output = network.encode(as_floats(part).to(device))
+        latents: Tensor = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
+        return latents
+
+    shape, back = pixels.shape[1:], network.decode(encoded(pixels[:1])).sample
     if back.shape[1:] != shape:
         raise TrainingError(
             f"--autoencoder: images {list(shape)} come back as {list(back.shape[1:])}; give images of a size that it "
             "halves without a rest"
         )
-    raw = torch.cat(
-        [_encoded(autoencoder, as_floats(part).to(device)).cpu() for part in torch.split(pixels, batch_size)]
-    )
+    raw = torch.cat([encoded(part).cpu() for part in torch.split(pixels, BATCH)])
     mean, std = raw.mean((0, 2, 3)), raw.std((0, 2, 3))
     if not (std > 1e-6).all():
         raise TrainingError("--autoencoder: a channel of its latents is the same for all images; train it on such ones")
     values = (raw - mean[:, None, None]) / std[:, None, None] * FINAL_STD
     return Latents(values, mean.tolist(), std.tolist())
-
-
-def _encoded(autoencoder: nn.Module, images: Tensor) -> Tensor:
-    output = cast("Any", autoencoder).encode(images)
-    latents: Tensor = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
-    return latents
-
-
-def _decoded(autoencoder: nn.Module, latents: Tensor) -> Tensor:
-    images: Tensor = cast("Any", autoencoder).decode(latents).sample
-    return images
 
 
 def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.device, steps: int) -> nn.Module:
@@ -130,16 +121,27 @@ def train_autoencoder(pixels: Tensor, folder: Path, *, seed: int, device: torch.
         f"a small autoencoder of these images is trained first, {steps:,} steps; --autoencoder takes one of your own"
     )
     generator = torch.Generator().manual_seed(derive_seed(seed, "autoencoder"))
-    network = small_autoencoder(channels, max(height, width))
+    network: Any = small_autoencoder(channels, max(height, width))
     initialize(network, generator)
-    _fit(network.to(device), pixels, generator, device, steps)
+    network.to(device)
+
+    def loss_of_step(_step: int) -> Tensor:
+        images = as_floats(pixels[torch.randint(len(pixels), (BATCH,), generator=generator)]).to(device)
+        known = network.encode(images).latent_dist
+        drawn = known.mean + known.std * torch.randn(known.mean.shape, generator=generator).to(device)
+        loss: Tensor = F.mse_loss(network.decode(drawn).sample, images) + KL_WEIGHT * known.kl().mean()
+        return loss
+
+    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    descend(loss_of_step, optimizer, steps=steps, schedule=schedule, description="training a small autoencoder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with replacing(folder) as pending:
-            cast("Any", network).save_pretrained(pending, safe_serialization=True)
+            network.save_pretrained(pending, safe_serialization=True)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    return network
+    return cast("nn.Module", network)
 
 
 def small_latent_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -170,22 +172,3 @@ def small_autoencoder(channels: int, size: int) -> nn.Module:
         mid_block_add_attention=False,
     )
     return network
-
-
-def _fit(network: nn.Module, pixels: Tensor, generator: torch.Generator, device: torch.device, steps: int) -> None:
-    optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with progress("training a small autoencoder", steps) as advance, torch.enable_grad():
-        for _ in range(steps):
-            images = as_floats(pixels[torch.randint(len(pixels), (BATCH,), generator=generator)]).to(device)
-            known = cast("Any", network).encode(images).latent_dist
-            drawn = known.mean + known.std * torch.randn(known.mean.shape, generator=generator).to(device)
-            loss = F.mse_loss(_decoded(network, drawn), images) + KL_WEIGHT * known.kl().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise TrainingError(f"the autoencoder's loss is {value}: look at the data")
-            advance(note=f"loss {value:.4f}")

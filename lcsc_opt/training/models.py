@@ -63,7 +63,7 @@ def read_model(path: Path, option: str) -> Model:
     """A model that a training or diffusers' ``save_pretrained`` wrote: its network and its scheduler.
 
     Args:
-        path: a pipeline's folder, or a model's folder with ``scheduler/`` beside it.
+        path: a pipeline's folder, or a model's folder with ``scheduler/`` next to it.
         option: the command-line option that named it, for errors.
 
     Raises:
@@ -74,7 +74,10 @@ def read_model(path: Path, option: str) -> Model:
         network = folder.network()
     except ObjectiveError as error:
         raise TrainingError(f"{option}: {str(error).removeprefix('model: ')}") from error
-    kind = _kind(folder, option)
+    kind = _kind(folder)
+    if kind is None:
+        name = (folder.scheduler or {}).get("_class_name", "no scheduler_config.json")
+        raise TrainingError(f"{option}: {folder.path} does not say how its network was trained: {name}")
     path = folder.path
     component = next((inside for inside in (path / UNET, path) if (inside / "config.json").is_file()), path)
     try:
@@ -88,10 +91,9 @@ def read_model(path: Path, option: str) -> Model:
     return Model(folder, loaded, kind)
 
 
-def _kind(folder: DiffusersFolder, option: str) -> Kind:
-    config = folder.scheduler
-    if config is None:
-        raise TrainingError(f"{option}: {folder.path} has no scheduler_config.json that says what the network predicts")
+def _kind(folder: DiffusersFolder) -> Kind | None:
+    """How a model was trained, as its scheduler says."""
+    config = folder.scheduler or {}
     name, predicts = str(config.get("_class_name", "")), str(config.get("prediction_type", "epsilon"))
     if name == "CMStochasticIterativeScheduler":
         return "consistency"
@@ -99,9 +101,7 @@ def _kind(folder: DiffusersFolder, option: str) -> Kind:
         return "flow"
     if name.startswith("EDM"):
         return "edm"
-    if predicts in BETAS and name.endswith("Scheduler"):
-        return "ddpm"
-    raise TrainingError(f"{option}: {folder.path}: {name or 'its scheduler'} with {predicts!r} is not known here")
+    return "ddpm" if predicts in BETAS and name.endswith("Scheduler") else None
 
 
 def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any], timestep_scale: float) -> None:
@@ -110,9 +110,15 @@ def write_config(folder: Path, network: nn.Module, scheduler: Mapping[str, Any],
     Raises:
         TrainingError: the disk refuses.
     """
-    config = dict(scheduler) if timestep_scale == 1 else {**scheduler, TIMESTEP_SCALE: timestep_scale}
-    _write_json(folder / UNET / "config.json", json.loads(cast("Any", network).to_json_string()))
-    _write_json(folder / "scheduler" / "scheduler_config.json", config)
+    configs = {
+        f"{UNET}/config.json": json.loads(cast("Any", network).to_json_string()),
+        "scheduler/scheduler_config.json": {
+            **scheduler,
+            **({} if timestep_scale == 1 else {TIMESTEP_SCALE: timestep_scale}),
+        },
+    }
+    for name, config in configs.items():
+        write_atomically(folder / name, (json.dumps(config, indent=2) + "\n").encode(), error=TrainingError)
 
 
 def write_weights(folder: Path, network: nn.Module) -> None:
@@ -126,10 +132,6 @@ def write_weights(folder: Path, network: nn.Module) -> None:
             cast("Any", network).save_pretrained(pending, safe_serialization=True)
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written ({error.strerror or error})") from error
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode(), error=TrainingError)
 
 
 class BetaDenoiser(nn.Module):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -25,17 +24,18 @@ from lcsc_opt.base.study_file import experiment_name
 from lcsc_opt.base.yaml_text import parse_yaml
 from lcsc_opt.coefficients.profiles import power_ema_coefficients
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
-from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder
+from lcsc_opt.sampling.latents import DecoderSettings
 from lcsc_opt.training.data import TrainingData, load_images
 from lcsc_opt.training.latents import Latents, encode, read_autoencoder, small_latent_shape, train_autoencoder
 from lcsc_opt.training.models import Model, read_model, write_config, write_weights
 from lcsc_opt.training.networks import default_widths, initialize, small_unet
 from lcsc_opt.training.recipes import RECIPES, Recipe
 from lcsc_opt.training.recipes.base import timestep_scale
-from lcsc_opt.training.trainer import Job, last_step, new_accelerator, train
+from lcsc_opt.training.trainer import Job, beside, last_step, new_accelerator, train
 from lcsc_opt.trajectory import Trajectory
 
 SIGMA_REL = 0.1  # relative width of the average that the model's folder holds at the end (Karras et al. 2024)
+LEAVES = (".trajectory", ".state", ".model", ".jsonl", ".yaml", ".samples")  # suffixes of what a training writes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +73,32 @@ class Request:
     samples_every: int | None = None
 
     def beside(self, suffix: str) -> Path:
-        """A file or folder beside the trajectory."""
-        return self.out.with_name(self.out.name.removesuffix(".trajectory") + suffix)
+        """Another file or folder of the training."""
+        return beside(self.out, suffix)
+
+    @property
+    def description(self) -> Path:
+        """The file with everything that decides the weights."""
+        return self.beside(".model") / "training.json"
+
+    def described(self, recipe: Recipe) -> dict[str, Any]:
+        """Everything that decides the weights, as JSON."""
+        paths = {
+            "teacher": self.teacher,
+            "from": self.begin,
+            "network": self.network,
+            "autoencoder": self.autoencoder,
+        }
+        return {
+            "recipe": recipe.name,
+            **recipe.model_dump(),
+            "data": self.data,
+            "steps": self.steps,
+            "checkpoint_every": self.checkpoint_every,
+            "seed": self.seed,
+            "precision": self.precision,
+            **{name: None if path is None else str(path) for name, path in paths.items()},
+        }
 
 
 def run(request: Request, *, resume: bool = False) -> Path | None:
@@ -96,23 +120,41 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
     _check_request(request, recipe, resume=resume)
     data = load_images(request.data, cache=cache_directory())
     teacher = None if request.teacher is None else read_model(request.teacher, "--teacher")
+    denoiser = None if teacher is None else teacher.denoiser()
     begin = _beginning(request, recipe, teacher)
     accelerator = new_accelerator(request.precision)
-    latents = _given_latents(request, data, accelerator)
-    shape = _trained_shape(recipe, data, latents)
+    latents: Latents | None = None
+    if request.autoencoder is None:
+        shape = small_latent_shape(data.shape) if recipe.latent else data.shape
+    else:
+        autoencoder = read_autoencoder(request.autoencoder, data.shape)
+        latents = encode(autoencoder, data.pixels, device=accelerator.device)
+        shape = cast("tuple[int, int, int]", tuple(latents.values.shape[1:]))
     if teacher is not None:
         _check_fits(teacher.folder, shape, "--teacher")
     network = _network(request, recipe, shape, begin)
-    with _alone(request, accelerator, resume=resume):
-        if accelerator.is_main_process:
+
+    def busy() -> None:
+        raise TrainingError(f"{request.out}: another process trains it; wait until it is done, or name another one")
+
+    writes, own_decoder = accelerator.is_main_process, request.beside(".model") / "autoencoder"
+    with only_process(request.beside(".model"), busy=busy) if writes else contextlib.nullcontext():
+        if writes:
+            if not resume:
+                _check_free(request)  # again: what is above has only read, and took its time
             _write_description(request, recipe, data, resume=resume)
         if recipe.latent and latents is None:  # trained last, when everything else is known to fit
-            latents = _small_latents(request, data, accelerator)
-        pixels = data.pixels if latents is None else latents.values
+            with accelerator.main_process_first():
+                autoencoder = train_autoencoder(
+                    data.pixels, own_decoder, seed=request.seed, device=accelerator.device, steps=request.steps
+                )
+            latents = encode(autoencoder, data.pixels, device=accelerator.device)
+        folder = own_decoder if request.autoencoder is None else request.autoencoder.absolute()
+        decoder = None if latents is None else DecoderSettings.model_validate(latents.decoder(str(folder)))
         job = Job(
             recipe=recipe,
             network=network,
-            images=pixels,
+            images=data.pixels if latents is None else latents.values,
             out=request.out,
             steps=request.steps,
             checkpoint_every=request.checkpoint_every,
@@ -120,38 +162,21 @@ def run(request: Request, *, resume: bool = False) -> Path | None:
             precision=request.precision,
             noise_scale=recipe.noise_scale if begin is None else begin.noise_scale,
             samples_every=request.samples_every,
-            decoder=None if latents is None else _decoder(request, latents),
+            decoder=None if decoder is None else decoder.build(shape[0]),
             keeps_start=begin is not None and begin.kind == recipe.kind,
-            teacher=None if teacher is None else teacher.denoiser(),
+            teacher=denoiser,
         )
-        if accelerator.is_main_process:
-            _write_beside(request, recipe, job, data, latents, resume=resume)
+        if writes:
+            model, study = request.beside(".model"), request.beside(".yaml")
+            write_config(model, network, recipe.scheduler(), timestep_scale(recipe.kind, job.noise_scale))
+            if not (resume and study.exists()):
+                write_atomically(study, study_text(request, recipe, data, latents).encode(), error=TrainingError)
         accelerator.wait_for_everyone()
         train(job, accelerator=accelerator, resume=resume)
-        if not accelerator.is_main_process:
+        if not writes:
             return None
         _write_average(request, network)
         return request.beside(".yaml")
-
-
-@contextlib.contextmanager
-def _alone(request: Request, accelerator: Any, *, resume: bool) -> Iterator[None]:
-    """Keep other commands from training to the same files: what is around this has only read.
-
-    Raises:
-        TrainingError: one does so already, or has done so meanwhile.
-    """
-    if not accelerator.is_main_process:
-        yield
-        return
-
-    def busy() -> None:
-        raise TrainingError(f"{request.out}: another process trains it; wait until it is done, or name another one")
-
-    with only_process(request.beside(".model"), busy=busy):
-        if not resume:
-            _check_free(request)
-        yield
 
 
 def parse_recipe(name: str, settings: Sequence[str]) -> Recipe:
@@ -196,48 +221,20 @@ def _check_request(request: Request, recipe: Recipe, *, resume: bool) -> None:
 
 
 def _check_free(request: Request) -> None:
-    if there := next((path for path in _leftovers(request) if path.exists()), None):
-        goes_on = "--resume goes on" if _description(request).exists() else "it is of no training: move it away"
+    if there := next((path for path in map(request.beside, LEAVES) if path.exists()), None):
+        goes_on = "--resume goes on" if request.description.exists() else "it is of no training: move it away"
         raise TrainingError(f"{there}: is there already: {goes_on}, or name another trajectory")
 
 
-def _leftovers(request: Request) -> tuple[Path, ...]:
-    """The paths that a training writes, its trajectory first."""
-    return request.out, *(request.beside(suffix) for suffix in (".state", ".model", ".jsonl", ".yaml", ".samples"))
-
-
-def _described(request: Request, recipe: Recipe) -> dict[str, Any]:
-    """Everything that decides the weights, as JSON."""
-    paths = {
-        name: None if path is None else str(path)
-        for name, path in (
-            ("teacher", request.teacher),
-            ("from", request.begin),
-            ("network", request.network),
-            ("autoencoder", request.autoencoder),
-        )
-    }
-    return {
-        "recipe": recipe.name,
-        **recipe.model_dump(),
-        "data": request.data,
-        "steps": request.steps,
-        "checkpoint_every": request.checkpoint_every,
-        "seed": request.seed,
-        "precision": request.precision,
-        **paths,
-    }
-
-
 def _check_unchanged(request: Request, recipe: Recipe) -> None:
-    path = _description(request)
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = json.loads(request.description.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"{request.out}: there is nothing to go on with ({path} is not there); leave --resume out to begin"
+            f"{request.out}: there is nothing to go on with ({request.description} is not there); leave --resume out "
+            "to begin"
         ) from error
-    now = _described(request, recipe)
+    now = request.described(recipe)
     free = set() if recipe.curriculum else {"steps"}  # without a curriculum, a longer training continues a shorter one
     for name in now.keys() - free:
         if before.get(name) != now[name]:
@@ -249,11 +246,8 @@ def _check_unchanged(request: Request, recipe: Recipe) -> None:
 def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model | None:
     """The model whose weights the network begins with, and whose architecture it has."""
     if request.begin is None:
-        if teacher is not None:
-            teacher.denoiser()  # raises if it cannot be a teacher
-            if teacher.kind in recipe.begins_from and request.network is None:
-                return teacher
-        return None
+        takes_teachers = teacher is not None and teacher.kind in recipe.begins_from and request.network is None
+        return teacher if takes_teachers else None
     model = read_model(request.begin, "--from")
     if model.kind not in recipe.begins_from:
         raise TrainingError(
@@ -263,66 +257,24 @@ def _beginning(request: Request, recipe: Recipe, teacher: Model | None) -> Model
     return model
 
 
-def _trained_shape(recipe: Recipe, data: TrainingData, latents: Latents | None) -> tuple[int, int, int]:
-    """``[C, H, W]`` of the network's input, also if the autoencoder is not trained yet."""
-    if latents is None:
-        return small_latent_shape(data.shape) if recipe.latent else data.shape
-    channels, height, width = latents.values.shape[1:]
-    return channels, height, width
-
-
-def _given_latents(request: Request, data: TrainingData, accelerator: Any) -> Latents | None:
-    if request.autoencoder is None:
-        return None
-    autoencoder = read_autoencoder(request.autoencoder, data.shape)
-    return encode(autoencoder, data.pixels, device=accelerator.device)
-
-
-def _small_latents(request: Request, data: TrainingData, accelerator: Any) -> Latents:
-    folder = request.beside(".model") / "autoencoder"
-    how: dict[str, Any] = {"seed": request.seed, "device": accelerator.device, "steps": request.steps}
-    with accelerator.main_process_first():
-        autoencoder = train_autoencoder(data.pixels, folder, **how)
-    return encode(autoencoder, data.pixels, device=accelerator.device)
-
-
-def _decoder(request: Request, latents: Latents) -> LatentDecoder:
-    folder = _autoencoder(request, str(request.beside(".model") / "autoencoder"))
-    return DecoderSettings.model_validate(latents.decoder(folder)).build(latents.values.shape[1])
-
-
-def _autoencoder(request: Request, own: str) -> str:
-    """The folder of the given autoencoder, else of our own."""
-    return own if request.autoencoder is None else str(request.autoencoder.absolute())
-
-
 def _network(request: Request, recipe: Recipe, shape: Sequence[int], begin: Model | None) -> nn.Module:
     """The network with the weights that training begins with."""
     if begin is not None:
         _check_fits(begin.folder, shape, "--from")
-        network = _copy(begin)
+        network = begin.folder.network()
+        network.load_state_dict(begin.network.state_dict())
     else:
-        network = _new_network(request, recipe, shape)
+        if request.network is None:
+            network = small_unet(shape, default_widths(shape), **recipe.network_options)
+        else:
+            try:
+                folder = DiffusersFolder.read(request.network)
+                network = folder.network()
+            except ObjectiveError as error:
+                raise TrainingError(f"--network: {str(error).removeprefix('model: ')}") from error
+            _check_fits(folder, shape, "--network")
         initialize(network, torch.Generator().manual_seed(derive_seed(request.seed, "weights")))
     recipe.prepare(network)
-    return network
-
-
-def _copy(model: Model) -> nn.Module:
-    network = model.folder.network()
-    network.load_state_dict(model.network.state_dict())
-    return network
-
-
-def _new_network(request: Request, recipe: Recipe, shape: Sequence[int]) -> nn.Module:
-    if request.network is None:
-        return small_unet(shape, default_widths(shape), **recipe.network_options)
-    try:
-        folder = DiffusersFolder.read(request.network)
-        network = folder.network()
-    except ObjectiveError as error:
-        raise TrainingError(f"--network: {str(error).removeprefix('model: ')}") from error
-    _check_fits(folder, shape, "--network")
     return network
 
 
@@ -340,48 +292,34 @@ def _check_fits(folder: DiffusersFolder, shape: Sequence[int], option: str) -> N
 
 
 def _write_description(request: Request, recipe: Recipe, data: TrainingData, *, resume: bool) -> None:
-    path, images = _description(request), data.fingerprint
+    path, images = request.description, data.fingerprint
     before = json.loads(path.read_text(encoding="utf-8")).get("images", images) if resume else images
     if before != images:
         notice(f"{request.data}: the run before this one had {before}, and this one has {images}")
-    text = json.dumps({**_described(request, recipe), "images": images}, indent=2) + "\n"
+    text = json.dumps({**request.described(recipe), "images": images}, indent=2) + "\n"
     write_atomically(path, text.encode(), error=TrainingError)
-
-
-def _description(request: Request) -> Path:
-    return request.beside(".model") / "training.json"
-
-
-def _write_beside(
-    request: Request, recipe: Recipe, job: Job, data: TrainingData, latents: Latents | None, *, resume: bool
-) -> None:
-    """The model's folder without its weights, and the study file."""
-    model = request.beside(".model")
-    write_config(model, job.network, recipe.scheduler(), timestep_scale(recipe.kind, job.noise_scale))
     if data.reference is None:
-        data.write_reference(model / "images.npz")
-    if not (resume and request.beside(".yaml").exists()):
-        text = study_text(request, recipe, data, latents)
-        write_atomically(request.beside(".yaml"), text.encode(), error=TrainingError)
+        data.write_reference(path.with_name("images.npz"))
 
 
 def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: Latents | None) -> str:
     """A study file that searches the trajectory, with paths relative to its folder."""
     model = request.beside(".model").name
-    features = "fid" if data.extractor is None else f"fid@{data.extractor}"
     settings: dict[str, Any] = {
         "checkpoints": request.out.name,
         "model": model,
         "sampler": recipe.sampler,
-        "loss": features,
+        "loss": "fid" if data.extractor is None else f"fid@{data.extractor}",
         **({} if data.second is None else {"held_out_metrics": [f"fid@{data.second}"]}),
         "reference": data.reference or f"{model}/images.npz",
         "images": 1000,
     }
     if latents is not None:
-        settings["decoder"] = latents.decoder(_autoencoder(request, f"{model}/autoencoder"))
+        own = f"{model}/autoencoder"
+        settings["decoder"] = latents.decoder(
+            own if request.autoencoder is None else str(request.autoencoder.absolute())
+        )
     study: Mapping[str, Any] = {
-        "name": experiment_name(request.beside("").name) or "training",
         "objective": {"file": "diffusers_unconditional.py", "settings": settings},
         "optimizers": ["EMAGrid", "LCSC", "LCSCGradient", "CMA"],
         "seeds": [0],
@@ -389,8 +327,9 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
         "storage": "sqlite:///studies.db",
         "held_out": {"images": 10000, "top": 5},
     }
-    file = shlex.quote(request.beside(".yaml").name)
-    head = f"# {recipe.name} on {data.name}, {request.steps} steps: lcsc run {file}\n"
+    file, name = request.beside(".yaml").name, experiment_name(request.beside("").name) or "training"
+    head = f"# {recipe.name} on {data.name}, {request.steps} steps: lcsc run {shlex.quote(file)}\n"
+    head += f"name: {json.dumps(name)}\n"  # in quotes, since it may look like a number
     return head + yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
 
 
@@ -398,7 +337,5 @@ def study_text(request: Request, recipe: Recipe, data: TrainingData, latents: La
 def _write_average(request: Request, network: nn.Module) -> None:
     """Write an average of the checkpoints as the weights of the model's folder: a good teacher or start."""
     trajectory = Trajectory.open(request.out)
-    coefficients = power_ema_coefficients(trajectory.steps, SIGMA_REL)
-    assert math.isclose(float(coefficients.sum()), 1.0, abs_tol=1e-9)
-    cast("Any", network).load_state_dict(trajectory.merge(coefficients))
+    network.load_state_dict(trajectory.merge(power_ema_coefficients(trajectory.steps, SIGMA_REL)))
     write_weights(request.beside(".model"), network.cpu())

@@ -1,6 +1,6 @@
 """One loop for all recipes, through Accelerate: on a CPU, a GPU or several GPUs, in full precision or in bf16.
 
-Beside ``NAME.trajectory`` are ``NAME.jsonl``, the learning curve, ``NAME.samples``, and ``NAME.state``, from which
+Next to ``NAME.trajectory`` are ``NAME.jsonl``, the learning curve, ``NAME.samples``, and ``NAME.state``, from which
 training continues. All random numbers of a step come from the seed, the number of the step and the number of the
 process. So a training that was interrupted continues as if it had not been.
 """
@@ -72,9 +72,10 @@ class Job:
     teacher: Denoiser | None = None
     state_seconds: float = STATE_SECONDS
 
-    def beside(self, suffix: str) -> Path:
-        """A file or folder beside the trajectory."""
-        return self.out.with_name(self.out.name.removesuffix(".trajectory") + suffix)
+
+def beside(out: Path, suffix: str) -> Path:
+    """Another file or folder of the training that makes the trajectory ``out``."""
+    return out.with_name(out.name.removesuffix(".trajectory") + suffix)
 
 
 def new_accelerator(precision: Literal["fp32", "bf16"]) -> Any:
@@ -115,12 +116,12 @@ def train(job: Job, *, accelerator: Any, resume: bool) -> None:
             loop.run_to_the_end(lambda: False)
     except KeyboardInterrupt:
         if accelerator.is_main_process:
-            notice(
-                f"{job.out}: stopped after step {loop.step}; with --resume the same command goes on {loop.resumed_from}"
-            )
+            saved = (loop.latest or "step0").removeprefix("step")
+            where = "there" if saved == str(loop.step) else f"step {saved}"
+            notice(f"{job.out}: stopped after step {loop.step}; with --resume the same command goes on from {where}")
         raise
     finally:
-        loop.close()
+        loop.saver.close()
 
 
 class _Loop:
@@ -147,36 +148,32 @@ class _Loop:
         if self.average is not None:
             accelerator.register_for_checkpointing(self.average)
         self.generator = torch.Generator(accelerator.device)
-        self.curve = LearningCurve(job.beside(".jsonl"), write=accelerator.is_main_process)
-        self.sheets = self._sample_sheets() if accelerator.is_main_process else None
+        self.curve = LearningCurve(beside(job.out, ".jsonl"), write=accelerator.is_main_process)
+        self.sheets = None
+        if job.samples_every is not None and accelerator.is_main_process:
+            self.sheets = SampleSheets(
+                beside(job.out, ".samples"),
+                recipe=job.recipe,
+                network=self.raw,
+                image_shape=tuple(job.images.shape[1:]),
+                noise_scale=job.noise_scale,
+                decoder=job.decoder,
+                device=accelerator.device,
+            )
         self.patience = 1 if accelerator.device.type == "cpu" else CHECKED_EVERY
+        self.states = beside(job.out, ".state")
         self.saved_at = time.monotonic()
 
-    def _sample_sheets(self) -> SampleSheets | None:
-        job = self.job
-        if job.samples_every is None:
-            return None
-        return SampleSheets(
-            job.beside(".samples"),
-            recipe=job.recipe,
-            network=self.raw,
-            image_shape=tuple(job.images.shape[1:]),
-            noise_scale=job.noise_scale,
-            decoder=job.decoder,
-            device=self.accelerator.device,
-        )
-
     @property
-    def resumed_from(self) -> str:
-        """Where a resumed training would begin, in words."""
-        name = self._latest(self.job.beside(".state"))
-        if name is None:
-            return "from the start"
-        step = name.removeprefix("step")
-        return "from there" if step == str(self.step) else f"from step {step}"
+    def latest(self) -> str | None:
+        """The name of the last state, ``stepN``."""
+        try:
+            return (self.states / LATEST).read_text(encoding="utf-8")
+        except OSError:
+            return None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state that Accelerate saves beside its own."""
+        """The state that Accelerate saves with its own."""
         began = self.curve.begun
         return {"step": self.step, "seconds": self.seconds, "threads": self._threads(), "losses": began}
 
@@ -196,37 +193,31 @@ class _Loop:
 
     def begin(self, *, resume: bool) -> None:
         """Load the last state, or save the first one."""
-        states = self.job.beside(".state")
-        name = self._latest(states) if resume else None
+        name = self.latest if resume else None
         if resume and name in (None, "step0") and self.accelerator.is_main_process:
-            self._drop_rows(states, name)
+            if name is None and (made := last_step(self.job.out)) > 0:
+                raise TrainingError(
+                    f"{self.states}: is not there, and without it the training of {made:,} steps cannot go on; its "
+                    "checkpoints are whole: search them, or train anew under another name"
+                )
+            remove(self.job.out)  # its rows are made again
         self.accelerator.wait_for_everyone()
         if name is None:
             self.saver.begin(0)
-            self._keep_start()
-            self.save_state()
-            return
-        try:
-            self.accelerator.load_state(str(states / name))
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise TrainingError(f"{states}: cannot be gone on from ({reason}); train anew elsewhere") from error
-        self._keep_start()
-        self.curve.rewind(self.step)
-
-    def _drop_rows(self, states: Path, name: str | None) -> None:
-        """Remove the rows that training makes again; where the state was removed, they may be all that there is."""
-        made = last_step(self.job.out)
-        if name is None and made > 0:
-            raise TrainingError(
-                f"{states}: is not there, and without it the training of {made:,} steps cannot go on; its checkpoints "
-                "are whole: search them, or train anew under another name"
-            )
-        remove(self.job.out)
-
-    def _keep_start(self) -> None:
+        else:
+            try:
+                self.accelerator.load_state(str(self.states / name))
+            except (OSError, RuntimeError, ValueError, KeyError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise TrainingError(
+                    f"{self.states}: cannot be gone on from ({reason}); train anew elsewhere"
+                ) from error
         if self.job.keeps_start and self.step == 0:
             self.saver.keep_start(self.raw)
+        if name is None:
+            self.save_state()
+        else:
+            self.curve.rewind(self.step)
 
     def run_to_the_end(self, stop: Callable[[], bool]) -> None:
         """Train up to the last step, or to the one after which ``stop`` says so, and save the state."""
@@ -243,20 +234,24 @@ class _Loop:
 
     def run(self) -> Iterator[float | None]:
         """Train; gives each step's loss, or ``None`` for steps whose loss was not fetched from the device."""
-        began = time.monotonic() - self.seconds
-        while self.step < self.job.steps:
+        from accelerate.utils import broadcast_object_list
+
+        job, began = self.job, time.monotonic() - self.seconds
+        while self.step < job.steps:
             self.waiting.append(self._step())
             self.step += 1
             self.seconds = time.monotonic() - began
-            due = self.step % self.job.checkpoint_every == 0
+            due = self.step % job.checkpoint_every == 0
             shown = None
-            if due or len(self.waiting) >= self.patience or self.step == self.job.steps:
+            if due or len(self.waiting) >= self.patience or self.step == job.steps:
                 shown = self._look()
             if due:
                 self.curve.write(self.step, self.seconds)
                 self.saver.step(self.step, self.raw)
-                self._save_state_in_time()
-            if self.sheets is not None and self.job.samples_every and self.step % self.job.samples_every == 0:
+                late = [time.monotonic() - self.saved_at >= job.state_seconds]
+                if bool(broadcast_object_list(late)[0]):  # in all processes when the main one finds that it is time
+                    self.save_state()
+            if self.sheets is not None and job.samples_every and self.step % job.samples_every == 0:
                 self.sheets.write(self.step, self.raw)
             yield shown
 
@@ -266,9 +261,8 @@ class _Loop:
         chosen = torch.randint(
             len(job.images), (job.recipe.batch_size,), generator=self.generator, device=self.generator.device
         )
-        images = as_floats(job.images[chosen.to(job.images.device)].to(self.accelerator.device))
         batch = Batch(
-            images=images,
+            images=as_floats(job.images[chosen.to(job.images.device)].to(self.accelerator.device)),
             step=self.step,
             steps=job.steps,
             network=self.network,
@@ -282,23 +276,18 @@ class _Loop:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.optimizer.step()
-        self._follow()
+        rate = job.recipe.target_rate(self.step, job.steps)
+        if rate is not None and self.average is not None:  # theta^- ← mu theta^- + (1 - mu) theta
+            with torch.no_grad():
+                torch._foreach_lerp_(list(self.average.parameters()), list(self.raw.parameters()), 1 - rate)
         return loss.detach()
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """The target: theta^- ← mu theta^- + (1 - mu) theta."""
-        rate = self.job.recipe.target_rate(self.step, self.job.steps)
-        if rate is not None and self.average is not None:
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.raw.parameters()), 1 - rate)
 
     def _look(self) -> float:
         """The last loss, after a check that all are finite since the last look."""
         losses = torch.stack(self.waiting).tolist()
         self.waiting = []
-        for before, loss in enumerate(losses):
+        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
             if not math.isfinite(loss):
-                step = self.step - len(losses) + 1 + before
                 raise TrainingError(
                     f"the loss of step {step} is {loss}: lower learning_rate, or look at the data; "
                     f"the checkpoints before it are whole in {self.job.out}"
@@ -306,41 +295,22 @@ class _Loop:
         self.curve.add(losses)
         return float(losses[-1])
 
-    def _save_state_in_time(self) -> None:
-        """Save the state in all processes when the main process finds that it is time."""
-        from accelerate.utils import broadcast_object_list
-
-        due = [time.monotonic() - self.saved_at >= self.job.state_seconds]
-        if bool(broadcast_object_list(due)[0]):
-            self.save_state()
-
     def save_state(self) -> None:
         """Write the state that training continues from, then remove the state before it."""
-        states = self.job.beside(".state")
         name = f"step{self.step}"
         if self.waiting:
             self._look()  # before weights are saved that are not finite
-        if (states / name).is_dir() and self._latest(states) == name:
+        if (self.states / name).is_dir() and self.latest == name:
             return
-        self.accelerator.save_state(str(states / name))
+        self.accelerator.save_state(str(self.states / name))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_atomically(states / LATEST, name.encode(), error=TrainingError)
-            for old in states.iterdir():
+            write_atomically(self.states / LATEST, name.encode(), error=TrainingError)
+            for old in self.states.iterdir():
                 if old.is_dir() and old.name != name:
                     shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
-
-    def _latest(self, states: Path) -> str | None:
-        try:
-            return (states / LATEST).read_text(encoding="utf-8")
-        except OSError:
-            return None
-
-    def close(self) -> None:
-        """Close the trajectory, so that other processes can write it."""
-        self.saver.close()
 
 
 def last_step(path: Path) -> int:

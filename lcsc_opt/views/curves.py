@@ -1,18 +1,21 @@
-"""The best loss so far against its cost, over the seeds of each optimizer, as plain data."""
+"""The best loss so far against its cost, over the seeds of each optimizer: data and figure."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import plotly.graph_objects as go
 
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.database.comparing import best_ema
 from lcsc_opt.database.history import Floats, StudyHistory, Trials
 from lcsc_opt.database.names import label
+from lcsc_opt.views.figures.look import GREY, Theme, empty_figure, figure, inert, style, with_alpha
 
 AXES = {
     "evaluations": "evaluations",
@@ -23,6 +26,8 @@ AXES = {
 }
 """What a search spends. ``seconds`` count while it runs, not between two runs of it."""
 
+NUMBER = "%{y:.4g}"
+FEW = 10  # evaluations
 MOST_POINTS = 1000  # of one curve; about the width of a screen in pixels
 LEAST_PAUSE = 30.0  # seconds without an evaluation that may be an interruption
 
@@ -78,47 +83,71 @@ class Curve:
         return label(self.optimizer) + (f" ({len(self.seeds)} seeds)" if len(self.seeds) > 1 else "")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
-    """One figure of an experiment: the best loss so far of each optimizer against one of :data:`AXES`.
-
-    ``ema`` is the lowest loss that the EMA grid found on the search's noise; ``None`` without an EMA grid.
-    """
-
-    experiment: str
-    axis: str
-    metric: str
-    curves: tuple[Curve, ...]
-    ema: float | None
-
-
 def default_axis(studies: Sequence[StudyHistory]) -> str:
     """Images, if any were sampled, else evaluations: optimizers may ask for different numbers of images."""
     return "images" if any(study.trials["images"].any() for study in studies) else "evaluations"
 
 
-def comparison(studies: Sequence[StudyHistory], axis: str | None = None) -> Comparison:
+def curves(studies: Sequence[StudyHistory], axis: str) -> list[Curve]:
     """The curves of an experiment; optimizers in the order in which their studies were created.
-
-    Without an ``axis`` it is the :func:`default_axis`.
 
     Raises:
         StudyStoreError: there is no such axis.
     """
-    axis = default_axis(studies) if axis is None else axis
-    ema = best_ema(studies)
-    known = [study for study in studies if study.best is not None]
     grouped: dict[str, list[StudyHistory]] = {}
-    for study in known:
-        key = study.optimizer if study.ended else study.study  # unique: only names of studies have slashes
-        grouped.setdefault(key, []).append(study)
-    return Comparison(
-        experiment=studies[0].experiment if studies else "",
-        axis=axis,
-        metric=next((study.metric for study in known if study.metric != "loss"), "loss"),
-        curves=tuple(curve(group, axis) for group in grouped.values()),
-        ema=None if ema is None else ema.searched,
-    )
+    for study in studies:
+        if study.best is not None:
+            key = study.optimizer if study.ended else study.study  # unique: only names of studies have slashes
+            grouped.setdefault(key, []).append(study)
+    return [curve(group, axis) for group in grouped.values()]
+
+
+def comparison_figure(
+    studies: Sequence[StudyHistory],
+    axis: str | None = None,
+    *,
+    log_x: bool = False,
+    log_y: bool = True,
+    theme: Theme = "light",
+) -> go.Figure:
+    """Best so far of each optimizer: mean and range over its seeds, EMA* as a line, held-out losses as marks.
+
+    All but the marks are losses on the search's noise.
+
+    Args:
+        studies: of one experiment.
+        axis: one of :data:`AXES`; without it the :func:`default_axis`.
+        log_x: of what was spent.
+        log_y: of the loss; linear where a loss is not positive.
+        theme: of the page.
+
+    Raises:
+        StudyStoreError: there is no such axis.
+    """
+    axis = axis or default_axis(studies)
+    drawn = curves(studies, axis)
+    experiment = studies[0].experiment if studies else "this experiment"
+    if not drawn:
+        return empty_figure(f"No result yet in {experiment}. Start a search: lcsc run STUDY_FILE", theme)
+    ema = None if (grid := best_ema(studies)) is None else grid.searched
+    lowest = [*(float(one.lowest.min()) for one in drawn), *(value for one in drawn for _, value in one.held_out)]
+    log_y = log_y and min(lowest) > 0 and (ema is None or ema > 0)
+    made = figure(theme, name=f"comparison/{experiment}/{axis}/{log_x}/{log_y}", hovermode="x unified")
+    for one in drawn:
+        if len(one.seeds) > 1:
+            _add_band(made, one)
+    for one in drawn:
+        _add_line(made, one)
+    if ema is not None:
+        made.add_hline(y=ema, line={"color": GREY, "dash": "dash", "width": 1})
+        place = {"x": 1, "xref": "paper", "y": math.log10(ema) if log_y else ema, "xanchor": "right"}
+        made.add_annotation(text="EMA*", **place, yanchor="bottom", showarrow=False, font={"color": GREY})
+    made.update_xaxes(title_text=AXES[axis], type="log" if log_x else "linear", tickformat="~s")
+    if axis == "evaluations" and not log_x and max(one.positions[-1] for one in drawn) < FEW:
+        made.update_xaxes(dtick=1)  # no ticks between whole numbers
+    metric = next((study.metric for study in studies if study.best is not None and study.metric != "loss"), "loss")
+    made.update_yaxes(title_text=f"best {inert(metric)} so far (marks: held out)")
+    return made.update_yaxes(type="log" if log_y else "linear", tickformat="~g")
 
 
 def curve(studies: Sequence[StudyHistory], axis: str) -> Curve:
@@ -213,3 +242,39 @@ def thinned(positions: npt.NDArray[Any], most: int = MOST_POINTS) -> npt.NDArray
     if len(positions) <= most:
         return positions
     return np.asarray(positions[np.linspace(0, len(positions) - 1, most).round().astype(np.intp)])
+
+
+def _add_band(made: go.Figure, one: Curve) -> None:
+    shared = {
+        **{"x": one.positions, "mode": "lines", "legendgroup": inert(one.optimizer), "showlegend": False},
+        **{"hoverinfo": "skip", "line": {"width": 0, "shape": "hv"}},
+    }
+    made.add_scatter(y=one.lowest, **shared)
+    made.add_scatter(y=one.highest, fill="tonexty", fillcolor=with_alpha(style(one.optimizer).colour, 0.18), **shared)
+
+
+def _add_line(made: go.Figure, one: Curve) -> None:
+    drawn = style(one.optimizer)
+    width = 2.5 if one.finished else 1.2
+    made.add_scatter(
+        x=one.positions,
+        y=one.mean,
+        mode="lines" if len(one.positions) > 1 else "lines+markers",  # a line of one point is not seen
+        name=inert(one.label),
+        legendgroup=inert(one.optimizer),
+        line={"color": drawn.colour, "dash": drawn.dash, "width": width, "shape": "hv"},
+        hovertemplate=NUMBER,
+    )
+    if not one.held_out:
+        return
+    made.add_scatter(
+        x=[end for end, _ in one.held_out],
+        y=[value for _, value in one.held_out],
+        mode="markers",
+        name=f"{inert(one.label)}, held out",
+        legendgroup=inert(one.optimizer),
+        showlegend=False,
+        cliponaxis=False,
+        marker={"symbol": drawn.marker, "size": 10, "color": drawn.colour, "line": {"width": 1, "color": "#FFFFFF"}},
+        hovertemplate=NUMBER,
+    )

@@ -1,21 +1,23 @@
-"""One study during and after its run, as plain data: progress, where its time went, what failed."""
+"""One study during and after its run, as plain data: progress, where its time went, what failed, everything."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
 from lcsc_opt.base.records import NodeWork
 from lcsc_opt.database.history import PARTS, Floats, StudyHistory, Trials, images_taken
 from lcsc_opt.database.nodes import KeptNodes
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.database.summary import describe_coefficients
 from lcsc_opt.views.curves import LEAST_PAUSE, wall_clock
 
 RECENT = 50  # trials that the rate is computed from
-MOST_BARS = 120  # in a figure of trials
 OTHER = "other"
 
 
@@ -182,41 +184,6 @@ def failures_of(study: StudyHistory) -> list[FailureReason]:
     ]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrialTimes:
-    """Seconds per trial by part: means over groups of ``width`` consecutive trials.
-
-    Attributes:
-        numbers: ``[n]``, the first trial of each group.
-        width: trials in a group.
-        seconds: part → ``[n]``; ``other`` is the optimizer, the database, waiting, and parts without a name.
-    """
-
-    numbers: Floats
-    width: int
-    seconds: dict[str, Floats]
-
-
-def trial_times(study: StudyHistory, *, most: int = MOST_BARS) -> TrialTimes:
-    """Where the time of trials went, over the search. Parts that took no time are left out."""
-    trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
-    columns = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
-    named = np.sum(list(columns.values()), axis=0) if len(trials) else np.zeros(0)
-    unnamed = np.maximum(trials["seconds"] - named, 0.0)
-    columns[OTHER] = unnamed + seconds_outside(study, trials)
-    width = max(math.ceil(len(trials) / most), 1)
-    starts = np.arange(0, len(trials), width)
-    sizes = np.diff(np.append(starts, len(trials)))
-    means = {
-        part: np.add.reduceat(values, starts) / sizes if len(starts) else values for part, values in columns.items()
-    }
-    return TrialTimes(
-        numbers=trials["number"][starts].astype(np.float64),
-        width=width,
-        seconds={part: values for part, values in means.items() if part == OTHER or values.any()},
-    )
-
-
 def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
     """``[n]``, the seconds of each trial outside its evaluation; zero if the search was interrupted there.
 
@@ -227,3 +194,56 @@ def seconds_outside(study: StudyHistory, trials: Trials) -> Floats:
     outside = np.nan_to_num(until - trials["started"] - trials["seconds"])
     pause = max(LEAST_PAUSE, 3 * float(np.median(trials["seconds"]))) if len(trials) else 0.0
     return np.where((outside < 0) | (outside > pause), 0.0, outside)
+
+
+def overview(study: StoredStudy) -> dict[str, Any]:
+    """JSON-able: settings, state, the answer's coefficients, failures by reason, seconds per trial by part.
+
+    ``best_trial`` has the lowest loss of the search, as in plain Optuna. ``chosen_trial`` is the answer, chosen among
+    the best trials on other noise.
+
+    Raises:
+        StudyStoreError: its name is not ``experiment/optimizer/seed``, or it no longer exists.
+    """
+    reader, attributes = HistoryReader(study.storage), study.attributes
+    found = reader.read_study(study.name)
+    best, specification = reader.answer(found), attributes.get("specification", {})
+    return {
+        **found.as_row(),
+        "budget": dict(found.budget),
+        "checkpoints": len(found.steps),
+        "optimizer_options": specification.get("optimizer", {}).get("options", {}),
+        "space": {key: value for key, value in specification.get("space", {}).items() if value is not None},
+        "objective": specification.get("objective", {}),
+        "code_changes": attributes.get("changes", []),
+        "compared_trials": int(np.count_nonzero(~np.isnan(found.compared["loss"]))),
+        "best_trial": found.best,
+        "chosen_trial": found.chosen,
+        "best_coefficients": None if best is None else describe_coefficients(best, found.steps),
+        "coefficients": None if best is None else best.tolist(),
+        "held_out_report": attributes.get("held_out"),
+        "warning": found.warning,
+        "failed": len(found.failed),
+        "failure_reasons": failure_reasons(found),
+        "tracebacks": dict(found.tracebacks),
+        "seconds_per_trial": seconds_per_trial(found),
+    }
+
+
+def failure_reasons(study: StudyHistory) -> dict[str, int]:
+    """Reason of the last attempt → how many trials failed with it, the most frequent first."""
+    return dict(Counter(study.reasons[number][-1] for number in study.failed["number"].tolist()).most_common())
+
+
+def seconds_per_trial(study: StudyHistory) -> dict[str, float]:
+    """Mean seconds of each part of a complete trial; ``other`` is the median of the time outside evaluations.
+
+    ``other`` is the time of the optimizer, the database and the progress bar. An interruption does not move a median.
+    """
+    complete = study.trials[~np.isnan(study.trials["loss"])]
+    if not len(complete):
+        return {}
+    means = {part.removesuffix("_seconds"): float(complete[part].mean()) for part in PARTS}
+    named = {part: seconds for part, seconds in means.items() if seconds}
+    outside = seconds_outside(study, complete)[:-1]  # the last trial has no trial after it
+    return {**named, **({OTHER: float(np.median(outside))} if len(outside) else {})}

@@ -21,16 +21,13 @@ from lcsc_opt.base.errors import LcscError
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
-from lcsc_opt.views.curves import AXES, comparison, default_axis
-from lcsc_opt.views.figures.comparison import comparison_figure
+from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.figures.look import CONFIG, template
-from lcsc_opt.views.figures.of_study import own_figures
-from lcsc_opt.views.figures.study import distances_figure
+from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
 from lcsc_opt.views.figures.writing import write_file
 from lcsc_opt.views.judges import comparison_table, judge_table
 from lcsc_opt.views.landscape import landscape_figure, landscape_names, read_landscape
-from lcsc_opt.views.patterns import distances_of
 from lcsc_opt.views.progress import failures_of, progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
 
@@ -84,12 +81,12 @@ def report(reader: HistoryReader, experiment: str, artifacts: Path) -> str:
         judges=comparison_table(studies),
         confidence=f"{CONFIDENCE:.0%}",
         curves=[
-            (AXES[axis], _figure(comparison_figure(comparison(studies, axis))))
+            (AXES[axis], _figure(comparison_figure(studies, axis)))
             for axis in sorted(AXES, key=lambda axis: axis != first)
         ],
         summaries=_summaries(studies),
         trade_off=None if traded is None else _figure(traded),
-        distances=_figure(distances_figure(distances_of(reader, studies))) if answered else None,
+        distances=_figure(distances_figure(reader, studies)) if answered else None,
         landscapes=[
             (name, _figure(landscape_figure(read_landscape(reader, name))))
             for name in landscape_names(reader, experiment)

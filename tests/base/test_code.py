@@ -56,10 +56,8 @@ def test_every_local_module_that_it_imports_is_followed_and_none_is_imported(fol
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in ("code_package/unused.py", "code_broken.py")])
-def test_a_change_in_any_of_them_is_noticed_and_comments_and_docstrings_are_not(folder: Path, name: str) -> None:
+def test_a_change_in_any_of_them_is_named(folder: Path, name: str) -> None:
     before, path = read(folder), folder / name
-    path.write_text('# a note\n"""What it is."""\n\n' + FILES[name])
-    assert read(folder) == before
     path.write_text(FILES[name] + "\nother = 1\n")
     module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     assert changed_code(before, read(folder)) == f"{module} changed"

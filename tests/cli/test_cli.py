@@ -85,7 +85,7 @@ def test_the_list_of_commands_has_whole_sentences(
     monkeypatch.setenv("COLUMNS", "80")
     assert lcsc([*group, "--help"]) == 0
     commands = capsys.readouterr().out.partition("Commands:")[2].splitlines()[1:]
-    assert len(commands) > 2
+    assert len(commands) >= 2
     assert all(command.endswith(".") and not command.endswith("...") for command in commands)
 
 
@@ -478,7 +478,7 @@ def test_a_fork_takes_over_every_trial_and_evaluates_none_again(tiny: Path, caps
     command = ["fork", "tiny/LCSC/0", "forked", "--optimizer", "CMA", "--budget", "6"]
     assert lcsc_process(*command).status == 2, "its code is not what it was"
     assert "forked/CMA/0" not in optuna.get_all_study_names("sqlite:///studies.db")
-    assert lcsc_process(*command, "--accept-code").status == 0
+    assert lcsc_process(*command, "--accept-changes").status == 0
     study = optuna.load_study(study_name="forked/CMA/0", storage="sqlite:///studies.db")
     inherited, new = study.trials[:15], study.trials[15:]
     assert [t.value for t in inherited] == [t.value for t in source.trials]
@@ -504,7 +504,7 @@ def test_a_study_begun_in_another_environment_is_refused_until_accepted(
     capsys.readouterr()
     assert lcsc(["resume", "tiny/LCSC/0", "--budget", "17"]) == 2
     assert "numpy 1.0.0 → " in complaint(capsys)
-    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "17", "--accept-environment"]) == 0
+    assert lcsc(["resume", "tiny/LCSC/0", "--budget", "17", "--accept-changes"]) == 0
     assert len(study.trials) == 17
     assert lcsc(["resume", "tiny/LCSC/0", "--budget", "18"]) == 0  # it is this environment's now
 

@@ -185,7 +185,7 @@ def test_slct_says_that_it_trains_an_autoencoder_and_trains_it_no_longer_than_it
     folder: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    monkeypatch.setattr(latents, "_fit", lambda *given: made.append(given[-1]))
+    monkeypatch.setattr(latents, "descend", lambda *_, steps, **__: made.append(steps))
     for steps in ("4", "6"):
         assert lcsc(["train", "slct", *QUICK, "--steps", steps, "-o", f"{steps}.trajectory"]) == 0
         assert "a small autoencoder of these images is trained first" in capsys.readouterr().err
@@ -281,7 +281,7 @@ def test_what_another_command_began_meanwhile_is_not_written_over(
 
 
 @pytest.mark.parametrize(
-    ("name", "study"), [("my run (2)", "my-run-2"), ("_lr=1e-4,b", "lr-1e-4-b"), ("…", "training")]
+    ("name", "study"), [("my run (2)", "my-run-2"), ("_lr=1e-4,b", "lr-1e-4-b"), ("…", "training"), ("08", "08")]
 )
 def test_the_study_file_of_any_name_can_be_run(folder: Path, name: str, study: str, capsys: Any) -> None:
     assert lcsc(["train", "flow", *QUICK, *options("flow"), "-o", f"{name}.trajectory"]) == 0
@@ -331,14 +331,17 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["cd"], "cd distils a diffusion model: name its folder with --teacher"),
         (["cd", "--teacher", "cm.model"], "--teacher: cm.model is a consistency model; expected a diffusion model"),
         (["cd", "--teacher", "flow.model"], "--teacher: flow.model is a flow model; expected a diffusion model"),
-        (["cd", "--teacher", "untold.model"], "--teacher: untold.model has no scheduler_config.json"),
-        (["cd", "--teacher", "other.model"], "--teacher: other.model: Something with 'epsilon' is not known here"),
+        (["cd", "--teacher", "untold.model"], "--teacher: untold.model does not say how its network was trained"),
+        (
+            ["cd", "--teacher", "other.model"],
+            "--teacher: other.model does not say how its network was trained: Something",
+        ),
         (
             ["cd", "--teacher", "ddpm.model"],
             "--teacher: ddpm.model is for [3, 8, 8], and what is trained on is [1, 8, 8]",
         ),
         (["cd", "--teacher", "ddpm.model", "--from", "edm.model"], "--teacher: ddpm.model is for [3, 8, 8], and what"),
-        (["cd", "--teacher", "network"], "--teacher: network has no scheduler_config.json"),
+        (["cd", "--teacher", "network"], "--teacher: network does not say how its network was trained"),
         (["cd", "--teacher", "empty"], "--teacher: empty holds no config.json"),
         (["cd", "--teacher", "empty.trajectory"], "--teacher: empty.model holds no config.json"),
         (["cd", "--teacher", "begun.model"], "--teacher: begun.model holds no weights that can be loaded"),

@@ -53,7 +53,7 @@ def test_three_signals_end_it_once_and_the_same_command_goes_on(workplace: Path,
     assert found.status == status
     assert complaints(found) == ["lcsc: interrupted; everything finished is kept, run the same command to continue"]
     Path("ending_losses.py").write_text(SELF_ENDING.format(signal=name).replace("calls == 3", "False"))
-    again = lcsc_process("run", "ending.yaml", "--accept-code")
+    again = lcsc_process("run", "ending.yaml", "--accept-changes")
     assert again.status == 0
     assert "after 6 evaluations" in again.err
 

@@ -15,8 +15,7 @@ from lcsc_opt.database.inheriting import copy_study
 from lcsc_opt.database.names import compared_trials
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.views.curves import best_so_far, comparison
-from lcsc_opt.views.patterns import improved_trials
+from lcsc_opt.views.curves import best_so_far, curves
 from lcsc_opt.views.ranking import cost_to_reach, headline, ranking
 from tests.history_examples import history
 from tests.study_examples import STEPS, coefficients, write_study
@@ -65,7 +64,6 @@ def test_the_database_tells_which_losses_compare(storage: RDBStorage) -> None:
     assert [n for n, loss in enumerate(losses) if not math.isnan(loss)] == [0, 4, 6]
     assert [trial.number for trial in compared_trials(study.trials())] == [0, 4, 6]
     assert (found.best, found.searched, found.chosen) == (4, 4.0, 4)
-    assert improved_trials(found) == [0, 4]
 
 
 def test_what_does_not_compare_is_paid_for_all_the_same(storage: RDBStorage) -> None:
@@ -95,7 +93,7 @@ def test_before_the_first_check_there_is_no_number(storage: RDBStorage) -> None:
     assert HistoryReader(storage).answer(found) is None
     assert (found.evaluations, found.images, found.state) == (2, 4, "unfinished")
     histories = [found]
-    assert comparison(histories).curves == ()
+    assert curves(histories, "images") == []
     assert headline(ranking(histories)) == "No result yet."
     assert ranking(histories)[0].searched is None
 

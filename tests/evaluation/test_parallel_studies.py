@@ -15,8 +15,8 @@ from lcsc_opt.coefficients.profiles import plain_averages
 from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.nodes import KeptNodes
 from lcsc_opt.database.store import StoredStudy, study_names
-from lcsc_opt.evaluation import devices
-from lcsc_opt.search.plan import Parallelism, plans, resolve
+from lcsc_opt.evaluation import processes
+from lcsc_opt.search.plan import plans, schedule_of
 from tests.evaluation.staged_examples import IMAGES, STEPS, Stages, study_file
 
 OBJECTIVE = """
@@ -69,7 +69,8 @@ def test_how_candidates_are_evaluated_depends_on_optimizer_and_settings(
     folder: Path, optimizer: str, settings: dict[str, Any], expected: tuple[int, bool]
 ) -> None:
     [plan] = plans(read_study_file(Path(study_file(folder, optimizers=[optimizer], **settings))), folder)
-    assert resolve(plan, Stages(), {}).parallelism == Parallelism(*expected)
+    schedule = schedule_of(plan, Stages(), {})
+    assert (schedule.in_flight, schedule.spread_images) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_grid_may_spend_no_more_than_its_candidates(
     folder: Path, optimizer: str, budget: dict[str, int], expected: int
 ) -> None:
     [plan] = plans(read_study_file(Path(study_file(folder, optimizers=[optimizer], budget=budget))), folder)
-    assert resolve(plan, Stages(), {}).budget.total == expected
+    assert schedule_of(plan, Stages(), {}).budget.total == expected
 
 
 def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path) -> None:
@@ -101,10 +102,10 @@ def test_images_spread_over_workers_change_no_candidate_and_no_loss(folder: Path
     assert "nodes" not in stored().attributes, "the process that searches is its only worker"
     for one, other in zip(alone, spread.trials(), strict=True):
         assert other.value == pytest.approx(one.value, rel=1e-9)
-    processes = {tuple(trial.user_attrs["metrics"].values()) for trial in spread.trials()}
-    assert len(processes) == 1  # the same three for every candidate
+    workers = {tuple(trial.user_attrs["metrics"].values()) for trial in spread.trials()}
+    assert len(workers) == 1  # the same three for every candidate
     report = spread.attributes["held_out"]
-    assert set(report["metrics"].values()) == set(next(iter(processes)))  # the same three have reported
+    assert set(report["metrics"].values()) == set(next(iter(workers)))  # the same three have reported
 
 
 def test_a_pipelined_search_continues_as_if_nothing_had_happened(folder: Path) -> None:
@@ -120,10 +121,10 @@ def test_auto_keeps_the_number_of_workers_that_a_study_began_with(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = study_file(folder, workers="auto", budget={"evaluations": 4})
-    monkeypatch.setattr(devices, "gpus", lambda: ["0", "1"])
+    monkeypatch.setattr(processes, "gpus", lambda: ["0", "1"])
     assert lcsc(["run", file]) == 0
     assert stored().attributes["specification"]["workers"] == 2
-    monkeypatch.setattr(devices, "gpus", list)
+    monkeypatch.setattr(processes, "gpus", list)
     assert lcsc(["run", file, "--budget", "8"]) == 0
     assert stored().attributes["specification"]["workers"] == 2
     assert len(asked()) == 8
@@ -184,7 +185,7 @@ def test_what_cannot_be_is_refused_before_anything_is_stored(
 @pytest.mark.parametrize("listed", [["cuda:1"], ["cuda:1", "cuda:1"]])
 def test_devices_are_those_of_the_workers(folder: Path, monkeypatch: pytest.MonkeyPatch, listed: list[str]) -> None:
     (folder / "stages.py").write_text(OBJECTIVE.replace("Stages", "EnvironmentInLoss"))
-    monkeypatch.setattr(devices, "gpus", lambda: ["3", "4"])
+    monkeypatch.setattr(processes, "gpus", lambda: ["3", "4"])
     assert lcsc(["run", study_file(folder, workers=listed)]) == 0
     assert stored().attributes["specification"]["workers"] == len(listed)
     assert [trial.value for trial in stored().trials()] == [4.0] * 6

@@ -21,7 +21,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.nodes import KeptNodes
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.evaluation import ProcessEvaluator
-from lcsc_opt.evaluation.nodes import Packed
+from lcsc_opt.evaluation.file_shipping import Packed
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.search.plan import stored_plan
 from lcsc_opt.trajectory import Trajectory
@@ -68,11 +68,11 @@ def replace_a_node(running: Lcsc, cluster: Any, log: Path, go: Path) -> None:
 @pytest.mark.slow
 def test_trials_are_those_of_local_workers_while_workers_and_a_node_are_killed(folder: Path, cluster: Any) -> None:
     shared = {"optimizers": OPTIMIZERS, "budget": {"evaluations": 10}, "failures": {"retries": 10}}
-    assert lcsc(["run", study_file(folder, workers=3, **shared), "--parallel"]) == 0
+    assert lcsc(["run", study_file(folder, workers=3, **shared)]) == 0
     log, go = folder / "log", folder / "go"
     settings = {"log": str(log), "dies": list(DIES), "waits": WAITS, "go": str(go)}
     file = study_file(folder, objective={"file": "stages_on_ray.py", "settings": settings}, **shared)
-    running = Lcsc("run", file, "--parallel", "--ray", cluster.address, "--storage", "sqlite:///r.db")
+    running = Lcsc("run", file, "--ray", cluster.address, "--storage", "sqlite:///r.db")
     replace_a_node(running, cluster, log, go)
     ended = running.wait()
     assert ended.status == 0, ended

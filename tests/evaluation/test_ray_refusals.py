@@ -11,7 +11,7 @@ import pytest
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.study_file import read_study_file
-from lcsc_opt.evaluation.nodes import Packed, differences, software
+from lcsc_opt.evaluation.file_shipping import Packed, other_software, software
 from lcsc_opt.trajectory import Trajectory
 
 ray = pytest.importorskip("ray")
@@ -59,6 +59,6 @@ def test_wrong_workers_of_a_cluster_are_one_line(folder: Path, workers: dict[str
 
 def test_other_software_is_what_changes_results() -> None:
     here = software()
-    assert differences(here, {**here, "python": "2.7", "cores": 999, "blas": []}) == ""
-    assert differences(here, {**here, "blas": ["openblas 1 SkylakeX"]}).startswith("blas ")
-    assert differences(here, {**here, "lcsc_opt's code": "another"}).startswith("lcsc_opt's code ")
+    assert other_software(here, {**here, "python": "2.7", "cores": 999, "blas": []}) == ""
+    assert other_software(here, {**here, "blas": ["openblas 1 SkylakeX"]}).startswith("blas ")
+    assert other_software(here, {**here, "lcsc_opt's code": "another"}).startswith("lcsc_opt's code ")

@@ -19,9 +19,9 @@ import pytest
 
 from lcsc_opt.base.errors import LcscError, ObjectiveError, StudySpecError, StudyStoreError
 from lcsc_opt.base.records import Evaluation
-from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, devices, evaluate_safely
+from lcsc_opt.evaluation import Failure, ProcessEvaluator, SpreadEvaluator, WorkerPool, evaluate_safely, processes
 from lcsc_opt.evaluation import pool as pool_module
-from lcsc_opt.evaluation.devices import cores, environments, workers_for_this_machine
+from lcsc_opt.evaluation.processes import cores, environments, workers_for_this_machine
 from lcsc_opt.evaluation.worker import READY, Answer, Ending, Job, WorkerSettings
 from tests.evaluation.staged_examples import (
     IMAGES,
@@ -240,7 +240,7 @@ def test_workers_ignore_the_interrupt_that_is_meant_for_the_coordinator(pool: Wo
 
 
 def gpus_are(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    monkeypatch.setattr(devices, "gpus", lambda: list(names))
+    monkeypatch.setattr(processes, "gpus", lambda: list(names))
 
 
 def test_workers_are_spread_evenly_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.study_file import ObjectiveSpec, parse_studies
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.objective.loading import check_objective
-from lcsc_opt.search.studies import plans_of, rehearse
+from lcsc_opt.search.studies import dry_run as estimated
+from lcsc_opt.search.studies import plans_of
 
 CHECKED = """
 from pathlib import Path
@@ -95,7 +96,7 @@ def test_a_dry_run_estimates_the_run(workplace: Path) -> None:
 
     def left() -> float | None:
         [plan] = plans_of(parse_studies(content, source="study"), workplace)
-        [one] = rehearse([plan], "sqlite:///studies.db", accept_environment=False, accept_code=False)
+        [one] = estimated([plan], "sqlite:///studies.db")
         return one.seconds
 
     assert left() is None

@@ -22,7 +22,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.search.held_out import HeldOutPlan, best_trials, score_held_out
-from lcsc_opt.views.overview import overview
+from lcsc_opt.views.progress import overview
 from lcsc_opt.views.ranking import headline, ranking
 from tests.model_studies import EMA_STUDY, OBJECTIVE, STUDY, write_model_study
 from tests.study_examples import coefficients, write_study

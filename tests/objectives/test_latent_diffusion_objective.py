@@ -16,7 +16,7 @@ from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.sampling.text_to_image.lora import save_lora
+from lcsc_opt.sampling.text_to_image.lora import to_diffusers
 from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from tests import tiny_pipelines
@@ -138,7 +138,7 @@ def test_one_checkpoint_alone_is_the_lora_that_was_saved(place: Path) -> None:
 def test_a_merged_lora_gives_the_images_of_its_file(place: Path, tmp_path: Path) -> None:
     built = objective(place)
     alphas = trajectory_alphas(built.trajectory)  # type: ignore[arg-type]
-    save_lora(built.trajectory.merge(COEFFICIENTS), tmp_path / "merged.safetensors", alphas=alphas)
+    save_file(to_diffusers(built.trajectory.merge(COEFFICIENTS), alphas), tmp_path / "merged.safetensors")
     expected = own_images(place, built, tmp_path / "merged.safetensors")
     torch.testing.assert_close(built.images(COEFFICIENTS, SEARCH, 4), expected, rtol=0, atol=1e-5)
     assert (expected - own_images(place, built)).abs().max() > 0.01

@@ -29,8 +29,7 @@ from lcsc_opt.evaluation import Failure, InProcessEvaluator, Outcome
 from lcsc_opt.objective.function import CoefficientFunction
 from lcsc_opt.optimizers import build_optimizer
 from lcsc_opt.search.runner import Search
-from lcsc_opt.views.overview import overview
-from lcsc_opt.views.progress import failures_of
+from lcsc_opt.views.progress import failures_of, overview
 
 STEPS = (100, 200, 300, 400)
 TWICE = FailureSpec(retries=1)

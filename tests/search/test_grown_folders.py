@@ -207,10 +207,8 @@ def test_a_finished_study_is_told_where_its_checkpoints_are_now(
     said = capsys.readouterr().err
     assert "runs: is gone, with the 3 checkpoints that the study was begun with" in said
     assert "lcsc run FILE objective.settings.checkpoints=PLACE" in said
-    assert lcsc([*run, "objective.settings.checkpoints=others"]) == 0
-    said = capsys.readouterr().err
-    assert "others: does not hold the 3 checkpoints" in said
-    assert "finished already" in said
+    assert lcsc([*run, "objective.settings.checkpoints=others"]) == 2
+    assert "others: does not hold the 3 checkpoints" in capsys.readouterr().err
     assert lcsc(export) == 2
     assert lcsc([*run, "objective.settings.checkpoints=elsewhere"]) == 0
     assert lcsc(export) == 0
@@ -294,7 +292,7 @@ class TestDryRun:
 
     def test_changed_code(self, begun: None, capsys: pytest.CaptureFixture[str]) -> None:
         Path("grown_model.py").write_text(Path("grown_model.py").read_text() + "\nother = 1\n")
-        assert "begun with other code: grown_model.py changed" in self.refused(capsys, "--budget", "6")
+        assert "changed since it began: grown_model.py changed" in self.refused(capsys, "--budget", "6")
 
     def test_another_environment(self, begun: None, capsys: pytest.CaptureFixture[str]) -> None:
         study = StoredStudy.open(open_storage("sqlite:///studies.db", write=True), NAME)
@@ -302,7 +300,7 @@ class TestDryRun:
         fingerprint["environment"]["packages"]["numpy"] = "1.0.0"
         study.set_attribute("fingerprint", fingerprint)
         study.storage.engine.dispose()
-        assert "begun in another environment" in self.refused(capsys, "--budget", "6")
+        assert "changed since it began: numpy 1.0.0 →" in self.refused(capsys, "--budget", "6")
 
     @pytest.mark.parametrize(
         ("changes", "message"),

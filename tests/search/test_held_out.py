@@ -243,7 +243,7 @@ def test_evaluate_refuses_an_objective_that_has_changed(finished: Path, capsys: 
     fingerprint = study.user_attrs["fingerprint"]
     study.set_user_attr("fingerprint", {**fingerprint, "objective": {**fingerprint["objective"], "kind": "FID"}})
     assert lcsc(["evaluate", STUDY]) == 2
-    assert "the stored study differs: fingerprint.objective.kind" in capsys.readouterr().err
+    assert "changed since it began: objective.kind" in capsys.readouterr().err
 
 
 class Flaky(Recording):

@@ -291,7 +291,7 @@ def test_a_study_whose_candidates_do_not_come_again_is_refused(url: str, objecti
         other,
         InProcessEvaluator(objective),
         budget=BudgetSpec(evaluations=12),
-        describe_difference=lambda: "torch 1 → 2",
+        environment_change="torch 1 → 2",
     )
     with pytest.raises(StudyStoreError, match=r"trial 7 .* torch 1 → 2"):  # the seven EMA rates are the same
         search.run()

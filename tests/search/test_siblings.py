@@ -90,8 +90,8 @@ def test_another_seed_with_other_code_is_refused_unless_it_is_accepted(workplace
     (workplace / "edited_sibling.py").write_text(MODULE.replace("(c**2)", "((c - 1) ** 2)"))
     refused = lcsc_process("run", "a.yaml", "seeds=[1]")
     assert refused.status == 2
-    assert "would not compare with those of a/EMAGrid/0: code: edited_sibling changed" in refused.err
-    assert lcsc_process("run", "a.yaml", "seeds=[1]", "--accept-code").status == 0
+    assert "would not compare with those of a/EMAGrid/0: edited_sibling changed" in refused.err
+    assert lcsc_process("run", "a.yaml", "seeds=[1]", "--accept-changes").status == 0
 
 
 def test_other_data_are_refused(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

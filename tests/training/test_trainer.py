@@ -194,7 +194,7 @@ def test_samples_that_are_not_finite_are_grey(tmp_path: Path) -> None:
     with torch.no_grad():
         loop.raw.last.bias.fill_(math.nan)
     loop.sheets.write(4, loop.raw)
-    loop.close()
+    loop.saver.close()
     with Image.open(tmp_path / "run.samples" / "step00000004.png") as sheet:
         assert sheet.getpixel((0, 0)) == (128, 128, 128)
 
@@ -295,7 +295,7 @@ def test_the_step_is_found_where_losses_are_looked_at_seldom(tmp_path: Path, mon
     loop.begin(resume=False)
     with pytest.raises(TrainingError, match="the loss of step 7 is nan"):
         list(loop.run())
-    loop.close()
+    loop.saver.close()
 
 
 def test_bf16_halves_the_arithmetic_and_not_the_weights(tmp_path: Path) -> None:

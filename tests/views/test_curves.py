@@ -11,8 +11,9 @@ from lcsc_opt.views.curves import (
     AXES,
     MOST_POINTS,
     best_so_far,
-    comparison,
     curve,
+    curves,
+    default_axis,
     improvements,
     spent,
     thinned,
@@ -102,31 +103,29 @@ def test_a_seed_that_has_ended_stays_at_its_best() -> None:
 
 def test_a_seed_that_still_searches_does_not_cut_the_others_off() -> None:
     studies = [history([4.0, 3.0]), history([6.0, 1.0], seed=1), history([9.0], seed=2, ended=False, running=1)]
-    both, running = comparison(studies).curves
+    both, running = curves(studies, "images")
     assert (both.seeds, both.finished, both.label) == ((0, 1), True, "LCSC (2 seeds)")
     assert both.mean.tolist() == [5, 2]
     assert (running.seeds, running.finished, running.label) == ((2,), False, "LCSC, seed 2, unfinished")
 
 
-def test_a_comparison_has_held_out_marks_and_ema() -> None:
+def test_curves_have_held_out_marks_and_are_of_studies_with_a_result() -> None:
     studies = [
         history([9.0, 7.0], optimizer="EMAGrid", held_out=7.5),
         history([5.0, 4.0, 3.0], held_out=4.5),
         history([6.0, 2.0, 5.0], seed=1),
         history([], optimizer="CMA", ended=False),
     ]
-    data = comparison(studies, "images")
-    assert (data.experiment, data.metric, data.ema) == ("digits", "FID", 7.0)
-    assert [one.optimizer for one in data.curves] == ["EMAGrid", "LCSC"]
-    assert data.curves[1].held_out == ((30.0, 4.5),)
-    assert comparison([]).curves == ()
+    grid, found = curves(studies, "images")
+    assert (grid.optimizer, found.optimizer) == ("EMAGrid", "LCSC")
+    assert found.held_out == ((30.0, 4.5),)
 
 
 def test_curves_are_drawn_against_images_where_there_are_any() -> None:
-    assert comparison([history([3.0]), history([])]).axis == "images"
+    assert default_axis([history([3.0]), history([])]) == "images"
     without = history([3.0])
     without.trials["images"] = 0
-    assert comparison([without]).axis == comparison([]).axis == "evaluations"
+    assert default_axis([without]) == default_axis([]) == "evaluations"
 
 
 def test_ema_is_the_grid_with_the_lowest_held_out_loss() -> None:

@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
-from lcsc_opt.base.files import replacing
 from lcsc_opt.checkpoints.lora import (
     PAIRS,
-    Flavour,
     LoraAlphas,
     LoraFactors,
     LoraModule,
@@ -24,7 +20,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_flavour,
     lora_modules,
 )
-from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 
 ADAPTER = "merged"
 FACTORS = {  # suffixes of a LoRA under the names that ``load_lora_weights`` takes → the parameter of PEFT's layer
@@ -222,41 +218,3 @@ def _diffusers_names(component: str, path: str) -> tuple[str, str]:
     """Text encoders are loaded by their older suffix only."""
     down, up = PAIRS[2] if component.startswith("text_encoder") else PAIRS[0]
     return f"{component}.{path}{down}", f"{component}.{path}{up}"
-
-
-def save_lora(
-    weights: Mapping[str, Tensor],
-    path: str | Path,
-    flavour: Flavour = "diffusers",
-    metadata: Mapping[str, str] | None = None,
-    *,
-    alphas: LoraAlphas | None = None,
-    component: str = "unet",
-    unet_config: Any = None,
-) -> None:
-    """Write a LoRA as one safetensors file; of flavour ``diffusers`` or ``kohya``, ``load_lora_weights`` loads it.
-
-    Args:
-        weights: the LoRA, of any flavour.
-        path: the new file; one that is there is replaced when the new one is whole.
-        flavour: ``diffusers`` converts; any other has to be the one that ``weights`` has.
-        metadata: texts for the header.
-        alphas: as for :func:`to_diffusers`; a file of flavour ``peft`` gets none, and needs ``adapter_config.json``.
-        component: as for :func:`to_diffusers`.
-        unet_config: as for :func:`to_diffusers`.
-
-    Raises:
-        TrajectoryError: as :func:`to_diffusers`, another flavour than the weights', or the disk refuses.
-    """
-    own = lora_flavour(weights)
-    if flavour == "diffusers":
-        weights = to_diffusers(weights, alphas, component=component, unet_config=unet_config)
-    elif flavour != own:
-        raise TrajectoryError(f"A LoRA with names of {own} is written with these or those of diffusers, not {flavour}.")
-    path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-    try:
-        with replacing(path) as pending:
-            write_safetensors(tensors, pending, {"format": "pt", **(metadata or {})})
-    except (OSError, SafetensorError) as error:
-        raise TrajectoryError(f"Cannot write {path}: {error}.") from error

@@ -1,99 +1,175 @@
-"""The figures of one study, and of the answers of several, drawn with plotly from plain data."""
+"""The figures of one study, and of the answers of several, drawn from their histories."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from optuna.storages import RDBStorage
 from plotly.subplots import make_subplots
 
+from lcsc_opt.base.errors import StudyStoreError
+from lcsc_opt.coefficients.profiles import effective_count, sum_abs
+from lcsc_opt.database.comparing import best_ema
+from lcsc_opt.database.history import PARTS, Floats, StudyHistory
+from lcsc_opt.database.names import split_name
+from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.views.curves import comparison_figure, improvements, thinned
 from lcsc_opt.views.figures.look import GREY, PART_COLOURS, Theme, empty_figure, figure, inert, style, template
-from lcsc_opt.views.patterns import Distances, Movement, Profile, Shape
-from lcsc_opt.views.progress import FailureReason, TrialTimes
+from lcsc_opt.views.progress import FailureReason, failures_of, seconds_outside
 
 NO_RESULT = "No complete trial yet. Continue the search: lcsc resume"
 STEP_TITLE = "training step of the checkpoint"
 COEFFICIENT = "step %{x:,}: %{customdata:.4g}"
-LONGEST_REASON = 70  # characters beside a bar; the rest is under the pointer
+LONGEST_REASON = 70  # characters of a label; the rest is under the pointer
 MOST_NUMBERS = 12  # studies up to which distances are written into their cells
+MOST_IMPROVEMENTS, MOST_COLUMNS = 60, 250  # rows and columns of the heatmap
+MOST_BARS = 120  # in a figure of trials
+IRREGULAR = 1.01  # densities are drawn if the longest interval between checkpoints over the shortest exceeds this
+OTHER = "other"
+
+
+def study_figures(storage: RDBStorage, study: str, *, theme: Theme = "light") -> dict[str, go.Figure]:
+    """What is saved into optuna-dashboard of a study: ``best_so_far`` and ``coefficients``, both valid HTML ids.
+
+    Raises:
+        StudyStoreError: there is no such study.
+    """
+    reader = HistoryReader(storage)
+    studies = reader.read(split_name(study)[0])
+    own = next(iter(reader.read_studies([study])), None)  # a landscape is not among them
+    if own is None:
+        known = ", ".join(history.study for history in studies)
+        raise StudyStoreError(f"{study}: no such study; the experiment has: {known}")
+    ema = best_ema(studies)
+    both = [own] if ema is None or ema.study == study else [own, ema]
+    return {
+        "best_so_far": comparison_figure(both, theme=theme),
+        "coefficients": coefficients_figure(reader, [own], ema, theme=theme),
+    }
+
+
+def own_figures(
+    reader: HistoryReader, study: StudyHistory, studies: Sequence[StudyHistory], *, theme: Theme = "light"
+) -> dict[str, go.Figure]:
+    """What is drawn of one study alone; ``studies`` are those of its experiment, of which EMA* is one."""
+    drawn = {
+        "coefficients": coefficients_figure(reader, [study], best_ema(studies), theme=theme),
+        "movement": movement_figure(reader, study, theme=theme),
+        "shape": shape_figure(reader, study, theme=theme),
+        "times": times_figure(study, theme=theme),
+    }
+    if failures := failures_of(study):
+        drawn["failures"] = failures_figure(failures, study=study.study, theme=theme)
+    return drawn
 
 
 def coefficients_figure(
-    profiles: Sequence[Profile], ema: Profile | None = None, *, theme: Theme = "light"
+    reader: HistoryReader, studies: Sequence[StudyHistory], ema: StudyHistory | None = None, *, theme: Theme = "light"
 ) -> go.Figure:
-    """Found coefficients over training steps, with those of the best EMA (Liu et al. 2024, Fig. 5, 7); seeds: Fig. 8.
+    """The answers' coefficients over training steps, with EMA*'s (Liu et al. 2024, Fig. 5, 7); seeds: Fig. 8.
 
     A panel for each answer. A bar covers the training that its checkpoint stands for. Where checkpoints are not equally
     far apart its height is per training step, so that its area is the coefficient.
     """
-    if not profiles:
+    found = [(study, _answer(reader, study)) for study in studies if study.chosen is not None]
+    if not found:
         return empty_figure(NO_RESULT, theme)
-    count = len(profiles)
-    titles = [_heading(profile) for profile in profiles]
-    made = make_subplots(
-        rows=count, cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.3 / (count + 1)
-    )
-    for row, profile in enumerate(profiles, start=1):
-        _add_bars(made, profile, row)
-        if ema is not None and ema.study != profile.study:
-            _add_ema(made, ema, row)
-        title = "coefficient per training step" if profile.density else "coefficient"
+    against = None if ema is None or ema.chosen is None else _answer(reader, ema)
+    titles = [_heading(study, coefficients) for study, coefficients in found]
+    spacing = 0.3 / (len(found) + 1)
+    made = make_subplots(rows=len(found), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=spacing)
+    for row, (study, coefficients) in enumerate(found, start=1):
+        heights, per_step = as_heights(coefficients, np.array(study.steps, dtype=np.float64))
+        intervals = np.diff(study.steps, prepend=2 * study.steps[0] - study.steps[1])
+        made.add_bar(
+            x=study.steps,
+            y=heights,
+            width=intervals,
+            offset=-intervals,
+            name=inert(f"{study.label}/{study.seed}"),
+            customdata=coefficients,
+            marker={"color": style(study.optimizer).colour, "line": {"width": 0}},
+            hovertemplate=COEFFICIENT,
+            row=row,
+            col=1,
+        )
+        if ema is not None and against is not None and ema.study != study.study:
+            made.add_scatter(
+                x=ema.steps,
+                y=as_heights(against, np.array(ema.steps, dtype=np.float64))[0],
+                mode="lines",
+                name="EMA*",
+                legendgroup="EMA*",
+                showlegend=row == 1,
+                customdata=against,
+                line={"color": GREY, "width": 2, "shape": "vh"},
+                hovertemplate=COEFFICIENT,
+                row=row,
+                col=1,
+            )
+        title = "coefficient per training step" if per_step else "coefficient"
         made.update_yaxes(title_text=title, zeroline=True, row=row, col=1)
     made.update_annotations(font_size=13, x=0, xanchor="left", align="left").update_yaxes(matches="y")
-    made.update_xaxes(tickformat="~s").update_xaxes(title_text=STEP_TITLE, row=count, col=1)
-    made.update_layout(template=template(theme), uirevision=inert(f"coefficients/{profiles[0].study}/{count}"))
-    return made.update_layout(barmode="overlay", bargap=0, height=180 + 240 * count, showlegend=ema is not None)
+    made.update_xaxes(tickformat="~s").update_xaxes(title_text=STEP_TITLE, row=len(found), col=1)
+    name = inert(f"coefficients/{found[0][0].study}/{len(found)}")
+    made.update_layout(template=template(theme), uirevision=name, barmode="overlay", bargap=0)
+    return made.update_layout(height=180 + 240 * len(found), showlegend=against is not None)
 
 
-def _add_bars(made: go.Figure, profile: Profile, row: int) -> None:
-    intervals = np.diff(profile.steps, prepend=2 * profile.steps[0] - profile.steps[1])
-    made.add_bar(
-        x=profile.steps,
-        y=profile.heights,
-        width=intervals,
-        offset=-intervals,
-        name=inert(f"{profile.label}/{profile.study.rsplit('/', 1)[-1]}"),
-        customdata=profile.coefficients,
-        marker={"color": style(profile.optimizer).colour, "line": {"width": 0}},
-        hovertemplate=COEFFICIENT,
-        row=row,
-        col=1,
-    )
+def _answer(reader: HistoryReader, study: StudyHistory) -> Floats:
+    """``[K]`` coefficients of a study that has an answer."""
+    assert study.chosen is not None
+    coefficients: Floats = reader.coefficients(study, [study.chosen])[0]
+    return coefficients
 
 
-def _add_ema(made: go.Figure, ema: Profile, row: int) -> None:
-    made.add_scatter(
-        x=ema.steps,
-        y=ema.heights,
-        mode="lines",
-        name="EMA*",
-        legendgroup="EMA*",
-        showlegend=row == 1,
-        customdata=ema.coefficients,
-        line={"color": GREY, "width": 2, "shape": "vh"},
-        hovertemplate=COEFFICIENT,
-        row=row,
-        col=1,
-    )
+def _heading(study: StudyHistory, coefficients: Floats) -> str:
+    loss, kind = study.held_out_loss, "held out"
+    if loss is None:
+        loss, kind = study.searched, "searched"
+    shape = f"Σ|a| = {sum_abs(coefficients):.2f}, {effective_count(coefficients):.0f} checkpoints matter"
+    shown = shape if loss is None else f"{loss:.4g} {kind}, {shape}"
+    return f"{inert(f'{study.study}, trial {study.chosen}')}<br>{inert(shown)}"
 
 
-def _heading(profile: Profile) -> str:
-    loss = "" if profile.loss is None else f"{profile.loss:.4g} {'held out' if profile.held_out else 'searched'}, "
-    shape = f"Σ|a| = {profile.sum_abs:.2f}, {profile.effective:.0f} checkpoints matter"
-    return f"{inert(f'{profile.study}, trial {profile.trial}')}<br>{inert(loss + shape)}"
+def as_heights(coefficients: Floats, steps: Floats) -> tuple[Floats, bool]:
+    """``[K]``, the heights of bars, and whether they are per training step.
+
+    A checkpoint stands for the steps since the checkpoint before it. If these intervals differ, each coefficient is
+    divided by its interval. The first checkpoint has no such interval; its coefficient is divided by the next one.
+    """
+    intervals = np.diff(steps)
+    if len(intervals) == 0 or intervals.max() <= IRREGULAR * intervals.min():
+        return coefficients, False
+    return coefficients / np.concatenate([intervals[:1], intervals]), True
 
 
-def movement_figure(data: Movement, *, study: str = "", theme: Theme = "light") -> go.Figure:
-    """The best coefficients at each improvement, first above last: where weight came from and went to."""
-    if not len(data.trials):
+def movement_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
+    """The best coefficients at each improvement, first above last: where weight came from and went to.
+
+    Of many improvements some are chosen evenly; of many checkpoints neighbours share a column, which shows the largest
+    coefficient in magnitude.
+    """
+    finished = study.compared
+    improved = finished["number"][improvements(finished["loss"])]
+    if not len(improved):
         return empty_figure(NO_RESULT, theme)
-    largest = float(np.quantile(np.abs(data.values), 0.995)) or float(np.abs(data.values).max()) or 1.0
-    made = figure(theme, name=f"movement/{study}", title=_shown_of(data))
+    shown = thinned(improved, MOST_IMPROVEMENTS).tolist()
+    coefficients = reader.coefficients(study, shown)
+    width = max(math.ceil(len(study.steps) / MOST_COLUMNS), 1)
+    starts = np.arange(0, len(study.steps), width)
+    high, low = np.maximum.reduceat(coefficients, starts, axis=1), np.minimum.reduceat(coefficients, starts, axis=1)
+    values = np.where(high >= -low, high, low)
+    largest = float(np.quantile(np.abs(values), 0.995)) or float(np.abs(values).max()) or 1.0
+    title = f"{len(shown)} of {len(improved)} improvements" if len(improved) > len(shown) else ""
+    made = figure(theme, name=f"movement/{study.study}", title=title)
     made.add_heatmap(
-        x=data.steps,
-        y=[f"{number:.0f}" for number in data.trials],
-        z=data.values.astype(np.float32),
+        x=[study.steps[start : start + width][-1] for start in starts.tolist()],
+        y=[str(number) for number in shown],
+        z=values.astype(np.float32),
         zmin=-largest,
         zmax=largest,
         autocolorscale=True,
@@ -101,109 +177,121 @@ def movement_figure(data: Movement, *, study: str = "", theme: Theme = "light") 
         hovertemplate="trial %{y}, step %{x:,}: %{z:.4g}<extra></extra>",
     )
     made.update_yaxes(title_text="trial", type="category", autorange="reversed", nticks=12)
-    width = f" (the largest of {data.width})" if data.width > 1 else ""
-    return made.update_xaxes(title_text=STEP_TITLE + width, tickformat="~s")
+    suffix = f" (the largest of {width})" if width > 1 else ""
+    return made.update_xaxes(title_text=STEP_TITLE + suffix, tickformat="~s")
 
 
-def _shown_of(data: Movement) -> str:
-    return f"{len(data.trials)} of {data.improvements} improvements" if data.improvements > len(data.trials) else ""
+def shape_figure(reader: HistoryReader, study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
+    """Σ|a|, the number of checkpoints that matter and the negative share of the best coefficients over the search.
 
-
-def shape_figure(data: Shape, *, study: str = "", theme: Theme = "light") -> go.Figure:
-    """Σ|a|, the number of checkpoints that matter and the negative share of the best coefficients over the search."""
-    if not len(data.trials):
+    From what is stored with each trial. Inherited trials lack it; theirs come from the coefficients.
+    """
+    finished = study.compared
+    place = improvements(finished["loss"])
+    if not len(place):
         return empty_figure(NO_RESULT, theme)
+    numbers = finished["number"][place].tolist()
+    stored = reader.parameters(study, numbers)
+    if unknown := [i for i in range(len(numbers)) if np.isnan(stored["sum_abs"][i])]:
+        for i, row in zip(unknown, reader.coefficients(study, [numbers[i] for i in unknown]), strict=True):
+            stored["sum_abs"][i], stored["effective"][i] = sum_abs(row), effective_count(row)
+    total = stored["sum_abs"]
+    panels = {
+        "Σ|a|": total,
+        "checkpoints<br>that matter": stored["effective"],
+        "negative (%)": 100 * (total - 1) / (2 * total),  # since coefficients sum to one
+    }
     made = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    panels = (
-        ("Σ|a|", data.sum_abs),
-        ("checkpoints<br>that matter", data.effective),
-        ("negative (%)", 100 * data.negative),
-    )
-    for row, ((title, values), colour) in enumerate(zip(panels, PART_COLOURS.values(), strict=False), start=1):
+    for row, ((title, values), colour) in enumerate(zip(panels.items(), PART_COLOURS.values(), strict=False), start=1):
         made.add_scatter(
-            x=data.evaluations,
-            y=values,
+            x=[*(place + 1.0), len(finished)],  # and to the end of the search
+            y=[*values, values[-1]],
             mode="lines+markers",
             name=title.replace("<br>", " "),
             line={"shape": "hv", "color": colour},
             marker={"size": 4},
-            customdata=data.trials,
+            customdata=[*numbers, numbers[-1]],
             hovertemplate="trial %{customdata}: %{y:.4g}<extra></extra>",
             row=row,
             col=1,
         )
         made.update_yaxes(title_text=title, row=row, col=1)
     made.update_xaxes(title_text="evaluations", row=3, col=1)
-    made.update_layout(template=template(theme), uirevision=inert(f"shape/{study}"))
+    made.update_layout(template=template(theme), uirevision=inert(f"shape/{study.study}"))
     return made.update_layout(height=480, showlegend=False)
 
 
-def times_figure(data: TrialTimes, *, study: str = "", theme: Theme = "light") -> go.Figure:
-    """Seconds a trial, stacked by part, over the search."""
-    if not len(data.numbers):
+def times_figure(study: StudyHistory, *, theme: Theme = "light") -> go.Figure:
+    """Seconds a trial, stacked by part, over the search: means over groups of consecutive trials, where there are many.
+
+    ``other`` is the optimizer, the database, waiting, and parts without a name.
+    """
+    trials = study.trials[np.isin(study.trials["number"], study.finished["number"])]
+    if not len(trials):
         return empty_figure("No trial has ended yet. Continue the search: lcsc resume", theme, height=220)
-    made = figure(theme, name=f"times/{study}", barmode="stack", bargap=0, height=340)
-    for part, seconds in data.seconds.items():
-        made.add_bar(
-            x=data.numbers,
-            y=seconds,
-            width=data.width,
-            offset=0,
-            name="other: optimizer, database, waiting" if part == "other" else part,
-            marker={"color": PART_COLOURS[part], "line": {"width": 0}},
-            hovertemplate="%{y:.3g} s",
-        )
-    mean = f" (mean of {data.width})" if data.width > 1 else ""
+    columns = {part.removesuffix("_seconds"): trials[part].astype(np.float64) for part in PARTS}
+    unnamed = np.maximum(trials["seconds"] - np.sum(list(columns.values()), axis=0), 0.0)
+    columns[OTHER] = unnamed + seconds_outside(study, trials)
+    width = math.ceil(len(trials) / MOST_BARS)
+    starts = np.arange(0, len(trials), width)
+    sizes = np.diff(np.append(starts, len(trials)))
+    made = figure(theme, name=f"times/{study.study}", barmode="stack", bargap=0, height=340)
+    for part, values in columns.items():
+        if part == OTHER or values.any():
+            made.add_bar(
+                x=trials["number"][starts],
+                y=np.add.reduceat(values, starts) / sizes,
+                width=width,
+                offset=0,
+                name="other: optimizer, database, waiting" if part == OTHER else part,
+                marker={"color": PART_COLOURS[part], "line": {"width": 0}},
+                hovertemplate="%{y:.3g} s",
+            )
     made.update_layout(hovermode="x unified", showlegend=True)
-    made.update_xaxes(title_text=f"trial{mean}")
+    made.update_xaxes(title_text="trial" + (f" (mean of {width})" if width > 1 else ""))
     return made.update_yaxes(title_text="time per trial (s)")
 
 
 def failures_figure(data: Sequence[FailureReason], *, study: str = "", theme: Theme = "light") -> go.Figure:
     """How often each reason made an attempt fail; the most frequent on top."""
-    if not data:
-        return empty_figure("No attempt has failed.", theme, height=140)
     shown = data[:15]
     made = figure(theme, name=f"failures/{study}", height=120 + 34 * len(shown))
+    numbers = [", ".join(map(str, one.trials[:8])) + (", …" if len(one.trials) > 8 else "") for one in shown]
     made.add_bar(
-        x=[reason.attempts for reason in shown],
+        x=[one.attempts for one in shown],
         y=list(range(len(shown))),
         orientation="h",
         marker={"color": PART_COLOURS["metric"]},
-        customdata=[[inert(reason.reason), _numbers(reason.trials), reason.lost] for reason in shown],
+        customdata=[[inert(one.reason), trials, one.lost] for one, trials in zip(shown, numbers, strict=True)],
         hovertemplate="%{customdata[0]}<br>trials %{customdata[1]}; %{customdata[2]} lost<extra></extra>",
     )
-    labels = [inert(_shortened(reason.reason)) for reason in shown]
-    made.update_yaxes(autorange="reversed", tickvals=list(range(len(shown))), ticktext=labels)
+    texts = [one.reason if len(one.reason) <= LONGEST_REASON else f"{one.reason[:LONGEST_REASON]}…" for one in shown]
+    made.update_yaxes(autorange="reversed", tickvals=list(range(len(shown))), ticktext=[inert(text) for text in texts])
     return made.update_xaxes(title_text="failed attempts", rangemode="tozero", tickformat="d")
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_REASON else f"{text[: LONGEST_REASON - 1]}…"
-
-
-def _numbers(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
-
-
-def distances_figure(data: Distances, *, theme: Theme = "light") -> go.Figure:
-    """How far answers are from each other, as the L2 norm of the difference of their coefficients."""
-    if len(data.labels) < 2:
+def distances_figure(reader: HistoryReader, studies: Sequence[StudyHistory], *, theme: Theme = "light") -> go.Figure:
+    """The L2 norms of the differences between the answers' coefficients, of the studies with the first one's steps."""
+    optimizers = list(dict.fromkeys(study.optimizer for study in studies))
+    ordered = sorted(studies, key=lambda study: optimizers.index(study.optimizer))
+    answered = [study for study in ordered if study.chosen is not None]
+    answered = [study for study in answered if study.steps == answered[0].steps]
+    if len(answered) < 2:
         return empty_figure(
             "One answer has no distance yet. Search with another seed: lcsc run STUDY_FILE --seed 1", theme
         )
-    count = len(data.labels)
-    made = figure(theme, name="distances", height=200 + min(28 * count, 500))
-    labels = [inert(label) for label in data.labels]
+    found = np.stack([_answer(reader, study) for study in answered])
+    labels = [inert(f"{study.label}/{study.seed}") for study in answered]
+    made = figure(theme, name="distances", height=200 + min(28 * len(labels), 500))
     made.add_heatmap(
-        x=list(range(count)),
-        y=list(range(count)),
-        z=data.matrix,
+        x=list(range(len(labels))),
+        y=list(range(len(labels))),
+        z=np.linalg.norm(found[:, None] - found[None], axis=-1),
         autocolorscale=True,
-        texttemplate="%{z:.2f}" if count <= MOST_NUMBERS else None,
+        texttemplate="%{z:.2f}" if len(labels) <= MOST_NUMBERS else None,
         customdata=[[f"{one} to {other}" for other in labels] for one in labels],
         colorbar={"title": {"text": "distance"}, "thickness": 12},
         hovertemplate="%{customdata}: %{z:.4g}<extra></extra>",
     )
-    ticks = {"tickvals": list(range(count)), "ticktext": labels}
+    ticks = {"tickvals": list(range(len(labels))), "ticktext": labels}
     return made.update_xaxes(**ticks).update_yaxes(autorange="reversed", **ticks)

@@ -18,7 +18,7 @@ FEW_TRIALS = 10  # with fewer trials, the share of failures is not judged
 Attempts = Sequence[Mapping[str, Any]]  # as the database stores them
 
 
-class Failing:
+class FailurePolicy:
     """Judges the failures of one run of a study.
 
     Args:

@@ -1,25 +1,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import json
 
-import numpy as np
 import pytest
 
 from lcsc_opt.base.records import NodeWork
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.history import HeldOut, Holder
 from lcsc_opt.database.nodes import KeptNodes
+from lcsc_opt.database.summary import describe_coefficients
 from lcsc_opt.views.progress import (
     FailureReason,
     NodesNow,
+    failure_reasons,
     failures_of,
     nodes_of,
+    overview,
     progress_of,
-    trial_times,
+    seconds_per_trial,
     workers_of,
 )
 from tests.history_examples import history
+from tests.study_examples import coefficients, write_study
 
 ALIVE = Holder("node1", 42, 900.0)
 
@@ -126,59 +129,34 @@ def test_failures_are_grouped_by_reason() -> None:
     assert failures_of(history([1.0])) == []
 
 
-def test_thousands_of_different_reasons_are_looked_through_once() -> None:
-    """Many name an address or a number of bytes, so that no two are alike."""
-
-    class Reasons(dict[int, tuple[str, ...]]):
-        looked = 0
-
-        def __iter__(self) -> Iterator[int]:
-            self.looked += 1
-            return super().__iter__()
-
-        def items(self) -> Any:
-            self.looked += 1
-            return super().items()
-
-    reasons = Reasons({number: (f"tried to allocate {number} bytes",) for number in range(500)})
-    found = failures_of(dataclasses.replace(history([None] * 500), reasons=reasons))
-    assert sorted(failure.trials for failure in found) == [(number,) for number in range(500)]
-    assert reasons.looked < 5
-
-
-# time per trial
-
-
-def test_time_is_split_into_parts_and_the_rest() -> None:
-    columns = {"merge_seconds": 0.25, "sample_seconds": 0.5}
-    found = trial_times(history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5, columns=columns))
-    assert list(found.seconds) == ["merge", "sample", "other"]
-    assert found.seconds["merge"].tolist() == [0.25] * 3
-    np.testing.assert_allclose(found.seconds["other"], [0.75, 0.75, 0.25], err_msg="after the last one nothing starts")
-
-
-def test_an_interruption_is_no_time_of_a_trial() -> None:
-    study = history([3.0, 2.0, 1.0], seconds=1.0, gap=0.5)
-    study.trials["started"][2] += 3600
-    study.trials["ended"][2] += 3600
-    np.testing.assert_allclose(trial_times(study).seconds["other"], [1.5, 1.0, 1.0])
-
-
-def test_with_several_workers_the_rest_is_the_time_from_ask_to_result() -> None:
-    study = history([3.0, 2.0], seconds=1.0, workers=2, columns={"started": 1000.0, "ended": [1001.5, 1003.0]})
-    np.testing.assert_allclose(trial_times(study).seconds["other"], [1.5, 3.0], err_msg="the second one waited for 2 s")
-
-
-def test_many_trials_are_averaged_and_none_is_lost() -> None:
-    study = history([1.0] * 1001, seconds=2.0, gap=0.0, running=1, ended=False)
-    found = trial_times(study, most=100)
-    assert (found.width, len(found.numbers)) == (11, 91)
-    assert found.numbers[:3].tolist() == [0, 11, 22]
-    assert found.seconds["other"] == pytest.approx(2.0)
-    assert len(trial_times(history([])).numbers) == 0
-
-
 @pytest.mark.parametrize(("trial", "answer"), [(None, 1), (2, 2), (0, 0), (9, 1), (3, 1)])
 def test_the_answer_is_the_chosen_trial_and_without_a_complete_one_the_best(trial: int | None, answer: int) -> None:
     study = dataclasses.replace(history([3.0, 1.0, 2.0, None]), held_out=HeldOut(trial, 5.0))
     assert (study.chosen, study.best) == (answer, 1)
+
+
+def test_everything_about_a_study_is_json(url: str) -> None:
+    held_out = {"trial": 0, "loss": 5.0}
+    study = write_study(open_storage(url, write=True), "digits/LCSC/0", [4.0, None, 2.0], held_out=held_out)
+    found = overview(study)
+    assert json.loads(json.dumps(found)) == found
+    expected = {
+        **{"study": "digits/LCSC/0", "state": "finished", "evaluations": 3, "failed": 1, "best_trial": 2},
+        **{"searched": 2.0, "held_out": 5.0, "checkpoints": 3, "chosen_trial": 0, "held_out_report": held_out},
+        **{"coefficients": coefficients(0).tolist(), "failure_reasons": {"broken": 1}},
+        "best_coefficients": describe_coefficients(coefficients(0), (100, 200, 300)),
+    }
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_a_trial_counts_with_the_reason_of_its_last_attempt() -> None:
+    reasons = {0: ("memory", "not finite"), 1: ("memory",), 2: ("not finite",), 3: ("memory",)}
+    assert failure_reasons(history([None, None, None, 1.0], reasons=reasons)) == {"not finite": 2, "memory": 1}
+
+
+def test_seconds_per_trial_are_means_of_parts_and_a_median_of_the_rest() -> None:
+    study = history([4.0, 3.0, 2.0, 1.0], gap=0.5, columns={"sample_seconds": [0.2, 0.4, 0.2, 0.4]})
+    study.trials["started"][3] += 3600
+    found = seconds_per_trial(study)
+    assert found == {"sample": pytest.approx(0.3), "other": pytest.approx(0.5)}
+    assert seconds_per_trial(history([None])) == {}

@@ -1,0 +1,277 @@
+"""What a machine of a cluster needs before it evaluates: the same software, the study's own files, its trajectory.
+
+The study's own files are its objective, the modules that this imports, and files that the settings name. On a shared
+file system, a machine sees the same files at the same paths and uses them. Elsewhere it uses copies that were sent with
+the job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from lcsc_opt.base.catalog import find, stands_for
+from lcsc_opt.base.code import module_file
+from lcsc_opt.base.errors import LcscError, StudySpecError
+from lcsc_opt.base.files import only_process, replacing
+from lcsc_opt.base.paths import KnownCheckpoints, cache_directory, given_path, study_directory
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.reproducibility import describe_difference, environment
+from lcsc_opt.base.study_file import ObjectiveSpec
+from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import check_objective, load_objective
+from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.trajectory.opening import part_of
+
+_MOST_BYTES = 100 * 2**20  # of data that settings name; larger data has to be on every machine
+_PIECE_BYTES = 16 * 2**20  # of a trajectory, fetched at once
+_CHECKPOINTS = "checkpoints"  # the setting whose files are sent in another way
+_STUDY, _HERE, _MODULES = "lcsc-study", "lcsc-here", "lcsc-modules"  # folders of the copies
+
+Read = Callable[[str, int, int], bytes]
+"""Name of a file of the trajectory, offset, and length → those bytes, read at the coordinator; picklable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShippedFiles:
+    """The files that are sent to other machines.
+
+    Attributes:
+        study: the study file's folder on the coordinator.
+        here: the working directory of the coordinator.
+        files: path among the copies → (path on the coordinator, SHA-256).
+        objective: the path of the objective's file among the copies; empty if it belongs to the library.
+    """
+
+    study: Path | None
+    here: Path
+    files: Mapping[str, tuple[Path, str]]
+    objective: str = ""
+
+    @contextlib.contextmanager
+    def arrived(self) -> Iterator[Path | None]:
+        """While this is open, the study's files are found on this machine. Yields the folder in place of the study's.
+
+        Copies are below the working directory that the process was started in.
+        """
+        before = Path.cwd()
+        study, here = self.study, self.here
+        if not all(_sha256(original) == sha256 for original, sha256 in self.files.values()):
+            here = before / (_STUDY if study == here else _HERE)
+            here.mkdir(exist_ok=True)  # missing if none of its files were sent
+            study = None if study is None else before / _STUDY
+            if self.objective:
+                stands_for(before / self.objective, self.files[self.objective][0])
+            if str(before / _MODULES) not in sys.path:
+                sys.path.append(str(before / _MODULES))
+        if here.is_dir():
+            os.chdir(here)
+        try:
+            yield study
+        finally:
+            os.chdir(before)
+
+
+def collect(spec: ObjectiveSpec, study: Path | None, objective: Objective, copies: Path) -> ShippedFiles:
+    """Copy the files that other machines need.
+
+    Args:
+        spec: of the objective.
+        study: the study file's folder.
+        objective: as it was loaded here.
+        copies: an empty folder.
+    """
+    study, here = None if study is None else study.resolve(), Path.cwd()
+    file = find("objectives", spec.file, beside=study)
+    found: dict[str, Path] = {}
+    own = ""
+
+    def place_of(path: Path) -> str:
+        """Its path among the copies; empty if it is neither in the study file's folder nor in the working directory."""
+        for folder, copied in ((study, _STUDY), (here, _HERE)):
+            if folder is not None and path.is_relative_to(folder):
+                return str(PurePosixPath(copied, *path.relative_to(folder).parts))
+        return ""
+
+    for name in objective.code:
+        path = file if name == file.name else module_file(name)
+        if path is None:
+            continue
+        parts = [*name.split("."), "__init__"] if path.name == "__init__.py" else name.split(".")
+        place = place_of(path.resolve()) or str(PurePosixPath(_MODULES, *parts).with_suffix(".py"))  # from PYTHONPATH
+        found[place] = path
+        own = place if path == file else own
+    with study_directory(study):
+        data = [given_path(text) for name, v in spec.settings.items() if name != _CHECKPOINTS for text in _texts(v)]
+    found |= {place: path for path in _small(data) if (place := place_of(path.resolve()))}
+    for place, path in found.items():
+        (copies / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copies / place)
+    return ShippedFiles(study, here, {place: (path.resolve(), _sha256(path)) for place, path in found.items()}, own)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a setting."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def _small(paths: Iterable[Path]) -> Iterator[Path]:
+    """These files and the files in these folders, up to a total size; a folder that contains all others is left out."""
+    left = _MOST_BYTES
+    for path in paths:
+        try:
+            inside = path.is_dir() and not Path.cwd().is_relative_to(path.resolve())
+            files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()] if inside else []
+            size = sum(file.stat().st_size for file in files)
+        except (OSError, ValueError):  # the text is no path
+            continue
+        if size <= left:
+            left -= size
+            yield from files
+
+
+def _sha256(path: Path) -> str:
+    """In hex; empty if the file cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """The packed trajectory of the coordinator.
+
+    Attributes:
+        path: the trajectory on the coordinator's machine.
+        in_cache: its path inside the cache folder, on the coordinator and on other machines.
+        sha256: the identity of its checkpoints.
+        steps: ``[K]`` of training.
+        manifest: the content of its manifest now, so that checkpoints that are appended later do not matter.
+        sizes: file → bytes, without the manifest.
+    """
+
+    path: Path
+    in_cache: Path
+    sha256: str
+    steps: tuple[int, ...]
+    manifest: bytes
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, trajectory: Trajectory) -> Packed:
+        """Describe an open trajectory."""
+        path, cache = trajectory.path.resolve(), cache_directory().resolve()
+        own = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
+        place = path.relative_to(cache) if path.is_relative_to(cache) else own
+        sizes = {name: (path / name).stat().st_size for name in (WEIGHTS, REFERENCE) if (path / name).exists()}
+        return cls(path, place, trajectory.sha256, trajectory.steps, (path / MANIFEST).read_bytes(), sizes)
+
+    def found(self, read: Read) -> Path:
+        """The trajectory's path on this machine: the same path, or one in the cache. If it is missing, it is fetched.
+
+        Args:
+            read: reads parts of its files on the coordinator.
+
+        Raises:
+            StudySpecError: there is no room for it.
+            TrajectoryError: the fetched files are damaged.
+        """
+        known, cached = KnownCheckpoints(self.sha256, self.steps), cache_directory() / self.in_cache
+        for path in (self.path, cached):
+            if part_of(path, known) is not None:
+                return path
+        with only_process(cached, busy=lambda: None):  # another worker on this machine fetches it: wait
+            if part_of(cached, known) is None:
+                self._fetch(cached, read)
+        return cached
+
+    def _fetch(self, out: Path, read: Read) -> None:
+        size, free = sum(self.sizes.values()), shutil.disk_usage(out.parent).free
+        if size > free:
+            raise StudySpecError(
+                f"no room for the trajectory: {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {out.parent}; "
+                "free some, or set LCSC_CACHE to another folder there"
+            )
+        notice(f"fetching the trajectory ({size / 1e6:,.0f} MB) to {out}")
+        with replacing(out) as pending:
+            pending.mkdir()
+            for name, length in self.sizes.items():
+                with (pending / name).open("xb") as file:
+                    for start in range(0, length, _PIECE_BYTES):
+                        file.write(read(name, start, min(_PIECE_BYTES, length - start)))
+            (pending / MANIFEST).write_bytes(self.manifest)
+            Trajectory.open(pending, steps=self.steps).verify()
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeObjective:
+    """Loads a study's objective on a machine of the cluster; picklable.
+
+    Attributes:
+        spec: of the objective.
+        files: the study's own files.
+        packed: its trajectory and what reads it; ``None`` without a trajectory.
+        software: what :func:`software` gives on the coordinator.
+    """
+
+    spec: ObjectiveSpec
+    files: ShippedFiles
+    packed: tuple[Packed, Read] | None
+    software: dict[str, Any]
+
+    def __call__(self) -> Objective:
+        """Load it.
+
+        Raises:
+            StudySpecError: this machine has other software, or no room for the trajectory.
+            LcscError: the objective cannot be loaded.
+        """
+        known = self._prepared()
+        with self.files.arrived() as beside:
+            return load_objective(self.spec, beside=beside, checkpoints=known)
+
+    def check(self) -> LcscError | None:
+        """Fetch what loading needs, and return the error that loading would raise, if it is known without a model."""
+        try:
+            known = self._prepared()
+            with self.files.arrived() as beside:
+                check_objective(self.spec, beside=beside, checkpoints=known)
+        except LcscError as error:
+            return error
+        return None
+
+    def _prepared(self) -> KnownCheckpoints | None:
+        if difference := other_software(self.software, software()):
+            raise StudySpecError(f"has other software than the coordinator: {difference}; install the same there")
+        if self.packed is None:
+            return None
+        packed, read = self.packed
+        return KnownCheckpoints(packed.sha256, packed.steps, selected=True, packed=packed.found(read))
+
+
+def software() -> dict[str, Any]:
+    """JSON-able: versions, BLAS, and a digest of this library's own code, which may change without its version."""
+    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return {**environment(), "lcsc_opt's code": digest.hexdigest()[:12]}
+
+
+def other_software(coordinator: dict[str, Any], machine: dict[str, Any]) -> str:
+    """The differences in software that would change results, in words; empty if there is none."""
+    other_blas = set(machine["blas"]) - set(coordinator["blas"])  # the coordinator may have loaded more of them
+    keys = ("packages", "machine", "lcsc_opt's code", *(["blas"] if other_blas else []))
+    return describe_difference(*({key: known[key] for key in keys} for known in (coordinator, machine)))

@@ -1,0 +1,221 @@
+"""Models that are merged and written: a study's, one made again from its recipe, and one merge without a study."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError
+from lcsc_opt.base.paths import cache_directory
+from lcsc_opt.base.progress import notice
+from lcsc_opt.base.records import Coefficients
+from lcsc_opt.checkpoints.finding import find_checkpoints, is_packed
+from lcsc_opt.checkpoints.lora import LoraAlphas, lora_flavour
+from lcsc_opt.coefficients.profiles import check_coefficients, ema_coefficients, power_ema_coefficients
+from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.exports.recipe import LoraNaming, Recipe, packed_trajectory, recipe_of
+from lcsc_opt.exports.writing import CONFIG, Destination, check_fits, config_of, read_config, write
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.trajectory import Trajectory, open_or_pack
+from lcsc_opt.trajectory.exact_merge import CheckpointFiles, PackedCheckpoints, cast, merge_exactly
+from lcsc_opt.trajectory.lora import trajectory_alphas
+from lcsc_opt.trajectory.packing import find_sources
+
+
+def export(study: StoredStudy, objective: Objective, to: Destination, *, number: int | None = None) -> Recipe:
+    """Write the best model so far, or one trial's. It only reads the database: the study may be running meanwhile.
+
+    Returns:
+        The recipe inside the model.
+
+    Raises:
+        ObjectiveError: the objective has no weights, or they do not fit the configuration.
+        StudyStoreError: the checkpoints are not those of the study, no such trial, or the file cannot be written.
+        TrajectoryError: the checkpoints are damaged.
+    """
+    recipe = recipe_of(study, objective, number=number, dtype=to.dtype)
+    config = None
+    if to.form == "diffusers":
+        config = config_of(objective) if to.config is None else read_config(to.config)
+        if config is None:
+            raise ObjectiveError(
+                f"{to.path}: the objective's network has no configuration of diffusers; pass --config FOLDER of a "
+                "model that diffusers saved"
+            )
+    trajectory = packed_trajectory(objective)
+    if to.form == "lora":
+        recipe = recipe.model_copy(update={"lora": _lora_of(study, objective, trajectory)})
+    weights = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype)
+    if statistics := objective.statistics(np.array(recipe.coefficients)):
+        weights |= (kept := cast(dict(statistics), to.dtype))
+        recipe = recipe.model_copy(update={"statistics": save(kept).hex()})
+    write(weights, recipe, to, config=config)
+    if to.form != "lora" and lora_flavour(weights) not in (None, "kohya"):
+        notice(f"{to.path}: holds a LoRA under its own names; --as lora writes what load_lora_weights loads")
+    return recipe
+
+
+def rebuild(
+    recipe: Recipe,
+    patterns: Sequence[str | Path],
+    to: Destination,
+    *,
+    key: str | None = None,
+    steps: Sequence[int] | None = None,
+    beside: Path | None = None,
+) -> Recipe:
+    """Combine the checkpoints of a recipe again, bit for bit on any machine, and write the model.
+
+    Args:
+        recipe: of an exported model.
+        patterns: checkpoint files, folders or globs, or one packed trajectory.
+        to: where the model is written, and how; without a dtype, in the recipe's.
+        key: which state dict of each file; ``None`` takes the recipe's.
+        steps: the training step of each file, ``[N]``; ``None`` takes them from metadata and names.
+        beside: where the recipe was read: a folder of diffusers also has the configuration.
+
+    Returns:
+        The recipe that is inside the new model.
+
+    Raises:
+        ObjectiveError: the recipe cannot be followed, or the weights do not fit the configuration.
+        TrajectoryError: a checkpoint is missing, or is not the one that the recipe names.
+        StudyStoreError: the disk refuses.
+    """
+    combination = recipe.combination()
+    if to.config is None and beside is not None and (beside / CONFIG).is_file():
+        to = dataclasses.replace(to, config=beside)
+    config = _given_config(to)
+    to = dataclasses.replace(to, dtype=to.dtype or recipe.dtype)
+    if len(patterns) == 1 and is_packed(Path(patterns[0])):
+        checkpoints: CheckpointFiles | PackedCheckpoints = PackedCheckpoints(Trajectory.open(patterns[0]))
+    else:
+        key = recipe.key if key is None else key
+        found = find_sources(find_checkpoints(patterns, key=key), steps)
+        checkpoints = CheckpointFiles({source.step: source.path for source in found}, key=key)
+    naming = recipe.lora
+    if naming is None and to.form == "lora":  # the checkpoints' own names were kept
+        naming = LoraNaming(alphas=checkpoints.lora_alphas())
+    recipe = recipe.model_copy(update={"dtype": to.dtype, "lora": naming})
+    if config is not None:  # checked with one checkpoint, before all of them are read
+        check_fits(config, checkpoints.read(checkpoints.steps[0]))
+    weights = merge_exactly(checkpoints, combination, dtype=to.dtype)
+    if recipe.statistics is not None:
+        try:
+            weights |= load(bytes.fromhex(recipe.statistics))
+        except (ValueError, SafetensorError) as error:
+            raise ObjectiveError(f"{recipe.study}: the recipe's statistics cannot be read: export it again") from error
+    write(weights, recipe, to, config=config)
+    return recipe
+
+
+def average(
+    patterns: Sequence[str | Path],
+    coefficients_of: Callable[[tuple[int, ...]], Coefficients],
+    to: Destination,
+    *,
+    name: str,
+    key: str | None = None,
+    steps: Sequence[int] | None = None,
+) -> Recipe:
+    """Combine checkpoints once, and write the model with its recipe inside; :func:`rebuild` makes the same bytes again.
+
+    Args:
+        patterns: a packed trajectory; else files, globs or folders, which are packed into the cache.
+        coefficients_of: training steps ``[K]`` → coefficients ``[K]`` that sum to one.
+        to: the path and the form.
+        name: of the model, in the recipe.
+        key: which state dict of each file.
+        steps: the training step of each file, if the names do not say them.
+
+    Raises:
+        TrajectoryError: checkpoints that cannot be read or do not belong together.
+        StudySpecError: the coefficients' number is not that of the checkpoints, or their sum is not one.
+        ObjectiveError: a folder of diffusers without a configuration.
+        StudyStoreError: the disk refuses.
+    """
+    config = _given_config(to)
+    trajectory = open_or_pack(patterns, cache=cache_directory(), key=key, steps=steps)
+    coefficients = check_coefficients(coefficients_of(trajectory.steps), len(trajectory))
+    recipe = Recipe.of(trajectory, coefficients, study=name, dtype=to.dtype)
+    weights = merge_exactly(PackedCheckpoints(trajectory), recipe.combination(), dtype=to.dtype)
+    write(weights, recipe, to, config=config)
+    if negative := [each for each, tensor in weights.items() if each.endswith("running_var") and (tensor < 0).any()]:
+        notice(
+            f"{to.path}: {negative[0]} holds variances below zero, as signed coefficients make them: estimate them on "
+            "images (torch.optim.swa_utils.update_bn) before you use the model"
+        )
+    return recipe
+
+
+def _given_config(to: Destination) -> str | None:
+    if to.form != "diffusers":
+        return None
+    if to.config is None:
+        raise ObjectiveError(f"{to.path}: pass --config FOLDER of the model, which checkpoints and recipes do not hold")
+    return read_config(to.config)
+
+
+def _lora_of(study: StoredStudy, objective: Objective, trajectory: Trajectory) -> LoraNaming:
+    """The naming of the study's LoRA, with the alphas that it was searched with."""
+    pipeline = getattr(objective.sampler, "pipeline", None)
+    layers = getattr(getattr(getattr(pipeline, "unet", None), "config", None), "layers_per_block", None)
+    known: Any = study.attributes.get("fingerprint")
+    for name in ("objective", "sampler", "lora", "alphas"):  # as a text-to-image objective describes itself
+        known = known.get(name) if isinstance(known, dict) else None
+    return LoraNaming(
+        component="unet" if getattr(pipeline, "transformer", None) is None else "transformer",
+        alphas=LoraAlphas(**known) if known else trajectory_alphas(trajectory),
+        layers_per_block=layers if isinstance(layers, int) else None,
+    )
+
+
+def coefficients_named(source: str) -> Callable[[tuple[int, ...]], Coefficients] | None:
+    """``ema:RATE``, ``power:WIDTH`` or a JSON file of coefficients, as a function of the training steps ``[K]``.
+
+    A file holds ``[K]`` numbers, or a mapping from steps, where steps that it leaves out are zero. They may be
+    under the key ``coefficients``, as in what ``lcsc show STUDY --format json`` prints.
+
+    Returns:
+        ``None`` for anything else, such as a recipe.
+
+    Raises:
+        StudySpecError: the rate or the width is no number, or a .json file cannot be read.
+    """
+    kind, _, text = source.partition(":")
+    if kind in ("ema", "power"):
+        try:
+            value = float(text)
+        except ValueError as error:
+            raise StudySpecError(f"{source}: expected a number, as in ema:0.9999 or power:0.1") from error
+        by_rate = ema_coefficients if kind == "ema" else power_ema_coefficients
+        return lambda steps: by_rate(steps, value)
+    path = Path(source)
+    if path.suffix != ".json":
+        return None
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StudySpecError(f"{path}: cannot be read as JSON ({error})") from error
+    if isinstance(content, Mapping) and "checkpoint_sha256" in content:
+        return None
+    if isinstance(content, Mapping) and "coefficients" in content:
+        content = content["coefficients"]
+    return lambda steps: _listed(content, steps, path)
+
+
+def _listed(content: Any, steps: Sequence[int], path: Path) -> Coefficients:
+    if isinstance(content, Mapping):
+        given = {str(step): value for step, value in content.items()}
+        if unknown := sorted(set(given) - {str(step) for step in steps}):
+            there = f"there are {steps[0]} to {steps[-1]}"
+            raise StudySpecError(f"{path}: no checkpoint has the step {unknown[0]}; {there}")
+        content = [given.get(str(step), 0.0) for step in steps]
+    return check_coefficients(content, len(steps))
