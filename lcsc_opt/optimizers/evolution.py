@@ -17,10 +17,9 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.records import Coefficients
 from lcsc_opt.coefficients.profiles import ema_coefficients, normalize, window_ema_rates
-from lcsc_opt.optimizers.options import check, check_count, check_numbers, check_positive, is_number
-from lcsc_opt.optimizers.parametrization import steps_of
+from lcsc_opt.optimizers.parametrization import check, check_count, check_numbers, check_positive, is_number, steps_of
 
-SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
+_SMALLEST_SUM = 0.1  # a child with a smaller sum is drawn again: the division would enlarge it more than tenfold
 
 
 class _LCSC(Optimizer):  # type: ignore[misc]
@@ -61,7 +60,7 @@ class _LCSC(Optimizer):  # type: ignore[misc]
         self._children_left -= 1
         while True:
             child = self._mutate(self._crossover())
-            if child.sum() >= SMALLEST_SUM:
+            if child.sum() >= _SMALLEST_SUM:
                 return normalize(child)  # line 10
 
     def _crossover(self) -> Coefficients:

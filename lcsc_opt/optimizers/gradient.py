@@ -17,18 +17,16 @@ from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients, Evaluation, Noise
-from lcsc_opt.coefficients.spaces import CoefficientSpace
+from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace
 from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_share
-from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
-from lcsc_opt.optimizers.parametrization import space_of, steps_of
+from lcsc_opt.optimizers.parametrization import check, check_count, check_positive, is_number, space_of, steps_of
 from lcsc_opt.optimizers.requests import Request, attach_request, evaluation_of, failed, request_of
 
-Free = npt.NDArray[np.float64]
-"""``[d]``: the free vector of a coefficient space, or the coefficients themselves where there is no space."""
+_Free = npt.NDArray[np.float64]
+"""``[d]``: the free vector of a coefficient space; that of a plain array ``[K]`` is the affine one."""
 
-NOISE_GROUP = "gradient"
-MOMENTUM, MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a search has only some hundred steps
-DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
+_MOMENTUM, _MEMORY = 0.8, 0.99  # beta_1 and beta_2 of Adam: short, since a search has only some hundred steps
+_DELAY = 0.5  # how much a step shrinks for each step that was made since its gradient was asked
 FEWEST_CHECKS = 20  # before the search may end by itself
 
 
@@ -52,8 +50,10 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     ) -> None:
         super().__init__(parametrization, budget=budget, num_workers=num_workers)
         self._config = LCSCGradient() if config is None else config
-        self._view = _View(self.parametrization)
-        self._path = _Path(self._view, self._config.step_size)
+        start = np.asarray(self.parametrization.value, dtype=np.float64)
+        space = space_of(self.parametrization) or AffineSpace(steps_of(self.parametrization, None), start)
+        self._space: CoefficientSpace = space
+        self._path = _Path(space, start, self._config.step_size)
         self._noise_base = int(self._rng.randint(2**31 - 1)) * NOISE_STRIDE
         self._images_asked = 0  # by gradients
         self._cost_since_check = 0
@@ -83,7 +83,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
     def _internal_ask_candidate(self) -> ng.p.Parameter:
         check = self._check_is_due()
         free, request = (self._path.average, Request()) if check else (self._path.free, self._gradient_request())
-        candidate = self.parametrization.spawn_child(new_value=self._view.coefficients(free))
+        candidate = self.parametrization.spawn_child(new_value=self._space.to_coefficients(free))
         attach_request(candidate, request)
         self._asked_at[candidate.uid] = (self.num_ask, self._path.steps)
         self._account(request)
@@ -117,7 +117,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
 
         Never more than a check has.
         """
-        noise = Noise(NOISE_GROUP, self._noise_base + self.num_ask + self.num_tell_not_asked)
+        noise = Noise("gradient", self._noise_base + self.num_ask + self.num_tell_not_asked)
         if not self._samples:
             return Request(noise=noise, gradient=True, keep_weight=self._kept.weight)
         most = self._check_images or np.inf
@@ -147,7 +147,7 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
         if failed(candidate):
             return
         evaluation, request = evaluation_of(candidate), request_of(candidate)
-        free = self._view.free(candidate.value)
+        free = self._space.to_free(candidate.value)
         if evaluation is not None and evaluation.gradient is not None:
             self._images_asked += self._check_images if request.images is None else request.images
             self._path.free = free
@@ -157,10 +157,10 @@ class _LCSCGradient(Optimizer):  # type: ignore[misc]
             self._best_inherited = loss
             self._path.free = self._path.average = free
 
-    def _internal_provide_recommendation(self) -> Free:
+    def _internal_provide_recommendation(self) -> _Free:
         """The average of the iterates, in Nevergrad's form."""
-        child = self.parametrization.spawn_child(new_value=self._view.coefficients(self._path.average))
-        data: Free = child.get_standardized_data(reference=self.parametrization)
+        child = self.parametrization.spawn_child(new_value=self._space.to_coefficients(self._path.average))
+        data: _Free = child.get_standardized_data(reference=self.parametrization)
         return data
 
 
@@ -191,49 +191,12 @@ class LCSCGradient(ConfiguredOptimizer):  # type: ignore[misc]
         self.checks = checks
 
 
-class _View:
-    """The free vector of a parametrization: of its coefficient space, or of a plain array ``[K]``."""
-
-    def __init__(self, parametrization: ng.p.Parameter) -> None:
-        self._space: CoefficientSpace | None = space_of(parametrization)
-        self._count = len(steps_of(parametrization, None))
-        self.start = self.free(np.asarray(parametrization.value, dtype=np.float64))
-
-    def free(self, coefficients: Coefficients) -> Free:
-        """``[K]`` → ``[d]``."""
-        return np.array(coefficients, dtype=np.float64) if self._space is None else self._space.to_free(coefficients)
-
-    def coefficients(self, free: Free) -> Coefficients:
-        """``[d]`` → ``[K]``."""
-        if self._space is None:
-            return free.copy()
-        return self._space.to_coefficients(free)
-
-    def within(self, free: Free) -> Free:
-        """The nearest free vector inside the space: in a convex space, coefficients are clipped."""
-        return self.free(self.coefficients(free))
-
-    def free_gradient(self, coefficients: Coefficients, gradient: Coefficients) -> Free:
-        """The chain rule: ``[K]`` → ``[d]``, at ``coefficients``."""
-        if gradient.shape != (self._count,):
-            raise StudySpecError(f"the gradient has the shape {list(gradient.shape)}, expected [{self._count}]")
-        return gradient if self._space is None else self._space.to_free_gradient(self.free(coefficients), gradient)
-
-    def directions(self) -> npt.NDArray[np.float64]:
-        """``[d, K - 1]``: what one unit of each cosine direction does to the free vector."""
-        cosines = cosine_directions(self._count)
-        if self._space is None:
-            return cosines
-        origin = self._space.to_coefficients(np.zeros(self._space.dimension))
-        zero = self._space.to_free(origin)
-        return np.stack([self._space.to_free(origin + column) - zero for column in cosines.T], axis=1)
-
-
 class _Path:
     """The iterates of one search, as free vectors ``[d]``.
 
     Args:
-        view: the space, and the start.
+        space: of the free vectors.
+        start: ``[K]``, where the search begins.
         step_size: the length of a step that is as large as Adam allows in every direction.
 
     Attributes:
@@ -242,9 +205,14 @@ class _Path:
         steps: how many were made.
     """
 
-    def __init__(self, view: _View, step_size: float) -> None:
-        self.free, self.average, self.steps = view.start, view.start, 0
-        self._view, self._directions = view, view.directions()
+    def __init__(self, space: CoefficientSpace, start: Coefficients, step_size: float) -> None:
+        free = space.to_free(start)
+        self.free, self.average, self.steps = free, free, 0
+        self._space = space
+        origin = space.to_coefficients(np.zeros(space.dimension))
+        zero, cosines = space.to_free(origin), cosine_directions(len(start))
+        # [d, K - 1]: what one unit of each cosine direction does to the free vector
+        self._directions = np.stack([space.to_free(origin + column) - zero for column in cosines.T], axis=1)
         self._step_size = step_size / np.sqrt(self._directions.shape[1])  # in each direction
         self._momentum = np.zeros(self._directions.shape[1])  # m
         self._square = np.zeros(self._directions.shape[1])  # v
@@ -257,17 +225,21 @@ class _Path:
         make shorter steps, else the path swings: the first gradients of all workers are asked at one point, and full
         steps along all of them would lead much too far.
         """
-        slope = self._view.free_gradient(coefficients, gradient)
+        if gradient.shape != coefficients.shape:
+            expected = list(coefficients.shape)
+            raise StudySpecError(f"the gradient has the shape {list(gradient.shape)}, expected {expected}")
+        slope = self._space.to_free_gradient(self._space.to_free(coefficients), gradient)
         slopes = (self._directions * slope[:, None]).sum(axis=0)  # no BLAS: its bits depend on its threads
         self.steps += 1
         self._since_retreat += 1
-        self._momentum += (1 - MOMENTUM) * (slopes - self._momentum)
-        self._square += (1 - MEMORY) * (np.square(slopes) - self._square)
-        mean = self._momentum / (1 - MOMENTUM**self._since_retreat)
-        spread = np.sqrt(self._square / (1 - MEMORY**self.steps))
+        self._momentum += (1 - _MOMENTUM) * (slopes - self._momentum)
+        self._square += (1 - _MEMORY) * (np.square(slopes) - self._square)
+        mean = self._momentum / (1 - _MOMENTUM**self._since_retreat)
+        spread = np.sqrt(self._square / (1 - _MEMORY**self.steps))
         ratio = np.divide(mean, spread, out=np.zeros_like(mean), where=spread > 0)
-        size = self._step_size / (1 + DELAY * delay)
-        self.free = self._view.within(self.free - size * (self._directions * ratio).sum(axis=1))
+        size = self._step_size / (1 + _DELAY * delay)
+        moved = self.free - size * (self._directions * ratio).sum(axis=1)
+        self.free = self._space.to_free(self._space.to_coefficients(moved))  # a convex space clips
         self.average = self.average + averaging_share(self.steps) * (self.free - self.average)
 
     def retreat(self) -> None:
@@ -302,8 +274,7 @@ def still_falling(checks: Sequence[float]) -> bool:
 def _gradient_of(evaluation: Evaluation | None) -> Coefficients:
     if evaluation is None or evaluation.gradient is None:
         raise StudySpecError(
-            "LCSCGradient was told a loss without a gradient: evaluate its candidates with "
-            "objective.evaluate(candidate_of(candidate), gradient=True) and hand the answer over with "
-            "attach_evaluation(candidate, evaluation) before the tell, as `lcsc run` does"
+            "LCSCGradient was told a loss without a gradient: before the tell, hand what "
+            "objective.evaluate(candidate_of(candidate), gradient=True) gives to attach_evaluation"
         )
     return evaluation.gradient

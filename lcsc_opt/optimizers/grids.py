@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import nevergrad as ng
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
@@ -22,29 +22,18 @@ from lcsc_opt.coefficients.plane import (
     grid_positions,
 )
 from lcsc_opt.coefficients.profiles import POWER_EMA_SIGMAS, plain_averages, power_ema_coefficients
-from lcsc_opt.optimizers.options import check, check_numbers, is_number, is_whole
-from lcsc_opt.optimizers.parametrization import steps_of
+from lcsc_opt.optimizers.parametrization import check, check_numbers, is_number, is_whole, steps_of
 
 
-class Profiled(Protocol):
-    """The settings of a grid."""
-
-    steps: Sequence[int] | None
-
-    def profiles(self, steps: tuple[int, ...]) -> list[Coefficients]:
-        """``[K]`` coefficients of each point, in the order in which they are asked."""
-        ...
-
-
-class ProfileGrid(Optimizer):  # type: ignore[misc]
-    """Asks given coefficients in their order; afterwards it is :attr:`finished` and asks the best of them again."""
+class _ProfileGrid(Optimizer):  # type: ignore[misc]
+    """Asks the profiles of its configuration in their order; then it is finished, and asks the best of them again."""
 
     def __init__(
         self,
         parametrization: ng.p.Parameter | int,
         budget: int | None = None,
         num_workers: int = 1,
-        config: Profiled | None = None,
+        config: Any = None,
     ) -> None:
         super().__init__(parametrization, budget=budget, num_workers=num_workers)
         config = EMAGrid() if config is None else config
@@ -73,7 +62,7 @@ class EMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     def __init__(self, *, rates: Sequence[float] | None = None, steps: Sequence[int] | None = None) -> None:
         check_numbers("rates", rates)
-        super().__init__(ProfileGrid, locals(), as_config=True)
+        super().__init__(_ProfileGrid, locals(), as_config=True)
         self.rates = rates
         self.steps = steps
 
@@ -92,7 +81,7 @@ class PowerEMAGrid(ConfiguredOptimizer):  # type: ignore[misc]
 
     def __init__(self, *, sigma_rels: Sequence[float] = POWER_EMA_SIGMAS, steps: Sequence[int] | None = None) -> None:
         check_numbers("sigma_rels", sigma_rels)
-        super().__init__(ProfileGrid, locals(), as_config=True)
+        super().__init__(_ProfileGrid, locals(), as_config=True)
         self.sigma_rels = sigma_rels
         self.steps = steps
 
@@ -120,8 +109,16 @@ class Landscape(ConfiguredOptimizer):  # type: ignore[misc]
         margin: float = DEFAULT_MARGIN,
         steps: Sequence[int] | None = None,
     ) -> None:
-        _check_settings(corners, size, margin)
-        super().__init__(ProfileGrid, locals(), as_config=True)
+        if corners is not None:
+            check_corners(corners)
+        check(
+            is_whole(size) and SMALLEST_SIZE <= size <= LARGEST_SIZE,
+            "size",
+            f"a whole number from {SMALLEST_SIZE} to {LARGEST_SIZE}",
+            size,
+        )
+        check(is_number(margin) and margin >= 0, "margin", "a number from 0", margin)
+        super().__init__(_ProfileGrid, locals(), as_config=True)
         self.corners = corners
         self.size = size
         self.margin = margin
@@ -131,11 +128,3 @@ class Landscape(ConfiguredOptimizer):  # type: ignore[misc]
         """``[K]`` coefficients of each point, from coarse to fine."""
         plane = Plane.through(default_corners(steps) if self.corners is None else self.corners, steps)
         return [plane.at(float(x), float(y)) for x, y in grid_positions(self.size, self.margin)]
-
-
-def _check_settings(corners: Any, size: Any, margin: Any) -> None:
-    if corners is not None:
-        check_corners(corners)
-    sizes = f"a whole number from {SMALLEST_SIZE} to {LARGEST_SIZE}"
-    check(is_whole(size) and SMALLEST_SIZE <= size <= LARGEST_SIZE, "size", sizes, size)
-    check(is_number(margin) and margin >= 0, "margin", "a number from 0", margin)

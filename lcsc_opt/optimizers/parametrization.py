@@ -1,8 +1,10 @@
-"""Coefficients as a Nevergrad parameter: optimizers move its free vector, and its value is the coefficients."""
+"""Coefficients as a Nevergrad parameter, whose free vector optimizers move; and checks of the optimizers' options."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import nevergrad as ng
 import numpy as np
@@ -54,8 +56,7 @@ def coefficient_array(
     Raises:
         StudySpecError: ``step_size`` is not a finite number above 0.
     """
-    if not 0 < step_size < float("inf"):
-        raise StudySpecError(f"step_size: expected a number above 0, got {step_size}")
+    check_positive("step_size", step_size)
     array = ng.p.Array(shape=(space.dimension,))
     array.set_mutation(sigma=float(step_size))
     array.add_layer(CoefficientLayer(space))
@@ -85,3 +86,35 @@ def steps_of(parametrization: ng.p.Parameter, steps: Sequence[int] | None) -> tu
     if len(steps) != len(value):
         raise StudySpecError(f"steps: expected {len(value)}, one per coefficient, got {len(steps)}")
     return tuple(steps)
+
+
+def check(valid: bool, name: str, expected: str, value: object) -> None:
+    """Raise ``StudySpecError``, ``name: expected …, got …``, unless an option is valid."""
+    if not valid:
+        raise StudySpecError(f"{name}: expected {expected}, got {value!r}")
+
+
+def check_count(name: str, value: Any, *, least: int = 1) -> None:
+    """Check that an option is a whole number from ``least``."""
+    check(is_whole(value) and value >= least, name, f"a whole number from {least}", value)
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Check that an option is a finite number above 0."""
+    check(is_number(value) and value > 0, name, "a number above 0", value)
+
+
+def check_numbers(name: str, values: Any) -> None:
+    """Check that an option is a list of numbers, or ``None`` for the default."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+    check(values is None or (listed and all(map(is_number, values))), name, "a list of numbers", values)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number; ``True`` is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number; ``True`` is none."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -15,25 +15,99 @@ from collections import deque
 
 import nevergrad as ng
 import numpy as np
+import numpy.typing as npt
 from nevergrad.optimization.base import ConfiguredOptimizer, Optimizer
 
 from lcsc_opt.base.records import Coefficients, Noise
 from lcsc_opt.optimizers.gradient import cosine_directions
-from lcsc_opt.optimizers.options import check, check_count, check_positive, is_number
-from lcsc_opt.optimizers.parametrization import steps_of
-from lcsc_opt.optimizers.quadratic_model import Quadratic, Vector, fitted, second_difference, step_within
+from lcsc_opt.optimizers.parametrization import check, check_count, check_positive, is_number, steps_of
 from lcsc_opt.optimizers.requests import Request, attach_request, failed, request_of
 
+Vector = npt.NDArray[np.float64]
+
 NOISE_GROUP = "quadratic"
-DEFAULT_DIRECTIONS = 80
-PAIRS = 8  # waves that are probed on both sides, for the size of a curvature
-FIRST_SHARE = 5  # the first stage takes a fifth of the budget at most, its checks not counted
-FEWEST_IMAGES = 2  # a covariance needs them
-FEWEST_PROBES = 3  # of a first stage with one wave; with more workers, others are asked before these are told
-POINTS = 5  # losses that the model is learned from, for each wave
-CHECKS = 0.2  # largest share of the first stage's images that is spent on checks
-SHORTEST_STEP = 1e-3  # in probes; instead of a shorter step, a random point is asked, from which the model learns
-FIRST_RADIUS, SMALLEST_RADIUS, LARGEST_RADIUS = 2.0, 0.2, 6.0  # of the trust region, in probes
+_DEFAULT_DIRECTIONS = 80
+_PAIRS = 8  # waves that are probed on both sides, for the size of a curvature
+_FIRST_SHARE = 5  # the first stage takes a fifth of the budget at most, its checks not counted
+_FEWEST_IMAGES = 2  # a covariance needs them
+_FEWEST_PROBES = 3  # of a first stage with one wave; with more workers, others are asked before these are told
+_POINTS = 5  # losses that the model is learned from, for each wave
+_CHECKS = 0.2  # largest share of the first stage's images that is spent on checks
+_SHORTEST_STEP = 1e-3  # in probes; instead of a shorter step, a random point is asked, from which the model learns
+_FIRST_RADIUS, _SMALLEST_RADIUS, _LARGEST_RADIUS = 2.0, 0.2, 6.0  # of the trust region, in probes
+_SLOPE_SPREAD = 30.0  # of the slope before anything was measured, in units of the scale: as good as unknown
+_CURVATURE_SPREAD = 0.5  # of each entry of the curvature around the prior's, in units of the scale
+_MISFIT = 0.05  # how far a loss departs from a quadratic, as a share of scale * distance²
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Quadratic:
+    """loss(centre + x) = loss(centre) + slope · x + x · curvature · x / 2.
+
+    Attributes:
+        slope: ``[r]``.
+        curvature: ``[r, r]``, symmetric.
+    """
+
+    slope: Vector
+    curvature: Vector
+
+    @classmethod
+    def unknown(cls, scale: float, dimension: int) -> _Quadratic:
+        """The model before any measurement: no slope, and the curvature ``scale`` in all directions."""
+        return cls(np.zeros(dimension), scale * np.eye(dimension))
+
+    def around(self, offset: Vector) -> _Quadratic:
+        """The same function with its centre moved by ``offset`` ``[r]``."""
+        return _Quadratic(self.slope + self.curvature @ offset, self.curvature)
+
+    def change(self, offset: Vector) -> float:
+        """The change of the loss from the centre to ``offset`` ``[r]``."""
+        return float(self.slope @ offset + offset @ self.curvature @ offset / 2)
+
+
+def _fitted(prior: _Quadratic, offsets: Vector, changes: Vector, *, scale: float, reach: float) -> _Quadratic:
+    """The quadratic that explains the measured changes and differs least from ``prior`` (Powell 2004).
+
+    It is the mean of a Gaussian process, so that losses need not be met exactly: far from the centre none is quadratic.
+
+    Args:
+        prior: the model before, around the same centre.
+        offsets: ``[N, r]`` where losses were measured, from the centre.
+        changes: ``[N]`` their losses, less the centre's.
+        scale: the size of a curvature.
+        reach: distances below a hundredth of it count as that, so that losses at nearly one point do not contradict
+            each other.
+    """
+    if not len(offsets):
+        return prior
+    rest = changes - offsets @ prior.slope - np.sum((offsets @ prior.curvature) * offsets, axis=1) / 2
+    products = offsets @ offsets.T
+    misfit = _MISFIT * scale * np.maximum(np.diag(products), (reach / 100) ** 2)
+    covariance = (_SLOPE_SPREAD * scale) ** 2 * products + (_CURVATURE_SPREAD * scale * products) ** 2 / 2
+    weights = np.linalg.solve(covariance + np.diag(misfit**2), rest)
+    slope = prior.slope + (_SLOPE_SPREAD * scale) ** 2 * (weights @ offsets)
+    curvature = prior.curvature + (_CURVATURE_SPREAD * scale) ** 2 * (offsets.T * weights) @ offsets
+    return _Quadratic(slope, (curvature + curvature.T) / 2)
+
+
+def _step_within(model: _Quadratic, radius: float, *, floor: float) -> Vector:
+    """``[r]``: the way to the model's minimum, no longer than ``radius``, with curvatures of at least ``floor``.
+
+    Moré and Sorensen 1983, in the basis of eigenvectors. The floor keeps steps short where the loss is flat: there the
+    model's error, and the noise of few images, are larger than any gain.
+    """
+    values, vectors = np.linalg.eigh(model.curvature)
+    values, slope = np.maximum(values, floor), vectors.T @ model.slope
+    damping = 0.0
+    if np.linalg.norm(slope / values) > radius:
+        low, high = 0.0, float(np.linalg.norm(slope)) / radius
+        for _ in range(60):
+            damping = (low + high) / 2
+            low, high = (damping, high) if np.linalg.norm(slope / (values + damping)) > radius else (low, damping)
+        damping = high
+    step: Vector = -(vectors @ (slope / (values + damping)))
+    return step
 
 
 @dataclasses.dataclass
@@ -42,7 +116,7 @@ class _Stage:
 
     request: Request
     start: Vector  # [r], where it begins
-    prior: Quadratic | None  # around the start; None while the size of a curvature is not known
+    prior: _Quadratic | None  # around the start; None while the size of a curvature is not known
     points: list[Vector] = dataclasses.field(default_factory=list)
     losses: list[float] = dataclasses.field(default_factory=list)
     told: int = 0  # failed ones count
@@ -83,7 +157,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         self._best_inherited = math.inf
         self._noise = Noise(NOISE_GROUP, int(self._rng.randint(2**31 - 1)))
         self._pending: dict[str, _Asked] = {}  # by uid
-        self._radius, self._scale = FIRST_RADIUS, math.nan
+        self._radius, self._scale = _FIRST_RADIUS, math.nan
         self._images = 0  # of a plain evaluation; 0: there is only one kind
         self._since_check = 0
         self._checked: Vector | None = None
@@ -91,12 +165,12 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
 
     def plan_budget(self, *, evaluations: int | None, images: int | None, images_per_evaluation: int) -> None:
         """Take fewer waves if the budget is small, so that the first stage leaves most of it, or no first stage."""
-        few = max(math.ceil(self._config.share * images_per_evaluation), FEWEST_IMAGES) if images_per_evaluation else 0
+        few = max(math.ceil(self._config.share * images_per_evaluation), _FEWEST_IMAGES) if images_per_evaluation else 0
         affordable = (evaluations or 0) if images is None else images // max(few, 1)
-        in_two_stages = few < images_per_evaluation and affordable > FEWEST_PROBES + 2 * self.num_workers
+        in_two_stages = few < images_per_evaluation and affordable > _FEWEST_PROBES + 2 * self.num_workers
         self._images = images_per_evaluation if in_two_stages else 0
         self._begin(
-            min(self._config.directions, max(affordable // (2 * FIRST_SHARE), 1)), few if in_two_stages else None
+            min(self._config.directions, max(affordable // (2 * _FIRST_SHARE), 1)), few if in_two_stages else None
         )
 
     def _begin(self, directions: int, images: int | None = None) -> None:
@@ -107,7 +181,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         request = Request() if images is None else Request(images=images, noise=self._noise)
         self._stage, self._first = _Stage(request, start, None), 2 * count if images is not None else None
         unit = np.eye(count)
-        both = np.unique(np.linspace(0, count - 1, min(PAIRS, count)).astype(int))
+        both = np.unique(np.linspace(0, count - 1, min(_PAIRS, count)).astype(int))
         pairs = [sign * unit[i] for i in both for sign in (1, -1)]
         self._queue = deque([start, *pairs, *(unit[i] for i in range(count) if i not in both)])
 
@@ -141,7 +215,7 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         images = self._stage.request.images
         if images is None or not self._stage.points or self._checked is self._stage.centre:
             return False
-        return (1 - CHECKS) * self._images <= CHECKS * self._since_check * images
+        return (1 - _CHECKS) * self._images <= _CHECKS * self._since_check * images
 
     def _next(self) -> _Asked:
         stage = self._stage
@@ -150,11 +224,11 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if not self._know_scale():
             return _Asked(stage, stage.centre + self._random(1.0))
         model = self._model()
-        step = step_within(model, self._radius, floor=self._config.damping * self._scale)
+        step = _step_within(model, self._radius, floor=self._config.damping * self._scale)
         if any(asked.stage is stage and not math.isnan(asked.promised) for asked in self._pending.values()):
             return _Asked(stage, stage.centre + step + self._random(self._radius / 2))  # beside a step not told yet
-        if np.linalg.norm(step) < SHORTEST_STEP:
-            return _Asked(stage, stage.centre + self._random(SMALLEST_RADIUS))  # nothing left to gain by the model
+        if np.linalg.norm(step) < _SHORTEST_STEP:
+            return _Asked(stage, stage.centre + self._random(_SMALLEST_RADIUS))  # nothing left to gain by the model
         base = stage.losses[stage.best] if stage.points else math.nan
         return _Asked(stage, stage.centre + step, base, -model.change(step))
 
@@ -168,26 +242,26 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         It comes from the waves that were probed on both sides; where these failed, from the changes of any losses.
         """
         stage = self._stage
-        if stage.prior is None and (sizes := self._curvatures() or self._changes()):
+        losses = stage.losses
+        changes = [abs(loss - losses[stage.best]) for loss in losses] if len(losses) > _PAIRS else []
+        if stage.prior is None and (sizes := self._curvatures() or changes):
             typical = float(np.median(sizes))
             self._scale = typical if typical > 0 else float(np.max(np.abs(sizes))) or 1.0
-            stage.prior = Quadratic.unknown(self._scale, len(stage.start))
+            stage.prior = _Quadratic.unknown(self._scale, len(stage.start))
         return stage.prior is not None
 
     def _curvatures(self) -> list[float]:
-        losses = {_key(point): loss for point, loss in zip(self._stage.points, self._stage.losses, strict=True)}
-        middle = losses.get(_key(self._stage.start))
+        losses = {
+            (point + 0.0).tobytes(): loss for point, loss in zip(self._stage.points, self._stage.losses, strict=True)
+        }
+        middle = losses.get((self._stage.start + 0.0).tobytes())  # no negative zeros
         if middle is None:
             return []
-        sides = [(losses[_key(point)], losses.get(_key(-point))) for point in self._stage.points if point.any()]
-        return [second_difference(one, middle, other) for one, other in sides if other is not None]
+        points = [point for point in self._stage.points if point.any()]
+        sides = [(losses[(point + 0.0).tobytes()], losses.get((0.0 - point).tobytes())) for point in points]
+        return [one + other - 2 * middle for one, other in sides if other is not None]
 
-    def _changes(self) -> list[float]:
-        """How far each loss is from the best one; empty until the first probes are over."""
-        losses = self._stage.losses
-        return [] if len(losses) <= PAIRS else [abs(loss - losses[self._stage.best]) for loss in losses]
-
-    def _model(self) -> Quadratic:
+    def _model(self) -> _Quadratic:
         """The model around the centre, learned from the losses next to it."""
         stage, centre = self._stage, self._stage.centre
         assert stage.prior is not None
@@ -197,9 +271,9 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         offsets = np.array(stage.points) - centre
         changes = np.array(stage.losses) - stage.losses[stage.best]
         distances = np.sum(offsets**2, axis=1)
-        near = np.argsort(distances, kind="stable")[: POINTS * len(centre)]
+        near = np.argsort(distances, kind="stable")[: _POINTS * len(centre)]
         near = near[distances[near] > 0]
-        return fitted(prior, offsets[near], changes[near], scale=self._scale, reach=self._radius)
+        return _fitted(prior, offsets[near], changes[near], scale=self._scale, reach=self._radius)
 
     # tell
 
@@ -218,7 +292,9 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
             stage.points.append(asked.point)
             stage.losses.append(loss)
         if self._first is not None and stage.told >= self._first and self._know_scale():
-            self._next_stage()
+            centre = stage.centre  # on to plain evaluations, with the model of the first stage as their prior
+            self._stage, self._first = _Stage(Request(), centre, self._model()), None
+            self._queue = deque([centre])
 
     def _judge(self, asked: _Asked, loss: float) -> None:
         """Trust the model further where it kept its promise, less far where it did not (Conn et al. 2000, 6.1)."""
@@ -226,15 +302,9 @@ class _LCSCQuadratic(Optimizer):  # type: ignore[misc]
         if math.isnan(gained):  # the stage had no loss yet to compare with
             return
         if gained > 0.7 * asked.promised and np.linalg.norm(asked.point - self._stage.centre) > 0.9 * self._radius:
-            self._radius = min(1.5 * self._radius, LARGEST_RADIUS)
+            self._radius = min(1.5 * self._radius, _LARGEST_RADIUS)
         elif gained < 0.25 * asked.promised:
-            self._radius = max(0.7 * self._radius, SMALLEST_RADIUS)
-
-    def _next_stage(self) -> None:
-        """Go on to plain evaluations, with the model of the first stage as their prior."""
-        centre = self._stage.centre
-        self._stage, self._first = _Stage(Request(), centre, self._model()), None
-        self._queue = deque([centre])
+            self._radius = max(0.7 * self._radius, _SMALLEST_RADIUS)
 
     def _internal_tell_not_asked(self, candidate: ng.p.Parameter, loss: float) -> None:
         """Begin at the best candidate that another search evaluated plainly."""
@@ -265,7 +335,12 @@ class LCSCQuadratic(ConfiguredOptimizer):  # type: ignore[misc]
     """
 
     def __init__(
-        self, *, directions: int = DEFAULT_DIRECTIONS, share: float = 0.2, step_size: float = 0.07, damping: float = 0.5
+        self,
+        *,
+        directions: int = _DEFAULT_DIRECTIONS,
+        share: float = 0.2,
+        step_size: float = 0.07,
+        damping: float = 0.5,
     ) -> None:
         check_count("directions", directions)
         check(is_number(share) and 0 < share <= 1, "share", "a number above 0 and at most 1", share)
@@ -288,7 +363,3 @@ def waves(count: int, directions: int, step_size: float) -> Vector:
     numbers = np.arange(1, cosines.shape[1] + 1)
     scaled: Vector = cosines * numbers * (step_size / float(np.abs(cosines[:, 0]).sum()))
     return scaled
-
-
-def _key(point: Vector) -> bytes:
-    return (point + 0.0).tobytes()  # without negative zeros

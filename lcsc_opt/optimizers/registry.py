@@ -20,8 +20,7 @@ from lcsc_opt.coefficients.spaces import CoefficientSpace
 from lcsc_opt.optimizers.evolution import LCSC
 from lcsc_opt.optimizers.gradient import LCSCGradient
 from lcsc_opt.optimizers.grids import EMAGrid, Landscape, PowerEMAGrid
-from lcsc_opt.optimizers.options import check_positive
-from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, coefficient_array
+from lcsc_opt.optimizers.parametrization import DEFAULT_STEP_SIZE, check_positive, coefficient_array
 from lcsc_opt.optimizers.quadratic import LCSCQuadratic
 
 OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
@@ -34,21 +33,16 @@ OURS: dict[str, Callable[..., ConfiguredOptimizer]] = {
 }
 
 # Nevergrad registers some optimizers without their settings; these have them
-CONFIGURABLE: dict[str, Callable[..., ConfiguredOptimizer]] = {"CMA": ng.families.ParametrizedCMA}
+_CONFIGURABLE: dict[str, Callable[..., ConfiguredOptimizer]] = {"CMA": ng.families.ParametrizedCMA}
 
-STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
-
-
-def _import_cma() -> None:
-    """Import pycma before Nevergrad does, without its warning where matplotlib is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        importlib.import_module("cma")
+_STEP_SIZE = "step_size"  # the one option that every optimizer of Nevergrad's has here
 
 
 def register() -> None:
     """Put ours, with their defaults, into Nevergrad's registry under their names."""
-    _import_cma()
+    with warnings.catch_warnings():  # pycma's, without matplotlib; Nevergrad imports it later
+        warnings.simplefilter("ignore", UserWarning)
+        importlib.import_module("cma")
     for name, configure in OURS.items():
         if name not in ng.optimizers.registry:
             configure().set_name(name, register=True)
@@ -97,8 +91,9 @@ def configure(spec: OptimizerSpec) -> tuple[Any, float]:
     options = dict(spec.options)
     if spec.name in OURS:
         return _configure(spec.name, OURS[spec.name], options), DEFAULT_STEP_SIZE
-    step_size = _number(spec.name, options.pop(STEP_SIZE, DEFAULT_STEP_SIZE))
-    return _from_nevergrad(spec.name, options), step_size
+    step_size: Any = options.pop(_STEP_SIZE, DEFAULT_STEP_SIZE)
+    check_positive(f"optimizers.{spec.name}.{_STEP_SIZE}", step_size)
+    return _from_nevergrad(spec.name, options), float(step_size)
 
 
 def grid_size(spec: OptimizerSpec, steps: Sequence[int]) -> int | None:
@@ -112,11 +107,7 @@ def grid_size(spec: OptimizerSpec, steps: Sequence[int]) -> int | None:
 
 
 def needs_gradient(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer can search only objectives that give gradients.
-
-    Raises:
-        StudySpecError: an unknown optimizer or option; the message names it.
-    """
+    """Whether an optimizer can search only objectives that give gradients."""
     return _says(spec, "needs_gradient")
 
 
@@ -125,19 +116,12 @@ def asks_one_at_a_time(spec: OptimizerSpec) -> bool:
 
     More workers are then better used by spreading each candidate's images over them. Nevergrad's sequential optimizers
     say so themselves, and cannot be built for several workers.
-
-    Raises:
-        StudySpecError: an unknown optimizer or option; the message names it.
     """
     return cannot_ask_ahead(spec) or _says(spec, "asks_one_at_a_time")
 
 
 def cannot_ask_ahead(spec: OptimizerSpec) -> bool:
-    """Whether an optimizer of Nevergrad refuses to be asked again before it is told.
-
-    Raises:
-        StudySpecError: an unknown optimizer or option; the message names it.
-    """
+    """Whether an optimizer of Nevergrad refuses to be asked again before it is told."""
     return _says(spec, "no_parallelization")
 
 
@@ -161,10 +145,10 @@ def _from_nevergrad(name: str, options: dict[str, Any]) -> Any:
     entry = known[name]
     if not options:
         return entry
-    if name in CONFIGURABLE:
-        return _configure(name, CONFIGURABLE[name], options)
+    if name in _CONFIGURABLE:
+        return _configure(name, _CONFIGURABLE[name], options)
     if not isinstance(entry, ConfiguredOptimizer):
-        raise _no_such_option(name, next(iter(options)), [STEP_SIZE])
+        raise _no_such_option(name, next(iter(options)), [_STEP_SIZE])
     return _configure(name, type(entry), options, defaults=entry.config())
 
 
@@ -176,7 +160,7 @@ def _configure(
     defaults: Mapping[str, Any] | None = None,
 ) -> ConfiguredOptimizer:
     allowed = [parameter for parameter in inspect.signature(factory).parameters if parameter != "steps"]
-    listed = allowed if name in OURS else [*allowed, STEP_SIZE]
+    listed = allowed if name in OURS else [*allowed, _STEP_SIZE]
     for option in options:
         if option not in allowed:
             raise _no_such_option(name, option, listed)
@@ -192,8 +176,3 @@ def _configure(
 def _no_such_option(name: str, option: str, known: Sequence[str]) -> StudySpecError:
     guess = near_miss(option, known)
     return StudySpecError(f"optimizers.{name}.{option}: no such option{guess}; it has {', '.join(known)}")
-
-
-def _number(name: str, value: Any) -> float:
-    check_positive(f"optimizers.{name}.{STEP_SIZE}", value)
-    return float(value)

@@ -13,7 +13,7 @@ import numpy as np
 
 from lcsc_opt.base.records import SEARCH, Candidate, Evaluation, Noise
 
-REQUEST, EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's metadata, where optimizers keep theirs
+_REQUEST, _EVALUATION = "lcsc_request", "lcsc_evaluation"  # in a candidate's metadata, where optimizers keep theirs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Request:
 
 def attach_request(parameter: ng.p.Parameter, request: Request) -> None:
     """Say how a candidate is to be evaluated, before it is asked."""
-    parameter._meta[REQUEST] = request
+    parameter._meta[_REQUEST] = request
 
 
 def request_of(parameter: ng.p.Parameter) -> Request:
     """How a candidate is to be evaluated; plainly where its optimizer said nothing."""
-    request: Request = parameter._meta.get(REQUEST, Request())
+    request: Request = parameter._meta.get(_REQUEST, Request())
     return request
 
 
@@ -61,15 +61,15 @@ def candidate_of(parameter: ng.p.Parameter) -> Candidate:
 
 def attach_evaluation(parameter: ng.p.Parameter, evaluation: Evaluation | None) -> None:
     """Hand the whole evaluation to the optimizer that is told its loss next; ``None`` where it failed."""
-    parameter._meta[EVALUATION] = evaluation
+    parameter._meta[_EVALUATION] = evaluation
 
 
 def evaluation_of(parameter: ng.p.Parameter) -> Evaluation | None:
     """A candidate's evaluation; ``None`` where it failed, or where plain Nevergrad told only a loss."""
-    evaluation: Evaluation | None = parameter._meta.get(EVALUATION)
+    evaluation: Evaluation | None = parameter._meta.get(_EVALUATION)
     return evaluation
 
 
 def failed(parameter: ng.p.Parameter) -> bool:
     """Whether its evaluation failed; never with plain Nevergrad, which attaches no evaluation."""
-    return EVALUATION in parameter._meta and evaluation_of(parameter) is None
+    return _EVALUATION in parameter._meta and evaluation_of(parameter) is None

@@ -6,7 +6,6 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.coefficients.profiles import (
     POWER_EMA_SIGMAS,
     default_origin,
@@ -59,24 +58,6 @@ def test_a_finished_grid_asks_its_best_again() -> None:
     assert optimizer.finished
 
 
-def test_a_grid_is_finished_when_all_is_asked_told_or_not() -> None:
-    optimizer = build(PowerEMAGrid(sigma_rels=[0.1, 0.2]))
-    candidates = [optimizer.ask(), optimizer.ask()]
-    assert optimizer.finished
-    optimizer.tell(candidates[1], 1.0)
-    optimizer.tell(candidates[0], 2.0)
-    assert optimizer.recommend() is candidates[1]
-
-
-def test_a_suggestion_takes_no_points_place() -> None:
-    optimizer = build(PowerEMAGrid(sigma_rels=[0.1, 0.2]))
-    optimizer.suggest(np.full(20, 0.05))
-    asked = [optimizer.ask().value for _ in range(3)]
-    expected = [np.full(20, 0.05), power_ema_coefficients(STEPS, 0.1), power_ema_coefficients(STEPS, 0.2)]
-    np.testing.assert_allclose(asked, expected, rtol=0, atol=1e-14)
-    assert optimizer.finished
-
-
 @pytest.mark.parametrize("name", ["EMAGrid", "PowerEMAGrid"])
 def test_it_runs_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
     optimizer = ng.optimizers.registry[name](ng.p.Array(shape=(20,)), budget=20)
@@ -93,18 +74,3 @@ def test_it_runs_with_plain_nevergrad_on_a_plain_array(name: str) -> None:
 def test_steps_can_be_given_for_a_plain_array() -> None:
     optimizer = EMAGrid(steps=[10, 20, 60], rates=[0.9])(ng.p.Array(shape=(3,)), budget=5)
     np.testing.assert_allclose(optimizer.ask().value, ema_coefficients([10, 20, 60], 0.9))
-
-
-@pytest.mark.parametrize("values", [[], 0.9, "0.9", [None], [True], [float("nan")]])
-def test_a_grid_is_a_list_of_numbers(values: Any) -> None:
-    with pytest.raises(StudySpecError, match=r"^rates: expected a list of numbers, got "):
-        EMAGrid(rates=values)
-    with pytest.raises(StudySpecError, match=r"^sigma_rels: expected a list of numbers, got "):
-        PowerEMAGrid(sigma_rels=values)
-
-
-def test_a_point_outside_of_its_range_is_refused_when_the_grid_is_built() -> None:
-    with pytest.raises(StudySpecError, match=r"rate: expected at least 0 and below 1, got 1"):
-        build(EMAGrid(rates=[0.9, 1]))
-    with pytest.raises(StudySpecError, match=r"sigma_rel: expected above 0"):
-        build(PowerEMAGrid(sigma_rels=[0.9]))

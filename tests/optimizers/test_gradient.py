@@ -13,7 +13,7 @@ from scipy.fft import dct
 from scipy.optimize import minimize
 
 from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import SEARCH, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
 from lcsc_opt.optimizers import LCSCGradient, coefficient_array
@@ -88,18 +88,6 @@ def test_it_finds_the_minimum_of_a_quadratic(in_flight: int, left: float) -> Non
     np.testing.assert_allclose(optimizer.recommend().value, MINIMUM, atol=0.02)
 
 
-@pytest.mark.parametrize("in_flight", [3, 12])
-def test_the_first_gradients_of_many_workers_do_not_walk_beyond_the_minimum(in_flight: int) -> None:
-    """They are all asked at the start."""
-    optimizer = gradient_search(step_size=0.09)
-    losses = [START]
-    for _ in range(6):
-        run(optimizer, Quadratic(), in_flight, in_flight=in_flight)
-        losses.append(loss_of(optimizer))
-    assert max(losses) == START
-    assert losses[-1] < 0.3 * START
-
-
 @pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_the_average_filters_the_noise_of_the_gradients(noise: float) -> None:
     optimizer = gradient_search()
@@ -117,11 +105,6 @@ def test_every_gradient_is_asked_on_noise_of_its_own_and_every_check_plainly() -
     assert {request for request in asked if not request.gradient} == {Request()}
 
 
-def test_seeds_have_noise_of_their_own() -> None:
-    noises = [{request_of(one).noise for one in run(gradient_search(seed=seed), Quadratic(), 30)} for seed in (0, 1)]
-    assert noises[0] & noises[1] == {SEARCH}
-
-
 def test_a_check_is_of_the_average() -> None:
     optimizer = gradient_search()
     for _ in range(50):
@@ -131,8 +114,7 @@ def test_a_check_is_of_the_average() -> None:
         tell(optimizer, candidate, Quadratic(noise=1.0).answer(candidate))
 
 
-@pytest.mark.parametrize("checks", [0.1, 0.2, 0.5])
-@pytest.mark.parametrize("per_evaluation", [0, 50, 1000])
+@pytest.mark.parametrize(("checks", "per_evaluation"), [(0.1, 1000), (0.2, 0), (0.5, 50)])
 def test_checks_take_their_share_of_the_images(checks: float, per_evaluation: int) -> None:
     optimizer = gradient_search(checks=checks, growth=0.0)
     optimizer.plan_budget(evaluations=None, images=10**9, images_per_evaluation=per_evaluation)
@@ -149,7 +131,7 @@ def spent(asked: Sequence[Any], per_evaluation: int) -> tuple[int, int]:
     return (sum(gradients), checks * per_evaluation) if per_evaluation else (len(gradients), checks)
 
 
-@pytest.mark.parametrize("budget", [1100, 1700, 3000, 6000, 20_000])
+@pytest.mark.parametrize("budget", [1100, 3000, 20_000])
 def test_a_check_ends_the_planned_budget_in_images(budget: int) -> None:
     optimizer = gradient_search()
     optimizer.plan_budget(evaluations=None, images=budget, images_per_evaluation=1000)
@@ -160,14 +142,6 @@ def test_a_check_ends_the_planned_budget_in_images(budget: int) -> None:
         left -= request_of(candidate).images or 1000
     assert kinds[-2:] == [True, False]
     assert left > -400  # no more than the images of a step
-
-
-@pytest.mark.parametrize("budget", [2, 3, 7, 50])
-def test_a_check_ends_the_planned_budget_in_evaluations(budget: int) -> None:
-    optimizer = gradient_search()
-    optimizer.plan_budget(evaluations=budget, images=None, images_per_evaluation=1000)
-    asked = run(optimizer, Quadratic(), budget)
-    assert [request_of(candidate).gradient for candidate in asked[-2:]] == [True, False]
 
 
 @pytest.mark.parametrize(("images", "evaluations"), [(None, 12), (1100, None)])
@@ -220,11 +194,6 @@ def test_an_objective_without_images_is_not_asked_for_any() -> None:
     assert loss_of(optimizer) < 1e-6 * START
 
 
-def test_without_growth_images_stay() -> None:
-    asked = run(gradient_search(images=50, growth=0.0), Quadratic(), 200)
-    assert {request_of(one).images for one in asked} == {50, None}
-
-
 @pytest.mark.parametrize("step_size", [0.01, 0.1])
 def test_the_step_size_is_the_length_of_the_first_step_and_every_direction_has_its_part(step_size: float) -> None:
     first, second = run(gradient_search(step_size=step_size), Quadratic(), 2)
@@ -250,16 +219,6 @@ def test_the_unit_of_the_loss_does_not_matter(scale: float) -> None:
     run(plain, Quadratic(), 60)
     run(scaled, Quadratic(scale=scale), 60)
     np.testing.assert_allclose(scaled.recommend().value, plain.recommend().value, rtol=1e-7, atol=1e-9)
-
-
-def test_a_loss_without_a_slope_moves_nothing() -> None:
-    optimizer = gradient_search()
-    candidate = optimizer.ask()
-    tell(optimizer, candidate, Evaluation(1.0, gradient=np.zeros(COUNT)))
-    np.testing.assert_array_equal(optimizer.ask().value, candidate.value)
-
-
-# --- spaces
 
 
 def test_a_principal_space_is_searched_to_its_own_minimum() -> None:
@@ -294,16 +253,6 @@ def test_a_convex_space_is_searched_to_its_own_minimum() -> None:
     assert found.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_clipped_coefficient_comes_back_as_soon_as_its_gradient_turns() -> None:
-    optimizer = gradient_search(ConvexSpace(STEPS, default_origin(STEPS)), checks=0.01)
-    falls = Evaluation(1.0, gradient=np.eye(COUNT)[-1])
-    for _ in range(60):
-        tell(optimizer, optimizer.ask(), falls)
-    assert optimizer.ask().value[-1] == 0.0
-    tell(optimizer, optimizer.ask(), Evaluation(1.0, gradient=-np.eye(COUNT)[-1]))
-    assert optimizer.ask().value[-1] > 0.0
-
-
 def test_a_plain_array_of_coefficients_keeps_its_sum() -> None:
     array = ng.p.Array(init=default_origin(STEPS))
     optimizer = LCSCGradient(step_size=0.03)(array)
@@ -335,30 +284,6 @@ def test_after_a_failure_it_goes_on_from_the_average_with_half_the_step() -> Non
     np.testing.assert_allclose(moved, -0.01, rtol=1e-9)
 
 
-def test_candidates_that_were_asked_before_a_failure_was_told_fail_with_it() -> None:
-    one, three = gradient_search(checks=0.01), gradient_search(checks=0.01)
-    for optimizer, failures in ((one, 1), (three, 3)):
-        run(optimizer, Quadratic(), 4)
-        for candidate in [optimizer.ask() for _ in range(failures)]:
-            tell(optimizer, candidate, None, loss=1e6)
-    gradient = Quadratic()(AFFINE.origin, gradient=True)
-    steps = []
-    for optimizer in (one, three):
-        before = optimizer.ask()
-        tell(optimizer, before, gradient)
-        steps.append(np.linalg.norm(optimizer.ask().value - before.value))
-    assert steps[0] == pytest.approx(steps[1])
-
-
-def test_a_gradient_that_is_not_finite_is_a_failure() -> None:
-    optimizer = gradient_search()
-    run(optimizer, Quadratic(), 10)
-    average = optimizer.recommend().value
-    candidate = optimizer.ask()
-    tell(optimizer, candidate, Evaluation(3.0, gradient=np.full(COUNT, np.nan)))
-    np.testing.assert_allclose(optimizer.ask().value, average, atol=1e-12)
-
-
 def test_it_finds_the_minimum_although_candidates_fail_now_and_then() -> None:
     optimizer = gradient_search(step_size=0.09)
     for number in range(400):
@@ -368,22 +293,10 @@ def test_it_finds_the_minimum_although_candidates_fail_now_and_then() -> None:
     assert loss_of(optimizer) < 1e-3 * START
 
 
-def test_the_first_candidate_may_fail() -> None:
-    optimizer = gradient_search()
-    tell(optimizer, optimizer.ask(), None, loss=1e6)
-    np.testing.assert_allclose(optimizer.ask().value, AFFINE.origin, atol=1e-12)
-
-
 def test_plain_nevergrad_is_told_what_is_missing() -> None:
     optimizer = gradient_search()
     with pytest.raises(StudySpecError, match=r"told a loss without a gradient.*attach_evaluation"):
         optimizer.tell(optimizer.ask(), 1.0)
-
-
-def test_an_objective_that_forgets_the_gradient_is_named_as_that() -> None:
-    optimizer = gradient_search()
-    with pytest.raises(StudySpecError, match="told a loss without a gradient"):
-        tell(optimizer, optimizer.ask(), Evaluation(1.0))
 
 
 def test_a_gradient_of_another_length_is_refused() -> None:
@@ -427,37 +340,6 @@ def test_with_gradients_it_goes_on_from_the_last_one() -> None:
     assert 0 < np.abs(moved).max() < 0.011
 
 
-def test_only_plain_losses_say_where_the_other_search_was_best() -> None:
-    optimizer = gradient_search()
-    inherit(optimizer, somewhere(3), Evaluation(5.0), gradient=False)
-    few = optimizer.parametrization.spawn_child(new_value=somewhere(4))
-    attach_request(few, Request(images=20, noise=Noise("quadratic", 1)))
-    tell(optimizer, few, Evaluation(2.0))
-    np.testing.assert_allclose(optimizer.recommend().value, somewhere(3), atol=1e-12)
-
-
-def test_images_go_on_growing_where_the_other_search_was() -> None:
-    first, forked = gradient_search(growth=0.1), gradient_search(growth=0.1)
-    asked = run(first, Quadratic(), 60)
-    for candidate in asked:
-        parameter = forked.parametrization.spawn_child(new_value=candidate.value)
-        attach_request(parameter, request_of(candidate))
-        tell(forked, parameter, Quadratic().answer(candidate))
-    following = request_of(first.ask())
-    assert following.images is not None
-    assert following.images > 500
-    assert request_of(forked.ask()).images == following.images
-
-
-def test_inherited_trials_do_not_share_noise_with_its_own() -> None:
-    fresh, forked = gradient_search(), gradient_search()
-    inherit(forked, somewhere(3), Quadratic()(somewhere(3), gradient=True), gradient=True)
-    assert request_of(fresh.ask()).noise != request_of(forked.ask()).noise
-
-
-# --- the end
-
-
 def falling(count: int, *, to: float = 1.0, noise: float, seed: int = 0) -> list[float]:
     """Checks that fall as searches do, quickly and then slowly, with noise."""
     times = np.arange(1, count + 1)
@@ -465,14 +347,14 @@ def falling(count: int, *, to: float = 1.0, noise: float, seed: int = 0) -> list
     return [float(loss) for loss in losses]
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_a_search_whose_checks_fall_goes_on(seed: int) -> None:
     checks = falling(60, noise=0.01, seed=seed)
     assert all(still_falling(checks[:count]) for count in range(1, 61))
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("seed", range(4))
 def test_a_search_whose_checks_only_vary_ends_soon(seed: int, scale: float) -> None:
     checks = [5 + scale * x for x in np.random.default_rng(seed).standard_normal(60)]
     assert not all(still_falling(checks[:count]) for count in range(1, 61))
@@ -484,10 +366,6 @@ def test_a_search_whose_checks_rise_ends_as_soon_as_there_are_enough() -> None:
     assert not still_falling(checks)
 
 
-def test_checks_that_stay_the_same_end_a_search() -> None:
-    assert not still_falling([1.0] * FEWEST_CHECKS)
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_a_search_in_noise_that_got_where_it_can_ends_by_itself(seed: int) -> None:
     optimizer = gradient_search(seed=seed)
@@ -497,39 +375,3 @@ def test_a_search_in_noise_that_got_where_it_can_ends_by_itself(seed: int) -> No
         asked += 1
     assert 100 <= asked < 3000
     assert loss_of(optimizer) < 0.05 * START
-
-
-def test_failed_checks_are_no_losses() -> None:
-    optimizer = gradient_search()
-    while request_of(candidate := optimizer.ask()).gradient:
-        tell(optimizer, candidate, Quadratic().answer(candidate))
-    tell(optimizer, candidate, None, loss=1e6)
-    assert not optimizer._checks
-
-
-# --- options
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"images": 1}, "images: expected a whole number from 2, got 1"),
-        ({"images": 100.0}, "images: expected a whole number from 2, got 100.0"),
-        ({"growth": -0.1}, "growth: expected a number from 0 and below 1, got -0.1"),
-        ({"growth": 1}, "growth: expected a number from 0 and below 1, got 1"),
-        ({"step_size": 0}, "step_size: expected a number above 0, got 0"),
-        ({"step_size": float("inf")}, "step_size: expected a number above 0, got inf"),
-        ({"checks": 0}, "checks: expected a number above 0 and below 1, got 0"),
-        ({"checks": True}, "checks: expected a number above 0 and below 1, got True"),
-    ],
-)
-def test_options_are_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(StudySpecError) as raised:
-        LCSCGradient(**options)
-    assert str(raised.value) == message
-
-
-def test_it_is_one_of_nevergrads_optimizers_that_needs_gradients() -> None:
-    optimizer = ng.optimizers.registry["LCSCGradient"](coefficient_array(AFFINE, seed=0))
-    assert optimizer.needs_gradient
-    run(optimizer, Quadratic(), 10)

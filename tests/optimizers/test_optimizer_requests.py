@@ -13,13 +13,10 @@ from lcsc_opt.optimizers.requests import failed
     [
         (Request(), None, True),
         (Request(), 1000, True),
-        (Request(gradient=True), None, True),
         (Request(images=1000), 1000, True),
         (Request(images=1000), None, False),
-        (Request(images=500), 1000, False),
         (Request(images=2000), 1000, False),
         (Request(noise=Noise("gradient", 3)), 1000, False),
-        (Request(noise=Noise("search", 1)), None, False),
         (Request(noise=HELD_OUT), None, False),
     ],
 )

@@ -42,20 +42,6 @@ def test_whatever_is_sampled_sums_to_one(space: CoefficientSpace, seed: int) -> 
         assert abs(math.fsum(candidate.value) - 1) <= 1e-12
 
 
-@SPACES
-def test_what_is_kept_of_a_value_follows_the_free_vector(space: CoefficientSpace) -> None:
-    array = coefficient_array(space, seed=0)
-    first = array.value
-    child = array.spawn_child()
-    for parameter in (child, array, child):
-        parameter.mutate()
-        assert not np.array_equal(parameter.value, first)
-        free = parameter.get_standardized_data(reference=coefficient_array(space)) * DEFAULT_STEP_SIZE
-        np.testing.assert_allclose(parameter.value, space.to_coefficients(free), rtol=0, atol=1e-12)
-        parameter.value[:] = 0.0  # a copy
-        assert abs(math.fsum(parameter.value) - 1) <= 1e-12
-
-
 @given(st.integers(0, 2**32 - 1))
 def test_a_child_of_given_coefficients_has_them(seed: int) -> None:
     wanted = ORIGIN + np.random.default_rng(seed).standard_normal(20)
@@ -79,28 +65,12 @@ def test_step_size_is_one_standard_deviation_of_a_coefficient(step_size: float) 
     np.testing.assert_allclose(moved.std(axis=0), step_size * math.sqrt(19 / 20), rtol=0.2)
 
 
-def test_randomness_comes_from_the_seed() -> None:
-    one, same, other = (coefficient_array(AFFINE, seed=seed).sample().value for seed in (1, 1, 2))
-    assert one.tobytes() == same.tobytes() != other.tobytes()
-
-
-@pytest.mark.parametrize("step_size", [0.0, -1.0, math.inf, math.nan])
-def test_a_step_size_has_to_be_a_length(step_size: float) -> None:
-    with pytest.raises(StudySpecError, match=r"^step_size: expected a number above 0"):
-        coefficient_array(AFFINE, step_size=step_size)
-
-
 def test_steps_are_given_or_those_of_the_space_or_counted() -> None:
     assert steps_of(coefficient_array(AFFINE), None) == STEPS
     assert steps_of(coefficient_array(PRINCIPAL), tuple(range(20))) == tuple(range(20))
     assert space_of(ng.p.Array(shape=(4,))) is None
     assert steps_of(ng.p.Array(shape=(4,)), None) == (1, 2, 3, 4)
     assert steps_of(ng.p.Array(shape=(4,)), [5, 6, 7, 8]) == (5, 6, 7, 8)
-
-
-def test_as_many_steps_as_coefficients_are_needed() -> None:
-    with pytest.raises(StudySpecError, match=r"^steps: expected 20, one per coefficient, got 19"):
-        steps_of(coefficient_array(AFFINE), STEPS[1:])
 
 
 @pytest.mark.parametrize(

@@ -44,13 +44,10 @@ def test_it_runs_with_plain_nevergrad_on_a_plain_array() -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"corners": [1, 2]}, "optimizers.Landscape: corners: expected three"),
-        ({"corners": [100, 200, 250]}, "Landscape: corners: no checkpoint was saved at step 250"),
+        ({"corners": [1, 2]}, "optimizers.Landscape.corners: expected three"),
+        ({"corners": [100, 200, 250]}, "corners: no checkpoint was saved at step 250"),
         ({"size": 1}, r"optimizers.Landscape.size: expected a whole number from 2 to 501, got 1"),
-        ({"size": 5.0}, r"optimizers.Landscape.size: expected a whole number"),
         ({"margin": -0.1}, r"optimizers.Landscape.margin: expected a number from 0, got -0.1"),
-        ({"margin": "wide"}, r"optimizers.Landscape.margin: expected a number from 0"),
-        ({"grid": 5}, r"optimizers.Landscape.grid: no such option"),
     ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any], complaint: str) -> None:

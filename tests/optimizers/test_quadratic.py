@@ -9,8 +9,7 @@ import nevergrad as ng
 import numpy as np
 import pytest
 
-from lcsc_opt.base.errors import StudySpecError
-from lcsc_opt.base.records import SEARCH, Coefficients, Cost, Evaluation
+from lcsc_opt.base.records import Coefficients, Cost, Evaluation
 from lcsc_opt.base.study_file import OptimizerSpec
 from lcsc_opt.coefficients.profiles import default_origin
 from lcsc_opt.coefficients.spaces import AffineSpace, CoefficientSpace, ConvexSpace, PrincipalSpace, principal_basis
@@ -113,7 +112,6 @@ def test_noise_and_bias_of_few_images_do_not_lead_it_astray(seed: int) -> None:
     optimizer = search(seed=seed)
     run(optimizer, objective, 200)
     assert left(optimizer) < 0.12
-    assert optimizer._stage.request == Request()
 
 
 def test_the_first_stage_has_few_images_on_one_noise_of_its_own_then_all_are_plain() -> None:
@@ -127,32 +125,11 @@ def test_the_first_stage_has_few_images_on_one_noise_of_its_own_then_all_are_pla
     assert set(asked[-50:]) == {Request()}
 
 
-def test_seeds_have_noise_of_their_own() -> None:
-    noises = [{request_of(one).noise for one in run(search(seed=seed), Merged(), 30)} for seed in (0, 1)]
-    assert noises[0] & noises[1] <= {SEARCH}
-
-
 def test_checks_take_their_share_of_the_first_stage_and_no_more() -> None:
     asked = [request_of(candidate) for candidate in run(search(), Merged(), 2 * (COUNT - 1))]
     plain = sum(PLAIN for request in asked if request == Request())
     cheap = sum(request.images or 0 for request in asked)
     assert 0.1 * (plain + cheap) < plain <= 0.2 * (plain + cheap)
-
-
-def test_a_check_is_of_the_best_so_far() -> None:
-    optimizer = search()
-    seen: dict[bytes, float] = {}
-    checks = 0
-    for _ in range(70):
-        candidate = optimizer.ask()
-        evaluation = Merged().answer(candidate)
-        if request_of(candidate) == Request():
-            checks += 1
-            assert candidate.value.tobytes() == min(seen, key=lambda value: seen[value])
-        else:
-            seen[candidate.value.tobytes()] = evaluation.loss
-        tell(optimizer, candidate, evaluation)
-    assert checks >= 2
 
 
 @pytest.mark.parametrize(("images", "evaluations", "probed"), [(12_000, None, 6), (None, 60, 6), (60_000, None, 30)])
@@ -163,15 +140,8 @@ def test_a_small_budget_searches_fewer_waves(images: int | None, evaluations: in
     assert np.linalg.matrix_rank(np.array(candidates), tol=1e-9) == probed
 
 
-@pytest.mark.parametrize(("per_evaluation", "few"), [(2, None), (3, 2), (5, 2), (11, 3)])
-def test_few_images_are_enough_for_a_covariance(per_evaluation: int, few: int | None) -> None:
-    optimizer = search(images=None)
-    optimizer.plan_budget(evaluations=300, images=None, images_per_evaluation=per_evaluation)
-    assert request_of(optimizer.ask()).images == few
-
-
 @pytest.mark.parametrize("in_flight", [1, 12])
-@pytest.mark.parametrize(("images", "evaluations"), [(400, None), (1000, None), (3000, None), (None, 1), (None, 12)])
+@pytest.mark.parametrize(("images", "evaluations"), [(400, None), (3000, None), (None, 1)])
 def test_even_the_smallest_budget_has_a_plain_evaluation(
     images: int | None, evaluations: int | None, in_flight: int
 ) -> None:
@@ -214,18 +184,11 @@ def test_it_finds_the_minimum_although_candidates_fail(in_flight: int) -> None:
     assert left(optimizer) < 1e-2
 
 
-@pytest.mark.parametrize("failures", [1, 10, 18, 60, 110])
+@pytest.mark.parametrize("failures", [1, 60])
 def test_the_first_candidates_may_all_fail(failures: int) -> None:
     optimizer = search()
     run(optimizer, Merged(), failures + 250, failing=lambda told: told <= failures)
     assert left(optimizer) < 1e-1
-
-
-def test_a_step_that_failed_is_not_asked_again() -> None:
-    optimizer = search()
-    run(optimizer, Merged(), 120)  # the second stage has begun
-    asked = run(optimizer, Merged(), 30, failing=lambda _: True)
-    assert len({candidate.value.tobytes() for candidate in asked}) == 30
 
 
 def test_a_loss_that_never_changes_ends_nowhere_and_breaks_nothing() -> None:
@@ -255,15 +218,6 @@ def test_other_spaces_are_kept_to(space: CoefficientSpace) -> None:
     assert left(optimizer) < 0.7
 
 
-def test_two_checkpoints_are_enough() -> None:
-    space = AffineSpace((1, 2), np.array([0.0, 1.0]))
-    optimizer = LCSCQuadratic()(coefficient_array(space, seed=0))
-    for _ in range(40):
-        candidate = optimizer.ask()
-        tell(optimizer, candidate, Evaluation(float((candidate.value[0] - 0.7) ** 2)))
-    np.testing.assert_allclose(optimizer.recommend().value, [0.7, 0.3], atol=1e-3)
-
-
 def test_it_begins_where_an_inherited_search_was_best() -> None:
     optimizer = search()
     for position, loss, images in ((0.3, 5.0, None), (0.5, 2.0, None), (0.6, 1.5, 200), (0.9, 1.0, None)):
@@ -286,19 +240,3 @@ def test_waves_move_the_weights_of_a_random_walk_about_equally() -> None:
     assert moved.max() < 1.3 * moved.min()
     np.testing.assert_allclose(np.abs(waves(COUNT, 20, 0.07)[:, 0]).sum(), 0.07)
     np.testing.assert_allclose(waves(COUNT, 20, 0.07).sum(axis=0), 0, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"directions": 0}, "directions: expected a whole number from 1, got 0"),
-        ({"directions": 2.5}, "directions: expected a whole number from 1"),
-        ({"share": 0}, "share: expected a number above 0 and at most 1, got 0"),
-        ({"share": 1.5}, "share: expected"),
-        ({"step_size": -1}, "step_size: expected a number above 0, got -1"),
-        ({"damping": True}, "damping: expected a number above 0, got True"),
-    ],
-)
-def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(StudySpecError, match=message.replace("(", r"\(")):
-        LCSCQuadratic(**options)

@@ -88,11 +88,6 @@ def test_the_same_seed_asks_the_same_and_another_seed_does_not(name: str) -> Non
     assert (np.array(run(build(name, seed=2), 40)).tobytes() != first.tobytes()) == is_random
 
 
-def test_optimizers_of_one_study_seed_have_their_own_randomness() -> None:
-    states = [build(name, seed=1).parametrization.random_state.get_state()[1].tobytes() for name in NEVERGRAD]
-    assert len(set(states)) == len(NEVERGRAD)
-
-
 ASK_IN_A_FRESH_PROCESS = """
 import hashlib, json, sys
 sys.path.insert(0, sys.argv[1])
@@ -150,49 +145,6 @@ def test_nevergrads_optimizers_are_used_as_they_are(name: str, options: dict[str
         assert np.array(run(build(name, step_size=0.1), 50)).tobytes() != expected.tobytes()
 
 
-def test_options_of_an_entry_keep_its_other_settings() -> None:
-    entry = ng.optimizers.registry["TwoPointsDE"]
-    configured, _ = configure(OptimizerSpec(name="TwoPointsDE", options={"popsize": 11}))
-    assert configured.config() == {**entry.config(), "popsize": 11}
-    assert entry.config()["crossover"] == "twopoints"
-
-
-def test_budget_and_workers_reach_the_optimizer() -> None:
-    optimizer = build_optimizer(OptimizerSpec(name="LCSC"), AFFINE, budget=77, workers=3, seed=0)
-    assert (optimizer.budget, optimizer.num_workers) == (77, 3)
-
-
-@pytest.mark.parametrize("name", ["Powell", "SQP", "Cobyla", "NLOPT_LN_SBPLX", "RBFGS"])
-def test_sequential_optimizers_of_nevergrad_have_one_worker(name: str) -> None:
-    spec = OptimizerSpec(name=name)
-    assert asks_one_at_a_time(spec)
-    with pytest.raises(
-        StudySpecError, match=f"^{name}: asks one candidate at a time, got 2 workers; give it workers: 1"
-    ):
-        build_optimizer(spec, AFFINE, budget=100, workers=2, seed=0)
-    assert build_optimizer(spec, AFFINE, budget=100, workers=1, seed=0).num_workers == 1
-
-
-@pytest.mark.parametrize("name", ["LCSC", "CMA", "DE", "OnePlusOne", "EMAGrid", "Landscape"])
-def test_others_have_many(name: str) -> None:
-    spec = OptimizerSpec(name=name)
-    assert not asks_one_at_a_time(spec)
-    assert build_optimizer(spec, AFFINE, budget=100, workers=8, seed=0).num_workers == 8
-
-
-@pytest.mark.parametrize(("name", "one"), [("LCSCGradient", True), ("LCSCQuadratic", False)])
-def test_ours_ask_one_at_a_time_but_are_built_for_any_number_of_workers(name: str, one: bool) -> None:
-    spec = OptimizerSpec(name=name)
-    assert asks_one_at_a_time(spec) is one
-    assert build_optimizer(spec, AFFINE, budget=100, workers=8, seed=0).num_workers == 8
-
-
-def test_options_do_not_change_who_asks_one_at_a_time() -> None:
-    assert asks_one_at_a_time(OptimizerSpec(name="LCSCGradient", options={"images": 50}))
-    with pytest.raises(StudySpecError, match=r"optimizers\.Powel: no such optimizer"):
-        asks_one_at_a_time(OptimizerSpec(name="Powel"))
-
-
 def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
     assert list(OURS) == ["LCSC", "LCSCGradient", "LCSCQuadratic", "EMAGrid", "PowerEMAGrid", "Landscape"]
     for name in OURS:
@@ -204,66 +156,49 @@ def test_ours_are_registered_with_nevergrad_under_their_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        (
-            "CMAA",
-            {},
-            "optimizers.CMAA: no such optimizer (did you mean 'CMA'?); ours are LCSC, LCSCGradient, LCSCQuadratic, …",
-        ),
-        ("lcsc", {}, "optimizers.lcsc: no such optimizer (did you mean 'LCSC'?); …"),
-        ("EMA-Grid", {}, "optimizers.EMA-Grid: no such optimizer (did you mean 'EMAGrid'?); …"),
-        ("Quetzal", {}, "optimizers.Quetzal: no such optimizer; …"),
-        (
-            "LCSC",
-            {"max_parent": 3},
-            "optimizers.LCSC.max_parent: no such option (did you mean 'max_parents'?); "
-            "it has max_parents, mutation, crossover, generation_size, rates",
-        ),
-        ("LCSC", {"step_size": 0.1}, "optimizers.LCSC.step_size: no such option; it has …"),
-        ("LCSC", {"steps": [1, 2]}, "optimizers.LCSC.steps: no such option …"),
-        ("LCSC", {"mutation": -1}, "optimizers.LCSC.mutation: expected a number above 0, got -1"),
-        ("EMAGrid", {"rate": [0.9]}, "optimizers.EMAGrid.rate: no such option (did you mean 'rates'?); it has rates"),
-        ("EMAGrid", {"rates": "0.9"}, "optimizers.EMAGrid.rates: expected a list of numbers, got '0.9'"),
-        ("PowerEMAGrid", {"sigma_rels": []}, "optimizers.PowerEMAGrid.sigma_rels: expected a list of numbers, got []"),
-        (
-            "CMA",
-            {"stepsize": 0.1},
-            "optimizers.CMA.stepsize: no such option (did you mean 'step_size'?); it has …",
-        ),
-        ("DE", {"popsiz": 3}, "optimizers.DE.popsiz: no such option (did you mean 'popsize'?); it has …"),
-        ("DE", {"stepsize": 3}, "optimizers.DE.stepsize: no such option (did you mean 'step_size'?); it has …"),
-        ("DE", {"crossover": "nope"}, "optimizers.DE: it does not take these options"),
-        ("OnePlusOne", {"mutation": "nope"}, "optimizers.OnePlusOne: …"),
-        ("CMA", {"step_size": 0}, "optimizers.CMA.step_size: expected a number above 0, got 0"),
-        ("CMA", {"step_size": "big"}, "optimizers.CMA.step_size: expected a number above 0, got 'big'"),
-        ("CMA", {"step_size": True}, "optimizers.CMA.step_size: expected a number above 0, got True"),
-        ("CMA", {"step_size": math.inf}, "optimizers.CMA.step_size: expected a number above 0, got inf"),
-    ],
+    ("name", "one_at_a_time", "workers"),
+    [("LCSC", False, 8), ("CMA", False, 8), ("EMAGrid", False, 8), ("LCSCGradient", True, 8), ("Powell", True, 1)],
 )
-def test_unknown_optimizers_and_options_are_named_with_what_there_is(
-    name: str, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(StudySpecError) as caught:
-        configure(OptimizerSpec(name=name, options=options))
-    found = str(caught.value)
-    assert "\n" not in found
-    assert found.startswith(message[:-1]) if message.endswith("…") else found == message
-    with pytest.raises(StudySpecError, match=r"^optimizers"):
-        build(name, **options)
+def test_who_asks_one_at_a_time_and_how_many_workers_it_can_have(name: str, one_at_a_time: bool, workers: int) -> None:
+    spec = OptimizerSpec(name=name)
+    assert asks_one_at_a_time(spec) is one_at_a_time
+    built = build_optimizer(spec, AFFINE, budget=77, workers=workers, seed=0)
+    assert (built.budget, built.num_workers) == (77, workers)
+    if workers == 1:
+        with pytest.raises(StudySpecError, match=f"^{name}: asks one candidate at a time, got 2 workers"):
+            build_optimizer(spec, AFFINE, budget=77, workers=2, seed=0)
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("EMAGrid", {"rates": [1.5]}, "EMAGrid: rate: expected at least 0 and below 1, got 1.5"),
-        ("LCSC", {"rates": [-0.5]}, "LCSC: rate: expected at least 0 and below 1, got -0.5"),
-        ("PowerEMAGrid", {"sigma_rels": [0.5]}, "PowerEMAGrid: sigma_rel: expected above 0 and at most 0.2887 …"),
+        ("CMAA", {}, "CMAA: no such optimizer (did you mean 'CMA'?); ours are LCSC, LCSCGradient, LCSCQuadratic"),
+        ("LCSC", {"max_parent": 3}, "LCSC.max_parent: no such option (did you mean 'max_parents'?); it has max_par"),
+        ("LCSC", {"steps": [1, 2]}, "LCSC.steps: no such option"),
+        ("LCSC", {"mutation": -1}, "LCSC.mutation: expected a number above 0, got -1"),
+        ("LCSC", {"mutation": math.nan}, "LCSC.mutation: expected a number above 0, got nan"),
+        ("LCSC", {"max_parents": 1.5}, "LCSC.max_parents: expected a whole number from 1, got 1.5"),
+        ("LCSC", {"crossover": True}, "LCSC.crossover: expected a number from 0 to 1, got True"),
+        ("LCSCGradient", {"images": 1}, "LCSCGradient.images: expected a whole number from 2, got 1"),
+        ("LCSCGradient", {"checks": 0}, "LCSCGradient.checks: expected a number above 0 and below 1, got 0"),
+        ("LCSCQuadratic", {"share": 0}, "LCSCQuadratic.share: expected a number above 0 and at most 1, got 0"),
+        ("EMAGrid", {"rates": "0.9"}, "EMAGrid.rates: expected a list of numbers, got '0.9'"),
+        ("PowerEMAGrid", {"sigma_rels": []}, "PowerEMAGrid.sigma_rels: expected a list of numbers, got []"),
+        ("DE", {"popsiz": 3}, "DE.popsiz: no such option (did you mean 'popsize'?); it has"),
+        ("DE", {"crossover": "nope"}, "DE: it does not take these options"),
+        ("CMA", {"step_size": "big"}, "CMA.step_size: expected a number above 0, got 'big'"),
     ],
 )
-def test_values_that_only_the_search_can_judge_are_refused_too(
+def test_unknown_optimizers_and_wrong_options_are_named_with_what_there_is(
     name: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(StudySpecError) as caught:
+        configure(OptimizerSpec(name=name, options=options))
+    assert str(caught.value).startswith(f"optimizers.{message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "options"), [("LCSC", {"rates": [-0.5]}), ("PowerEMAGrid", {"sigma_rels": [0.5]})])
+def test_values_that_only_the_search_can_judge_are_refused_too(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(StudySpecError, match=f"^{name}: (rate|sigma_rel): expected"):
         build(name, **options)
-    assert str(caught.value).startswith(message.removesuffix("…"))
