@@ -17,12 +17,10 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.dashboard.server import shared_reader
-from lcsc_opt.views.figures.look import empty_figure, style
+from lcsc_opt.views.figures.look import empty_figure, number, style
 from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
-from lcsc_opt.views.judges import comparison_table
 from lcsc_opt.views.progress import progress_of
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking
 from lcsc_opt.views.sweep import Point, points_of, varied_keys
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
@@ -39,7 +37,7 @@ LINES = {"wrapText": True, "autoHeight": True}  # "1,234,000 (not reached 1 of 5
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    reader = shared_reader(storage)
+    reader = parts.shared_reader(storage)
     app = parts.new_page(__name__, "Compare")
     app.layout = _layout
     parts.remember(app, CONTROLS)
@@ -171,7 +169,7 @@ def _layout() -> html.Main:
         dcc.Download(id="download"),
         html.P(
             "Mean ± standard deviation over seeds; lower is better. The difference is from the best held-out loss, "
-            f"with a {CONFIDENCE:.0%} bootstrap interval over seeds. "
+            f"with a {CONFIDENCE:.0%} confidence interval over seeds. "
             "Costs are medians over seeds, on the search's noise.",
             className="note",
         ),
@@ -191,21 +189,25 @@ def _layout() -> html.Main:
 
 
 def _row(row: Ranked, axis: str) -> dict[str, Any]:
-    """The numbers that the table sorts by, and the texts that it shows for them."""
-    found = row.as_row(axis)
-    interval = (
-        ""
-        if row.difference is None or row.difference.low is None or row.difference.high is None
-        else (f" [{row.difference.low:+.3g}, {row.difference.high:+.3g}]")
-    )
+    """The numbers that the table sorts by and that are downloaded, and the texts that it shows for them."""
+    found: dict[str, Any] = {"optimizer": row.label, "seeds": row.seeds, "unfinished": row.seeds - row.finished}
+    for name in ("held_out", "cross_check", "searched"):
+        mean, deviation = getattr(row, name) or (None, None)
+        found |= {name: mean, f"{name}_sd": deviation, f"{name}_text": number(mean, deviation)}
+    for name, costs in (("to_ema", row.to_ema), ("to_value", row.to_value)):
+        reach = costs.get(axis)
+        found |= {name: None if reach is None else reach.median, f"{name}_text": "" if reach is None else reach.text}
+    below, apart = row.below_ema, row.difference
+    ends = (None, None) if apart is None else (apart.low, apart.high)
+    interval = "" if None in ends else f" [{ends[0]:+.3g}, {ends[1]:+.3g}]"
     return {
         **found,
+        **{"cross_check_metric": row.cross_check_metric, "doubtful": row.doubtful, "verdict": row.verdict},
+        **{"difference": None if apart is None else apart.mean, "difference_low": ends[0], "difference_high": ends[1]},
+        "difference_text": "–" if apart is None else f"{apart.mean:+.3g}{interval}",
+        "below_ema_percent": None if below is None else 100 * below,
+        "below_ema_text": "–" if below is None else f"{100 * below:+.1f} %",
         "colour": style(row.optimizer).colour,
-        "held_out_text": parts.number(found["held_out"], found["held_out_sd"]),
-        "cross_check_text": parts.number(found["cross_check"], found["cross_check_sd"]),
-        "searched_text": parts.number(found["searched"], found["searched_sd"]),
-        "below_ema_text": "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %",
-        "difference_text": "–" if row.difference is None else f"{row.difference.mean:+.3g}{interval}",
     }
 
 
@@ -259,9 +261,9 @@ def _sweep(points: Sequence[Point], experiment: str) -> Any:
             values = [point.varied.get(key, "–") for key in keys]
             below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
             losses = [
-                parts.number(*(row.held_out or (None, None))),
+                number(*(row.held_out or (None, None))),
                 below,
-                parts.number(*(row.searched or (None, None))),
+                number(*(row.searched or (None, None))),
             ]
             rows.append([*values, row.label, row.seeds, *losses, here])
     return parts.section("Sweep", parts.table(header, rows, text=len(keys) + 1))
@@ -281,8 +283,8 @@ def _study(study: StudyHistory) -> list[Any]:
         state.state,
         done,
         state.failed,
-        parts.number(None if study.held_out is None else study.held_out.loss),
-        parts.number(study.searched),
+        number(None if study.held_out is None else study.held_out.loss),
+        number(study.searched),
         f"{finished['images'].sum():,.0f}",
         parts.duration(float(finished["seconds"].sum())),
         parts.optuna_link(study),

@@ -17,7 +17,7 @@ from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import artifact_directory, caption, mimetype, read_artifact
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.dashboard.pages import HOME
-from lcsc_opt.views.dashboard.server import shared_reader
+from lcsc_opt.views.figures.look import number
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 PREFIX = "images"
@@ -27,7 +27,7 @@ ZOOM = (100, 600)  # percent of the pane's width
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    reader, folder = shared_reader(storage), artifact_directory(storage.url)
+    reader, folder = parts.shared_reader(storage), artifact_directory(storage.url)
     app = parts.new_page(__name__, "Images")
     app.layout = _layout
     parts.remember(app, CONTROLS)
@@ -121,7 +121,7 @@ def _headline(study: StudyHistory) -> str:
         return f"{study.study} has no complete trial yet"
     if study.held_out is not None and study.held_out.loss is not None:
         return f"{study.study}, trial {study.chosen}: held-out {study.metric} {study.held_out.loss:.4g}"
-    return f"{study.study}, trial {study.chosen}: searched {study.metric} {parts.number(study.searched)}"
+    return f"{study.study}, trial {study.chosen}: searched {study.metric} {number(study.searched)}"
 
 
 def _links(study: StudyHistory) -> list[Any]:

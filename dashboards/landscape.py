@@ -10,14 +10,13 @@ from dash import Input, Output, State, dcc, html, no_update
 from optuna.storages import RDBStorage
 
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.dashboard.server import shared_reader
-from lcsc_opt.views.figures.look import empty_figure
+from lcsc_opt.views.figures.look import empty_figure, number
 from lcsc_opt.views.landscape import Landscape, landscape_figure, landscape_names, landscape_studies, read_landscape
 
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    reader = shared_reader(storage)
+    reader = parts.shared_reader(storage)
     app = parts.new_page(__name__, "Landscape")
     app.layout = _layout
     parts.remember(app, ["landscape"])
@@ -81,7 +80,7 @@ def _headline(data: Landscape) -> str:
 
 def _points(data: Landscape) -> Any:
     rows = [
-        [point["name"], f"{point['x']:.3g}", f"{point['y']:.3g}", parts.number(point["loss"]), point["trial"]]
+        [point["name"], f"{point['x']:.3g}", f"{point['y']:.3g}", number(point["loss"]), point["trial"]]
         for point in data.points
     ]
     return parts.table(("", "x", "y", data.study.metric, "trial"), rows)

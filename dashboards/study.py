@@ -16,11 +16,10 @@ from lcsc_opt.database.names import split_name
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.curves import comparison_figure
 from lcsc_opt.views.dashboard import parts
-from lcsc_opt.views.dashboard.server import shared_reader
-from lcsc_opt.views.figures.look import Theme, empty_figure
+from lcsc_opt.views.figures.look import Theme, empty_figure, number
 from lcsc_opt.views.figures.study import distances_figure, own_figures
-from lcsc_opt.views.judges import judge_table
 from lcsc_opt.views.progress import FailureReason, Progress, failures_of, nodes_of, progress_of, workers_of
+from lcsc_opt.views.ranking import judge_table
 
 NOTHING = "No study in this database yet. Start one: lcsc run STUDY_FILE"
 FIGURES = {
@@ -38,7 +37,7 @@ OLD_SECONDS = 30.0  # the age of the workers' state is shown if it is older than
 
 def build(storage: RDBStorage) -> dash.Dash:
     """The page over ``storage``."""
-    reader = shared_reader(storage)
+    reader = parts.shared_reader(storage)
     app = parts.new_page(__name__, "Study")
     app.layout = _layout
     parts.remember(app, ["study"])
@@ -103,7 +102,7 @@ def headline(study: StudyHistory, state: Progress) -> str:
     """The state of a study, in one line."""
     best = "no result yet" if study.searched is None else f"best {study.metric} {study.searched:.4g} searched"
     if study.held_out is not None and study.held_out.loss is not None:
-        best = f"{study.metric} {study.held_out.loss:.4g} held out, {parts.number(study.searched)} searched"
+        best = f"{study.metric} {study.held_out.loss:.4g} held out, {number(study.searched)} searched"
         if (cross_check := study.held_out.cross_check) is not None:
             best += f"; {cross_check.metric} {cross_check.value:.4g}"
         if study.held_out.warning is not None:

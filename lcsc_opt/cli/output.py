@@ -142,7 +142,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 def print_judges(stored: Any) -> None:
     """Print the part ``judges`` of a held-out report as a table; nothing if there is none."""
     from lcsc_opt.database.judges import Judge
-    from lcsc_opt.views.judges import judge_table
+    from lcsc_opt.views.ranking import judge_table
 
     if judges := Judge.parse_all(stored):
         header, rows = judge_table(judges)

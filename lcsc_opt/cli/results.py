@@ -86,7 +86,7 @@ def _say_of_each(studies: Sequence[StudyHistory]) -> None:
 def _compare_sweep(name: str, points: Sequence[Point], output: Format) -> None:
     """Print a row for each optimizer at each point."""
     from lcsc_opt.database.comparing import FIRST
-    from lcsc_opt.views.judges import judges_of
+    from lcsc_opt.views.ranking import judges_of
     from lcsc_opt.views.sweep import sweep_rows, varied_keys
 
     if output is Format.json:
@@ -127,7 +127,7 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary]) -> None
 
 def _print_judges(studies: Sequence[StudyHistory]) -> None:
     """Print the held-out loss and its judges: as many as fit into the width, and at least two."""
-    from lcsc_opt.views.judges import comparison_table
+    from lcsc_opt.views.ranking import comparison_table
 
     found = comparison_table(studies)
     if found is None:

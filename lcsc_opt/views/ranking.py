@@ -1,4 +1,4 @@
-"""Which optimizer is ahead, at what cost, and whether by more than chance: plain data over seeds."""
+"""Which optimizer is ahead, at what cost, whether by more than chance, and what its judges say: data over seeds."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
-from lcsc_opt.database.comparing import EMA_GRID, below_ema, best_ema, by_optimizer, label_of, mean_and_spread, samples
+from lcsc_opt.database.comparing import (
+    EMA_GRID,
+    below_ema,
+    best_ema,
+    by_optimizer,
+    floors_of,
+    label_of,
+    mean_and_spread,
+    samples,
+)
 from lcsc_opt.database.history import Floats, StudyHistory
+from lcsc_opt.database.judges import Judge
+from lcsc_opt.database.summary import OptimizerSummary, over_seeds
 from lcsc_opt.views.curves import AXES, best_so_far
+from lcsc_opt.views.figures.look import number
 
 CONFIDENCE = 0.95
-RESAMPLES = 10_000
-RESAMPLING_SEED = 0  # the same data give the same interval on every page
 
 Spread = tuple[float, float | None]
 """Mean and sample standard deviation; ``None`` for a single seed."""
@@ -42,15 +51,11 @@ class Reach:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Held-out loss minus that of the best optimizer, with a bootstrap interval over seeds.
-
-    ``low`` and ``high`` are ``None`` if there is only one seed. ``paired`` is true if both have the same seeds.
-    """
+    """Held-out loss minus that of the best optimizer, with an interval over seeds, if there is more than one."""
 
     mean: float
     low: float | None = None
     high: float | None = None
-    paired: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,34 +95,6 @@ class Ranked:
     cross_check_metric: str | None = None
     doubtful: int = 0
     doubted: tuple[str, ...] = ()
-
-    def as_row(self, axis: str = "images") -> dict[str, Any]:
-        """Numbers and texts only, for a sortable table and for CSV; costs along one axis."""
-        ema, value = self.to_ema.get(axis), self.to_value.get(axis)
-        shown = (self.searched, self.held_out, self.cross_check)
-        searched, held_out, cross_check = (spread or (None, None) for spread in shown)
-        return {
-            "optimizer": self.label,
-            "seeds": self.seeds,
-            "unfinished": self.seeds - self.finished,
-            "held_out": held_out[0],
-            "held_out_sd": held_out[1],
-            "cross_check": cross_check[0],
-            "cross_check_sd": cross_check[1],
-            "cross_check_metric": self.cross_check_metric,
-            "doubtful": self.doubtful,
-            "searched": searched[0],
-            "searched_sd": searched[1],
-            "below_ema_percent": None if self.below_ema is None else 100 * self.below_ema,
-            "to_ema": None if ema is None else ema.median,
-            "to_ema_text": "" if ema is None else ema.text,
-            "to_value": None if value is None else value.median,
-            "to_value_text": "" if value is None else value.text,
-            "difference": None if self.difference is None else self.difference.mean,
-            "difference_low": None if self.difference is None else self.difference.low,
-            "difference_high": None if self.difference is None else self.difference.high,
-            "verdict": self.verdict,
-        }
 
 
 def ranking(studies: Sequence[StudyHistory], *, value: float | None = None) -> list[Ranked]:
@@ -195,54 +172,26 @@ def difference(losses: Mapping[int, float], best: Mapping[int, float]) -> Differ
     noise, cancel.
     """
     mean = statistics.fmean(losses.values()) - statistics.fmean(best.values())
-    paired = losses.keys() == best.keys()
     if min(len(losses), len(best)) < 2:
-        return Difference(mean, paired=paired)
-    if paired:
-        samples = [np.array([losses[seed] - best[seed] for seed in sorted(losses)])]
-    else:
-        samples = [np.array(list(losses.values())), -np.array(list(best.values()))]
-    low, high = bootstrap_interval(samples)
-    return Difference(mean, low, high, paired)
+        return Difference(mean)
+    if losses.keys() == best.keys():
+        return Difference(mean, *mean_interval([np.array([losses[seed] - best[seed] for seed in sorted(losses)])]))
+    return Difference(mean, *mean_interval([np.array(list(losses.values())), -np.array(list(best.values()))]))
 
 
-def bootstrap_interval(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """An interval for the sum of the means of independent samples, each of at least two values.
+def mean_interval(samples: Sequence[Floats]) -> tuple[float, float]:
+    """Welch's (1947) interval for the sum of the means of independent samples; Student's for a single one.
 
-    The percentile bootstrap's interval, widened around the observed sum by the factor :func:`widening`: over three or
-    five seeds the percentile interval is far too short (Hesterberg 2015, What Teachers Should Know About the Bootstrap,
-    Section 4). For one sample of a normal variable the result is close to Student's interval.
+    Args:
+        samples: each of at least two values.
     """
-    low, high = percentile_interval(samples, confidence=confidence)
-    observed = sum(float(sample.mean()) for sample in samples)
-    factor = widening(samples, confidence=confidence)
-    return observed + factor * (low - observed), observed + factor * (high - observed)
-
-
-def percentile_interval(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The plain percentile bootstrap of the sum of means."""
-    rng = np.random.default_rng(RESAMPLING_SEED)
-    total = np.zeros(RESAMPLES)
-    for sample in samples:
-        total += sample[rng.integers(len(sample), size=(RESAMPLES, len(sample)))].mean(axis=1)
-    low, high = np.quantile(total, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def widening(samples: Sequence[Floats], *, confidence: float = CONFIDENCE) -> float:
-    """The factor by which an interval over so few values must be longer than the bootstrap's.
-
-    Resampling uses the variance of the sample, and the variable's is larger by n / (n - 1). It also uses the normal
-    distribution in place of Student's, which for several samples has the degrees of freedom of Welch (1947).
-    """
-    exact = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
-    resampled = np.array([sample.var() / len(sample) for sample in samples])
-    if not resampled.sum() > 0:
-        return 1.0
-    freedom = float(exact.sum() ** 2 / sum(v**2 / (len(s) - 1) for v, s in zip(exact, samples, strict=True)))
-    tail = (1 + confidence) / 2
-    normal = statistics.NormalDist().inv_cdf(tail)
-    return float(stdtrit(freedom, tail)) / normal * math.sqrt(exact.sum() / resampled.sum())
+    variances = np.array([sample.var(ddof=1) / len(sample) for sample in samples])
+    total, mean = float(variances.sum()), float(sum(sample.mean() for sample in samples))
+    if not total > 0:
+        return mean, mean
+    freedom = total**2 / sum(v**2 / (len(sample) - 1) for v, sample in zip(variances, samples, strict=True))
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
+    return mean - half, mean + half
 
 
 ALIKE = "not distinguishable"
@@ -301,3 +250,53 @@ def _doubt(row: Ranked) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+BETTER = {1: "lower", -1: "higher"}
+
+
+def judge_table(judges: Sequence[Judge]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Header and rows, as text: the metric, which way is better, the answer, the baseline, the gain, the floor.
+
+    The columns for the baseline and for held-out real images (the floor) exist if some judge has them.
+    """
+    against = next((judge.against for judge in judges if judge.against is not None), None)
+    floors = any(judge.floor is not None for judge in judges)
+    beside = () if against is None else (against, "gain")
+    header = ("judge", "better", "answer", *beside, *(("real images",) * floors))
+    return header, [_judge_row(judge, compared=against is not None, floors=floors) for judge in judges]
+
+
+def comparison_table(studies: Sequence[StudyHistory]) -> tuple[tuple[str, ...], list[list[str]]] | None:
+    """Header and rows, as text: each optimizer's held-out loss and judges, means over seeds; ``None`` without judges.
+
+    The last row is real images that the loss does not see, if some are held out.
+    """
+    summaries, floors = over_seeds(studies), floors_of(studies)
+    names = judges_of(summaries)
+    if not names:
+        return None
+    rows = [
+        [row.label, *(number(*(value or (None, None))) for value in (row.held_out, *map(row.judges.get, names)))]
+        for row in summaries
+    ]
+    if floors:
+        rows.append(["real images", number(None), *(number(floors.get(name)) for name in names)])
+    return ("optimizer", f"held-out {studies[0].metric}", *names), rows
+
+
+def judges_of(summaries: Sequence[OptimizerSummary]) -> list[str]:
+    """All judges of these optimizers, precision and recall first."""
+    longest = sorted(summaries, key=lambda row: len(row.judges), reverse=True)
+    return list(dict.fromkeys(name for row in longest for name in row.judges))
+
+
+def _judge_row(judge: Judge, *, compared: bool, floors: bool) -> list[str]:
+    row = [judge.metric, BETTER[judge.sign], number(judge.value, judge.spread)]
+    if compared:
+        mark = " (worse)" if judge.lost else ""
+        row += [
+            number(judge.baseline, judge.baseline_spread),
+            number(judge.gain, judge.gain_spread, "+.3g") + mark,
+        ]
+    return [*row, *([number(judge.floor)] if floors else [])]

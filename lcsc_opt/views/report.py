@@ -22,14 +22,13 @@ from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.views.artifacts import StoredImage, artifact_directory, caption, stored_images
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
-from lcsc_opt.views.figures.look import CONFIG, template
+from lcsc_opt.views.figures.look import CONFIG, number, template
 from lcsc_opt.views.figures.study import distances_figure, own_figures
 from lcsc_opt.views.figures.trade_off import siblings, trade_off_figure
 from lcsc_opt.views.figures.writing import write_file
-from lcsc_opt.views.judges import comparison_table, judge_table
 from lcsc_opt.views.landscape import landscape_figure, landscape_names, read_landscape
 from lcsc_opt.views.progress import failures_of, progress_of
-from lcsc_opt.views.ranking import CONFIDENCE, Ranked, headline, ranking
+from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, judge_table, ranking
 
 SUFFIX = ".html"
 Table = tuple[tuple[str, ...], list[list[object]], int | None]
@@ -107,8 +106,14 @@ def _ranking_table(ranked: Sequence[Ranked], *, sampled: bool) -> Table:
     rows = []
     for row in ranked:
         reach = [row.to_ema[axis].text if axis in row.to_ema else "" for axis in axes]
-        cells = [row.label, row.seeds, _spread(row.held_out), _spread(row.searched), _percent(row.below_ema)]
-        beside = [_spread(row.cross_check)] * len(cross_check)
+        cells = [
+            row.label,
+            row.seeds,
+            number(*(row.held_out or (None,))),
+            number(*(row.searched or (None,))),
+            _percent(row.below_ema),
+        ]
+        beside = [number(*(row.cross_check or (None,)))] * len(cross_check)
         rows.append([*cells, *beside, _difference(row), row.verdict, *reach])
     best = 0 if ranked and ranked[0].verdict == "best" else None
     return (*header[:5], *cross_check, *header[5:], *(f"{axis} to EMA*" for axis in axes)), rows, best
@@ -119,7 +124,7 @@ def _summaries(studies: Sequence[StudyHistory]) -> Table:
     rows = [
         [
             *(study.study, study.state, study.evaluations, len(study.failed)),
-            *(_number(study.searched), _number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:,.0f}"),
+            *(number(study.searched), number(study.held_out_loss), f"{study.images:,}", f"{study.seconds:,.0f}"),
         ]
         for study in studies
     ]
@@ -167,7 +172,7 @@ def _cross_check(study: StudyHistory) -> dict[str, str | None]:
     if held_out.cross_check is None:
         return {"warning": held_out.warning}
     gains = held_out.cross_check.text
-    line = f"Held-out {held_out.cross_check.metric} {_number(held_out.cross_check.value)}" + (
+    line = f"Held-out {held_out.cross_check.metric} {number(held_out.cross_check.value)}" + (
         f"; {gains}." if gains else "."
     )
     return {"cross_check": line, "warning": held_out.warning}
@@ -179,16 +184,6 @@ def _figure(figure: go.Figure) -> dict[str, Any]:
     return {"content": content, "height": int(figure.layout.height or 420)}
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
-
-
-def _spread(value: tuple[float, float | None] | None) -> str:
-    if value is None:
-        return "–"
-    return _number(value[0]) + ("" if value[1] is None else f" ± {value[1]:.2g}")
-
-
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:+.1f} %"
 
@@ -197,5 +192,5 @@ def _difference(row: Ranked) -> str:
     found = row.difference
     if found is None:
         return "–"
-    interval = "" if found.low is None else f" [{_number(found.low)}, {_number(found.high)}]"
+    interval = "" if found.low is None else f" [{number(found.low)}, {number(found.high)}]"
     return f"{found.mean:+.3g}{interval}"

@@ -14,7 +14,7 @@ from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.cross_check import CrossCheck, cross_check_of, doubted, warning_of
 from lcsc_opt.database.history import HeldOut, StudyHistory
 from lcsc_opt.database.judges import Judge, judges_of
-from lcsc_opt.views.judges import comparison_table, judge_table
+from lcsc_opt.views.ranking import comparison_table, judge_table
 from tests.history_examples import history
 from tests.study_examples import write_study
 

@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,80 +14,44 @@ from lcsc_opt.database.history import HeldOut, StudyHistory
 from lcsc_opt.views.ranking import (
     Difference,
     Reach,
-    bootstrap_interval,
     cost_to_reach,
     difference,
-    percentile_interval,
+    headline,
+    mean_interval,
     ranking,
-    widening,
 )
 from tests.history_examples import history
 
-# bootstrap
-
-
-@pytest.mark.parametrize("count", [4, 12, 40])
-def test_the_percentile_interval_is_scipy_s(count: int) -> None:
-    values = np.random.default_rng(count).gamma(2.0, size=count)
-    expected = scipy.stats.bootstrap(
-        (values,), np.mean, n_resamples=40_000, method="percentile", rng=np.random.default_rng(7)
-    ).confidence_interval
-    width = expected.high - expected.low
-    np.testing.assert_allclose(percentile_interval([values]), tuple(expected), rtol=0, atol=0.03 * width)
-
-
-@pytest.mark.parametrize("count", [2, 3, 5, 10])
-def test_the_interval_holds_the_true_mean_as_often_as_it_says(count: int) -> None:
-    rng = np.random.default_rng(count)
-    intervals = [bootstrap_interval([rng.normal(3.0, 2.0, count)]) for _ in range(400)]
-    assert 0.92 <= np.mean([low <= 3.0 <= high for low, high in intervals]) <= 0.98
-
-
-def test_the_plain_interval_would_hold_it_far_less_often() -> None:
-    rng = np.random.default_rng(3)
-    intervals = [percentile_interval([rng.normal(3.0, 2.0, 3)]) for _ in range(300)]
-    assert np.mean([low <= 3.0 <= high for low, high in intervals]) < 0.85
-
-
-def test_the_interval_of_two_samples_holds_the_true_difference() -> None:
-    rng = np.random.default_rng(5)
-    intervals = [bootstrap_interval([rng.normal(3, 1, 3), -rng.normal(2, 3, 6)]) for _ in range(400)]
-    assert 0.92 <= np.mean([low <= 1.0 <= high for low, high in intervals]) <= 0.99
-
-
-def test_the_interval_of_a_normal_sample_is_about_student_s() -> None:
-    values = np.random.default_rng(1).normal(size=30)
-    error = values.std(ddof=1) / math.sqrt(30)
-    expected = values.mean() + error * scipy.stats.t.ppf([0.025, 0.975], 29)
-    np.testing.assert_allclose(bootstrap_interval([values]), expected, atol=0.15 * error)
-
-
-def test_intervals_are_the_same_every_time_and_wider_for_fewer_values() -> None:
-    values = np.array([1.0, 2.0, 4.0])
-    assert bootstrap_interval([values]) == bootstrap_interval([values])
-    assert widening([values]) > widening([np.tile(values, 5)]) > 1
-    assert bootstrap_interval([np.full(3, 2.5)]) == (2.5, 2.5)
-
-
 # difference
+
+
+@pytest.mark.parametrize(("one", "two"), [(3, 3), (3, 6), (30, 2)])
+def test_intervals_are_students_and_welchs(one: int, two: int) -> None:
+    rng = np.random.default_rng(one)
+    first, second = rng.normal(3, 1, one), rng.normal(2, 3, two)
+    expected = scipy.stats.ttest_ind(first, second, equal_var=False).confidence_interval()
+    np.testing.assert_allclose(mean_interval([first, -second]), expected, rtol=1e-9)
+    expected = scipy.stats.ttest_1samp(first, 0).confidence_interval()
+    np.testing.assert_allclose(mean_interval([first]), expected, rtol=1e-9)
+    assert mean_interval([np.full(3, 2.5)]) == (2.5, 2.5)
 
 
 def test_seeds_that_both_have_are_compared_with_each_other() -> None:
     best = {0: 1.0, 1: 5.0, 2: 9.0}
     losses = {2: 9.6, 1: 5.5, 0: 1.4}
     paired = difference(losses, best)
-    assert (paired.paired, paired.mean) == (True, pytest.approx(0.5))
+    assert paired.mean == pytest.approx(0.5)
     assert paired.low is not None
     assert paired.low > 0, "what the seeds have in common cancels"
     apart = difference({seed + 7: loss for seed, loss in losses.items()}, best)
-    assert (apart.paired, apart.mean) == (False, pytest.approx(0.5))
+    assert apart.mean == pytest.approx(0.5)
     assert apart.low is not None
     assert apart.low < 0
 
 
 def test_one_seed_has_no_interval() -> None:
-    assert difference({0: 3.0}, {0: 1.0}) == Difference(2.0, None, None, True)
-    assert difference({0: 3.0, 1: 3.0}, {0: 1.0}) == Difference(2.0, None, None, False)
+    assert difference({0: 3.0}, {0: 1.0}) == Difference(2.0)
+    assert difference({0: 3.0, 1: 3.0}, {0: 1.0}) == Difference(2.0)
 
 
 # ranking
@@ -142,21 +105,6 @@ def test_seeds_that_did_not_reach_it_are_counted() -> None:
     assert cost_to_reach([history([])], 4.0)["images"] == Reach(None, 0, 1)
 
 
-def test_rows_are_for_tables_and_csv() -> None:
-    studies = [history([9.0, 8.0], optimizer="EMAGrid", held_out=10.0), history([9.0, 7.0, 2.0], held_out=3.0)]
-    lcsc, ema = (row.as_row("evaluations") for row in ranking(studies, value=2.5))
-    assert json.loads(json.dumps(lcsc)) == lcsc
-    assert (lcsc["optimizer"], lcsc["below_ema_percent"]) == ("LCSC", pytest.approx(-70))
-    assert (lcsc["to_ema"], lcsc["to_value"], lcsc["to_value_text"]) == (2, 3, "3")
-    assert (ema["optimizer"], ema["to_ema"], ema["to_value"], ema["to_value_text"]) == (
-        "EMA*",
-        2,
-        None,
-        "not reached 1 of 1",
-    )
-    assert (ema["difference"], ema["difference_low"], ema["verdict"]) == (7.0, None, "one seed: no interval")
-
-
 @given(st.permutations(range(4)))
 def test_the_order_of_studies_does_not_change_the_ranking(order: list[int]) -> None:
     studies = [
@@ -203,3 +151,59 @@ def test_ema_is_taken_from_beside_the_answer_where_it_was_measured_there() -> No
 )
 def test_losses_below_zero_are_better_when_they_are_lower(value: float, reference: float, share: float | None) -> None:
     assert relative(value, reference) == (None if share is None else pytest.approx(share))
+
+
+# the headline
+
+
+def line(*studies: Any) -> str:
+    return headline(ranking(list(studies)), "FID")
+
+
+def seeds(optimizer: str, losses: list[float]) -> list[Any]:
+    return [history([9.0, 5.0], optimizer=optimizer, seed=i, held_out=loss) for i, loss in enumerate(losses)]
+
+
+def test_it_names_the_winner_how_far_ahead_it_is_and_who_may_be_as_good() -> None:
+    studies = [*seeds("EMAGrid", [10.0, 10.0, 10.0]), *seeds("CMA", [1.9, 2.0, 2.1]), *seeds("LCSC", [2.2, 2.0, 1.95])]
+    expected = "CMA is ahead: held-out FID 2 ± 0.1, 80 % below EMA*; LCSC not distinguishable over 3 seeds"
+    assert line(*studies) == expected
+    more = [*studies, *seeds("DE", [2.3, 1.9, 2.2])]
+    assert line(*more).endswith("; LCSC and DE not distinguishable over 3 seeds")
+
+
+def test_it_names_the_average_that_is_ema() -> None:
+    found = [history([9.0, 5.0], optimizer="EMAGrid", held_out=4.0, average="average of the last 10")]
+    assert "CMA is ahead: held-out FID 2, 50 % below EMA* (average of the last 10)" in line(
+        *seeds("CMA", [2.0]), *found
+    )
+    found.append(history([9.0, 5.0], optimizer="EMAGrid", seed=1, held_out=4.0, average="last checkpoint"))
+    assert "50 % below EMA*;" in line(*seeds("CMA", [2.0]), *found), "the seeds do not agree"
+
+
+def test_a_clear_winner_has_no_one_beside_it() -> None:
+    assert line(*seeds("CMA", [1.9, 2.0, 2.1]), *seeds("LCSC", [4.0, 4.1, 4.2])) == (
+        "CMA is ahead: held-out FID 2 ± 0.1"
+    )
+
+
+def test_one_seed_may_be_chance() -> None:
+    assert line(*seeds("CMA", [2.0]), *seeds("LCSC", [4.0])) == (
+        "CMA is ahead: held-out FID 2; one seed each, so this may be chance"
+    )
+    assert line(*seeds("CMA", [2.0])) == "CMA is ahead: held-out FID 2"
+
+
+def test_a_search_that_is_worse_than_ema_is_not_called_better() -> None:
+    assert line(*seeds("EMAGrid", [2.0]), *seeds("LCSC", [4.0])).startswith("EMA* is ahead: held-out FID 2; one seed")
+
+
+def test_without_held_out_values_it_says_that_they_are_searched_ones() -> None:
+    text = line(history([5.0, 3.0], optimizer="CMA"), history([5.0, 2.0], optimizer="LCSC"))
+    assert text.startswith("LCSC is ahead so far: searched FID 2; held-out values come at the end")
+
+
+@pytest.mark.parametrize("losses", [[], [None]])
+def test_without_results_it_says_so(losses: list[None]) -> None:
+    assert line(history(losses)) == "No result yet."
+    assert headline([]) == "No result yet."

@@ -193,13 +193,6 @@ def optuna_link(study: StudyHistory, text: str = "optuna-dashboard") -> html.A:
     return html.A(text, href=f"{ROOT_PATH}studies/{study.study_id}")
 
 
-def number(value: float | None, spread: float | None = None) -> str:
-    """For people."""
-    if value is None:
-        return "–"
-    return f"{value:.4g}" + ("" if spread is None else f" ± {spread:.2g}")
-
-
 def duration(seconds: float) -> str:
     """For people: two units at most."""
     if seconds < 60:

@@ -120,3 +120,10 @@ def empty_figure(message: str, theme: Theme = "light", *, height: int = 260) -> 
         text=inert(message), showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 15}
     )
     return made
+
+
+def number(value: float | None, deviation: float | None = None, form: str = ".4g") -> str:
+    """A number with its standard deviation, for people."""
+    if value is None:
+        return "–"
+    return f"{value:{form}}" + ("" if deviation is None else f" ± {deviation:.2g}")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from werkzeug.test import Client
 
-from lcsc_opt.views.dashboard.guard import Guard
+from lcsc_opt.views.dashboard.server import Guard
 from tests.dashboard_site import HOST, Site, write_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")  # optuna-dashboard's own
