@@ -11,8 +11,7 @@
 
     moments.py          count, mean and scatter of features, which merge
     frechet.py          two means and covariances → FID, with everything about the reference computed once
-    distances.py        KID, in torch-fidelity's subsets; precision and recall, in blocks
-    fidelity.py         distances that see single samples, clusters and projections
+    distances.py        KID, precision and recall, shares of copies; what sees single samples, clusters, projections
     extractors/         images → features [N, D]: published networks, and those of users
     reference/          the real images, as an extractor sees them; kept by content
 

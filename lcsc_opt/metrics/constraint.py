@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 
 from lcsc_opt.base.errors import MetricError
-from lcsc_opt.metrics.fidelity import EACH
+from lcsc_opt.metrics.distances import EACH
 from lcsc_opt.metrics.names import MetricName
 
 PENALTY = 10.0  # times the loss at EMA*, for a value that is twice the bound

@@ -3,7 +3,7 @@
 FID, KID, the Inception Score, precision and recall are the numbers that torch-fidelity computes. FID is the distance of
 ``frechet.py``. The Inception Score is computed by torch-fidelity. KID uses its subsets, precision and recall its
 neighbourhoods, but here they run where the networks do (``distances.py``), and distances inside the reference are
-computed only once. The other metrics are those of ``fidelity.py``.
+computed only once. The other metrics are those of ``distances.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.distances import (
+    EACH,
+    FIDELITY,
     NEIGHBOURHOOD,
     authentic_share,
     coverage,
@@ -27,7 +29,6 @@ from lcsc_opt.metrics.distances import (
 )
 from lcsc_opt.metrics.extractors.base import full_precision
 from lcsc_opt.metrics.extractors.published import torch_fidelity_module
-from lcsc_opt.metrics.fidelity import EACH, FIDELITY
 from lcsc_opt.metrics.moments import Array, Moments
 from lcsc_opt.metrics.names import OF_REFERENCE_FEATURES, Formula
 from lcsc_opt.metrics.reference.reference import Reference

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics.constraint import Constraint
-from lcsc_opt.metrics.extractors.base import (
-    ClassifyingExtractor,
-    checked_features,
-    checked_logits,
-    features_with_graph,
-)
+from lcsc_opt.metrics.extractors.base import ClassifyingExtractor, checked_features, features_with_graph
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics, FeatureState
 from lcsc_opt.metrics.moments import Array
 from lcsc_opt.metrics.names import FDR, Formula
@@ -95,7 +90,8 @@ class ImageMetrics:
                 if "is" in self._formulas[name] and isinstance(extractor, ClassifyingExtractor):
                     answered, logits = extractor.features_and_logits(images)
                     features = answered if features is None else features
-                    logits = checked_logits(extractor, logits)
+                    if not bool(torch.isfinite(logits).all()):
+                        raise MetricError(f"extractor {extractor.name}: logits are not finite")
                 elif features is None:
                     features = extractor(images)
                 wanted = self._formulas[name] != {"is"}

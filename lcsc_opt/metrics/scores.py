@@ -220,7 +220,7 @@ class Scores:
             return {}
         metrics = [metric for metric in (*self._named_loss, *self.judges) if metric.needs_reference]
         names = dict.fromkeys(metric.extractor for metric in metrics)
-        found = {name: split_distance(self.references[name]) for name in names}
+        found = {name: _split_distance(self.references[name]) for name in names}
         return {name: distance for name, distance in found.items() if distance}
 
     @property
@@ -306,7 +306,7 @@ class Scores:
         }
 
 
-def split_distance(reference: Reference) -> float | None:
+def _split_distance(reference: Reference) -> float | None:
     """FID of real images to real images: of the held-out ones to the reference, else of its halves to each other.
 
     ``None`` if there are neither.

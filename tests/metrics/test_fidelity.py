@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.metrics import Reference
+from lcsc_opt.metrics.distances import DIRECTIONS, FIDELITY
 from lcsc_opt.metrics.feature_metrics import FeatureMetrics
-from lcsc_opt.metrics.fidelity import DIRECTIONS, FIDELITY
 from lcsc_opt.metrics.names import Formula
 
 FORMULAS = list(FIDELITY)

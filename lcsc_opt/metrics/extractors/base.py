@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,24 +68,18 @@ def extract(extractor: FeatureExtractor, images: Tensor | Iterable[Tensor], *, b
         ``[N, D]`` float64 on the CPU.
 
     Raises:
-        MetricError: there are no images, they are not ``[N, C, H, W]``, or the extractor answers with another
-            shape than it promises or with features that are not finite.
+        MetricError: there are no images, or the extractor answers with another shape than it promises or with features
+            that are not finite.
     """
-    if batch_size < 1:
-        raise MetricError(f"batch_size: expected at least 1, got {batch_size}")
+    parts: list[Array] = []
     with torch.no_grad():  # tensors that an extractor keeps from inference mode could not be used in a graph
-        parts = [_features_of(extractor, batch) for batch in _batches(images, batch_size)]
+        for part in [images] if isinstance(images, Tensor) else images:
+            for batch in part.split(batch_size) if len(part) else ():
+                features = checked_features(extractor, extractor(batch), len(batch))
+                parts.append(features.to("cpu", torch.float64).numpy())
     if not parts:
         raise MetricError("images: there are none to extract features from")
     return np.concatenate(parts)
-
-
-def _batches(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    for part in [images] if isinstance(images, Tensor) else images:
-        if part.ndim != 4:
-            raise MetricError(f"images: expected [N, C, H, W], got the shape {list(part.shape)}")
-        if len(part):
-            yield from part.split(batch_size)
 
 
 def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) -> Tensor:
@@ -104,37 +98,9 @@ def checked_features(extractor: FeatureExtractor, features: Tensor, count: int) 
     return features
 
 
-def checked_logits(extractor: FeatureExtractor, logits: Tensor) -> Tensor:
-    """``logits`` as they are.
-
-    Raises:
-        MetricError: they are not ``[B, classes]`` or not finite.
-    """
-    if logits.ndim != 2 or not bool(torch.isfinite(logits).all()):
-        raise MetricError(f"extractor {extractor.name}: answered with logits that are not finite or not [B, classes]")
-    return logits
-
-
 def full_precision(features: Tensor) -> Tensor:
     """float64 as it is, anything else as float32."""
     return features if features.dtype == torch.float64 else features.float()
-
-
-def _features_of(extractor: FeatureExtractor, batch: Tensor) -> Array:
-    features = checked_features(extractor, answer(extractor, batch), len(batch))
-    array: Array = features.to("cpu", torch.float64).numpy()
-    return array
-
-
-def answer(extractor: FeatureExtractor, batch: Tensor) -> Tensor:
-    """The network's output. An error inside the network becomes one with the network's name."""
-    try:
-        return extractor(batch)
-    except (MetricError, torch.cuda.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise MetricError(f"extractor {extractor.name}: refuses images {list(batch.shape)}: {reason}") from error
 
 
 def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
@@ -148,21 +114,26 @@ def features_with_graph(extractor: FeatureExtractor, images: Tensor) -> Tensor:
         images: ``[B, C, H, W]`` in [−1, 1], with a graph or as a leaf that requires a gradient.
 
     Returns:
-        ``[B, D]`` float32, or float64 where the extractor gives that.
+        ``[B, D]`` float32, or float64 if the extractor gives that.
 
     Raises:
-        MetricError: the images have no graph, or the extractor cuts it, and as ``extract``.
+        MetricError: the extractor cuts the graph, and as ``extract``.
     """
-    if not images.requires_grad:
-        raise MetricError("images: have no graph; sample them while gradients are enabled")
+    size = _part_size(extractor, images)
     with torch.enable_grad():
-        features = checked_features(extractor, _in_parts(extractor, images), len(images))
-    if not _leads_to(features, images):
+        if len(images) <= size:
+            features = extractor(images)
+        else:
+            parts = torch.split(images, size)
+            features = torch.cat(
+                [checkpoint(extractor, part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+            )
+    if not features.requires_grad:
         raise MetricError(
             f"extractor {extractor.name}: its features have no graph back to the images, so they have no gradient; let "
             "it compute with torch alone, without no_grad, detach or bytes, or search without gradients"
         )
-    return full_precision(features)
+    return full_precision(checked_features(extractor, features, len(images)))
 
 
 def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor) -> Tensor:
@@ -190,36 +161,6 @@ def image_gradient(extractor: FeatureExtractor, images: Tensor, gradient: Tensor
     return torch.cat(found)
 
 
-def _in_parts(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    size = _part_size(extractor, images)
-    if len(images) <= size:
-        return answer(extractor, images)
-    parts = [
-        checkpoint(answer, extractor, part, use_reentrant=False, preserve_rng_state=False)
-        for part in torch.split(images, size)
-    ]
-    return torch.cat(parts)
-
-
 def _part_size(extractor: FeatureExtractor, images: Tensor) -> int:
     """The extractor's ``images_with_graph``; without that attribute, all images at once."""
     return int(getattr(extractor, "images_with_graph", len(images)))
-
-
-def _leads_to(features: Tensor, images: Tensor) -> bool:
-    """Whether ``images`` are in the graph of ``features``.
-
-    It is not enough that ``features`` require a gradient: the weights of a user's network may be the reason.
-    """
-    target = images.grad_fn
-    waiting: list[Any] = [features.grad_fn]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node is target or (target is None and getattr(node, "variable", None) is images):
-            return True
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return False

@@ -147,7 +147,7 @@ class InceptionExtractor(PublishedNetwork):
 
     def _features(self, levels: Tensor) -> Tensor:
         """The features that torch-fidelity computes from bytes, from the same levels in floating point."""
-        x = (resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128
+        x = (_resized(levels, self._network.INPUT_IMAGE_SIZE) - 128) / 128
         for name in self.layers:
             x = getattr(self._network, name)(x)
         return x.flatten(1)
@@ -215,8 +215,8 @@ class ClipExtractor(PublishedNetwork):
     std = (0.26862954, 0.26130258, 0.27577711)
 
     def _features(self, levels: Tensor) -> Tensor:
-        pixels = resized(levels, self._network.input_resolution)
-        features: Tensor = self._network(normalized(pixels, self.mean, self.std))
+        pixels = _resized(levels, self._network.input_resolution)
+        features: Tensor = self._network(_normalized(pixels, self.mean, self.std))
         return features
 
     def _build(self, weights: Path | None) -> tuple[Any, int, Mapping[str, Tensor]]:
@@ -233,7 +233,7 @@ class DinoV2Extractor(PublishedNetwork):
     """DINOv2 (Oquab et al. 2023): the class token of ViT-L/14, as FD-DINOv2 takes it (Stein et al. 2023).
 
     The weights are a folder in transformers' layout, such as that of ``facebook/dinov2-large``: 1,024 features; the
-    sizes S, B and g serve as well. Bytes are scaled and normalized as in torch-fidelity, and the position embedding is
+    sizes S, B and g serve as well. Bytes are scaled and _normalized as in torch-fidelity, and the position embedding is
     scaled to 16 × 16 patches as in the authors' repository.
 
     Arguments, name and errors are those of :class:`PublishedNetwork`.
@@ -247,7 +247,7 @@ class DinoV2Extractor(PublishedNetwork):
     std = (0.229, 0.224, 0.225)
 
     def _features(self, levels: Tensor) -> Tensor:
-        pixels = normalized(resized(levels, self.size), self.mean, self.std)
+        pixels = _normalized(_resized(levels, self.size), self.mean, self.std)
         features: Tensor = self._network(pixel_values=pixels).pooler_output
         return features
 
@@ -320,14 +320,14 @@ def rgb_levels(images: Tensor, device: torch.device) -> Tensor:
     return to_levels(images.to(device, torch.float32)).expand(-1, 3, -1, -1).contiguous()
 
 
-def resized(levels: Tensor, size: int) -> Tensor:
+def _resized(levels: Tensor, size: int) -> Tensor:
     """``[B, 3, H, W]`` → ``[B, 3, size, size]``, as torch-fidelity's networks scale all images."""
     module = torch_fidelity_module("interpolate_compat_tensorflow")
     scaled: Tensor = module.interpolate_bilinear_2d_like_tensorflow1x(levels, size=(size, size), align_corners=False)
     return scaled
 
 
-def normalized(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def _normalized(levels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Levels → what a network was trained on: the mean and standard deviation ``[3]`` are those of pixels in [0, 1]."""
     shift, scale = (levels.new_tensor([255 * value for value in values])[:, None, None] for values in (mean, std))
     return (levels - shift) / scale

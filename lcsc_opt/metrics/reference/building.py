@@ -16,7 +16,7 @@ from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.metrics.extractors.base import FeatureExtractor, checked_features
-from lcsc_opt.metrics.extractors.own import OwnExtractor
+from lcsc_opt.metrics.extractors.by_name import OwnExtractor
 from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.moments import Moments
 from lcsc_opt.metrics.reference.files import load_statistics, read_reference_file, save_statistics

@@ -53,7 +53,7 @@ class SplitSettings(FrozenModel):
         return self
 
 
-class DatasetSettings(FrozenModel):
+class _DatasetSettings(FrozenModel):
     """``root`` is where torchvision keeps its files; nothing is downloaded unless ``download`` says so."""
 
     torchvision: str
@@ -142,7 +142,7 @@ def holds_images(setting: ReferenceSetting) -> bool:
     return path.suffix.lower() == ".zip" or (path.suffix.lower() == ".npz" and has_images(path))
 
 
-def dataset_settings(reference: ReferenceSetting) -> DatasetSettings | None:
+def dataset_settings(reference: ReferenceSetting) -> _DatasetSettings | None:
     """The settings of a dataset that is named as ``<name>-<split>``, or by a mapping with ``torchvision``.
 
     Returns ``None`` for anything else.
@@ -153,15 +153,15 @@ def dataset_settings(reference: ReferenceSetting) -> DatasetSettings | None:
     if isinstance(reference, Mapping):
         if "torchvision" not in reference:
             return None
-        return parse_settings(DatasetSettings, dict(reference), source="reference")
+        return parse_settings(_DatasetSettings, dict(reference), source="reference")
     name, dash, split = reference.rpartition("-")
     known = {known.lower(): known for known in DATASETS}
     if not dash or name.lower() not in known or split not in ("train", "test", "val", "unlabeled"):
         return None
-    return parse_settings(DatasetSettings, {"torchvision": known[name.lower()], "split": split}, source="reference")
+    return parse_settings(_DatasetSettings, {"torchvision": known[name.lower()], "split": split}, source="reference")
 
 
-def dataset_images(settings: DatasetSettings, *, root: Path) -> ImageArray:
+def dataset_images(settings: _DatasetSettings, *, root: Path) -> ImageArray:
     """The images of a dataset.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.metrics.extractors.base import ClassifyingExtractor
-from lcsc_opt.metrics.extractors.own import OwnExtractor
+from lcsc_opt.metrics.extractors.by_name import OwnExtractor
 
 
 class Holder:
