@@ -1,6 +1,4 @@
-"""``batch_size: auto``: the best number of images at once, measured once on each device and kept in the cache
-folder.
-"""
+"""``batch_size: auto``: the best number of images at once, measured once on each device and kept in the cache."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,15 +42,12 @@ def largest_batch(sampler: Sampler, scores: Scores, *, device: torch.device, cac
         ObjectiveError: not even one image fits.
     """
     file = _file(sampler, scores, device, cache)
-    known = _read(file)
-    if known is not None:
-        return known
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(file.read_text(encoding="utf-8"))["batch_size"])
     with torch.compiler.set_stance("force_eager"):  # a compiler would take minutes for each size
         size = fastest_size(lambda count: images_per_second(sampler, scores, count, device=device))
-    if size is None:
-        raise _does_not_fit(device)
     _write(file, size, device)
-    notice(f"batch_size: auto: {size} images at once on {device_name(device)}; remembered in {file}")
+    notice(f"batch_size: auto: {size} images at once on {_device_name(device)}; remembered in {file}")
     return size
 
 
@@ -63,29 +58,28 @@ def smaller_batch(size: int, sampler: Sampler, scores: Scores, *, device: torch.
         ObjectiveError: it was one image.
     """
     if size <= 1:
-        raise _does_not_fit(device)
+        raise ObjectiveError(NOTHING_FITS)
     free_memory()
     _write(_file(sampler, scores, device, cache), size // 2, device)
     notice(f"batch_size: auto: {size} images at once ran out of memory; going on with {size // 2}")
     return size // 2
 
 
-def fastest_size(rate: Callable[[int], float | None], *, first: int = FIRST, most: int = MOST) -> int | None:
-    """The smallest of the sizes ``first``, 2 ``first``, 4 ``first``, … that is within 5 % of the fastest.
+def fastest_size(rate: Callable[[int], float | None], *, most: int = MOST) -> int:
+    """The smallest of the sizes 4, 8, 16, … that is within 5 % of the fastest.
 
-    Doubling ends when the memory is full, or after two doublings that gained less than 5 %. If not even ``first``
-    fits, the size is halved until it fits.
+    Doubling ends when the memory is full, or after two doublings that gained less than 5 %. If not even 4 images fit,
+    the size is halved until it fits.
 
     Args:
-        rate: size → images per second; ``None`` where it does not fit into memory.
-        first: the first size.
+        rate: size → images per second; ``None`` if it does not fit into memory.
         most: the largest size.
 
-    Returns:
-        The size; ``None`` where not even 1 fits.
+    Raises:
+        ObjectiveError: not even one image fits.
     """
     rates: dict[int, float] = {}
-    size, best, without_gain = first, 0.0, 0
+    size, best, without_gain = FIRST, 0.0, 0
     while size <= most and without_gain < 2:
         measured = rate(size)
         if measured is None:
@@ -99,12 +93,12 @@ def fastest_size(rate: Callable[[int], float | None], *, first: int = FIRST, mos
         size //= 2
         if rate(size) is not None:
             return size
-    return None
+    raise ObjectiveError(NOTHING_FITS)
 
 
 @torch.no_grad()
 def images_per_second(sampler: Sampler, scores: Scores, count: int, *, device: torch.device) -> float | None:
-    """Images per second with ``count`` at once through sampler and extractors; ``None`` where they do not fit."""
+    """Images per second with ``count`` at once through sampler and extractors; ``None`` if they do not fit."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -113,66 +107,43 @@ def images_per_second(sampler: Sampler, scores: Scores, count: int, *, device: t
             torch.cuda.synchronize(device)
         return time.perf_counter() - start
 
-    fits = False
-    with contextlib.suppress(torch.OutOfMemoryError, MemoryError), _says_out_of_memory():
+    try:
         once()  # draws noise, chooses kernels, compiles
         timings = [once()]
         while sum(timings) < ENOUGH_SECONDS and len(timings) < MOST_TIMINGS:
             timings.append(once())
-        fits = True
-    if not fits:  # out here the exception is gone, and with it the memory that it held
-        free_memory()
-        return None
-    return count / min(timings)
+        return count / min(timings)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+    free_memory()  # out here the exception is gone, and with it the memory that it held
+    return None
 
 
-@contextlib.contextmanager
-def _says_out_of_memory() -> Iterator[None]:
-    """While this is open, the RuntimeError of the CPU's allocator becomes a MemoryError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error):
-            raise MemoryError(str(error)) from error
-        raise
+NOTHING_FITS = (
+    "batch_size: one image takes more memory than the device has; sample with dtype: bf16 or fp16, or run on another "
+    "device"
+)
 
 
-def device_name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     """The kind of device. A batch that fits one device fits all of its kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _does_not_fit(device: torch.device) -> ObjectiveError:
-    return ObjectiveError(
-        f"batch_size: one image takes more memory than {device_name(device)} has; sample with dtype: bf16 or fp16, or "
-        "run on another device"
-    )
 
 
 def _file(sampler: Sampler, scores: Scores, device: torch.device, cache: Path) -> Path:
     described: dict[str, Any] = {
         "sampler": sampler.describe(),
         "extractors": sorted(str(view["name"]) for view in scores.describe()["extractors"].values()),
-        "device": device_name(device),
+        "device": _device_name(device),
         "torch": torch.__version__,
     }
     text = json.dumps(described, sort_keys=True, default=str)
     return cache / "batch-sizes" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
-def _read(file: Path) -> int | None:
-    """The remembered size; ``None`` where there is none, or none that makes sense."""
-    try:
-        size = json.loads(file.read_text(encoding="utf-8"))["batch_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return size if isinstance(size, int) and not isinstance(size, bool) and size >= 1 else None
-
-
 def _write(file: Path, size: int, device: torch.device) -> None:
-    """Keep the size. Where the folder cannot be written, it is measured again next time."""
-    content = {"batch_size": size, "device": device_name(device), "torch": torch.__version__}
+    """Keep the size. If the folder cannot be written, it is measured again next time."""
+    content = {"batch_size": size, "device": _device_name(device), "torch": torch.__version__}
     with contextlib.suppress(ObjectiveError):
         write_atomically(file, f"{json.dumps(content)}\n".encode(), error=ObjectiveError)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import contextvars
 import dataclasses
 import threading
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -211,6 +212,25 @@ class StagedObjective(Objective):
             cost += extra
         cost = dataclasses.replace(cost, seconds=time.perf_counter() - start)
         return dataclasses.replace(evaluation, cost=cost, gradient=slope)
+
+
+class Stopwatch:
+    """Wall-clock seconds of the stages of an evaluation: ``merge``, ``sample``, ``features``, ``metric``."""
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(("merge", "sample", "features", "metric"), 0.0)
+
+    @contextlib.contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Count the time while this is open for that part."""
+        start = time.perf_counter()
+        yield
+        self._seconds[part] += time.perf_counter() - start
+
+    def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
+        """The seconds of all parts."""
+        parts = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
+        return Cost(images=images, model_calls=model_calls, seconds=sum(parts.values()), **parts)
 
 
 class Stopped(BaseException):

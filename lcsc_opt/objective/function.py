@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation, Noise
+from lcsc_opt.base.records import HELD_OUT, Candidate, Coefficients, Evaluation
 from lcsc_opt.coefficients.profiles import check_steps
 from lcsc_opt.objective.contract import Objective
 
@@ -56,47 +56,34 @@ class CoefficientFunction(Objective):
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
         """Call the function, and its gradient if wanted, on copies of the coefficients.
 
+        The final loss of the answer is that of ``held_out``; else the function has no noise.
+
         Raises:
             ObjectiveError: the function does not give a number, the gradient does not give K numbers, or a held-out
                 loss is wanted and there is no held-out function.
         """
-        loss = check_loss(self._function_for(candidate.noise)(candidate.coefficients.copy()))
-        slope = self._slope(candidate.coefficients) if gradient else None
-        return Evaluation(loss, gradient=slope)
-
-    def _function_for(self, noise: Noise) -> Callable[[Coefficients], float]:
-        """``held_out`` for the final loss of the answer, else the function itself, which has no noise."""
-        if noise.group != HELD_OUT.group:
-            return self._function
-        if self._held_out is None:
-            raise ObjectiveError(f"nothing is held out: {self.why_nothing_held_out()}")
-        if noise.seed != HELD_OUT.seed:
-            raise ObjectiveError("a held-out function has one group of noise; leave --groups and --first-group out")
-        return self._held_out
-
-    def _slope(self, coefficients: Coefficients) -> Coefficients:
+        function, coefficients = self._function, candidate.coefficients
+        if candidate.noise.group == HELD_OUT.group:
+            if self._held_out is None:
+                raise ObjectiveError(f"nothing is held out: {self.why_nothing_held_out()}")
+            if candidate.noise.seed != HELD_OUT.seed:
+                raise ObjectiveError("a held-out function has one group of noise; leave --groups and --first-group out")
+            function = self._held_out
+        value: Any = function(coefficients.copy())
+        try:
+            loss = float(value.detach() if hasattr(value, "detach") else value)
+        except (TypeError, ValueError) as error:
+            raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error
+        if not gradient:
+            return Evaluation(loss)
         if self._gradient is None:
-            raise ObjectiveError(f"no gradient of {self._name} was given")
+            raise ObjectiveError(f"a gradient was asked for, and {self.why_no_gradient()}")
         slope = np.asarray(self._gradient(coefficients.copy()), dtype=np.float64)
         if slope.shape != coefficients.shape:
             raise ObjectiveError(f"the gradient has the shape {list(slope.shape)}, expected {list(coefficients.shape)}")
-        return slope
+        return Evaluation(loss, gradient=slope)
 
     def describe(self) -> dict[str, Any]:
         """The callables' names and the steps."""
         held_out = {} if self._held_out is None else {"held_out": self._held_out_name}
         return {"callable": self._name, "steps": list(self._steps), **held_out}
-
-
-def check_loss(value: Any) -> float:
-    """A number as a float; NaN and infinities pass, since the runner decides about them.
-
-    Raises:
-        ObjectiveError: the value is no number.
-    """
-    if isinstance(value, (str, bytes)):
-        raise ObjectiveError(f"the objective returned {value!r}, expected a number")
-    try:
-        return float(value.detach() if hasattr(value, "detach") else value)
-    except (TypeError, ValueError) as error:
-        raise ObjectiveError(f"the objective returned {value!r}, expected a number") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from lcsc_opt.metrics import Scores, extract
 from lcsc_opt.metrics.constraint import Constraint
 from lcsc_opt.metrics.image_metrics import ImageMetrics, ImageState
 from lcsc_opt.objective.batch_size import AUTO
-from lcsc_opt.objective.contract import Mergeable, StagedObjective, stop_if_told
+from lcsc_opt.objective.contract import Mergeable, StagedObjective, Stopwatch, stop_if_told
 from lcsc_opt.objective.gradient import KeptGraph, WeightGradient, says_out_of_memory
 from lcsc_opt.sampling import DifferentiableSampler, Sampler
 from lcsc_opt.sampling.batch_norm import BatchNormStatistics
@@ -272,7 +271,7 @@ class MergeSampleScore(StagedObjective):
             stack.callback(self._forget_graph)
             kept = self._kept if self._kept is not None and self._kept.is_of(candidate, first, last) else None
             end = self._last_batch(first, last) if kept is None else kept.first
-            batches = [*ranges(first, end, self._gradient_batch_size)]
+            batches = [*_ranges(first, end, self._gradient_batch_size)]
             if kept is None:
                 with watch.timing("merge"):
                     self._load(self._source.merge(candidate.coefficients))
@@ -302,7 +301,7 @@ class MergeSampleScore(StagedObjective):
     def images(self, coefficients: Coefficients, noise: Noise, count: int) -> Tensor:
         """The first ``count`` images of a group of noise: ``[count, C, H, W]`` in [-1, 1]."""
         self._load(self._source.merge(coefficients))
-        batches = ranges(0, count, self._batch_size)
+        batches = _ranges(0, count, self._batch_size)
         return torch.cat([self._sample(noise, first, last).cpu() for first, last in batches])
 
     def statistics(self, coefficients: Coefficients) -> Mapping[str, Tensor]:
@@ -346,7 +345,7 @@ class MergeSampleScore(StagedObjective):
             self._batch_norm.estimate()
 
     def _update(self, metrics: ImageMetrics, noise: Noise, first: int, last: int, watch: Stopwatch) -> None:
-        for start, stop in ranges(first, last, self._batch_size):
+        for start, stop in _ranges(first, last, self._batch_size):
             stop_if_told()
             with watch.timing("sample"):
                 images = self._sample(noise, start, stop)
@@ -390,26 +389,7 @@ class MergeSampleScore(StagedObjective):
         return images
 
 
-class Stopwatch:
-    """Wall-clock seconds of each part of an evaluation: ``merge``, ``sample``, ``features``, ``metric``."""
-
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(("merge", "sample", "features", "metric"), 0.0)
-
-    @contextlib.contextmanager
-    def timing(self, part: str) -> Iterator[None]:
-        """Count the time while this is open for that part."""
-        start = time.perf_counter()
-        yield
-        self._seconds[part] += time.perf_counter() - start
-
-    def cost(self, *, images: int = 0, model_calls: int = 0) -> Cost:
-        """The seconds of all parts."""
-        parts = {f"{name}_seconds": seconds for name, seconds in self._seconds.items()}
-        return Cost(images=images, model_calls=model_calls, seconds=sum(parts.values()), **parts)
-
-
-def ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
+def _ranges(first: int, last: int, size: int) -> Iterator[tuple[int, int]]:
     """``[first, last)`` as ranges of at most ``size`` images."""
     for start in range(first, last, size):
         yield start, min(start + size, last)

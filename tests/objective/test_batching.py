@@ -56,7 +56,6 @@ def test_doubling_ends_where_memory_does() -> None:
 
 def test_where_the_first_size_does_not_fit_it_is_halved() -> None:
     assert fastest_size(Rates(lambda size: None if size > 1 else 3.0)) == 1
-    assert fastest_size(Rates(lambda _: None)) is None
 
 
 @dataclasses.dataclass
@@ -166,9 +165,7 @@ def test_another_sampler_extractor_or_torch_is_measured_anew(tmp_path: Path, mon
 
 
 @pytest.mark.usefixtures("linear")
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"batch_size": 0}', '{"batch_size": "many"}', '{"batch_size": true}']
-)
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"batch_size": "many"}'])
 def test_a_broken_file_is_measured_again_and_replaced(tmp_path: Path, content: str) -> None:
     find(Sampler(most=100), tmp_path)
     [file] = tmp_path.glob("batch-sizes/*")
@@ -196,7 +193,7 @@ def test_where_memory_runs_out_half_is_remembered(tmp_path: Path, capsys: pytest
 
 @pytest.mark.usefixtures("linear")
 def test_what_never_fits_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ObjectiveError, match="one image takes more memory than cpu has; sample with dtype"):
+    with pytest.raises(ObjectiveError, match="one image takes more memory than the device has; sample with dtype"):
         find(Sampler(most=0), tmp_path)
     with pytest.raises(ObjectiveError, match="one image takes more memory"):
         smaller_batch(1, Sampler(), Scores(), device=CPU, cache=tmp_path)  # type: ignore[arg-type]
@@ -216,13 +213,3 @@ def test_any_other_batch_size_is_one_complaint(value: Any) -> None:
     with pytest.raises(StudySpecError) as caught:
         settings(batch_size=value)
     assert str(caught.value) == f"objective.settings: batch_size: expected a number from 1, or auto, got {value!r}"
-
-
-@pytest.mark.parametrize("value", [True, False, "reduce-overhead", "max-autotune"])
-def test_compile_is_a_switch_or_a_mode(value: Any) -> None:
-    assert settings(compile=value).network_settings().compile == value
-
-
-def test_a_misspelt_mode_is_named_with_the_near_one() -> None:
-    with pytest.raises(StudySpecError, match=r"compile: expected .*'max-autotune'.*did you mean 'reduce-overhead'"):
-        settings(compile="reduce_overhead")

@@ -97,7 +97,7 @@ def test_numbers_that_are_not_finite_are_left_to_the_runner(returned: float) -> 
     assert repr(function(returned).evaluate(Candidate(np.full(3, 1 / 3))).loss) == repr(returned)
 
 
-@pytest.mark.parametrize("returned", [None, "3", b"3", [1.0, 2.0], {}, 1j, torch.ones(2)])
+@pytest.mark.parametrize("returned", [None, "three", [1.0, 2.0], {}, 1j, torch.ones(2)])
 def test_what_is_no_number_is_an_error(returned: Any) -> None:
     with pytest.raises(ObjectiveError, match=r"the objective returned .*, expected a number"):
         function(returned).evaluate(Candidate(np.full(3, 1 / 3)))
