@@ -21,7 +21,7 @@ from lcsc_opt.base.waiting import let_waiting_threads_sleep as _let_waiting_thre
 if TYPE_CHECKING:
     from lcsc_opt.objective.contract import Objective
     from lcsc_opt.search.studies import Study, compare, load_objective, load_study, run
-    from lcsc_opt.trajectory.store import Trajectory
+    from lcsc_opt.trajectory.trajectory import Trajectory
     from lcsc_opt.trajectory.writer import TrajectoryWriter
 
 __version__ = VERSION
@@ -40,7 +40,7 @@ __all__ = [
 _MODULES = {
     "Objective": "lcsc_opt.objective.contract",
     "Study": "lcsc_opt.search.studies",
-    "Trajectory": "lcsc_opt.trajectory.store",
+    "Trajectory": "lcsc_opt.trajectory.trajectory",
     "TrajectoryWriter": "lcsc_opt.trajectory.writer",
     "compare": "lcsc_opt.search.studies",
     "load_objective": "lcsc_opt.search.studies",

@@ -12,7 +12,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_hidden
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints.folders import find_weights
-from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS, checkpoint_series
+from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS, checkpoint_series
 from lcsc_opt.checkpoints.reading import TORCH_SUFFIXES
 
 _SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
@@ -113,7 +113,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
         path
         for path in paths
         if path.suffix in _SUFFIXES
-        and path.name not in (WEIGHTS, REFERENCE)  # of an unfinished trajectory
+        and path.name != WEIGHTS  # of an unfinished trajectory
         and not is_hidden(path.name)
         and not path.is_dir()
         and not _NEVER.fullmatch(path.stem)

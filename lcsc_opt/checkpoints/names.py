@@ -7,7 +7,6 @@ from pathlib import Path
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
-REFERENCE = "reference.bin"  # the exact row of one checkpoint, where the others are stored as differences from it
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl", ".index.json")
 _PRECISION = r"(?:fp|bf|float)[0-9]+"
 _NAMED = r"(?:step|iter|iteration)s?[=_-]?([0-9]{1,18})(?![0-9])"

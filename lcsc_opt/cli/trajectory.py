@@ -21,7 +21,7 @@ NO_SPARK = "·"  # a value that is no number
 KEY_HELP = "Where in a nested file or a folder the weights are, such as ema, model.ema or unet_ema."
 
 
-DTYPE_HELP = "Keep every bit, or store differences from one checkpoint in few bits; their error is measured and said."
+DTYPE_HELP = "Keep every bit, or round floating-point weights to 16 bits, which halves what is read."
 
 
 class Stored(str, enum.Enum):
@@ -30,7 +30,6 @@ class Stored(str, enum.Enum):
     exact = "exact"
     float16 = "float16"
     bfloat16 = "bfloat16"
-    int8 = "int8"
 
 
 @app.command()
@@ -49,7 +48,6 @@ def pack(
     """Pack checkpoints of one training run into one trajectory. It is memory-mapped, so that merges are quick."""
     from lcsc_opt.objective.settings import SelectionSettings
     from lcsc_opt.trajectory import packing
-    from lcsc_opt.trajectory.opening import stored_in_words
 
     given = parse_steps(steps)
     selection = parse_settings(SelectionSettings, assignments(select or ()), source="--select").selection
@@ -58,8 +56,6 @@ def pack(
     )
     size = f"{trajectory.nbytes / 1e9:,.2f} GB"
     say(f"{out}: {len(trajectory)} checkpoints of {trajectory.parameters:,} parameters in {size}")
-    if trajectory.stored:
-        say(stored_in_words(trajectory))
 
 
 @app.command()

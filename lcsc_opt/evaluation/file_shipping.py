@@ -25,7 +25,7 @@ from lcsc_opt.base.paths import KnownCheckpoints, cache_directory, given_path, s
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.reproducibility import describe_difference, environment
 from lcsc_opt.base.study_file import ObjectiveSpec
-from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
+from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
 from lcsc_opt.objective.contract import Objective
 from lcsc_opt.objective.loading import check_objective, load_objective
 from lcsc_opt.trajectory import Trajectory
@@ -176,7 +176,7 @@ class Packed:
         path, cache = trajectory.path.resolve(), cache_directory().resolve()
         own = Path("trajectories", f"{trajectory.sha256[:24]}.trajectory")
         place = path.relative_to(cache) if path.is_relative_to(cache) else own
-        sizes = {name: (path / name).stat().st_size for name in (WEIGHTS, REFERENCE) if (path / name).exists()}
+        sizes = {WEIGHTS: (path / WEIGHTS).stat().st_size}
         return cls(path, place, trajectory.sha256, trajectory.steps, (path / MANIFEST).read_bytes(), sizes)
 
     def found(self, read: Read) -> Path:

@@ -82,8 +82,8 @@ class ImageObjectiveSettings(FrozenModel):
         checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
         key: which state dict of each file.
         select: which of them.
-        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or as
-            differences from one of them in ``float16``, ``bfloat16`` or ``int8``.
+        stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
+            to ``float16`` or ``bfloat16``.
         loss: a metric, or metrics with their weights in a sum.
         metrics: reported beside the loss, with every evaluation.
         held_out_metrics: reported on noise other than the search's. The default is the judges: precision, recall,
@@ -114,7 +114,7 @@ class ImageObjectiveSettings(FrozenModel):
     checkpoints: str | list[str]
     key: str | None = None
     select: SelectionSettings = SelectionSettings()
-    stored: Literal["exact", "float16", "bfloat16", "int8"] | None = None
+    stored: Literal["exact", "float16", "bfloat16"] | None = None
     loss: str | dict[str, float] = "fid"
     metrics: list[str] = Field(default_factory=list)
     held_out_metrics: list[str] | None = None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.store import Trajectory
+from lcsc_opt.trajectory.trajectory import Trajectory
 from lcsc_opt.trajectory.writer import TrajectoryWriter
 
 Weights = Callable[[Any], "nn.Module | Mapping[str, Tensor]"]

@@ -18,10 +18,9 @@ from lcsc_opt.checkpoints import checkpoint_series, checkpoint_step, read_checkp
 from lcsc_opt.checkpoints.finding import Patterns, find_checkpoints, is_packed
 from lcsc_opt.checkpoints.names import numbered_step
 from lcsc_opt.checkpoints.weights import difference, shapes_of
-from lcsc_opt.trajectory.disk.layout import Layout, all_finite, plan, row_sha256
-from lcsc_opt.trajectory.disk.manifest import trajectory_sha256
-from lcsc_opt.trajectory.disk.saving import EXACT
-from lcsc_opt.trajectory.store import Trajectory
+from lcsc_opt.trajectory.layout import EXACT, Layout, TensorSpec, all_finite, plan, row_sha256
+from lcsc_opt.trajectory.manifest import trajectory_sha256
+from lcsc_opt.trajectory.trajectory import Trajectory
 
 AT_ONCE = 2**18  # numbers converted to float64 at once
 MOST_WARNINGS = 5  # of one kind
@@ -40,9 +39,7 @@ class Inspection:
         parameters: P, floating-point scalars of one checkpoint.
         tensors: how many tensors one checkpoint has.
         dtypes: the dtypes that occur, each once.
-        stored: ``exact``, or the dtype of the differences that are stored instead of the weights.
-        relative_error: of merged weights, from storing differences, measured when they were packed; ``None`` if rows
-            are exact or it was not measured.
+        stored: ``exact``, or what floating-point weights were rounded to when they were packed.
         bytes: size of the tensors of all checkpoints.
         first_step, last_step: ``None`` if the steps are not known.
         intervals: the distances between neighbouring steps that occur.
@@ -63,7 +60,6 @@ class Inspection:
     tensors: int
     dtypes: list[str]
     stored: str
-    relative_error: float | None
     bytes: int
     first_step: int | None
     last_step: int | None
@@ -91,101 +87,117 @@ def inspect(patterns: Patterns, *, key: str | None = None, verify: bool = False)
     """
     alone = [patterns] if isinstance(patterns, (str, Path)) else patterns
     if len(alone) == 1 and (verify or is_packed(Path(alone[0]).expanduser())):
-        return _inspect_packed(Path(alone[0]).expanduser(), verify=verify)
+        trajectory = Trajectory.open(Path(alone[0]).expanduser())
+        if verify:
+            trajectory.verify()
+        return _described(
+            trajectory.tensors,
+            list(trajectory.steps),
+            [Path(source) for source in trajectory.sources if source],
+            list(zip(_step_names(trajectory), trajectory.checkpoint_sha256, strict=True)),
+            path=str(trajectory.path),
+            packed=True,
+            key=trajectory.metadata.get("key", ""),
+            checkpoints=len(trajectory),
+            stored=trajectory.stored or EXACT,
+            bytes=trajectory.nbytes,
+            sha256=trajectory.sha256,
+            verified=verify,
+            difference_norms=[_finite(norm) for norm in trajectory.difference_norms()],
+        )
     if verify:
         raise TrajectoryError("Only a packed trajectory has hashes to verify: name one alone, or leave out --verify.")
     return _inspect_files(" ".join(map(str, alone)), find_checkpoints(alone, key=key), key)
 
 
-def _inspect_packed(path: Path, *, verify: bool) -> Inspection:
-    trajectory = Trajectory.open(path)
-    if verify:
-        trajectory.verify()
-    steps = list(trajectory.steps)
-    series = _series([Path(source) for source in trajectory.sources if source])
+def identical_checkpoints(trajectory: Trajectory) -> list[str]:
+    """Warnings of checkpoints with the same bytes."""
+    return _duplicates(list(zip(_step_names(trajectory), trajectory.checkpoint_sha256, strict=True)))
+
+
+def _described(
+    tensors: Sequence[TensorSpec],
+    steps: list[int],
+    paths: list[Path],
+    rows: list[tuple[str, str]],
+    *,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+    dtypes: Sequence[str] | None = None,
+    **known: object,
+) -> Inspection:
+    """The inspection of checkpoints ``rows``, names and hashes, with warnings before and after those about them."""
+    series = sorted(set(map(checkpoint_series, paths)))
+    mixed = [f"several series of checkpoints: {', '.join(series)}"] if len(series) > 1 else []
     return Inspection(
-        path=str(path),
-        packed=True,
         series=series,
-        key=trajectory.metadata.get("key", ""),
-        checkpoints=len(trajectory),
-        parameters=trajectory.parameters,
-        tensors=len(trajectory.names),
-        dtypes=list(trajectory.dtypes),
-        stored=trajectory.stored or EXACT,
-        relative_error=trajectory.relative_error,
-        bytes=trajectory.nbytes,
-        first_step=steps[0],
-        last_step=steps[-1],
-        intervals=_intervals(steps),
-        sha256=trajectory.sha256,
-        verified=verify,
+        parameters=sum(spec.numel for spec in tensors if spec.merged),
+        tensors=len(tensors),
+        dtypes=list(dtypes or dict.fromkeys(spec.dtype for spec in tensors)),
+        first_step=steps[0] if steps else None,
+        last_step=steps[-1] if steps else None,
+        intervals=sorted({later - earlier for earlier, later in itertools.pairwise(steps)}),
         steps=steps,
-        difference_norms=[_finite(norm) for norm in trajectory.difference_norms()],
-        warnings=[
-            *_mixed_series(series),
-            *_gaps(steps),
-            *identical_checkpoints(trajectory),
-        ],
+        warnings=[*before, *mixed, *_gaps(steps), *_duplicates(rows), *after],
+        **known,  # type: ignore[arg-type]
     )
-
-
-@dataclasses.dataclass
-class _Reading:
-    """The findings while checkpoints are read one after the other."""
-
-    layout: Layout | None = None
-    key: str | None = None
-    bytes: int = 0
-    rows: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (name, SHA-256) of those like the first
-    dtypes: dict[str, None] = dataclasses.field(default_factory=dict)
-    norms: list[float | None] = dataclasses.field(default_factory=list)
-    broken: list[str] = dataclasses.field(default_factory=list)
-    not_finite: list[str] = dataclasses.field(default_factory=list)
-    mixed: list[str] = dataclasses.field(default_factory=list)
-    retyped: list[str] = dataclasses.field(default_factory=list)
 
 
 def _inspect_files(shown: str, paths: list[Path], key: str | None) -> Inspection:
     steps, paths, complaints = _in_order(paths)
     names = [f"step {step} ({path.name})" for step, path in zip(steps, paths, strict=True)] if steps else []
-    reading = _Reading(key=key)
-    _read_all(paths, names or [path.name for path in paths], reading)
-    if reading.layout is None:
-        raise TrajectoryError(reading.broken[0])
-    series = _series(paths)
-    layout = reading.layout
-    whole = len(reading.rows) == len(paths) and len(set(steps)) == len(paths)
-    rows = zip(steps, (sha256 for _, sha256 in reading.rows), strict=True) if whole else None
-    return Inspection(
+    first: Layout | None = None
+    before: Mapping[str, Tensor] | None = None
+    size, rows, norms = 0, list[tuple[str, str]](), list[float | None]()
+    dtypes: dict[str, None] = {}
+    found: dict[str, list[str]] = {kind: [] for kind in ("broken", "not finite", "mixed", "retyped")}
+    with progress("read", len(paths)) as advance:
+        for path, name in zip(paths, names or [path.name for path in paths], strict=True):
+            tensors: Mapping[str, Tensor] | None = None
+            try:
+                checkpoint = read_checkpoint(path, key=key)
+                layout, tensors = plan(checkpoint.tensors), checkpoint.tensors
+            except TrajectoryError as error:
+                found["broken"].append(str(error))
+            else:
+                if first is None:
+                    first, key = layout, checkpoint.key
+                size += layout.row_bytes
+                dtypes.update(dict.fromkeys(spec.dtype for spec in layout.tensors))
+                merged = (spec.name for spec in layout.tensors if spec.merged)
+                odd = next((tensor for tensor in merged if not all_finite(tensors[tensor])), None)
+                if odd is not None:
+                    found["not finite"].append(f"NaN or infinity: tensor {odd!r} of {name}")
+                if (differs := difference(layout.shapes, first.shapes)) is not None:
+                    found["mixed"].append(f"mixed architectures: {name} {differs}")
+                elif layout != first:
+                    found["retyped"].append(f"mixed dtypes: {name} {_retyped(first, layout)}")
+                else:
+                    rows.append((name, row_sha256(layout, tensors)))
+            norms.append(_distance(before, tensors))
+            before = tensors
+            advance(note=path.name)
+    if first is None:
+        raise TrajectoryError(found["broken"][0])
+    whole = len(rows) == len(paths) and len(set(steps)) == len(paths) and not found["not finite"]
+    hashed = zip(steps, (sha256 for _, sha256 in rows), strict=True) if whole else None
+    return _described(
+        first.tensors,
+        steps,
+        paths,
+        rows,
+        before=[*complaints, *_at_most(found["broken"])],
+        after=[line for kind in ("not finite", "mixed", "retyped") for line in _at_most(found[kind])],
+        dtypes=list(dtypes),
         path=shown,
         packed=False,
-        series=series,
-        key=reading.key or "",
+        key=key or "",
         checkpoints=len(paths),
-        parameters=sum(spec.numel for spec in layout.tensors if spec.merged),
-        tensors=len(layout.tensors),
-        dtypes=list(reading.dtypes),
         stored=EXACT,
-        relative_error=None,
-        bytes=reading.bytes,
-        first_step=steps[0] if steps else None,
-        last_step=steps[-1] if steps else None,
-        intervals=_intervals(steps),
-        sha256=None if rows is None or reading.not_finite else trajectory_sha256(layout.tensors, rows),
+        bytes=size,
+        sha256=None if hashed is None else trajectory_sha256(first.tensors, hashed),
         verified=False,
-        steps=steps,
-        difference_norms=reading.norms,
-        warnings=[
-            *complaints,
-            *_at_most(reading.broken),
-            *_mixed_series(series),
-            *_gaps(steps),
-            *_duplicates(reading.rows),
-            *_at_most(reading.not_finite),
-            *_at_most(reading.mixed),
-            *_at_most(reading.retyped),
-        ],
+        difference_norms=norms[1:],
     )
 
 
@@ -193,7 +205,11 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
     """The steps (empty if they are not known), the paths in their order, and warnings about the steps."""
     steps: dict[Path, int] = {}
     for path in paths:
-        step = _step(path)
+        step: int | None
+        try:
+            step = checkpoint_step(path)
+        except TrajectoryError:  # if the file is damaged, only its name can tell
+            step = numbered_step(path)
         if step is None:
             return [], paths, [f"the steps are not known: {path} does not tell its own"]
         steps[path] = step
@@ -206,54 +222,6 @@ def _in_order(paths: list[Path]) -> tuple[list[int], list[Path], list[str]]:
     return [steps[path] for path in paths], paths, _at_most(pairs)
 
 
-def _step(path: Path) -> int | None:
-    try:
-        return checkpoint_step(path)
-    except TrajectoryError:  # if the file is damaged, only its name can tell
-        return numbered_step(path)
-
-
-def _read_all(paths: list[Path], names: list[str], reading: _Reading) -> None:
-    before: Mapping[str, Tensor] | None = None
-    with progress("read", len(paths)) as advance:
-        for position, (path, name) in enumerate(zip(paths, names, strict=True)):
-            tensors = _read(path, name, reading)
-            if position:
-                reading.norms.append(_distance(before, tensors))
-            before = tensors
-            advance(note=path.name)
-
-
-def _read(path: Path, name: str, reading: _Reading) -> Mapping[str, Tensor] | None:
-    """Read one checkpoint and note what it is; ``None`` if it cannot be read."""
-    try:
-        checkpoint = read_checkpoint(path, key=reading.key)
-        layout = plan(checkpoint.tensors)
-    except TrajectoryError as error:
-        reading.broken.append(str(error))
-        return None
-    if reading.layout is None:
-        reading.layout, reading.key = layout, checkpoint.key
-    reading.bytes += layout.row_bytes
-    reading.dtypes.update(dict.fromkeys(spec.dtype for spec in layout.tensors))
-    odd = _first_not_finite(layout, checkpoint.tensors)
-    if odd is not None:
-        reading.not_finite.append(f"NaN or infinity: tensor {odd!r} of {name}")
-    differs = difference(layout.shapes, reading.layout.shapes)
-    if differs is None and layout != reading.layout:
-        reading.retyped.append(f"mixed dtypes: {name} {_retyped(reading.layout, layout)}")
-    elif differs is not None:
-        reading.mixed.append(f"mixed architectures: {name} {differs}")
-    else:
-        reading.rows.append((name, row_sha256(layout, checkpoint.tensors)))
-    return checkpoint.tensors
-
-
-def _first_not_finite(layout: Layout, tensors: Mapping[str, Tensor]) -> str | None:
-    merged = (spec.name for spec in layout.tensors if spec.merged and spec.numel)
-    return next((name for name in merged if not all_finite(tensors[name])), None)
-
-
 def _retyped(first: Layout, other: Layout) -> str:
     expected = {spec.name: spec.dtype for spec in first.tensors}
     spec = next(spec for spec in other.tensors if expected[spec.name] != spec.dtype)
@@ -264,30 +232,16 @@ def _distance(before: Mapping[str, Tensor] | None, after: Mapping[str, Tensor] |
     """The L2 norm of the difference, in float64; ``None`` if one is missing, they do not fit, or it is not finite."""
     if before is None or after is None or shapes_of(before) != shapes_of(after):
         return None
-    squares = sum(_squared(before[name], after[name]) for name in after if after[name].is_floating_point())
+    squares = 0.0
+    for name in after:
+        if after[name].is_floating_point():
+            flat = (torch.split(tensor.detach().reshape(-1), AT_ONCE) for tensor in (before[name], after[name]))
+            squares += sum(float((b.double() - a.double()).square().sum()) for a, b in zip(*flat, strict=True))
     return _finite(math.sqrt(squares))
-
-
-def _squared(before: Tensor, after: Tensor) -> float:
-    flat = (tensor.detach().reshape(-1) for tensor in (before, after))
-    pairs = zip(*(torch.split(tensor, AT_ONCE) for tensor in flat), strict=True)
-    return sum(float((a.to(torch.float64) - b.to(torch.float64)).square().sum()) for b, a in pairs)
 
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _series(paths: Sequence[Path]) -> list[str]:
-    return sorted(set(map(checkpoint_series, paths)))
-
-
-def _mixed_series(series: Sequence[str]) -> list[str]:
-    return [f"several series of checkpoints: {', '.join(series)}"] if len(series) > 1 else []
-
-
-def _intervals(steps: Sequence[int]) -> list[int]:
-    return sorted({later - earlier for earlier, later in itertools.pairwise(steps)})
 
 
 def _gaps(steps: Sequence[int]) -> list[str]:
@@ -304,18 +258,17 @@ def _gaps(steps: Sequence[int]) -> list[str]:
     if 2 * count < len(pairs):
         usual = distances[len(distances) // 2]
         low, high = usual / 2, usual * 2
-    odd = [
-        f"{later - earlier} from step {earlier} to {later}"
-        for earlier, later in pairs
-        if not low <= later - earlier <= high
-    ]
-    return [f"gap: {text}, where {usual} is usual" for text in odd[:MOST_WARNINGS]] + _more(odd)
+    return _at_most(
+        [
+            f"gap: {later - earlier} from step {earlier} to {later}, where {usual} is usual"
+            for earlier, later in pairs
+            if not low <= later - earlier <= high
+        ]
+    )
 
 
-def identical_checkpoints(trajectory: Trajectory) -> list[str]:
-    """Warnings of checkpoints with the same bytes."""
-    names = [f"step {step}" for step in trajectory.steps]
-    return _duplicates(list(zip(names, trajectory.checkpoint_sha256, strict=True)))
+def _step_names(trajectory: Trajectory) -> list[str]:
+    return [f"step {step}" for step in trajectory.steps]
 
 
 def _duplicates(rows: Sequence[tuple[str, str]]) -> list[str]:
@@ -323,17 +276,15 @@ def _duplicates(rows: Sequence[tuple[str, str]]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, sha256 in rows:
         groups.setdefault(sha256, []).append(name)
-    same = [names for names in groups.values() if len(names) > 1]
-    return _at_most([f"identical weights: {', '.join(names[:3])}{_rest(names)}" for names in same])
-
-
-def _rest(names: Sequence[str]) -> str:
-    return f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return _at_most(
+        [
+            f"identical weights: {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+            for names in groups.values()
+            if len(names) > 1
+        ]
+    )
 
 
 def _at_most(lines: list[str]) -> list[str]:
-    return lines[:MOST_WARNINGS] + _more(lines)
-
-
-def _more(lines: list[str]) -> list[str]:
-    return [f"… and {len(lines) - MOST_WARNINGS} more like this"] if len(lines) > MOST_WARNINGS else []
+    more = [f"… and {len(lines) - MOST_WARNINGS} more like this"] if len(lines) > MOST_WARNINGS else []
+    return lines[:MOST_WARNINGS] + more

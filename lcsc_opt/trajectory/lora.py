@@ -18,7 +18,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_modules,
     read_alphas,
 )
-from lcsc_opt.trajectory.store import Trajectory
+from lcsc_opt.trajectory.trajectory import Trajectory
 
 
 def trajectory_alphas(trajectory: Trajectory) -> LoraAlphas:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lcsc_opt.base.errors import TrajectoryError
@@ -17,10 +17,9 @@ from lcsc_opt.base.paths import KnownCheckpoints, known_checkpoints
 from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.checkpoints import read_checkpoint
 from lcsc_opt.checkpoints.finding import Patterns, Selection, find_checkpoints, is_packed
-from lcsc_opt.trajectory.disk.layout import plan
-from lcsc_opt.trajectory.disk.manifest import load_manifest, trajectory_sha256
-from lcsc_opt.trajectory.disk.row_writing import open_coder, row_sha256
-from lcsc_opt.trajectory.disk.saving import EXACT, checked_dtype
+from lcsc_opt.trajectory.layout import EXACT, check_same, row_sha256
+from lcsc_opt.trajectory.manifest import load_manifest, trajectory_sha256
+from lcsc_opt.trajectory.matrix import checked_dtype
 from lcsc_opt.trajectory.packing import (
     EVERYTHING,
     PLAN,
@@ -32,7 +31,7 @@ from lcsc_opt.trajectory.packing import (
     partial_of,
     selected,
 )
-from lcsc_opt.trajectory.store import Trajectory
+from lcsc_opt.trajectory.trajectory import Trajectory
 
 
 def open_or_pack(
@@ -105,17 +104,8 @@ def _packed_once(sources: list[Source], cache: Path, key: str | None, dtype: str
     if not out.exists():
         with only_process(out, busy=lambda: notice(f"another process packs the same checkpoints to {out}: waiting")):
             if not out.exists():  # another process may have made it meanwhile
-                packed = pack_sources(sources, out, key, identity, dtype)
-                if packed.stored:
-                    notice(stored_in_words(packed))
+                return pack_sources(sources, out, key, identity, dtype)
     return Trajectory.open(out)
-
-
-def stored_in_words(trajectory: Trajectory) -> str:
-    """The error of storing differences, in words for people."""
-    error = trajectory.relative_error
-    measured = "not measured" if error is None else f"{error:.2g} of the merged weights"
-    return f"stored as {trajectory.stored} differences; their error in combinations such as searches find: {measured}"
 
 
 def _open_packed(
@@ -204,35 +194,27 @@ def _holds(packed: Trajectory, own: Sequence[Source], key: str | None, dtype: st
     if tuple(source.step for source in own) != packed.steps:
         return False
     manifest, key = load_manifest(packed.path), key or packed.metadata.get("key")
-    coder = open_coder(packed.path, manifest)
     with contextlib.suppress(TrajectoryError), progress("compare with the packed copy", len(own)) as advance:
         for source, sha256 in zip(own, packed.checkpoint_sha256, strict=True):
             tensors = read_checkpoint(source.path, key=key).tensors
-            if plan(tensors) != manifest.layout or row_sha256(coder, tensors) != sha256:
+            check_same(manifest.layout, tensors, manifest.stored)
+            if row_sha256(manifest.layout, tensors) != sha256:
                 return False
             advance()
         return True
-    return False  # one is no checkpoint any more
+    return False  # one is no checkpoint of this model any more
 
 
 def _in_cache(cache: Path, known: KnownCheckpoints, made_from: str | None = None) -> Trajectory | None:
     """The known checkpoints in the cache; of several packed copies the one made from these sources, else the newest."""
-    found = [packed for path in _packed_in(cache) if (packed := part_of(path, known)) is not None]
+    folders = [path for path in (cache / "trajectories").glob("*.trajectory") if is_packed(path)]
+    folders.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [packed for path in folders if (packed := part_of(path, known)) is not None]
     return min(found, key=lambda packed: packed.metadata.get(PLAN) != made_from, default=None)
 
 
-def _packed_in(cache: Path) -> Iterator[Path]:
-    """All packed trajectories of the cache, the newest first."""
-    folders = [path for path in _folder(cache).glob("*.trajectory") if is_packed(path)]
-    yield from sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True)
-
-
 def _place(cache: Path, identity: str) -> Path:
-    return _folder(cache) / f"{identity[:24]}.trajectory"
-
-
-def _folder(cache: Path) -> Path:
-    return cache / "trajectories"
+    return cache / "trajectories" / f"{identity[:24]}.trajectory"
 
 
 def part_of(path: Path, known: KnownCheckpoints) -> Trajectory | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -16,8 +15,9 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.checkpoints import module_weights
 from lcsc_opt.trajectory.background import Background
-from lcsc_opt.trajectory.disk.layout import Layout, WholeRow, flat_bytes
-from lcsc_opt.trajectory.disk.saving import Saver, whole_step
+from lcsc_opt.trajectory.layout import Layout
+from lcsc_opt.trajectory.matrix import MatrixWriter, whole_step
+from lcsc_opt.trajectory.placement import recorded
 
 
 class TrajectoryWriter:
@@ -40,11 +40,9 @@ class TrajectoryWriter:
         every: save only at steps that are multiples of it.
         keep_last: keep this many last checkpoints; ``None`` keeps all.
         metadata: texts to add to the manifest.
-        dtype: ``exact`` keeps every bit of the weights. ``float16``, ``bfloat16`` and ``int8`` store differences from a
-            reference checkpoint in that dtype; :meth:`measure` tells the error. ``None`` takes the dtype that the
-            trajectory began with; for a new one, ``exact``.
-        reference: the checkpoint that differences are taken from, best one from the middle; read at the first append.
-            ``None`` takes the first one appended.
+        dtype: ``exact`` keeps every bit of the weights; ``float16`` and ``bfloat16`` round floating-point weights,
+            which are read and merged in float32. ``None`` takes what the trajectory began with; for a new one,
+            ``exact``.
         resume: the step that training continues from; later checkpoints are dropped, as by :meth:`rewind`.
 
     Raises:
@@ -60,14 +58,13 @@ class TrajectoryWriter:
         keep_last: int | None = None,
         metadata: Mapping[str, str] | None = None,
         dtype: str | None = None,
-        reference: Mapping[str, Tensor] | None = None,
         resume: int | None = None,
     ) -> None:
         self.path = Path(path)
         self._every = _at_least_one("every", every)
         keep_last = None if keep_last is None else _at_least_one("keep_last", keep_last)
-        self._saver = Saver(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype, reference=reference)
-        self._staging = Staging()
+        self._saver = MatrixWriter(self.path, keep_last=keep_last, metadata=metadata, dtype=dtype)
+        self._buffer: Tensor | None = None  # memory for one checkpoint, used again for the next one
         self._background = Background("lcsc-save")
         self._appending = threading.Lock()
         if resume is not None:
@@ -113,18 +110,6 @@ class TrajectoryWriter:
             notice(f"{self.path}: goes back to step {step}, {dropped} later checkpoints are dropped")
         return dropped
 
-    def measure(self) -> float | None:
-        """Measure the error of merged weights from storing differences, and note it in the manifest.
-
-        It is the relative error, root mean square, of random combinations as large as those that searches find (Σ|a|
-        near 5). They are of the kept checkpoints that this writer appended, on some thousands of their weights.
-
-        Returns:
-            The error; ``None`` if rows are exact or fewer than two checkpoints were appended.
-        """
-        self._background.finish()
-        return self._saver.measure()
-
     def close(self) -> None:
         """Wait as :meth:`flush` does, then let another process write.
 
@@ -135,7 +120,7 @@ class TrajectoryWriter:
             self.flush()
         finally:
             if not self._background.running:  # else the user has interrupted the waiting, and saving continues
-                self._staging.release()
+                self._buffer = None
                 self._saver.close()
 
     def flush(self) -> None:
@@ -189,14 +174,55 @@ class TrajectoryWriter:
         layout = self._saver.check(tensors)
         if wait:
             return self._save(step, layout, tensors, source)
-        new, staged = self._saver.is_new(step), self._staging.take(layout, tensors)
-        self._background.start(lambda: self._save(step, layout, staged.wait(), source))
+        new = self._saver.is_new(step)
+        staged, copied = self._staged(layout, tensors)
+
+        def save() -> None:
+            for event in copied:
+                event.synchronize()
+            self._save(step, layout, staged, source)
+
+        self._background.start(save)
         return new
 
-    def _save(self, step: int, layout: Layout, content: Mapping[str, Tensor], source: str) -> bool:
-        new = self._saver.write(step, layout, content, source=source)
+    def _save(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], source: str) -> bool:
+        new = self._saver.write(step, layout, tensors, source=source)
         self._saver.commit()
         return new
+
+    @torch.inference_mode(mode=False)  # outside inference mode, its buffers are read-only
+    @torch.no_grad()
+    def _staged(
+        self, layout: Layout, tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], list[torch.cuda.Event]]:
+        """Begin to copy a checkpoint, over the previous one; the copy is complete after the events.
+
+        From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
+        kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
+        """
+        gpus = {tensor.device for tensor in tensors.values() if tensor.is_cuda}
+        buffer, staged = self._room(layout.row_bytes, pinned=bool(gpus)), {}
+        for spec in layout.tensors:
+            there, tensor = buffer[spec.offset : spec.end], tensors[spec.name].detach()
+            if spec.merged:
+                there = there.view(spec.torch_dtype).view(spec.shape)
+            else:
+                tensor = tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8)
+            staged[spec.name] = there.copy_(tensor, non_blocking=tensor.is_cuda)
+        return staged, [recorded(device) for device in gpus]
+
+    def _room(self, size: int, *, pinned: bool) -> Tensor:
+        buffer = self._buffer
+        if buffer is None or len(buffer) != size or (pinned and not buffer.is_pinned()):
+            self._buffer = None  # freed before the new one is made
+            try:
+                buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+            except (RuntimeError, MemoryError) as error:
+                raise TrajectoryError(
+                    f"No memory for a copy of a checkpoint, {size / 1e9:.1f} GB: append with wait=True, without one."
+                ) from error
+            self._buffer = buffer
+        return buffer
 
 
 def _named_tensors(weights: object) -> Mapping[str, Tensor]:
@@ -218,79 +244,3 @@ def _at_least_one(name: str, value: int) -> int:
     if not isinstance(value, int) or value < 1:
         raise TrajectoryError(f"{name}: expected a whole number of at least 1, got {value!r}.")
     return value
-
-
-@dataclasses.dataclass(frozen=True)
-class Staged:
-    """A checkpoint that is being copied.
-
-    Attributes:
-        content: complete after :meth:`wait`.
-        events: of the GPUs that it is copied from.
-    """
-
-    content: WholeRow
-    events: Sequence[torch.cuda.Event]
-
-    def wait(self) -> WholeRow:
-        """Wait for the copy; gives the complete content."""
-        for event in self.events:
-            event.synchronize()
-        return self.content
-
-
-class Staging:
-    """Memory for one checkpoint, used again for the next one.
-
-    From a GPU the weights are copied into pinned memory, on the stream that trains. So the copy ends before a later
-    kernel of that stream changes a weight, and the caller does not wait. From the CPU they are copied at once.
-    """
-
-    def __init__(self) -> None:
-        self._buffer: Tensor | None = None
-
-    def release(self) -> None:
-        """Free the memory."""
-        self._buffer = None
-
-    @torch.inference_mode(mode=False)  # outside inference mode, its buffers are read-only
-    @torch.no_grad()
-    def take(self, layout: Layout, tensors: Mapping[str, Tensor]) -> Staged:
-        """Begin to copy a checkpoint. The previous one is overwritten.
-
-        Args:
-            layout: of the checkpoint's exact row.
-            tensors: on any devices.
-
-        Raises:
-            TrajectoryError: there is no memory for the copy.
-        """
-        buffer = self._room(layout.row_bytes, pinned=any(tensor.is_cuda for tensor in tensors.values()))
-        content = WholeRow(layout, buffer)
-        for name, place in content.items():
-            tensor = tensors[name]
-            place.copy_(flat_bytes(tensor), non_blocking=tensor.is_cuda)
-        return Staged(content, _events({tensor.device for tensor in tensors.values() if tensor.is_cuda}))
-
-    def _room(self, size: int, *, pinned: bool) -> Tensor:
-        buffer = self._buffer
-        if buffer is None or len(buffer) != size or (pinned and not buffer.is_pinned()):
-            self._buffer = None  # freed before the new one is made
-            try:
-                buffer = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=pinned)
-            except (RuntimeError, MemoryError) as error:
-                raise TrajectoryError(
-                    f"No memory for a copy of a checkpoint, {size / 1e9:.1f} GB: append with wait=True, without one."
-                ) from error
-            self._buffer = buffer
-        return buffer
-
-
-def _events(devices: set[torch.device]) -> list[torch.cuda.Event]:
-    """One event for each GPU; it is done when all work queued on the GPU's current stream is done."""
-    events = []
-    for device in devices:
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # a waiting thread sleeps
-        event.record(torch.cuda.current_stream(device))
-        events.append(event)
-    return events

@@ -71,7 +71,7 @@ def append_until_signal(path: Path, begun: Path, number: signal.Signals, at: int
         return plain(descriptor, piece)
 
     os.write = write
-    weights = {f"w{i}": torch.zeros(1000) for i in range(8)}
+    weights = {"w": torch.zeros(8000)}
     writing = TrajectoryWriter(path, keep_last=4)
     with contextlib.suppress(KeyboardInterrupt), begun.open("w") as file, writing as writer:
         for step in range(1, 10**6):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.trajectory import pack
-from lcsc_opt.trajectory.inspection import MOST_WARNINGS, inspect
+from lcsc_opt.trajectory.inspection import inspect
 from tests.processes import peak_growth
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, state_dict
 
@@ -67,16 +67,6 @@ def test_identical_weights(folder):
     assert inspect(folder).difference_norms[-1] == 0
 
 
-def test_identical_rows_of_a_packed_trajectory(tmp_path):
-    trajectory = make_trajectory(tmp_path / "t", STEPS)
-    from lcsc_opt.trajectory import TrajectoryWriter
-
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        writer.append(600, state_dict(STEPS[0]))
-    (warning,) = inspect(trajectory.path).warnings
-    assert warning == "identical weights: step 100, step 600"
-
-
 def test_step_twice(folder):
     write(folder, 100, state_dict(101), "model{:09d}.safetensors")
     seen = inspect(folder)
@@ -99,15 +89,6 @@ def test_irregular_steps_are_no_gaps_unless_one_is(tmp_path):
         write(tmp_path, step, state_dict(step))
     (warning,) = inspect(tmp_path).warnings
     assert "1000 from step 500 to 1500" in warning
-
-
-def test_only_so_many_warnings_of_one_kind(tmp_path):
-    for step in range(0, 6000, 100):
-        if step % 600 != 500:
-            write(tmp_path, step, {"w": torch.tensor([float(step)])})
-    warnings = inspect(tmp_path).warnings
-    assert len(warnings) == MOST_WARNINGS + 1
-    assert warnings[-1] == "… and 4 more like this"
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

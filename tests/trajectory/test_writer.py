@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.disk import row_writing
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, matrix
 from tests.processes import CONTEXT, forked
 from tests.trajectory.ended_writers import append_for_ever, ends_of_interpreters
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, same_bits, state_dict
@@ -45,13 +44,6 @@ def test_module_on_the_go(tmp_path):
             model(torch.randn(4, 3, generator=torch.Generator().manual_seed(step)))
             assert writer.append(step, model)
     assert same_bits(Trajectory.open(tmp_path / "t").checkpoint(-1), model.state_dict())
-
-
-def test_wrapped_module_is_saved_under_its_own_names(tmp_path):
-    wrapped = nn.DataParallel(nn.Linear(2, 1))
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        writer.append(1, wrapped)
-    assert set(Trajectory.open(tmp_path / "t").names) == {"weight", "bias"}
 
 
 class Averaging(nn.Module):
@@ -163,9 +155,9 @@ def test_non_finite_weights_are_refused(tmp_path, name, value):
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
-@pytest.mark.parametrize("at_once", [row_writing.AT_ONCE_BYTES, -1])
+@pytest.mark.parametrize("at_once", [matrix.AT_ONCE_BYTES, -1])
 def test_what_cannot_be_merged_may_be_kept_but_not_change(tmp_path, monkeypatch, dtype, at_once):
-    monkeypatch.setattr(row_writing, "AT_ONCE_BYTES", at_once)  # -1: everything is hashed in the thread
+    monkeypatch.setattr(matrix, "AT_ONCE_BYTES", at_once)  # -1: everything is hashed in the thread
     with TrajectoryWriter(tmp_path / "t") as writer:
         for step in (1, 2):
             writer.append(step, {"w": torch.tensor(float(step)), "frequencies": torch.ones(2).to(dtype)})
@@ -191,7 +183,7 @@ def other(step):
     return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state_dict(step).items()}
 
 
-@pytest.mark.parametrize("dtype", ["exact", "int8"])
+@pytest.mark.parametrize("dtype", ["exact", "float16"])
 @pytest.mark.parametrize("keep_last", [None, 3])
 def test_training_that_goes_on_from_an_earlier_step_replaces_what_came_later(tmp_path, capsys, dtype, keep_last):
     append(tmp_path / "t", 1, 2, 3, 4, 5, dtype=dtype, keep_last=keep_last)
@@ -229,14 +221,6 @@ def test_resuming_from_the_last_step_or_a_later_one_drops_nothing(tmp_path, caps
     assert capsys.readouterr().err == ""
 
 
-def test_error_names_the_way_back(tmp_path):
-    append(tmp_path / "t", 1, 2, 4)
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        for step in (2, 3):
-            with pytest.raises(TrajectoryError, match="open the writer with resume=STEP"):
-                writer.append(step, other(step))
-
-
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_resuming_is_refused_by_a_disk_as_a_whole(tmp_path, monkeypatch, name):
     append(tmp_path / "t", 1, 2)
@@ -256,16 +240,11 @@ def test_steps_are_whole_numbers(tmp_path, step):
         writer.append(step, state_dict(1))
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"keep_last": 0}, {"every": 1.5}, {"metadata": {"a": 1}}], ids=str)
+@pytest.mark.parametrize("options", [{"every": 0}, {"keep_last": 0}, {"every": 1.5}], ids=str)
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, options):
     with pytest.raises(TrajectoryError):
         TrajectoryWriter(tmp_path / "t", **options)
     assert not (tmp_path / "t").exists()
-
-
-def test_entries_that_are_not_tensors_are_refused(tmp_path):
-    with TrajectoryWriter(tmp_path / "t") as writer, pytest.raises(TrajectoryError, match="'epoch' is int"):
-        writer.append(1, {"w": torch.ones(1), "epoch": 3})  # type: ignore[dict-item]
 
 
 def test_folder_that_holds_something_else_is_left_alone(tmp_path):
@@ -396,13 +375,6 @@ def test_a_row_is_hashed_in_its_order(tmp_path):
     Trajectory.open(tmp_path / "t").verify()
 
 
-def test_full_disk_says_so(tmp_path, monkeypatch):
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        interrupt(monkeypatch, "write", 1, OSError(28, "No space left on device"))
-        with pytest.raises(TrajectoryError, match=r"Cannot write to .*No space left"):
-            writer.append(1, state_dict(1))
-
-
 def test_weights_reach_the_disk_before_the_manifest_names_them(tmp_path, monkeypatch):
     calls = []
 
@@ -419,11 +391,6 @@ def test_weights_reach_the_disk_before_the_manifest_names_them(tmp_path, monkeyp
         writer.append(1, state_dict(1))
     assert [name for name, _ in itertools.groupby(calls)] == ["write", "fsync", "replace", "fsync"]
     assert calls.count("fsync") == 3  # weights, manifest, folder
-
-
-def names_on_disk(path):
-    """The steps that the manifest names now."""
-    return Trajectory.open(path).steps if (path / "manifest.json").exists() else ()
 
 
 def held_sync(monkeypatch):
@@ -453,19 +420,6 @@ def in_groups(calls):
     return [name for name, _ in itertools.groupby(calls)]
 
 
-def test_checkpoint_not_waited_for_is_named_when_it_is_on_the_disk(tmp_path, monkeypatch):
-    with TrajectoryWriter(tmp_path / "t") as writer:
-        release, calls = held_sync(monkeypatch)
-        assert writer.append(1, state_dict(1), wait=False)
-        assert names_on_disk(tmp_path / "t") == ()
-        release.set()
-        writer.flush()
-        assert_whole(tmp_path / "t", [1])
-        writer.append(2, state_dict(2), wait=False)
-    assert_whole(tmp_path / "t", [1, 2])
-    assert in_groups(calls) == ["write", *COMMIT, "write", *COMMIT]
-
-
 def test_row_of_a_dropped_checkpoint_is_written_over_when_no_manifest_on_the_disk_names_it(tmp_path, monkeypatch):
     append(tmp_path / "t", 1, 2, keep_last=2)
     with TrajectoryWriter(tmp_path / "t", keep_last=2) as writer:
@@ -489,7 +443,7 @@ def test_refused_disk_is_told_later_and_no_later_sync_makes_up_for_it(tmp_path, 
         assert writer.append(2, state_dict(2), wait=False)
         with pytest.raises(TrajectoryError, match="Input/output error"):
             writer.append(3, state_dict(3), wait=False)
-        assert names_on_disk(tmp_path / "t") == (1,)
+        assert survivors(tmp_path / "t") == (1,)
         assert writer.steps == (1,)
         writer.append(4, state_dict(4), wait=False)
     assert_whole(tmp_path / "t", [1, 4])
@@ -518,10 +472,10 @@ def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_disk(tmp_path, monkeyp
 
 
 def test_large_tensors_are_checked_piece_by_piece(tmp_path):
-    weights = {"w": torch.zeros(3 * row_writing.WRITE_BYTES // 4 + 5)}
+    weights = {"w": torch.zeros(3 * matrix.WRITE_BYTES // 4 + 5)}
     append_weights = TrajectoryWriter(tmp_path / "t")
     append_weights.append(1, weights)
-    for position in (0, row_writing.WRITE_BYTES // 4, -1):
+    for position in (0, matrix.WRITE_BYTES // 4, -1):
         broken = {"w": weights["w"].clone()}
         broken["w"][position] = float("nan")
         with pytest.raises(TrajectoryError, match="'w' at step 2"):

@@ -20,7 +20,7 @@ from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import PENDING, lock_beside, remove, try_lock, unlock
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
-from lcsc_opt.trajectory.disk.manifest import LOCK, load_manifest, trajectory_sha256
+from lcsc_opt.trajectory.manifest import LOCK, load_manifest, trajectory_sha256
 
 FOLDERS = ("", "trajectories", "references", "datasets", "batch-sizes")
 KINDS = {

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
-from lcsc_opt.trajectory.merge import projection
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merge
 from tests.trajectory.trajectory_examples import STEPS, make_trajectory, state_dict
 
 K = len(STEPS)
@@ -71,7 +70,7 @@ def test_blocks_and_free_slots_change_nothing(tmp_path: Path, monkeypatch: pytes
     gradient = torch.randn(700, 3, generator=torch.Generator().manual_seed(0))
     expected = [float((trajectory.checkpoint(i)["weight"].double() * gradient.double()).sum()) for i in range(3)]
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
-    monkeypatch.setattr(projection, "TILE_BYTES", 1)  # the fewest columns at once
+    monkeypatch.setattr(merge, "PROJECTION_TILE_BYTES", 1)  # the fewest columns at once
     np.testing.assert_allclose(trajectory.project({"weight": gradient}), expected, rtol=1e-6)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lcsc_opt.base.errors import TrajectoryError
-from lcsc_opt.trajectory.disk.layout import ALIGNMENT, DTYPES, MERGED, arrange, check_same, plan, tensors_of_row
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, MERGED, arrange, check_same, plan, row_parts
 
 described = st.dictionaries(
     st.text(min_size=1, max_size=4),
@@ -39,17 +39,17 @@ def test_layout_does_not_depend_on_the_order_of_the_state_dict(tensors, random):
     assert arrange(items) == arrange(shuffled)
 
 
-def test_tensors_of_row_fill_the_row_exactly():
+def test_parts_fill_the_row_exactly():
     tensors = {"a": torch.ones(3), "b": torch.ones(5, dtype=torch.float64), "c": torch.tensor(True)}
     layout = plan(tensors)
-    assert sum(len(content) for _, content in tensors_of_row(layout, tensors)) == layout.row_bytes
+    assert sum(len(content) for _, content in row_parts(layout, tensors)) == layout.row_bytes
 
 
 def test_non_contiguous_and_conjugated_tensors_are_stored_by_value():
     tensors = {"z": torch.tensor([1 + 2j, 3 - 1j]).conj(), "t": torch.arange(6.0).view(2, 3).t()}
-    contents = {spec.name: content for spec, content in tensors_of_row(plan(tensors), tensors) if spec}
-    assert torch.frombuffer(contents["z"], dtype=torch.complex64).tolist() == [1 - 2j, 3 + 1j]
-    assert torch.frombuffer(contents["t"], dtype=torch.float32).tolist() == [0, 3, 1, 4, 2, 5]
+    contents = {spec.name: content for spec, content in row_parts(plan(tensors), tensors) if spec}
+    assert contents["z"].view(torch.complex64).tolist() == [1 - 2j, 3 + 1j]
+    assert contents["t"].view(torch.float32).tolist() == [0, 3, 1, 4, 2, 5]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,15 @@
-"""The packed trajectory on disk: K checkpoints in one memory-mapped file, merged without loading them.
+"""The packed trajectory: a memory-mapped matrix with a checkpoint in each row, merged without loading it.
 
-A trajectory is a folder with ``weights.bin``, whose rows are the checkpoints, and ``manifest.json``, which describes
-the rows. Tensors keep their own dtype, so a one-hot combination is that checkpoint bit for bit.
+It is a folder with ``weights.bin``, whose rows are the checkpoints, and ``manifest.json``, which describes the rows.
+The columns of one dtype are a ``[K, P]`` view of it. A one-hot combination is that checkpoint bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -19,14 +21,13 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.progress import progress
-from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
+from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
+from lcsc_opt.checkpoints.weights import difference, shapes_of
 from lcsc_opt.coefficients.profiles import check_coefficients
-from lcsc_opt.trajectory.disk.layout import TensorSpec, segments
-from lcsc_opt.trajectory.disk.manifest import RELATIVE_ERROR, Manifest, load_manifest, trajectory_sha256, unreadable
-from lcsc_opt.trajectory.disk.rows import DifferenceRows, ExactRows, Rows, map_bytes
-from lcsc_opt.trajectory.merge import placement, projection
-from lcsc_opt.trajectory.merge.merger import Merger, StateDict
-from lcsc_opt.trajectory.merge.sources import Mapped, Placement, Source
+from lcsc_opt.trajectory.layout import TensorSpec, segments
+from lcsc_opt.trajectory.manifest import Manifest, load_manifest, map_rows, trajectory_sha256, unreadable
+from lcsc_opt.trajectory.merge import Merger, StateDict, ranges_of
+from lcsc_opt.trajectory.placement import Mapped, Placement, place
 
 
 class Trajectory:
@@ -41,11 +42,10 @@ class Trajectory:
         self._manifest = manifest
         self._stamp = stamp
         self._slots = [saved.slot for saved in manifest.checkpoints]
-        self._rows = _rows(path, manifest)
-        stored = manifest.stored_layout
-        self._stored_bytes = manifest.row_bytes if stored is None else stored.row_bytes
-        self._segments = segments(manifest.layout, frozenset(manifest.varying))
-        self._merger = self._from(Mapped(self._rows))
+        self._rows = map_rows(path, manifest)
+        mapped, combined = Mapped(self._rows), segments(manifest.layout, self.varying)
+        self._widened = manifest.stored is not None
+        self._merger = Merger(mapped, self._rows, manifest.tensors, combined, self._slots, self.varying, self._widened)
 
     @classmethod
     def open(cls, path: str | Path, *, steps: Sequence[int] | None = None) -> Trajectory:
@@ -70,24 +70,24 @@ class Trajectory:
         """The same trajectory, merged and projected on ``device``, in the fastest way possible.
 
         On a GPU: from a copy of the trajectory in its memory (``resident``) if the copy fits into a part of the free
-        memory. Else the trajectory is read for each merge (``streamed``) into pinned memory, and copied while the part
-        before is combined. Elsewhere, with tensors on the CPU: from the map (``mapped``) if the system can keep the
-        file in memory, else read for each merge (``streamed``). A line on stderr says which way, unless it is the map.
+        memory. Elsewhere, with tensors on the CPU: from the map (``mapped``) if the machine's memory can hold the file.
+        Else the trajectory is read for each merge (``streamed``), part by part, while the part before is combined. A
+        line on stderr says which way, unless it is the map.
 
-        Several threads may use one object; if it is streamed, they merge one after the other. Pickled for another
-        process, it is only its path and steps, and must be put on a device there again.
+        Several threads may use one object. Pickled for another process, it is only its path and steps, and must be put
+        on a device there again.
 
         Args:
             device: for example ``cuda:1``.
-            how: one of the three ways; ``resident`` and ``streamed`` on any device, ``mapped`` on the CPU only.
-                ``None`` takes the fastest.
+            how: one of the three ways; ``mapped`` on the CPU only. ``None`` takes the fastest.
 
         Raises:
             TrajectoryError: a checkpoint was overwritten since opening; or ``how`` does not fit the device.
         """
         self._check_unchanged()
-        placed = copy.copy(self)
-        placed._merger = self._from(self._source(torch.device(device), how))
+        placed, ranges = copy.copy(self), ranges_of(self._slots)
+        source = place(self.path / WEIGHTS, self._rows, self._merger.segments, ranges, torch.device(device), how)
+        placed._merger = dataclasses.replace(self._merger, source=source)
         self._check_unchanged()
         return placed
 
@@ -121,11 +121,6 @@ class Trajectory:
         return tuple(spec.name for spec in self.tensors)
 
     @property
-    def dtypes(self) -> tuple[str, ...]:
-        """The dtypes that occur, by name, each once."""
-        return tuple(dict.fromkeys(spec.dtype for spec in self.tensors))
-
-    @property
     def varying(self) -> frozenset[str]:
         """The names of the tensors that are not the same in all checkpoints."""
         return frozenset(self._manifest.varying)
@@ -137,20 +132,13 @@ class Trajectory:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the K checkpoints take on disk, including the reference checkpoint if there is one."""
-        reference = 0 if self.stored is None else self._manifest.row_bytes
-        return len(self) * self._stored_bytes + reference
+        """How many bytes the K checkpoints take on disk."""
+        return len(self) * self._manifest.row_bytes
 
     @property
     def stored(self) -> str | None:
-        """The dtype of the differences that are stored instead of the weights; ``None`` if weights are stored."""
+        """What floating-point weights were rounded to when they were stored; ``None`` if every bit was kept."""
         return self._manifest.stored
-
-    @property
-    def relative_error(self) -> float | None:
-        """The measured error of merged weights from storing differences; see :meth:`TrajectoryWriter.measure`."""
-        text = self.metadata.get(RELATIVE_ERROR)
-        return None if text is None else float(text)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -171,13 +159,16 @@ class Trajectory:
     def checkpoint(self, index: int) -> StateDict:
         """A copy of checkpoint ``index`` (0 … K−1, or from the end when negative), bit for bit, on the CPU.
 
+        Floating-point tensors that were rounded to half precision come in float32.
+
         Raises:
             TrajectoryError: there is no such checkpoint, or it has been overwritten since opening.
         """
         if not -len(self) <= index < len(self):
             raise TrajectoryError(f"There is no checkpoint {index}: {self.path} holds {len(self)}.")
         self._check_unchanged()
-        saved = {spec.name: self._rows.tensor(self._slots[index], spec) for spec in self.tensors}
+        row = self._rows[self._slots[index]]
+        saved = {spec.name: spec.copy_from(row, widened=self._widened) for spec in self.tensors}
         self._check_unchanged()
         return saved
 
@@ -189,11 +180,12 @@ class Trajectory:
     def merge(self, coefficients: npt.ArrayLike | Tensor) -> StateDict:
         """The linear combination of the checkpoints: ``coefficients`` ``[K]``, any sign, sum to one.
 
-        The tensors are new, contiguous, on :attr:`device` and in their stored dtypes. On a GPU, tensors of one dtype
-        share one memory, and all are finished when this returns. float64 is accumulated in float64, every other dtype
-        in float32 and rounded once. Tensors that are the same in all checkpoints are copied. Integers and bools come
-        from the checkpoint with the largest coefficient, the first of those that tie. A single coefficient of exactly 1
-        gives that checkpoint bit for bit.
+        The tensors are new, contiguous and on :attr:`device`. They have the dtypes of :attr:`tensors`, or float32 for
+        weights that were rounded when they were stored. On a GPU, tensors of one dtype share one memory, and all are
+        finished when this returns. float64 is accumulated in float64, every
+        other dtype in float32 and rounded once. Tensors that are the same in all checkpoints are copied. Integers and
+        bools come from the checkpoint with the largest coefficient, the first of those that tie. A single coefficient
+        of exactly 1 gives that checkpoint bit for bit.
 
         Raises:
             StudySpecError: not ``[K]``, not finite, or another sum than one.
@@ -203,10 +195,7 @@ class Trajectory:
         return merged
 
     def merge_many(self, coefficients: npt.ArrayLike | Tensor) -> list[StateDict]:
-        """The combinations for ``coefficients`` ``[B, K]`` in one read of the trajectory; otherwise as :meth:`merge`.
-
-        Equal to B calls of :meth:`merge` up to rounding: the order of the sums depends on B.
-        """
+        """The combinations for ``coefficients`` ``[B, K]`` in one read: those of :meth:`merge` up to rounding."""
         return self._merge(check_coefficients(coefficients, len(self), axes=2))
 
     @torch.inference_mode(mode=False)
@@ -224,7 +213,9 @@ class Trajectory:
         Raises:
             TrajectoryError: another name or shape, or a checkpoint was overwritten since opening.
         """
-        projection.check_gradients(gradients, self.tensors)
+        expected = self._manifest.layout.shapes
+        if (differs := difference(expected | shapes_of(gradients), expected)) is not None:  # not all need have one
+            raise TrajectoryError(f"The gradients do not fit the trajectory: their model {differs}. Use its own names.")
         self._check_unchanged()
         projected = self._merger.project(gradients)
         self._check_unchanged()
@@ -269,7 +260,7 @@ class Trajectory:
         """
         with progress("verify", len(self)) as advance:
             for saved in self._manifest.checkpoints:
-                if self._rows.sha256(saved.slot) != saved.sha256:
+                if hashlib.sha256(self._rows[saved.slot].numpy().data).hexdigest() != saved.sha256:
                     raise TrajectoryError(f"{self.path}: the weights of step {saved.step} are damaged: pack again.")
                 advance()
 
@@ -286,16 +277,6 @@ class Trajectory:
         with contextlib.closing(self._merger.float64_tiles()) as tiles:
             yield from tiles
         self._check_unchanged()
-
-    def _source(self, device: torch.device, how: Placement | None) -> Source:
-        paths = [self.path / WEIGHTS] if self.stored is None else [self.path / WEIGHTS, self.path / REFERENCE]
-        stored = placement.Stored(
-            self.path.name, len(self), self.nbytes, paths, self._rows, self._segments, self._slots
-        )
-        return placement.place(stored, device, how)
-
-    def _from(self, source: Source) -> Merger:
-        return Merger(self._rows, source, self.tensors, self._segments, self._slots, self.varying)
 
     def _check_unchanged(self) -> None:
         """Refuse if a writer has overwritten a used row since opening. Appended rows do no harm."""
@@ -320,16 +301,6 @@ def _only(manifest: Manifest, steps: Sequence[int], path: Path) -> Manifest:
         there = len(manifest.checkpoints)
         raise TrajectoryError(f"{path} has no checkpoint of step {missing[0]}: it holds {there} others.")
     return manifest.model_copy(update={"checkpoints": kept})
-
-
-def _rows(path: Path, manifest: Manifest) -> Rows:
-    stored = manifest.stored_layout
-    if stored is None:
-        content = map_bytes(path / WEIGHTS, manifest.slots * manifest.row_bytes)
-        return ExactRows(content.view(manifest.slots, manifest.row_bytes))
-    content = map_bytes(path / WEIGHTS, stored.file_bytes(manifest.slots))
-    reference = map_bytes(path / REFERENCE, manifest.row_bytes)
-    return DifferenceRows(content, manifest.layout, stored, reference)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

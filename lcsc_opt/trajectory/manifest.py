@@ -1,4 +1,4 @@
-"""``manifest.json``: what the rows of ``weights.bin`` are. Read with suspicion, written atomically."""
+"""``manifest.json``: what the rows of ``weights.bin`` are. Read with suspicion, replaced atomically."""
 
 from __future__ import annotations
 
@@ -6,27 +6,30 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+import mmap
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
+import torch
+from torch import Tensor
 
 from lcsc_opt.base.errors import TrajectoryError
 from lcsc_opt.base.files import is_pending, replacing
-from lcsc_opt.checkpoints.names import MANIFEST, REFERENCE, WEIGHTS
-from lcsc_opt.trajectory.disk.differences import StoredLayout
-from lcsc_opt.trajectory.disk.layout import ALIGNMENT, DTYPES, MOST_SCALARS, Layout, TensorSpec, arrange
+from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
+from lcsc_opt.trajectory.layout import ALIGNMENT, DTYPES, Layout, TensorSpec, arrange
 
-RELATIVE_ERROR = "relative_error"  # the metadata entry that holds what storing differences did to merged weights
 LOCK = "writer.lock"  # held by the process that writes
+MOST_SCALARS = 2**48  # of one tensor
 
 Sha256 = Annotated[str, pydantic.StringConstraints(pattern="^[0-9a-f]{64}$")]
 Whole = Annotated[int, pydantic.Field(ge=0, lt=2**63)]
 
 
 class _Model(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, strict=True)
 
 
 class SavedCheckpoint(_Model):
@@ -42,21 +45,19 @@ class Manifest(_Model):
     """The whole manifest, validated: offsets are the ones that :func:`arrange` gives, slots are distinct.
 
     Attributes:
-        row_bytes: of a checkpoint's exact row.
-        stored: the dtype of the differences that are stored; ``None`` where rows are exact.
-        reference_sha256: of ``reference.bin``; ``None`` where rows are exact.
-        digests: tensor name → SHA-256 of its bytes in the first checkpoint that was ever written.
+        row_bytes: of a row.
+        stored: what floating-point tensors were rounded to; ``None`` if they keep their dtype.
+        tensors: in the order of their bytes.
         varying: the names of tensors that were not bit-identical in all checkpoints written so far.
         checkpoints: in the order of their steps, which strictly increase.
+        metadata: the writer's notes.
     """
 
-    format: Literal[1, 2] = 1
+    format: Literal[1] = 1
     row_bytes: Annotated[int, pydantic.Field(ge=ALIGNMENT)]
-    stored: Literal["float16", "bfloat16", "int8"] | None = None
-    reference_sha256: Sha256 | None = None
+    stored: Literal["float16", "bfloat16"] | None = None
     tensors: Annotated[tuple[TensorSpec, ...], pydantic.Field(min_length=1)]
     varying: tuple[str, ...] = ()
-    digests: dict[str, Sha256]
     checkpoints: tuple[SavedCheckpoint, ...] = ()
     metadata: dict[str, str] = {}
 
@@ -70,40 +71,23 @@ class Manifest(_Model):
         """How many rows ``weights.bin`` has to have."""
         return 1 + max((saved.slot for saved in self.checkpoints), default=-1)
 
-    @property
-    def stored_layout(self) -> StoredLayout | None:
-        """Where the differences lie in a row; ``None`` where rows are exact."""
-        return None if self.stored is None else StoredLayout(self.layout, self.stored)
-
     @pydantic.model_validator(mode="after")
     def _check(self) -> Manifest:
-        if not (self.format == 2) == (self.stored is not None) == (self.reference_sha256 is not None):
-            raise ValueError("format 2 stores differences from a reference, format 1 does not")
-        _check_tensors(self.tensors)
+        for spec in self.tensors:
+            if spec.dtype not in DTYPES:
+                raise ValueError(f"tensor {spec.name!r} has an unknown dtype {spec.dtype!r}")
+            if min(spec.shape, default=0) < 0 or math.prod(max(size, 1) for size in spec.shape) > MOST_SCALARS:
+                raise ValueError(f"tensor {spec.name!r} has an impossible shape")
         if arrange((spec.name, spec.shape, spec.dtype) for spec in self.tensors) != self.layout:
             raise ValueError("tensors are not where their shapes and dtypes put them")
         names = {spec.name for spec in self.tensors}
-        if set(self.digests) != names or not set(self.varying) <= names:
-            raise ValueError("'digests' or 'varying' name other tensors than 'tensors'")
-        _check_checkpoints(self.checkpoints)
+        if len(names) < len(self.tensors) or not set(self.varying) <= names:
+            raise ValueError("a tensor is listed twice, or 'varying' names one that is not there")
+        if len({saved.slot for saved in self.checkpoints}) < len(self.checkpoints):
+            raise ValueError("two checkpoints share a slot")
+        if any(later.step <= earlier.step for earlier, later in itertools.pairwise(self.checkpoints)):
+            raise ValueError("steps do not increase")
         return self
-
-
-def _check_tensors(tensors: tuple[TensorSpec, ...]) -> None:
-    if len({spec.name for spec in tensors}) < len(tensors):
-        raise ValueError("a tensor is listed twice")
-    for spec in tensors:
-        if spec.dtype not in DTYPES:
-            raise ValueError(f"tensor {spec.name!r} has an unknown dtype {spec.dtype!r}")
-        if min(spec.shape, default=0) < 0 or math.prod(max(size, 1) for size in spec.shape) > MOST_SCALARS:
-            raise ValueError(f"tensor {spec.name!r} has an impossible shape")
-
-
-def _check_checkpoints(checkpoints: tuple[SavedCheckpoint, ...]) -> None:
-    if len({saved.slot for saved in checkpoints}) < len(checkpoints):
-        raise ValueError("two checkpoints share a slot")
-    if any(later.step <= earlier.step for earlier, later in itertools.pairwise(checkpoints)):
-        raise ValueError("steps do not increase")
 
 
 def trajectory_sha256(tensors: Iterable[TensorSpec], rows: Iterable[tuple[int, str]]) -> str:
@@ -119,13 +103,16 @@ def load_manifest(path: Path) -> Manifest:
         TrajectoryError: it is not there, cannot be read, or says something impossible.
     """
     try:
-        text = (path / MANIFEST).read_bytes()
+        return Manifest.model_validate_json((path / MANIFEST).read_bytes())
     except OSError as error:
         raise unreadable(path, error) from None
-    try:
-        return Manifest.model_validate_json(text)
     except (pydantic.ValidationError, RecursionError) as error:
-        raise TrajectoryError(f"{path / MANIFEST} is broken ({_reason(error)}): pack again.") from error
+        reason = "nested too deeply"
+        if isinstance(error, pydantic.ValidationError):
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
+        raise TrajectoryError(f"{path / MANIFEST} is broken ({reason}): pack again.") from error
 
 
 def unreadable(path: Path, error: OSError) -> TrajectoryError:
@@ -137,14 +124,6 @@ def unreadable(path: Path, error: OSError) -> TrajectoryError:
     if (path / WEIGHTS).exists():
         return TrajectoryError(f"{path} holds no whole checkpoint yet: append one, or pack again.")
     return TrajectoryError(f"{path} is not a trajectory, {MANIFEST} is missing: pack the checkpoints first.")
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, pydantic.ValidationError):
-        return "nested too deeply"
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return " ".join(f"{where}: {first['msg']}".removeprefix(": ").split())
 
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
@@ -160,16 +139,24 @@ def save_manifest(path: Path, manifest: Manifest) -> None:
 
 def is_trajectory_file(name: str) -> bool:
     """Whether a file of this name may lie in a trajectory's folder."""
-    return name in (MANIFEST, WEIGHTS, REFERENCE, LOCK) or is_pending(name)
+    return name in (MANIFEST, WEIGHTS, LOCK) or is_pending(name)
 
 
-def first_manifest(layout: Layout, digests: Mapping[str, str], stored: Mapping[str, object]) -> Manifest:
-    """The manifest of a trajectory whose first checkpoint has just been hashed; it lists none yet.
+def map_rows(path: Path, manifest: Manifest) -> Tensor:
+    """The matrix, ``[slots, row_bytes]`` uint8, mapped read-only and shared with all processes that map it.
 
-    Args:
-        layout: of the checkpoints.
-        digests: of the first one's tensors.
-        stored: the fields that say how rows are stored; none for exact ones.
+    Raises:
+        TrajectoryError: the file is shorter, or cannot be mapped.
     """
-    exact = Manifest(row_bytes=layout.row_bytes, tensors=layout.tensors, digests=dict(digests))
-    return exact.model_copy(update=dict(stored))
+    path, size = path / WEIGHTS, manifest.slots * manifest.row_bytes
+    try:
+        with path.open("rb") as file:
+            there = file.seek(0, 2)
+            if there < size:
+                raise TrajectoryError(f"{path} is truncated: {there} bytes of {size}. Copy it or pack again.")
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError, OverflowError) as error:
+        raise TrajectoryError(f"Cannot map {path}: {error}.") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor is it written to
+        return torch.frombuffer(mapped, dtype=torch.uint8).view(manifest.slots, manifest.row_bytes)

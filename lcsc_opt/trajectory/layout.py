@@ -1,0 +1,216 @@
+"""Where each tensor of a checkpoint lies inside a row of the matrix, and its bytes there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.checkpoints.weights import difference, shapes_of
+
+ALIGNMENT = 64  # bytes; a cache line, and enough for every vector load
+EXACT = "exact"
+HALVES = ("float16", "bfloat16")  # dtypes that rows may be rounded to
+MERGED = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_INTEGERS = ("bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+UNMERGEABLE = (
+    *("complex32", "complex64", "complex128"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"),
+)
+DTYPES: dict[str, torch.dtype] = MERGED | {name: getattr(torch, name) for name in (*_INTEGERS, *UNMERGEABLE)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_SAME_MODEL = "A trajectory holds checkpoints of one model: leave others out (first_step, last_step, a glob or a list)."
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of every checkpoint: its shape, its dtype by name, and its first byte inside a row."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch knows it."""
+        return DTYPES[self.dtype]
+
+    @property
+    def merged(self) -> bool:
+        """Whether it takes part in a linear combination; other tensors are copied whole."""
+        return self.dtype in MERGED
+
+    @property
+    def numel(self) -> int:
+        """How many scalars it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.offset + self.numel * self.torch_dtype.itemsize
+
+    def copy_from(self, row: Tensor, *, widened: bool) -> Tensor:
+        """A new tensor with its bytes in ``row``, ``[row_bytes]`` uint8; if ``widened``, in float32 if it is merged."""
+        tensor = torch.empty(self.shape, dtype=self.torch_dtype, device="cpu")
+        tensor.reshape(-1).view(torch.uint8).copy_(row[self.offset : self.end])
+        return tensor.float() if widened and self.merged else tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The specs in the order of their bytes, and the length of a row, a multiple of 64 bytes."""
+
+    tensors: tuple[TensorSpec, ...]
+    row_bytes: int
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape."""
+        return {spec.name: spec.shape for spec in self.tensors}
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Neighbouring tensors of one dtype, without a gap between them: bytes ``[start, stop)`` of all rows."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    @property
+    def start(self) -> int:
+        """Its first byte inside a row."""
+        return self.tensors[0].offset
+
+    @property
+    def stop(self) -> int:
+        """The first byte behind it."""
+        return self.tensors[-1].end
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of all its tensors."""
+        return self.tensors[0].torch_dtype
+
+    @property
+    def width(self) -> int:
+        """How many columns of its dtype it has."""
+        return (self.stop - self.start) // self.dtype.itemsize
+
+    def places(self) -> Iterator[tuple[TensorSpec, int]]:
+        """Its tensors, each with its first column."""
+        for spec in self.tensors:
+            yield spec, (spec.offset - self.start) // self.dtype.itemsize
+
+
+def plan(tensors: Mapping[str, Tensor], stored: str | None = None) -> Layout:
+    """Lay out the rows for checkpoints like this one.
+
+    Args:
+        tensors: of one checkpoint.
+        stored: what floating-point tensors are rounded to, one of ``HALVES``; ``None`` keeps the dtype of each.
+
+    Raises:
+        TrajectoryError: no tensor at all, or one whose kind or dtype cannot be stored.
+    """
+    if not tensors:
+        raise TrajectoryError("The checkpoint holds no tensor: pass the state dict of the model.")
+    return arrange((name, tuple(t.shape), _dtype_name(name, t, stored)) for name, t in tensors.items())
+
+
+def arrange(described: Iterable[tuple[str, tuple[int, ...], str]]) -> Layout:
+    """Place tensors ``(name, shape, dtype)`` in a row: one dtype after the other, aligned, sorted by name inside."""
+    specs: list[TensorSpec] = []
+    end = 0
+    ordered = sorted(described, key=lambda item: (_rank(item[2]), item[0]))
+    for _, neighbours in itertools.groupby(ordered, key=lambda item: _rank(item[2])):
+        end = _aligned(end)
+        for name, shape, dtype in neighbours:
+            specs.append(TensorSpec(name, shape, dtype, end))
+            end = specs[-1].end
+    return Layout(tuple(specs), max(_aligned(end), ALIGNMENT))
+
+
+def segments(layout: Layout, varying: frozenset[str]) -> tuple[Segment, ...]:
+    """The fewest segments with all tensors that a merge combines: those of a merged dtype that are not constant."""
+    alike = itertools.groupby(layout.tensors, key=lambda spec: (spec.dtype, spec.name in varying))
+    groups = [tuple(specs) for (dtype, varies), specs in alike if varies and dtype in MERGED]
+    return tuple(Segment(specs) for specs in groups if specs[-1].end > specs[0].offset)
+
+
+def check_same(layout: Layout, tensors: Mapping[str, Tensor], stored: str | None = None) -> None:
+    """Compare a later checkpoint with the first one, by name.
+
+    Raises:
+        TrajectoryError: naming the first tensors that are missing, unexpected, or of another shape or dtype.
+    """
+    if (differs := difference(shapes_of(tensors), layout.shapes)) is not None:
+        raise TrajectoryError(f"The checkpoint does not fit the first one: it {differs}. {_SAME_MODEL}")
+    for spec in layout.tensors:
+        dtype = _dtype_name(spec.name, tensors[spec.name], stored)
+        if dtype != spec.dtype:
+            raise TrajectoryError(
+                f"Tensor {spec.name!r} is {dtype}; in the first checkpoint it is {spec.dtype}. {_SAME_MODEL}"
+            )
+
+
+def row_parts(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorSpec | None, Tensor]]:
+    """The bytes of a row in order, ``[n]`` uint8 on the CPU: each tensor with its spec, padding with ``None``.
+
+    One tensor at a time is brought to the CPU, made contiguous and rounded to the dtype of the row. Tensors that are
+    not merged may be given as their bytes, too.
+    """
+    end = 0
+    for spec in layout.tensors:
+        if spec.offset > end:
+            yield None, torch.zeros(spec.offset - end, dtype=torch.uint8, device="cpu")
+        plain = tensors[spec.name].detach().cpu().resolve_conj().resolve_neg()
+        plain = plain.to(spec.torch_dtype) if spec.merged else plain
+        yield spec, plain.contiguous().reshape(-1).view(torch.uint8)
+        end = spec.end
+    if layout.row_bytes > end:
+        yield None, torch.zeros(layout.row_bytes - end, dtype=torch.uint8, device="cpu")
+
+
+def row_sha256(layout: Layout, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of the row of a checkpoint."""
+    digest = hashlib.sha256()
+    for _, content in row_parts(layout, tensors):
+        digest.update(content.numpy().data)
+    return digest.hexdigest()
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no number of this floating-point tensor is NaN or infinite; takes no memory.
+
+    NaN and infinity show in the extremes, which are found thirty times faster than ``isfinite`` of each number.
+    """
+    return not values.numel() or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values))
+
+
+def _dtype_name(name: str, tensor: Tensor, stored: str | None) -> str:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise TrajectoryError(f"Tensor {name!r} is sparse, quantized or without data: save it as a plain one.")
+    if tensor.dtype not in _NAMES:
+        raise TrajectoryError(f"Tensor {name!r} is {tensor.dtype}, which cannot be stored: save it as float32.")
+    dtype = _NAMES[tensor.dtype]
+    return stored if stored is not None and dtype in MERGED else dtype
+
+
+def _rank(dtype: str) -> int:
+    return list(MERGED).index(dtype) if dtype in MERGED else len(MERGED)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

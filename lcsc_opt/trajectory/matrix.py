@@ -1,0 +1,325 @@
+"""The rows of ``weights.bin``, written one after the other and then named in the manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import operator
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import is_pending, remove, sync_folder, try_lock, unlock
+from lcsc_opt.checkpoints.names import MANIFEST, WEIGHTS
+from lcsc_opt.trajectory.layout import (
+    EXACT,
+    HALVES,
+    UNMERGEABLE,
+    Layout,
+    TensorSpec,
+    all_finite,
+    check_same,
+    plan,
+    row_parts,
+    row_sha256,
+)
+from lcsc_opt.trajectory.manifest import (
+    LOCK,
+    Manifest,
+    SavedCheckpoint,
+    is_trajectory_file,
+    load_manifest,
+    map_rows,
+    save_manifest,
+)
+
+WRITE_BYTES = 2**20  # checked and written at once: it is still in a cache, and the system copies it three times faster
+AT_ONCE_BYTES = 2**14  # as many are hashed sooner than a thread wakes
+
+
+class MatrixWriter:
+    """Writes checkpoints as rows, and names them in the manifest when they are on the disk.
+
+    A crash between the two leaves the old manifest; the next writer overwrites the row. One thread may write while
+    another commits; no other calls may overlap. The arguments are those of
+    :class:`~lcsc_opt.trajectory.writer.TrajectoryWriter`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_last: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        dtype: str | None = None,
+    ) -> None:
+        self.path = path
+        self._keep_last, self._dtype = keep_last, checked_dtype(dtype)
+        self._metadata = {str(name): str(text) for name, text in (metadata or {}).items()}
+        self._process = os.getpid()
+        self._failed = False
+        with contextlib.ExitStack() as undo, self._as_trajectory_error():
+            self._lock = _locked(path)
+            undo.callback(unlock, self._lock)
+            self._written = self._committed = _continued(path)  # what rows hold; what the disk is known to have
+            there = None if self._written is None else self._written.stored or EXACT
+            if there is not None and self._dtype not in (None, there):
+                raise TrajectoryError(f"{path} stores {there}, not {self._dtype}: leave the dtype out, or begin anew.")
+            self._weights = os.open(path / WEIGHTS, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+            undo.callback(os.close, self._weights)
+            sync_folder(path.parent)
+            undo.pop_all()
+        self._close = weakref.finalize(self, os.close, self._weights)
+        self._close.atexit = False  # what is registered to run then may still append; the process closes it
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps that were written and are kept, in order."""
+        manifest = self._current()
+        return () if manifest is None else tuple(saved.step for saved in manifest.checkpoints)
+
+    def close(self) -> None:
+        """Let another process write."""
+        if self._close.alive and self._process == os.getpid():  # the lock is not a forked process's to release
+            unlock(self._lock)
+        self._close()
+
+    def check(self, tensors: Mapping[str, Tensor]) -> Layout:
+        """Compare names, shapes and dtypes of a checkpoint with the first one; gives the layout of its row.
+
+        Raises:
+            TrajectoryError: they are not those of the first checkpoint; or the writer is closed.
+        """
+        if not self._close.alive:
+            raise TrajectoryError(f"The writer of {self.path} is closed: open a new one to append.")
+        if self._process != os.getpid():
+            raise TrajectoryError(f"Another process opened the writer of {self.path}: append in that one only.")
+        manifest = self._current()
+        if manifest is None:
+            return plan(tensors, self._stored)
+        check_same(manifest.layout, tensors, manifest.stored)
+        return manifest.layout
+
+    def truncate(self, last: int) -> int:
+        """Drop the checkpoints that come after step ``last``, all at once; gives how many they were.
+
+        Raises:
+            TrajectoryError: the disk refuses.
+        """
+        last, manifest = whole_step(last), self._current()
+        kept = () if manifest is None else tuple(saved for saved in manifest.checkpoints if saved.step <= last)
+        if manifest is None or len(kept) == len(manifest.checkpoints):
+            return 0
+        self._written = manifest.model_copy(update={"checkpoints": kept})
+        self.commit()
+        return len(manifest.checkpoints) - len(kept)
+
+    def is_new(self, step: int) -> bool:
+        """Whether ``step`` comes after all saved ones; False when it is one of them.
+
+        Raises:
+            TrajectoryError: it lies between saved steps, or is no step at all.
+        """
+        step, steps = whole_step(step), self.steps
+        if not steps or step > steps[-1]:
+            return True
+        if step not in steps:
+            raise TrajectoryError(
+                f"Step {step} comes after step {steps[-1]}; steps have to increase: open the writer with resume=STEP "
+                "where training goes on from an earlier step."
+            )
+        return False
+
+    def write(self, step: int, layout: Layout, tensors: Mapping[str, Tensor], *, source: str = "") -> bool:
+        """Write a checkpoint that was checked, for :meth:`commit`.
+
+        With ``keep_last``, commit before the next write: it may overwrite the row of a checkpoint that the manifest on
+        the disk still names.
+
+        Args:
+            step: as for :meth:`TrajectoryWriter.append`.
+            layout: from :meth:`check`.
+            tensors: of the checkpoint.
+            source: where it came from.
+
+        Returns:
+            Whether a row was written: False when the step is saved already with the same bytes.
+
+        Raises:
+            TrajectoryError: a weight is not finite, the step is not larger than the last one, or the disk refuses.
+        """
+        new, manifest = self.is_new(step), self._current()
+        manifest = manifest or Manifest(row_bytes=layout.row_bytes, stored=self._stored, tensors=layout.tensors)  # type: ignore[arg-type]
+        if not new:
+            [saved] = [saved for saved in manifest.checkpoints if saved.step == step]
+            if row_sha256(layout, tensors) != saved.sha256:
+                raise TrajectoryError(
+                    f"Step {step} is saved already, with other weights: open the writer with resume=STEP where "
+                    "training goes on from an earlier step, or write the new run to another trajectory."
+                )
+            return False
+        used = {saved.slot for saved in manifest.checkpoints}
+        slot = next(slot for slot in range(len(used) + 1) if slot not in used)
+        with self._as_trajectory_error():
+            sha256, varying = self._write_row(step, slot, tensors, manifest)
+        checkpoints = (*manifest.checkpoints, SavedCheckpoint(step=step, slot=slot, source=source, sha256=sha256))
+        self._written = manifest.model_copy(
+            update={
+                "checkpoints": checkpoints if self._keep_last is None else checkpoints[-self._keep_last :],
+                "varying": tuple(sorted({*manifest.varying, *varying})),
+                "metadata": {**manifest.metadata, **self._metadata},
+            }
+        )
+        return True
+
+    def commit(self) -> None:
+        """Name all rows that are written by now in the manifest, when they are on the disk.
+
+        Raises:
+            TrajectoryError: the disk refuses. Then only what the disk has counts: after a failed sync, a later one does
+                not make up for what it left out.
+        """
+        manifest = self._written
+        if manifest is None or manifest is self._committed or self._failed:
+            return
+        try:
+            with self._as_trajectory_error():
+                os.fsync(self._weights)
+                save_manifest(self.path, manifest)
+        except BaseException:
+            self._failed = True
+            raise
+        self._committed = manifest
+
+    @property
+    def _stored(self) -> str | None:
+        return None if self._dtype == EXACT else self._dtype
+
+    def _current(self) -> Manifest | None:
+        if self._failed:  # before or after the manifest was replaced
+            self._written = self._committed = _continued(self.path)
+            self._failed = False
+        return self._written
+
+    def _write_row(
+        self, step: int, slot: int, tensors: Mapping[str, Tensor], manifest: Manifest
+    ) -> tuple[str, list[str]]:
+        """Write a row, and hash it meanwhile, which takes about as long; it is not synced.
+
+        Returns:
+            Its SHA-256, and the names of the tensors that are not as in the last row, among those that were constant.
+        """
+        digest, varying = hashlib.sha256(), []
+        before = map_rows(self.path, manifest)[manifest.checkpoints[-1].slot] if manifest.checkpoints else None
+        os.lseek(self._weights, slot * manifest.row_bytes, os.SEEK_SET)
+        with ThreadPoolExecutor(1, "lcsc-hash") as pool:
+            for spec, content in row_parts(manifest.layout, tensors):
+                hashed = _started(pool, digest.update, content.numpy().data)
+                for first in range(0, len(content), WRITE_BYTES):
+                    some = content[first : first + WRITE_BYTES]
+                    if spec is not None and spec.merged and not all_finite(some.view(spec.torch_dtype)):
+                        within = "" if manifest.stored is None else f" in {manifest.stored}"
+                        raise TrajectoryError(
+                            f"Tensor {spec.name!r} at step {step} holds NaN or infinity{within}: leave this checkpoint "
+                            "out, by a glob or a list."
+                        )
+                    _write_all(self._weights, some)
+                if (
+                    spec is not None
+                    and before is not None
+                    and spec.name not in manifest.varying
+                    and not torch.equal(content, before[spec.offset : spec.end])
+                ):
+                    varying.append(_mergeable(spec))
+                if hashed is not None:
+                    hashed.result()
+        return digest.hexdigest(), varying
+
+    @contextlib.contextmanager
+    def _as_trajectory_error(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            saved = ""
+            committed = getattr(self, "_committed", None)
+            if committed is not None and committed.checkpoints:
+                saved = f"; up to step {committed.checkpoints[-1].step} all is saved, append later ones again"
+            raise TrajectoryError(f"Cannot write to {self.path}: {error.strerror or error}{saved}.") from error
+
+
+def checked_dtype(dtype: str | None) -> str | None:
+    """How rows are stored.
+
+    Raises:
+        TrajectoryError: there is no such dtype.
+    """
+    if dtype is not None and dtype not in (EXACT, *HALVES):
+        raise TrajectoryError(f"dtype: expected {EXACT}, {', '.join(HALVES)}, got {dtype!r}.")
+    return dtype
+
+
+def whole_step(step: int) -> int:
+    """A step as a number.
+
+    Raises:
+        TrajectoryError: it is not whole, or cannot be stored.
+    """
+    try:
+        number = operator.index(step)
+    except TypeError:
+        raise TrajectoryError(f"A step is a whole number, not {step!r}.") from None
+    if not 0 <= number < 2**63:
+        raise TrajectoryError(f"A step cannot be {number}.")
+    return number
+
+
+def _started(
+    pool: ThreadPoolExecutor, update: Callable[[memoryview], None], content: memoryview
+) -> Future[None] | None:
+    """Hash in the pool's thread; at once if that is sooner, or if the interpreter is ending and starts no threads."""
+    if content.nbytes > AT_ONCE_BYTES:
+        with contextlib.suppress(RuntimeError):
+            return pool.submit(update, content)
+    update(content)
+    return None
+
+
+def _mergeable(spec: TensorSpec) -> str:
+    if spec.dtype in UNMERGEABLE:
+        raise TrajectoryError(
+            f"Tensor {spec.name!r} is {spec.dtype} and changes between checkpoints; only float64, float32, "
+            "bfloat16 and float16 can be merged: save it as one of them."
+        )
+    return spec.name
+
+
+def _continued(path: Path) -> Manifest | None:
+    return load_manifest(path) if (path / MANIFEST).exists() else None
+
+
+def _locked(path: Path) -> FileLock:
+    """Keep a second writer out of the folder, which is made, and remove what a killed one did not finish."""
+    path.mkdir(parents=True, exist_ok=True)
+    names = [entry.name for entry in path.iterdir()]
+    foreign = [name for name in names if not is_trajectory_file(name)]
+    if foreign and MANIFEST not in names:
+        raise TrajectoryError(f"{path} is not a trajectory, it holds {min(foreign)!r}: name a new folder.")
+    lock = try_lock(path / LOCK)
+    if lock is None:
+        raise TrajectoryError(f"Another writer has {path} open: close it, or write from one process only (rank 0).")
+    for name in filter(is_pending, names):
+        remove(path / name)
+    return lock
+
+
+def _write_all(descriptor: int, content: Tensor) -> None:
+    left = content.numpy().data
+    while left:
+        left = left[os.write(descriptor, left) :]

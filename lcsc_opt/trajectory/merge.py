@@ -1,0 +1,334 @@
+"""Linear combinations of the rows of a matrix, wherever its columns are: mapped, on a device, or streamed.
+
+Rows are combined tile by tile: columns that are few enough for a processor's cache, in all rows. One product for each
+tile and thread is faster than one product of many threads, and far more so where the cores have other work, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+from lcsc_opt.trajectory.layout import Segment, TensorSpec
+from lcsc_opt.trajectory.placement import CPU, FEWEST_COLUMNS, Ranges, Source, recorded
+
+StateDict = dict[str, Tensor]
+
+TILE_BYTES = 32 * 2**20  # of all rows and threads together; larger ones were not faster
+DEVICE_TILE_BYTES = 256 * 2**20
+PROJECTION_TILE_BYTES = 4 * 2**20  # larger ones leave the cache between the two steps of a projection
+MOST_THREADS = 8  # some are enough for all the bandwidth of the memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Merger:
+    """Combines the rows of a matrix; results are on the device of the source.
+
+    On a GPU it works on a stream of its own, next to a sampler's, and what it returns is finished.
+
+    Attributes:
+        source: of the columns.
+        rows: ``[slots, row_bytes]`` uint8, mapped.
+        tensors: of a checkpoint.
+        segments: those that vary and are combined.
+        slots: ``[K]``, of the checkpoints in the order of their steps.
+        varying: the names of tensors that are not the same in all checkpoints.
+        widened: whether results are float32 because rows were rounded to half precision; else of the rows' dtypes.
+    """
+
+    source: Source
+    rows: Tensor
+    tensors: tuple[TensorSpec, ...]
+    segments: tuple[Segment, ...]
+    slots: Sequence[int]
+    varying: frozenset[str]
+    widened: bool
+
+    def merge(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
+        """The combinations for ``[B, K]``; see :meth:`Trajectory.merge`."""
+        merged: list[StateDict] = [{} for _ in coefficients]
+        combined: list[int] = []
+        with self._own_stream(merged):
+            for candidate, row in enumerate(coefficients):
+                nonzero = np.flatnonzero(row)
+                if len(nonzero) == 1 and row[nonzero[0]] == 1.0:
+                    merged[candidate] |= self._copy(int(nonzero[0]), self.tensors)
+                else:
+                    combined.append(candidate)
+            if combined:
+                for candidate, result in zip(combined, self._combine(coefficients[combined]), strict=True):
+                    merged[candidate] |= result
+        return merged
+
+    def project(self, gradients: Mapping[str, Tensor]) -> npt.NDArray[np.float64]:
+        """⟨theta_i, gradient⟩, ``[K]``; see :meth:`Trajectory.project`. On the caller's stream.
+
+        The differences of the rows from one of them are projected, and that one in float64: checkpoints are much closer
+        to each other than to zero, and what they have in common would cost the digits in which they differ.
+        """
+        device, ranges = self.source.device, ranges_of(self.slots)
+        flat = {segment: _flat(gradients, segment, device) for segment in self.segments}
+        wanted = [segment for segment in self.segments if any(spec.name in gradients for spec in segment.tensors)]
+        projected = torch.zeros(max(self.slots) + 1, dtype=torch.float64, device=device)
+        with (
+            torch.autocast(device.type, enabled=False),
+            contextlib.closing(self.source.columns(wanted, ranges)) as read,
+        ):
+            for segment, first, columns in read:
+                gradient, dtype = flat[segment][first : first + columns.shape[1]], flat[segment].dtype
+                common = torch.zeros((), dtype=torch.float64, device=device)
+                total = torch.zeros_like(projected)
+                for start, stop in self._tiles(columns.shape[1], len(self.slots), dtype, PROJECTION_TILE_BYTES):
+                    own = gradient[start:stop]
+                    origin = columns[ranges[0][0], start:stop].to(dtype)
+                    common += origin.double() @ own.double()
+                    for a, b in ranges:
+                        total[a:b] += ((columns[a:b, start:stop].to(dtype) - origin) @ own).double()
+                for a, b in ranges:
+                    total[a:b] += common
+                projected += total
+        return projected.cpu()[list(self.slots)].numpy()
+
+    def float64_tiles(self) -> Generator[Tensor]:
+        """All columns that vary, ``[K, n]`` float64 in the order of the steps, a tile at a time."""
+        order = torch.tensor(self.slots, device=self.source.device)
+        for segment, _, columns in self.source.columns(self.segments, ranges_of(self.slots)):
+            dtype = accumulator(segment.dtype, self.source.device)
+            for start, stop in self._tiles(columns.shape[1], 2 * len(self.slots), dtype):  # of float64
+                yield columns[:, start:stop].index_select(0, order).double()
+
+    def _combine(self, coefficients: npt.NDArray[np.float64]) -> list[StateDict]:
+        together = {spec.name for segment in self.segments for spec in segment.tensors}
+        others = tuple(spec for spec in self.tensors if spec.name not in together)
+        merged = [self._copy(int(row.argmax()), others) for row in coefficients]
+        device, ranges = self.source.device, used_ranges(coefficients, self.slots)
+        by_slot = torch.zeros(len(coefficients), max(self.slots) + 1, dtype=torch.float64, device="cpu")
+        by_slot[:, list(self.slots)] = torch.from_numpy(coefficients)
+        by_slot = by_slot.to(device)
+        held = sum(last - first for first, last in ranges) + len(coefficients)
+        flat = {segment: [self._room(segment, result) for result in merged] for segment in self.segments}
+        with (
+            torch.autocast(device.type, enabled=False),
+            _merge_threads(device) as each,
+            contextlib.closing(self.source.columns(self.segments, ranges)) as read,
+        ):
+            for segment, first, columns in read:
+                dtype = accumulator(segment.dtype, device)
+                tiles = self._tiles(columns.shape[1], held, dtype)
+                each(_Product(columns, first, by_slot, ranges, dtype, flat[segment]), tiles)
+        return [{spec.name: result[spec.name] for spec in self.tensors} for result in merged]
+
+    def _tiles(
+        self, columns: int, rows: int, dtype: torch.dtype, at_most: int | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """``[start, stop)`` such that ``rows`` rows of ``dtype`` take ``at_most`` bytes, or a thread's share."""
+        share = (at_most or TILE_BYTES // _threads()) if self.source.device == CPU else DEVICE_TILE_BYTES
+        width = max(share // (rows * dtype.itemsize), FEWEST_COLUMNS)
+        return ((start, min(start + width, columns)) for start in range(0, columns, width))
+
+    def _room(self, segment: Segment, result: StateDict) -> Tensor:
+        """Put uninitialized tensors of the segment into a state dict; all of them, ``[columns]``."""
+        dtype = torch.float32 if self.widened else segment.dtype
+        if self.source.device == CPU:
+            flat, tensors = self._memory.take(segment, dtype)
+            result.update(tensors)
+            return flat
+        flat = torch.empty(segment.width, dtype=dtype, device=self.source.device)
+        for spec, first in segment.places():
+            result[spec.name] = flat[first : first + spec.numel].view(spec.shape)
+        return flat
+
+    def _copy(self, index: int, specs: tuple[TensorSpec, ...]) -> StateDict:
+        """Tensors of checkpoint ``index``, bit for bit."""
+        row, there = self.rows[self.slots[index]], self._constants
+        return {
+            spec.name: there[spec.name].clone()
+            if spec.name in there
+            else spec.copy_from(row, widened=self.widened).to(self.source.device)
+            for spec in specs
+        }
+
+    @functools.cached_property
+    def _constants(self) -> StateDict:
+        """Tensors that are the same in all checkpoints, on a GPU: they need not travel each time."""
+        if self.source.device == CPU:
+            return {}
+        row, same = self.rows[self.slots[0]], [spec for spec in self.tensors if spec.name not in self.varying]
+        return {spec.name: spec.copy_from(row, widened=self.widened).to(self.source.device) for spec in same}
+
+    @functools.cached_property
+    def _memory(self) -> _ReusedMemory:
+        return _ReusedMemory()
+
+    @functools.cached_property
+    def _stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.source.device)  # type: ignore[no-untyped-call]
+
+    @contextlib.contextmanager
+    def _own_stream(self, results: list[StateDict]) -> Iterator[None]:
+        """On a GPU, a stream of its own; ``results`` are finished then, and freed when the caller's stream is."""
+        if self.source.device == CPU:
+            yield
+            return
+        caller = torch.cuda.current_stream(self.source.device)
+        with torch.cuda.stream(self._stream):
+            yield
+            finished = recorded(self.source.device)
+        for tensor in (tensor for result in results for tensor in result.values()):
+            tensor.record_stream(caller)
+        finished.synchronize()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Product:
+    """The product of coefficients ``[B, slots]`` float64 with columns ``[slots, n]``, tile by tile.
+
+    Attributes:
+        columns: of a segment, the first of which is its column ``first``.
+        ranges: of the rows to read.
+        dtype: what is summed in.
+        merged: ``[width]`` of the segment for each candidate, of any dtype, written to.
+    """
+
+    columns: Tensor
+    first: int
+    coefficients: Tensor
+    ranges: Ranges
+    dtype: torch.dtype
+    merged: list[Tensor]
+
+    def scratch(self, width: int) -> Tensor | None:
+        """Memory of one thread for rows that are widened; new memory for each tile would be slow, page by page."""
+        if self.columns.dtype == self.dtype:
+            return None
+        rows = max(last - first for first, last in self.ranges)
+        return torch.empty(rows * width, dtype=self.dtype, device=self.columns.device)
+
+    def __call__(self, start: int, stop: int, scratch: Tensor | None) -> None:
+        there = slice(self.first + start, self.first + stop)
+        alone = len(self.merged) == 1 and self.merged[0].dtype == self.dtype
+        total = None
+        for a, b in self.ranges:
+            rows = self.columns[a:b, start:stop]
+            if scratch is not None:
+                rows = scratch[: rows.numel()].view(rows.shape).copy_(rows)
+            own = self.coefficients[:, a:b].to(self.dtype)
+            if total is None:
+                total = torch.mm(own, rows, out=self.merged[0][None, there] if alone else None)
+            else:
+                total.addmm_(own, rows)
+        if total is not None and not alone:
+            for flat, row in zip(self.merged, total, strict=True):
+                flat[there].copy_(row)
+
+
+def used_ranges(coefficients: npt.NDArray[np.float64], slots: Sequence[int]) -> Ranges:
+    """Which rows to read: those that no candidate uses are left out when they are at least half of all."""
+    used = [slot for slot, some in zip(slots, (coefficients != 0).any(axis=0), strict=True) if some]
+    return ranges_of(used if 2 * len(used) <= len(slots) else slots)
+
+
+def accumulator(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What products of this dtype are summed in: float64 for float64, float32 for all others.
+
+    float64 also where the process allows products of float32 in fewer bits: that setting must not change while another
+    thread samples.
+    """
+    matmul = torch.backends.cuda.matmul if device.type == "cuda" else torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    return torch.float64 if dtype == torch.float64 or matmul.fp32_precision in ("tf32", "bf16") else torch.float32
+
+
+@contextlib.contextmanager
+def _merge_threads(device: torch.device) -> Iterator[Callable[[_Product, Iterator[tuple[int, int]]], None]]:
+    """Makes the products of all tiles: on the CPU in threads that share them, on a GPU one after the other."""
+
+    def work(product: _Product, tiles: Iterator[tuple[int, int]]) -> None:
+        scratch: Tensor | None = None
+        for start, stop in tiles:
+            scratch = product.scratch(stop - start) if scratch is None else scratch  # the first tiles are the widest
+            product(start, stop, scratch)
+
+    if device != CPU or _threads() == 1:
+        yield work
+        return
+    with ThreadPoolExecutor(_threads(), "lcsc-merge", initializer=_without_further_threads) as pool:
+
+        def share(product: _Product, tiles: Iterator[tuple[int, int]]) -> None:
+            queue = iter(list(tiles))  # next() of a list's iterator is safe between threads
+            for future in [pool.submit(work, product, queue) for _ in range(_threads())]:
+                future.result()
+
+        yield share
+
+
+def _threads() -> int:
+    """How many a merge takes: as many as torch would."""
+    return min(torch.get_num_threads(), MOST_THREADS)
+
+
+def _without_further_threads() -> None:
+    """Products in this thread must not start threads of their own: they would wait for each other by spinning."""
+    torch.get_num_threads()  # gives a new thread as many as others have
+    _openmp().limit(limits=1, user_api="openmp")  # for this thread only
+
+
+@functools.cache
+def _openmp() -> ThreadpoolController:
+    """Made once: looking for the libraries takes milliseconds."""
+    return ThreadpoolController()
+
+
+def ranges_of(slots: Sequence[int]) -> Ranges:
+    """Slots as ranges."""
+    numbered = itertools.groupby(enumerate(sorted(slots)), key=lambda item: item[1] - item[0])
+    groups = [[slot for _, slot in group] for _, group in numbered]
+    return [(group[0], group[-1] + 1) for group in groups]
+
+
+def _flat(gradients: Mapping[str, Tensor], segment: Segment, device: torch.device) -> Tensor:
+    """The gradients in the order of a segment's columns, ``[n]`` on the device; zero for tensors without one."""
+    dtype = accumulator(segment.dtype, device)
+    parts = [
+        gradients[spec.name].detach().to(device, dtype).reshape(-1)
+        if spec.name in gradients
+        else torch.zeros(spec.numel, dtype=dtype, device=device)
+        for spec in segment.tensors
+    ]
+    return torch.cat(parts)
+
+
+class _ReusedMemory:
+    """Memory on the CPU for merged models, used again when nobody holds their tensors any more.
+
+    The first touch of new memory costs as much as reading ten times its bytes.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[Segment, Tensor] = {}
+
+    def take(self, segment: Segment, dtype: torch.dtype) -> tuple[Tensor, StateDict]:
+        """Uninitialized memory for a segment, ``[columns]``, and its tensors in it, each with a storage of its own."""
+        flat = self._free.pop(segment, None)
+        if flat is None:
+            flat = torch.empty(segment.width, dtype=dtype, device="cpu")
+        memory = flat.view(torch.uint8).numpy()
+        weakref.finalize(memory, self._free.__setitem__, segment, flat).atexit = False  # the tensors keep it alive
+        return flat, {
+            spec.name: torch.frombuffer(memory, dtype=dtype, count=spec.numel, offset=first * dtype.itemsize).view(
+                spec.shape
+            )
+            if spec.numel
+            else torch.empty(spec.shape, dtype=dtype, device="cpu")
+            for spec, first in segment.places()
+        }

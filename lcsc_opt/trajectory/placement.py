@@ -1,0 +1,217 @@
+"""Where a merge finds the columns of a matrix: mapped, in a device's memory, or read anew each time."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.base.files import size_in_words
+from lcsc_opt.base.progress import notice, progress
+from lcsc_opt.trajectory.layout import Segment
+
+Placement = Literal["mapped", "resident", "streamed"]
+Ranges = list[tuple[int, int]]
+"""Slots as ranges ``[first, last)``."""
+Columns = tuple[Segment, int, Tensor]
+"""A segment, the first of some of its columns, and these, ``[slots, n]``."""
+
+CPU = torch.device("cpu")
+SHARE_OF_DEVICE = 0.6  # of what is free there; the rest is for the network and its activations
+SHARE_OF_MEMORY = 0.8  # the rest is for merged models and everything else
+READ_BYTES = 64 * 2**20  # of the columns that are streamed at once
+FEWEST_COLUMNS = 256
+BUFFERS = 3  # one is combined, one is there or nearly, and the disk has work
+READERS = 4  # threads; a disk has work while one of them waits for the other
+
+
+class Source(Protocol):
+    """What gives a merge the columns that it combines, on ``device``."""
+
+    device: torch.device
+
+    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:
+        """All columns of these segments in order, some at a time, valid until the next ones are asked for.
+
+        Rows in other slots may hold anything.
+        """
+        ...
+
+
+class Mapped:
+    """The file as it is mapped: the system keeps what fits into memory.
+
+    Args:
+        rows: ``[slots, row_bytes]`` uint8, mapped.
+    """
+
+    device = CPU
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+
+    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:  # noqa: ARG002
+        """See :class:`Source`."""
+        for segment in segments:
+            yield segment, 0, self._rows[:, segment.start : segment.stop].view(segment.dtype)
+
+
+class Streamed:
+    """Read for each merge: while some columns are combined, the next are read into memory of fixed size.
+
+    Args:
+        path: of the file.
+        shape: slots, and the bytes of a row.
+        device: where columns are wanted; for a GPU they are read into pinned memory.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], device: torch.device) -> None:
+        self._path, (self._slots, self._row_bytes), self.device = path, shape, device
+
+    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:
+        """See :class:`Source`."""
+        reads = [read for segment in segments for read in self.reads(segment)]
+        gpu = self.device.type == "cuda"
+        size = max((self._slots * (stop - start) * segment.dtype.itemsize for segment, start, stop in reads), default=0)
+        hosts = [torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=gpu) for _ in range(BUFFERS)]
+        copied: dict[int, torch.cuda.Event] = {}
+        used = [slot for first, last in slots for slot in range(first, last)]
+
+        def begin(number: int, pool: ThreadPoolExecutor) -> tuple[Tensor, list[Future[None]]]:
+            (segment, start, stop), place = reads[number], number % BUFFERS
+            if place in copied:
+                copied[place].synchronize()
+            width = (stop - start) * segment.dtype.itemsize
+            part, first = hosts[place][: self._slots * width].view(self._slots, width), segment.start
+            first += start * segment.dtype.itemsize
+            shares = (used[reader::READERS] for reader in range(READERS))
+            return part.view(segment.dtype), [pool.submit(self._read, some, first, part) for some in shares]
+
+        with ThreadPoolExecutor(READERS, "lcsc-read") as pool:
+            ahead = collections.deque(begin(number, pool) for number in range(min(BUFFERS - 1, len(reads))))
+            for number, (segment, start, _) in enumerate(reads):
+                part, reading = ahead.popleft()
+                for future in reading:
+                    future.result()
+                if number + BUFFERS - 1 < len(reads):  # into the buffer of the columns before these
+                    ahead.append(begin(number + BUFFERS - 1, pool))
+                if gpu:
+                    part = part.to(self.device, non_blocking=True)
+                    copied[number % BUFFERS] = recorded(self.device)
+                yield segment, start, part
+
+    def reads(self, segment: Segment) -> Iterator[tuple[Segment, int, int]]:
+        """A segment as ranges of columns that are read at once."""
+        width = max(READ_BYTES // (self._slots * segment.dtype.itemsize), FEWEST_COLUMNS)
+        for start in range(0, segment.width, width):
+            yield segment, start, min(start + width, segment.width)
+
+    def _read(self, slots: Sequence[int], first: int, part: Tensor) -> None:
+        content = part.numpy()
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                for slot in slots:
+                    file.seek(slot * self._row_bytes + first)
+                    left = content[slot].data
+                    while left:
+                        if not (count := file.readinto(left)):
+                            raise TrajectoryError(f"{self._path} is truncated. Copy it or pack again.")
+                        left = left[count:]
+        except OSError as error:
+            raise TrajectoryError(f"Cannot read {self._path}: {error.strerror}.") from error
+
+
+class Resident:
+    """In the memory of a device, copied there once.
+
+    Args:
+        streamed: what brings the columns there.
+        slots: how many rows there are.
+        segments: what is copied.
+        ranges: the rows that are used.
+        name: of the trajectory, for the progress.
+    """
+
+    def __init__(self, streamed: Streamed, slots: int, segments: Sequence[Segment], ranges: Ranges, name: str) -> None:
+        self.device = streamed.device
+        self._columns = {
+            segment: torch.empty(slots, segment.width, dtype=segment.dtype, device=self.device) for segment in segments
+        }
+        parts = sum(len(list(streamed.reads(segment))) for segment in segments)
+        with progress(f"{name} to {self.device}", parts) as advance:
+            for segment, start, part in streamed.columns(segments, ranges):
+                self._columns[segment][:, start : start + part.shape[1]].copy_(part)
+                advance()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def columns(self, segments: Sequence[Segment], slots: Ranges) -> Generator[Columns]:  # noqa: ARG002
+        """See :class:`Source`."""
+        for segment in segments:
+            yield segment, 0, self._columns[segment]
+
+
+def place(
+    path: Path, rows: Tensor, segments: Sequence[Segment], ranges: Ranges, device: torch.device, how: Placement | None
+) -> Source:
+    """Choose where columns are merged from, and say so unless it is the map.
+
+    On a GPU from its own memory if they fit into a part of what is free; on the CPU, which also serves devices other
+    than CUDA's, from the map if they fit into a part of the machine's memory. Else they are streamed.
+
+    Args:
+        path: of the file.
+        rows: ``[slots, row_bytes]`` uint8, mapped.
+        segments: what a merge combines.
+        ranges: the rows that are used.
+        device: where merged tensors are wanted.
+        how: ``resident`` or ``streamed`` on any device, ``mapped`` on the CPU only; ``None`` chooses.
+
+    Raises:
+        TrajectoryError: the map was asked for, and the device is a GPU.
+    """
+    gpu = device.type == "cuda"
+    device, size = device if gpu else CPU, len(rows) * sum(segment.stop - segment.start for segment in segments)
+    room = SHARE_OF_DEVICE * _free_on(device) if gpu else SHARE_OF_MEMORY * _memory()
+    how = how or (("resident" if gpu else "mapped") if size <= room else "streamed")
+    if how == "mapped":
+        if gpu:
+            raise TrajectoryError(f"{path} cannot be mapped into {device}: choose 'resident' or 'streamed'.")
+        return Mapped(rows)
+    streamed, name = Streamed(path, (rows.shape[0], rows.shape[1]), device), path.parent.name
+    if how == "resident":
+        with contextlib.suppress(torch.OutOfMemoryError):  # others have taken the memory meanwhile
+            resident = Resident(streamed, len(rows), segments, ranges, name)
+            notice(f"{name}: its checkpoints ({size_in_words(size)}) are kept in the memory of {device}")
+            return resident
+    notice(f"{name}: its checkpoints ({size_in_words(size)}) are streamed for each merge")
+    return streamed
+
+
+def _free_on(device: torch.device) -> int:
+    """Bytes, also those that this process has taken from the device and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _memory() -> float:
+    """Bytes of the machine; infinite where the system does not say."""
+    try:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (AttributeError, ValueError, OSError):  # Windows
+        return float("inf")
+
+
+def recorded(device: torch.device) -> torch.cuda.Event:
+    """An event at the end of what is queued on the device's current stream; a thread that waits for it sleeps."""
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event

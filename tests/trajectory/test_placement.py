@@ -1,0 +1,195 @@
+"""Trajectories on a device, or read for each merge, against the same ones as they are mapped."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lcsc_opt.base.errors import TrajectoryError
+from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, merge, placement
+from lcsc_opt.trajectory.placement import Placement
+from tests.trajectory.trajectory_examples import STEPS, bits, make_trajectory, same_bits, state_dict
+
+K = len(STEPS)
+COMBINATIONS = np.array([[2.5, -1.75, 0.5, 0.25, -0.5], [0.0, 0.0, 3.0, -2.0, 0.0], [1 / K] * K])
+COMBINED = ("weight", "bias", "scale", "double", "bfloat", "half")
+UNITS = {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@pytest.fixture(params=["resident", "streamed"])
+def way(request: pytest.FixtureRequest) -> Placement:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that segments have several reads, and reads several tiles."""
+    monkeypatch.setattr(placement, "READ_BYTES", 100)
+    monkeypatch.setattr(placement, "FEWEST_COLUMNS", 7)
+    monkeypatch.setattr(merge, "FEWEST_COLUMNS", 5)
+    monkeypatch.setattr(merge, "TILE_BYTES", 1)
+
+
+def close(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype
+        assert tensor.is_contiguous()
+        if name in COMBINED:
+            unit = UNITS[tensor.dtype]
+            torch.testing.assert_close(tensor, right[name], rtol=unit, atol=unit)
+        else:
+            assert bits(tensor) == bits(right[name])
+
+
+@pytest.mark.parametrize("stored", ["exact", "float16", "bfloat16"])
+def test_merges_are_those_of_the_map(tmp_path: Path, stored: str, way: Placement) -> None:
+    with TrajectoryWriter(tmp_path / "run.trajectory", dtype=stored) as writer:
+        for step in STEPS:
+            writer.append(step, state_dict(step))
+    trajectory = Trajectory.open(tmp_path / "run.trajectory")
+    placed = trajectory.on("cpu", how=way)
+    for index in (0, 2, K - 1):
+        assert same_bits(placed.merge(np.eye(K)[index]), trajectory.checkpoint(index))
+    several = np.stack([COMBINATIONS[0], np.eye(K)[1], *COMBINATIONS])
+    for row, left, right in zip(several, placed.merge_many(several), trajectory.merge_many(several), strict=True):
+        close(left, right)
+        close(placed.merge(row), right)
+
+
+def test_projection_gram_and_norms_are_those_of_the_map(trajectory: Trajectory, way: Placement) -> None:
+    placed = trajectory.on("cpu", how=way)
+    gradients = {name: torch.ones_like(state_dict(1)[name], dtype=torch.float64) for name in COMBINED}
+    for names in (COMBINED, ("double",), ("half", "scale"), ()):
+        some = {name: gradients[name] for name in names}
+        np.testing.assert_allclose(placed.project(some), trajectory.project(some), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(placed.gram(), trajectory.gram(), rtol=1e-12)
+    np.testing.assert_allclose(placed.difference_norms(), trajectory.difference_norms(), rtol=1e-12)
+
+
+def test_slots_that_are_free_or_in_another_order_change_nothing(tmp_path: Path, way: Placement) -> None:
+    with TrajectoryWriter(tmp_path / "ring", keep_last=4) as writer:
+        for step in range(1, 10):
+            writer.append(step, state_dict(step))
+    trajectory = Trajectory.open(tmp_path / "ring")
+    row = [0.5, -0.5, 2.0, -1.0]
+    close(trajectory.on("cpu", how=way).merge(row), trajectory.merge(row))
+    assert same_bits(trajectory.on("cpu", how=way).merge(np.eye(4)[0]), trajectory.checkpoint(0))
+
+
+@pytest.mark.parametrize("how", ["mapped", "resident", "streamed"])
+def test_results_belong_to_the_caller(trajectory: Trajectory, how: Placement) -> None:
+    placed = trajectory.on("cpu", how=how)
+    first = placed.merge(COMBINATIONS[0])
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    placed.merge(COMBINATIONS[1])
+    assert same_bits(first, kept)
+    for tensor in first.values():
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+        tensor.zero_()
+    assert same_bits(placed.merge(COMBINATIONS[0]), kept)
+
+
+def test_memory_of_a_merge_is_used_again_when_nobody_holds_it(trajectory: Trajectory) -> None:
+    first = trajectory.merge(COMBINATIONS[0])
+    place, scale = first["weight"].data_ptr(), first["scale"]
+    del first
+    second = trajectory.merge(COMBINATIONS[1])
+    assert second["weight"].data_ptr() != place  # its neighbour is still held
+    del scale
+    assert trajectory.merge(COMBINATIONS[1])["weight"].data_ptr() == place
+
+
+@pytest.mark.parametrize("how", ["mapped", "resident", "streamed"])
+def test_several_threads_may_merge_at_once(trajectory: Trajectory, how: Placement) -> None:
+    placed = trajectory.on("cpu", how=how)
+    rows = np.random.default_rng(2).dirichlet(np.ones(K), size=12)
+    expected = [placed.merge(row) for row in rows]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(same_bits, expected, pool.map(placed.merge, rows)))
+
+
+def test_products_in_threads_leave_torch_its_threads(trajectory: Trajectory) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        trajectory.merge(COMBINATIONS[0])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_appended_checkpoints_change_nothing_and_overwritten_ones_are_noticed(tmp_path: Path, way: Placement) -> None:
+    trajectory = make_trajectory(tmp_path / "run.trajectory")
+    placed = trajectory.on("cpu", how=way)
+    expected = placed.merge(COMBINATIONS[0])
+    with TrajectoryWriter(trajectory.path) as writer:
+        writer.append(600, state_dict(600))
+    assert same_bits(placed.merge(COMBINATIONS[0]), expected)
+    with TrajectoryWriter(trajectory.path, keep_last=3) as writer:
+        writer.append(700, state_dict(700))
+    for use in (lambda: placed.merge(COMBINATIONS[0]), lambda: placed.project({}), placed.gram):
+        with pytest.raises(TrajectoryError, match="open it again"):
+            use()
+
+
+def test_it_travels_as_its_path(trajectory: Trajectory, way: Placement) -> None:
+    placed = trajectory.on("cpu", how=way)
+    assert placed.device == torch.device("cpu")
+    again = pickle.loads(pickle.dumps(placed))
+    assert again.sha256 == trajectory.sha256
+    assert same_bits(again.checkpoint(1), trajectory.checkpoint(1))
+
+
+def test_a_streamed_trajectory_is_read_again_after_an_error(trajectory: Trajectory) -> None:
+    placed = trajectory.on("cpu", how="streamed")
+    expected = placed.merge(COMBINATIONS[0])
+    weights = trajectory.path / "weights.bin"
+    content = weights.read_bytes()
+    with weights.open("r+b") as file:
+        file.truncate(len(content) - 200)
+    with pytest.raises(TrajectoryError, match=r"weights\.bin is truncated"):
+        placed.merge(COMBINATIONS[0])
+    with weights.open("r+b") as file:
+        file.write(content)
+    assert same_bits(placed.merge(COMBINATIONS[0]), expected)
+
+
+def test_what_memory_holds_is_mapped_without_a_word_and_else_streamed(
+    trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert isinstance(trajectory.on("cpu")._merger.source, placement.Mapped)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(placement, "_memory", lambda: 100.0)
+    assert isinstance(trajectory.on("cpu")._merger.source, placement.Streamed)
+    assert "are streamed for each merge" in capsys.readouterr().err
+
+
+def test_a_device_without_room_left_streams(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: object) -> None:
+        raise torch.OutOfMemoryError("meanwhile")
+
+    monkeypatch.setattr(placement, "Resident", full)
+    assert isinstance(trajectory.on("cpu", how="resident")._merger.source, placement.Streamed)
+
+
+def test_the_map_is_not_for_gpus(trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_free_on", lambda _device: 10**9)
+    with pytest.raises(TrajectoryError, match="cannot be mapped into cuda:0: choose 'resident' or 'streamed'"):
+        trajectory.on("cuda:0", how="mapped")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_products_are_never_of_fewer_bits(device: str) -> None:
+    precision = torch.get_float32_matmul_precision()
+    assert merge.accumulator(torch.bfloat16, torch.device(device)) == torch.float32
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert merge.accumulator(torch.bfloat16, torch.device(device)) == torch.float64
+    finally:
+        torch.set_float32_matmul_precision(precision)
