@@ -130,14 +130,13 @@ def refine(
     output: Output = Format.table,
 ) -> None:
     """Fine-tune all weights by the objective's gradient. Leaves a trajectory to search, and the average as a file."""
-    from lcsc_opt.database.names import is_ours
+    from lcsc_opt.search.forking import StartingPoint
     from lcsc_opt.search.refining import RefineSettings, refine
-    from lcsc_opt.search.starts import start_from_file, start_from_study
 
     given = parse_settings(_Refining, assignments(settings or ()), source="refine").model_dump(exclude_none=True)
     held_out = given.pop("held_out", None)
     asked = RefineSettings.of(images=images, **given)
-    begun = start_from_study(source, storage) if is_ours(source) else start_from_file(source)
+    begun = StartingPoint.of(source, storage)
     found = refine(
         begun.objective,
         asked,
@@ -183,13 +182,12 @@ def neon(
     output: Output = Format.table,
 ) -> None:
     """Add a checkpoint that was trained on the model's own samples. Searches give it a negative coefficient."""
-    from lcsc_opt.database.names import is_ours
+    from lcsc_opt.search.forking import StartingPoint
     from lcsc_opt.search.self_training import SelfTraining, append_self_trained
-    from lcsc_opt.search.starts import start_from_file, start_from_study
     from lcsc_opt.training.preparing import parse_recipe
 
     asked = SelfTraining(parse_recipe(recipe, settings or ()), samples=samples, steps=steps, seed=seed)
-    begun = start_from_study(source, storage) if is_ours(source) else start_from_file(source)
+    begun = StartingPoint.of(source, storage)
     start = begun.best if begin is Begin.best else begun.ema
     found = append_self_trained(begun.objective, asked, out, start=start)
     if output is Format.json:

@@ -1,4 +1,4 @@
-"""Forks: new studies that begin where another one ended."""
+"""What begins where a study ended: forks, and refinements of its model or of the best EMA."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lcsc_opt.base.errors import StudySpecError, StudyStoreError
+from lcsc_opt.base.catalog import find
+from lcsc_opt.base.errors import ObjectiveError, StudySpecError, StudyStoreError
+from lcsc_opt.base.progress import progress
+from lcsc_opt.base.records import Candidate, Coefficients
 from lcsc_opt.base.settings import parse_settings
-from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec
+from lcsc_opt.base.study_file import BudgetSpec, NameSpec, ObjectiveSpec, OptimizerSpec, only_one, read_studies
+from lcsc_opt.coefficients.profiles import plain_averages
+from lcsc_opt.database.connection import open_storage
 from lcsc_opt.database.inheriting import copy_study
+from lcsc_opt.database.names import is_ours
 from lcsc_opt.database.nodes import NODES
 from lcsc_opt.database.store import StoredStudy, study_names
+from lcsc_opt.database.urls import storage_url
+from lcsc_opt.evaluation import Failure, evaluate_safely
 from lcsc_opt.exports import chosen_trial
 from lcsc_opt.exports.recipe import packed_trajectory
+from lcsc_opt.objective.contract import Objective
+from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.optimizers import configure
 from lcsc_opt.search.compatibility import accepted_changes
+from lcsc_opt.search.held_out import DEFAULT_IMAGES, HeldOutPlan, known_ema
 from lcsc_opt.search.plan import CHECKPOINTS, StudyPlan, stored_plan
-from lcsc_opt.search.study import ObjectiveSource, check_plan, create_study
+from lcsc_opt.search.study import ObjectiveSource, check_plan, create_study, objective_of
 
 if TYPE_CHECKING:  # the import loads torch
     from lcsc_opt.trajectory import Trajectory
@@ -132,3 +143,72 @@ def coefficients_on(
             )
     found = dict(zip(before.steps, coefficients, strict=True))
     return tuple(found.get(step, 0.0) for step in now.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class StartingPoint:
+    """The objective to refine, and where it comes from.
+
+    Attributes:
+        objective: of the study.
+        held_out_images: how many images the study's answers are reported on.
+        study: the stored study; ``None`` for a study file.
+    """
+
+    objective: Objective
+    held_out_images: int
+    study: StoredStudy | None = None
+
+    @classmethod
+    def of(cls, source: str, storage: str | None) -> StartingPoint:
+        """Load the objective of a study file, or of a stored study, which must not have changed.
+
+        Args:
+            source: ``experiment/optimizer/seed``, or a study file.
+            storage: the database's URL, if it is not the usual one.
+
+        Raises:
+            LcscError: the study file is wrong, its objective cannot be built, there is no such study, or its objective
+                has changed.
+        """
+        if is_ours(source):
+            study = StoredStudy.open(open_storage(storage_url(storage), write=False), source)
+            objective = objective_of(study)
+            study.require("fingerprint", objective.describe(), part="objective")
+            return cls(objective, HeldOutPlan.of(study).images, study)
+        path = find("studies", source)
+        spec = only_one(read_studies(path), source="a refinement")
+        held_out = DEFAULT_IMAGES if spec.held_out is None else spec.held_out.images
+        return cls(load_objective(spec.objective, beside=path.parent), held_out)
+
+    def best(self) -> Coefficients:
+        """``[K]`` of the study's answer: the trial chosen on other noise, else the best of the search.
+
+        Raises:
+            StudySpecError: there is only a study file.
+            StudyStoreError: no trial is complete yet.
+        """
+        if self.study is None:
+            raise StudySpecError("--from best: a study file has found nothing; give experiment/optimizer/seed")
+        return chosen_trial(self.study)[1]
+
+    def ema(self) -> Coefficients:
+        """``[K]`` of EMA*, as the experiment's EMAGrid found it, else of the best average on the search's noise.
+
+        Raises:
+            ObjectiveError: none of the averages can be evaluated.
+        """
+        known = None if self.study is None else known_ema(self.study)
+        if known is not None:
+            return known
+        averages = plain_averages(self.objective.steps)
+        losses: dict[int, float] = {}
+        with progress("EMA*", len(averages)) as advance:
+            for i, average in enumerate(averages):
+                outcome = evaluate_safely(self.objective, Candidate(average))
+                if not isinstance(outcome, Failure):
+                    losses[i] = outcome.loss
+                advance(note=f"loss {min(losses.values(), default=float('nan')):.4g}")
+        if not losses:
+            raise ObjectiveError("no average of these checkpoints can be evaluated; `lcsc run` says why")
+        return averages[min(losses, key=losses.__getitem__)]

@@ -2,9 +2,9 @@
 
 Adam runs on fresh noise at every step; the answer is an average of its iterates. ``LCSCGradient`` does the same with
 the coefficients in place of all weights. FD-loss (arXiv 2604.28190) minimizes the Fréchet distance in this way.
-``NAME.jsonl`` beside ``NAME.trajectory`` is the learning curve, ``NAME.state.pt`` is the state to continue from, and
-``NAME.safetensors``, written at the end, is the average. All random numbers of a step come from the seed and the
-number of the step.
+Next to ``NAME.trajectory``, ``NAME.jsonl`` is the learning curve, ``NAME.state.pt`` the state to continue from, and
+``NAME.safetensors``, written at the end, the average. All random numbers of a step come from the seed and the number of
+the step.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from lcsc_opt.optimizers.descent import NOISE_STRIDE, DualAscent, averaging_shar
 from lcsc_opt.training.curve import LearningCurve
 from lcsc_opt.trajectory import TrajectoryWriter
 
-NOISE_GROUP = "refine"
-SUFFIX = ".trajectory"
-RATE, RATE_IMAGES = 1e-4, 200  # Adam's rate with so many images a step
-EPSILON = 1e-15  # Adam's 1e-8 would hide the gradients of a loss in a small unit
-CHECKPOINTS = 50  # how many, unless the settings say how many steps lie between two
-STATE_SECONDS = 60.0  # between two states; a crash costs at most this time
+_NOISE_GROUP = "refine"
+_RATE, _RATE_IMAGES = 1e-4, 200  # Adam's rate with so many images a step
+_EPSILON = 1e-15  # Adam's 1e-8 would hide the gradients of a loss in a small unit
+_CHECKPOINTS = 50  # how many, unless the settings say how many steps lie between two
+_STATE_SECONDS = 60.0  # between two states; a crash costs at most this time
 
 Weights = Mapping[str, Tensor]
 
@@ -69,7 +68,7 @@ class RefineSettings:
         cls,
         *,
         images: int = 60_000,
-        images_per_step: int = RATE_IMAGES,
+        images_per_step: int = _RATE_IMAGES,
         rate: float | None = None,
         checkpoint_every: int | None = None,
         seed: int = 0,
@@ -83,16 +82,15 @@ class RefineSettings:
             StudySpecError: numbers that make no sense, or leave fewer than two checkpoints.
         """
         if images_per_step < 2:
-            raise StudySpecError(f"images_per_step: expected at least 2, got {images_per_step}")
-        rate = RATE * math.sqrt(images_per_step / RATE_IMAGES) if rate is None else rate
+            raise StudySpecError(f"--images-per-step: expected at least 2, got {images_per_step}")
+        rate = _RATE * math.sqrt(images_per_step / _RATE_IMAGES) if rate is None else rate
         if not 0 < rate <= 1:
-            raise StudySpecError(f"rate: expected above 0 and at most 1, got {rate}")
+            raise StudySpecError(f"--rate: expected above 0 and at most 1, got {rate}")
         steps = images // images_per_step
-        every = max(1, steps // CHECKPOINTS) if checkpoint_every is None else checkpoint_every
+        every = max(1, steps // _CHECKPOINTS) if checkpoint_every is None else checkpoint_every
         if not 1 <= every <= steps:
             raise StudySpecError(
-                f"--images: {images:,} are {steps} steps of {images_per_step:,}, fewer than one checkpoint takes; give "
-                "more, or fewer with images_per_step or checkpoint_every"
+                f"--images: {images:,} are {steps} steps of {images_per_step:,}, fewer than one checkpoint takes"
             )
         return cls(images, images_per_step, rate, every, seed)
 
@@ -143,108 +141,48 @@ def refine(
         TrainingError: a loss is not finite or cannot be computed; earlier checkpoints are whole.
         TrajectoryError: a checkpoint cannot be written.
     """
-    checked = _with_gradient(objective)
-    files = _Files.of(out)
+    if not isinstance(objective, MergeSampleScore):
+        raise ObjectiveError("refine: the objective samples no images with merged weights, so there is none to train")
+    if reason := objective.why_no_gradient():
+        raise ObjectiveError(f"refine: all weights follow the gradient of the loss, and {reason}; search coefficients")
+    if out.suffix != ".trajectory":
+        raise StudySpecError(f"{out}: is to be a trajectory; end the name in .trajectory")
 
     def busy() -> None:
         raise StudySpecError(f"{out}: another process refines to it; wait until it is done, or give another name")
 
     with only_process(out, busy=busy):
-        return _refine(checked, settings, files, start=start, held_out_images=held_out_images, resume=resume)
-
-
-def _refine(
-    checked: MergeSampleScore,
-    settings: RefineSettings,
-    files: _Files,
-    *,
-    start: Callable[[], Coefficients],
-    held_out_images: int,
-    resume: bool,
-) -> Refined:
-    identity = {"settings": dataclasses.asdict(settings), **checked.fingerprint()}
-    state = files.read_state(identity) if resume else None
-    if state is None:
-        files.check_free()
-        coefficients = start()
-        checked.know_constraint()
-        checked.release()  # Adam needs the memory now
-        run = _Run(checked, settings, coefficients)
-        files.write_state(run, identity)
-    else:
-        run = _Run(checked, settings, state["coefficients"].numpy())
-        run.load(state)
-    _descend(run, files, identity)
-    answer = run.answer()
-    files.write_answer({**answer, **run.on(answer).statistics(ONE)})
-    held_out = Candidate(ONE, held_out_images, HELD_OUT)
-    with progress("held out", 2) as advance:
-        begun = run.on(run.begun).evaluate(held_out)
-        advance(note=f"start {begun.loss:.4g}")
-        refined = run.on(answer).evaluate(held_out)
-        advance(note=f"refined {refined.loss:.4g}")
-    files.state.unlink()
-    return Refined(files.answer, begun, refined)
-
-
-def _with_gradient(objective: Objective) -> MergeSampleScore:
-    if not isinstance(objective, MergeSampleScore):
-        raise ObjectiveError("refine: the objective samples no images with merged weights, so there is none to train")
-    if reason := objective.why_no_gradient():
-        raise ObjectiveError(f"refine: all weights follow the gradient of the loss, and {reason}; search coefficients")
-    return objective
-
-
-def _descend(run: _Run, files: _Files, identity: Mapping[str, Any]) -> None:
-    """Make the remaining steps. An interruption loses no finished step."""
-    settings = run.settings
-    curve = LearningCurve(files.curve)
-    curve.rewind(run.done)
-    with (
-        TrajectoryWriter(files.out, every=settings.checkpoint_every, resume=run.done) as writer,
-        progress("refining", settings.steps, done=run.done) as advance,
-    ):
-        writer.append(run.done, run.model.weights)
-        saved_at, began = time.monotonic(), time.monotonic() - run.seconds
-        while run.done < settings.steps:
-            try:
-                evaluation = run.evaluate(files.out)
-            except KeyboardInterrupt:
-                writer.flush()
-                files.write_state(run, identity)
-                notice(f"{files.out}: stopped after step {run.done}; with --resume the same command goes on from there")
-                raise
-            run.step(evaluation)
-            run.seconds = time.monotonic() - began
-            writer.append(run.done, run.model.weights, wait=False)
-            curve.add([evaluation.loss])
-            curve.write(run.done, run.seconds)
-            if time.monotonic() - saved_at >= STATE_SECONDS or run.done == settings.steps:
-                writer.flush()  # the state is never ahead of the checkpoints
-                files.write_state(run, identity)
-                saved_at = time.monotonic()
-            advance(note=f"loss {evaluation.loss:.4g}")
+        if resume:
+            run = _Run.resumed(objective, settings, out)
+        else:
+            for path in (out, *(out.with_suffix(end) for end in (".state.pt", ".jsonl", ".safetensors"))):
+                if path.exists():
+                    go_on = "go on with --resume, or " if out.with_suffix(".state.pt").exists() else ""
+                    raise StudySpecError(f"{path}: exists already; {go_on}give another name")
+            coefficients = start()
+            objective.know_constraint()
+            objective.release()  # Adam needs the memory now
+            run = _Run(objective, settings, coefficients, out)
+            run.save()
+        run.descend()
+        return run.finish(held_out_images)
 
 
 class _Run:
     """All weights while they are fine-tuned.
 
-    Args:
-        objective: of the checkpoints.
-        settings: how long, and how fast.
-        coefficients: ``[K]`` of the start.
-
     Attributes:
         begun: the start, name → tensor in the dtype of the checkpoints.
         model: the iterate; trained tensors are at least float32.
         objective: the objective of the iterate.
-        done: how many steps were made.
-        seconds: how long they took.
+        done: how many steps were made, in ``seconds``.
     """
 
-    def __init__(self, objective: MergeSampleScore, settings: RefineSettings, coefficients: Coefficients) -> None:
+    def __init__(
+        self, objective: MergeSampleScore, settings: RefineSettings, coefficients: Coefficients, out: Path
+    ) -> None:
         assert objective.trajectory is not None  # why_no_gradient would have said so
-        self.settings, self.coefficients = settings, coefficients
+        self.settings, self.coefficients, self.out = settings, coefficients, out
         self._of_checkpoints, self._kept = objective, DualAscent()
         self.begun: Weights = objective.trajectory.merge(coefficients)
         varying = objective.trajectory.varying
@@ -254,30 +192,101 @@ class _Run:
         self.objective = objective.on_weights(self.model)
         self._iterate = {name: iterate[name] for name in trained}
         self._average = {name: part.clone() for name, part in self._iterate.items()}
-        self._adam = torch.optim.Adam(list(self._iterate.values()), lr=settings.rate, eps=EPSILON)
+        self._adam = torch.optim.Adam(list(self._iterate.values()), lr=settings.rate, eps=_EPSILON)
         self.done, self.seconds = 0, 0.0
 
-    def evaluate(self, out: Path) -> Evaluation:
-        """The loss of the next step, and its gradient in the weights.
+    @classmethod
+    @torch.no_grad()
+    def resumed(cls, objective: MergeSampleScore, settings: RefineSettings, out: Path) -> _Run:
+        """The run whose state is stored; refused unless it began with the same settings and objective."""
+        file, answer = out.with_suffix(".state.pt"), out.with_suffix(".safetensors")
+        if not file.exists():
+            done = f"{answer} is its answer" if answer.exists() else "leave --resume out to begin"
+            raise StudySpecError(f"{out}: there is nothing to go on with; {done}")
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            stored = json.loads(state["identity"])
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise TrainingError(f"{file}: is damaged; begin anew under another name") from error
+        if difference := next(differences(stored, json.loads(_identity(objective, settings)), ""), None):
+            raise StudySpecError(f"{out}: was begun otherwise: {difference.lstrip('.')}; give what was given then")
+        run = cls(objective, settings, state["coefficients"].numpy(), out)
+        run.done, run.seconds = int(state["done"]), float(state["seconds"])
+        for name, part in run._iterate.items():
+            part.copy_(state["iterate"][name])
+            run._average[name].copy_(state["average"][name])
+        run._adam.load_state_dict(state["adam"])
+        run._kept = DualAscent(float(state["keep_weight"]))
+        if state["constraint"] is not None:
+            objective.scores.constraint = Constraint(*state["constraint"])
+        return run
 
-        Raises:
-            TrainingError: they are not finite, or cannot be computed.
-        """
+    def save(self) -> None:
+        """Replace the stored state by everything that a resumed refinement needs."""
+        constraint, file = self._of_checkpoints.scores.constraint, self.out.with_suffix(".state.pt")
+        state = {
+            "done": self.done,
+            "seconds": self.seconds,
+            "coefficients": torch.from_numpy(self.coefficients),
+            "iterate": self._iterate,
+            "average": self._average,
+            "adam": self._adam.state_dict(),
+            "keep_weight": self._kept.weight,
+            "constraint": None if constraint is None else [float(value) for value in dataclasses.astuple(constraint)],
+            "identity": _identity(self._of_checkpoints, self.settings),
+        }
+        try:
+            with replacing(file) as pending:
+                torch.save(state, pending)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
+            raise TrainingError(f"{file}: cannot be written ({error})") from error
+
+    def descend(self) -> None:
+        """Make the remaining steps. An interruption loses no finished step."""
+        settings, curve = self.settings, LearningCurve(self.out.with_suffix(".jsonl"))
+        curve.rewind(self.done)
+        with (
+            TrajectoryWriter(self.out, every=settings.checkpoint_every, resume=self.done) as writer,
+            progress("refining", settings.steps, done=self.done) as advance,
+        ):
+            writer.append(self.done, self.model.weights)
+            saved_at, began = time.monotonic(), time.monotonic() - self.seconds
+            while self.done < settings.steps:
+                try:
+                    evaluation = self._evaluate()
+                except KeyboardInterrupt:
+                    writer.flush()
+                    self.save()
+                    notice(f"{self.out}: stopped after step {self.done}; with --resume the same command goes on")
+                    raise
+                self._step(evaluation)
+                self.seconds = time.monotonic() - began
+                writer.append(self.done, self.model.weights, wait=False)
+                curve.add([evaluation.loss])
+                curve.write(self.done, self.seconds)
+                if time.monotonic() - saved_at >= _STATE_SECONDS or self.done == settings.steps:
+                    writer.flush()  # the state is never ahead of the checkpoints
+                    self.save()
+                    saved_at = time.monotonic()
+                advance(note=f"loss {evaluation.loss:.4g}")
+
+    def _evaluate(self) -> Evaluation:
+        """The loss of the next step, and its gradient in the weights."""
         seed = self.settings.seed * NOISE_STRIDE + self.done
-        step = Candidate(ONE, self.settings.images_per_step, Noise(NOISE_GROUP, seed), self._kept.weight)
+        step = Candidate(ONE, self.settings.images_per_step, Noise(_NOISE_GROUP, seed), self._kept.weight)
         try:
             evaluation = self.objective.evaluate(step, gradient=True)
             if not math.isfinite(evaluation.loss):
                 raise ObjectiveError(f"the loss is {evaluation.loss}; lower --rate")
         except (ObjectiveError, MetricError) as error:
             raise TrainingError(
-                f"step {self.done + 1}: {error}; the checkpoints before it are whole in {out}"
+                f"step {self.done + 1}: {error}; the checkpoints before it are whole in {self.out}"
             ) from error
         return evaluation
 
     @torch.inference_mode(mode=False)
     @torch.no_grad()
-    def step(self, evaluation: Evaluation) -> None:
+    def _step(self, evaluation: Evaluation) -> None:
         """One step of Adam (Kingma and Ba 2015, Algorithm 1) with the evaluated gradient; updates the average, too."""
         for name, part in self._iterate.items():
             gradient = self.model.gradients.get(name)
@@ -290,39 +299,30 @@ class _Run:
         for name, part in self._average.items():
             part.lerp_(self._iterate[name], share)
 
-    def answer(self) -> Weights:
-        """The average, in the dtypes of the checkpoints."""
-        return {name: self._average.get(name, part).to(part) for name, part in self.begun.items()}
+    def finish(self, held_out_images: int) -> Refined:
+        """Write the average in the dtypes of the checkpoints, and compare it with the start."""
+        answer = {name: self._average.get(name, part).to(part) for name, part in self.begun.items()}
+        objectives = [self._of_checkpoints.on_weights(OneModel(w, frozenset())) for w in (self.begun, answer)]
+        tensors = {**answer, **objectives[1].statistics(ONE)}
+        file = self.out.with_suffix(".safetensors")
+        try:
+            with replacing(file) as pending:
+                tensors = {name: part.detach().cpu().contiguous() for name, part in tensors.items()}
+                write_safetensors(tensors, pending, {"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(f"{file}: cannot be written ({error})") from error
+        with progress("held out", 2) as advance:
+            found = []
+            for what, objective in zip(("start", "refined"), objectives, strict=True):
+                found.append(objective.evaluate(Candidate(ONE, held_out_images, HELD_OUT)))
+                advance(note=f"{what} {found[-1].loss:.4g}")
+        self.out.with_suffix(".state.pt").unlink()
+        return Refined(file, *found)
 
-    def on(self, weights: Weights) -> MergeSampleScore:
-        """The objective of other weights of the same model."""
-        return self._of_checkpoints.on_weights(OneModel(weights, frozenset()))
 
-    def state(self) -> dict[str, Any]:
-        """Everything that a resumed refinement needs."""
-        constraint = self._of_checkpoints.scores.constraint
-        return {
-            "done": self.done,
-            "seconds": self.seconds,
-            "coefficients": torch.from_numpy(self.coefficients),
-            "iterate": self._iterate,
-            "average": self._average,
-            "adam": self._adam.state_dict(),
-            "keep_weight": self._kept.weight,
-            "constraint": None if constraint is None else [float(value) for value in dataclasses.astuple(constraint)],
-        }
-
-    @torch.no_grad()
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state."""
-        self.done, self.seconds = int(state["done"]), float(state["seconds"])
-        for name, part in self._iterate.items():
-            part.copy_(state["iterate"][name])
-            self._average[name].copy_(state["average"][name])
-        self._adam.load_state_dict(state["adam"])
-        self._kept = DualAscent(float(state["keep_weight"]))
-        if state["constraint"] is not None:
-            self._of_checkpoints.scores.constraint = Constraint(*state["constraint"])
+def _identity(objective: MergeSampleScore, settings: RefineSettings) -> str:
+    """As JSON: what must stay the same for a refinement to be resumed."""
+    return json.dumps({"settings": dataclasses.asdict(settings), **objective.fingerprint()})
 
 
 @torch.inference_mode(mode=False)
@@ -331,58 +331,3 @@ def _copied(part: Tensor, device: torch.device, *, wide: bool) -> Tensor:
     """A copy to train. With ``wide``, at least float32: half types would round Adam's steps away."""
     dtype = torch.promote_types(part.dtype, torch.float32) if wide else part.dtype
     return part.to(device, dtype, copy=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Files:
-    """The files of a refinement."""
-
-    out: Path
-    state: Path
-    curve: Path
-    answer: Path
-
-    @classmethod
-    def of(cls, out: Path) -> _Files:
-        if out.suffix != SUFFIX:
-            raise StudySpecError(f"{out}: is to be a trajectory; end the name in {SUFFIX}")
-        return cls(out, *(out.with_suffix(end) for end in (".state.pt", ".jsonl", ".safetensors")))
-
-    def check_free(self) -> None:
-        """Refuse to overwrite existing files."""
-        for path in dataclasses.astuple(self):
-            if path.exists():
-                go_on = "go on with --resume, or " if self.state.exists() else ""
-                raise StudySpecError(f"{path}: exists already; {go_on}give another name")
-
-    def write_state(self, run: _Run, identity: Mapping[str, Any]) -> None:
-        """Replace the state."""
-        try:
-            self.state.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.state) as pending:
-                torch.save({**run.state(), "identity": json.dumps(identity)}, pending)
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
-            raise TrainingError(f"{self.state}: cannot be written ({error})") from error
-
-    def read_state(self, identity: Mapping[str, Any]) -> dict[str, Any]:
-        """The state; refused unless its refinement began with the same ``identity``."""
-        if not self.state.exists():
-            done = f"{self.answer} is its answer" if self.answer.exists() else "leave --resume out to begin"
-            raise StudySpecError(f"{self.out}: there is nothing to go on with; {done}")
-        try:
-            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
-            stored = json.loads(state["identity"])
-        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise TrainingError(f"{self.state}: is damaged; begin anew under another name") from error
-        if difference := next(differences(stored, json.loads(json.dumps(identity)), ""), None):
-            raise StudySpecError(f"{self.out}: was begun otherwise: {difference.lstrip('.')}; give what was given then")
-        return state
-
-    def write_answer(self, weights: Weights) -> None:
-        """Write the averaged weights."""
-        tensors = {name: part.detach().cpu().contiguous() for name, part in weights.items()}
-        try:
-            with replacing(self.answer) as pending:
-                write_safetensors(tensors, pending, {"format": "pt"})
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"{self.answer}: cannot be written ({error})") from error

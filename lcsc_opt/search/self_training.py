@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -32,9 +31,8 @@ from lcsc_opt.training.recipes import Recipe
 from lcsc_opt.training.recipes.base import Batch
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter
 
-NOISE_GROUP = "neon"
-WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # values of w that are tried at the end, on both sides of zero
-SUFFIX = ".trajectory"
+_NOISE_GROUP = "neon"
+_WEIGHTS = (-0.5, 0.0, 0.5, 1.0, 2.0, 4.0)  # values of w that are tried at the end, on both sides of zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +86,8 @@ def append_self_trained(
         TrajectoryError: a checkpoint cannot be written.
     """
     checked, trajectory = _with_network(objective)
-    if out.suffix != SUFFIX:
-        raise StudySpecError(f"{out}: is to be a trajectory; end the name in {SUFFIX}")
+    if out.suffix != ".trajectory":
+        raise StudySpecError(f"{out}: is to be a trajectory; end the name in .trajectory")
     if settings.recipe.needs == "teacher":
         raise TrainingError(f"--recipe: {settings.recipe.name} needs a teacher; give ct or ict for a consistency model")
 
@@ -101,20 +99,25 @@ def append_self_trained(
             raise StudySpecError(f"{out}: exists already; give another name")
         place = second_place(trajectory.steps)
         coefficients = start()
-        images = checked.images(coefficients, Noise(NOISE_GROUP, settings.seed), settings.samples)
+        images = checked.images(coefficients, Noise(_NOISE_GROUP, settings.seed), settings.samples)
         begun = trajectory.merge(coefficients)
         assert isinstance(checked.sampler, NetworkSampler)
         row = {**begun, **self_trained(checked.sampler, begun, images, settings)}
         step = trajectory.steps[place - 1] + 1
-        pending = out.with_name(f"{out.stem}.pending{SUFFIX}")
+        pending = out.with_name(f"{out.stem}.pending.trajectory")
         remove(pending)  # left by a killed process
-        with TrajectoryWriter(pending, metadata={NOISE_GROUP: str(step)}) as writer:
+        with TrajectoryWriter(pending, metadata={_NOISE_GROUP: str(step)}) as writer:
             for index, before in enumerate(trajectory.steps):
                 if index == place:
                     writer.append(step, {name: part.to(begun[name]) for name, part in row.items()})
                 writer.append(before, trajectory.checkpoint(index))
         pending.rename(out)
-    return Appended(place, step, _losses(checked.on_weights(Trajectory.open(out)), coefficients, place))
+    longer, losses = checked.on_weights(Trajectory.open(out)), {}
+    with progress("weights of the new row", len(_WEIGHTS)) as advance:
+        for weight in _WEIGHTS:
+            losses[weight] = float(longer.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
+            advance(note=f"w {weight:g}: {losses[weight]:.4g}")
+    return Appended(place, step, losses)
 
 
 def with_weight(coefficients: Coefficients, place: int, weight: float) -> Coefficients:
@@ -162,7 +165,7 @@ def self_trained(
         own = sampler.function.noise_scale if isinstance(sampler, ConsistencySampler) else recipe.noise_scale
         with progress("training on its own samples", settings.steps) as advance:
             for step in range(settings.steps):
-                generator.manual_seed(derive_seed(settings.seed, NOISE_GROUP, step))
+                generator.manual_seed(derive_seed(settings.seed, _NOISE_GROUP, step))
                 chosen = torch.randint(len(images), (recipe.batch_size,), generator=generator, device=device)
                 batch = Batch(
                     images=images[chosen.cpu()].to(device),
@@ -173,29 +176,25 @@ def self_trained(
                     generator=generator,
                     noise_scale=own,
                 )
-                loss = _stepped(optimizer, recipe, batch, step)
+                try:
+                    loss = recipe.loss(batch)
+                except (TypeError, ValueError, RuntimeError) as error:
+                    reason = " ".join(str(error).split())[:200]
+                    raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
+                if not torch.isfinite(loss):
+                    raise TrainingError(
+                        f"step {step + 1} on its own samples: the loss is {loss.item()}; lower learning_rate"
+                    )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
                 with torch.no_grad():
                     for name, part in average.items():
                         part.lerp_(parameters[name], averaging_share(step + 1))
                     if rate is not None:
                         torch._foreach_lerp_(list(target.parameters()), list(parameters.values()), 1 - rate)
-                advance(note=f"loss {loss:.4g}")
+                advance(note=f"loss {loss.item():.4g}")
     return average
-
-
-def _stepped(optimizer: torch.optim.Optimizer, recipe: Recipe, batch: Batch, step: int) -> float:
-    try:
-        loss = recipe.loss(batch)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise TrainingError(f"--recipe {recipe.name}: it cannot train this model ({reason})") from error
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(f"step {step + 1} on its own samples: the loss is {value}; lower learning_rate")
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return value
 
 
 def _with_network(objective: Objective) -> tuple[MergeSampleScore, Trajectory]:
@@ -207,13 +206,3 @@ def _with_network(objective: Objective) -> tuple[MergeSampleScore, Trajectory]:
         if getattr(objective.sampler, what, None) is not None:
             raise ObjectiveError(f"neon: the model {reason}; train it on its own samples by yourself, and pack that")
     return objective, objective.trajectory
-
-
-def _losses(objective: MergeSampleScore, coefficients: Coefficients, place: int) -> dict[float, float]:
-    """Losses on the search's noise, by w: of the start, of steps away from the self-trained model, and towards it."""
-    losses = {}
-    with progress("weights of the new row", len(WEIGHTS)) as advance:
-        for weight in WEIGHTS:
-            losses[weight] = float(objective.evaluate(Candidate(with_weight(coefficients, place, weight))).loss)
-            advance(note=f"w {weight:g}: {losses[weight]:.4g}")
-    return losses

@@ -1,18 +1,27 @@
-"""The state of a stored study, and how long the rest of it takes, without loading its objective."""
+"""The state of a study: its progress while it is searched, its outcome, how long the rest of it takes."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.progress import notice, progress
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.names import split_name
+from lcsc_opt.database.nodes import NODES, KeptNodes
 from lcsc_opt.database.reader import HistoryReader
 from lcsc_opt.database.store import StoredStudy
+from lcsc_opt.evaluation import WorkerPool
 from lcsc_opt.optimizers import needs_gradient
 from lcsc_opt.search.plan import StudyPlan
+from lcsc_opt.search.runner import Search
+
+_KEEP_SECONDS = 10.0  # between two writes of the workers' state
 
 
 def outcome_of(study: StoredStudy) -> str:
@@ -96,3 +105,43 @@ def _seconds_left(
     if held_out is not None and (study is None or study.held_out is None):
         left += (held_out.top + 1) * (held_out.images / images if images else 1)
     return left * sum(known.seconds for known in timed) / count
+
+
+@contextlib.contextmanager
+def reporting(
+    search: Search, study: StoredStudy, pool: WorkerPool | None, *, elastic: bool
+) -> Iterator[Callable[[Search], None]]:
+    """A progress line while this is open; yields what :meth:`Search.run` calls.
+
+    The state of each machine's workers is written now and then, and at the end.
+
+    Args:
+        search: what is shown.
+        study: its lock must be held.
+        pool: the workers, if there are some.
+        elastic: whether the line shows how many of the workers live.
+    """
+    if (last := search.last_stored) is not None:
+        notice(f"{search.name}: continuing after trial {last}")
+    shown, kept_at = search.stored_spent, -math.inf
+
+    def keep() -> None:
+        if pool is not None:
+            study.set_attribute(NODES, KeptNodes(time.time(), tuple(pool.nodes())).as_stored())
+
+    with progress(search.name, search.budget.total, done=shown) as advance:
+
+        def on_tell(search: Search) -> None:
+            nonlocal shown, kept_at
+            notes = [f"best {search.best[0]:.4g} in trial {search.best[1]}"] if search.best else []
+            notes += [f"{search.failures} failed"] if search.failures else []
+            notes += [f"{pool.alive} of {len(pool)} workers"] if elastic and pool is not None else []
+            advance(max(search.spent - shown, 0), note=", ".join(notes))
+            shown = max(shown, search.spent)
+            if time.monotonic() - kept_at >= _KEEP_SECONDS:
+                kept_at = time.monotonic()
+                keep()
+
+        on_tell(search)
+        yield on_tell
+        keep()

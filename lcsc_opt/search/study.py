@@ -61,9 +61,8 @@ from lcsc_opt.search.plan import (
     schedule_of,
     stored_plan,
 )
-from lcsc_opt.search.reporter import reporting
 from lcsc_opt.search.runner import Search
-from lcsc_opt.search.status import is_finished, outcome_of, search_ended
+from lcsc_opt.search.status import is_finished, outcome_of, reporting, search_ended
 
 
 class ObjectiveSource:

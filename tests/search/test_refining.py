@@ -226,14 +226,14 @@ def test_interrupted_it_goes_on_bit_for_bit(
 def test_what_is_kept_weighs_more_where_it_is_lost(build: Build, tmp_path: Path) -> None:
     objective, out = build(keep="precision"), tmp_path / "r.trajectory"
     state: dict[str, Any] = {}
-    write = refining._Files.write_state
+    save = refining._Run.save
 
-    def remember(self: Any, run: Any, identity: Any) -> None:
-        write(self, run, identity)
-        state.update(run.state())
+    def remember(self: Any) -> None:
+        save(self)
+        state.update(torch.load(out.with_suffix(".state.pt"), weights_only=True))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refining._Files, "write_state", remember)
+        patch.setattr(refining._Run, "save", remember)
         run(objective, out)
     kept = DualAscent()
     for step, row in enumerate(rows(out)[:-1]):
@@ -290,10 +290,10 @@ def test_defaults_are_a_rate_that_grows_with_the_root_of_the_images_and_fifty_ch
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"images_per_step": 1}, "images_per_step: expected at least 2"),
-        ({"rate": 0.0}, "rate: expected above 0 and at most 1, got 0"),
-        ({"rate": math.nan}, "rate: expected above 0 and at most 1, got nan"),
-        ({"rate": 2.0}, "rate: expected above 0 and at most 1, got 2"),
+        ({"images_per_step": 1}, "--images-per-step: expected at least 2"),
+        ({"rate": 0.0}, "--rate: expected above 0 and at most 1, got 0"),
+        ({"rate": math.nan}, "--rate: expected above 0 and at most 1, got nan"),
+        ({"rate": 2.0}, "--rate: expected above 0 and at most 1, got 2"),
         ({"images": 199}, "--images: 199 are 0 steps of 200"),
         ({"images": 400, "checkpoint_every": 3}, "--images: 400 are 2 steps of 200"),
     ],
