@@ -16,7 +16,6 @@ It needs transformers, accelerate and, for a LoRA, peft.
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -26,12 +25,9 @@ from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.objective.settings import BatchSize, ImageObjectiveSettings
-from lcsc_opt.sampling.schedulers import SchedulerSettings, build_scheduler
-from lcsc_opt.sampling.text_to_image.lora import LoraConversion, to_diffusers
-from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline
-from lcsc_opt.sampling.text_to_image.prompts import read_prompts, say_long_prompts
-from lcsc_opt.sampling.text_to_image.sampler import NO_LORA_GRADIENT, LatentDiffusionSampler
-from lcsc_opt.trajectory import Trajectory
+from lcsc_opt.sampling.diffusers_sampler import SchedulerSettings, build_scheduler
+from lcsc_opt.sampling.pipelines import load_pipeline, read_prompts, say_long_prompts
+from lcsc_opt.sampling.text_to_image import NO_LORA_GRADIENT, LatentDiffusionSampler
 from lcsc_opt.trajectory.lora import trajectory_alphas
 
 Pixels = Annotated[int, Field(ge=8, multiple_of=8)]
@@ -90,7 +86,10 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
     prompts = read_prompts(given_path(checked.prompts))
     held_out = None if checked.held_out_prompts is None else read_prompts(given_path(checked.held_out_prompts))
     trajectory = checked.trajectory()
-    alphas = _alphas(checked, trajectory)
+    alphas = None
+    if checked.component == "lora":
+        given = checked.lora_alpha
+        alphas = trajectory_alphas(trajectory) if given is None else LoraAlphas.constant(given)
     pipeline = _pipeline(checked)
     for file in (checked.prompts, checked.held_out_prompts):
         if file is not None:
@@ -108,7 +107,7 @@ def build(settings: dict[str, Any]) -> MergeSampleScore:
         height=checked.height,
         width=checked.width,
         options=checked.sampler.step,
-        conversion=_conversion(pipeline, alphas),
+        alphas=alphas,
     )
     return checked.objective(sampler, trajectory)
 
@@ -122,22 +121,3 @@ def _pipeline(settings: Settings) -> Any:
         own = {**pipeline.scheduler.config, "_class_name": type(pipeline.scheduler).__name__}
         pipeline.scheduler = build_scheduler(chosen.name, own, chosen.scheduler)
     return pipeline
-
-
-def _alphas(settings: Settings, trajectory: Trajectory) -> LoraAlphas | None:
-    if settings.component != "lora":
-        return None
-    return trajectory_alphas(trajectory) if settings.lora_alpha is None else LoraAlphas.constant(settings.lora_alpha)
-
-
-def _conversion(pipeline: Any, alphas: LoraAlphas | None) -> LoraConversion | None:
-    if alphas is None:
-        return None
-    unet = getattr(pipeline, "unet", None)
-    convert = functools.partial(
-        to_diffusers,
-        alphas=alphas,
-        component="transformer" if unet is None else "unet",
-        unet_config=None if unet is None else unet.config,
-    )
-    return LoraConversion(convert, {"alphas": alphas.model_dump()})

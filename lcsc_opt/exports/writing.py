@@ -19,7 +19,7 @@ from lcsc_opt.base.files import replacing, why_refused
 from lcsc_opt.checkpoints.weights import difference, shapes_of, write_safetensors
 from lcsc_opt.exports.recipe import ENTRY, FILE, Dtype, LoraNaming, Recipe
 from lcsc_opt.objective.contract import Objective
-from lcsc_opt.sampling.text_to_image.lora import to_diffusers
+from lcsc_opt.sampling.lora import to_diffusers
 
 Form = Literal["safetensors", "pt", "diffusers", "lora"]
 CONFIG = "config.json"

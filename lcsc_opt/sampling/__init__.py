@@ -1,17 +1,14 @@
 """From a merged model to images: noise that belongs to an image's index, and samplers."""
 
-from lcsc_opt.sampling.base import Sampler
+from lcsc_opt.sampling.base import DifferentiableSampler, Sampler
 from lcsc_opt.sampling.consistency import ConsistencyFunction, ConsistencySampler, noise_levels
-from lcsc_opt.sampling.differentiation import DifferentiableSampler, DifferentiableWeights
 from lcsc_opt.sampling.diffusers_folder import DiffusersFolder
-from lcsc_opt.sampling.diffusers_sampler import DiffusersSampler
+from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS, DiffusersSampler, SchedulerSettings, build_scheduler
 from lcsc_opt.sampling.edm import EdmDenoiser, HeunSampler, HeunSchedule, RawOutput
 from lcsc_opt.sampling.function import FunctionSampler
-from lcsc_opt.sampling.labels import ClassLabels, Guidance, Labels, choose_labels, embedded_labels
 from lcsc_opt.sampling.latents import DecoderSettings, LatentDecoder, load_autoencoder
 from lcsc_opt.sampling.network import NetworkSettings, PreparedNetwork, load_weights
-from lcsc_opt.sampling.noise import ImageNoise
-from lcsc_opt.sampling.schedulers import SCHEDULERS, SchedulerSettings, build_scheduler
+from lcsc_opt.sampling.noise import ClassLabels, Guidance, ImageNoise, Labels, choose_labels, embedded_labels
 
 __all__ = [
     "SCHEDULERS",
@@ -20,7 +17,6 @@ __all__ = [
     "ConsistencySampler",
     "DecoderSettings",
     "DifferentiableSampler",
-    "DifferentiableWeights",
     "DiffusersFolder",
     "DiffusersSampler",
     "EdmDenoiser",

@@ -1,13 +1,24 @@
-"""The contract of samplers."""
+"""The contract of samplers, and sampling with a graph: the weights to differentiate in, and repeated network calls.
+
+A repeated call keeps only its arguments, so memory grows with the images, not with activations.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+import contextlib
+import functools
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 from lcsc_opt.base.records import Noise
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 class Sampler(Protocol):
@@ -32,3 +43,109 @@ class Sampler(Protocol):
     def describe(self) -> dict[str, object]:
         """Every setting that changes the images, for the study's fingerprint."""
         ...
+
+
+@runtime_checkable
+class DifferentiableSampler(Sampler, Protocol):
+    """A sampler whose images have a graph while grad mode is on."""
+
+    @property
+    def weights(self) -> ModuleWeights:
+        """What merged weights are copied into."""
+        ...
+
+    @property
+    def recomputed(self) -> int:
+        """How many of an image's :attr:`nfe` model calls a backward pass makes again."""
+        ...
+
+
+def recomputed(
+    function: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs
+) -> Result:
+    """Call ``function``. In grad mode its activations are not kept: a backward pass calls it again.
+
+    It must be deterministic: a network in evaluation mode is.
+    """
+    if not torch.is_grad_enabled():
+        return function(*arguments, **keywords)
+    again: Any = checkpoint
+    result = again(function, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
+    return cast("Result", result)
+
+
+@contextlib.contextmanager
+def recomputed_calls(module: nn.Module) -> Iterator[None]:
+    """While this is open, every call of ``module`` is :func:`recomputed`, also calls from other code."""
+    forward, own = module.forward, "forward" in vars(module)
+
+    @functools.wraps(forward)
+    def again(*arguments: Any, **keywords: Any) -> Any:
+        return recomputed(forward, *arguments, **keywords)
+
+    module.forward = again
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            del module.forward
+
+
+class ModuleWeights:
+    """The weights of a module, by their names in its state dict.
+
+    Args:
+        trained: what merged weights are copied into.
+        whole: everything that samples; weights outside ``trained`` get no gradient.
+        reason: why there is never a gradient, as the end of a sentence; ``None`` if there may be one.
+    """
+
+    def __init__(self, trained: nn.Module, *whole: nn.Module, reason: str | None = None) -> None:
+        self.trained = trained
+        self._whole, self._reason = (trained, *whole), reason
+
+    def why_no_gradient(self, names: Collection[str]) -> str | None:
+        """The given reason; else one for running statistics, or for entries made only when the state dict is read."""
+        if self._reason is not None:
+            return self._reason
+        for path, module in self.trained.named_modules():
+            if isinstance(module, _NormBase):
+                running = [f"{path}.{name}".lstrip(".") for name in ("running_mean", "running_var")]
+                if varying := [name for name in running if name in names]:
+                    return f"torch has no gradient in a batch normalization's {varying[0]}, which is merged, too"
+        tensors = {id(tensor) for tensor in (*self.trained.parameters(), *self.trained.buffers())}
+        for name, tensor in self._state().items():
+            if name in names and id(tensor) not in tensors:
+                return f"the network makes {name} only when its state dict is read"
+        return None
+
+    @contextlib.contextmanager
+    def differentiable(self, names: Collection[str]) -> Iterator[Mapping[str, Tensor]]:
+        """Floating-point parameters and buffers of these names. A tensor with two names has the last, as in loading.
+
+        Afterwards every tensor's ``requires_grad`` is as before.
+        """
+        last = {id(tensor): name for name, tensor in self._state().items() if name in names}
+        leaves = {name: tensor for name, tensor in self._state().items() if last.get(id(tensor)) == name}
+        leaves = {name: tensor for name, tensor in leaves.items() if tensor.is_floating_point()}
+        chosen = {id(tensor) for tensor in leaves.values()}
+        asked = [
+            (tensor, tensor.requires_grad) for part in self._whole for tensor in (*part.parameters(), *part.buffers())
+        ]
+        try:
+            for tensor, before in asked:
+                if before != (id(tensor) in chosen):
+                    tensor.requires_grad_(not before)
+            yield leaves
+        finally:
+            for tensor, before in asked:
+                tensor.requires_grad_(before)
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            name: tensor
+            for name, tensor in self.trained.state_dict(keep_vars=True).items()
+            if isinstance(tensor, Tensor)
+        }

@@ -7,7 +7,6 @@ negative, and then the network gives NaN. So they are estimated from forward pas
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterator, Mapping
 
 import torch
@@ -23,12 +22,8 @@ NOISE = Noise("batch-norm")  # no evaluation samples from this group
 
 def merged_statistics(network: nn.Module, varying: Collection[str]) -> list[str]:
     """The names of the running statistics that differ between checkpoints, in the network's state dict."""
-    return [
-        name
-        for path, module in _normalizations(network)
-        for name in (f"{path}.{buffer}".lstrip(".") for buffer in ("running_mean", "running_var"))
-        if name in varying
-    ]
+    names = _buffers(network)
+    return [name for name in names if name in varying and name.endswith(("running_mean", "running_var"))]
 
 
 class BatchNormStatistics:
@@ -44,23 +39,28 @@ class BatchNormStatistics:
 
     @torch.no_grad()
     def estimate(self) -> None:
-        """Sample :data:`IMAGES` images; averages over these become the statistics of each normalization."""
-        with _averaging([module for _, module in _normalizations(self._network)]):
+        """Sample :data:`IMAGES` images; plain averages over these become the statistics of each normalization."""
+        modules = [module for _, module in _normalizations(self._network)]
+        momenta = [module.momentum for module in modules]
+        try:
+            for module in modules:
+                module.reset_running_stats()
+                module.momentum = None  # the plain average over all calls
+                module.train()
             for first in range(0, IMAGES, BATCH):
                 self._sampler.sample(NOISE, first, first + BATCH)
+        finally:
+            for module, momentum in zip(modules, momenta, strict=True):
+                module.momentum = momentum
+                module.eval()
 
     def values(self) -> Mapping[str, Tensor]:
         """The statistics as they are now, on the CPU, by their names in the state dict."""
-        names = {
-            f"{path}.{name}".lstrip(".")
-            for path, module in _normalizations(self._network)
-            for name, _ in module.named_buffers(recurse=False)
-        }
         state = self._network.state_dict()
-        return {name: state[name].detach().cpu().clone() for name in sorted(names)}
+        return {name: state[name].detach().cpu().clone() for name in sorted(_buffers(self._network))}
 
     def describe(self) -> dict[str, object]:
-        """What decides the statistics, beside the weights and the sampler."""
+        """What decides the statistics, besides the weights and the sampler."""
         return {"images": IMAGES, "batch": BATCH}
 
 
@@ -70,17 +70,9 @@ def _normalizations(network: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
             yield path, module
 
 
-@contextlib.contextmanager
-def _averaging(modules: Collection[_BatchNorm]) -> Iterator[None]:
-    """While this is open, the modules take the plain average over all calls."""
-    momenta = [module.momentum for module in modules]
-    try:
-        for module in modules:
-            module.reset_running_stats()
-            module.momentum = None
-            module.train()
-        yield
-    finally:
-        for module, momentum in zip(modules, momenta, strict=True):
-            module.momentum = momentum
-            module.eval()
+def _buffers(network: nn.Module) -> list[str]:
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, module in _normalizations(network)
+        for name, _ in module.named_buffers(recurse=False)
+    ]

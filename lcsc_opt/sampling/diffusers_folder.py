@@ -26,8 +26,8 @@ class DiffusersFolder:
     Attributes:
         path: where it was read.
         model: the network's ``config.json``.
-        scheduler: the pipeline's ``scheduler_config.json``, where there is one.
-        timestep_scale: the network is told the scheduler's timesteps times this number. It is not 1 where the network
+        scheduler: the pipeline's ``scheduler_config.json``, if there is one.
+        timestep_scale: the network is told the scheduler's timesteps times this number. It is not 1 if the network
             was tuned from another kind of model, with other timesteps. A key of the scheduler's configuration.
     """
 
@@ -46,15 +46,22 @@ class DiffusersFolder:
             ObjectiveError: no such file, or not a model's configuration.
         """
         path = path.with_suffix(".model") if path.suffix == ".trajectory" else path
-        if path.is_file():
-            return cls(path, _read_json(path), *_scheduler_beside(path.parent))
-        component = next((path / name for name in COMPONENTS if (path / name / "config.json").is_file()), path)
-        if not (component / "config.json").is_file():
+        places = [path, *(path / name / "config.json" for name in COMPONENTS), path / "config.json"]
+        config = next((place for place in places if place.is_file()), None)
+        if config is None:
             raise ObjectiveError(
                 f"model: {path} holds no config.json, and none in {', '.join(COMPONENTS)}; expected a folder that "
                 "diffusers' save_pretrained wrote, of a model or of a pipeline"
             )
-        return cls(path, _read_json(component / "config.json"), *_scheduler_beside(component))
+        for folder in (config.parent, config.parent.parent):
+            place = folder / "scheduler" / "scheduler_config.json"
+            if place.is_file():
+                scheduler = _read_json(place)
+                scale = scheduler.pop(TIMESTEP_SCALE, 1.0)
+                if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
+                    raise ObjectiveError(f"{place}: {TIMESTEP_SCALE}: expected a number above 0, got {scale!r}")
+                return cls(path, _read_json(config), scheduler, float(scale))
+        return cls(path, _read_json(config), None)
 
     def network(self) -> nn.Module:
         """The network, with random weights.
@@ -92,19 +99,6 @@ class DiffusersFolder:
         """How many classes the model has embeddings for; ``None`` when it is unconditional."""
         classes = self.model.get("num_class_embeds") or self.model.get("num_embeds_ada_norm")
         return int(classes) if classes else None
-
-
-def _scheduler_beside(model: Path) -> tuple[Config | None, float]:
-    """The configuration of the scheduler beside a model, and the scale of its timesteps."""
-    for folder in (model, model.parent):
-        path = folder / "scheduler" / "scheduler_config.json"
-        if path.is_file():
-            config = _read_json(path)
-            scale = config.pop(TIMESTEP_SCALE, 1.0)
-            if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < float("inf"):
-                raise ObjectiveError(f"{path}: {TIMESTEP_SCALE}: expected a number above 0, got {scale!r}")
-            return config, float(scale)
-    return None, 1.0
 
 
 def _read_json(path: Path) -> Config:

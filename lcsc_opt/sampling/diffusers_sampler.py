@@ -5,20 +5,125 @@ The loop is that of diffusers' own unconditional pipelines, but noise belongs to
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, JsonValue, model_validator
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling.labels import ClassLabels, Guidance
+from lcsc_opt.base.settings import FrozenModel, near_miss
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
-from lcsc_opt.sampling.noise import ImageNoise
-from lcsc_opt.sampling.schedulers import without_deprecations
+from lcsc_opt.sampling.noise import ClassLabels, Guidance, ImageNoise
+
+SchedulerName = Literal[
+    "ddpm",
+    "ddim",
+    "dpm-solver++",
+    "sde-dpm-solver++",
+    "unipc",
+    "heun",
+    "euler",
+    "euler-ancestral",
+    "consistency",
+    "lcm",
+]
+
+SCHEDULERS: dict[SchedulerName, tuple[str, dict[str, str]]] = {
+    "ddpm": ("DDPMScheduler", {}),  # Ho et al. 2020
+    "ddim": ("DDIMScheduler", {}),  # Song et al. 2021
+    "dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),  # Lu et al. 2022
+    "sde-dpm-solver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),  # Zhao et al. 2023
+    "heun": ("HeunDiscreteScheduler", {}),  # Karras et al. 2022, Algorithm 1
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "consistency": ("CMStochasticIterativeScheduler", {}),  # Song et al. 2023, Algorithm 1
+    "lcm": ("LCMScheduler", {}),  # Luo et al. 2023, latent consistency models
+}
+"""Name → class in diffusers, and the settings of its configuration that the name stands for."""
+
+
+class SchedulerSettings(FrozenModel):
+    """``sampler:`` of a study file.
+
+    Attributes:
+        name: which scheduler; without it the pipeline's own.
+        steps: how many; for most samplers that is the number of model calls.
+        timesteps: which ones, in place of ``steps``, if the scheduler takes them: ``[22, 0]`` for a consistency model.
+        scheduler: settings that replace those of its configuration: ``{solver_order: 3, clip_sample: false}``.
+        step: further arguments of each step: ``{eta: 0.5}`` for DDIM.
+    """
+
+    name: SchedulerName | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    timesteps: Annotated[list[int], Field(min_length=1)] | None = None
+    scheduler: dict[str, JsonValue] = Field(default={})
+    step: dict[str, JsonValue] = Field(default={})
+
+    @model_validator(mode="after")
+    def _steps_or_timesteps(self) -> SchedulerSettings:
+        if (self.steps is None) == (self.timesteps is None):
+            raise ValueError("expected either steps or timesteps")
+        return self
+
+
+def build_scheduler(
+    name: SchedulerName | None, config: Mapping[str, Any] | None, options: Mapping[str, Any] | None = None
+) -> Any:
+    """A scheduler of diffusers, as ``Scheduler.from_config(config, **options)`` makes it.
+
+    Args:
+        name: which one; ``None`` for the one that the configuration names.
+        config: a pipeline's ``scheduler_config.json``; missing keys have the scheduler's own defaults.
+        options: settings that replace those of ``config``.
+
+    Raises:
+        ObjectiveError: no name and no configuration, an unknown option, or values that the scheduler refuses.
+    """
+    kind, fixed = _scheduler_class(name, config)
+    known = [option for option in inspect.signature(kind.__init__).parameters if option != "self"]
+    changes = {**fixed, **(options or {})}
+    if unknown := [option for option in changes if option not in known]:
+        raise ObjectiveError(
+            f"sampler.scheduler: {kind.__name__} has no option {unknown[0]!r}{near_miss(unknown[0], known)}; "
+            f"it has {', '.join(known)}"
+        )
+    try:
+        with without_deprecations():
+            return kind.from_config(dict(config or {}), **changes)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise ObjectiveError(f"sampler.scheduler: {kind.__name__}: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def without_deprecations() -> Iterator[None]:
+    """Silence a warning of numpy 2 while this is open: diffusers' schedulers turn tensors into arrays in an old way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def _scheduler_class(name: SchedulerName | None, config: Mapping[str, Any] | None) -> tuple[Any, dict[str, str]]:
+    import diffusers
+
+    if name is not None:
+        class_name, fixed = SCHEDULERS[name]
+        return getattr(diffusers, class_name), fixed
+    class_name = str((config or {}).get("_class_name", ""))
+    kind = getattr(diffusers, class_name, None) if class_name.isidentifier() else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        found = (
+            f"the pipeline's {class_name!r} is none of diffusers'" if class_name else "there is no pipeline's to take"
+        )
+        raise ObjectiveError(f"sampler.name: {found}; name one of {', '.join(SCHEDULERS)}")
+    return kind, {}
 
 
 class DiffusersSampler(NetworkSampler):
@@ -142,22 +247,18 @@ class DiffusersSampler(NetworkSampler):
         channels = self.image_shape[0]
         images = torch.zeros(1, channels, 1, 1)
         output = torch.zeros(1, channels * (2 if self._uses_variance else 1), 1, 1)
-        if "generator" not in inspect.signature(self.scheduler.step).parameters:
-            self._try_steps(images, output, {})
-            return False
         generator = torch.Generator()
-        untouched = generator.get_state()
-        self._try_steps(images, output, {"generator": generator})
-        return not torch.equal(generator.get_state(), untouched)
-
-    def _try_steps(self, images: Tensor, output: Tensor, options: Mapping[str, torch.Generator]) -> None:
+        untouched, options = generator.get_state(), dict(self._step_options)
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            options["generator"] = generator
         try:
             for timestep in self._timesteps():
                 self.scheduler.scale_model_input(images, timestep)
-                self.scheduler.step(output, timestep, images, **self._step_options, **options)
+                self.scheduler.step(output, timestep, images, **options)
         except (ValueError, TypeError, NotImplementedError) as error:
             reason = " ".join(str(error).split())
             raise ObjectiveError(f"sampler: {type(self.scheduler).__name__} cannot step: {reason}") from error
+        return not torch.equal(generator.get_state(), untouched)
 
     def _predict(self, images: Tensor, timestep: Tensor, labels: Tensor | None, *, again: bool) -> Tensor:
         times = timestep.to(self._network.dtype if timestep.is_floating_point() else timestep.dtype)
@@ -171,12 +272,11 @@ class DiffusersSampler(NetworkSampler):
         null = torch.full_like(labels, self.guidance.null_label)
         classes = torch.cat([labels, null])
         both = self._network(images.repeat(2, 1, 1, 1), times.repeat(2), class_labels=classes, again=again)
-        return self._kept(self._guided(self.guidance, *both.chunk(2)))
-
-    def _guided(self, guidance: Guidance, conditional: Tensor, null: Tensor) -> Tensor:
+        conditional, unconditional = both.chunk(2)
         channels = self.image_shape[0]  # further channels are a learned variance, which is not guided
-        guided = guidance.mix(conditional[:, :channels], null[:, :channels])
-        return torch.cat([guided, conditional[:, channels:]], dim=1)
+        difference = conditional[:, :channels] - unconditional[:, :channels]
+        guided = unconditional[:, :channels] + self.guidance.scale * difference
+        return self._kept(torch.cat([guided, conditional[:, channels:]], dim=1))
 
     def _kept(self, output: Tensor) -> Tensor:
         """The output without the learned variance, unless the scheduler uses that."""

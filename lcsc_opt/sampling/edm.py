@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import Noise
 from lcsc_opt.sampling.consistency import noise_levels
-from lcsc_opt.sampling.labels import ClassLabels
 from lcsc_opt.sampling.latents import LatentDecoder
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork
-from lcsc_opt.sampling.noise import ImageNoise
+from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 
 class EdmDenoiser(nn.Module):
@@ -182,15 +181,24 @@ class HeunSampler(NetworkSampler):
 
     def sample(self, noise: Noise, start: int, stop: int) -> Tensor:
         """``[stop - start, C, H, W]`` images in [-1, 1]."""
-        levels = [self._denoiser.rounded(sigma) if sigma else 0.0 for sigma in self.schedule.levels()]
-        labels = None if self.labels is None else self.labels.batch(noise, start, stop).to(self._network.device)
-        x = levels[0] * self._draw(noise, start, stop, draw=0)
+        device, denoiser = self._network.device, self._denoiser
+
+        def draw(index: int) -> Tensor:
+            return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(device).to(self._dtype)
+
+        levels = [denoiser.rounded(sigma) if sigma else 0.0 for sigma in self.schedule.levels()]
+        labels = None if self.labels is None else self.labels.batch(noise, start, stop).to(device)
+        x = levels[0] * draw(0)
         for step, (sigma, lower) in enumerate(itertools.pairwise(levels)):
-            raised = self._denoiser.rounded(self.schedule.raised(sigma))
+            raised = denoiser.rounded(self.schedule.raised(sigma))
             if raised > sigma:
-                spread = self.schedule.s_noise * math.sqrt(raised**2 - sigma**2)
-                x = x + spread * self._draw(noise, start, stop, draw=1 + step)
-            x = self._step(x, raised, lower, labels)
+                x = x + self.schedule.s_noise * math.sqrt(raised**2 - sigma**2) * draw(1 + step)
+            slope = self._slope(x, raised, labels, again=lower > 0)
+            euler = x + (lower - raised) * slope
+            if lower > 0:  # Heun's step; the last one is Euler's
+                x = x + (lower - raised) * (slope + self._slope(euler, lower, labels, again=True)) / 2
+            else:
+                x = euler
         images = x.to(self._network.dtype)
         decoded = images if self.decoder is None else self.decoder(images)
         return decoded.clamp(-1, 1)
@@ -208,22 +216,9 @@ class HeunSampler(NetworkSampler):
             "dtype": self._network.settings.dtype,
         }
 
-    def _step(self, x: Tensor, sigma: float, lower: float, labels: Tensor | None) -> Tensor:
-        """``[N, C, H, W]`` at one noise level → the same shape at the next. Euler's step if the next level is zero."""
-        last = lower == 0
-        slope = self._slope(x, sigma, labels, again=not last)
-        euler = x + (lower - sigma) * slope
-        if last:
-            return euler
-        return x + (lower - sigma) * (slope + self._slope(euler, lower, labels, again=True)) / 2
-
     def _slope(self, x: Tensor, sigma: float, labels: Tensor | None, *, again: bool) -> Tensor:
         dtype = self._network.dtype
         level = torch.full((len(x),), sigma, device=x.device, dtype=dtype)
         arguments = () if labels is None else (labels,)
         denoised = self._network(x.to(dtype), level, *arguments, again=again).to(self._dtype)
         return (x - denoised) / sigma
-
-    def _draw(self, noise: Noise, start: int, stop: int, *, draw: int) -> Tensor:
-        z = self.noise.batch(noise, start, stop, self.image_shape, draw=draw)
-        return z.to(self._network.device).to(self._dtype)

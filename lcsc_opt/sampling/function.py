@@ -14,10 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.progress import notice
 from lcsc_opt.base.records import Noise
-from lcsc_opt.sampling.differentiation import recomputed_calls
-from lcsc_opt.sampling.labels import ClassLabels
+from lcsc_opt.sampling.base import recomputed_calls
 from lcsc_opt.sampling.network import NetworkSampler, NetworkSettings, PreparedNetwork, raised
-from lcsc_opt.sampling.noise import ImageNoise
+from lcsc_opt.sampling.noise import ClassLabels, ImageNoise
 
 SAME, SAME_IN_HALF = 1 / 255, 0.05  # mean differences that rounding may make: half a level of 8 bits; in half types
 HIGHEST = 2.0  # images without a negative value are taken for bytes if they reach this
@@ -64,7 +63,9 @@ class FunctionSampler(NetworkSampler):
         self.function, self.options = function, dict(options or {})
         self.image_shape, self.noise, self.labels = tuple(image_shape), noise, labels
         self.name = name or f"{type(model).__name__}, {function.__name__}"
-        self._parameters = _parameters(function)
+        parameters = inspect.signature(function).parameters
+        any_keyword = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        self._parameters = None if any_keyword else set(parameters)  # None: it takes any
         self._network = PreparedNetwork(model, settings)
         self._nfe, self._looked_at = nfe, False
         self._remembers = not self._network.settings.compile  # another size would be compiled for this alone
@@ -103,7 +104,9 @@ class FunctionSampler(NetworkSampler):
         if not self._looked_at:
             self._looked_at = True
             self._look_at(images)
-        if self._remembers and not any(map(_estimates, self._network.module.modules())):
+        # not while statistics are being estimated, from just these batches
+        estimating = (isinstance(module, _BatchNorm) and module.training for module in self._network.module.modules())
+        if self._remembers and not any(estimating):
             self._remembers, self._loads = False, 0
             weights = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
             self._first = weights, images[:2].detach().clone(), noise, start
@@ -111,19 +114,27 @@ class FunctionSampler(NetworkSampler):
 
     def _images(self, noise: Noise, start: int, stop: int) -> Tensor:
         """What the function returns, checked."""
+        device, dtype = self._network.device, self._network.dtype
 
-        def draw(index: int) -> Tensor:
-            return self._own(self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(self._network.dtype))
+        def draw(index: int) -> Tensor:  # a copy: the function may write to it, and other candidates need the original
+            return self.noise.batch(noise, start, stop, self.image_shape, draw=index).to(device, dtype, copy=True)
 
         options = {**self._told, **self.options}
         if self.labels is not None:
-            options["labels"] = self._own(self.labels.batch(noise, start, stop))
+            options["labels"] = self.labels.batch(noise, start, stop).to(device, copy=True)
         if self._parameters is not None and "draw" in self._parameters:
             options["draw"] = draw
         again = recomputed_calls(self._network.module) if self.recomputed else contextlib.nullcontext()
         with self._network.arithmetic(), again, torch.set_grad_enabled(torch.is_grad_enabled()):
-            images = self.function(self._network.callable, draw(0), **options)
-        return self._checked(images, stop - start)
+            images: Any = self.function(self._network.callable, draw(0), **options)
+        if not isinstance(images, Tensor):
+            raise ObjectiveError(f"the sampler {self.name} returned a {type(images).__name__}; expected a tensor")
+        if images.ndim != 4 or len(images) != stop - start or not images.is_floating_point():
+            raise ObjectiveError(
+                f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
+                f"expected floating point images [{stop - start}, C, H, W] in [-1, 1]"
+            )
+        return images
 
     def describe(self) -> dict[str, object]:
         """Settings that change the images. The code is in :attr:`lcsc_opt.objective.contract.Objective.code`."""
@@ -136,22 +147,8 @@ class FunctionSampler(NetworkSampler):
             "dtype": self._network.settings.dtype,
         }
 
-    def _own(self, kept: Tensor) -> Tensor:
-        """A copy on the device. The function may write to it, and other candidates need the original."""
-        return kept.to(self._network.device, copy=True)
-
     def _has(self, parameter: str) -> bool:
         return self._parameters is None or parameter in self._parameters
-
-    def _checked(self, images: Any, count: int) -> Tensor:
-        if not isinstance(images, Tensor):
-            raise ObjectiveError(f"the sampler {self.name} returned a {type(images).__name__}; expected a tensor")
-        if images.ndim != 4 or len(images) != count or not images.is_floating_point():
-            raise ObjectiveError(
-                f"the sampler {self.name} returned {images.dtype} {list(images.shape)}; "
-                f"expected floating point images [{count}, C, H, W] in [-1, 1]"
-            )
-        return images
 
     def _compare(self, weights: Mapping[str, Tensor], images: Tensor, noise: Noise, start: int) -> None:
         """Warn, once, if these weights give other images than before."""
@@ -177,16 +174,3 @@ class FunctionSampler(NetworkSampler):
                 f"the sampler {self.name} returned no value below 0, as if black were 0 and white {most}; expected "
                 f"images in [-1, 1]: let it return {instead}"
             )
-
-
-def _estimates(module: nn.Module) -> bool:
-    """Whether its statistics are being estimated, from just these batches."""
-    return isinstance(module, _BatchNorm) and module.training
-
-
-def _parameters(function: Callable[..., Any]) -> set[str] | None:
-    """Names that the function takes; ``None`` when it takes any."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {parameter.name for parameter in parameters}

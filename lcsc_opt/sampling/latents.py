@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.paths import given_path
 from lcsc_opt.base.settings import FrozenModel
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.sampling.differentiation import recomputed
+from lcsc_opt.sampling.base import recomputed
 
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 

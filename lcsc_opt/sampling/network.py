@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.checkpoints.weights import difference, shapes_of
-from lcsc_opt.sampling.differentiation import DifferentiableWeights, ModuleWeights, recomputed
+from lcsc_opt.sampling.base import ModuleWeights, recomputed
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 Compile = Literal[False, True, "reduce-overhead", "max-autotune"]
@@ -45,30 +45,18 @@ class NetworkSettings:
         Raises:
             ObjectiveError: torch or this machine has no such device.
         """
+        apple = torch.backends.mps.is_available()
         if self.device == "auto":
-            return torch.device(_best_device())
+            return torch.device("cuda" if torch.cuda.is_available() else "mps" if apple else "cpu")
+        counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(apple)}
         kind, _, index = self.device.partition(":")
-        if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
+        if kind not in counts or (index and not index.isdecimal()):
             raise ObjectiveError(f"device: expected auto, cpu, cuda, cuda:1, … or mps, got {self.device!r}")
-        device, count = torch.device(self.device), _device_count(kind)
+        device, count = torch.device(self.device), counts[kind]
         if (device.index or 0) >= count:
             there = f"{count} of them" if count else "none"
             raise ObjectiveError(f"device: {self.device} is not there (torch sees {there}); 'auto' takes what is")
         return device
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _device_count(kind: str) -> int:
-    if kind == "cuda":
-        return torch.cuda.device_count()
-    if kind == "mps":
-        return int(torch.backends.mps.is_available())
-    return 1
 
 
 class PreparedNetwork:
@@ -106,10 +94,6 @@ class PreparedNetwork:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         self.callable: Any = compiled(self.module, self.settings.compile)
 
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy merged weights into the network; see :func:`load_weights`."""
-        load_weights(self.trained, weights)
-
     def __call__(self, images: Tensor, *arguments: Any, again: bool = False, **keywords: Any) -> Tensor:
         """The network's output for ``images`` ``[N, C, H, W]``, in :attr:`dtype`.
 
@@ -134,10 +118,22 @@ class PreparedNetwork:
 
     @contextlib.contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """While this is open, :attr:`callable` computes in the dtype of the settings, on tensors of any dtype."""
+        """While this is open, :attr:`callable` computes in the dtype of the settings, on tensors of any dtype.
+
+        Raises:
+            ObjectiveError: ``torch.compile`` failed, for want of a compiler perhaps; it does so at the first call.
+        """
         dtype = DTYPES[self.settings.dtype]
-        with _compiling(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            yield
+        try:
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                yield
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ObjectiveError(
+                f"compile: torch.compile failed; set compile: false, or repair this: {reason}"
+            ) from error
 
 
 class NetworkSampler:
@@ -151,28 +147,13 @@ class NetworkSampler:
         return self._network.trained
 
     @property
-    def weights(self) -> DifferentiableWeights:
+    def weights(self) -> ModuleWeights:
         """The network's weights, for gradients."""
         return self._network.weights
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Copy merged weights into the network."""
-        self._network.load(weights)
-
-
-@contextlib.contextmanager
-def _compiling() -> Iterator[None]:
-    """While this is open, errors of ``torch.compile``, such as a missing compiler, become an ObjectiveError.
-
-    They appear only when the network is first called.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise ObjectiveError(f"compile: torch.compile failed; set compile: false, or repair this: {reason}") from error
+        load_weights(self._network.trained, weights)
 
 
 def compiled(module: nn.Module, how: Compile) -> Any:

@@ -9,7 +9,7 @@ import torch
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.records import SEARCH
 from lcsc_opt.coefficients.profiles import ema_coefficients
-from lcsc_opt.sampling.schedulers import without_deprecations
+from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from tests.objectives.image_objectives import build, check
 from tests.unet_examples import unet
 

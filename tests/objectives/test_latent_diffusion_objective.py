@@ -16,7 +16,7 @@ from lcsc_opt.base.study_file import ObjectiveSpec
 from lcsc_opt.coefficients.profiles import ema_coefficients
 from lcsc_opt.objective.loading import load_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
-from lcsc_opt.sampling.text_to_image.lora import to_diffusers
+from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from tests import tiny_pipelines

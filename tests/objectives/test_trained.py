@@ -22,7 +22,7 @@ from lcsc_opt.objective.loading import check_objective
 from lcsc_opt.objective.merge_sample_score import MergeSampleScore
 from lcsc_opt.sampling import DiffusersFolder, ImageNoise
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.sampling.schedulers import without_deprecations
+from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.training import images, preparing
 from lcsc_opt.training.images import Bundled, bundled_images, second_network
 from lcsc_opt.training.recipes import Batch

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, Noise
 from lcsc_opt.sampling import ClassLabels, DiffusersSampler, Guidance, ImageNoise, NetworkSettings
-from lcsc_opt.sampling.schedulers import SCHEDULERS, build_scheduler, without_deprecations
+from lcsc_opt.sampling.diffusers_sampler import SCHEDULERS, build_scheduler, without_deprecations
 from tests.unet_examples import unet
 
 IMAGES = 5

@@ -19,8 +19,8 @@ from lcsc_opt.sampling import (
     ImageNoise,
     NetworkSettings,
 )
+from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.edm import RawOutput
-from lcsc_opt.sampling.schedulers import without_deprecations
 
 SHAPE = (1, 4, 4)
 NOISE = ImageNoise(3)

@@ -32,7 +32,7 @@ from lcsc_opt.sampling import (
     PreparedNetwork,
     build_scheduler,
 )
-from lcsc_opt.sampling.differentiation import ModuleWeights, recomputed_calls
+from lcsc_opt.sampling.base import ModuleWeights, recomputed_calls
 from tests.unet_examples import unet
 
 SHAPE = (1, 4, 4)

@@ -48,11 +48,6 @@ def test_a_label_that_is_no_class_is_refused(label: int) -> None:
         ClassLabels(10, label, noise=NOISE)
 
 
-def test_guidance_leads_away_from_the_null_class() -> None:
-    conditional, null = torch.tensor([3.0]), torch.tensor([1.0])
-    assert [float(Guidance(scale, 0).mix(conditional, null)) for scale in (0.0, 1.0, 2.5)] == [1.0, 3.0, 6.0]
-
-
 def test_the_null_class_at_the_end_is_not_sampled() -> None:
     for null_label, classes in ((10, 10), (0, 11), (1000, 11)):
         labels = choose_labels("balanced", Guidance(2.0, null_label), classes=11, noise=NOISE)

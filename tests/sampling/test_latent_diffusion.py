@@ -12,13 +12,12 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, SEARCH, SELECTION
+from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.sampling import ImageNoise
+from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.network import NetworkSettings
-from lcsc_opt.sampling.schedulers import without_deprecations
-from lcsc_opt.sampling.text_to_image.lora import LoraConversion
-from lcsc_opt.sampling.text_to_image.pipelines import load_pipeline, require_text_to_image
-from lcsc_opt.sampling.text_to_image.prompts import PromptEmbeddings, read_prompts
-from lcsc_opt.sampling.text_to_image.sampler import LatentDiffusionSampler
+from lcsc_opt.sampling.pipelines import PromptEmbeddings, load_pipeline, read_prompts
+from lcsc_opt.sampling.text_to_image import LatentDiffusionSampler
 from tests import tiny_pipelines
 
 pytest.importorskip("transformers")
@@ -219,7 +218,7 @@ def test_a_lora_that_does_not_fit_is_one_line(folder: Path) -> None:
         each.load(wrong)
     assert "\n" not in str(caught.value)
     with pytest.raises(ObjectiveError, match="part that StableDiffusionPipeline lacks"):
-        each.load({"prior.x.lora_A.weight": torch.ones(1, 3)})
+        each.load({"prior.x.lora_A.weight": torch.ones(1, 3), "prior.x.lora_B.weight": torch.ones(2, 1)})
     each.load(lora(1))
     with pytest.raises(ObjectiveError, match=r"lora_A.weight. as \[3, 8\] and not \[2, 8\]"):
         each.load(lora(1, rank=3))
@@ -324,7 +323,7 @@ def test_what_decides_images_is_described(pipeline: Any, folder: Path) -> None:
         {"steps": 4},
         {"height": 32},
         {"noise": ImageNoise(4)},
-        {"component": "lora", "conversion": LoraConversion(dict, {"rank": 2})},
+        {"component": "lora", "alphas": LoraAlphas.constant(2.0)},
     ]
     assert all(sampler(again, **change).describe() != described for change in changed)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -400,12 +399,12 @@ def test_code_in_a_pipelines_folder_never_runs(folder: Path, tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else own(name))
-    require_text_to_image(lora=False)
+    load_pipeline(str(folder), NetworkSettings(device="cpu"))
     with pytest.raises(ObjectiveError, match=r"needs peft.*pip install peft"):
-        require_text_to_image(lora=True)
+        load_pipeline(str(folder), NetworkSettings(device="cpu"), lora=True)
 
 
 def test_prompts_are_the_lines_of_a_file(tmp_path: Path) -> None:

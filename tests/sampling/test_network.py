@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
-from lcsc_opt.sampling import NetworkSettings, PreparedNetwork
+from lcsc_opt.sampling import NetworkSettings, PreparedNetwork, load_weights
 from lcsc_opt.sampling.network import compile_in_place, compiled
 from tests.unet_examples import unet
 
@@ -45,7 +45,7 @@ def test_half_precision_is_close_and_not_equal(dtype: str, tolerance: float) -> 
 def test_half_precision_keeps_the_weights_in_float32() -> None:
     network = prepare(dtype="bf16")
     weights = unet(1).state_dict()
-    network.load(weights)
+    load_weights(network.trained, weights)
     assert all(torch.equal(value, weights[name]) for name, value in network.module.state_dict().items())
 
 
@@ -71,10 +71,10 @@ def test_a_compiled_network_stays_compiled_for_the_next_candidate() -> None:
     x = torch.linspace(-1, 1, 12).reshape(3, 1, 2, 2)
     with torch.inference_mode():
         for seed in (0, 1, 2):
-            network.load(_Small(seed).state_dict())
+            load_weights(network.trained, _Small(seed).state_dict())
             assert torch.allclose(network(x), _Small(seed)(x), atol=1e-6)
             with torch.compiler.set_stance("fail_on_recompile"):
-                network.load(_Small(seed + 10).state_dict())
+                load_weights(network.trained, _Small(seed + 10).state_dict())
                 assert torch.allclose(network(x), _Small(seed + 10)(x), atol=1e-6)
 
 
@@ -149,8 +149,8 @@ def test_a_mode_with_graphs_samples_the_same() -> None:
     with torch.no_grad():
         for seed in (0, 1):
             weights = _Small(seed).state_dict()
-            network.load(weights)
-            plain.load(weights)
+            load_weights(network.trained, weights)
+            load_weights(plain.trained, weights)
             assert relative(network(x), plain(x)) < 0.02
 
 
@@ -164,7 +164,7 @@ def test_loading_keeps_every_tensor_where_it_is(channels_last: bool) -> None:
 
     before = places()
     weights = unet(1, channels=3).state_dict()
-    network.load(weights)
+    load_weights(network.trained, weights)
     assert places() == before
     assert all(torch.equal(value, weights[name]) for name, value in network.module.state_dict().items())
 
@@ -229,7 +229,7 @@ def test_a_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_only_the_trained_part_gets_weights() -> None:
     whole = nn.ModuleDict({"trained": _Small(0), "fixed": _Small(1)})
     network = PreparedNetwork(whole, NetworkSettings("cpu"), trained=whole["trained"])
-    network.load(_Small(5).state_dict())
+    load_weights(network.trained, _Small(5).state_dict())
     assert torch.equal(whole["trained"].layer.weight, _Small(5).layer.weight)  # type: ignore[arg-type, union-attr]
     assert torch.equal(whole["fixed"].layer.weight, _Small(1).layer.weight)  # type: ignore[arg-type, union-attr]
 
@@ -247,7 +247,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_loaded(change: Any, me
     weights = _Small(1).state_dict()
     change(weights)
     with pytest.raises(ObjectiveError, match=f"do not fit the network: .*{message}"):
-        network.load(weights)
+        load_weights(network.trained, weights)
     assert torch.equal(network.module.layer.weight, _Small(0).layer.weight)  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ import pytest
 from lcsc_opt.base.errors import ObjectiveError, StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.sampling import SCHEDULERS, SchedulerSettings, build_scheduler
-from lcsc_opt.sampling.schedulers import SchedulerName
+from lcsc_opt.sampling.diffusers_sampler import SchedulerName
 
 
 def test_every_name_is_a_scheduler() -> None:

@@ -21,8 +21,8 @@ from lcsc_opt.base.records import SEARCH
 from lcsc_opt.base.study_file import StudySpec, read_studies
 from lcsc_opt.cli import run as lcsc
 from lcsc_opt.sampling import ConsistencyFunction, ConsistencySampler, ImageNoise, build_scheduler
+from lcsc_opt.sampling.diffusers_sampler import without_deprecations
 from lcsc_opt.sampling.function import FunctionSampler
-from lcsc_opt.sampling.schedulers import without_deprecations
 from lcsc_opt.trajectory import Trajectory
 from tests.objectives.image_objectives import PIXELS, settings
 from tests.studies import code_bases

@@ -20,7 +20,7 @@ from lcsc_opt.checkpoints.lora import (
     lora_modules,
     read_alphas,
 )
-from lcsc_opt.sampling.text_to_image.lora import to_diffusers
+from lcsc_opt.sampling.lora import to_diffusers
 from lcsc_opt.trajectory import Trajectory, TrajectoryWriter, pack, read_checkpoint
 from lcsc_opt.trajectory.lora import trajectory_alphas
 from tests import tiny_pipelines

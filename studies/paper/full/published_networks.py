@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.sampling.consistency import ConsistencyFunction
-from lcsc_opt.sampling.schedulers import build_scheduler
+from lcsc_opt.sampling.diffusers_sampler import build_scheduler
 
 SMALLEST_LOG_SNR = -5.1  # of lambda, where the cosine schedule has next to no signal: as DPM-Solver's own code clips it
 

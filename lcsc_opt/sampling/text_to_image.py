@@ -7,6 +7,7 @@ prompts and generators.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
@@ -16,17 +17,17 @@ from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.records import HELD_OUT, Noise
+from lcsc_opt.checkpoints.lora import LoraAlphas
 from lcsc_opt.checkpoints.weights import weights_sha256
-from lcsc_opt.sampling.differentiation import (
-    DifferentiableWeights,
+from lcsc_opt.sampling.base import (
     ModuleWeights,
     recomputed_calls,
 )
+from lcsc_opt.sampling.diffusers_sampler import without_deprecations
+from lcsc_opt.sampling.lora import LoraAdapter
 from lcsc_opt.sampling.network import load_weights
 from lcsc_opt.sampling.noise import ImageNoise
-from lcsc_opt.sampling.schedulers import without_deprecations
-from lcsc_opt.sampling.text_to_image.lora import LoraAdapter, LoraConversion
-from lcsc_opt.sampling.text_to_image.prompts import PromptEmbeddings, prompts_sha256
+from lcsc_opt.sampling.pipelines import PromptEmbeddings
 
 NO_LORA_GRADIENT = "the gradient of a LoRA in a pipeline is not known"
 Component = Literal["unet", "transformer", "lora"]
@@ -36,7 +37,7 @@ class LatentDiffusionSampler:
     """Images of a text-to-image pipeline.
 
     Args:
-        pipeline: of diffusers, as :func:`~lcsc_opt.sampling.text_to_image.pipelines.load_pipeline` gives it; it is
+        pipeline: of diffusers, as :func:`~lcsc_opt.sampling.pipelines.load_pipeline` gives it; it is
             this sampler's alone.
         component: what merged weights are: those of ``unet`` or ``transformer``, or a ``lora``.
         prompts: image i is of prompt i mod n.
@@ -49,7 +50,7 @@ class LatentDiffusionSampler:
         height: of the images, in pixels; ``None`` is what the model was trained on.
         width: the same.
         options: further arguments of the pipeline, such as ``eta``.
-        conversion: of merged weights to what the pipeline loads, for the component ``lora``.
+        alphas: of merged LoRAs, for the component ``lora``; ``None`` is alpha = rank.
 
     Raises:
         ObjectiveError: a component, a size or an option that does not fit.
@@ -70,21 +71,26 @@ class LatentDiffusionSampler:
         height: int | None = None,
         width: int | None = None,
         options: Mapping[str, Any] | None = None,
-        conversion: LoraConversion | None = None,
+        alphas: LoraAlphas | None = None,
     ) -> None:
         self.pipeline, self.component, self.noise = pipeline, component, noise
         self.prompts = tuple(prompts)
         self.held_out_prompts = self.prompts if held_out_prompts is None else tuple(held_out_prompts)
-        self.denoiser = _denoiser(pipeline, component)
+        self.denoiser = cast("Any", getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None))
+        if component != "lora" and getattr(pipeline, component, None) is None:
+            raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
         self.image_size = (self._length("height", height, 0), self._length("width", width, 1))
         self._schedule = {"num_inference_steps": steps} if timesteps is None else {"timesteps": list(timesteps)}
         self._guidance_scale = guidance_scale
-        self._options = _checked_options(pipeline, {**self._schedule, **(options or {})})
-        guided = guidance_scale > 1 and self._takes("negative_prompt_embeds") and not self._embeds_guidance
+        self._options = {**self._schedule, **(options or {})}
+        if unknown := [name for name in self._options if not self._takes(name)]:
+            raise ObjectiveError(f"sampler: {type(pipeline).__name__} does not take {unknown[0]!r}")
+        embeds_guidance = self.denoiser.config.get("time_cond_proj_dim") is not None  # one call is enough for it
+        guided = guidance_scale > 1 and self._takes("negative_prompt_embeds") and not embeds_guidance
         self._embeddings = PromptEmbeddings(pipeline, negative_prompt=negative_prompt, guided=guided)
         self._model_calls = self._count_steps() * (2 if guided else 1)
-        self.conversion = conversion or LoraConversion()
-        self._lora = LoraAdapter(pipeline, self.conversion) if component == "lora" else None
+        self.alphas = alphas
+        self._lora = LoraAdapter(pipeline, alphas) if component == "lora" else None
         self._weights_sha256: str | None = None
 
     @property
@@ -100,7 +106,7 @@ class LatentDiffusionSampler:
             self._embeddings.forget()
 
     @property
-    def weights(self) -> DifferentiableWeights:
+    def weights(self) -> ModuleWeights:
         """The U-Net's or transformer's, for gradients."""
         parts = (part for part in self.pipeline.components.values() if isinstance(part, nn.Module))
         reason = None if self._lora is None else NO_LORA_GRADIENT
@@ -122,7 +128,7 @@ class LatentDiffusionSampler:
             output = self._call(
                 **embedded,
                 **self._options,
-                **self._fixed_options(),
+                **({"use_resolution_binning": False} if self._takes("use_resolution_binning") else {}),
                 guidance_scale=self._guidance_scale,
                 height=self.image_size[0],
                 width=self.image_size[1],
@@ -141,15 +147,15 @@ class LatentDiffusionSampler:
         return {
             "sampler": type(self.pipeline).__name__,
             "component": self.component,
-            "lora": dict(self.conversion.description) if self.component == "lora" else None,
+            "lora": None if self.alphas is None else {"alphas": self.alphas.model_dump()},
             "weights": self._fixed_weights_sha256(),
             "scheduler": type(scheduler).__name__,
             "scheduler_config": {name: value for name, value in scheduler.config.items() if name[0] != "_"},
             "options": self._options,
             "guidance_scale": self._guidance_scale,
             "negative_prompt": self._embeddings.negative_prompt,
-            "prompts": [prompts_sha256(self.prompts), len(self.prompts)],
-            "held_out_prompts": [prompts_sha256(self.held_out_prompts), len(self.held_out_prompts)],
+            "prompts": [_sha256(self.prompts), len(self.prompts)],
+            "held_out_prompts": [_sha256(self.held_out_prompts), len(self.held_out_prompts)],
             "image_size": list(self.image_size),
             "noise_seed": self.noise.seed,
             "dtype": str(self.denoiser.dtype).removeprefix("torch."),
@@ -161,17 +167,8 @@ class LatentDiffusionSampler:
             return self.pipeline(**arguments)
         return inspect.unwrap(type(self.pipeline).__call__)(self.pipeline, **arguments)
 
-    @property
-    def _embeds_guidance(self) -> bool:
-        """Whether the network is told the guidance scale, as latent consistency models are: one call is enough."""
-        return self.denoiser.config.get("time_cond_proj_dim") is not None
-
     def _takes(self, argument: str) -> bool:
         return argument in inspect.signature(self.pipeline.__call__).parameters
-
-    def _fixed_options(self) -> dict[str, Any]:
-        """What some pipelines would do to prompts or images that nobody asked for."""
-        return {name: False for name in ("use_resolution_binning",) if self._takes(name)}
 
     def _length(self, name: str, pixels: int | None, axis: int) -> int:
         """Height or width, as a multiple of what one latent covers."""
@@ -200,35 +197,21 @@ class LatentDiffusionSampler:
         return len(scheduler.timesteps)
 
     def _fixed_weights_sha256(self) -> str:
+        """SHA-256 of all weights but the merged ones, as they were before any LoRA was loaded."""
         if self._weights_sha256 is None:
-            merged = None if self.component == "lora" else self.denoiser
+            merged = None if self._lora is not None else self.denoiser
             modules = {name: part for name, part in self.pipeline.components.items() if isinstance(part, nn.Module)}
-            self._weights_sha256 = hash_weights({name: part for name, part in modules.items() if part is not merged})
+            self._weights_sha256 = weights_sha256(
+                {
+                    f"{module}.{name.replace('.base_layer.', '.')}": tensor
+                    for module, part in modules.items()
+                    if part is not merged
+                    for name, tensor in part.state_dict().items()
+                    if ".lora_" not in name
+                }
+            )
         return self._weights_sha256
 
 
-def _denoiser(pipeline: Any, component: Component) -> Any:
-    """The pipeline's U-Net or transformer."""
-    found = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
-    if component in ("unet", "transformer") and getattr(pipeline, component, None) is None:
-        raise ObjectiveError(f"component: {type(pipeline).__name__} has no {component}")
-    return found
-
-
-def _checked_options(pipeline: Any, options: dict[str, Any]) -> dict[str, Any]:
-    taken = inspect.signature(pipeline.__call__).parameters
-    if unknown := [name for name in options if name not in taken]:
-        raise ObjectiveError(f"sampler: {type(pipeline).__name__} does not take {unknown[0]!r}")
-    return options
-
-
-def hash_weights(modules: Mapping[str, nn.Module]) -> str:
-    """SHA-256 of the parameters and buffers of ``modules``, as they were before any LoRA was loaded."""
-    return weights_sha256(
-        {
-            f"{module}.{name.replace('.base_layer.', '.')}": tensor
-            for module, part in modules.items()
-            for name, tensor in part.state_dict().items()
-            if ".lora_" not in name
-        }
-    )
+def _sha256(prompts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()

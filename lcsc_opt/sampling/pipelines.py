@@ -1,12 +1,13 @@
-"""Prompts, and what text encoders make of them, computed once for each."""
+"""Text-to-image pipelines of diffusers: loaded without running anything that their folders hold; and their prompts."""
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 import inspect
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch import Tensor
 from lcsc_opt.base.errors import ObjectiveError
 from lcsc_opt.base.imports import quiet_libraries
 from lcsc_opt.base.progress import notice
+from lcsc_opt.sampling.network import DTYPES, NetworkSettings, compile_in_place
 
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # components that text-to-image can do without
 LONGEST = 10_000  # tokens; a tokenizer that says more has no limit
 CACHE_BYTES = 4 * 2**30
 
@@ -30,6 +33,66 @@ EMBEDDINGS: dict[str, tuple[str, ...]] = {
     "PixArtSigmaPipeline": _MASKED,
 }
 """Pipeline → what its ``encode_prompt`` returns, by the names under which its ``__call__`` takes it."""
+
+
+def load_pipeline(name: str, settings: NetworkSettings, *, lora: bool = False) -> Any:
+    """Load a pipeline for :class:`~lcsc_opt.sampling.text_to_image.LatentDiffusionSampler`.
+
+    Its weights are cast to the settings' dtype, as diffusers does. There is no safety checker, whose black images no
+    metric is meant for.
+
+    Args:
+        name: a folder that ``save_pretrained`` wrote, or a name at the Hugging Face hub.
+        settings: where and how it runs; ``compile`` is for the U-Net or transformer.
+        lora: whether LoRAs will be loaded into it.
+
+    Raises:
+        ObjectiveError: a package is missing, there is no such pipeline or device, it is not supported, or it needs code
+            of its own.
+    """
+    for package in ("transformers", "accelerate", *(("peft",) if lora else ())):
+        if importlib.util.find_spec(package) is None:
+            raise ObjectiveError(f"text-to-image needs {package}, which is not installed: pip install {package}")
+    from diffusers import DiffusionPipeline
+
+    device = settings.torch_device()
+    loader: Any = DiffusionPipeline
+    try:
+        with warnings.catch_warnings(), quiet_libraries():
+            warnings.simplefilter("ignore")  # diffusers warns of how it calls others, and of the older name of dtype
+            index = loader.load_config(name)
+            _check_index(name, index)
+            unused = {component: None for component in UNUSED if component in index}
+            pipeline = loader.from_pretrained(name, torch_dtype=DTYPES[settings.dtype], **unused)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ObjectiveError(
+            f"pipeline: {name} cannot be loaded, neither as a folder of a pipeline nor from the Hugging Face hub: "
+            f"{reason} Where there is a network, 'hf download {name} --local-dir FOLDER' gets one"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    found = (getattr(pipeline, name, None) for name in ("unet", "transformer", "vae"))
+    parts = [part.eval() for part in found if part is not None]
+    if settings.channels_last:
+        for part in parts:
+            part.to(memory_format=torch.channels_last)
+    if parts:
+        compile_in_place(parts[0], settings.compile)
+    return pipeline
+
+
+def _check_index(name: str, index: Mapping[str, Any]) -> None:
+    """Refuse a ``model_index.json`` of another pipeline, or with classes neither of diffusers nor of transformers."""
+    import diffusers.pipelines
+
+    entries = {key: value for key, value in index.items() if isinstance(value, (list, tuple)) and len(value) == 2}
+    for component, (library, _) in entries.items():
+        known = library in (None, "diffusers", "transformers")
+        if component[0] == "_" or not (known or hasattr(cast("Any", diffusers.pipelines), str(library))):
+            raise ObjectiveError(f"pipeline: {name} needs code of its own for {component}, which is never run")
+    if (kind := index["_class_name"]) not in EMBEDDINGS:
+        raise ObjectiveError(f"pipeline: {kind} is not supported; these are: {', '.join(EMBEDDINGS)}")
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -64,11 +127,6 @@ def say_long_prompts(path: Path, pipeline: Any) -> None:
             count = len(tokenizer(line.strip(), truncation=False)["input_ids"])
         if count > most:
             notice(f"{path}, line {number}: {count} tokens, of which the text encoder takes the first {most}")
-
-
-def prompts_sha256(prompts: Sequence[str]) -> str:
-    """The identity of a list of prompts."""
-    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
 
 
 class PromptEmbeddings:

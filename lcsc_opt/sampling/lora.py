@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from lcsc_opt.base.errors import ObjectiveError, TrajectoryError
+from lcsc_opt.base.imports import quiet_libraries
 from lcsc_opt.checkpoints.lora import (
     PAIRS,
     LoraAlphas,
-    LoraFactors,
     LoraModule,
     lora_factors,
     lora_flavour,
@@ -31,30 +29,22 @@ FACTORS = {  # suffixes of a LoRA under the names that ``load_lora_weights`` tak
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class LoraConversion:
-    """What merged weights become before a pipeline takes them.
-
-    Attributes:
-        convert: merged weights → a LoRA under the names that ``load_lora_weights`` takes, with alpha = rank.
-        description: what of it changes the images, for the study's fingerprint.
-    """
-
-    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
-    description: Mapping[str, object] = dataclasses.field(default_factory=dict)
-
-
 class LoraAdapter:
     """The adapter of a pipeline that merged LoRAs are copied into, one after the other.
+
+    Args:
+        pipeline: of diffusers.
+        alphas: of the LoRAs; ``None`` is alpha = rank.
 
     Raises:
         ObjectiveError: the pipeline takes no LoRA.
     """
 
-    def __init__(self, pipeline: Any, conversion: LoraConversion) -> None:
+    def __init__(self, pipeline: Any, alphas: LoraAlphas | None) -> None:
         if not hasattr(pipeline, "load_lora_weights"):
             raise ObjectiveError(f"component: {type(pipeline).__name__} takes no LoRA; merge its transformer or unet")
-        self._pipeline, self._convert = pipeline, conversion.convert
+        self._pipeline, self._alphas = pipeline, alphas
+        self._unet = getattr(pipeline, "unet", None)
         self._parameters: dict[str, nn.Parameter] = {}
 
     def load(self, weights: Mapping[str, Tensor]) -> bool:
@@ -66,10 +56,12 @@ class LoraAdapter:
         Raises:
             ObjectiveError: it does not fit the pipeline, or has other names or shapes than the first one.
         """
-        factors = self._convert(weights)
+        component, config = ("transformer", None) if self._unet is None else ("unet", self._unet.config)
+        factors = to_diffusers(weights, self._alphas, component=component, unet_config=config)
         if not self._parameters:
             self._parameters = self._create(factors)
-        self._check(factors)
+        if (differs := difference(shapes_of(factors), shapes_of(self._parameters))) is not None:
+            raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {differs}")
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(factors[name])
@@ -79,7 +71,7 @@ class LoraAdapter:
         """Let the pipeline load it as it loads a file, and find the parameters that it went to."""
         in_dtype = {name: factor.to(self._part(name).dtype) for name, factor in factors.items()}
         try:
-            with _quiet():
+            with quiet_libraries():  # diffusers warns of every part that a LoRA is not of
                 self._pipeline.load_lora_weights(in_dtype, adapter_name=ADAPTER)
         except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -110,49 +102,49 @@ class LoraAdapter:
             return layer, parameter
         raise ObjectiveError(f"the LoRA's {name} has no place in the pipeline's {type(part).__name__}")
 
-    def _check(self, factors: Mapping[str, Tensor]) -> None:
-        if (differs := difference(shapes_of(factors), shapes_of(self._parameters))) is not None:
-            raise ObjectiveError(f"the LoRA does not fit the one in the pipeline: it {differs}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """While this is open: diffusers warns of every part that a LoRA is not of; what has no place is found here."""
-    from diffusers.utils import logging
-
-    asked = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(asked)
-
 
 SDXL_BLOCKS = ("input_blocks_", "middle_block_", "output_blocks_")  # kohya's names for the U-Net of SDXL
 
 
-def diffusers_paths(
-    modules: Iterable[LoraModule], *, component: str = "unet", unet_config: Any = None
-) -> dict[str, tuple[str, str]]:
-    """Name of each module → its component and path in a diffusers pipeline.
+def to_diffusers(
+    weights: Mapping[str, Tensor],
+    alphas: LoraAlphas | None = None,
+    *,
+    component: str = "unet",
+    unet_config: Any = None,
+) -> dict[str, Tensor]:
+    """A LoRA of any flavour under the names that a pipeline's ``load_lora_weights`` loads.
 
-    kohya's names are converted by diffusers itself, which knows the U-Nets of Stable Diffusion and SDXL.
+    alpha / rank is multiplied into ``up``, since these names have no place for alpha: they mean alpha = rank. kohya's
+    names are converted by diffusers itself, which knows the U-Nets of Stable Diffusion and SDXL.
 
     Args:
-        modules: of one LoRA.
-        component: what modules belong to whose names do not tell.
+        weights: the LoRA.
+        alphas: where the tensors do not hold them; ``None`` takes alpha = rank.
+        component: what modules belong to whose names do not tell, ``unet`` or ``transformer``.
         unet_config: the U-Net's configuration, whose ``layers_per_block`` kohya's names for SDXL need.
 
     Raises:
-        TrajectoryError: names that diffusers does not know, or that it would take for others without ``unet_config``.
+        TrajectoryError: not a LoRA of two factors a module, or names that diffusers does not know, or that it would
+            take for others without ``unet_config``.
     """
-    modules = list(modules)
-    if lora_flavour(module.down for module in modules) == "kohya":
-        return _convert_kohya(modules, unet_config)
-    return {module.name: (module.component or component, module.path) for module in modules}
+    modules = lora_modules(weights)
+    places = {module.name: (module.component or component, module.path) for module in modules}
+    if lora_flavour(weights) == "kohya":
+        places = _kohya_places(modules, unet_config)
+    converted = {}
+    for module in modules:
+        factors = lora_factors(weights, module, alphas)
+        where, path = places[module.name]
+        down, up = PAIRS[2] if where.startswith("text_encoder") else PAIRS[0]  # text encoders: by their older suffix
+        converted[f"{where}.{path}{down}"] = factors.down
+        scaled = factors.up if factors.scale == 1.0 else (factors.up.double() * factors.scale).to(factors.up.dtype)
+        converted[f"{where}.{path}{up}"] = scaled
+    return converted
 
 
-def _convert_kohya(modules: list[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:
+def _kohya_places(modules: Sequence[LoraModule], unet_config: Any) -> dict[str, tuple[str, str]]:
+    """Name of each module → its component and path in a pipeline of diffusers."""
     own = [module.down for module in modules if module.component == "unet" and module.path.startswith(SDXL_BLOCKS)]
     if own and unet_config is None:
         raise TrajectoryError(
@@ -174,47 +166,3 @@ def _convert_kohya(modules: list[LoraModule], unet_config: Any) -> dict[str, tup
             "of Stable Diffusion and SDXL; convert it with the trainer's own tools."
         ) from error
     return {modules[int(renamed[module.down])].name: (module.component, module.path) for module in found}
-
-
-def to_diffusers(
-    weights: Mapping[str, Tensor],
-    alphas: LoraAlphas | None = None,
-    *,
-    component: str = "unet",
-    unet_config: Any = None,
-) -> dict[str, Tensor]:
-    """A LoRA of any flavour under the names that a pipeline's ``load_lora_weights`` loads.
-
-    alpha / rank is multiplied into ``up``, since these names have no place for alpha: they mean alpha = rank.
-
-    Args:
-        weights: the LoRA.
-        alphas: where the tensors do not hold them; ``None`` takes alpha = rank.
-        component: what modules belong to whose names do not tell, ``unet`` or ``transformer``.
-        unet_config: as for :func:`diffusers_paths`.
-
-    Raises:
-        TrajectoryError: not a LoRA of two factors a module, or names that diffusers does not know.
-    """
-    modules = lora_modules(weights)
-    paths = diffusers_paths(modules, component=component, unet_config=unet_config)
-    converted = {}
-    for module in modules:
-        factors = lora_factors(weights, module, alphas)
-        where, path = paths[module.name]
-        down, up = _diffusers_names(where, path)
-        converted[down], converted[up] = factors.down, scaled_up(factors)
-    return converted
-
-
-def scaled_up(factors: LoraFactors) -> Tensor:
-    """``up`` times alpha / rank, in its own dtype, rounded once."""
-    if factors.scale == 1.0:
-        return factors.up
-    return (factors.up.double() * factors.scale).to(factors.up.dtype)
-
-
-def _diffusers_names(component: str, path: str) -> tuple[str, str]:
-    """Text encoders are loaded by their older suffix only."""
-    down, up = PAIRS[2] if component.startswith("text_encoder") else PAIRS[0]
-    return f"{component}.{path}{down}", f"{component}.{path}{up}"

@@ -1,1 +1,0 @@
-"""Text-to-image pipelines of diffusers, and LoRAs in them."""
