@@ -5,7 +5,6 @@ Coefficients are ``[K]`` float64, of any sign, and sum to one (within 1e-12).
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -21,33 +20,27 @@ PAPER_EMA_RATES = (0.999, 0.9995, 0.9999, 0.999943, 0.99995, 0.99997, 0.99999)
 POWER_EMA_SIGMAS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Relative widths of EDM2's power-function profile, over the range that Karras et al. 2024 sweep."""
 
-LAST_CHECKPOINTS = (1, 3, 10, 30, 100)
+_LAST_CHECKPOINTS = (1, 3, 10, 30, 100)
 """How many of the last checkpoints :func:`plain_averages` averages uniformly, where there are more."""
 
 LARGEST_SIGMA_REL = 1 / math.sqrt(12)  # the uniform average, exponent zero
-NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
-SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
-COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
+_NEAR_ZERO = 1e-3  # division by a sum below this would blow up every coefficient
+_SUM_TOLERANCE = 1e-9  # of the sum of coefficients that a user gives
+_COARSE = 1e-13  # a tenth of the rounding error that is allowed in a sum
 
 
 def check_steps(steps: Sequence[int]) -> tuple[int, ...]:
     """The training steps of a trajectory, checked: at least two, whole, not negative, strictly increasing.
 
     Raises:
-        StudySpecError: there are fewer than two steps, or one is not whole, negative or out of order; the message
-            names the first such step.
+        StudySpecError: fewer than two, or one that is not whole, negative or out of order.
     """
     checked = tuple(int(step) for step in steps)
-    for i, (given, whole) in enumerate(zip(steps, checked, strict=True)):
-        if given != whole:
-            raise StudySpecError(f"steps[{i}]: expected a whole number, got {given}")
     if len(checked) < 2:
         raise StudySpecError(f"expected at least 2 checkpoints to combine, got {len(checked)}")
-    if checked[0] < 0:
-        raise StudySpecError(f"steps[0]: expected a training step of at least 0, got {checked[0]}")
-    for i, (before, after) in enumerate(itertools.pairwise(checked), start=1):
-        if after <= before:
-            raise StudySpecError(f"steps[{i}]: expected more than {before}, got {after}; steps must increase")
+    for i, (before, given, step) in enumerate(zip((-1, *checked), steps, checked, strict=False)):
+        if given != step or step <= before:
+            raise StudySpecError(f"steps[{i}]: expected a whole number above {before}, got {given}")
     return checked
 
 
@@ -84,7 +77,7 @@ def plain_averages(steps: Sequence[int], rates: Sequence[float] | None = None) -
         StudySpecError: a rate is out of range, or :func:`check_steps` refuses the steps.
     """
     emas = [ema_coefficients(steps, rate) for rate in rates or window_ema_rates(steps)]
-    counts = [count for count in LAST_CHECKPOINTS if count < len(steps)]
+    counts = [count for count in _LAST_CHECKPOINTS if count < len(steps)]
     return [*emas, *(_uniform(len(steps), count) for count in (*counts, len(steps)))]
 
 
@@ -99,15 +92,15 @@ def average_name(coefficients: Coefficients, steps: Sequence[int]) -> str | None
     """
     if not len(coefficients) == len(steps) > 1:
         return None
-    count = max(int(np.count_nonzero(np.abs(coefficients) > COARSE)), 1)
-    if np.allclose(coefficients, _uniform(len(steps), count), atol=COARSE):
+    count = max(int(np.count_nonzero(np.abs(coefficients) > _COARSE)), 1)
+    if np.allclose(coefficients, _uniform(len(steps), count), atol=_COARSE):
         last = "last checkpoint" if count == 1 else f"average of the last {count}"
         return f"average of all {count}" if count == len(steps) else last
-    rate = last_rate(coefficients, steps)
+    rate = _last_rate(coefficients, steps)
     return f"EMA {rate:.6g}" if rate < 1 and np.allclose(coefficients, ema_coefficients(steps, rate)) else None
 
 
-def last_rate(coefficients: Coefficients, steps: Sequence[int]) -> float:
+def _last_rate(coefficients: Coefficients, steps: Sequence[int]) -> float:
     """The rate of the EMA that gives the last checkpoint the same weight (Liu et al. 2024, Eq. 6, for i = K)."""
     return float(max(1 - float(coefficients[-1]), 0.0) ** (1 / (steps[-1] - steps[-2])))
 
@@ -182,7 +175,7 @@ def normalize(coefficients: npt.ArrayLike) -> Coefficients:
     """
     values = np.asarray(coefficients, dtype=np.float64)
     total = math.fsum(values) if np.isfinite(values).all() else math.nan
-    if not abs(total) >= NEAR_ZERO:
+    if not abs(total) >= _NEAR_ZERO:
         raise StudySpecError(f"coefficients sum to {total:.3g}, which cannot be scaled to one")
     return close_sum(values / total)
 
@@ -196,7 +189,7 @@ def close_sum(coefficients: Coefficients) -> Coefficients:
     closed = np.array(coefficients, dtype=np.float64)
     closed[np.abs(closed).argmax()] += 1.0 - math.fsum(closed)
     rest = 1.0 - math.fsum(closed)
-    if abs(rest) > COARSE:
+    if abs(rest) > _COARSE:
         closed[np.abs(closed).argmin()] += rest
     return closed
 
@@ -218,7 +211,7 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1
     """Finite float64 coefficients that sum to one: ``[K]``, or with two axes ``[B, K]``.
 
     Coefficients of a search sum to one within 1e-12 (:func:`close_sum`). The sum of those that a user gives, perhaps
-    written with ten digits, may be off by :data:`SUM_TOLERANCE`.
+    written with ten digits, may be off by 1e-9.
 
     Raises:
         StudySpecError: another shape, no numbers, a value that is not finite, or another sum.
@@ -236,7 +229,7 @@ def check_coefficients(coefficients: npt.ArrayLike, count: int, *, axes: int = 1
     if not np.isfinite(values).all():
         raise StudySpecError("Coefficients have to be finite; some are NaN or infinite.")
     off = max((abs(math.fsum(row) - 1.0) for row in values.reshape(-1, count)), default=0.0)
-    if off > SUM_TOLERANCE:
+    if off > _SUM_TOLERANCE:
         raise StudySpecError(
             f"Coefficients have to sum to one; the sum is off by {off:.3g}. Divide them by their sum, in float64."
         )

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.records import Coefficients
-from lcsc_opt.coefficients.profiles import NEAR_ZERO, close_sum, normalize
+from lcsc_opt.coefficients.profiles import _NEAR_ZERO, close_sum, normalize
+
+_Array = npt.NDArray[np.float64]
 
 
 class CoefficientSpace(Protocol):
@@ -31,17 +33,15 @@ class CoefficientSpace(Protocol):
         """d, the length of the free vector."""
         ...
 
-    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+    def to_coefficients(self, free: _Array) -> Coefficients:
         """``[d]`` → ``[K]``, sum to one within 1e-12."""
         ...
 
-    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+    def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[d]``."""
         ...
 
-    def to_free_gradient(
-        self, free: npt.NDArray[np.float64], gradient: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
+    def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:
         """The chain rule at ``free``: a gradient in the coefficients ``[K]`` → the one in the free vector ``[d]``."""
         ...
 
@@ -63,31 +63,31 @@ class AffineSpace:
         """K - 1."""
         return len(self.steps) - 1
 
-    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+    def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K - 1]`` → ``[K]``."""
         return close_sum(self.origin + _reflect(np.append(free, 0.0)))
 
-    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+    def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K - 1]``."""
         return _reflect(np.asarray(coefficients, dtype=np.float64) - self.origin)[:-1]
 
     def to_free_gradient(
         self,
-        free: npt.NDArray[np.float64],  # noqa: ARG002 - the map is linear
-        gradient: npt.NDArray[np.float64],
-    ) -> npt.NDArray[np.float64]:
+        free: _Array,  # noqa: ARG002 - the map is linear
+        gradient: _Array,
+    ) -> _Array:
         """``[K]`` → ``[K - 1]``, the same everywhere: the basis transposed."""
         return _reflect(gradient)[:-1]
 
 
-def _reflect(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _reflect(vector: _Array) -> _Array:
     """Householder reflection I - 2 v v^T, v along diagonal + last axis; it is its own inverse."""
     count = len(vector)
     shift = 1 / math.sqrt(count)
     normal = np.full(count, shift)
     normal[-1] += 1.0
     scale = float(np.sum(normal * vector)) / (1 + shift)  # 2 / |normal|^2 = 1 / (1 + shift)
-    reflected: npt.NDArray[np.float64] = vector - scale * normal
+    reflected: _Array = vector - scale * normal
     return reflected
 
 
@@ -106,18 +106,16 @@ class ConvexSpace:
         """K."""
         return len(self.steps)
 
-    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+    def to_coefficients(self, free: _Array) -> Coefficients:
         """``[K]`` → ``[K]``, non-negative."""
         clipped = np.maximum(self.origin + free, 0.0)
-        return normalize(clipped) if math.fsum(clipped) >= NEAR_ZERO else self.origin.copy()
+        return normalize(clipped) if math.fsum(clipped) >= _NEAR_ZERO else self.origin.copy()
 
-    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+    def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[K]``; negative coefficients come back clipped."""
         return np.asarray(coefficients, dtype=np.float64) - self.origin
 
-    def to_free_gradient(
-        self, free: npt.NDArray[np.float64], gradient: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.float64]:
+    def to_free_gradient(self, free: _Array, gradient: _Array) -> _Array:
         """``[K]`` → ``[K]``; zero where clipping hides a change.
 
         A coefficient that is exactly zero can only grow. Its derivative counts only where the loss falls as it grows.
@@ -125,7 +123,7 @@ class ConvexSpace:
         moved = self.origin + free
         clipped = np.maximum(moved, 0.0)
         total = math.fsum(clipped)
-        if total < NEAR_ZERO:  # the coefficients are the origin's, whatever is changed
+        if total < _NEAR_ZERO:  # the coefficients are the origin's, whatever is changed
             return np.zeros_like(clipped)
         slope = (gradient - math.fsum(gradient * clipped) / total) / total
         return np.where((moved > 0) | ((moved == 0) & (slope < 0)), slope, 0.0)
@@ -140,34 +138,34 @@ class PrincipalSpace:
 
     steps: tuple[int, ...]
     origin: Coefficients
-    basis: npt.NDArray[np.float64]
+    basis: _Array
 
     @property
     def dimension(self) -> int:
         """The number of directions, r."""
         return int(self.basis.shape[1])
 
-    def to_coefficients(self, free: npt.NDArray[np.float64]) -> Coefficients:
+    def to_coefficients(self, free: _Array) -> Coefficients:
         """``[r]`` → ``[K]``."""
         return close_sum(self.origin + (self.basis * free).sum(axis=1))
 
-    def to_free(self, coefficients: Coefficients) -> npt.NDArray[np.float64]:
+    def to_free(self, coefficients: Coefficients) -> _Array:
         """``[K]`` → ``[r]``, the orthogonal projection."""
         moved = np.asarray(coefficients, dtype=np.float64) - self.origin
-        free: npt.NDArray[np.float64] = (self.basis * moved[:, None]).sum(axis=0)
+        free: _Array = (self.basis * moved[:, None]).sum(axis=0)
         return free
 
     def to_free_gradient(
         self,
-        free: npt.NDArray[np.float64],  # noqa: ARG002 - the map is linear
-        gradient: npt.NDArray[np.float64],
-    ) -> npt.NDArray[np.float64]:
+        free: _Array,  # noqa: ARG002 - the map is linear
+        gradient: _Array,
+    ) -> _Array:
         """``[K]`` → ``[r]``, the same everywhere: the basis transposed."""
-        moved: npt.NDArray[np.float64] = (self.basis * gradient[:, None]).sum(axis=0)
+        moved: _Array = (self.basis * gradient[:, None]).sum(axis=0)
         return moved
 
 
-def principal_basis(gram: npt.NDArray[np.float64], dimension: int) -> npt.NDArray[np.float64]:
+def principal_basis(gram: _Array, dimension: int) -> _Array:
     """The ``dimension`` leading eigenvectors of the checkpoints' centered Gram matrix.
 
     Args:

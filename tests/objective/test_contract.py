@@ -117,7 +117,7 @@ def test_the_fingerprint_of_a_callable_is_its_name_and_the_steps() -> None:
 
 
 def test_steps_of_a_callable_are_checked() -> None:
-    with pytest.raises(StudySpecError, match=r"^steps\[1\]: expected more than 5, got 4"):
+    with pytest.raises(StudySpecError, match=r"^steps\[1\]: expected a whole number above 5, got 4"):
         CoefficientFunction(weighted, (5, 4, 6), name="weighted")
 
 
