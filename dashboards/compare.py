@@ -13,15 +13,17 @@ import dash_ag_grid
 from dash import Input, Output, State, ctx, dcc, html, no_update
 from optuna.storages import RDBStorage
 
+from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
+from lcsc_opt.database.summary import over_seeds
 from lcsc_opt.views.curves import AXES, comparison_figure, default_axis
 from lcsc_opt.views.dashboard import parts
 from lcsc_opt.views.figures.look import empty_figure, number, style
 from lcsc_opt.views.figures.trade_off import metrics_of, siblings, trade_off_figure
 from lcsc_opt.views.progress import progress_of
 from lcsc_opt.views.ranking import CONFIDENCE, Ranked, comparison_table, headline, ranking
-from lcsc_opt.views.sweep import Point, points_of, varied_keys
+from lcsc_opt.views.sweep import points_of, varied_keys
 
 NOTHING = "No experiment in this database yet. Start one: lcsc run STUDY_FILE"
 CONTROLS = ("experiment", "axis", "scale", "target", "across", "up")
@@ -246,26 +248,21 @@ def _judges(studies: Sequence[StudyHistory]) -> Any:
     return "" if found is None else parts.section("Judges, held out", parts.table(*found))
 
 
-def _sweep(points: Sequence[Point], experiment: str) -> Any:
+def _sweep(points: Mapping[str, Sequence[StudyHistory]], experiment: str) -> Any:
     """All points of the experiment's sweep: the values of their settings, and their results."""
     if not points:
         return ""
     keys = varied_keys(points)
-    header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
     rows = []
-    for point in points:
-        here = (
-            "shown" if point.experiment == experiment else html.A("show", href=f"?experiment={quote(point.experiment)}")
-        )
-        for row in point.optimizers:
-            values = [point.varied.get(key, "–") for key in keys]
+    for point, studies in points.items():
+        here = "shown" if point == experiment else html.A("show", href=f"?experiment={quote(point)}")
+        varied = split_point(point)[1]
+        for row in over_seeds(studies):
             below = "–" if row.below_ema is None else f"{100 * row.below_ema:+.1f} %"
-            losses = [
-                number(*(row.held_out or (None, None))),
-                below,
-                number(*(row.searched or (None, None))),
-            ]
-            rows.append([*values, row.label, row.seeds, *losses, here])
+            held_out, searched = (number(*(value or (None, None))) for value in (row.held_out, row.searched))
+            values = [varied.get(key, "–") for key in keys]
+            rows.append([*values, row.label, row.seeds, held_out, below, searched, here])
+    header = (*keys, "optimizer", "seeds", "held out", "against EMA*", "searched", "")
     return parts.section("Sweep", parts.table(header, rows, text=len(keys) + 1))
 
 

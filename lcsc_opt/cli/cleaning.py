@@ -12,9 +12,8 @@ import typer
 from lcsc_opt.base.errors import StudyStoreError
 from lcsc_opt.base.files import size_in_words
 from lcsc_opt.base.paths import cache_directory
-from lcsc_opt.cli.options import Output, Storage
+from lcsc_opt.cli.options import Output, Storage, to_change, to_read
 from lcsc_opt.cli.output import Format, confirmed, console, print_json, say, table
-from lcsc_opt.cli.stored import to_change, to_read
 
 if TYPE_CHECKING:
     from lcsc_opt.diagnostics.cleaning.cache import Cached

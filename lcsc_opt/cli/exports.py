@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import Steps, Storage, Study, parse_steps
+from lcsc_opt.cli.options import Steps, Storage, Study, parse_steps, study_in, to_read
 from lcsc_opt.cli.output import console, number, say, table
-from lcsc_opt.cli.stored import study_in, to_read
 
 if TYPE_CHECKING:
     from lcsc_opt.exports import Recipe

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from lcsc_opt.cli.options import Output, Storage
+from lcsc_opt.cli.options import Output, Storage, study_in, to_change
 from lcsc_opt.cli.output import Format, console, number, print_json, say, table
-from lcsc_opt.cli.stored import study_in, to_change
 from lcsc_opt.coefficients.plane import DEFAULT_MARGIN, DEFAULT_SIZE, LARGEST_SIZE, SMALLEST_SIZE
 
 

@@ -1,14 +1,19 @@
-"""The options that several commands share."""
+"""The options that several commands share, and the database and the study that they name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lcsc_opt.base.yaml_text import parse_yaml
 from lcsc_opt.cli.output import Format
+
+if TYPE_CHECKING:  # SQLAlchemy and Optuna are imported when a command opens a database
+    from optuna.storages import RDBStorage
+
+    from lcsc_opt.database.store import StoredStudy
 
 Study = Annotated[str, typer.Argument(help="experiment/optimizer/seed")]
 Storage = Annotated[
@@ -58,3 +63,38 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise typer.BadParameter(f"{text}: expected KEY=VALUE")
     return found
+
+
+def to_read(storage: str | None) -> RDBStorage:
+    """The database of ``--storage``, or of a URL, to read.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    from lcsc_opt.database.connection import open_storage
+    from lcsc_opt.database.urls import storage_url
+
+    return open_storage(storage_url(storage), write=False)
+
+
+def to_change(storage: str | None) -> RDBStorage:
+    """The database of ``--storage``, to change what it holds.
+
+    Raises:
+        StudyStoreError: one line that says why it cannot be opened.
+    """
+    from lcsc_opt.database.connection import open_existing
+    from lcsc_opt.database.urls import storage_url
+
+    return open_existing(storage_url(storage))
+
+
+def study_in(opened: RDBStorage, name: str) -> StoredStudy:
+    """The study of that name.
+
+    Raises:
+        StudyStoreError: it is not there, or another program made it.
+    """
+    from lcsc_opt.database.store import StoredStudy
+
+    return StoredStudy.open(opened, name)

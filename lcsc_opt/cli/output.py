@@ -8,6 +8,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -139,14 +140,18 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
+def print_texts(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
+    """Print a table whose cells are texts already."""
+    shown = table(*header, title=title)
+    for row in rows:
+        shown.add_row(*row)
+    console().print(shown)
+
+
 def print_judges(stored: Any) -> None:
     """Print the part ``judges`` of a held-out report as a table; nothing if there is none."""
     from lcsc_opt.database.judges import Judge
     from lcsc_opt.views.ranking import judge_table
 
     if judges := Judge.parse_all(stored):
-        header, rows = judge_table(judges)
-        shown = table(*header, title="judges, held out")
-        for row in rows:
-            shown.add_row(*row)
-        console().print(shown)
+        print_texts(*judge_table(judges), title="judges, held out")

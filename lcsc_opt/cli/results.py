@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study
-from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, say, table
-from lcsc_opt.cli.stored import study_in, to_change, to_read
-
-WIDTH = 120  # columns of text; a wider table is hard to read
+from lcsc_opt.base.sweep import split_point
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
+from lcsc_opt.cli.output import Format, console, number, print_json, print_judges, print_texts, say, table
 
 if TYPE_CHECKING:  # drawing is imported only when it is asked for
-    from rich.table import Table
-
     from lcsc_opt.database.history import StudyHistory
     from lcsc_opt.database.store import StoredStudy
     from lcsc_opt.database.summary import OptimizerSummary
-    from lcsc_opt.views.sweep import Point
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -51,6 +46,7 @@ def compare(
     """
     from lcsc_opt.database.reader import HistoryReader
     from lcsc_opt.database.summary import comparison_rows, different_samples, over_seeds
+    from lcsc_opt.views.ranking import comparison_table
     from lcsc_opt.views.sweep import is_sweep, points_of
 
     reader = HistoryReader(to_read(storage))
@@ -58,14 +54,15 @@ def compare(
         points = points_of(reader, experiment)
         _compare_sweep(experiment, points, output)
         if plot is not None:
-            _draw([study for point in points for study in point.studies], axis or ":", plot)
+            _draw([study for studies in points.values() for study in studies], axis or ":", plot)
         return
     studies = reader.read(experiment)
     if output is Format.json:
         print_json(comparison_rows(studies))
     else:
         _print_comparison(experiment, over_seeds(studies))
-        _print_judges(studies)
+        if (judged := comparison_table(studies)) is not None:
+            print_texts(*judged, title="\njudges, held out")
     if (warning := different_samples(studies)) is not None:
         say(warning)
     _say_of_each(studies)
@@ -83,30 +80,29 @@ def _say_of_each(studies: Sequence[StudyHistory]) -> None:
             say(f"{study.study}: {study.warning}")
 
 
-def _compare_sweep(name: str, points: Sequence[Point], output: Format) -> None:
+def _compare_sweep(name: str, points: Mapping[str, Sequence[StudyHistory]], output: Format) -> None:
     """Print a row for each optimizer at each point."""
     from lcsc_opt.database.comparing import FIRST
+    from lcsc_opt.database.summary import over_seeds
     from lcsc_opt.views.ranking import judges_of
     from lcsc_opt.views.sweep import sweep_rows, varied_keys
 
     if output is Format.json:
         print_json(sweep_rows(points))
     else:
-        keys = varied_keys(points)
-        judged = judges_of([row for point in points for row in point.optimizers])
-        judges = [name for name in judged if name.partition("@")[0] in FIRST]
+        keys, rows = varied_keys(points), [(point, row) for point in points for row in over_seeds(points[point])]
+        judges = [judge for judge in judges_of([row for _, row in rows]) if judge.partition("@")[0] in FIRST]
         compared = ("searched", "held-out", "against EMA*", *judges)
-        columns = (*keys, "optimizer", "seeds", *compared, "evaluations", "seconds")
-        shown = table(*columns, title=name)
-        for point in points:
-            for row in point.optimizers:
-                values = [point.varied.get(key, "-") for key in keys]
-                losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
-                beside = [number(*row.judges.get(name, (None, None))) for name in judges]
-                costs = [f"{row.evaluations:.0f}", f"{row.seconds:.1f}"]
-                shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *beside, *costs)
+        shown = table(*keys, "optimizer", "seeds", *compared, "evaluations", "seconds", title=name)
+        for point, row in rows:
+            varied = split_point(point)[1]
+            losses = [number(*(value or (None, None))) for value in (row.searched, row.held_out)]
+            beside = [number(*row.judges.get(judge, (None, None))) for judge in judges]
+            costs = [f"{row.evaluations:.0f}", f"{row.seconds:.1f}"]
+            values = [varied.get(key, "-") for key in keys]
+            shown.add_row(*values, row.label, str(row.seeds), *losses, _against_ema(row), *beside, *costs)
         console().print(shown)
-    _say_of_each([study for point in points for study in point.studies])
+    _say_of_each([study for studies in points.values() for study in studies])
 
 
 def _against_ema(row: OptimizerSummary) -> str:
@@ -123,32 +119,6 @@ def _print_comparison(experiment: str, rows: Sequence[OptimizerSummary]) -> None
         images = [", ".join(f"{count:,}" for count in row.held_out_images) or "-"] * len(sampled)
         shown.add_row(row.label, str(row.seeds), *losses, *images, _against_ema(row), *costs)
     console().print(shown)
-
-
-def _print_judges(studies: Sequence[StudyHistory]) -> None:
-    """Print the held-out loss and its judges: as many as fit into the width, and at least two."""
-    from lcsc_opt.views.ranking import comparison_table
-
-    found = comparison_table(studies)
-    if found is None:
-        return
-    out = console()
-    fewest, most = min(4, len(found[0])), len(found[0])
-    tables = [_judges_shown(*found, count) for count in range(most, fewest - 1, -1)]
-    fitting = (shown for shown in tables if out.measure(shown).maximum <= min(out.width, WIDTH))
-    out.print()
-    out.print(next(fitting, tables[-1]))
-
-
-def _judges_shown(header: Sequence[str], rows: Sequence[Sequence[str]], count: int) -> Table:
-    """The first ``count`` columns of the table; a line names the others."""
-    shown = table(*header[:count], title="judges, held out")
-    for row in rows:
-        shown.add_row(*row[:count])
-    if len(header) > count:
-        shown.caption = f"and {', '.join(header[count:])}: lcsc report, or --format json"
-        shown.caption_justify = "left"
-    return shown
 
 
 def _draw(studies: Sequence[StudyHistory], axis: str | None, path: Path) -> None:

@@ -12,15 +12,13 @@ from lcsc_opt.base.catalog import SUFFIXES, entries, find
 from lcsc_opt.base.errors import StudySpecError
 from lcsc_opt.base.settings import parse_settings
 from lcsc_opt.base.study_file import OptimizerSpec, on_ray, read_studies
-from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study
+from lcsc_opt.cli.options import AcceptChanges, Output, Storage, Study, study_in, to_change, to_read
 from lcsc_opt.cli.output import Format, console, duration, number, print_json, print_judges, say, table
-from lcsc_opt.cli.stored import study_in, to_change, to_read
 
 Ray = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Evaluate on this Ray cluster: host:port of its head, or auto."),
 ]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the whole traceback of an evaluation that fails.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -74,7 +72,6 @@ def run(
     ray: Ray = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run, and run nothing.")] = False,
     accept_changes: AcceptChanges = False,
-    debug: Debug = False,
 ) -> None:
     """Run every search of a study file. What is unfinished continues, and what is finished is skipped."""
     from lcsc_opt.database.urls import is_there, masked, storage_url
@@ -91,7 +88,7 @@ def run(
         return
     checked = studies.check_plans(chosen, url, accept_changes=accept_changes)
     try:
-        studies.run_checked(checked, on_end=say, accept_changes=accept_changes, debug=debug)
+        studies.run_checked(checked, on_end=say, accept_changes=accept_changes)
     finally:
         if is_there(url):
             say(f"database: {masked(url)}")
@@ -122,13 +119,9 @@ def resume(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Evaluate the failed trials again, once their cause is mended.")
     ] = False,
-    stop_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The share of failed trials that ends the search, from now on.")
-    ] = None,
     storage: Storage = None,
     ray: Ray = None,
     accept_changes: AcceptChanges = False,
-    debug: Debug = False,
 ) -> None:
     """Finish one study from the database, without its study file. It has its original budget; --budget raises that."""
     from lcsc_opt.search.plan import raise_budget, stored_plan
@@ -138,12 +131,10 @@ def resume(
     plan = stored_plan(study_in(opened, study))
     if budget is not None:
         plan = raise_budget(plan, budget)
-    if stop_share is not None:
-        plan = plan.changed(failures=plan.spec.failures.model_copy(update={"stop_share": stop_share}))
     if ray is not None:
         plan = plan.changed(workers=on_ray(plan.spec.workers, ray))
-    how = {"retry_failed": retry_failed, "accept_changes": accept_changes, "debug": debug}
-    outcome = run_study(plan, ObjectiveSource(opened, plan), **how)
+    source = ObjectiveSource(opened, plan)
+    outcome = run_study(plan, source, retry_failed=retry_failed, accept_changes=accept_changes)
     say(f"{plan.name}: {outcome}")
 
 

@@ -25,14 +25,13 @@ class FailurePolicy:
         name: of the study.
         policy: which share of failed trials ends the search.
         has_results: whether the study has had a success in an earlier run.
-        debug: print the whole traceback of a failure, not only its last lines.
 
     Attributes:
         count: how many of the trials that were told have failed.
     """
 
-    def __init__(self, name: str, policy: FailureSpec, *, has_results: bool, debug: bool = False) -> None:
-        self._name, self._policy, self._debug = name, policy, debug
+    def __init__(self, name: str, policy: FailureSpec, *, has_results: bool) -> None:
+        self._name, self._policy = name, policy
         self._expected = policy.stop_share > FailureSpec().stop_share
         self._said: set[str] = set()  # reasons
         self._succeeded = False  # in this run
@@ -43,13 +42,13 @@ class FailurePolicy:
         self.count = 0
 
     def say_why(self, number: int, failure: Failure) -> None:
-        """Print where a failure happened, once for each reason; with ``debug``, the whole traceback."""
+        """Print where a failure happened, once for each reason. ``lcsc show`` prints the whole traceback."""
         if failure.reason in self._said or len(self._said) == MOST_REASONS:
             return
         self._said.add(failure.reason)
         lines = failure.traceback.rstrip().splitlines()
         frames = [index for index, line in enumerate(lines) if line.startswith("  File ")]
-        shown = lines if self._debug or not frames else lines[frames[-1] : -1]  # the last line is the reason
+        shown = lines if not frames else lines[frames[-1] : -1]  # the last line is the reason
         notice("\n".join([f"{self._name}: trial {number}: {failure.reason}", *shown]))
 
     def succeeded(self) -> None:
@@ -114,7 +113,7 @@ class FailurePolicy:
             raise SearchFailedError(
                 f"{self._name}: {self.count} of {told} trials failed, more than failures.stop_share "
                 f"{self._policy.stop_share:g}; the last one: {self._last_reason}. Mend the cause, then: lcsc resume "
-                f"{self._name} --retry-failed; or let more of them fail: --stop-share 1"
+                f"{self._name} --retry-failed; or raise failures.stop_share in the study file"
             )
 
     def judge_all(self, told: int) -> None:

@@ -73,7 +73,6 @@ class Search:
         tells: ``ordered`` or ``as-completed``.
         failures: how often a candidate is tried again, and which share of failed trials ends the search.
         environment_change: what changed in the environment, for the message when replay fails.
-        debug: print the whole traceback of a failure, not only its last lines.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Search:
         tells: Tells = "ordered",
         failures: FailureSpec | None = None,
         environment_change: str = "",
-        debug: bool = False,
     ) -> None:
         self._study, self._optimizer, self._evaluator = study, optimizer, evaluator
         self.name, self.budget = study.name, budget
@@ -107,7 +105,7 @@ class Search:
         self._committed = max(places, default=-1) + 1
         self._worst: float | None = None
         has_results = any(trial.state in SUCCEEDED for trial in trials)
-        self._failing = FailurePolicy(study.name, self._policy, has_results=has_results, debug=debug)
+        self._failing = FailurePolicy(study.name, self._policy, has_results=has_results)
         self.best: tuple[float, int] | None = None
         self.told = 0
         self.spent = 0

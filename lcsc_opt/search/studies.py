@@ -233,7 +233,6 @@ def run_checked(
     *,
     on_end: Callable[[str], None] = lambda _: None,
     accept_changes: bool = False,
-    debug: bool = False,
 ) -> None:
     """Run studies, one after the other. One that fails, or that another process runs, does not stop the others.
 
@@ -241,7 +240,6 @@ def run_checked(
         to_run: as :func:`check_plans` gives them.
         on_end: called with one line when a study has ended, or cannot run.
         accept_changes: continue although the code, the versions or the reference have changed since a study began.
-        debug: print the whole traceback of an evaluation that fails.
 
     Raises:
         LcscError: the only study failed.
@@ -250,7 +248,7 @@ def run_checked(
     failed: list[str] = []
     for place, (plan, source) in enumerate(to_run):
         try:
-            outcome = run_study(plan, source, accept_changes=accept_changes, debug=debug)
+            outcome = run_study(plan, source, accept_changes=accept_changes)
         except LcscError as error:
             if len(to_run) == 1:
                 raise

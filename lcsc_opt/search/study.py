@@ -153,7 +153,6 @@ class OpenStudy:
         objective: what is searched.
         schedule: how many candidates are under way, and the budget.
         pool: the workers; ``None`` if this process evaluates.
-        debug: print the whole traceback of an evaluation that fails.
     """
 
     plan: StudyPlan
@@ -161,7 +160,6 @@ class OpenStudy:
     objective: Objective
     schedule: Schedule
     pool: WorkerPool | None
-    debug: bool = False
 
     def search(self) -> None:
         """Search until the budget is spent. A search that has ended is left as it is."""
@@ -187,7 +185,6 @@ class OpenStudy:
                 tells=plan.spec.tells,
                 failures=plan.spec.failures,
                 environment_change=describe_difference(before["fingerprint"]["environment"], environment()),
-                debug=self.debug,
             )
             with reporting(search, study, self.pool, elastic=plan.ray is not None) as on_tell:
                 search.run(on_tell)
@@ -264,7 +261,6 @@ def open_study(
     *,
     accept_changes: bool = False,
     retry_failed: bool = False,
-    debug: bool = False,
 ) -> Iterator[OpenStudy]:
     """Create or open a study, compare it with what is there now, and hold its lock while this is open.
 
@@ -273,7 +269,6 @@ def open_study(
         source: loads the plan's objective.
         accept_changes: continue although the code, the versions or the reference have changed.
         retry_failed: failed trials are to be evaluated again.
-        debug: print the whole traceback of an evaluation that fails.
 
     Raises:
         StudyStoreError: another process runs the study, or it was made with something else than there is now.
@@ -297,7 +292,7 @@ def open_study(
                 again, forgotten = study.retry_failed()
                 later = f"; {forgotten} after the last success are forgotten, and asked anew" if forgotten else ""
                 notice(f"{study.name}: {again} failed trials are evaluated again{later}")
-            yield OpenStudy(plan, study, objective, schedule, pool, debug)
+            yield OpenStudy(plan, study, objective, schedule, pool)
 
 
 def create_study(

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lcsc_opt.base.sweep import split_point
 from lcsc_opt.database.history import StudyHistory
 from lcsc_opt.database.reader import HistoryReader
-from lcsc_opt.database.summary import OptimizerSummary, comparison_rows, over_seeds
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """One point of a sweep.
-
-    Attributes:
-        experiment: its name, ``samples,images=200``.
-        varied: short name of a varied key → its value here.
-        studies: of this experiment.
-        optimizers: their results over seeds, the best first.
-    """
-
-    experiment: str
-    varied: Mapping[str, str]
-    studies: tuple[StudyHistory, ...]
-    optimizers: tuple[OptimizerSummary, ...]
+from lcsc_opt.database.summary import comparison_rows
 
 
 def is_sweep(reader: HistoryReader, name: str) -> bool:
@@ -35,8 +17,8 @@ def is_sweep(reader: HistoryReader, name: str) -> bool:
     return name not in known and any(split_point(experiment)[0] == name for experiment in known)
 
 
-def points_of(reader: HistoryReader, name: str) -> list[Point]:
-    """The points of a sweep, in the order in which they were begun.
+def points_of(reader: HistoryReader, name: str) -> dict[str, tuple[StudyHistory, ...]]:
+    """Experiment → its studies, for the points of a sweep in the order in which they were begun.
 
     Args:
         reader: of the database.
@@ -45,22 +27,19 @@ def points_of(reader: HistoryReader, name: str) -> list[Point]:
     Returns:
         The points; empty if no experiment of this name varies anything.
     """
-    return list(_points(reader, split_point(name)[0]))
+    sweep, known = split_point(name)[0], [(other, *split_point(other)) for other in reader.experiments()]
+    return {experiment: reader.read(experiment) for experiment, of, varied in known if of == sweep and varied}
 
 
-def _points(reader: HistoryReader, sweep: str) -> Iterator[Point]:
-    for experiment in reader.experiments():
-        of, varied = split_point(experiment)
-        if of == sweep and varied:
-            studies = reader.read(experiment)
-            yield Point(experiment, varied, studies, tuple(over_seeds(studies)))
-
-
-def varied_keys(points: Sequence[Point]) -> list[str]:
+def varied_keys(points: Mapping[str, Sequence[StudyHistory]]) -> list[str]:
     """The short names of all keys that the points vary, in the order in which they first appear."""
-    return list(dict.fromkeys(key for point in points for key in point.varied))
+    return list(dict.fromkeys(key for experiment in points for key in split_point(experiment)[1]))
 
 
-def sweep_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+def sweep_rows(points: Mapping[str, Sequence[StudyHistory]]) -> list[dict[str, Any]]:
     """The rows of ``lcsc compare --format json`` for a sweep: one for each study, with the values in ``varied``."""
-    return [{**row, "varied": dict(point.varied)} for point in points for row in comparison_rows(point.studies)]
+    return [
+        {**row, "varied": split_point(experiment)[1]}
+        for experiment, studies in points.items()
+        for row in comparison_rows(studies)
+    ]

@@ -138,12 +138,6 @@ class TestTracebacks:
         assert "return table[self.reason" in said
         assert "in attempt" not in said, "of the library's own frames, nothing"
 
-    def test_debug_prints_all_of_it(self, study: StoredStudy, capsys: pytest.CaptureFixture[str]) -> None:
-        search(study, Breaking(2, reason="b"), debug=True)
-        said = capsys.readouterr().err
-        assert "Traceback (most recent call last)" in said
-        assert "in attempt" in said
-
     def test_sys_exit_is_a_failure_like_others(self, study: StoredStudy) -> None:
         def leaving(coefficients: np.ndarray) -> float:
             if len(study.trials()) == 3:
