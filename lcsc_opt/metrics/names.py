@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import near_miss
@@ -99,20 +99,16 @@ def parse_loss(loss: str | Mapping[str, float]) -> dict[MetricName, float]:
             raise MetricError(f"loss: {name} is of held-out images, which decide nothing; move it to held_out_metrics")
         if name in parsed:
             raise MetricError(f"loss: {name} is there twice")
-        parsed[name] = _weight(text, weight)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise MetricError(
+                f"loss: the weight of {name} is {weight!r}, expected a positive number; "
+                f"{', '.join(sorted(HIGHER_IS_BETTER))} are subtracted by themselves, since higher is better"
+            )
+        parsed[name] = float(weight)
     parsed = {name: weight for name, weight in parsed.items() if weight}  # a sweep may begin at zero
     if not parsed:
         raise MetricError("loss: names no metric; the usual one is fid")
     return parsed
-
-
-def _weight(name: str, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise MetricError(
-            f"loss: the weight of {name} is {weight!r}, expected a positive number; "
-            f"{', '.join(sorted(HIGHER_IS_BETTER))} are subtracted by themselves, since higher is better"
-        )
-    return float(weight)
 
 
 def parse_names(names: Iterable[str]) -> tuple[MetricName, ...]:

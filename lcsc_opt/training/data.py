@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lcsc_opt.base.errors import MetricError, TrainingError
 from lcsc_opt.base.files import write_atomically
-from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet
+from lcsc_opt.metrics.reference.images import ImageSet, image_files
 from lcsc_opt.metrics.reference.setting import dataset_images, dataset_settings
 from lcsc_opt.training.images import Bundled, bundled_images
 
@@ -82,7 +82,7 @@ def load_images(name: str, *, cache: Path) -> TrainingData:
             images: ImageSet = dataset_images(settings, root=cache / "datasets")
             reference = "cifar10-train"
         elif path.exists():
-            images, reference = ImageFiles(path, cache=cache / "references"), str(path.absolute())
+            images, reference = image_files(path, cache=cache / "references"), str(path.absolute())
         else:
             raise TrainingError(f"--data: {name} does not exist; expected {', '.join(BUNDLED)}, cifar10 or a folder")
         pixels = torch.cat([as_bytes(batch) for batch in images.batches(AT_ONCE)])

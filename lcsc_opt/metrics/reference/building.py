@@ -20,7 +20,7 @@ from lcsc_opt.metrics.extractors.by_name import OwnExtractor
 from lcsc_opt.metrics.frechet import FrechetReference
 from lcsc_opt.metrics.moments import Moments
 from lcsc_opt.metrics.reference.files import load_statistics, read_reference_file, save_statistics
-from lcsc_opt.metrics.reference.images import ImageFiles, ImageSet, shared_images
+from lcsc_opt.metrics.reference.images import ImageSet, image_files, shared_images
 from lcsc_opt.metrics.reference.reference import NO_FEATURES, Reference
 from lcsc_opt.metrics.reference.setting import (
     ReferenceSetting,
@@ -103,7 +103,7 @@ def _fraction(split: SplitSettings, images: ImageSet | None) -> float:
                 "give train: and held_out:"
             )
         return split.held_out_fraction
-    if split.held_out is not None or not isinstance(images, ImageFiles) or images.count < LARGE_ENOUGH:
+    if split.held_out is not None or images is None or not images.on_disk or images.count < LARGE_ENOUGH:
         return 0.0
     notice(
         f"reference: a fifth of the {images.count:,} images of {split.train} is held out from the loss, for reports; "
@@ -128,7 +128,7 @@ class _Builder:
             dataset = dataset_settings(setting)
             assert dataset is not None  # it is no path
             return dataset_images(dataset, root=self.cache.parent / "datasets")
-        return ImageFiles(path, cache=self.cache) if path.is_dir() or path.suffix.lower() == ".zip" else None
+        return image_files(path, cache=self.cache) if path.is_dir() or path.suffix.lower() == ".zip" else None
 
     def of(self, setting: ReferenceSetting, images: ImageSet | None, *, features: bool) -> Reference:
         """The reference of images, or of the file that the setting names."""

@@ -30,7 +30,7 @@ from lcsc_opt.base.files import write_atomically
 from lcsc_opt.base.progress import notice
 from lcsc_opt.metrics.moments import Array, as_covariance, as_mean
 from lcsc_opt.metrics.names import INCEPTION
-from lcsc_opt.metrics.reference.images import ImageArray
+from lcsc_opt.metrics.reference.images import ImageSet, image_array
 
 SUFFIXES = (".npz", ".npy", ".safetensors", ".pkl")
 EDM2_NAMES = {INCEPTION: "fid", "dinov2": "fd_dinov2"}
@@ -63,7 +63,7 @@ class ReferenceFile:
     count: int | None = None
     extractor: str | None = None
     features: npt.NDArray[np.float32] | None = None
-    images: ImageArray | None = None
+    images: ImageSet | None = None
 
 
 def read_reference_file(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
@@ -148,7 +148,7 @@ def _opened(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
 def _from_npz(path: Path, extractor: str, *, images: bool) -> ReferenceFile:
     with _opened(path) as archive:
         if IMAGES in archive and (images or extractor != INCEPTION or "mu" not in archive):
-            pixels = ImageArray(archive[IMAGES], source=str(path))
+            pixels = image_array(archive[IMAGES], source=str(path))
             found = ReferenceFile(*_statistics(archive)) if extractor == INCEPTION and "mu" in archive else None
             return dataclasses.replace(found or ReferenceFile(), images=pixels)
         if "features" in archive:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -14,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,60 +36,71 @@ THREADS = min(8, os.cpu_count() or 1)
 SCANNED = 256  # files between two steps of the progress bar
 
 
-class ImageSet(Protocol):
-    """Real images of one size."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Real images of one size, which their content identifies.
+
+    Attributes:
+        size: height and width.
+        content: a SHA-256 of all images in their order.
+        marks: ``[M]``, four bytes of the hash of each image's content; those of files and of arrays are different ones.
+        pixels: indices → these images, ``[B, H, W, C]`` in uint8; C is 1 if all are grey, else 3.
+        on_disk: whether these are the files of a user, and not an array.
+        chosen: the indices of a part; all by default.
+    """
+
+    size: tuple[int, int]
+    content: str
+    marks: npt.NDArray[np.uint32]
+    pixels: Callable[[npt.NDArray[np.intp]], npt.NDArray[np.uint8]]
+    on_disk: bool = True
+    chosen: npt.NDArray[np.intp] | None = None
 
     @property
     def count(self) -> int:
         """How many, M."""
-        ...
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        ...
-
-    @property
-    def content(self) -> str:
-        """A SHA-256 of all images in their order."""
-        ...
-
-    @property
-    def marks(self) -> bytes:
-        """Four bytes of the hash of each image's content; those of files and of arrays are different ones."""
-        ...
+        return len(self.marks)
 
     def part(self, fraction: float, *, held_out: bool) -> ImageSet:
-        """The held-out images, about this fraction of all, or the others; the hash of each image's content decides."""
-        ...
+        """The held-out images, about this fraction of all, or the others.
+
+        The hash of each image's content decides, so that copies are in one part.
+        """
+        [chosen] = np.nonzero((self.marks < fraction * 2**32) == held_out)
+        side = "held out" if held_out else "train"
+        content = hashlib.sha256(f"{self.content}\n{side} {fraction!r}".encode()).hexdigest()
+        return dataclasses.replace(self, content=content, marks=self.marks[chosen], chosen=chosen)
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The images in order, in parts ``[B, C, H, W]`` in [−1, 1]; C is 1 where all are grey, else 3."""
-        ...
+        """The images in order, in parts ``[B, C, H, W]`` in [−1, 1].
+
+        Raises:
+            MetricError: for a file that is broken.
+        """
+        chosen = np.arange(self.count) if self.chosen is None else self.chosen
+        for first in range(0, self.count, batch_size):
+            pixels = self.pixels(chosen[first : first + batch_size])
+            yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).float() / 127.5 - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class _Facts:
-    """The facts of a set, from reading every file once; ``marks`` are eight hexadecimal digits of each file's hash."""
+def image_array(pixels: npt.NDArray[np.uint8], *, source: str) -> ImageSet:
+    """The images ``[M, H, W, 1 or 3]`` uint8 of an array; ``source`` says where they come from, for messages.
 
-    count: int
-    height: int
-    width: int
-    grey: bool
-    content: str
-    marks: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One image file: its name, a stamp that changes with it, and what reads its bytes."""
-
-    name: str
-    stamp: str
-    read: Callable[[], bytes]
+    Raises:
+        MetricError: for any other array.
+    """
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
+        raise MetricError(
+            f"{source}: expected images [N, H, W, 1 or 3] in uint8, got {list(pixels.shape)} in {pixels.dtype}"
+        )
+    digest = hashlib.sha256(str(pixels.shape).encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    marks = b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in pixels)
+    size = (int(pixels.shape[1]), int(pixels.shape[2]))
+    return ImageSet(size, digest.hexdigest(), _as_marks(marks), lambda rows: pixels[rows], on_disk=False)
 
 
-class ImageFiles:
+def image_files(path: Path, *, cache: Path) -> ImageSet:
     """The images in a folder and its subfolders, or in a zip file, in the order of their names.
 
     All files are read once for their size and content. The result is kept in ``cache`` until a file changes its name,
@@ -103,130 +113,49 @@ class ImageFiles:
     Raises:
         MetricError: there are no images, one cannot be read, or they differ in size.
     """
+    entries = _in_zip(path) if path.is_file() else _in_folder(path)
+    if not entries:
+        raise MetricError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
+    listing = hashlib.sha256(str(path.resolve()).encode())
+    for entry in entries:
+        listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
+    remembered = cache / f"images-{listing.hexdigest()[:32]}.json"
+    try:
+        (height, width), grey, content, marks = json.loads(remembered.read_text())
+    except (OSError, ValueError, TypeError):  # not there yet, or broken: look again
+        (height, width), grey, content, marks = facts = _look_at(path, entries)
+        write_atomically(remembered, json.dumps(facts).encode(), error=MetricError)
+    mode = "L" if grey else "RGB"
 
-    def __init__(self, path: Path, *, cache: Path) -> None:
-        self._entries = _in_zip(path) if path.is_file() else _in_folder(path)
-        if not self._entries:
-            raise MetricError(f"{path}: holds no images ({', '.join(sorted(SUFFIXES))})")
-        self._facts = _remembered_facts(path, self._entries, cache)
-
-    @property
-    def count(self) -> int:
-        """How many, M."""
-        return self._facts.count
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self._facts.height, self._facts.width
-
-    @property
-    def content(self) -> str:
-        """A SHA-256 of all files in their order."""
-        return self._facts.content
-
-    @property
-    def marks(self) -> bytes:
-        """Four bytes of each file's hash; none of a part."""
-        return bytes.fromhex(self._facts.marks)
-
-    def part(self, fraction: float, *, held_out: bool) -> ImageFiles:
-        """The held-out files, about this fraction of all, or the others."""
-        facts, chosen = self._facts, _chosen(self.marks, fraction, held_out=held_out)
-        part = copy.copy(self)
-        part._entries = [entry for entry, taken in zip(self._entries, chosen, strict=True) if taken]
-        content = _content_of_part(facts.content, fraction, held_out=held_out)
-        part._facts = dataclasses.replace(facts, count=len(part._entries), content=content, marks="")
-        return part
-
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The images in order, ``[B, C, H, W]`` in [−1, 1].
-
-        Raises:
-            MetricError: for a file that is broken.
-        """
-        mode = "L" if self._facts.grey else "RGB"
+    def pixels(rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
         with ThreadPoolExecutor(THREADS) as threads:
-            for first in range(0, self.count, batch_size):
-                part = self._entries[first : first + batch_size]
-                yield _scaled(np.stack(list(threads.map(lambda entry: _pixels(entry, mode), part))))
+            return np.stack(list(threads.map(lambda row: _pixels(entries[row], mode), rows)))
 
-
-class ImageArray:
-    """Images in one array.
-
-    Args:
-        pixels: ``[M, H, W, C]`` uint8, C of 1 or 3.
-        source: where they come from, for messages.
-
-    Raises:
-        MetricError: for any other array.
-    """
-
-    def __init__(self, pixels: npt.NDArray[np.uint8], *, source: str) -> None:
-        if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[3] not in (1, 3) or 0 in pixels.shape:
-            raise MetricError(
-                f"{source}: expected images [N, H, W, 1 or 3] in uint8, got {list(pixels.shape)} in {pixels.dtype}"
-            )
-        self._pixels, self._source = pixels, source
-        self.count = len(pixels)
-        self.size = (int(pixels.shape[1]), int(pixels.shape[2]))
-
-    @property
-    def content(self) -> str:
-        """A SHA-256 of the shape and all pixels."""
-        digest = hashlib.sha256(str(self._pixels.shape).encode())
-        digest.update(np.ascontiguousarray(self._pixels).data)
-        return digest.hexdigest()
-
-    @property
-    def marks(self) -> bytes:
-        """Four bytes of the hash of each image's pixels."""
-        return b"".join(hashlib.sha256(np.ascontiguousarray(image).data).digest()[:4] for image in self._pixels)
-
-    def part(self, fraction: float, *, held_out: bool) -> ImageArray:
-        """The held-out images, about this fraction of all, or the others.
-
-        Raises:
-            MetricError: there is none.
-        """
-        return ImageArray(self._pixels[_chosen(self.marks, fraction, held_out=held_out)], source=self._source)
-
-    def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """The images in order, ``[B, C, H, W]`` in [−1, 1]."""
-        for first in range(0, self.count, batch_size):
-            yield _scaled(self._pixels[first : first + batch_size])
+    return ImageSet((height, width), content, _as_marks(bytes.fromhex(marks)), pixels)
 
 
 def shared_images(images: ImageSet, other: ImageSet) -> int:
     """How many images of ``other`` are among ``images``, too; up to chance, which is one in 2³² for each pair."""
-    known, asked = (np.frombuffer(each.marks, dtype=">u4") for each in (images, other))
-    return int(np.isin(asked, known).sum())
+    return int(np.isin(other.marks, images.marks).sum())
 
 
-def _chosen(marks: bytes, fraction: float, *, held_out: bool) -> npt.NDArray[np.bool_]:
-    """``[M]``: whether each image is in the part, from four bytes of its content's hash; copies are in one part."""
-    return np.asarray((np.frombuffer(marks, dtype=">u4") < fraction * 2**32) == held_out)
+def _as_marks(content: bytes) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(content, dtype=">u4").astype(np.uint32)
 
 
-def _content_of_part(content: str, fraction: float, *, held_out: bool) -> str:
-    side = "held out" if held_out else "train"
-    return hashlib.sha256(f"{content}\n{side} {fraction!r}".encode()).hexdigest()
+class _Entry(NamedTuple):
+    """One image file: its name, a stamp that changes with it, and what reads its bytes."""
 
-
-def _scaled(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """``[B, H, W, C]`` uint8 → ``[B, C, H, W]`` in [−1, 1]."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-    return images.float() / 127.5 - 1
+    name: str
+    stamp: str
+    read: Callable[[], bytes]
 
 
 def _in_folder(folder: Path) -> list[_Entry]:
     entries = []
     for path in sorted(path for path in folder.rglob("*") if is_image(path.relative_to(folder)) and path.is_file()):
-        stat = path.stat()
-        entries.append(
-            _Entry(path.relative_to(folder).as_posix(), f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes)
-        )
+        stat, name = path.stat(), path.relative_to(folder).as_posix()
+        entries.append(_Entry(name, f"{stat.st_size} {stat.st_mtime_ns}", path.read_bytes))
     return entries
 
 
@@ -246,24 +175,10 @@ def _in_zip(path: Path) -> list[_Entry]:
     ]
 
 
-def _remembered_facts(path: Path, entries: Sequence[_Entry], cache: Path) -> _Facts:
-    listing = hashlib.sha256(str(path.resolve()).encode())
-    for entry in entries:
-        listing.update(f"\n{entry.name}\t{entry.stamp}".encode())
-    remembered = cache / f"images-{listing.hexdigest()[:32]}.json"
-    try:
-        return _Facts(**json.loads(remembered.read_text()))
-    except (OSError, ValueError, TypeError):  # not there yet, or broken: look again
-        facts = _look_at(path, entries)
-    write_atomically(remembered, json.dumps(dataclasses.asdict(facts)).encode(), error=MetricError)
-    return facts
-
-
-def _look_at(path: Path, entries: Sequence[_Entry]) -> _Facts:
-    """Read every file once: its header for size and colours, its bytes for the content."""
-    digest, marks = hashlib.sha256(), bytearray()
+def _look_at(path: Path, entries: Sequence[_Entry]) -> tuple[tuple[int, int], bool, str, str]:
+    """Height and width, whether all are grey, content, and marks in hexadecimal; every file is read once."""
+    digest, marks, grey = hashlib.sha256(), bytearray(), True
     first: tuple[str, tuple[int, int]] | None = None
-    grey = True
     with progress(f"looking at {path.name}", len(entries)) as advance, ThreadPoolExecutor(THREADS) as threads:
         for start in range(0, len(entries), SCANNED):
             part = entries[start : start + SCANNED]
@@ -281,8 +196,7 @@ def _look_at(path: Path, entries: Sequence[_Entry]) -> _Facts:
                 digest.update(file_digest)
                 marks += file_digest[:4]
             advance(len(part))
-    height, width = first[1] if first else (0, 0)
-    return _Facts(len(entries), height, width, grey, digest.hexdigest(), marks.hex())
+    return first[1] if first else (0, 0), grey, digest.hexdigest(), marks.hex()
 
 
 def _no_image(entry: _Entry, error: Exception) -> MetricError:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from lcsc_opt.base.errors import MetricError
 from lcsc_opt.base.settings import FrozenModel, near_miss, parse_settings
 from lcsc_opt.metrics.reference.files import SUFFIXES, has_images
-from lcsc_opt.metrics.reference.images import ImageArray
+from lcsc_opt.metrics.reference.images import ImageSet, image_array
 
 ReferenceSetting = str | Mapping[str, Any]
 
@@ -161,7 +161,7 @@ def dataset_settings(reference: ReferenceSetting) -> _DatasetSettings | None:
     return parse_settings(_DatasetSettings, {"torchvision": known[name.lower()], "split": split}, source="reference")
 
 
-def dataset_images(settings: _DatasetSettings, *, root: Path) -> ImageArray:
+def dataset_images(settings: _DatasetSettings, *, root: Path) -> ImageSet:
     """The images of a dataset.
 
     Args:
@@ -195,4 +195,4 @@ def dataset_images(settings: _DatasetSettings, *, root: Path) -> ImageArray:
         pixels = pixels[..., None]
     elif name == "STL10":
         pixels = pixels.transpose(0, 2, 3, 1)
-    return ImageArray(pixels, source=f"{name}-{settings.split}")
+    return image_array(pixels, source=f"{name}-{settings.split}")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics.extractors.published import to_levels
-from lcsc_opt.metrics.reference.images import ImageArray, ImageFiles
+from lcsc_opt.metrics.reference.images import image_array, image_files
 from lcsc_opt.metrics.reference.setting import DATASETS, dataset_images, dataset_settings
 
 
@@ -47,7 +47,7 @@ def cache(tmp_path):
 )
 def test_every_level_of_every_image_comes_back_in_the_order_of_names(tmp_path, cache, suffix, options):
     images = pixels()
-    found = ImageFiles(write(tmp_path / "real", images, suffix, **options), cache=cache)
+    found = image_files(write(tmp_path / "real", images, suffix, **options), cache=cache)
     assert (found.count, found.size) == (5, (6, 8))
     assert np.array_equal(all_bytes(found), in_order(images))
 
@@ -61,17 +61,17 @@ def test_a_zip_file_is_the_folder(tmp_path, cache):
         for path in folder.rglob("*.png"):
             archive.write(path, path.relative_to(folder))
         archive.writestr("dataset.json", "{}")
-    zipped, unzipped = ImageFiles(tmp_path / "real.zip", cache=cache), ImageFiles(folder, cache=cache)
+    zipped, unzipped = image_files(tmp_path / "real.zip", cache=cache), image_files(folder, cache=cache)
     assert zipped.content == unzipped.content
     assert np.array_equal(all_bytes(zipped), all_bytes(unzipped))
 
 
 def test_grey_images_stay_grey_and_one_coloured_one_makes_all_rgb(tmp_path, cache):
     folder = write(tmp_path / "real", pixels(4, channels=1))
-    grey = ImageFiles(folder, cache=cache)
+    grey = image_files(folder, cache=cache)
     assert next(grey.batches(4)).shape == (4, 1, 6, 8)
     Image.fromarray(pixels(1)[0]).save(folder / "class-0" / "001.png")  # neither the first nor the last
-    mixed = all_bytes(ImageFiles(folder, cache=cache))
+    mixed = all_bytes(image_files(folder, cache=cache))
     assert mixed.shape == (5, 6, 8, 3)
     assert np.array_equal(mixed[[0, 2, 3, 4]], np.repeat(all_bytes(grey), 3, axis=3))
 
@@ -81,58 +81,58 @@ def test_transparency_and_palettes_become_plain_colours(tmp_path, cache):
     (tmp_path / "real").mkdir()
     Image.fromarray(image).save(tmp_path / "real" / "a.png")
     Image.fromarray(image[..., :3]).quantize(16).save(tmp_path / "real" / "b.png")
-    found = all_bytes(ImageFiles(tmp_path / "real", cache=cache))
+    found = all_bytes(image_files(tmp_path / "real", cache=cache))
     assert np.array_equal(found[0], image[..., :3])
     assert found.shape == (2, 6, 8, 3)
 
 
 def test_content_follows_the_pixels_and_not_the_place(tmp_path, cache):
-    first = ImageFiles(write(tmp_path / "a", pixels()), cache=cache).content
-    assert ImageFiles(write(tmp_path / "b", pixels()), cache=cache).content == first
-    assert ImageFiles(write(tmp_path / "c", pixels(seed=1)), cache=cache).content != first
+    first = image_files(write(tmp_path / "a", pixels()), cache=cache).content
+    assert image_files(write(tmp_path / "b", pixels()), cache=cache).content == first
+    assert image_files(write(tmp_path / "c", pixels(seed=1)), cache=cache).content != first
 
 
 def test_files_are_read_once_until_one_changes(tmp_path, cache, monkeypatch):
     folder = write(tmp_path / "real", pixels())
-    content = ImageFiles(folder, cache=cache).content
+    content = image_files(folder, cache=cache).content
     with monkeypatch.context() as patch:
         patch.setattr("lcsc_opt.metrics.reference.images._header", lambda entry: pytest.fail("looked again"))
-        assert ImageFiles(folder, cache=cache).content == content
+        assert image_files(folder, cache=cache).content == content
     Image.fromarray(pixels(seed=3)[0]).save(folder / "class-0" / "000.png")
     os.utime(folder / "class-0" / "000.png", ns=(1, 1))
-    assert ImageFiles(folder, cache=cache).content != content
+    assert image_files(folder, cache=cache).content != content
 
 
 def test_a_broken_note_in_the_cache_is_made_again(tmp_path, cache):
     folder = write(tmp_path / "real", pixels())
-    content = ImageFiles(folder, cache=cache).content
+    content = image_files(folder, cache=cache).content
     (note,) = cache.iterdir()
     note.write_text('{"count": 5')
-    assert ImageFiles(folder, cache=cache).content == content
+    assert image_files(folder, cache=cache).content == content
 
 
 def test_folders_that_are_no_image_set_are_refused(tmp_path, cache):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MetricError, match="holds no images"):
-        ImageFiles(tmp_path / "empty", cache=cache)
+        image_files(tmp_path / "empty", cache=cache)
     folder = write(tmp_path / "real", pixels())
     Image.fromarray(pixels(1, 9, 9)[0]).save(folder / "odd.png")
     with pytest.raises(MetricError, match=r"differ in size: class-0/000.png is 6x8 and odd.png 9x9"):
-        ImageFiles(folder, cache=cache)
+        image_files(folder, cache=cache)
     (folder / "odd.png").write_bytes(b"no image")
     with pytest.raises(MetricError, match=r"odd.png: cannot be read as an image"):
-        ImageFiles(folder, cache=cache)
+        image_files(folder, cache=cache)
     Image.fromarray(np.zeros((6, 8), dtype=np.uint16)).save(folder / "odd.png")
     with pytest.raises(MetricError, match=r"odd.png has more than 8 bits"):
-        ImageFiles(folder, cache=cache)
+        image_files(folder, cache=cache)
     (tmp_path / "no.zip").write_bytes(b"no zip")
     with pytest.raises(MetricError, match="is no zip file"):
-        ImageFiles(tmp_path / "no.zip", cache=cache)
+        image_files(tmp_path / "no.zip", cache=cache)
 
 
 def test_a_file_that_is_cut_off_later_is_named(tmp_path, cache):
     folder = write(tmp_path / "real", pixels(2, 64, 64))
-    found = ImageFiles(folder, cache=cache)
+    found = image_files(folder, cache=cache)
     path = folder / "class-1" / "001.png"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(MetricError, match=r"class-1/001.png: cannot be read as an image"):
@@ -142,9 +142,9 @@ def test_a_file_that_is_cut_off_later_is_named(tmp_path, cache):
 @pytest.mark.parametrize("shape", [(2, 3, 4), (2, 3, 4, 2), (0, 3, 4, 3)])
 def test_arrays_that_are_no_images_are_refused(shape):
     with pytest.raises(MetricError, match="expected images"):
-        ImageArray(np.zeros(shape, dtype=np.uint8), source="x")
+        image_array(np.zeros(shape, dtype=np.uint8), source="x")
     with pytest.raises(MetricError, match="float32"):
-        ImageArray(np.zeros((2, 3, 4, 3), dtype=np.float32), source="x")
+        image_array(np.zeros((2, 3, 4, 3), dtype=np.float32), source="x")
 
 
 @pytest.fixture

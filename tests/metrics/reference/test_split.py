@@ -15,7 +15,7 @@ from lcsc_opt.base.errors import MetricError, StudySpecError
 from lcsc_opt.metrics import Reference
 from lcsc_opt.metrics.reference import building
 from lcsc_opt.metrics.reference.building import build_reference
-from lcsc_opt.metrics.reference.images import ImageArray, shared_images
+from lcsc_opt.metrics.reference.images import image_array, shared_images
 from lcsc_opt.metrics.reference.setting import check_reference, references_by_extractor
 
 
@@ -66,7 +66,7 @@ def test_held_out_images_that_the_loss_sees_are_said(tmp_path: Path, capsys: pyt
         shutil.copy(train / f"{i:03}.png", other / f"copy{i}.png")
     build({"train": str(train), "held_out": str(other)}, tmp_path)
     assert "5 of the 25 images of held_out are in train, too" in capsys.readouterr().err
-    one, two = (ImageArray(pixels(30, 0)[rows], source="test") for rows in (slice(20), slice(15, 30)))
+    one, two = (image_array(pixels(30, 0)[rows], source="test") for rows in (slice(20), slice(15, 30)))
     assert shared_images(one, two) == 5
 
 
@@ -93,7 +93,7 @@ def test_copies_of_an_image_lie_on_one_side(tmp_path: Path) -> None:
 
 
 def test_arrays_are_divided_too() -> None:
-    images = ImageArray(pixels(100, 0), source="test")
+    images = image_array(pixels(100, 0), source="test")
     parts = [images.part(0.2, held_out=held_out) for held_out in (False, True)]
     assert sum(part.count for part in parts) == 100
     assert 5 <= parts[1].count <= 40
