@@ -74,7 +74,7 @@ class Objective(abc.ABC):
 
     Attributes:
         trajectory: the checkpoints that it merges, for exports, checks and profiles; ``None`` without weights.
-        sampler: samples images with the merged weights; ``None`` where there are no images.
+        sampler: samples images with the merged weights; ``None`` without images.
         code: name → digest, of each of the user's modules that the objective was loaded from.
     """
 
@@ -108,14 +108,14 @@ class Objective(abc.ABC):
         return "it gives a loss without a gradient"
 
     def why_nothing_held_out(self) -> str | None:
-        """Why answers have no held-out loss, as the end of a sentence; ``None`` where ``candidate.noise`` matters."""
+        """Why answers have no held-out loss, as the end of a sentence; ``None`` if ``candidate.noise`` matters."""
         return None
 
     @property
     def cross_check_metric(self) -> str | None:
         """The held-out metric that shows whether a gain in the loss is real; lower is better.
 
-        For example FID in features that the loss does not see. ``None`` where there is none.
+        For example FID in features that the loss does not see.
         """
         return None
 
@@ -123,7 +123,7 @@ class Objective(abc.ABC):
     def judges(self) -> Mapping[str, int]:
         """Held-out metrics that are not the loss → 1, or -1 where higher is better.
 
-        Reports show each beside its value at EMA*, and warn where the loss got better and a judge got worse.
+        Reports compare each with its value at EMA*, and warn if the loss got better and one of these got worse.
         """
         return {} if self.cross_check_metric is None else {self.cross_check_metric: 1}
 
@@ -141,7 +141,7 @@ class Objective(abc.ABC):
         return {}
 
     def gram(self) -> npt.NDArray[np.float64] | None:
-        """``[K, K]`` inner products of the centered checkpoints, or ``None`` where there are no weights."""
+        """``[K, K]`` inner products of the centered checkpoints, or ``None`` without weights."""
         return None if self.trajectory is None else self.trajectory.gram()
 
     def __call__(self, coefficients: npt.ArrayLike) -> float:

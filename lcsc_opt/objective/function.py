@@ -46,12 +46,12 @@ class CoefficientFunction(Objective):
         return self._steps
 
     def why_no_gradient(self) -> str | None:
-        """See :class:`Objective`; ``None`` where a gradient was given."""
+        """See :class:`Objective`; ``None`` if a gradient was given."""
         return f"no gradient of {self._name} was given" if self._gradient is None else None
 
     def why_nothing_held_out(self) -> str | None:
-        """See :class:`Objective`; ``None`` where a held-out function was given."""
-        return f"no held_out function was given beside {self._name}" if self._held_out is None else None
+        """See :class:`Objective`; ``None`` if a held-out function was given."""
+        return f"no held_out function was given with {self._name}" if self._held_out is None else None
 
     def evaluate(self, candidate: Candidate, *, gradient: bool = False) -> Evaluation:
         """Call the function, and its gradient if wanted, on copies of the coefficients.

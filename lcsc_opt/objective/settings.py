@@ -76,7 +76,7 @@ class SelectionSettings(FrozenModel):
 
 
 class ImageObjectiveSettings(FrozenModel):
-    """What a study file may say under ``objective.settings``, beside the settings of the model.
+    """What a study file may say under ``objective.settings``, besides the settings of the model.
 
     Attributes:
         checkpoints: a packed trajectory; or files, globs or a folder of checkpoints, which are packed once.
@@ -85,7 +85,7 @@ class ImageObjectiveSettings(FrozenModel):
         stored: how they are packed, as by ``lcsc trajectory pack --dtype``: ``exact``, which is the default, or rounded
             to ``float16`` or ``bfloat16``.
         loss: a metric, or metrics with their weights in a sum.
-        metrics: reported beside the loss, with every evaluation.
+        metrics: reported with the loss in every evaluation.
         held_out_metrics: reported on noise other than the search's. The default is the judges: precision, recall,
             ``sliced`` and ``near`` if the reference is images, and FID in features that the loss does not see, if
             these are available.

@@ -43,7 +43,7 @@ def draft(folder: Path, *, reference: str | None, ask: Ask) -> Draft:
 
     Args:
         folder: of checkpoints, a glob, or a packed trajectory.
-        reference: the real images; ``None`` where the user has not named them.
+        reference: the real images; ``None`` if the user has not named them.
         ask: asks the user for what cannot be found out.
 
     Raises:
@@ -121,7 +121,7 @@ def _objective(folder: Path, names: tuple[str, ...], first: Path) -> tuple[str, 
 
 
 def _model_near(folder: Path, first: Path) -> Path | None:
-    """A folder with the configuration of a diffusers model: in the first checkpoint, or beside the checkpoints."""
+    """A folder with the configuration of a diffusers model: in the first checkpoint, or next to the checkpoints."""
     base = folder if folder.is_dir() else folder.parent
     places = [first, first.parent, base, base.parent]
     for place in places:
@@ -149,7 +149,7 @@ def _is_edm(first: Path) -> bool:
 
 
 def _images_near(folder: Path) -> Path | None:
-    """The only folder with images beside the checkpoints or in the working directory."""
+    """The only folder with images next to the checkpoints or in the working directory."""
     base = folder if folder.is_dir() else folder.parent
     near = {path for place in (base.parent, Path()) if place.is_dir() for path in place.iterdir() if path.is_dir()}
     found = [path for path in sorted(near) if sum(is_image(file.name) for file in path.iterdir()) >= 2]
