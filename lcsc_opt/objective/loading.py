@@ -8,8 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from lcsc_opt.base.catalog import find, load_file
 from lcsc_opt.base.code import local_code, module_file
@@ -38,7 +37,13 @@ def load_objective(
     """
     path = find("objectives", spec.file, beside=beside)
     with _loading(beside, checkpoints):
-        objective = _build(load_file(path), path, dict(spec.settings))
+        module = load_file(path)
+        try:
+            objective = module.build(dict(spec.settings))
+        except LcscError:
+            raise
+        except Exception as error:
+            raise StudySpecError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error
     if not isinstance(objective, Objective):
         raise StudySpecError(f"{path}: build(settings) returned {type(objective).__name__}, expected an Objective")
     object.__setattr__(objective, "code", _code(path, spec.settings))  # the objective may be a frozen dataclass
@@ -62,7 +67,7 @@ def check_objective(
         settings: Any = None
         if isinstance(kind, type) and issubclass(kind, FrozenModel):
             settings = parse_settings(kind, dict(spec.settings), source="objective.settings")
-        if isinstance(settings, CheckedSettings):
+        if hasattr(settings, "check"):
             settings.check()
         why_no_gradient = getattr(settings, "why_no_gradient", lambda: None)()
     return _code(path, spec.settings), why_no_gradient
@@ -72,16 +77,7 @@ def checks_settings(spec: ObjectiveSpec, *, beside: Path | None = None) -> bool:
     """Whether the objective's file takes part in :func:`check_objective`."""
     with _loading(beside, None):
         kind = getattr(load_file(find("objectives", spec.file, beside=beside)), "Settings", None)
-    return isinstance(kind, type) and issubclass(kind, CheckedSettings)
-
-
-@runtime_checkable
-class CheckedSettings(Protocol):
-    """Settings of an objective that can be checked before it is built."""
-
-    def check(self) -> None:
-        """Raise an :class:`LcscError` where ``build`` would, and read no weights and no images."""
-        ...
+    return hasattr(kind, "check")
 
 
 @contextlib.contextmanager
@@ -98,12 +94,3 @@ def _code(path: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     called = re.findall(r"\"([A-Za-z_][\w.]*):[A-Za-z_]\w*\"", json.dumps(settings))
     files = {name: module_file(name) for name in called}
     return local_code({path.name: path, **{name: file for name, file in files.items() if file is not None}})
-
-
-def _build(module: ModuleType, path: Path, settings: dict[str, Any]) -> Any:
-    try:
-        return module.build(settings)
-    except LcscError:
-        raise
-    except Exception as error:
-        raise StudySpecError(f"{path}: build(settings) raised {type(error).__name__}: {error}") from error

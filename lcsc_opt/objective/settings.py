@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BeforeValidator, Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from lcsc_opt.base.paths import cache_directory, given_path
 from lcsc_opt.base.progress import notice
@@ -29,14 +29,7 @@ from lcsc_opt.trajectory.opening import check_checkpoints, open_or_pack
 Positive = Annotated[int, Field(ge=1)]
 
 
-def _check_batch_size(value: Any) -> Any:
-    """One error message, where the types of the field would give two: one for the number, one for the word."""
-    if value == AUTO or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError(f"expected a number from 1, or auto, got {value!r}")
-
-
-BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_check_batch_size)]
+BatchSize = Positive | Literal["auto"]
 REFERENCE_BATCH_SIZE = 250  # with batch_size: auto; reference images go through the extractor only once
 GRAPH_MEMORY = 4  # with batch_size: auto; a graph multiplies the memory of a batch by about this
 

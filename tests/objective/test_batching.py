@@ -209,7 +209,6 @@ def test_batch_size_is_a_number_or_auto(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, True, 2.5, "many", None])
-def test_any_other_batch_size_is_one_complaint(value: Any) -> None:
-    with pytest.raises(StudySpecError) as caught:
+def test_any_other_batch_size_is_refused(value: Any) -> None:
+    with pytest.raises(StudySpecError, match="batch_size"):
         settings(batch_size=value)
-    assert str(caught.value) == f"objective.settings: batch_size: expected a number from 1, or auto, got {value!r}"
